@@ -285,7 +285,7 @@ def write_once(path: Path, data: bytes) -> None:
 
 
 def fsync(descriptor: int) -> None:
-    """fsync where the file system has it; some FUSE mounts and pipes answer EINVAL or ENOTSUP."""
+    """Fsync where the file system has it; some FUSE mounts and pipes answer EINVAL or ENOTSUP."""
     try:
         os.fsync(descriptor)
     except OSError as error:

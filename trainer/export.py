@@ -1,0 +1,70 @@
+"""The exported model, `final/`: the one folder that is emptied and written again where it is not whole."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from trainer.checkpoint import CHUNK_BYTES, write_manifest, write_share
+from trainer.hashing import Hasher
+from trainer.layout import FileRecord, Manifest, fsync, read_manifest
+from trainer.state import unwrap
+
+if TYPE_CHECKING:
+    from trainer.run import SpotRun
+
+
+def save_tensors(model: nn.Module, folder: Path) -> None:
+    """Write a model's weights into `model.safetensors`: what is exported of a model that has no `save_pretrained`."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_share(folder / "model.safetensors", tensors)
+
+
+def save_pretrained(model: nn.Module, folder: Path) -> None:
+    """Write a transformers model as transformers does."""
+    model.save_pretrained(folder)  # type: ignore[operator]
+
+
+def export(run: SpotRun, model: nn.Module, save_model: Callable[[nn.Module, Path], None], max_steps: int) -> str:
+    """Make `final/` from the model as the last checkpoint has it; rank 0 alone. Returns the checkpoint's name.
+
+    save_pretrained seeks and renames, which a bucket's mount may refuse: it writes to local disk, and the files are
+    then copied front to back, MANIFEST.json last.
+    """
+    from trainer.run import newest_name
+
+    newest = newest_name(run.paths)
+    assert newest
+    final = run.paths.final
+    with tempfile.TemporaryDirectory(prefix="skyspot-final-") as made:
+        save_model(unwrap(model), Path(made))
+        if final.exists():
+            shutil.rmtree(final)
+        final.mkdir(parents=True)
+        files = {}
+        for source in sorted(path for path in Path(made).rglob("*") if path.is_file()):
+            name = source.relative_to(made).as_posix()
+            (final / name).parent.mkdir(parents=True, exist_ok=True)
+            files[name] = copy(source, final / name)
+        kept = read_manifest(run.paths.checkpoint(newest)).facts
+        facts = {key: kept.get(key) for key in ("run_id", "step", "config", "binding", "metrics")}
+        write_manifest(final, Manifest("final", files, {**facts, "max_steps": max_steps, "checkpoint": str(newest)}))
+    return str(newest)
+
+
+def copy(source: Path, target: Path) -> FileRecord:
+    """Copy a file front to back, hashing it."""
+    hasher, size = Hasher(), 0
+    with source.open("rb") as reader, target.open("xb") as writer:
+        while chunk := reader.read(CHUNK_BYTES):
+            hasher.update(chunk)
+            writer.write(chunk)
+            size += len(chunk)
+        writer.flush()
+        fsync(writer.fileno())
+    return FileRecord(size, hasher.hexdigest())

@@ -1,0 +1,665 @@
+"""The training loop: the same samples, random numbers and learning rate at every step, on whatever ranks are there.
+
+Step k (counted from 0 here) takes the samples [k*B, (k+1)*B) of the run's order, cut into micro-steps; rank r of w
+runs the micro-steps r, r+w, ..., and one of zero weight where it has none, so that every rank joins every collective.
+All that a step changes is changed in `_apply`; between two steps lies a boundary, and only boundaries are saved.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from trainer import checkpoint, export, rng, state
+from trainer.attempt import record
+from trainer.layout import EXIT_PREEMPTED, EXIT_SUPERSEDED, CheckpointName
+from trainer.notice import Notice
+from trainer.order import micro_steps, step_ids
+from trainer.records import Records
+from trainer.restore import find_whole
+from trainer.run import Leaving, RunError, SpotRun, cause_of
+from trainer.saving import Saver, Snapshot
+from trainer.show import Progress
+
+KINDS = ("", "sigterm", "sigint", "aws-notice")
+HOLD_PAST_DEADLINE_S = 10.0
+_MASK = (1 << 62) - 1
+
+
+class Samples(Protocol):
+    """What a run trains on: a map-style data set that makes its own batches."""
+
+    def __len__(self) -> int:
+        """How many samples there are."""
+
+    def batch(self, ids: np.ndarray) -> Any:
+        """The samples of these ids as a tree of tensors, on the CPU; a pure function of the ids."""
+
+    def weight(self, batch: Any) -> int:
+        """How many terms the sum of losses over this batch has (tokens, or samples)."""
+
+
+@dataclass(frozen=True)
+class Micro:
+    """One micro-step of one rank."""
+
+    index: int
+    """Its number in the step, from 0."""
+    ids: np.ndarray
+    batch: Any
+    weight: int
+    """0 where the rank only keeps the others company."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one rank tells the others at a micro-step."""
+
+    stop: int = 0
+    """Index into KINDS of the notice that this rank heard, 0 where it heard none."""
+    left_ms: int = 0
+    """Until that notice's deadline."""
+    superseded: int = 0
+    """Rank 0: a newer attempt exists."""
+    next_weight: int = 0
+    """The weight of this rank's part of the next step."""
+    order: int = 0
+    """Fingerprint of the samples of this micro-step."""
+    rng: int = 0
+    """Fingerprint of the generators' seeds of this micro-step."""
+    round_ms: int = 0
+    """Rank 0's time for a round of micro-steps."""
+    save_ms: int = 0
+    """Rank 0's time for a save; 0 where it has seen none."""
+
+    def to_ints(self) -> list[int]:
+        """The row as it travels."""
+        return [
+            self.stop, self.left_ms, self.superseded, self.next_weight, self.order, self.rng, self.round_ms,
+            self.save_ms,
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stop:
+    """An agreed stop, the same on all ranks."""
+
+    kind: str
+    """One of KINDS, or `superseded`."""
+    deadline: float
+    """On this rank's monotonic clock."""
+
+
+class StopInEvaluation(Exception):
+    """A stop was agreed on while evaluating."""
+
+
+def fingerprint(*parts: bytes | int) -> int:
+    """62 bits of a hash of the parts."""
+    from trainer.hashing import hash_bytes
+
+    data = b"/".join(part if isinstance(part, bytes) else str(part).encode() for part in parts)
+    return int(hash_bytes(data), 16) & _MASK
+
+
+class Loop:
+    """One attempt's training."""
+
+    def __init__(
+        self,
+        run: SpotRun,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        samples: Samples,
+        loss: Callable[[nn.Module, Any], torch.Tensor],
+        max_steps: int | None = None,
+        lr_factor: Callable[[int], float] = lambda step: 1.0,
+        held_out: Samples | None = None,
+        save_model: Callable[[nn.Module, Path], None] = export.save_tensors,
+        extra: Mapping[str, Any] | None = None,
+        tokens: str | None = None,
+    ) -> None:
+        """Describe the training.
+
+        Args:
+            run: The attempt.
+            model: On any device, with its initial weights: the same on every rank.
+            optimizer: Over the model's parameters.
+            samples: What to train on.
+            loss: (model, batch) -> the *sum* of the losses over the batch, 0-d.
+            max_steps: Where training ends; the config's where None.
+            lr_factor: What each group's initial learning rate is multiplied by, for the step (from 1) about to be done.
+            held_out: What to evaluate on, every `eval_interval_steps`.
+            save_model: Writes the trained model into an empty local folder, for `final/`.
+            extra: Objects with `state_dict` and `load_state_dict`, saved with the model (an EMA copy, say).
+            tokens: The folder of prepared data that the checkpoints shall name.
+        """
+        self.run_, self.config, self.together = run, run.config, run.together
+        self.samples, self.loss, self.lr_factor, self.held_out = samples, loss, lr_factor, held_out
+        self.save_model, self.extra, self.tokens = save_model, dict(extra or {}), tokens
+        steps = max_steps if max_steps is not None else run.config.max_steps
+        if steps is None:
+            raise RunError("max_steps: neither the config nor train() says where training ends")
+        self.max_steps = steps
+        self.optimizer = optimizer
+        self.accelerator = self._accelerator()
+        self.device = self.accelerator.device
+        _refuse_lazy(model)
+        self.model: nn.Module = self.accelerator.prepare(model)
+        self.scaler = torch.amp.GradScaler(self.device.type) if self.config.precision == "fp16" else None
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        self.done = 0
+        self.evaluated = 0
+        self.stop: Stop | None = None
+        self.round_s = 0.0
+        self.restored_at = 0.0
+        self._weights: list[int] = []
+        self._buffers: dict[str, torch.Tensor] = {}
+        self._fetched: dict[int, list[Micro]] = {}
+        self.threads = torch.get_num_threads()
+
+    def _accelerator(self) -> Accelerator:
+        if self.config.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        # Accumulation is this loop's own; the variable would override the argument.
+        os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
+        on_gpu = torch.cuda.is_available() and not self.config.cpu
+        self.together.form_groups(on_gpu)
+        # fp16 brings torch's own scaler instead: accelerate has none on the CPU.
+        precision = "bf16" if self.config.precision == "bf16" else "no"
+        accelerator = Accelerator(cpu=not on_gpu, mixed_precision=precision, gradient_accumulation_steps=1)
+        assert accelerator.gradient_accumulation_steps == 1
+        assert accelerator.num_processes == self.together.world_size
+        return accelerator
+
+    # -- the attempt, top to bottom ----------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train to the end, or leave on the way."""
+        run = self.run_
+        records = Records(run.attempt) if run.attempt else None
+        run.records = records
+        self.records = records
+        self.saver = Saver(self.together, run.paths, run.attempt, records, self.config.keep_latest, run.say)
+        self.throw_away_pass()
+        run.between()
+        self.restore()
+        self.progress = Progress(self.max_steps, self.done) if run.rank == 0 else None
+        self._keep_buffers()
+        if self.done < self.max_steps:
+            row = Row(next_weight=sum(micro.weight for micro in self._fetch(self.done)))
+            self._hear([self.together.exchange(row.to_ints()).wait()], time.monotonic())
+        while self.done < self.max_steps and not self.stop:
+            self._evaluate_if_due()
+            if self.stop or not self._step():
+                break
+            if self.done % self.config.save_interval_steps == 0 and self.done < self.max_steps and not self.stop:
+                self.saver.start(self._snapshot())
+            self.saver.check()
+        if self.stop and self.done < self.max_steps:
+            self._end_at(self.stop)
+        self._evaluate_if_due()
+        self._finish()
+
+    def throw_away_pass(self) -> None:
+        """One forward and backward whose results are dropped, before anything is restored.
+
+        DistributedDataParallel regroups its buckets after the first backward pass it sees. Without this pass that
+        would be the first step after a resume, whose sums would then run in another order than the undisturbed run's.
+        """
+        ids = micro_steps(step_ids(self.config.seed, len(self.samples), self.config.global_batch_size, 0),
+                          self.config.micro_batch_size)[0]  # fmt: skip
+        buffers = {name: tensor.clone() for name, tensor in state.unwrap(self.model).named_buffers()}
+        with rng.seeded(rng.micro_step_seed(self.config.seed, 0, 0)):
+            batch = self.samples.batch(ids)
+            loss = self._forward(batch) / max(1, self.samples.weight(batch))
+            (self.scaler.scale(loss) if self.scaler else loss).backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._put_buffers_back(buffers)
+
+    def restore(self) -> None:
+        """Load the newest whole checkpoint, if there is one; records it and says so in a line."""
+        run, started = self.run_, time.monotonic()
+        found = find_whole(self.together, run.paths, run.between)
+        counters: dict[str, Any] = {}
+        checkpoint_name, from_attempt = None, None
+        if found.loaded:
+            manifest = found.loaded.manifest
+            counters, extra = state.apply(self.model, [self.optimizer], found.loaded.tensors, found.loaded.plain)
+            for name, thing in self.extra.items():
+                thing.load_state_dict(extra[name])
+            if self.scaler and counters.get("scaler"):
+                self.scaler.load_state_dict(counters["scaler"])
+            self.done, self.evaluated = counters["step"], counters["evaluated"]
+            if manifest.facts.get("world_size") == self.together.world_size:
+                own = found.loaded.tensors.get(f"rng.{self.together.rank}")
+                if own is not None:
+                    rng.load_streams(own)
+                self.threads = manifest.facts.get("machine", {}).get("threads", self.threads)
+                torch.set_num_threads(self.threads)
+            name = CheckpointName.parse(found.loaded.folder.name)
+            assert name
+            checkpoint_name, from_attempt = name, name.attempt
+            if self.records:
+                self.records.history = list(manifest.facts.get("metrics", []))
+        self.saver.adopt(str(run.attempt_name), checkpoint_name)
+        run.steps_done, run.committed_step = self.done, self.saver.committed_step
+        self.restored_at = time.monotonic()
+        if run.attempt is None:
+            return
+        from trainer.records import last_step_done
+
+        lost = max(0, last_step_done(run.attempt) - self.done)
+        seconds = self.restored_at - started
+        record(
+            run.attempt,
+            "restored",
+            step=self.done,
+            samples=self.done * self.config.global_batch_size,
+            checkpoint=str(checkpoint_name) if checkpoint_name else None,
+            from_attempt=str(from_attempt) if from_attempt else None,
+            lost_steps=lost,
+            seconds=round(seconds, 4),
+            rejected=found.rejected,
+        )
+        for refused in found.rejected:
+            run.say(f"checkpoint {refused['checkpoint']} is not whole: {refused['reason']}; taking the one before")
+        if checkpoint_name:
+            run.say(
+                f"resumed at step {self.done} from checkpoint {checkpoint_name} of attempt {from_attempt}: "
+                f"{self.done * self.config.global_batch_size} samples consumed, {lost} lost steps, {seconds:.1f} s"
+            )
+        elif lost or found.rejected:
+            run.say(f"starting from step 0: no whole checkpoint yet, {lost} lost steps")
+
+    # -- a step ------------------------------------------------------------------------------------------------------
+
+    def _fetch(self, step: int) -> list[Micro]:
+        """This rank's micro-steps of a step."""
+        if step in self._fetched:
+            return self._fetched[step]
+        ids = step_ids(self.config.seed, len(self.samples), self.config.global_batch_size, step)
+        parts = micro_steps(ids, self.config.micro_batch_size)
+        rank, ranks = self.together.rank, self.together.world_size
+        mine = []
+        for first in range(0, len(parts), ranks):
+            index = first + rank
+            part = parts[index] if index < len(parts) else parts[0]
+            batch = self.samples.batch(part)
+            weight = self.samples.weight(batch) if index < len(parts) else 0
+            mine.append(Micro(index, part, batch, weight))
+        self._fetched = {key: value for key, value in self._fetched.items() if key >= step}
+        self._fetched[step] = mine
+        return mine
+
+    def _step(self) -> bool:
+        """Do one step; False where a stop came that left no time for it (nothing has changed then)."""
+        started = time.monotonic()
+        step, micros = self.done, self._fetch(self.done)
+        total, losses, rows = sum(self._weights), [], []
+        for number, micro in enumerate(micros):
+            last = number == len(micros) - 1
+            round_started = time.monotonic()
+            next_weight = 0
+            if last and step + 1 < self.max_steps:
+                next_weight = sum(part.weight for part in self._fetch(step + 1))
+            loss, told = self._micro_step(step, micro, total, last, next_weight)
+            losses.append(loss)
+            rows.append(told.wait())
+            self._hear(rows[-1:], round_started)
+            if self.stop and not last and not self._fits(len(micros) - number - 1, rows[-1][0]):
+                self.optimizer.zero_grad(set_to_none=True)
+                self._put_buffers_back(self._buffers)
+                return False
+        lr, norm = self._apply(step)
+        self.done = self.run_.steps_done = step + 1
+        self._keep_buffers()
+        self._after_step(step, losses, micros, rows, lr, norm, total, time.monotonic() - started)
+        return True
+
+    def _micro_step(
+        self, step: int, micro: Micro, total: int, last: bool, next_weight: int
+    ) -> tuple[torch.Tensor, Any]:
+        """Forward and backward of one micro-step; returns its loss sum and the exchange that was begun beside it."""
+        with rng.seeded(rng.micro_step_seed(self.config.seed, step, micro.index)):
+            told = self.together.exchange(self._row(micro, next_weight).to_ints())
+            kept = {} if micro.weight else {n: t.clone() for n, t in state.unwrap(self.model).named_buffers()}
+            wait = nullcontext() if last else self.accelerator.no_sync(self.model)
+            with wait:
+                loss = self._forward(micro.batch)
+                scaled = loss * (float(bool(micro.weight)) * self.together.world_size / max(1, total))
+                (self.scaler.scale(scaled) if self.scaler else scaled).backward()
+            self._put_buffers_back(kept)
+        return loss.detach(), told
+
+    def _forward(self, batch: Any) -> torch.Tensor:
+        half: AbstractContextManager[Any] = nullcontext()
+        if self.config.precision == "fp16":
+            half = torch.autocast(self.device.type, torch.float16)
+        with half:
+            return self.loss(self.model, to_device(batch, self.device))
+
+    def _row(self, micro: Micro | None = None, next_weight: int = 0) -> Row:
+        notice = self.run_.notices.first()
+        now = time.monotonic()
+        save_s = (self.saver.commit_s or 0.0) if self.saver.commit_s is not None else 0.0
+        counted = micro is not None and micro.weight > 0
+        return Row(
+            stop=KINDS.index(notice.kind) if notice else 0,
+            left_ms=max(0, round((notice.deadline - now) * 1000)) if notice else 0,
+            superseded=int(bool(self.records and self.records.superseded_by)),
+            next_weight=next_weight,
+            order=fingerprint(micro.index, micro.ids.tobytes()) if counted and micro else 0,
+            rng=fingerprint(micro.index, torch.initial_seed()) if counted and micro else 0,
+            round_ms=round(self.round_s * 1000),
+            save_ms=math.ceil(save_s * 1000),
+        )
+
+    def _hear(self, rounds: Sequence[list[list[int]]], round_started: float) -> None:
+        """Take over what all ranks said in a round: the same conclusion on every rank."""
+        rows = [Row(*row) for row in rounds[-1]]
+        self._weights = [row.next_weight for row in rows]
+        seconds = time.monotonic() - round_started
+        self.round_s = seconds if not self.round_s else 0.8 * self.round_s + 0.2 * seconds
+        if self.stop:
+            return
+        asked = [row for row in rows if row.stop]
+        if rows[0].superseded:
+            self.stop = Stop("superseded", time.monotonic())
+        elif asked:
+            first = min(asked, key=lambda row: row.left_ms)
+            self.stop = Stop(KINDS[first.stop], time.monotonic() + first.left_ms / 1000)
+            self._asked_left_ms = first.left_ms
+        if self.stop:
+            self.run_.stopping = {"superseded": "superseded", "aws-notice": "notice"}.get(self.stop.kind, "signal")
+
+    def _fits(self, rounds_left: int, rank0_row: list[int]) -> bool:
+        """Whether the rest of this step and a save fit before the deadline: rank 0's figures, alike on all ranks."""
+        assert self.stop
+        if self.stop.kind == "superseded":
+            return False
+        row = Row(*rank0_row)
+        return rounds_left * row.round_ms + 1.5 * row.save_ms < self._asked_left_ms
+
+    def _apply(self, step: int) -> tuple[float, float | None]:
+        """Clip, set the learning rate from the global step, and let the optimizer step; (LR, gradient norm)."""
+        if self.scaler:
+            self.scaler.unscale_(self.optimizer)
+        limit = self.config.max_grad_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        factor = self.lr_factor(step + 1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        if self.scaler:
+            self.scaler.step(self.optimizer)  # A step that the scaler skips for an overflow counts as a step.
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(self.optimizer.param_groups[0]["lr"]), finite(float(norm))
+
+    def _after_step(
+        self,
+        step: int,
+        losses: list[torch.Tensor],
+        micros: list[Micro],
+        rows: list[list[list[int]]],
+        lr: float,
+        norm: float | None,
+        total: int,
+        seconds: float,
+    ) -> None:
+        """Gather the losses; rank 0 writes the line of metrics and shows the progress."""
+        said = self._gather_losses(losses)
+        if self.run_.attempt is None or self.records is None or self.progress is None:
+            return
+        # Summed in the order of micro-steps, so that the sum does not depend on which rank ran which.
+        parts = micro_steps(np.arange(self.config.global_batch_size), self.config.micro_batch_size)
+        loss = (
+            finite(math.fsum(said[: len(parts)]) / max(1, total))
+            if all(map(math.isfinite, said[: len(parts)]))
+            else None
+        )
+        order = sum(Row(*row).order for told in rows for row in told) & _MASK
+        seeds = sum(Row(*row).rng for told in rows for row in told) & _MASK
+        self.records.line(
+            {
+                "step": step + 1,
+                "loss": loss,
+                "lr": lr,
+                "samples": (step + 1) * self.config.global_batch_size,
+                "order": f"{order:016x}",
+                "rng": f"{seeds:016x}",
+                "tokens": total,
+                "grad_norm": norm,
+                "step_s": round(seconds, 5),
+                "world_size": self.together.world_size,
+            }
+        )
+        tokens_per_s, eta_s = self.progress.rates(self.done, total)
+        committed = self.saver.committed_step
+        self.records.progress(
+            {
+                "step": self.done,
+                "max_steps": self.max_steps,
+                "loss": loss,
+                "lr": lr,
+                "tokens_per_s": round(tokens_per_s, 1),
+                "committed_step": committed,
+                "eta_s": round(eta_s, 1),
+            }
+        )
+        self.progress.step(self.done, loss, lr, tokens_per_s, eta_s, committed)
+        self.run_.committed_step = committed
+        if self.restored_at:
+            now = time.monotonic()
+            record(
+                self.run_.attempt,
+                "first-step",
+                step=self.done,
+                seconds=round(now - self.run_.launched_at, 3),
+                after_restore_s=round(now - self.restored_at, 3),
+            )
+            self.restored_at = 0.0
+
+    def _gather_losses(self, losses: list[torch.Tensor]) -> list[float]:
+        """The loss sums of all ranks' micro-steps, in the order of micro-steps."""
+        mine = [_to_bits(value) for value in torch.stack(losses).double().tolist()] if losses else []
+        rows = self.together.exchange(mine).wait()
+        return [_from_bits(row[number]) for number in range(len(mine)) for row in rows]
+
+    # -- evaluation --------------------------------------------------------------------------------------------------
+
+    def _evaluate_if_due(self) -> None:
+        every = self.config.eval_interval_steps
+        if not self.held_out or not every or not self.done or self.done % every or self.evaluated >= self.done:
+            return
+        started = time.monotonic()
+        loss = self._evaluate()
+        if loss is None:
+            return
+        self.evaluated = self.done
+        if self.records:
+            self.records.line(
+                {"step": self.done, "eval_loss": finite(loss), "eval_s": round(time.monotonic() - started, 4)}
+            )
+            self.run_.say(f"step {self.done}  held-out loss {loss:.4f}")
+
+    def _evaluate(self) -> float | None:
+        """The mean loss over the held-out samples; None where a stop was agreed on meanwhile."""
+        assert self.held_out
+        parts = micro_steps(np.arange(len(self.held_out)), self.config.micro_batch_size)
+        model, ranks = state.unwrap(self.model), self.together.world_size
+        losses, weights = [], []
+        model.eval()
+        try:
+            with rng.set_aside(), torch.no_grad():
+                for first in range(0, len(parts), ranks):
+                    told = self.together.exchange(self._row().to_ints())
+                    index = first + self.together.rank
+                    if index < len(parts):
+                        batch = self.held_out.batch(parts[index])
+                        losses.append(float(self.loss(model, to_device(batch, self.device))))
+                        weights.append(self.held_out.weight(batch))
+                    heard, kept = told.wait(), self._weights
+                    self._hear([heard], time.monotonic())
+                    self._weights = kept
+                    if self.stop:
+                        return None
+        finally:
+            model.train()
+        rows = self.together.exchange([_to_bits(math.fsum(losses)), sum(weights)]).wait()
+        return math.fsum(_from_bits(row[0]) for row in rows) / max(1, sum(row[1] for row in rows))
+
+    # -- boundaries --------------------------------------------------------------------------------------------------
+
+    def _keep_buffers(self) -> None:
+        self._buffers = {name: tensor.clone() for name, tensor in state.unwrap(self.model).named_buffers()}
+
+    def _put_buffers_back(self, kept: Mapping[str, torch.Tensor]) -> None:
+        live = dict(state.unwrap(self.model).named_buffers())
+        with torch.no_grad():
+            for name, tensor in kept.items():
+                live[name].copy_(tensor)
+
+    def _snapshot(self, deadline: float | None = None) -> Snapshot:
+        """Copy this rank's share of everything to the host; training waits for it."""
+        started = time.monotonic()
+        self.saver.wait()
+        counters = {
+            "step": self.done,
+            "evaluated": self.evaluated,
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+        }
+        extra = {name: thing.state_dict() for name, thing in self.extra.items()}
+        whole = state.collect(self.model, [self.optimizer], counters, extra)
+        rank, ranks = self.together.rank, self.together.world_size
+        share = checkpoint.copy_share(whole.tensors, rank, ranks)
+        share[f"rng.{rank}"] = rng.save_streams()
+        facts = self._facts() if self.run_.attempt else None
+        return Snapshot(
+            step=self.done,
+            samples=self.done * self.config.global_batch_size,
+            share=share,
+            plain=whole.plain if rank == 0 else None,
+            facts=facts,
+            stall_s=time.monotonic() - started,
+            deadline=deadline,
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        from trainer.attempt import run_id
+
+        device = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
+        return {
+            "run_id": run_id(self.run_.paths, self.run_.binding),
+            "step": self.done,
+            "samples": self.done * self.config.global_batch_size,
+            "world_size": self.together.world_size,
+            "attempt": str(self.run_.attempt_name),
+            "config": self.config.to_json(),
+            "binding": self.run_.binding,
+            "machine": {
+                "device": device,
+                "instruction_set": torch.backends.cpu.get_cpu_capability(),
+                "torch": torch.__version__,
+                "threads": self.threads,
+            },
+            "tokens": self.tokens,
+        }
+
+    def _save_last(self, deadline: float | None) -> None:
+        """Save the boundary that was reached, unless it is committed already."""
+        self.saver.wait()
+        if self.saver.committed_step != self.done and self.done:
+            self.saver.start(self._snapshot(deadline))
+            self.saver.wait(None if deadline is None else max(0.1, deadline - time.monotonic()))
+        self.run_.committed_step = self.saver.committed_step
+
+    def _end_at(self, stop: Stop) -> None:
+        """Save the last boundary if it fits, and leave; never returns."""
+        run = self.run_
+        if self.progress:
+            self.progress.close()
+        if stop.kind == "superseded":
+            newer = self.records.superseded_by if self.records else None
+            raise Leaving(EXIT_SUPERSEDED, "superseded", f"a newer attempt exists ({newer}): this one stops")
+        notice = run.notices.first() or Notice(stop.kind, stop.kind, time.monotonic(), stop.deadline - time.monotonic())
+        run.say(f"{stop.kind}: {max(0.0, stop.deadline - time.monotonic()):.0f} s left; saving step {self.done}")
+        save_s = self.saver.commit_s or 0.0
+        if save_s <= stop.deadline - time.monotonic():
+            self._save_last(stop.deadline)
+        else:
+            run.say(f"a save takes {save_s:.1f} s and does not fit: the last committed step is {run.committed_step}")
+        committed_s = time.monotonic() - notice.at if self.saver.committed_step == self.done else None
+        if committed_s is not None:
+            run.say(f"step {self.done} is committed, {committed_s:.1f} s after the word")
+        if cause_of(notice) == "notice":
+            run.write_end(EXIT_PREEMPTED, "notice", notice=notice, committed_s=committed_s)
+            self._hold(stop.deadline + HOLD_PAST_DEADLINE_S)
+        run.leave(EXIT_PREEMPTED, cause_of(notice), notice=notice, committed_s=committed_s)
+
+    def _hold(self, until: float) -> None:
+        """Wait to be killed: the machine is going, and an early exit would only start a new attempt on it."""
+        run = self.run_
+        run.say("saved; holding until this machine is taken")
+        while time.monotonic() < until and not run.notices.signalled.wait(min(1.0, max(0.0, until - time.monotonic()))):
+            pass
+
+    def _finish(self) -> None:
+        """The last checkpoint, then the exported model."""
+        run = self.run_
+        self._save_last(self.stop.deadline if self.stop else None)
+        if self.progress:
+            self.progress.close()
+        if self.saver.committed_step != self.done:
+            raise RunError(f"the last checkpoint (step {self.done}) could not be written; nothing committed is lost")
+        # All steps are done: a stop that comes now is better answered by finishing.
+        self.together.rank0_does("export", lambda: export.export(run, self.model, self.save_model, self.max_steps))
+        run.final_is_whole = True
+        run.say(f"finished: {self.max_steps} steps, model in {run.paths.final}")
+
+
+def _refuse_lazy(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise RunError(f"{name} has no shape yet: run one batch through the model before train()")
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """A tree of tensors, on the device."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch
+
+
+def finite(value: float) -> float | None:
+    """The value; None where it is not a finite number, because JSON has none."""
+    return value if math.isfinite(value) else None
+
+
+def _to_bits(value: float) -> int:
+    return int(struct.unpack("<q", struct.pack("<d", value))[0])
+
+
+def _from_bits(bits: int) -> float:
+    return float(struct.unpack("<d", struct.pack("<q", bits))[0])

@@ -1,0 +1,159 @@
+"""What rank 0 writes beside the checkpoints: a line of metrics a step, and progress.json.
+
+A thread of its own does the writing, so that a slow bucket never holds up a step. It also looks, now and then, whether
+a newer attempt has begun.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from trainer.attempt import Attempt, newer_attempt
+from trainer.hashing import hash_bytes
+from trainer.layout import AttemptName, list_attempts, list_metrics, read_events, read_metrics, to_json
+from trainer.layout import event_named as last_event
+
+LOOK_S = 5.0
+
+
+@dataclass
+class _Segment:
+    """The metrics file that is being written: opened at its first line, closed before a checkpoint's manifest."""
+
+    path: Path
+    first_step: int
+    last_step: int
+    lines: list[bytes]
+    file: BinaryIO | None = None
+
+
+class Records:
+    """Rank 0's writer. `history` lists the closed metrics files of all the steps that count, oldest first."""
+
+    def __init__(self, attempt: Attempt, look_s: float = LOOK_S) -> None:
+        self.attempt = attempt
+        self.history: list[dict[str, Any]] = []
+        self.superseded_by: AttemptName | None = None
+        self.error: OSError | None = None
+        self._look_s = look_s
+        self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._segment: _Segment | None = None
+        self._progress: dict[str, Any] = {}
+        self._thread = threading.Thread(target=self._work, daemon=True, name="records")
+        self._thread.start()
+
+    def line(self, metrics: dict[str, Any]) -> None:
+        """Add a line."""
+        data = json.dumps(metrics, allow_nan=False).encode() + b"\n"
+        self._tasks.put(lambda: self._append(metrics["step"], data))
+
+    def progress(self, progress: dict[str, Any]) -> None:
+        """Keep what progress.json shall say; it is written every few seconds."""
+        self._progress = progress
+
+    def close_segment(self) -> Future[list[dict[str, Any]]]:
+        """Close the metrics file that is open; the future gives the history up to the last line before this call."""
+        closed: Future[list[dict[str, Any]]] = Future()
+
+        def work() -> None:
+            try:
+                self._close()
+                closed.set_result(list(self.history))
+            except OSError as error:
+                closed.set_exception(error)
+
+        self._tasks.put(work)
+        return closed
+
+    def flush(self, seconds: float) -> None:
+        """Wait until everything so far is written and progress.json is current, at most so long."""
+        done = threading.Event()
+        self._tasks.put(self._write_progress)
+        self._tasks.put(done.set)
+        done.wait(seconds)
+
+    def _work(self) -> None:
+        look_at = 0.0
+        while True:
+            try:
+                self._tasks.get(timeout=max(0.01, look_at - time.monotonic()))()
+            except queue.Empty:
+                pass
+            except OSError as error:
+                self.error = error
+            if time.monotonic() >= look_at:
+                look_at = time.monotonic() + self._look_s
+                try:
+                    self._write_progress()
+                    self.superseded_by = self.superseded_by or newer_attempt(self.attempt)
+                except OSError as error:
+                    self.error = error
+
+    def _append(self, step: int, data: bytes) -> None:
+        if self._segment is None:
+            path = self.attempt.paths.metrics(self.attempt.name, step)
+            self._segment = _Segment(path, step, step, [])
+        segment = self._segment
+        segment.lines.append(data)
+        segment.last_step = step
+        if segment.file is None:
+            segment.file = segment.path.open("wb", buffering=0)
+            segment.file.write(b"".join(segment.lines))
+        else:
+            segment.file.write(data)
+
+    def _close(self) -> None:
+        segment = self._segment
+        if segment is None:
+            return
+        data = b"".join(segment.lines)
+        try:
+            if segment.file is not None:
+                segment.file.close()
+            if segment.path.stat().st_size != len(data):
+                segment.path.write_bytes(data)
+        except OSError:
+            segment.file = None  # The next try writes the file whole.
+            segment.path.unlink(missing_ok=True)
+            raise
+        self._segment = None
+        self.history.append(
+            {
+                "path": str(segment.path.relative_to(self.attempt.paths.root)),
+                "bytes": len(data),
+                "hash": hash_bytes(data),
+                "first_step": segment.first_step,
+                "last_step": segment.last_step,
+            }
+        )
+
+    def _write_progress(self) -> None:
+        if self._progress:
+            data = to_json({"time": time.time(), **self._progress})
+            self.attempt.paths.progress(self.attempt.name).write_bytes(data)
+
+
+def last_step_done(attempt: Attempt) -> int:
+    """The last step that the attempt before this one is known to have done; 0 where it did none."""
+    paths = attempt.paths
+    before = [name for name in list_attempts(paths) if name < attempt.name]
+    if not before:
+        return 0
+    steps = [0]
+    ended = last_event(read_events(paths, before[-1]), "end")
+    if ended and isinstance(ended.get("step"), int):
+        steps.append(ended["step"])
+    for _, path in list_metrics(paths, before[-1])[-1:]:
+        try:
+            steps += [line["step"] for line in read_metrics(path.read_bytes())]
+        except OSError:
+            continue
+    return max(steps)

@@ -1,0 +1,92 @@
+"""Random numbers that do not know which rank draws them.
+
+Each micro-step runs under generators seeded from (seed, step, micro-step) alone; the streams that belong to the user
+(torch, CUDA, numpy, random) are set aside around it and put back.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def micro_step_seed(seed: int, step: int, micro_step: int) -> int:
+    """63 bits that any rank computes alike; `step` and `micro_step` count from 0."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{micro_step}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _streams() -> tuple[Any, ...]:
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+    return torch.get_rng_state(), cuda, np.random.get_state(), random.getstate()
+
+
+def _put_back(streams: tuple[Any, ...]) -> None:
+    cpu, cuda, numpy_state, python_state = streams
+    torch.set_rng_state(cpu)
+    if cuda is not None:
+        torch.cuda.set_rng_state(cuda)
+    np.random.set_state(numpy_state)
+    random.setstate(python_state)
+
+
+@contextmanager
+def set_aside() -> Iterator[None]:
+    """Keep the user's streams as they are, whatever is drawn inside."""
+    kept = _streams()
+    try:
+        yield
+    finally:
+        _put_back(kept)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Run under generators seeded with `seed`, then put the user's own streams back."""
+    with set_aside():
+        seed_all(seed)
+        yield
+
+
+def seed_all(seed: int) -> None:
+    """Seed torch (all devices), numpy and random."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def save_streams() -> torch.Tensor:
+    """The user's streams as bytes of JSON in a uint8 tensor, so that they travel in a rank's share."""
+    cpu, cuda, numpy_state, python_state = _streams()
+    kind, keys, position, has_gauss, gauss = numpy_state
+    document = {
+        "torch": base64.b64encode(cpu.numpy().tobytes()).decode(),
+        "cuda": base64.b64encode(cuda.numpy().tobytes()).decode() if cuda is not None else None,
+        "numpy": [kind, [int(key) for key in keys], int(position), int(has_gauss), float(gauss)],
+        "python": [python_state[0], list(python_state[1]), python_state[2]],
+    }
+    return torch.frombuffer(bytearray(json.dumps(document).encode()), dtype=torch.uint8).clone()
+
+
+def load_streams(saved: torch.Tensor) -> None:
+    """Put back what `save_streams` gave."""
+    document = json.loads(bytes(saved.numpy()))
+
+    def tensor(text: str) -> torch.Tensor:
+        return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8).clone()
+
+    torch.set_rng_state(tensor(document["torch"]))
+    if document["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensor(document["cuda"]))
+    kind, keys, position, has_gauss, gauss = document["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
+    version, internal, gauss_next = document["python"]
+    random.setstate((version, tuple(internal), gauss_next))

@@ -1,0 +1,405 @@
+"""SpotRun: one attempt at a run, from the rendezvous to the exit code. The public API for a training script.
+
+    from trainer.run import SpotRun
+
+    with SpotRun(config, binding={"model": "mlp"}) as run:
+        model = Net()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        run.train(model, optimizer, samples=dataset, loss=loss_sum, max_steps=1000)
+
+The `with` block is the attempt's whole life: when it ends, so does the process, with an exit code of the stop table
+(layout.py). Import this module before torch, so that a SIGTERM that arrives while torch is being imported is heard.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from trainer import attempt as attempts
+from trainer.layout import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_NO_PROGRESS,
+    EXIT_PREEMPTED,
+    EXIT_SUPERSEDED,
+    AttemptName,
+    CheckpointName,
+    LayoutError,
+    LayoutVersionError,
+    Manifest,
+    RunPaths,
+    list_checkpoints,
+    read_manifest,
+    sizes_agree,
+)
+from trainer.notice import Notice, Notices
+from trainer.rank import Link
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from trainer.attempt import Attempt
+    from trainer.config import RunConfig
+    from trainer.records import Records
+    from trainer.together import Together
+
+PEER_GONE_PATIENCE_S = 2.0
+END_EVENT_S = 5.0
+
+
+class RunError(Exception):
+    """A mistake of the user's, or of the bucket's: said in a line or two, without a traceback."""
+
+
+class Leaving(BaseException):
+    """Thrown where this attempt has to end in the middle of something."""
+
+    def __init__(self, code: int, cause: str, message: str = "", notice: Notice | None = None) -> None:
+        super().__init__(message)
+        self.code, self.cause, self.message, self.notice = code, cause, message, notice
+
+
+class SpotRun:
+    """One attempt at a run.
+
+    Attributes:
+        rank, world_size: This process' place among the processes of the attempt.
+        paths: The run's folder.
+        attempt: Rank 0's record of the attempt; None on other ranks.
+    """
+
+    def __init__(self, config: RunConfig, binding: Mapping[str, Any] | None = None) -> None:
+        """Describe the run.
+
+        Args:
+            config: How to run it.
+            binding: What may not change between attempts, by name; compared with the newest whole checkpoint's.
+        """
+        self.config = config
+        self.binding: dict[str, Any] = dict(binding if binding is not None else default_binding(config))
+        self.paths = RunPaths(config.checkpoint_dir)
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.launched_at = float(os.environ.get("SKYSPOT_LAUNCHED_AT", time.monotonic()))
+        self.attempt: Attempt | None = None
+        self.records: Records | None = None
+        self.together: Together
+        self.link = Link.from_env()
+        self.notices = Notices(config.grace_s)
+        self.peer_gone = threading.Event()
+        self.stopping: str | None = None
+        """The cause that all ranks have agreed to stop for; from then on a peer's leaving is expected."""
+        self.final_is_whole = False
+        self.steps_done = 0
+        self.committed_step: int | None = None
+        self._leaving = threading.Lock()
+
+    # -- the attempt's life ------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> SpotRun:
+        try:
+            self.notices.install()
+            self.link.watch(self._on_peer_gone)
+            opened = self._open_or_leave() if self.rank == 0 else None
+            self.between()
+            from trainer.together import Together
+
+            self.together = Together(self.config.peer_timeout_s)
+            word = self.together.rank0_does("attempt", lambda: opened, self.between)
+            if isinstance(word, list):
+                raise Leaving(*word)
+            self.attempt_name = AttemptName.parse(word)
+            self.between()
+        except BaseException as error:
+            self._end_with(error)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._end_with(error)
+        self.leave(EXIT_DONE, "finished")
+
+    def between(self) -> None:
+        """Look for a stop between two pieces of work outside of the training loop; nothing is saved there.
+
+        Raises:
+            Leaving: a notice was heard.
+        """
+        notice = self.notices.first()
+        if notice and not self.final_is_whole:
+            raise Leaving(EXIT_PREEMPTED, cause_of(notice), f"{notice.kind} before the first step", notice)
+        if self.peer_gone.is_set():
+            raise Leaving(EXIT_PREEMPTED, "peer-gone", "another rank is gone")
+
+    def rank0_does(self, name: str, work: Callable[[], Any]) -> Any:
+        """Let rank 0 do something that may take long (download, prepare, ...); every rank gets its JSON value."""
+        return self.together.rank0_does(f"user/{name}", work, self.between)
+
+    def bind(self, **values: Any) -> None:
+        """Add to what binds the run, once it is known (the data's key, say).
+
+        Raises:
+            Leaving: the run was begun with another value; the attempt is refused.
+        """
+        self.binding.update(values)
+        if self.rank == 0:
+            self._refuse_other_binding(newest_manifest(self.paths))
+
+    def train(self, model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> None:
+        """Train to the end; see `trainer.loop.Loop` for the options. Returns when the run is finished and exported."""
+        from trainer.loop import Loop
+
+        Loop(self, model, optimizer, **options).run()
+
+    def say(self, text: str) -> None:
+        """Print a line, on rank 0 only."""
+        if self.rank == 0:
+            from trainer.show import say
+
+            say(text)
+
+    def leave(
+        self,
+        code: int,
+        cause: str,
+        *,
+        error: str | None = None,
+        notice: Notice | None = None,
+        committed_s: float | None = None,
+    ) -> NoReturn:
+        """End this process with an exit code of the stop table; rank 0 writes the end event first. Never returns."""
+        with self._leaving:  # Held until the process is gone: whoever comes second waits here.
+            self.write_end(code, cause, error=error, notice=notice, committed_s=committed_s)
+            with suppress(Exception):
+                if self.rank:
+                    self.together.say_left()
+                elif code == EXIT_DONE or self.stopping:
+                    self.together.await_others_left(6.0)
+            self.link.say_exit(code)
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(Exception):
+                    stream.flush()
+            # Not sys.exit: it would join threads that may hang in a write to a dead mount.
+            os._exit(code)
+
+    def write_end(
+        self,
+        code: int,
+        cause: str,
+        *,
+        error: str | None = None,
+        notice: Notice | None = None,
+        committed_s: float | None = None,
+    ) -> None:
+        """Write the attempt's end event, once, within a few seconds."""
+        attempt, self.attempt = self.attempt, None
+        if attempt is None:
+            return
+        fields = {
+            "code": code,
+            "cause": cause,
+            "step": self.steps_done,
+            "committed_step": self.committed_step,
+            "error": error[-4000:] if error else None,
+            "notice": {"kind": notice.kind, "id": notice.id, "seconds_left": notice.seconds_left} if notice else None,
+            "committed_s": None if committed_s is None else round(committed_s, 4),
+        }
+
+        def write() -> None:
+            with suppress(OSError):
+                if self.records:
+                    self.records.flush(END_EVENT_S / 2)
+                attempts.record(attempt, "end", **fields)
+                self.link.say_ended()
+
+        thread = threading.Thread(target=write, daemon=True)
+        thread.start()
+        thread.join(END_EVENT_S)
+
+    # -- the start ---------------------------------------------------------------------------------------------------
+
+    def _open_or_leave(self) -> str | list[Any]:
+        """Rank 0's word to the others: the attempt's name, or [exit code, cause, message] of leaving at once."""
+        try:
+            self._open_attempt()
+            assert self.attempt
+            return str(self.attempt.name)
+        except Leaving as leaving:
+            if self.world_size == 1:
+                raise
+            return [leaving.code, leaving.cause, leaving.message]
+
+    def _open_attempt(self) -> None:
+        """Rank 0: write `start`, then look whether there is anything to do, before model or data are touched."""
+        check_bucket(self.paths)
+        newest = newest_manifest(self.paths)
+        self.attempt = attempts.open_attempt(
+            self.paths,
+            launch=os.environ.get("SKYSPOT_LAUNCH") or attempts.launch_id(),
+            config=self.config.to_json(),
+            binding=self.binding,
+            processes=self.world_size,
+            newest_step=newest.step if newest else 0,
+        )
+        self.link.say_attempt(self.paths.root, self.attempt.name)
+        self._refuse_other_binding(newest)
+        from trainer.verify import problem
+
+        if attempts.is_finished(self.paths, self.config.max_steps, problem):
+            raise Leaving(EXIT_DONE, "already-finished", f"already finished: {self.paths.final} is whole")
+        stuck = attempts.no_progress(self.attempt, newest.step if newest else 0)
+        if stuck:
+            raise Leaving(EXIT_NO_PROGRESS, "no-progress", stuck)
+        self.notices.ignored = frozenset(attempts.ignored_notices(self.attempt))
+        self.notices.poll_metadata()
+
+    def _refuse_other_binding(self, newest: Manifest | None) -> None:
+        assert self.attempt
+        trouble = attempts.binding_problem(
+            self.paths, self.attempt, self.binding, self.config.allow_config_change, newest
+        )
+        if trouble:
+            raise Leaving(EXIT_FAILED, "refused", trouble)
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def _on_peer_gone(self) -> None:
+        """The launcher's word that another rank left: give the main thread a moment, then leave without it."""
+        self.peer_gone.set()
+        time.sleep(PEER_GONE_PATIENCE_S if not self.stopping else self.config.grace_s)
+        if not self.final_is_whole:
+            self.leave(EXIT_PREEMPTED, self.stopping or "peer-gone", error="another rank is gone")
+
+    def _end_with(self, error: BaseException) -> NoReturn:
+        """Turn whatever ended the attempt into its exit code; says it once."""
+        if isinstance(error, Leaving):
+            if error.message and self.rank == 0:
+                failed = error.code in (EXIT_FAILED, EXIT_NO_PROGRESS)
+                print(f"Error: {error.message}" if failed else error.message, file=sys.stderr if failed else sys.stdout)
+            self.leave(error.code, error.cause, error=error.message or None, notice=error.notice)
+        if isinstance(error, SystemExit):
+            code = error.code if isinstance(error.code, int) else (0 if error.code is None else 1)
+            self.leave(code, "finished" if code == 0 else "error", error=str(error.code))
+        if self.world_size > 1 and self._is_peer_trouble(error):
+            self.leave(EXIT_PREEMPTED, self._peer_gone_cause(), error=f"another rank is gone ({one_line(error)})")
+        code = getattr(error, "code", EXIT_FAILED)
+        code = code if isinstance(code, int) and code in (EXIT_FAILED, EXIT_PREEMPTED, EXIT_SUPERSEDED) else EXIT_FAILED
+        if is_said_in_a_line(error):
+            print(f"Error: {error}", file=sys.stderr, flush=True)
+        else:
+            traceback.print_exception(error)
+            print(f"Error: {one_line(error)}. {self._last_word()}", file=sys.stderr, flush=True)
+        self.leave(code, "error", error=one_line(error))
+
+    def _is_peer_trouble(self, error: BaseException) -> bool:
+        # The launcher's word comes within milliseconds of the peer's end; a collective fails as fast.
+        module = sys.modules.get("trainer.together")
+        return module is not None and bool(module.is_peer_trouble(error))
+
+    def _peer_gone_cause(self) -> str:
+        """`peer-gone`, but what was agreed on where all were stopping anyway."""
+        return self.stopping or "peer-gone"
+
+    def _last_word(self) -> str:
+        newest = newest_name(self.paths)
+        return f"The last committed checkpoint is {newest}." if newest else "Nothing had been committed."
+
+
+def default_binding(config: RunConfig) -> dict[str, Any]:
+    """What binds a run of a user's own script: the samples of each step, and how many steps there are."""
+    return {
+        "global_batch_size": config.global_batch_size,
+        "seed": config.seed,
+        "max_steps": config.max_steps,
+    }
+
+
+def cause_of(notice: Notice) -> str:
+    """The end event's cause for a notice: a signal, or a word from the cloud."""
+    return "signal" if notice.kind in ("sigterm", "sigint") else "notice"
+
+
+def one_line(error: BaseException) -> str:
+    """An error's kind and first line."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def is_said_in_a_line(error: BaseException) -> bool:
+    """Whether the message of an error is written for the user."""
+    names = {
+        "RunError",
+        "ConfigError",
+        "DataError",
+        "ModelError",
+        "StateError",
+        "SaveError",
+        "LayoutError",
+        "LayoutVersionError",
+    }
+    return any(kind.__name__ in names for kind in type(error).__mro__)
+
+
+def check_bucket(paths: RunPaths) -> None:
+    """Refuse to train into a folder that is lost with the machine.
+
+    Raises:
+        RunError: no bucket is mounted where SKYSPOT_MOUNT says, or the folder that the run's folder goes into is
+        missing.
+    """
+    mount = os.environ.get("SKYSPOT_MOUNT")
+    if not mount:
+        if not paths.root.parent.is_dir():
+            raise RunError(
+                f"{paths.root.parent}: no such folder. It is not made here, because a bucket that failed to mount "
+                "would look the same: mount it, or make the folder yourself."
+            )
+        return
+    try:
+        device = Path(mount).stat().st_dev
+    except OSError as error:
+        raise RunError(f"{mount}: {error.strerror}. SKYSPOT_MOUNT names it as the bucket's mount.") from None
+    if device == Path("/").stat().st_dev:
+        raise RunError(
+            f"{mount}: no bucket is mounted there (it lies on the machine's own disk, which goes with the machine). "
+            "Nothing was written. Look at the mount in the job's log; unset SKYSPOT_MOUNT for a shared folder."
+        )
+
+
+def newest_manifest(paths: RunPaths) -> Manifest | None:
+    """The manifest of the newest checkpoint whose files have the sizes that it says; None where there is none.
+
+    Raises:
+        LayoutVersionError: a newer release wrote it.
+    """
+    for name in list_checkpoints(paths):
+        try:
+            manifest = read_manifest(paths.checkpoint(name))
+        except LayoutVersionError:
+            raise
+        except (LayoutError, OSError):
+            continue
+        if sizes_agree(paths.checkpoint(name), manifest) is None:
+            return manifest
+    return None
+
+
+def newest_name(paths: RunPaths) -> CheckpointName | None:
+    """The newest committed checkpoint's name."""
+    for name in list_checkpoints(paths):
+        with suppress(LayoutError, OSError):
+            read_manifest(paths.checkpoint(name))
+            return name
+    return None

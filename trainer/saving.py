@@ -1,0 +1,301 @@
+"""The commit protocol: from a snapshot in host memory to a committed checkpoint, in the background.
+
+One save is in flight at a time, on a thread of each rank. The ranks tell rank 0 what they wrote through the store,
+never through a directory listing; rank 0 alone decides whether the save is committed, tried again in a new folder, or
+given up, and all ranks follow.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer import checkpoint
+from trainer.attempt import Attempt, record
+from trainer.layout import (
+    EXIT_FAILED,
+    EXIT_PREEMPTED,
+    MANIFEST,
+    AttemptName,
+    CheckpointName,
+    FileRecord,
+    LayoutError,
+    Manifest,
+    RunPaths,
+    list_checkpoints,
+    read_manifest,
+)
+from trainer.records import Records
+from trainer.together import BEAT_S, PeerGoneError, Together, wait_for
+from trainer.verify import problem
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
+_MOUNT_GONE = {errno.ENOTCONN, errno.ESTALE, errno.ENODEV}
+TRIES = 6
+GIVEN_UP_IN_A_ROW = 3
+
+
+class SaveError(Exception):
+    """The bucket cannot be written; the attempt ends with `code`."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def fatal_code(error: OSError) -> int | None:
+    """The exit code that a failed write ends the attempt with at once; None where it is worth another try."""
+    if error.errno in _FULL | _REFUSED:
+        return EXIT_FAILED
+    return EXIT_PREEMPTED if error.errno in _MOUNT_GONE else None
+
+
+def describe(error: OSError, where: Path) -> str:
+    """What, where and the remedy, in a line."""
+    reason = f"{where}: {error.strerror or error}"
+    if error.errno in _FULL:
+        return f"{reason}. Make room there, or name another bucket; nothing that was committed is lost."
+    if error.errno in _REFUSED:
+        return f"{reason}. Give this machine the right to write there; nothing that was committed is lost."
+    return reason
+
+
+@dataclass
+class Snapshot:
+    """A rank's part of a run's state at a boundary, copied to the host."""
+
+    step: int
+    samples: int
+    share: dict[str, torch.Tensor]
+    plain: dict[str, Any] | None
+    """Rank 0's: what goes into state.json."""
+    facts: dict[str, Any] | None
+    """Rank 0's: what the manifest says besides."""
+    stall_s: float
+    deadline: float | None = None
+    """When the machine goes (monotonic seconds); no further try starts after it."""
+    started: float = field(default_factory=time.monotonic)
+
+
+class Saver:
+    """This rank's writer of checkpoints."""
+
+    def __init__(
+        self,
+        together: Together,
+        paths: RunPaths,
+        attempt: Attempt | None,
+        records: Records | None,
+        keep_latest: int,
+        say: Callable[[str], None],
+    ) -> None:
+        self.committed_step: int | None = None
+        self.commit_s: float | None = None
+        self._together, self._paths, self._attempt, self._records = together, paths, attempt, records
+        self._store: Any = None
+        self._attempt_name = attempt.name if attempt else None
+        self._keep_latest = max(2, keep_latest)
+        self._say = say
+        self._save = 0
+        self._given_up = 0
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        self._whole: set[CheckpointName] = set()
+        self.prunes = not _is_fuse(paths.root)
+
+    def adopt(self, attempt_name: str, restored: CheckpointName | None) -> None:
+        """Learn the attempt's name (rank 0's word) and which checkpoint was found whole at the restore."""
+        self._attempt_name = AttemptName.parse(attempt_name)
+        if restored:
+            self._whole.add(restored)
+            self.committed_step = restored.step
+
+    def start(self, snapshot: Snapshot) -> None:
+        """Begin to write a snapshot; waits first for a save that is still under way."""
+        self.wait()
+        self._store = self._store or self._together.connection()
+        self._thread = threading.Thread(target=self._work, args=(snapshot,), daemon=True, name="save")
+        self._thread.start()
+
+    def busy(self) -> bool:
+        """Whether a save is under way."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def check(self) -> None:
+        """Raise what went wrong in the background.
+
+        Raises:
+            SaveError: the attempt cannot go on.
+        """
+        if self._error:
+            raise self._error
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until the save under way is decided.
+
+        Raises:
+            SaveError: the attempt cannot go on.
+        """
+        if self._thread:
+            self._thread.join(seconds)
+        self.check()
+
+    def _work(self, snapshot: Snapshot) -> None:
+        try:
+            for attempt_number in range(TRIES):
+                self._save += 1
+                verdict = self._try(snapshot, self._save, attempt_number == TRIES - 1)
+                if verdict["say"] and self._together.rank == 0:
+                    self._say(verdict["say"])
+                if verdict["code"] is not None:
+                    raise SaveError(verdict["say"], verdict["code"])
+                if verdict["committed"]:
+                    self.committed_step, self._given_up = snapshot.step, 0
+                    self.commit_s = time.monotonic() - snapshot.started
+                    break
+                if verdict["retry_s"] is None:
+                    self._given_up += 1
+                    if self._given_up == GIVEN_UP_IN_A_ROW:
+                        raise SaveError(f"{GIVEN_UP_IN_A_ROW} saves in a row failed: {verdict['say']}", EXIT_FAILED)
+                    return
+                time.sleep(verdict["retry_s"])
+            if self._together.rank == 0:
+                self._after_commit(snapshot)
+        except BaseException as error:
+            self._error = error
+
+    def _try(self, snapshot: Snapshot, save: int, last_try: bool) -> dict[str, Any]:
+        """Write this rank's share into a new folder and learn what becomes of the save."""
+        assert self._attempt_name
+        rank, key = self._together.rank, f"save/{save}"
+        name = CheckpointName(snapshot.step, self._attempt_name, save)
+        folder = self._paths.checkpoint(name)
+        with self._together.beating(f"beat/{key}/{rank}"):
+            word: dict[str, Any] = {}
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                if rank == 0:
+                    checkpoint.at_point("folder-made")
+                written = checkpoint.write_share(folder / checkpoint.share_name(rank), snapshot.share)
+                if rank == 0:
+                    checkpoint.at_point("share-written")
+                word = {"bytes": written.bytes, "hash": written.hash}
+            except OSError as error:
+                word = {"error": describe(error, folder), "code": fatal_code(error)}
+            self._store.set(f"{key}/share/{rank}", json.dumps(word))
+            if rank:
+                verdict: dict[str, Any] = self._await(f"{key}/verdict", f"beat/{key}/0")
+                return verdict
+            words = [
+                self._await(f"{key}/share/{other}", f"beat/{key}/{other}") for other in range(self._together.world_size)
+            ]
+            verdict = self._commit(snapshot, folder, words, last_try)
+            self._store.set(f"{key}/verdict", json.dumps(verdict))
+            return verdict
+
+    def _await(self, key: str, beat: str) -> Any:
+        """A JSON value from the store, for as long as its writer's heart beats."""
+        last, changed = b"", time.monotonic()
+        while not wait_for(self._store, key, BEAT_S):
+            if self._store.check([beat]) and (now := self._store.get(beat)) != last:
+                last, changed = now, time.monotonic()
+            if time.monotonic() - changed > self._together.timeout_s:
+                raise PeerGoneError(f"no word of {key!r} for {self._together.timeout_s:g} s")
+        return json.loads(self._store.get(key))
+
+    def _commit(self, snapshot: Snapshot, folder: Path, words: list[dict[str, Any]], last_try: bool) -> dict[str, Any]:
+        """Rank 0: with every rank's word, write what makes the folder count; or say what to do instead."""
+        assert snapshot.plain is not None
+        assert snapshot.facts is not None
+        assert self._records
+        failed = [word for word in words if "error" in word]
+        if not failed:
+            try:
+                files = {
+                    checkpoint.share_name(rank): FileRecord(word["bytes"], word["hash"])
+                    for rank, word in enumerate(words)
+                }
+                files[checkpoint.STATE] = checkpoint.write_state(folder, snapshot.plain)
+                checkpoint.at_point("state-written")
+                history = self._records.close_segment().result()
+                facts = {**snapshot.facts, "metrics": history}
+                checkpoint.write_manifest(folder, Manifest("checkpoint", files, facts))
+                return {"committed": True, "retry_s": None, "code": None, "say": ""}
+            except OSError as error:
+                failed = [{"error": describe(error, folder), "code": fatal_code(error)}]
+        code = next((word["code"] for word in failed if word["code"] is not None), None)
+        say = f"the checkpoint of step {snapshot.step} could not be written: {failed[0]['error']}"
+        late = snapshot.deadline is not None and time.monotonic() > snapshot.deadline
+        if code is not None or last_try or late:
+            return {"committed": False, "retry_s": None, "code": code, "say": say}
+        retry_s = 0.5 * 2 ** min(self._save % TRIES, 5)
+        return {"committed": False, "retry_s": retry_s, "code": None, "say": f"{say}; trying again in {retry_s:g} s"}
+
+    def _after_commit(self, snapshot: Snapshot) -> None:
+        """Rank 0: record the save, read it back, and prune behind it. Nothing here can undo the commit."""
+        assert self._attempt
+        assert self._attempt_name
+        name = CheckpointName(snapshot.step, self._attempt_name, self._save)
+        try:
+            folder = self._paths.checkpoint(name)
+            manifest = read_manifest(folder)
+            record(
+                self._attempt,
+                "saved",
+                step=snapshot.step,
+                checkpoint=str(name),
+                bytes=manifest.bytes,
+                stall_s=round(snapshot.stall_s, 4),
+                commit_s=round(self.commit_s or 0.0, 4),
+            )
+            # Under a deadline every second belongs to leaving in time.
+            if self.prunes and snapshot.deadline is None and problem(folder, manifest) is None:
+                self._whole.add(name)
+                prune(self._paths, self._whole, self._keep_latest)
+        except (OSError, LayoutError) as error:
+            self._say(f"after the checkpoint of step {snapshot.step}: {error}")
+
+
+def prune(paths: RunPaths, whole: set[CheckpointName], keep_latest: int) -> None:
+    """Delete committed checkpoints that are older than the `keep_latest` newest of those known to be whole.
+
+    A checkpoint is deleted only behind at least two whole ones; its manifest goes first, so that what is left of it
+    after an interruption does not count.
+    """
+    kept = sorted(whole, reverse=True)[: max(2, keep_latest)]
+    if len(kept) < max(2, keep_latest):
+        return
+    for name in list_checkpoints(paths):
+        folder = paths.checkpoint(name)
+        if name < kept[-1] and (folder / MANIFEST).exists():
+            (folder / MANIFEST).unlink()
+            for file in sorted(folder.iterdir()):
+                file.unlink()
+            folder.rmdir()
+            whole.discard(name)
+
+
+def _is_fuse(path: Path) -> bool:
+    """Whether the folder lies on a FUSE mount; there a read-back may come from a cache and proves nothing."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return False
+    best, kind = "", ""
+    resolved = str(path.resolve())
+    for line in mounts:
+        left, _, right = line.partition(" - ")
+        point = left.split(" ")[4].encode().decode("unicode_escape")
+        inside = resolved == point or resolved.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):
+            best, kind = point, right.split(" ")[0]
+    return kind.startswith("fuse")

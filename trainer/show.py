@@ -1,0 +1,92 @@
+"""What a person sees while it trains: a bar where there is a terminal, plain lines where there is none."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+PLAIN_LINE_S = 2.0
+_bar: Any = None
+
+
+def say(text: str) -> None:
+    """Print a line, above the bar where there is one."""
+    if _bar is not None:
+        _bar.write(text, file=sys.stdout)
+    else:
+        print(text, flush=True)
+
+
+class Progress:
+    """Rank 0's view of the run, told once a step."""
+
+    def __init__(self, max_steps: int, done: int) -> None:
+        global _bar
+        self._max_steps = max_steps
+        self._started, self._first = time.monotonic(), done
+        self._tokens = 0
+        self._line_at = 0.0
+        self._bar: Any = None
+        if os.environ.get("SKYSPOT_TTY") == "1":
+            self._bar = _bar = tqdm(
+                total=max_steps,
+                initial=done,
+                file=sys.stdout,
+                ncols=int(os.environ.get("COLUMNS") or 100),
+                bar_format="step {n_fmt}/{total_fmt} |{bar}| {postfix}",
+                leave=True,
+            )
+
+    def rates(self, done: int, tokens: int) -> tuple[float, float]:
+        """(tokens a second, seconds left), over this attempt."""
+        self._tokens += tokens
+        elapsed = max(1e-9, time.monotonic() - self._started)
+        steps = max(1, done - self._first)
+        return self._tokens / elapsed, (self._max_steps - done) * elapsed / steps
+
+    def step(
+        self, done: int, loss: float | None, lr: float, tokens_per_s: float, eta_s: float, committed_step: int | None
+    ) -> None:
+        """Show the step just done."""
+        saved = "-" if committed_step is None else str(committed_step)
+        shown = "nan" if loss is None else f"{loss:.4f}"
+        if self._bar is not None:
+            self._bar.set_postfix_str(
+                f"loss {shown}  lr {lr:.2e}  {_count(tokens_per_s)} tok/s  {_clock(eta_s)} left  saved {saved}",
+                refresh=False,
+            )
+            self._bar.update(done - self._bar.n)
+            return
+        now = time.monotonic()
+        if now - self._line_at >= PLAIN_LINE_S or done == self._max_steps:
+            self._line_at = now
+            print(
+                f"step {done}/{self._max_steps}  loss {shown}  lr {lr:.2e}  {_count(tokens_per_s)} tok/s  "
+                f"{_clock(eta_s)} left  saved {saved}",
+                flush=True,
+            )
+
+    def close(self) -> None:
+        """Leave the bar as it is, and go to the next line."""
+        global _bar
+        if self._bar is not None:
+            self._bar.refresh()
+            self._bar.close()
+            self._bar = _bar = None
+
+
+def _count(value: float) -> str:
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.1f}{unit}"
+    return f"{value:.0f}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

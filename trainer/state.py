@@ -1,0 +1,200 @@
+"""What a training run is made of at a boundary: named tensors, and a small tree of plain values.
+
+Names: `model.<fqn>` for parameters and buffers, `optim.<i>.<fqn>.<name>` for the optimizer's tensors, `extra.<path>`
+for the tensors in what a user registered. Everything that is not a tensor goes into one tree of JSON with tagged
+types. No value is ever pickled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class StateError(Exception):
+    """A state cannot be saved, or does not fit the model that it should be loaded into."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything that a step changes."""
+
+    tensors: dict[str, torch.Tensor]
+    """By name, sorted. The live tensors, not copies."""
+    plain: dict[str, Any]
+    """The rest, as tagged JSON (`encode`)."""
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The user's module inside DistributedDataParallel."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A model's parameters and buffers by name, tied ones once."""
+    named = {f"model.{name}": tensor for name, tensor in unwrap(model).named_parameters()}
+    return named | {f"model.{name}": tensor for name, tensor in unwrap(model).named_buffers()}
+
+
+def collect(
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    counters: Mapping[str, Any],
+    extra: Mapping[str, Any] | None = None,
+) -> State:
+    """The state of a run at a boundary.
+
+    Raises:
+        StateError: a value is neither a tensor nor plain; the message names its path.
+    """
+    tensors: dict[str, torch.Tensor] = model_tensors(model)
+    names = {id(parameter): name for name, parameter in unwrap(model).named_parameters()}
+    groups = []
+    for index, optimizer in enumerate(optimizers):
+        plain_state: dict[str, Any] = {}
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                name = names.get(id(parameter))
+                if name is None:
+                    raise StateError(f"optimizer {index} holds a parameter that the model does not have")
+                for key, value in optimizer.state.get(parameter, {}).items():
+                    if isinstance(value, torch.Tensor):
+                        tensors[f"optim.{index}.{name}.{key}"] = value
+                    else:
+                        plain_state.setdefault(name, {})[key] = value
+        options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+        groups.append({"state": plain_state, "groups": options})
+    plain = {
+        "optim": encode(groups, "optim", tensors),
+        "counters": encode(dict(counters), "counters", tensors),
+        "extra": encode(dict(extra or {}), "extra", tensors),
+    }
+    return State(dict(sorted(tensors.items())), plain)
+
+
+def apply(
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    tensors: Mapping[str, torch.Tensor],
+    plain: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Load a state into a model and its optimizers; returns (counters, extra).
+
+    Everything is checked before anything is changed.
+
+    Raises:
+        StateError: a tensor is missing, too many, or of another shape or dtype; the message names it.
+    """
+    wanted = model_tensors(model)
+    found = {name: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    for name in sorted(wanted.keys() ^ found.keys()):
+        raise StateError(f"{name} is {'not in the checkpoint' if name in wanted else 'not in the model'}")
+    for name, tensor in wanted.items():
+        saved = found[name]
+        if tensor.shape != saved.shape or tensor.dtype != saved.dtype:
+            raise StateError(
+                f"{name} is {tuple(saved.shape)} {saved.dtype} in the checkpoint, "
+                f"{tuple(tensor.shape)} {tensor.dtype} in the model"
+            )
+    saved_optimizers = decode(plain.get("optim"), tensors)
+    if not isinstance(saved_optimizers, list) or len(saved_optimizers) != len(optimizers):
+        raise StateError(f"the checkpoint does not hold {len(optimizers)} optimizer(s)")
+    named = dict(unwrap(model).named_parameters())
+    restored = [
+        _optimizer_state(index, optimizer, saved, tensors, named)
+        for index, (optimizer, saved) in enumerate(zip(optimizers, saved_optimizers, strict=True))
+    ]
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(found[name])
+    for optimizer, (state, options) in zip(optimizers, restored, strict=True):
+        optimizer.state.clear()
+        optimizer.state.update(state)
+        for group, saved_options in zip(optimizer.param_groups, options, strict=True):
+            group.update(saved_options)
+    return decode(plain.get("counters"), tensors), decode(plain.get("extra"), tensors)
+
+
+def _optimizer_state(
+    index: int,
+    optimizer: torch.optim.Optimizer,
+    saved: Any,
+    tensors: Mapping[str, torch.Tensor],
+    named: Mapping[str, nn.Parameter],
+) -> tuple[dict[nn.Parameter, dict[str, Any]], list[dict[str, Any]]]:
+    """(state by parameter, options by group) for one optimizer, on the devices that it wants them on."""
+    if len(saved["groups"]) != len(optimizer.param_groups):
+        raise StateError(
+            f"optimizer {index} has {len(optimizer.param_groups)} groups, {len(saved['groups'])} were saved"
+        )
+    names = {id(parameter): name for name, parameter in named.items()}
+    state: dict[nn.Parameter, dict[str, Any]] = {}
+    for group in optimizer.param_groups:
+        step_on_device = bool(group.get("capturable") or group.get("fused"))
+        for parameter in group["params"]:
+            name = names.get(id(parameter))
+            if name is None:
+                raise StateError(f"optimizer {index} holds a parameter that the model does not have")
+            prefix = f"optim.{index}.{name}."
+            values: dict[str, Any] = dict(saved["state"].get(name, {}))
+            for key in [key for key in tensors if key.startswith(prefix) and "." not in key[len(prefix) :]]:
+                device = parameter.device if key != f"{prefix}step" or step_on_device else torch.device("cpu")
+                values[key[len(prefix) :]] = tensors[key].to(device, copy=True)
+            if values:
+                state[parameter] = values
+    return state, saved["groups"]
+
+
+def encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
+    """`value` as JSON with tagged types; its tensors are put into `tensors` under their paths.
+
+    Raises:
+        StateError: something in it is neither plain nor a tensor.
+    """
+    if isinstance(value, torch.Tensor):
+        tensors[path] = value
+        return {"tensor": path}
+    if value is None or isinstance(value, (bool, str)) or type(value) is int:
+        return value
+    if type(value) is float:
+        return value if math.isfinite(value) else {"float": repr(value)}
+    if type(value) is list:
+        return [encode(item, f"{path}.{index}", tensors) for index, item in enumerate(value)]
+    if type(value) is tuple:
+        return {"tuple": [encode(item, f"{path}.{index}", tensors) for index, item in enumerate(value)]}
+    if isinstance(value, Mapping):
+        pairs = [
+            [encode(key, f"{path}.key", tensors), encode(item, f"{path}.{key}", tensors)] for key, item in value.items()
+        ]
+        return {"dict": pairs}
+    raise StateError(
+        f"{path}: a {type(value).__name__} cannot be saved; use tensors, numbers, strings, lists and dicts"
+    )
+
+
+def decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """What `encode` was given.
+
+    Raises:
+        StateError: it was not made by `encode`.
+    """
+    if isinstance(value, list):
+        return [decode(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if len(value) == 1:
+        (tag, inner), *_ = value.items()
+        if tag == "float" and inner in ("inf", "-inf", "nan"):
+            return float(inner)
+        if tag == "tuple" and isinstance(inner, list):
+            return tuple(decode(item, tensors) for item in inner)
+        if tag == "dict" and isinstance(inner, list) and all(isinstance(p, list) and len(p) == 2 for p in inner):
+            return {decode(key, tensors): decode(item, tensors) for key, item in inner}
+        if tag == "tensor" and inner in tensors:
+            return tensors[inner]
+    raise StateError("state.json holds a value of no known type")
