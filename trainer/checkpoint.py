@@ -10,7 +10,7 @@ A share is a plain safetensors file. Nothing here unpickles anything.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,23 +79,26 @@ class Loaded:
     plain: dict[str, Any]
 
 
-def deal(sizes: Mapping[str, int], ranks: int) -> list[list[str]]:
+def deal(sizes: Mapping[str, int], ranks: int, rank0: Collection[str] = ()) -> list[list[str]]:
     """Which rank writes which tensor: each to the rank with the fewest bytes so far, the largest first.
 
-    A pure function of names and sizes in bytes, so that all ranks agree without a word.
+    A pure function of names and sizes in bytes, so that all ranks agree without a word. `rank0` names what differs
+    between ranks and counts as rank 0 has it (buffers: DistributedDataParallel sends rank 0's to the others).
     """
-    shares: list[list[str]] = [[] for _ in range(ranks)]
-    filled = [0] * ranks
-    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+    shares: list[list[str]] = [[name for name in sorted(sizes) if name in rank0], *([] for _ in range(ranks - 1))]
+    filled = [sum(sizes[name] for name in share) for share in shares]
+    for name in sorted(sizes.keys() - set(rank0), key=lambda name: (-sizes[name], name)):
         rank = min(range(ranks), key=lambda candidate: (filled[candidate], candidate))
         shares[rank].append(name)
         filled[rank] += sizes[name]
     return shares
 
 
-def copy_share(tensors: Mapping[str, torch.Tensor], rank: int, ranks: int) -> dict[str, torch.Tensor]:
-    """This rank's share of the tensors, copied to the host; contiguous."""
-    mine = deal({name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}, ranks)[rank]
+def copy_share(
+    tensors: Mapping[str, torch.Tensor], rank: int, ranks: int, rank0: Collection[str] = ()
+) -> dict[str, torch.Tensor]:
+    """This rank's share of the tensors (see `deal`), copied to the host; contiguous."""
+    mine = deal({name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}, ranks, rank0)[rank]
     return {
         name: tensors[name].detach().to("cpu", copy=True, memory_format=torch.contiguous_format).contiguous()
         for name in mine

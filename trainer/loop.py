@@ -180,6 +180,9 @@ class Loop:
         os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
         on_gpu = torch.cuda.is_available() and not self.config.cpu
         self.together.form_groups(on_gpu)
+        if self.together.world_size == 1:
+            for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+                os.environ.pop(name, None)  # Alone, accelerate would take them as a reason to open a port.
         # fp16 brings torch's own scaler instead: accelerate has none on the CPU.
         precision = "bf16" if self.config.precision == "bf16" else "no"
         accelerator = Accelerator(cpu=not on_gpu, mixed_precision=precision, gradient_accumulation_steps=1)
@@ -549,7 +552,7 @@ class Loop:
         extra = {name: thing.state_dict() for name, thing in self.extra.items()}
         whole = state.collect(self.model, [self.optimizer], counters, extra)
         rank, ranks = self.together.rank, self.together.world_size
-        share = checkpoint.copy_share(whole.tensors, rank, ranks)
+        share = checkpoint.copy_share(whole.tensors, rank, ranks, whole.buffers)
         share[f"rng.{rank}"] = rng.save_streams()
         facts = self._facts() if self.run_.attempt else None
         return Snapshot(

@@ -28,6 +28,8 @@ class State:
     """By name, sorted. The live tensors, not copies."""
     plain: dict[str, Any]
     """The rest, as tagged JSON (`encode`)."""
+    buffers: frozenset[str]
+    """Names of the model's buffers among the tensors."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -74,7 +76,8 @@ def collect(
         "counters": encode(dict(counters), "counters", tensors),
         "extra": encode(dict(extra or {}), "extra", tensors),
     }
-    return State(dict(sorted(tensors.items())), plain)
+    buffers = frozenset(f"model.{name}" for name, _ in unwrap(model).named_buffers())
+    return State(dict(sorted(tensors.items())), plain, buffers)
 
 
 def apply(

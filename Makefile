@@ -1,0 +1,30 @@
+# Each target makes the virtual environment that it needs; where it is there already, that takes no time.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint bench
+
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Error: no $(PYTHON) on PATH. Say which one: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "Error: $(PYTHON) is not Python 3.10 to 3.13. Say which one: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@echo "Making $(VENV): a minute or two, once."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[trainer,test]" -c constraints.txt
+	@touch $@
+
+demo: $(READY)  ## Rehearse the default task: a real training run, preempted in every way, compared bit by bit.
+	@$(BIN)/skyspot rehearse
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python bench/startup.py

@@ -1,0 +1,178 @@
+"""A small plain-torch model through SpotRun: the program that most tests of exactness run, and break on purpose.
+
+python -m trainer.launch --processes 3 tests/programs/mlp.py --dir RUN [--fault kill@7] [--without order]
+"""
+
+import argparse
+import os
+import signal
+from contextlib import nullcontext
+from pathlib import Path
+
+from trainer.config import RunConfig
+
+from trainer.run import SpotRun
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--dir", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--save-every", type=int, default=4)
+    parser.add_argument("--eval-every", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=12)
+    parser.add_argument("--micro", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=60)
+    parser.add_argument("--hidden", type=int, default=32)
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--keep-latest", type=int, default=3)
+    parser.add_argument("--grace", type=float, default=20.0)
+    parser.add_argument("--peer-timeout", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--allow", action="append", default=[])
+    parser.add_argument("--fault", action="append", default=[], help="WHAT@STEP, done once, by the rank --fault-rank")
+    parser.add_argument("--fault-rank", type=int, default=0)
+    parser.add_argument("--without", choices=["throw-away", "rng", "order", "lr"])
+    return parser.parse_args()
+
+
+options = parse()
+config = RunConfig(
+    checkpoint_dir=options.dir,
+    max_steps=options.steps,
+    global_batch_size=options.batch,
+    micro_batch_size=options.micro,
+    seed=options.seed,
+    save_interval_steps=options.save_every,
+    eval_interval_steps=options.eval_every,
+    precision=options.precision,
+    keep_latest=options.keep_latest,
+    grace_s=options.grace,
+    peer_timeout_s=options.peer_timeout,
+    allow_config_change=tuple(options.allow),
+    cpu=True,
+)
+
+
+def take_machine() -> None:
+    """End everything at once, as a reclaimed machine does: the launcher dies, and its ranks with it."""
+    os.kill(os.getppid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Faults:
+    """What goes wrong, and when: at how many steps done, or (`save:POINT@N`) in this attempt's N-th save."""
+
+    def __init__(self) -> None:
+        self.left = [(what, int(step)) for what, _, step in (fault.partition("@") for fault in options.fault)]
+
+    def at(self, count: int, point: str = "") -> None:
+        if int(os.environ.get("RANK", "0")) != options.fault_rank:
+            return
+        for what, when in list(self.left):
+            if when != count or what.partition(":")[2] != point:
+                continue
+            self.left.remove((what, when))
+            if what in ("sigterm", "sigint"):
+                os.kill(os.getppid(), getattr(signal, what.upper()))
+                run.notices.heard.wait(
+                    10
+                )  # Steps are so short here that the launcher's relay could come after the last.
+            elif what == "freeze":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            elif what == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif what == "raise":
+                raise ValueError("a bug of the program's own")
+            else:
+                take_machine()
+
+
+faults = Faults()
+
+with SpotRun(config, binding={"model": f"mlp-{options.hidden}", "global_batch_size": options.batch,
+                              "seed": options.seed, "max_steps": options.steps}) as run:  # fmt: skip
+    import numpy as np
+    import torch
+    from torch import nn
+
+    from trainer import checkpoint, loop, rng
+
+    class Numbers:
+        """Samples that are a pure function of their number."""
+
+        def __len__(self) -> int:
+            return options.samples
+
+        def batch(self, ids):
+            rows = [np.random.Generator(np.random.PCG64(int(number))).standard_normal(17) for number in ids]
+            table = torch.tensor(np.array(rows), dtype=torch.float32)
+            return {"x": table[:, :16], "y": (table[:, :16].sum(1) > 0).long()}
+
+        def weight(self, batch) -> int:
+            return len(batch["y"])
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            width = options.hidden
+            self.body = nn.Sequential(
+                nn.Linear(16, width), nn.ReLU(), nn.Dropout(0.2), nn.Linear(width, width), nn.LayerNorm(width), nn.ReLU(),
+                nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2),
+            )  # fmt: skip
+            self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+        def forward(self, x):
+            if self.training:
+                self.seen += 1
+            return self.body(x)
+
+    def loss(model, batch):
+        faults.at(run.steps_done)
+        return nn.functional.cross_entropy(model(batch["x"]), batch["y"], reduction="sum")
+
+    saves = [0]
+
+    def at_point(point: str) -> None:
+        saves[0] += point == "folder-made"
+        faults.at(saves[0], point)
+
+    checkpoint.at_point = at_point
+
+    torch.manual_seed(options.seed)
+    model = Net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+
+    def lr_factor(step: int) -> float:
+        return 1.0 - step / (options.steps + 1)
+
+    # Each of these takes away one of the rules that make a resume exact.
+    if options.without == "throw-away":
+        loop.Loop.throw_away_pass = lambda self: None
+    if options.without == "rng":
+        rng.seeded = lambda seed: nullcontext()
+    if options.without == "order":
+        calls = {"first": None}
+        real = loop.step_ids
+
+        def from_the_front(seed, n_samples, global_batch_size, step):
+            if run.steps_done and calls["first"] is None:
+                calls["first"] = run.steps_done
+            return real(seed, n_samples, global_batch_size, step - (calls["first"] or 0))
+
+        loop.step_ids = from_the_front
+    if options.without == "lr":
+        local = {"step": 0}
+
+        def lr_factor(step: int) -> float:
+            local["step"] += 1
+            return 1.0 - local["step"] / (options.steps + 1)
+
+    run.train(
+        model,
+        optimizer,
+        samples=Numbers(),
+        held_out=Numbers() if options.eval_every else None,
+        loss=loss,
+        lr_factor=lr_factor,
+    )

@@ -1,0 +1,111 @@
+"""What the tests share: running a program under the launcher, and reading what it left in its run's folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.layout import (
+    RunPaths,
+    event_named,
+    list_attempts,
+    list_checkpoints,
+    read_events,
+    read_manifest,
+    read_metrics,
+)
+
+REPO = Path(__file__).resolve().parent.parent
+PROGRAMS = REPO / "tests" / "programs"
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    output: str
+
+
+def clean_env(**more: str) -> dict[str, str]:
+    """This process' environment without anything that would steer the trainer, PYTHONPATH on the repository."""
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("SKYSPOT_", "SKYPILOT_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "OMP_", "AWS_"))
+    }
+    return {**kept, "PYTHONPATH": str(REPO), "HF_HUB_OFFLINE": "1", **more}
+
+
+def launch(*args: object, processes: int = 1, env: dict[str, str] | None = None, timeout: float = 150) -> Ended:
+    """Run a program of tests/programs under the launcher to its end."""
+    command = [sys.executable, "-m", "trainer.launch", "--processes", str(processes), *map(str, args)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, env=env or clean_env(), start_new_session=True
+    )
+    return Ended(done.returncode, done.stdout + done.stderr)
+
+
+def mlp(
+    run_dir: Path, *args: object, processes: int = 1, timeout: float = 150, env: dict[str, str] | None = None
+) -> Ended:
+    """One attempt of tests/programs/mlp.py."""
+    return launch(PROGRAMS / "mlp.py", "--dir", run_dir, *args, processes=processes, timeout=timeout, env=env)
+
+
+def train(*args: object, env: dict[str, str] | None = None, timeout: float = 200) -> Ended:
+    """One attempt of the bundled trainer."""
+    command = [sys.executable, "-m", "trainer", *map(str, args)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, env=env or clean_env(), start_new_session=True
+    )
+    return Ended(done.returncode, done.stdout + done.stderr)
+
+
+def history(run_dir: Path) -> list[dict[str, object]]:
+    """The lines of metrics that count: those that the newest manifest lists, from step 1 on."""
+    paths = RunPaths(run_dir)
+    for name in list_checkpoints(paths):
+        manifest = read_manifest(paths.checkpoint(name))
+        lines = []
+        for part in manifest.facts["metrics"]:
+            lines += list(read_metrics((run_dir / part["path"]).read_bytes()))
+        return lines
+    return []
+
+
+def losses(run_dir: Path) -> dict[int, object]:
+    """Loss by step, of the steps that count; a step that is there twice fails."""
+    found: dict[int, object] = {}
+    for line in history(run_dir):
+        if "loss" in line:
+            assert line["step"] not in found, f"step {line['step']} stands in the history twice"
+            found[int(str(line["step"]))] = line["loss"]
+    return found
+
+
+def column(run_dir: Path, key: str) -> list[object]:
+    """One value of every step's line."""
+    return [line[key] for line in history(run_dir) if "loss" in line]
+
+
+def weights(run_dir: Path) -> dict[str, bytes]:
+    """The exported tensors, as bytes, by name."""
+    found = {}
+    for path in sorted((run_dir / "final").glob("*.safetensors")):
+        data = path.read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        for name, entry in json.loads(data[8 : 8 + length]).items():
+            if name != "__metadata__":
+                start, end = entry["data_offsets"]
+                found[name] = data[8 + length + start : 8 + length + end]
+    return found
+
+
+def event(run_dir: Path, name: str, attempt: int = -1) -> dict[str, object]:
+    """The fields of an attempt's last event of that name; empty where there is none."""
+    paths = RunPaths(run_dir)
+    attempts = list_attempts(paths)
+    return dict(event_named(read_events(paths, attempts[attempt]), name) or {})

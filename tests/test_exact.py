@@ -1,0 +1,119 @@
+"""A run that is preempted ends bit-identical to one that is not; and each rule that makes it so is needed."""
+
+from pathlib import Path
+
+import pytest
+from support import Ended, column, event, history, losses, mlp, weights
+
+# 12 steps of 12 samples over 60 samples: an epoch is 5 steps, so there are more than two; a save every 4 steps.
+PREEMPTIONS = [
+    ("kill@2",),  # before the first checkpoint
+    ("kill@9",),  # the epoch's last step (steps 6 to 10), after a resume from the start
+    ("sigterm@10",),  # within three steps of a resume from step 8
+    ("save:share-half@1",),  # in the last save
+    ("kill@11",),
+]
+
+
+def finish(run_dir: Path, *args: object, processes: int, faults: list[tuple[str, ...]]) -> list[Ended]:
+    """Run one attempt per fault, then one to the end."""
+    ended = []
+    for fault in faults:
+        flags = [part for what in fault for part in ("--fault", what)]
+        ended.append(mlp(run_dir, *args, *flags, processes=processes))
+        assert ended[-1].code != 0, ended[-1].output
+    ended.append(mlp(run_dir, *args, processes=processes))
+    assert ended[-1].code == 0, ended[-1].output
+    return ended
+
+
+def assert_identical(one: Path, other: Path) -> None:
+    assert losses(one) == losses(other)
+    for key in ("lr", "order", "rng", "grad_norm", "samples", "tokens"):
+        assert column(one, key) == column(other, key), key
+    assert weights(one)
+    assert weights(one) == weights(other)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+def test_a_preempted_run_is_bit_identical_to_an_undisturbed_one(tmp_path: Path, processes: int) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finish(whole, processes=processes, faults=[])
+    finish(broken, processes=processes, faults=PREEMPTIONS)
+    assert sorted(losses(whole)) == list(range(1, 13))
+    assert_identical(whole, broken)
+
+
+def test_sigterm_loses_no_step(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    stopped = mlp(run_dir, "--fault", "sigterm@6")
+    assert stopped.code == 75, stopped.output
+    ended = event(run_dir, "end")
+    assert ended["cause"] == "signal"
+    assert ended["committed_step"] == ended["step"] >= 6
+    assert mlp(run_dir).code == 0
+    assert event(run_dir, "restored")["step"] == ended["step"]
+    assert event(run_dir, "restored")["lost_steps"] == 0
+    assert event(run_dir, "first-step")["step"] == int(str(ended["step"])) + 1
+
+
+# What each rule guards, as the first column of the metrics in which its absence shows.
+@pytest.mark.parametrize(
+    ("rule", "processes", "shows_in"),
+    [("order", 1, "order"), ("lr", 1, "lr"), ("throw-away", 3, "grad_norm")],
+)
+def test_without_this_rule_a_resume_is_not_exact(tmp_path: Path, rule: str, processes: int, shows_in: str) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    # More than 1 MB of parameters: DistributedDataParallel makes more than one bucket of them.
+    size = ("--hidden", 512) if rule == "throw-away" else ()
+    finish(whole, *size, "--without", rule, processes=processes, faults=[])
+    finish(broken, *size, "--without", rule, processes=processes, faults=[("kill@6",)])
+    assert column(whole, shows_in) != column(broken, shows_in)
+    assert weights(whole) != weights(broken)
+
+
+def test_without_random_numbers_per_micro_step_another_world_size_trains_on_other_ones(tmp_path: Path) -> None:
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    finish(whole, "--without", "rng", processes=1, faults=[])
+    assert mlp(moved, "--without", "rng", "--fault", "kill@6").code != 0
+    assert mlp(moved, "--without", "rng", processes=2).code == 0
+    assert column(whole, "rng") != column(moved, "rng")
+    assert losses(moved)[12] != pytest.approx(losses(whole)[12], rel=1e-3)
+
+
+def test_with_the_throw_away_pass_a_model_of_several_buckets_resumes_exactly(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finish(whole, "--hidden", 512, processes=3, faults=[])
+    finish(broken, "--hidden", 512, processes=3, faults=[("kill@6",)])
+    assert_identical(whole, broken)
+
+
+def test_another_world_size_trains_on_the_same_samples_at_the_same_rate(tmp_path: Path) -> None:
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    assert mlp(whole).code == 0
+    assert mlp(moved, "--fault", "kill@5").code != 0
+    assert mlp(moved, "--fault", "kill@9", processes=3).code != 0
+    assert mlp(moved, processes=2).code == 0
+    assert column(moved, "world_size") == [1] * 4 + [3] * 4 + [2] * 4
+    for key in ("order", "lr", "rng", "samples", "tokens"):
+        assert column(whole, key) == column(moved, key), key
+    for step, loss in losses(whole).items():
+        assert losses(moved)[step] == pytest.approx(loss, rel=1e-5)
+
+
+def test_an_evaluation_that_a_preemption_cuts_off_is_made_up_for(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finish(whole, "--eval-every", 3, processes=1, faults=[])
+    finish(broken, "--eval-every", 3, processes=1, faults=[("kill@5",), ("sigterm@9",)])
+    assert [line["step"] for line in history(whole) if "eval_loss" in line] == [3, 6, 9, 12]
+    evaluations = [{k: v for k, v in line.items() if k != "eval_s"} for line in history(whole) if "eval_loss" in line]
+    again = [{k: v for k, v in line.items() if k != "eval_s"} for line in history(broken) if "eval_loss" in line]
+    assert again == evaluations
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_resumes_exactly(tmp_path: Path, precision: str) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finish(whole, "--precision", precision, processes=1, faults=[])
+    finish(broken, "--precision", precision, processes=1, faults=[("kill@6",)])
+    assert_identical(whole, broken)
