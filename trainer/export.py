@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from trainer.attempt import newer_attempt
 from trainer.checkpoint import CHUNK_BYTES, write_manifest, write_share
 from trainer.hashing import Hasher
-from trainer.layout import FileRecord, Manifest, fsync, read_manifest
+from trainer.layout import EXIT_SUPERSEDED, FileRecord, Manifest, fsync, read_manifest
 from trainer.state import unwrap
 
 if TYPE_CHECKING:
@@ -36,8 +37,11 @@ def export(run: SpotRun, model: nn.Module, save_model: Callable[[nn.Module, Path
     save_pretrained seeks and renames, which a bucket's mount may refuse: it writes to local disk, and the files are
     then copied front to back, MANIFEST.json last.
     """
-    from trainer.run import newest_name
+    from trainer.run import Leaving, newest_name
 
+    newer = newer_attempt(run.attempt) if run.attempt else None
+    if newer:
+        raise Leaving(EXIT_SUPERSEDED, "superseded", f"a newer attempt exists ({newer}): this one stops")
     newest = newest_name(run.paths)
     assert newest
     final = run.paths.final

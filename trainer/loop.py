@@ -555,6 +555,8 @@ class Loop:
         share = checkpoint.copy_share(whole.tensors, rank, ranks, whole.buffers)
         share[f"rng.{rank}"] = rng.save_streams()
         facts = self._facts() if self.run_.attempt else None
+        if self.records:
+            self.records.cut()
         return Snapshot(
             step=self.done,
             samples=self.done * self.config.global_batch_size,

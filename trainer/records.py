@@ -46,6 +46,7 @@ class Records:
         self._look_s = look_s
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._segment: _Segment | None = None
+        self._ended: list[_Segment] = []
         self._progress: dict[str, Any] = {}
         self._thread = threading.Thread(target=self._work, daemon=True, name="records")
         self._thread.start()
@@ -59,19 +60,23 @@ class Records:
         """Keep what progress.json shall say; it is written every few seconds."""
         self._progress = progress
 
-    def close_segment(self) -> Future[list[dict[str, Any]]]:
-        """Close the metrics file that is open; the future gives the history up to the last line before this call."""
-        closed: Future[list[dict[str, Any]]] = Future()
+    def cut(self) -> None:
+        """End the metrics file that is open: what follows goes into a new one. Called at a boundary that is saved."""
+        self._tasks.put(self._cut)
+
+    def history_until(self, step: int) -> Future[list[dict[str, Any]]]:
+        """The closed metrics files up to a step at which there was a cut; it fails where one cannot be written."""
+        found: Future[list[dict[str, Any]]] = Future()
 
         def work() -> None:
             try:
-                self._close()
-                closed.set_result(list(self.history))
+                self._close_ended()
+                found.set_result([part for part in self.history if part["last_step"] <= step])
             except OSError as error:
-                closed.set_exception(error)
+                found.set_exception(error)
 
         self._tasks.put(work)
-        return closed
+        return found
 
     def flush(self, seconds: float) -> None:
         """Wait until everything so far is written and progress.json is current, at most so long."""
@@ -110,30 +115,30 @@ class Records:
         else:
             segment.file.write(data)
 
-    def _close(self) -> None:
-        segment = self._segment
-        if segment is None:
-            return
-        data = b"".join(segment.lines)
-        try:
-            if segment.file is not None:
-                segment.file.close()
-            if segment.path.stat().st_size != len(data):
-                segment.path.write_bytes(data)
-        except OSError:
-            segment.file = None  # The next try writes the file whole.
-            segment.path.unlink(missing_ok=True)
-            raise
-        self._segment = None
-        self.history.append(
-            {
-                "path": str(segment.path.relative_to(self.attempt.paths.root)),
-                "bytes": len(data),
-                "hash": hash_bytes(data),
-                "first_step": segment.first_step,
-                "last_step": segment.last_step,
-            }
-        )
+    def _cut(self) -> None:
+        if self._segment is not None:
+            self._ended.append(self._segment)
+            self._segment = None
+
+    def _close_ended(self) -> None:
+        while self._ended:
+            segment = self._ended[0]
+            data = b"".join(segment.lines)
+            file, segment.file = segment.file, None
+            if file is not None:
+                file.close()
+            if not segment.path.exists() or segment.path.stat().st_size != len(data):
+                segment.path.write_bytes(data)  # A write of it failed before: now it is written whole.
+            self.history.append(
+                {
+                    "path": str(segment.path.relative_to(self.attempt.paths.root)),
+                    "bytes": len(data),
+                    "hash": hash_bytes(data),
+                    "first_step": segment.first_step,
+                    "last_step": segment.last_step,
+                }
+            )
+            self._ended.pop(0)
 
     def _write_progress(self) -> None:
         if self._progress:

@@ -301,7 +301,7 @@ class SpotRun:
         else:
             traceback.print_exception(error)
             print(f"Error: {one_line(error)}. {self._last_word()}", file=sys.stderr, flush=True)
-        self.leave(code, "error", error=one_line(error))
+        self.leave(code, "superseded" if code == EXIT_SUPERSEDED else "error", error=one_line(error))
 
     def _is_peer_trouble(self, error: BaseException) -> bool:
         # The launcher's word comes within milliseconds of the peer's end; a collective fails as fast.

@@ -19,10 +19,11 @@ from typing import Any
 import torch
 
 from trainer import checkpoint
-from trainer.attempt import Attempt, record
+from trainer.attempt import Attempt, newer_attempt, record
 from trainer.layout import (
     EXIT_FAILED,
     EXIT_PREEMPTED,
+    EXIT_SUPERSEDED,
     MANIFEST,
     AttemptName,
     CheckpointName,
@@ -154,10 +155,10 @@ class Saver:
             for attempt_number in range(TRIES):
                 self._save += 1
                 verdict = self._try(snapshot, self._save, attempt_number == TRIES - 1)
-                if verdict["say"] and self._together.rank == 0:
-                    self._say(verdict["say"])
                 if verdict["code"] is not None:
                     raise SaveError(verdict["say"], verdict["code"])
+                if verdict["say"] and self._together.rank == 0:
+                    self._say(verdict["say"])
                 if verdict["committed"]:
                     self.committed_step, self._given_up = snapshot.step, 0
                     self.commit_s = time.monotonic() - snapshot.started
@@ -226,7 +227,15 @@ class Saver:
                 }
                 files[checkpoint.STATE] = checkpoint.write_state(folder, snapshot.plain)
                 checkpoint.at_point("state-written")
-                history = self._records.close_segment().result()
+                newer = newer_attempt(self._attempt) if self._attempt else None
+                if newer:
+                    return {
+                        "committed": False,
+                        "retry_s": None,
+                        "code": EXIT_SUPERSEDED,
+                        "say": f"a newer attempt exists ({newer}): this one stops",
+                    }
+                history = self._records.history_until(snapshot.step).result()
                 facts = {**snapshot.facts, "metrics": history}
                 checkpoint.write_manifest(folder, Manifest("checkpoint", files, facts))
                 return {"committed": True, "retry_s": None, "code": None, "say": ""}

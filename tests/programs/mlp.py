@@ -6,6 +6,7 @@ python -m trainer.launch --processes 3 tests/programs/mlp.py --dir RUN [--fault 
 import argparse
 import os
 import signal
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--allow", action="append", default=[])
     parser.add_argument("--fault", action="append", default=[], help="WHAT@STEP, done once, by the rank --fault-rank")
     parser.add_argument("--fault-rank", type=int, default=0)
+    parser.add_argument("--commit-first", action="store_true", help="a kill waits for the saves under way")
     parser.add_argument("--without", choices=["throw-away", "rng", "order", "lr"])
     return parser.parse_args()
 
@@ -56,6 +58,11 @@ config = RunConfig(
 
 def take_machine() -> None:
     """End everything at once, as a reclaimed machine does: the launcher dies, and its ranks with it."""
+    if options.commit_first:
+        end = time.monotonic() + 20
+        while any(not (folder / "MANIFEST.json").exists() for folder in (options.dir / "checkpoints").iterdir()):
+            assert time.monotonic() < end
+            time.sleep(0.01)
     os.kill(os.getppid(), signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -75,9 +82,8 @@ class Faults:
             self.left.remove((what, when))
             if what in ("sigterm", "sigint"):
                 os.kill(os.getppid(), getattr(signal, what.upper()))
-                run.notices.heard.wait(
-                    10
-                )  # Steps are so short here that the launcher's relay could come after the last.
+                # So short are the steps here that the word could come after the last.
+                run.notices.heard.wait(10)
             elif what == "freeze":
                 os.kill(os.getpid(), signal.SIGSTOP)
             elif what == "die":
@@ -117,8 +123,8 @@ with SpotRun(config, binding={"model": f"mlp-{options.hidden}", "global_batch_si
             super().__init__()
             width = options.hidden
             self.body = nn.Sequential(
-                nn.Linear(16, width), nn.ReLU(), nn.Dropout(0.2), nn.Linear(width, width), nn.LayerNorm(width), nn.ReLU(),
-                nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2),
+                nn.Linear(16, width), nn.ReLU(), nn.Dropout(0.2), nn.Linear(width, width), nn.LayerNorm(width),
+                nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2),
             )  # fmt: skip
             self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 

@@ -1,0 +1,331 @@
+"""Twelve steps under every fault that a bucket and a preemption can bring: each run ends as if nothing had happened."""
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import PROGRAMS, REPO, clean_env, event, losses, mlp, weights
+from trainer.hashing import hash_file
+
+from trainer.checkpoint import POINTS
+from trainer.layout import MANIFEST, CheckpointName, RunPaths, list_attempts, list_checkpoints, read_manifest
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 12 steps that nothing disturbed."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    assert mlp(run_dir).code == 0
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was taken at step 10, with the checkpoints of steps 4 and 8."""
+    run_dir = tmp_path_factory.mktemp("half") / "run"
+    ended = mlp(run_dir, "--fault", "kill@10", "--commit-first")
+    assert ended.code != 0, ended.output
+    assert [name.step for name in list_checkpoints(RunPaths(run_dir))] == [8, 4]
+    return run_dir
+
+
+@pytest.fixture
+def run_dir(half: Path, tmp_path: Path) -> Path:
+    """A copy of the half-done run, to be damaged."""
+    return Path(shutil.copytree(half, tmp_path / "run"))
+
+
+def newest(run_dir: Path) -> Path:
+    paths = RunPaths(run_dir)
+    return paths.checkpoint(list_checkpoints(paths)[0])
+
+
+def share_of(folder: Path) -> Path:
+    return folder / "share-00000.safetensors"
+
+
+def torn_share(folder: Path) -> None:
+    os.truncate(share_of(folder), share_of(folder).stat().st_size // 2)
+
+
+def flipped_bit(folder: Path) -> None:
+    data = bytearray(share_of(folder).read_bytes())
+    data[-100] ^= 1
+    share_of(folder).write_bytes(data)
+
+
+def missing_share(folder: Path) -> None:
+    share_of(folder).unlink()
+
+
+def empty_share(folder: Path) -> None:
+    share_of(folder).write_bytes(b"")
+
+
+def flipped_state(folder: Path) -> None:
+    data = bytearray((folder / "state.json").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "state.json").write_bytes(data)
+
+
+def missing_manifest(folder: Path) -> None:
+    (folder / MANIFEST).unlink()
+
+
+def torn_manifest(folder: Path) -> None:
+    os.truncate(folder / MANIFEST, (folder / MANIFEST).stat().st_size // 2)
+
+
+def empty_manifest(folder: Path) -> None:
+    (folder / MANIFEST).write_bytes(b"")
+
+
+def manifest_of_another_folder(folder: Path) -> None:
+    other = next(path for path in folder.parent.iterdir() if path != folder)
+    shutil.copy(other / MANIFEST, folder / MANIFEST)
+
+
+DAMAGE = [
+    torn_share, flipped_bit, missing_share, empty_share, flipped_state, missing_manifest, torn_manifest, empty_manifest,
+    manifest_of_another_folder,
+]  # fmt: skip
+
+
+def assert_as_undisturbed(run_dir: Path, whole: Path) -> None:
+    assert losses(run_dir) == losses(whole)
+    assert weights(run_dir)
+    assert weights(run_dir) == weights(whole)
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
+def test_a_damaged_newest_checkpoint_costs_steps_but_not_the_run(run_dir: Path, whole: Path, damage) -> None:
+    damage(newest(run_dir))
+    ended = mlp(run_dir)
+    assert ended.code == 0, ended.output
+    restored = event(run_dir, "restored")
+    assert restored["step"] == 4
+    assert restored["rejected"]
+    assert "is not whole" in ended.output
+    assert_as_undisturbed(run_dir, whole)
+
+
+def test_where_no_checkpoint_is_whole_the_run_starts_again_from_its_seed(run_dir: Path, whole: Path) -> None:
+    for name in list_checkpoints(RunPaths(run_dir)):
+        flipped_bit(RunPaths(run_dir).checkpoint(name))
+    assert mlp(run_dir).code == 0
+    assert event(run_dir, "restored")["step"] == 0
+    assert_as_undisturbed(run_dir, whole)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_kill_at_this_point_of_a_save_tears_nothing(tmp_path: Path, whole: Path, point: str) -> None:
+    run_dir = tmp_path / "run"
+    killed = mlp(run_dir, "--fault", f"save:{point}@2")
+    assert killed.code != 0, killed.output
+    assert "Traceback" not in killed.output
+    paths = RunPaths(run_dir)
+    committed = [name.step for name in list_checkpoints(paths) if (paths.checkpoint(name) / MANIFEST).exists()]
+    assert [name.step for name in list_checkpoints(paths)] == [8, 4]
+    ended = mlp(run_dir)
+    assert ended.code == 0, ended.output
+    assert event(run_dir, "restored")["step"] == (8 if point == "manifest-written" else 4), committed
+    assert_as_undisturbed(run_dir, whole)
+
+
+def test_two_processes_survive_a_kill_in_a_save(tmp_path: Path) -> None:
+    undisturbed, run_dir = tmp_path / "undisturbed", tmp_path / "run"
+    assert mlp(undisturbed, processes=2).code == 0
+    assert mlp(run_dir, "--fault", "save:share-half@2", processes=2).code != 0
+    assert mlp(run_dir, processes=2).code == 0
+    assert event(run_dir, "restored")["step"] == 4
+    assert_as_undisturbed(run_dir, undisturbed)
+
+
+def test_the_newest_checkpoint_may_be_an_older_attempts(run_dir: Path, whole: Path) -> None:
+    paths = RunPaths(run_dir)
+    old = list_checkpoints(paths)[1]
+    later = CheckpointName(4, type(old.attempt)(7, "abcdef"), 1)
+    shutil.copytree(paths.checkpoint(old), paths.checkpoint(later))
+    assert mlp(run_dir).code == 0
+    assert event(run_dir, "restored")["step"] == 8
+    assert list_attempts(paths)[-1].number == 8, "a number that stands in a checkpoint's name is taken"
+    assert_as_undisturbed(run_dir, whole)
+
+
+def test_two_attempts_at_once_do_not_harm_each_other_and_the_older_one_stops(tmp_path: Path, whole: Path) -> None:
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "-m", "trainer.launch", "--processes", "1", str(PROGRAMS / "mlp.py")]
+    old = subprocess.Popen(
+        [*command, "--dir", str(run_dir), "--fault", "freeze@6"],
+        env=clean_env(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, text=True,
+    )  # fmt: skip
+    frozen = wait_until_stopped(old.pid)
+    assert mlp(run_dir).code == 0
+    os.kill(frozen, signal.SIGCONT)
+    output, _ = old.communicate(timeout=60)
+    assert old.returncode == 76, output
+    assert event(run_dir, "end", attempt=0)["cause"] == "superseded"
+    assert "newer attempt" in output
+    assert_as_undisturbed(run_dir, whole)
+    assert mlp(run_dir).code == 0
+
+
+def wait_until_stopped(launcher: int) -> int:
+    """The pid of the launcher's rank, once it is stopped."""
+    import time
+
+    import psutil
+
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        for child in psutil.Process(launcher).children():
+            if child.status() == psutil.STATUS_STOPPED:
+                return int(child.pid)
+        time.sleep(0.02)
+    raise AssertionError("no rank stopped itself")
+
+
+def test_a_finished_run_that_is_started_again_is_done_at_once(whole: Path, tmp_path: Path) -> None:
+    run_dir = Path(shutil.copytree(whole, tmp_path / "run"))
+    before = {path: path.stat().st_mtime_ns for path in (run_dir / "final").iterdir()}
+    ended = mlp(run_dir)
+    assert ended.code == 0
+    assert "already finished" in ended.output
+    assert event(run_dir, "end")["cause"] == "already-finished"
+    assert {path: path.stat().st_mtime_ns for path in (run_dir / "final").iterdir()} == before
+    assert mlp(run_dir, processes=2).code == 0
+
+
+@pytest.mark.parametrize("damage", [os.truncate, "manifest"], ids=["torn-file", "missing-manifest"])
+def test_a_torn_export_is_made_again(whole: Path, tmp_path: Path, damage) -> None:
+    run_dir = Path(shutil.copytree(whole, tmp_path / "run"))
+    if damage == "manifest":
+        (run_dir / "final" / MANIFEST).unlink()
+    else:
+        os.truncate(run_dir / "final" / "model.safetensors", 1000)
+    ended = mlp(run_dir)
+    assert ended.code == 0, ended.output
+    assert "already finished" not in ended.output
+    assert_as_undisturbed(run_dir, whole)
+
+
+def test_where_no_bucket_is_mounted_nothing_is_written(tmp_path: Path) -> None:
+    # A mount point that nothing is mounted on: a folder on the device of the root folder.
+    code = (
+        "import os, sys, tempfile\n"
+        "folder = next(p for p in ('/var/tmp', '/opt', '/srv') if os.stat(p).st_dev == os.stat('/').st_dev)\n"
+        "print(tempfile.mkdtemp(dir=folder))\n"
+    )
+    mount = Path(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    )
+    try:
+        ended = mlp(mount / "run", env=clean_env(SKYSPOT_MOUNT=str(mount)))
+        assert ended.code == 1
+        assert "no bucket is mounted there" in ended.output
+        assert "Traceback" not in ended.output
+        assert list(mount.iterdir()) == []
+    finally:
+        shutil.rmtree(mount)
+
+
+def test_the_folder_that_holds_the_run_is_never_made(tmp_path: Path) -> None:
+    ended = mlp(tmp_path / "not-mounted" / "run")
+    assert ended.code == 1
+    assert "no such folder" in ended.output
+    assert not (tmp_path / "not-mounted").exists()
+
+
+def test_a_full_bucket_ends_the_attempt_and_keeps_what_was_committed(tmp_path: Path) -> None:
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("no user namespaces here")
+    kept = tmp_path / "kept"
+    # About 1.6 MB a checkpoint: the first fits, the second does not.
+    script = (
+        f"mkdir {tmp_path}/disk && mount -t tmpfs -o size=2500k tmpfs {tmp_path}/disk\n"
+        f"{sys.executable} -m trainer.launch --processes 1 {PROGRAMS}/mlp.py --dir {tmp_path}/disk/run --hidden 256\n"
+        f"code=$?; cp -r {tmp_path}/disk/run {kept}; exit $code\n"
+    )
+    ended = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, env=clean_env(), timeout=120, cwd=REPO
+    )
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    assert "No space left" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    paths = RunPaths(kept)
+    assert 4 in [name.step for name in list_checkpoints(paths) if (paths.checkpoint(name) / MANIFEST).exists()]
+
+
+def test_a_pickle_in_the_bucket_is_never_opened(run_dir: Path, whole: Path, tmp_path: Path) -> None:
+    burnt = tmp_path / "burnt"
+
+    class Bomb:
+        def __reduce__(self):
+            return (os.mkdir, (str(burnt),))
+
+    bomb = pickle.dumps(Bomb())
+    folder = newest(run_dir)
+    for name in ("state.pkl", "model.pt", ".metadata"):
+        (folder / name).write_bytes(bomb)
+    # As good as it gets: a bomb in a share's place, with a manifest that lists its true size and hash.
+    share_of(folder).write_bytes(bomb)
+    document = json.loads((folder / MANIFEST).read_bytes())
+    document["files"][share_of(folder).name] = {"bytes": len(bomb), "hash": hash_file(share_of(folder))}
+    document["files"]["state.pkl"] = {"bytes": len(bomb), "hash": hash_file(folder / "state.pkl")}
+    (folder / MANIFEST).write_text(json.dumps(document))
+    ended = mlp(run_dir)
+    assert ended.code == 0, ended.output
+    assert not burnt.exists()
+    assert_as_undisturbed(run_dir, whole)
+    pickle.loads(bomb)
+    assert burnt.exists(), "the bomb itself works"
+
+
+def test_a_checkpoint_of_a_newer_layout_is_refused_in_a_line(run_dir: Path) -> None:
+    manifest = newest(run_dir) / MANIFEST
+    document = json.loads(manifest.read_bytes())
+    manifest.write_text(json.dumps({**document, "layout_version": 99}))
+    before = sorted(str(path) for path in (run_dir / "checkpoints").rglob("*"))
+    ended = mlp(run_dir)
+    assert ended.code == 1
+    assert "Upgrade skyspot" in ended.output
+    assert "Traceback" not in ended.output
+    assert sorted(str(path) for path in (run_dir / "checkpoints").rglob("*")) == before
+
+
+def test_old_checkpoints_are_pruned_behind_newer_ones_that_were_read_back(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert mlp(run_dir, "--save-every", "2", "--keep-latest", "2").code == 0
+    paths = RunPaths(run_dir)
+    steps = [name.step for name in list_checkpoints(paths)]
+    assert steps[0] == 12
+    assert 2 <= len(steps) <= 3
+    assert list(losses(run_dir)) == list(range(1, 13)), "the history outlives the checkpoints"
+    assert read_manifest(paths.checkpoint(list_checkpoints(paths)[0])).step == 12
+
+
+def test_a_rank_that_is_frozen_costs_the_attempt_and_not_the_run(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    frozen = mlp(
+        run_dir, "--fault", "freeze@6", "--fault-rank", "1", "--peer-timeout", "4", "--grace", "1", processes=2
+    )
+    assert frozen.code == 75, frozen.output
+    assert event(run_dir, "end")["cause"] == "peer-gone"
+    assert mlp(run_dir, processes=2).code == 0
+
+
+def test_a_rank_that_dies_costs_the_attempt_and_a_bug_ends_it(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert mlp(run_dir, "--fault", "die@6", "--fault-rank", "1", processes=2).code == 75
+    assert event(run_dir, "end")["cause"] == "peer-gone"
+    failed = mlp(run_dir, "--fault", "raise@9", "--fault-rank", "1", processes=2)
+    assert failed.code == 1
+    assert "a bug of the program's own" in failed.output
+    assert "The last committed checkpoint is" in failed.output
+    assert mlp(run_dir, processes=2).code == 0
