@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from support import PROGRAMS, REPO, clean_env, event, losses, mlp, weights
-from trainer.hashing import hash_file
 
 from trainer.checkpoint import POINTS
+from trainer.hashing import hash_file
 from trainer.layout import MANIFEST, CheckpointName, RunPaths, list_attempts, list_checkpoints, read_manifest
 
 

@@ -26,11 +26,6 @@ def save_tensors(model: nn.Module, folder: Path) -> None:
     write_share(folder / "model.safetensors", tensors)
 
 
-def save_pretrained(model: nn.Module, folder: Path) -> None:
-    """Write a transformers model as transformers does."""
-    model.save_pretrained(folder)  # type: ignore[operator]
-
-
 def export(run: SpotRun, model: nn.Module, save_model: Callable[[nn.Module, Path], None], max_steps: int) -> str:
     """Make `final/` from the model as the last checkpoint has it; rank 0 alone. Returns the checkpoint's name.
 

@@ -401,6 +401,11 @@ def read_events(paths: RunPaths, attempt: AttemptName) -> list[Event]:
     return sorted(events, key=lambda event: (event.number, event.name))
 
 
+def last_event_number(paths: RunPaths, attempt: AttemptName) -> int:
+    """The highest number that an event of the attempt has, torn ones included; 0 where there is none."""
+    return max((int(match[1]) for match in map(_EVENT.fullmatch, _names(paths.attempt(attempt))) if match), default=0)
+
+
 def event_named(events: list[Event], name: str) -> Mapping[str, Any] | None:
     """The fields of the last event of that name; None where there is none."""
     return next((event.fields for event in reversed(events) if event.name == name), None)

@@ -155,6 +155,8 @@ class SpotRun:
         """
         self.binding.update(values)
         if self.rank == 0:
+            assert self.attempt
+            attempts.record(self.attempt, "bound", binding=self.binding)
             self._refuse_other_binding(newest_manifest(self.paths))
 
     def train(self, model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> None:
@@ -245,13 +247,18 @@ class SpotRun:
         """Rank 0: write `start`, then look whether there is anything to do, before model or data are touched."""
         check_bucket(self.paths)
         newest = newest_manifest(self.paths)
-        self.attempt = attempts.open_attempt(
-            self.paths,
-            launch=os.environ.get("SKYSPOT_LAUNCH") or attempts.launch_id(),
-            config=self.config.to_json(),
-            binding=self.binding,
-            processes=self.world_size,
-            newest_step=newest.step if newest else 0,
+        launch = os.environ.get("SKYSPOT_LAUNCH") or attempts.launch_id()
+        facts = {
+            "config": self.config.to_json(),
+            "binding": self.binding,
+            "processes": self.world_size,
+            "newest_step": newest.step if newest else 0,
+        }
+        opened = AttemptName.parse(os.environ.get("SKYSPOT_ATTEMPT", ""))
+        self.attempt = (
+            attempts.adopt(self.paths, opened, launch, **facts)
+            if opened and self.paths.attempt(opened).is_dir()
+            else attempts.open_attempt(self.paths, launch=launch, **facts)
         )
         self.link.say_attempt(self.paths.root, self.attempt.name)
         self._refuse_other_binding(newest)

@@ -11,7 +11,6 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from trainer.config import RunConfig
-
 from trainer.run import SpotRun
 
 

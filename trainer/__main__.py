@@ -1,0 +1,26 @@
+"""`python -m trainer`: check the settings, then run trainer.finetune once per accelerator."""
+
+from __future__ import annotations
+
+import sys
+
+from trainer.config import ConfigError, parse
+from trainer.launch import LaunchError, launch, leave_with, process_count
+
+
+def main() -> int:
+    """Returns the exit code of the stop table."""
+    arguments = sys.argv[1:]
+    try:
+        config = parse(arguments)
+    except ConfigError as error:
+        raise LaunchError(str(error)) from None
+    return launch(
+        [sys.executable, "-m", "trainer.finetune", *arguments],
+        processes=process_count(config.processes, config.cpu),
+        grace_s=config.grace_s,
+    )
+
+
+if __name__ == "__main__":
+    leave_with(main)

@@ -1,0 +1,322 @@
+"""Attempts: their numbers, their records, and what those say about whether to go on. Standard library only.
+
+Only global rank 0 opens an attempt and writes its events; a second attempt that is alive at the same time writes into
+folders of its own, because every name has a random part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.layout import (
+    EXIT_PREEMPTED,
+    LAYOUT_VERSION,
+    AttemptName,
+    Event,
+    LayoutError,
+    LayoutVersionError,
+    Manifest,
+    RunPaths,
+    check_version,
+    event_named,
+    file_safe,
+    last_event_number,
+    list_attempts,
+    list_checkpoints,
+    read_events,
+    read_json,
+    read_manifest,
+    to_json,
+    write_once,
+)
+
+START_RETRY_S = 600.0
+OWN_DOING_IN_A_ROW = 3
+ANY_END_IN_A_ROW = 10
+_lock = threading.Lock()
+
+
+class AttemptError(Exception):
+    """The attempt cannot be recorded in the bucket."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One life of the machines."""
+
+    paths: RunPaths
+    name: AttemptName
+    launch: str
+    machine: str
+    """A token that lasts as long as the machine's disk."""
+
+
+def launch_id() -> str:
+    """SkyPilot's id of this submission, the same across recoveries; without one, made up."""
+    task = os.environ.get("SKYPILOT_TASK_ID")
+    return file_safe(task) if task else f"local-{secrets.token_hex(4)}"
+
+
+def machine_token() -> str:
+    """This machine's token, made where it is missing."""
+    path = Path.home() / ".cache" / "skyspot" / "machine"
+    with suppress(OSError):
+        token = path.read_text().strip()
+        if re.fullmatch(r"[0-9a-f]{16}", token):
+            return token
+    token = secrets.token_hex(8)
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(token)
+    return token
+
+
+def open_attempt(
+    paths: RunPaths, *, launch: str, config: Mapping[str, Any], binding: Mapping[str, Any], **facts: Any
+) -> Attempt:
+    """Begin an attempt: take the next number and write its `start` event.
+
+    Raises:
+        AttemptError: the bucket refused that for ten minutes, or at once where waiting cannot help.
+    """
+    begun, wait_s = time.monotonic(), 0.5
+    fields = {
+        "layout_version": LAYOUT_VERSION,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "python": platform.python_version(),
+        "config": dict(config),
+        "binding": dict(binding),
+        **facts,
+    }
+    while True:
+        try:
+            taken = [name.number for name in list_attempts(paths)]
+            taken += [name.attempt.number for name in list_checkpoints(paths)]
+            name = AttemptName(1 + max(taken, default=0), secrets.token_hex(3))
+            attempt = Attempt(paths, name, launch, machine_token())
+            paths.attempt(name).mkdir(parents=True)
+            record(attempt, "start", launch=launch, machine=attempt.machine, **fields)
+            _keep_identity(paths, binding)
+            return attempt
+        except OSError as error:
+            hopeless = isinstance(error, (PermissionError, NotADirectoryError)) or error.errno in (28, 30, 122)
+            if hopeless or time.monotonic() - begun > START_RETRY_S:
+                raise AttemptError(
+                    f"{paths.root}: {error.strerror or error}. The attempt cannot be recorded there, so nothing was "
+                    "trained; nothing that was committed is lost."
+                ) from None
+            time.sleep(wait_s)
+            wait_s = min(30.0, 2 * wait_s)
+
+
+def adopt(paths: RunPaths, name: AttemptName, launch: str, **facts: Any) -> Attempt:
+    """Take over the attempt that the launcher's child opened for a script which turns out to keep records itself."""
+    attempt = Attempt(paths, name, launch, machine_token())
+    record(attempt, "bound", **facts)
+    return attempt
+
+
+def newest_step(paths: RunPaths) -> int:
+    """The step of the newest committed checkpoint; 0 where there is none."""
+    for name in list_checkpoints(paths):
+        with suppress(LayoutError, OSError):
+            return read_manifest(paths.checkpoint(name)).step
+    return 0
+
+
+def record(attempt: Attempt, event: str, **fields: Any) -> None:
+    """Write the attempt's next event; times are unix seconds.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    with _lock:
+        number = 1 + last_event_number(attempt.paths, attempt.name)
+        path = attempt.paths.event(attempt.name, number, event)
+        write_once(path, to_json({"time": round(time.time(), 3), **fields}))
+
+
+def newer_attempt(attempt: Attempt) -> AttemptName | None:
+    """The highest attempt that outnumbers this one; None where there is none."""
+    names = [name for name in list_attempts(attempt.paths) if name.number > attempt.name.number]
+    return names[-1] if names else None
+
+
+def run_id(paths: RunPaths, binding: Mapping[str, Any]) -> str:
+    """The run's identity: run.json's, else a hash of the binding configuration, so that two first attempts agree."""
+    with suppress(OSError, LayoutError):
+        known = read_json(paths.run_json).get("run_id")
+        if isinstance(known, str):
+            return known
+    return hashlib.sha256(json.dumps(dict(binding), sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _keep_identity(paths: RunPaths, binding: Mapping[str, Any]) -> None:
+    """Write run.json where it is missing or torn, or disagrees with the newest manifest, which wins."""
+    known: Any = None
+    torn = paths.run_json.exists()
+    with suppress(OSError, LayoutError):
+        document = read_json(paths.run_json)
+        check_version(document)
+        known, torn = document.get("run_id"), False
+    truth: Any = None
+    for name in list_checkpoints(paths):
+        try:
+            truth = read_manifest(paths.checkpoint(name)).facts.get("run_id")
+            break
+        except LayoutVersionError:
+            return
+        except (LayoutError, OSError):
+            continue
+    if isinstance(known, str) and truth in (None, known):
+        return
+    identity = truth if isinstance(truth, str) else known if isinstance(known, str) else None
+    if identity is None:
+        identity = hashlib.sha256(json.dumps(dict(binding), sort_keys=True, default=str).encode()).hexdigest()[:16]
+    data = to_json({"layout_version": LAYOUT_VERSION, "run_id": identity})
+    if torn or paths.run_json.exists():
+        paths.run_json.unlink()
+    with suppress(FileExistsError):
+        write_once(paths.run_json, data)
+
+
+def is_finished(paths: RunPaths, max_steps: int | None, problem: Callable[[Path, Manifest], str | None]) -> bool:
+    """Whether `final/` is whole, for that many steps; `problem` reads and hashes a folder's files."""
+    try:
+        manifest = read_manifest(paths.final)
+    except LayoutVersionError:
+        raise
+    except (LayoutError, OSError):
+        return False
+    if manifest.kind != "final" or manifest.facts.get("step") != manifest.facts.get("max_steps"):
+        return False
+    if max_steps is not None and manifest.facts.get("max_steps") != max_steps:
+        return False
+    return problem(paths.final, manifest) is None
+
+
+def ended(events: list[Event]) -> Mapping[str, Any]:
+    """The fields of an attempt's end event; empty where it has none."""
+    return event_named(events, "end") or {}
+
+
+def _by_own_doing(events: list[Event], machine: str) -> bool:
+    """Whether an attempt ended without anybody's asking: a 75 with no notice before it, or gone without a word here."""
+    end = ended(events)
+    if not end:
+        start = event_named(events, "start") or {}
+        return start.get("machine") == machine
+    return end.get("code") == EXIT_PREEMPTED and end.get("cause") not in ("notice", "signal")
+
+
+def no_progress(attempt: Attempt, newest_step: int) -> str | None:
+    """Why this launch should stop for good: it starts again and again and gets nowhere. None where it gets somewhere.
+
+    Three attempts in a row that ended by their own doing, or ten however they ended, without a checkpoint above the one
+    that the first of them restored and without new data prepared.
+
+    Args:
+        attempt: The one that has just begun.
+        newest_step: The step that it is about to restore.
+    """
+    before: list[tuple[AttemptName, list[Event]]] = []
+    for name in reversed(list_attempts(attempt.paths)):
+        if name >= attempt.name:
+            continue
+        events = read_events(attempt.paths, name)
+        if (event_named(events, "start") or {}).get("launch") != attempt.launch:
+            break
+        before.append((name, events))
+    for count, own in ((OWN_DOING_IN_A_ROW, True), (ANY_END_IN_A_ROW, False)):
+        row = before[:count]
+        if len(row) < count or (own and not all(_by_own_doing(events, attempt.machine) for _, events in row)):
+            continue
+        if newest_step > _restored_step(row[-1][1]) or _new_tokens(attempt.paths, {str(name) for name, _ in row}):
+            continue
+        said = "; ".join(f"{name}: {_last_error(events)}" for name, events in reversed(row))
+        return f"no progress: {count} attempts in a row ended at step {newest_step}. {said}"
+    return None
+
+
+def _restored_step(events: list[Event]) -> int:
+    restored, start = event_named(events, "restored"), event_named(events, "start")
+    step = restored.get("step") if restored else (start or {}).get("newest_step")
+    return step if isinstance(step, int) else 0
+
+
+def _new_tokens(paths: RunPaths, attempts: Collection[str]) -> bool:
+    """Whether one of the attempts left a whole folder of prepared data."""
+    with suppress(OSError):
+        for folder in paths.tokens.iterdir():
+            if any(folder.name.endswith(f"-{name}") for name in attempts):
+                with suppress(LayoutError, OSError):
+                    read_manifest(folder)
+                    return True
+    return False
+
+
+def _last_error(events: list[Event]) -> str:
+    end = ended(events)
+    text = str(end.get("error") or end.get("cause") or "ended without a word").strip().splitlines()
+    return text[0][:200] if text else "ended without a word"
+
+
+def binding_problem(
+    paths: RunPaths,
+    attempt: Attempt,
+    binding: Mapping[str, Any],
+    allowed: Collection[str],
+    newest: Manifest | None,
+) -> str | None:
+    """Which field differs from what the run was begun with, and what to do; None where none does.
+
+    Compared with the newest whole checkpoint, or, while there is none, with the first attempt that was not refused.
+    """
+    first = newest.facts.get("binding") if newest else _first_binding(paths, attempt)
+    if not isinstance(first, Mapping):
+        return None
+    for name in sorted(binding.keys() & first.keys()):
+        if json.dumps(binding[name], default=str) != json.dumps(first[name]) and name not in allowed:
+            return (
+                f"{paths.root} is a run with {name} {first[name]!r}, and this attempt asks for {binding[name]!r}. "
+                f"Give it another name or folder, or change the run with --allow-config-change {name}"
+            )
+    return None
+
+
+def _first_binding(paths: RunPaths, attempt: Attempt) -> Mapping[str, Any] | None:
+    for name in list_attempts(paths):
+        if name == attempt.name:
+            continue
+        events = read_events(paths, name)
+        start = event_named(events, "start")
+        if start and ended(events).get("cause") != "refused":
+            return {**(start.get("binding") or {}), **((event_named(events, "bound") or {}).get("binding") or {})}
+    return None
+
+
+def ignored_notices(attempt: Attempt) -> set[str]:
+    """Ids of the notices that ended an attempt on this very machine: it is still here, so they are over."""
+    found = set()
+    for name in list_attempts(attempt.paths):
+        if name == attempt.name:
+            continue
+        events = read_events(attempt.paths, name)
+        notice = ended(events).get("notice")
+        if (event_named(events, "start") or {}).get("machine") == attempt.machine and isinstance(notice, Mapping):
+            found.add(str(notice.get("id")))
+    return found

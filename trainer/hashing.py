@@ -1,0 +1,38 @@
+"""xxh3-128, as a file is written and when it is read: 23 GB/s, so that hashing is never what a save waits for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import xxhash
+
+CHUNK_BYTES = 8 << 20
+
+
+class Hasher:
+    """A hash that grows with what is written."""
+
+    def __init__(self) -> None:
+        self._hash = xxhash.xxh3_128()
+
+    def update(self, data: bytes | bytearray | memoryview) -> None:
+        """Take in more bytes."""
+        self._hash.update(data)
+
+    def hexdigest(self) -> str:
+        """32 hexadecimal digits."""
+        return self._hash.hexdigest()
+
+
+def hash_bytes(data: bytes) -> str:
+    """The hash of bytes, 32 hexadecimal digits."""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def hash_file(path: Path) -> str:
+    """The hash of a file, read front to back."""
+    hasher = Hasher()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(CHUNK_BYTES):
+            hasher.update(chunk)
+    return hasher.hexdigest()

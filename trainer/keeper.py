@@ -1,0 +1,82 @@
+"""The launcher's child that touches the bucket in its stead. Standard library only.
+
+    python -m trainer.keeper RUN_DIR                         opens an attempt, watches for a newer one, writes its end
+    python -m trainer.keeper --end CODE CAUSE RUN_DIR NAME   writes the end event of an attempt whose rank 0 died
+
+It says on stdout what the launcher has to know: `attempt NAME`, `leave CODE`, `superseded`; and reads `end CODE CAUSE`.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import sys
+from pathlib import Path
+
+from trainer import attempt as attempts
+from trainer.layout import EXIT_FAILED, EXIT_NO_PROGRESS, AttemptName, RunPaths, event_named, read_events
+
+LOOK_S = 5.0
+
+
+def keep(run_dir: Path) -> None:
+    """Keep the attempt of a script that knows nothing of attempts."""
+    paths = RunPaths(run_dir)
+    try:
+        attempt = attempts.open_attempt(
+            paths, launch=os.environ.get("SKYSPOT_LAUNCH") or attempts.launch_id(), config={}, binding={}
+        )
+    except attempts.AttemptError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        _say(f"leave {EXIT_FAILED}")
+        return
+    stuck = attempts.no_progress(attempt, attempts.newest_step(paths))
+    if stuck:
+        print(f"Error: {stuck}", file=sys.stderr)
+        attempts.record(attempt, "end", code=EXIT_NO_PROGRESS, cause="no-progress", step=0, error=stuck)
+        _say(f"leave {EXIT_NO_PROGRESS}")
+        return
+    _say(f"attempt {attempt.name}")
+    selector = selectors.DefaultSelector()
+    selector.register(sys.stdin.buffer, selectors.EVENT_READ)
+    said = False
+    while not selector.select(LOOK_S):
+        if not said and attempts.newer_attempt(attempt):
+            _say("superseded")
+            said = True
+    words = sys.stdin.readline().split()
+    if len(words) == 3 and words[0] == "end":
+        write_end(paths, attempt.name, int(words[1]), words[2])
+
+
+def write_end(paths: RunPaths, name: AttemptName, code: int, cause: str) -> None:
+    """Write an attempt's end event, unless it has one."""
+    events = read_events(paths, name)
+    if event_named(events, "end"):
+        return
+    start = event_named(events, "start") or {}
+    attempt = attempts.Attempt(paths, name, str(start.get("launch", "")), str(start.get("machine", "")))
+    attempts.record(
+        attempt,
+        "end",
+        code=code,
+        cause=cause,
+        step=None,
+        committed_step=None,
+        error=None,
+        notice=None,
+        committed_s=None,
+    )
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--end":
+        name = AttemptName.parse(sys.argv[5])
+        if name:
+            write_end(RunPaths(Path(sys.argv[4])), name, int(sys.argv[2]), sys.argv[3])
+    else:
+        keep(Path(sys.argv[1]))

@@ -1,0 +1,470 @@
+"""Starts one process per accelerator, passes signals on, and keeps their exit codes. Standard library only.
+
+    python -m trainer.launch [--processes N] [--grace S] [--checkpoint-dir FOLDER] SCRIPT [ARGS ...]
+
+The launcher is the parent of every rank, also of a single one, and never touches the bucket: whatever hangs there hangs
+a rank, and the launcher can still leave. It relays the ranks' output through pipes of its own, so that a rank which
+cannot be killed does not hold the job's pipes open.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import re
+import secrets
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainer.layout import EXIT_FAILED, EXIT_PRECEDENCE, EXIT_PREEMPTED, EXIT_SUPERSEDED, EXIT_USAGE, file_safe
+
+KILL_AFTER_GRACE_S = 3.0
+LEAVE_AFTER_KILL_S = 5.0
+END_EVENT_S = 5.0
+LOOK_S = 0.5
+_PR_SET_PDEATHSIG = 1
+
+
+class LaunchError(Exception):
+    """The ranks cannot be started; the message says why and what to do. Exit code 2."""
+
+
+@dataclass
+class _Rank:
+    """A rank as its launcher sees it."""
+
+    process: subprocess.Popen[bytes]
+    to_rank: int
+    from_rank: int
+    heard: bytes = b""
+    code: int | None = None
+    """What it left with; None while it is there."""
+    ended: bool = False
+    """It wrote the attempt's end event."""
+    attempt: dict[str, str] = field(default_factory=dict)
+
+
+def process_count(asked: int | None, cpu: bool) -> int:
+    """How many ranks to start: SKYSPOT_PROCESSES (a rehearsal's), what was asked for, one per accelerator, or 1.
+
+    Raises:
+        LaunchError: a number that is none.
+    """
+    for name, text in (("SKYSPOT_PROCESSES", os.environ.get("SKYSPOT_PROCESSES")), ("--processes", asked)):
+        if text not in (None, ""):
+            if not str(text).isdigit() or not 1 <= int(str(text)) <= 1024:
+                raise LaunchError(f"{name}: {text!r} is not a number of processes")
+            return int(str(text))
+    if cpu:
+        return 1
+    per_node = os.environ.get("SKYPILOT_NUM_GPUS_PER_NODE", "")
+    if per_node.isdigit() and int(per_node):
+        return int(per_node)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return max(1, len([part for part in visible.split(",") if part.strip() not in ("", "-1")]))
+    return max(1, sum(bool(re.fullmatch(r"nvidia\d+", path.name)) for path in Path("/dev").glob("nvidia[0-9]*")))
+
+
+def launch(command: Sequence[str], *, processes: int, grace_s: float, keeper_dir: Path | None = None) -> int:
+    """Run a command once per rank, to the end; returns the exit code of the stop table.
+
+    Args:
+        command: What each rank executes.
+        processes: How many ranks.
+        grace_s: Seconds from SIGTERM to SIGKILL.
+        keeper_dir: The run's folder, where a child of the launcher's own shall record the attempt (for scripts that do
+            not do so themselves).
+
+    Raises:
+        LaunchError: several nodes.
+    """
+    nodes = os.environ.get("SKYPILOT_NUM_NODES", "1")
+    if nodes not in ("", "1"):
+        raise LaunchError(f"several nodes (SKYPILOT_NUM_NODES={nodes}) are not in this release: set num_nodes to 1")
+    return _Launch(list(command), processes, grace_s, keeper_dir).run()
+
+
+class _Launch:
+    """One start of all ranks."""
+
+    def __init__(self, command: list[str], processes: int, grace_s: float, keeper_dir: Path | None) -> None:
+        self._command, self._processes, self._grace_s = command, processes, grace_s
+        self._started = time.monotonic()
+        self._launch_id = file_safe(os.environ.get("SKYPILOT_TASK_ID") or f"local-{secrets.token_hex(4)}")
+        self._selector = selectors.DefaultSelector()
+        self._ranks: list[_Rank] = []
+        self._relays: list[threading.Thread] = []
+        self._locks = {1: threading.Lock(), 2: threading.Lock()}
+        self._signalled = False
+        self._superseded = False
+        self._kill_at: float | None = None
+        self._killed = False
+        self._keeper = _Keeper(keeper_dir, self._launch_id) if keeper_dir else None
+
+    def run(self) -> int:
+        wake_read, wake_write = os.pipe()
+        for descriptor in (wake_read, wake_write):
+            os.set_blocking(descriptor, False)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            signal.signal(number, lambda *_: None)
+        if self._keeper:
+            code = self._keeper.open()
+            if code is not None:
+                return code
+        self._start_ranks()
+        self._selector.register(wake_read, selectors.EVENT_READ, "signal")
+        while not self._over():
+            for key, _ in self._selector.select(self._next_look()):
+                if key.data == "signal":
+                    self._pass_on(os.read(wake_read, 4096))
+                else:
+                    self._listen(key.data)
+            self._look()
+        return self._finish()
+
+    # -- the start ---------------------------------------------------------------------------------------------------
+
+    def _start_ranks(self) -> None:
+        listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        libc = ctypes.CDLL(None)
+        parent = os.getpid()
+        pipes: list[tuple[int, int, int]] = []
+
+        def in_child() -> None:
+            # Its own process group: a Ctrl-C or a kill of the launcher's group would otherwise reach it twice.
+            os.setpgid(0, 0)
+            if hasattr(libc, "prctl"):
+                libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+                if os.getppid() != parent:
+                    os._exit(EXIT_PREEMPTED)
+
+        for rank in range(self._processes):
+            (rank_reads, to_rank), (from_rank, rank_writes) = os.pipe(), os.pipe()
+            (out, rank_out), (err, rank_err) = os.pipe(), os.pipe()
+            inherited = [rank_reads, rank_writes, *([listener.fileno()] if rank == 0 else [])]
+            process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=rank_out,
+                stderr=rank_err,
+                pass_fds=inherited,
+                env=self._environment(rank, listener, f"{rank_reads},{rank_writes}"),
+                preexec_fn=in_child,
+            )
+            for descriptor in (rank_reads, rank_writes, rank_out, rank_err):
+                os.close(descriptor)
+            self._ranks.append(_Rank(process, to_rank, from_rank))
+            self._selector.register(from_rank, selectors.EVENT_READ, self._ranks[-1])
+            pipes += [(out, 1, rank), (err, 2, rank)]
+        listener.close()
+        for source, target, rank in pipes:
+            thread = threading.Thread(target=self._relay, args=(source, target, rank == 0), daemon=True)
+            thread.start()
+            self._relays.append(thread)
+
+    def _environment(self, rank: int, listener: socket.socket, link: str) -> dict[str, str]:
+        env = {
+            **os.environ,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(self._processes),
+            "LOCAL_WORLD_SIZE": str(self._processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(listener.getsockname()[1]),
+            "SKYSPOT_LINK": link,
+            "SKYSPOT_LAUNCH": self._launch_id,
+            "SKYSPOT_LAUNCHED_AT": repr(self._started),
+            "SKYSPOT_GRACE_S": repr(self._grace_s),
+            "PYTHONUNBUFFERED": "1",
+        }
+        for name in ("SKYSPOT_LISTEN_FD", "SKYSPOT_TTY", "SKYSPOT_ATTEMPT"):
+            env.pop(name, None)
+        if self._processes > 1:
+            env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self._processes)))
+        if rank == 0:
+            env["SKYSPOT_LISTEN_FD"] = str(listener.fileno())
+            if sys.stdout.isatty():
+                size = shutil.get_terminal_size()
+                env.update(SKYSPOT_TTY="1", COLUMNS=str(size.columns), LINES=str(size.lines))
+        if self._keeper and self._keeper.attempt:
+            env["SKYSPOT_ATTEMPT"] = self._keeper.attempt
+        return env
+
+    def _relay(self, source: int, target: int, raw: bool) -> None:
+        """Copy a rank's output to ours: rank 0's as it comes, the others' line by line."""
+        kept, open_ = b"", True
+        while True:
+            try:
+                data = os.read(source, 65536)
+            except OSError:
+                data = b""
+            kept += data
+            cut = len(kept) if raw or not data else kept.rfind(b"\n") + 1
+            part, kept = kept[:cut], kept[cut:]
+            with self._locks[target]:
+                while part and open_:
+                    try:
+                        part = part[os.write(target, part) :]
+                    except OSError:
+                        open_ = False  # Nobody reads any more; the rank must not notice.
+            if not data:
+                os.close(source)
+                return
+
+    # -- while they run ----------------------------------------------------------------------------------------------
+
+    def _pass_on(self, numbers: bytes) -> None:
+        for number in numbers:
+            if number in (signal.SIGTERM, signal.SIGINT):
+                self._signalled = True
+                self._doom()
+                self._send(number)
+
+    def _send(self, number: int) -> None:
+        for rank in self._ranks:
+            if rank.code is None:
+                with suppress(ProcessLookupError):
+                    rank.process.send_signal(number)
+
+    def _doom(self) -> None:
+        """From now on there is an end to waiting."""
+        if self._kill_at is None:
+            self._kill_at = time.monotonic() + self._grace_s + KILL_AFTER_GRACE_S
+
+    def _listen(self, rank: _Rank) -> None:
+        """Take in what a rank says on its link."""
+        try:
+            data = os.read(rank.from_rank, 65536)
+        except OSError:
+            data = b""
+        if not data:
+            self._selector.unregister(rank.from_rank)
+            return
+        rank.heard += data
+        while b"\n" in rank.heard:
+            line, rank.heard = rank.heard.split(b"\n", 1)
+            word, _, rest = line.decode("ascii", "replace").partition(" ")
+            if word == "attempt":
+                with suppress(ValueError):
+                    rank.attempt = json.loads(rest)
+            elif word == "ended":
+                rank.ended = True
+            elif word == "exit" and rest.isdigit():
+                self._left(rank, int(rest))
+
+    def _look(self) -> None:
+        """See who is gone, and kill who should be."""
+        for rank in self._ranks:
+            if rank.code is None:
+                zombie = _is_zombie(rank.process.pid)
+                gone = rank.process.poll()
+                if gone is not None or zombie:
+                    self._drain(rank)  # What it said last counts more than how it went.
+                    self._left(rank, -signal.SIGKILL if gone is None else gone)
+        if self._keeper and not self._superseded and self._keeper.superseded():
+            self._superseded = True
+            self._doom()
+            self._send(signal.SIGTERM)
+        if self._kill_at is not None and time.monotonic() >= self._kill_at and not self._killed:
+            self._killed = True
+            self._send(signal.SIGKILL)
+
+    def _drain(self, rank: _Rank) -> None:
+        os.set_blocking(rank.from_rank, False)
+        while rank.from_rank in self._selector.get_map():
+            before = rank.heard
+            self._listen(rank)
+            if rank.heard == before:
+                break
+
+    def _left(self, rank: _Rank, code: int) -> None:
+        if rank.code is not None:
+            return
+        rank.code = EXIT_PREEMPTED if code < 0 else code
+        if rank.code == 0 and rank is not self._ranks[0]:
+            return  # Rank 0 leaves last; until then the others may come and go.
+        self._doom()
+        if rank.code != 0:
+            for other in self._ranks:
+                if other.code is None:
+                    with suppress(OSError):
+                        os.write(other.to_rank, b"peer-gone\n")
+            self._send(signal.SIGTERM)
+
+    def _over(self) -> bool:
+        if all(rank.code is not None for rank in self._ranks):
+            return True
+        return self._kill_at is not None and time.monotonic() >= self._kill_at + LEAVE_AFTER_KILL_S
+
+    def _next_look(self) -> float:
+        if self._kill_at is None:
+            return LOOK_S
+        return min(LOOK_S, max(0.01, self._kill_at - time.monotonic()))
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def _finish(self) -> int:
+        codes = [EXIT_PREEMPTED if rank.code is None else rank.code for rank in self._ranks]
+        code = next((known for known in EXIT_PRECEDENCE if known in codes and known), 0) if any(codes) else 0
+        if any(other not in EXIT_PRECEDENCE for other in codes):
+            code = EXIT_FAILED
+        if self._superseded:
+            code = EXIT_SUPERSEDED
+        first = self._ranks[0]
+        # Who said that it leaves is given a moment to do so; who cannot be reaped is left behind.
+        end = time.monotonic() + LEAVE_AFTER_KILL_S
+        for rank in self._ranks:
+            while rank.process.poll() is None and not _is_zombie(rank.process.pid) and time.monotonic() < end:
+                if time.monotonic() > end - LEAVE_AFTER_KILL_S + 1:
+                    rank.process.kill()
+                time.sleep(0.005)
+        cause = "signal" if self._signalled else "superseded" if self._superseded else "died" if code else "finished"
+        if self._keeper:
+            self._keeper.close(code, cause, first.ended)
+        elif first.attempt and not first.ended:
+            _write_end(first.attempt, code, cause)
+        for thread in self._relays:
+            thread.join(1.0)
+        return code
+
+
+class _Keeper:
+    """A child of the launcher's own that records the attempt of a script that does not do so itself."""
+
+    def __init__(self, run_dir: Path, launch_id: str) -> None:
+        self._run_dir, self._launch_id = run_dir, launch_id
+        self.attempt = ""
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def open(self) -> int | None:
+        """Begin the attempt; returns the exit code where there is nothing to do."""
+        env = {**os.environ, "SKYSPOT_LAUNCH": self._launch_id}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "trainer.keeper", str(self._run_dir)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=env,
+            start_new_session=True,
+        )
+        assert self._process.stdout
+        word, _, rest = self._process.stdout.readline().decode().strip().partition(" ")
+        if word == "attempt":
+            self.attempt = rest
+            os.set_blocking(self._process.stdout.fileno(), False)
+            return None
+        return int(rest) if word == "leave" else EXIT_FAILED
+
+    def superseded(self) -> bool:
+        """Whether a newer attempt has begun."""
+        assert self._process
+        assert self._process.stdout
+        return b"superseded" in (self._process.stdout.read() or b"")
+
+    def close(self, code: int, cause: str, ended: bool) -> None:
+        """Have the end event written, unless a rank wrote one; within a few seconds."""
+        assert self._process
+        with suppress(OSError, subprocess.TimeoutExpired):
+            self._process.communicate(b"" if ended else f"end {code} {cause}\n".encode(), timeout=END_EVENT_S)
+        self._process.kill()
+
+
+def _write_end(attempt: dict[str, str], code: int, cause: str) -> None:
+    """Have the end event of a dead rank 0 written by a child, which may hang in the bucket in our stead."""
+    command = [
+        sys.executable,
+        "-m",
+        "trainer.keeper",
+        "--end",
+        str(code),
+        cause,
+        attempt["run_dir"],
+        attempt["attempt"],
+    ]
+    with suppress(OSError, subprocess.TimeoutExpired):
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+        try:
+            child.wait(END_EVENT_S)
+        finally:
+            child.kill()
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether the process has exited, though a thread of it may hang on and keep wait() from returning."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except (OSError, IndexError):
+        return False
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> Any:
+            raise LaunchError(message)
+
+    parser = Parser(
+        prog="python -m trainer.launch", description="Run a script once per accelerator.", allow_abbrev=False
+    )
+    parser.add_argument("--processes", type=int, metavar="N", help="ranks; default: one per accelerator, or 1")
+    parser.add_argument("--grace", type=float, default=25.0, metavar="S", help="seconds from SIGTERM to SIGKILL (25)")
+    parser.add_argument(
+        "--checkpoint-dir",
+        type=Path,
+        metavar="FOLDER",
+        default=os.environ.get("SKYSPOT_CHECKPOINT_DIR") or None,
+        help="the run's folder: record the attempt there; default: SKYSPOT_CHECKPOINT_DIR",
+    )
+    parser.add_argument("--cpu", action="store_true", help="one rank, whatever GPUs there are")
+    parser.add_argument("script", metavar="SCRIPT")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGS")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m trainer.launch`."""
+    options = _parse(sys.argv[1:] if argv is None else argv)
+    script = Path(options.script)
+    if not script.is_file():
+        raise LaunchError(f"{script}: no such script")
+    in_the_way = script.resolve().parent / "trainer.py"
+    if in_the_way.exists():
+        raise LaunchError(f"{in_the_way} hides skyspot's package of that name from {script.name}: rename it")
+    if options.grace < 0:
+        raise LaunchError(f"--grace: {options.grace} is less than 0")
+    return launch(
+        [sys.executable, str(script), *options.arguments],
+        processes=process_count(options.processes, options.cpu),
+        grace_s=options.grace,
+        keeper_dir=Path(options.checkpoint_dir) if options.checkpoint_dir else None,
+    )
+
+
+def leave_with(main_program: Any) -> None:
+    """Run a launcher's main program and leave with its code, whatever thread or child may hang."""
+    try:
+        code = main_program()
+    except LaunchError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        code = EXIT_USAGE
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    leave_with(main)

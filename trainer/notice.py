@@ -1,0 +1,167 @@
+"""The word that this machine will be taken: SIGTERM, SIGINT, or the cloud's spot notice. Standard library only.
+
+A signal handler only notes the time; everything else happens at a boundary between two steps. The cloud's metadata
+service is asked by a thread, because on a virtual machine nobody else tells the user's process.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import os
+import signal
+import threading
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from types import FrameType
+
+AWS_ENDPOINT = "http://169.254.169.254"
+AWS_LONGEST_NOTICE_S = 120.0
+POLL_S = 5.0
+REQUEST_S = 2.0
+TOKEN_TTL_S = 21600
+STALE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Notice:
+    """A word that the machine will be taken."""
+
+    kind: str
+    """`sigterm`, `sigint` or `aws-notice`."""
+    id: str
+    """What tells one notice from another; a signal's is its kind."""
+    at: float
+    """When it was heard, monotonic seconds."""
+    seconds_left: float
+    """Until the machine goes, counted from `at`."""
+
+    @property
+    def deadline(self) -> float:
+        """When the machine goes, monotonic seconds."""
+        return self.at + self.seconds_left
+
+
+class Notices:
+    """All that was heard so far."""
+
+    def __init__(self, grace_s: float, ignored: frozenset[str] = frozenset()) -> None:
+        """Listen for notices.
+
+        Args:
+            grace_s: Seconds between SIGTERM and SIGKILL.
+            ignored: Ids of notices that ended an attempt on this machine before.
+        """
+        self.grace_s = grace_s
+        self.ignored = ignored
+        self.heard = threading.Event()
+        self.signalled = threading.Event()
+        self._notices: list[Notice] = []
+        self._said: set[str] = set()
+
+    def install(self) -> None:
+        """Hear SIGTERM and SIGINT from now on; on the main thread."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+
+    def poll_metadata(self) -> None:
+        """Ask the cloud's metadata service from now on, where there is one."""
+        endpoint = aws_endpoint()
+        if endpoint:
+            threading.Thread(target=self._poll_aws, args=(endpoint,), daemon=True, name="notices").start()
+
+    def first(self) -> Notice | None:
+        """The notice with the earliest deadline; None where none was heard."""
+        return min(self._notices, key=lambda notice: notice.deadline, default=None)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        kind = "sigint" if number == signal.SIGINT else "sigterm"
+        if kind not in {notice.kind for notice in self._notices}:  # A second one leaves the first one's deadline.
+            self._notices.append(Notice(kind, kind, time.monotonic(), self.grace_s))
+        self.heard.set()
+        self.signalled.set()
+
+    def _poll_aws(self, endpoint: str) -> None:
+        wait_s = float(os.environ.get("SKYSPOT_NOTICE_POLL_S") or POLL_S)
+        token = ""
+        while True:
+            try:
+                token = token or aws_token(endpoint)
+                notice = self._judge(*aws_action(endpoint, token))
+                if notice:
+                    self._notices.append(notice)
+                    self.heard.set()
+                    return
+            except urllib.error.HTTPError as error:
+                if error.code == 401:
+                    token = ""  # It ran out.
+            except (OSError, ValueError):
+                pass
+            time.sleep(wait_s)
+
+    def _judge(self, action: dict[str, str] | None, now: datetime) -> Notice | None:
+        """The notice in the service's answer, unless it is an old machine's; `now` by the service's own clock."""
+        if action is None:
+            return None
+        text = str(action.get("time", ""))
+        identity = f"aws/{text}"
+        left = (datetime.fromisoformat(text.replace("Z", "+00:00")) - now).total_seconds()
+        if left < -STALE_S or identity in self.ignored:
+            if identity not in self._said:
+                self._said.add(identity)
+                why = f"its time passed {-left:.0f} s ago" if left < -STALE_S else "it ended an attempt here before"
+                print(f"spot notice for {text} ignored: {why}", flush=True)
+            return None
+        return Notice("aws-notice", identity, time.monotonic(), min(max(left, 0.0), AWS_LONGEST_NOTICE_S))
+
+
+def aws_endpoint() -> str | None:
+    """Where AWS's metadata service answers; None where this machine is not AWS's."""
+    override = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT")
+    if override:
+        return override.rstrip("/")
+    try:
+        cloud = str(json.loads(os.environ.get("SKYPILOT_CLUSTER_INFO", "{}")).get("cloud", ""))
+    except (ValueError, AttributeError):
+        cloud = ""
+    if cloud:
+        return AWS_ENDPOINT if cloud.lower() == "aws" else None
+    try:
+        vendor = Path("/sys/class/dmi/id/sys_vendor").read_text().strip()
+    except OSError:
+        return None
+    return AWS_ENDPOINT if vendor == "Amazon EC2" else None
+
+
+def _ask(request: urllib.request.Request) -> tuple[bytes, str]:
+    """(body, Date header) of an answer; never through a proxy."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=REQUEST_S) as answer:
+        return answer.read(65536), answer.headers.get("Date") or ""
+
+
+def aws_token(endpoint: str) -> str:
+    """A session token of IMDSv2."""
+    headers = {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_TTL_S)}
+    body, _ = _ask(urllib.request.Request(f"{endpoint}/latest/api/token", method="PUT", headers=headers))
+    return body.decode("ascii")
+
+
+def aws_action(endpoint: str, token: str) -> tuple[dict[str, str] | None, datetime]:
+    """(the spot instance-action or None, the service's own time)."""
+    url = f"{endpoint}/latest/meta-data/spot/instance-action"
+    try:
+        body, date = _ask(urllib.request.Request(url, headers={"X-aws-ec2-metadata-token": token}))
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            return None, datetime.now(timezone.utc)
+        raise
+    now = email.utils.parsedate_to_datetime(date) if date else datetime.now(timezone.utc)
+    document = json.loads(body)
+    if not isinstance(document, dict) or document.get("action") not in ("terminate", "stop", "hibernate"):
+        return None, now
+    return document, now

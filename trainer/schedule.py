@@ -1,0 +1,24 @@
+"""The learning rate as a function of the global step, and of nothing else: no scheduler object has to be restored."""
+
+from __future__ import annotations
+
+import math
+
+SCHEDULES = ("cosine", "linear", "constant")
+
+
+def lr_factor(step: int, *, schedule: str, warmup_steps: int, max_steps: int) -> float:
+    """What the peak learning rate is multiplied by for a step.
+
+    Args:
+        step: The step about to be done, from 1.
+        schedule: One of SCHEDULES.
+        warmup_steps: It climbs in a line to 1 at this step.
+        max_steps: The last step; cosine and linear end one step short of 0, so that it is not wasted.
+    """
+    if step <= warmup_steps:
+        return step / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    past = (step - warmup_steps - 1) / max(1, max_steps - warmup_steps)
+    return 1.0 - past if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * past))
