@@ -73,10 +73,18 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
+def main() -> None:
+    """Do what the command line says; a bucket that cannot be written is said in a line."""
+    try:
+        if sys.argv[1] == "--end":
+            name = AttemptName.parse(sys.argv[5])
+            if name:
+                write_end(RunPaths(Path(sys.argv[4])), name, int(sys.argv[2]), sys.argv[3])
+        else:
+            keep(Path(sys.argv[1]))
+    except OSError as error:
+        print(f"the attempt's end could not be recorded: {error}", file=sys.stderr)
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "--end":
-        name = AttemptName.parse(sys.argv[5])
-        if name:
-            write_end(RunPaths(Path(sys.argv[4])), name, int(sys.argv[2]), sys.argv[3])
-    else:
-        keep(Path(sys.argv[1]))
+    main()

@@ -181,7 +181,7 @@ class Manifest:
         return step
 
     @property
-    def bytes(self) -> int:
+    def total_bytes(self) -> int:
         """Size of all files together, in bytes."""
         return sum(record.bytes for record in self.files.values())
 

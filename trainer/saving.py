@@ -262,7 +262,7 @@ class Saver:
                 "saved",
                 step=snapshot.step,
                 checkpoint=str(name),
-                bytes=manifest.bytes,
+                bytes=manifest.total_bytes,
                 stall_s=round(snapshot.stall_s, 4),
                 commit_s=round(self.commit_s or 0.0, 4),
             )

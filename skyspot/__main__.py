@@ -1,0 +1,5 @@
+"""`python -m skyspot`."""
+
+from skyspot.cli import main
+
+main()

@@ -1,0 +1,34 @@
+"""What may go wrong through no fault of ours: said in a line or two, with the remedy, and never with a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SkyspotError(Exception):
+    """Something failed. Exit status 1."""
+
+    exit_code = 1
+
+
+class UsageError(SkyspotError):
+    """What was asked for makes no sense. Exit status 2."""
+
+    exit_code = 2
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """` Did you mean 'nearest'?`, or nothing where nothing is near."""
+    candidates = list(known)
+    near = difflib.get_close_matches(word, candidates, n=1, cutoff=0.5)
+    if not near:
+        lower = {name.lower(): name for name in candidates}
+        near = [lower[name] for name in difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.5)]
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def shown(value: str, limit: int = 60) -> str:
+    """A value as it may stand in a message: one line, escaped, cut."""
+    text = ascii(value)
+    return text if len(text) <= limit else f"{text[:limit]}..."

@@ -1,0 +1,71 @@
+"""The names of accelerators, as SkyPilot's catalogs spell them, and what a user may have meant."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from skyspot.errors import UsageError, did_you_mean, shown
+
+# SkyPilot matches names exactly and would look for a misspelt one for ever.
+NAMES = (
+    "A10", "A100", "A100-80GB", "A100-80GB-SXM", "A10G", "A16", "A30", "A40", "A4000", "A5000", "A6000", "B100",
+    "B200", "B300", "GB200", "GB300", "GH200", "Gaudi HL-205", "H100", "H100-MEGA", "H100-NVL", "H100-SXM", "H200",
+    "H200-SXM", "Inferentia", "Inferentia2", "K80", "L4", "L40", "L40S", "M4000", "M60", "MI100", "MI210", "MI250",
+    "MI300X", "MI325X", "P100", "P4", "P4000", "P5000", "Quadro-RTX-6000", "RTX2000-Ada", "RTX3060", "RTX3070",
+    "RTX3080", "RTX3090", "RTX4000", "RTX4000-Ada", "RTX4090", "RTX5000", "RTX5000-Ada", "RTX5090", "RTX6000",
+    "RTX6000-Ada", "RTXPRO6000", "T4", "T4g", "TITAN V", "Trainium", "Trainium2", "V100", "V100-32GB", "tpu-v2-8",
+    "tpu-v3-8", "tpu-v4-8", "tpu-v5litepod-1", "tpu-v5litepod-4", "tpu-v5litepod-8", "tpu-v5p-8", "tpu-v6e-1",
+    "tpu-v6e-4", "tpu-v6e-8",
+)  # fmt: skip
+_PATTERN = re.compile(r"([A-Za-z][A-Za-z0-9 ._-]*?)(\*?)(?::(\d{1,4}))?")
+
+
+@dataclass(frozen=True)
+class Accelerators:
+    """So many accelerators of one kind, on each node."""
+
+    name: str
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.count}"
+
+
+def parse(text: str) -> list[list[Accelerators]]:
+    """`A100:8,L4:8` -> one group per item, the preferred first; `A100*:8` -> one group of every A100 kind.
+
+    Raises:
+        UsageError: a name that is none (the nearest is given), or a count that is none.
+    """
+    groups = []
+    for item in text.split(","):
+        found = _PATTERN.fullmatch(item.strip())
+        if not found or found[3] == "0":
+            raise UsageError(f"--gpus: {shown(item)} is not NAME:COUNT, like A100:8 (several: A100:8,L4:8)")
+        name, count = found[1], int(found[3] or 1)
+        if found[2]:
+            kinds = [known for known in NAMES if known == name or known.startswith(f"{name}-")]
+            if not kinds:
+                raise UsageError(f"--gpus: there is no kind of {shown(name)}.{did_you_mean(name, NAMES)}")
+            groups.append([Accelerators(kind, count) for kind in kinds])
+            continue
+        exact = next((known for known in NAMES if known.lower() == name.lower()), None)
+        if exact is None:
+            raise UsageError(f"--gpus: no accelerator is called {shown(name)}.{did_you_mean(name, NAMES)}")
+        groups.append([Accelerators(exact, count)])
+    return groups
+
+
+def hints(groups: list[list[Accelerators]]) -> list[str]:
+    """What else might do: other kinds of the same accelerator that were not asked for."""
+    asked = {accelerators.name for group in groups for accelerators in group}
+    said = []
+    for group in groups:
+        first = group[0]
+        if first.name == "A100" and "A100-80GB" not in asked:
+            said.append(
+                f"Hint: A100-80GB:{first.count} is another rung, often free when A100:{first.count} is not: "
+                f"--gpus 'A100*:{first.count}' takes both."
+            )
+    return said

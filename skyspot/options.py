@@ -1,0 +1,195 @@
+"""What a task command was asked for: flags beat skyspot.yaml, which beats the template's defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from skyspot.errors import UsageError, did_you_mean, shown
+from skyspot.ladder import STRATEGIES, check_infra
+from skyspot.yamltext import refuse_unwritable
+
+SETTINGS = "skyspot.yaml"
+NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options that launch, render, plan and rehearse share. None, or empty: not given."""
+
+    task: str = "finetune"
+    gpus: str | None = None
+    name: str | None = None
+    bucket: str | None = None
+    data: str | None = None
+    infra: str | None = None
+    prefer: tuple[str, ...] = ()
+    on_demand_last: bool | None = None
+    use_spot: bool | None = None
+    max_hourly_cost: float | None = None
+    num_nodes: int | None = None
+    save_every: str | None = None
+    strategy: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    secret: Mapping[str, str | None] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """`--set`: as text from the command line, as YAML's types from skyspot.yaml."""
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense, whoever asked for it.
+
+        Raises:
+            UsageError: says which option, and why.
+        """
+        if self.name is not None and not NAME.fullmatch(self.name):
+            raise UsageError(f"--name: {shown(self.name)}: letters, digits, `.`, `_` and `-` alone, at most 63")
+        if self.infra is not None:
+            check_infra("--infra", self.infra)
+        for place in self.prefer:
+            check_infra("--prefer", place)
+        if self.strategy is not None and self.strategy not in STRATEGIES:
+            raise UsageError(f"--strategy: {shown(self.strategy)} is none of {', '.join(STRATEGIES)}")
+        if self.max_hourly_cost is not None and not 0 < self.max_hourly_cost < 1e6:
+            raise UsageError(f"--max-hourly-cost: {self.max_hourly_cost} is not a price in USD")
+        if self.num_nodes is not None and not 1 <= self.num_nodes <= 10000:
+            raise UsageError(f"--num-nodes: {self.num_nodes} is not a number of nodes")
+        for what, names in (("--env", self.env), ("--secret", self.secret)):
+            for key in names:
+                if not ENV.fullmatch(key):
+                    raise UsageError(f"{what}: {shown(key)} is not the name of an environment variable")
+                if key.startswith("SKYPILOT_"):
+                    raise UsageError(f"{what}: {key}: names that begin with SKYPILOT_ are SkyPilot's own")
+        for key, value in self.env.items():
+            refuse_unwritable(f"--env {key}", value)
+
+    def given(self) -> list[str]:
+        """Names of the options that were given."""
+        return [item.name for item in dataclasses.fields(self) if getattr(self, item.name) not in (None, (), {})]
+
+
+def pairs(option: str, texts: tuple[str, ...], value_needed: bool) -> dict[str, str | None]:
+    """`K=V` as a mapping; a bare `K` takes the value that K has here, or None where none is needed.
+
+    Raises:
+        UsageError: no `=` in it, and no value here.
+    """
+    found: dict[str, str | None] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if equals:
+            found[key] = value
+        elif not value_needed:
+            found[key] = None
+        elif key in os.environ:
+            found[key] = os.environ[key]
+        else:
+            raise UsageError(f"{option}: {shown(text)} is not KEY=VALUE, and no variable of that name is set here")
+    return found
+
+
+def env_file(path: Path) -> dict[str, str]:
+    """The variables of a dotenv file.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    from dotenv import dotenv_values
+
+    try:
+        found = dotenv_values(path, interpolate=False, encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--env-file {path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+    if not path.is_file():
+        raise UsageError(f"--env-file {path}: no such file")
+    return {key: value or "" for key, value in found.items()}
+
+
+def merged(flags: Mapping[str, Any], folder: Path) -> Options:
+    """The options of a command, from its flags and from skyspot.yaml in the working folder."""
+    settings = read_settings(folder / SETTINGS)
+    values: dict[str, Any] = dict(settings)
+    for key, value in flags.items():
+        if value in (None, (), {}):
+            continue
+        if key in ("env", "secret", "parameters"):
+            value = {**values.get(key, {}), **value}
+        values[key] = value
+    return Options(**values)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """What skyspot.yaml says, by the names of Options; empty where there is none.
+
+    Raises:
+        UsageError: unreadable, an unknown key (the nearest is given), or a value of another type.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"{path.name}: not readable as YAML: {' '.join(str(error).split())[:160]}") from None
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise UsageError(f"{path.name}: it has to hold options by name, like `bucket: s3://my-bucket`")
+    known = {item.name.replace("parameters", "set"): item for item in dataclasses.fields(Options)}
+    found: dict[str, Any] = {}
+    for key, value in document.items():
+        name = str(key).replace("-", "_")
+        if name in ("max_spend", "deadline"):
+            raise UsageError(f"{path.name}: {key} is not in this release")
+        if name not in known:
+            near = did_you_mean(name, known)
+            raise UsageError(f"{path.name}: unknown key {shown(str(key))}.{near}")
+        if value is not None:
+            found[known[name].name] = _typed(path.name, name, value)
+    return found
+
+
+def _typed(where: str, name: str, value: Any) -> Any:
+    """A value of skyspot.yaml, of its option's type."""
+    problem = UsageError(f"{where}: {name}: {shown(str(value))} is not what this option takes")
+    if name in ("on_demand_last", "use_spot"):
+        if not isinstance(value, bool):
+            raise problem
+        return value
+    if name in ("max_hourly_cost", "num_nodes"):
+        wanted = (int,) if name == "num_nodes" else (int, float)
+        if isinstance(value, bool) or not isinstance(value, wanted):
+            raise problem
+        return value
+    if name == "prefer":
+        places = value if isinstance(value, list) else [value]
+        if not all(isinstance(place, str) for place in places):
+            raise problem
+        return tuple(places)
+    if name in ("env", "set"):
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            raise problem
+        return {key: as_text(item) for key, item in value.items()} if name == "env" else value
+    if name == "secret":
+        keys = value if isinstance(value, list) else [value]
+        if not all(isinstance(key, str) for key in keys):
+            raise UsageError(f"{where}: secret: a list of names; values are never written into a file")
+        return dict.fromkeys(keys)
+    if isinstance(value, (dict, list)):
+        raise problem
+    return as_text(value)
+
+
+def as_text(value: Any) -> str:
+    """A YAML value as the text that an environment variable holds."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "" if value is None else str(value)

@@ -1,0 +1,210 @@
+"""Template and options -> task YAML text. Pure: no network, no sky, nothing written."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets as random_words
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skyspot import __version__, buckets, gpus, ladder, task, template
+from skyspot.errors import UsageError
+from skyspot.options import Options
+
+RECOVER = 75
+_HEADER = re.compile(r"\A# Rendered by skyspot (\S+) from (\S+) \(([0-9a-f]{6,64})\)\.")
+_ADJECTIVES = [
+    "amber",
+    "brave",
+    "calm",
+    "deft",
+    "eager",
+    "fleet",
+    "grand",
+    "happy",
+    "ideal",
+    "jolly",
+    "keen",
+    "lucid",
+    "merry",
+    "noble",
+    "quick",
+    "sunny",
+    "tidy",
+    "vivid",
+]
+_NOUNS = [
+    "badger",
+    "comet",
+    "delta",
+    "ember",
+    "falcon",
+    "glacier",
+    "harbor",
+    "island",
+    "juniper",
+    "kestrel",
+    "lagoon",
+    "meadow",
+    "otter",
+    "pebble",
+    "quartz",
+    "river",
+]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A task YAML, and what there is to say about it."""
+
+    name: str
+    text: str
+    notes: tuple[str, ...]
+    """Hints and warnings, for stderr."""
+    trainer: bool
+    """Whether the trainer has to lie beside it as its payload."""
+
+
+def made_up_name() -> str:
+    """A name for a run that was given none: `keen-otter-4f1a`."""
+    words = [random_words.choice(_ADJECTIVES), random_words.choice(_NOUNS), random_words.token_hex(2)]
+    return "-".join(words)
+
+
+def task_yaml(options: Options) -> Rendered:
+    """The task YAML of a template, a template's path, or a plain SkyPilot YAML.
+
+    Raises:
+        UsageError: whatever is wrong with what was asked for, in a line.
+    """
+    if options.task.endswith((".yaml", ".yml")):
+        return _plain(Path(options.task), options)
+    chosen = template.find(options.task)
+    notes: list[str] = []
+    name = options.name
+    if name is None:
+        name = made_up_name()
+        notes.append(f"Run name: {name} (made up; -n NAME sets it)")
+    given = dict(options.parameters)
+    declared = {parameter.name for parameter in chosen.parameters}
+    if options.save_every is not None:
+        if "save_every" not in declared:
+            raise UsageError(f"--save-every: template {chosen.name} has no parameter save_every")
+        if options.save_every == "auto":
+            raise UsageError("--save-every auto is not in this release: give a number of steps")
+        given["save_every"] = options.save_every
+    store = buckets.checkpoints(options.bucket)
+    mounts: dict[str, Any] = {store.mount: store.source} if store.mount else {}
+    data = options.data
+    if data is not None and buckets.is_url(data):
+        source = buckets.data(data)
+        mounts[source.mount or buckets.DATA_POINT] = source.source
+        data = source.folder
+    if data is not None and "data" in declared:
+        given["data"] = data
+    parameters = template.values(chosen, given)
+    if chosen.trainer:
+        mounts["~/skyspot/trainer"] = f".skyspot/{name}/trainer"
+    if chosen.trainer and options.data is None and parameters.get("data") == "stdlib":
+        notes.append("No --data: this is a trial on the standard library's own source (model and data cost nothing).")
+    if store.made and store.source:
+        notes.append(f"No --bucket: SkyPilot will make the bucket {store.source['name']} and keep it.")
+    groups = gpus.parse(options.gpus) if options.gpus else []
+    notes += gpus.hints(groups)
+    rungs = ladder.rungs(
+        groups,
+        prefer=list(options.prefer),
+        infra=options.infra,
+        use_spot=options.use_spot is not False,
+        on_demand_last=bool(options.on_demand_last),
+    )
+    if (options.num_nodes or 1) > 1 and chosen.trainer:
+        notes.append("Note: the bundled trainer of this release runs on one node; it refuses several.")
+    context = {
+        **parameters,
+        "name": name,
+        "num_nodes": options.num_nodes or 1,
+        "resources": ladder.resources(
+            rungs,
+            strategy=options.strategy or "failover",
+            recover_on_exit_codes=[RECOVER] if chosen.trainer else [],
+            max_hourly_cost=options.max_hourly_cost,
+        ),
+        "envs": {**_envs(store, name, data, parameters), **options.env},
+        "secrets": dict.fromkeys(options.secret),
+        "file_mounts": mounts,
+    }
+    return Rendered(
+        name, with_header(template.render(chosen, context), name, chosen.path.name), tuple(notes), chosen.trainer
+    )
+
+
+def _envs(store: buckets.Store, name: str, data: str | None, parameters: dict[str, Any]) -> dict[str, str]:
+    """The environment of the task: every value of the user's, as text."""
+    found = {"SKYSPOT_MOUNT": store.mount} if store.mount else {}
+    found["SKYSPOT_CHECKPOINT_DIR"] = f"{store.folder.rstrip('/')}/{name}"
+    if data is not None:
+        found["SKYSPOT_DATA"] = data
+    for key, value in parameters.items():
+        text = (
+            str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+        )
+        if isinstance(value, float) and float(text) != value:
+            text = repr(value)
+        found[f"SKYSPOT_{key.upper()}"] = text
+    return found
+
+
+def with_header(body: str, name: str, source: str) -> str:
+    """A task YAML under a comment that says where it comes from and what the text hashed to."""
+    digest = hashlib.sha256(body.encode()).hexdigest()[:6]
+    return (
+        f"# Rendered by skyspot {__version__} from templates/{source} ({digest}). Written with its payload by `-o .`,"
+        f" it works alone:\n#   sky jobs launch .skyspot/{name}.yaml -n {name}\n{body}"
+    )
+
+
+def edited_by_hand(text: str) -> bool:
+    """Whether a rendered file is no longer what was rendered."""
+    found = _HEADER.match(text)
+    body = text.split("\n", 2)[2] if text.count("\n") > 2 else ""
+    return not found or hashlib.sha256(body.encode()).hexdigest()[:6] != found[3]
+
+
+def _plain(path: Path, options: Options) -> Rendered:
+    """A SkyPilot YAML of the user's, as it is but for what was asked for."""
+    allowed = {
+        "task", "gpus", "infra", "prefer", "on_demand_last", "use_spot", "max_hourly_cost", "num_nodes", "strategy", "env",
+        "secret", "name",
+    }  # fmt: skip
+    refused = [name for name in options.given() if name not in allowed]
+    if refused:
+        option = "--set" if refused[0] == "parameters" else f"--{refused[0].replace('_', '-')}"
+        raise UsageError(f"{option} means nothing for {path}: it is a plain YAML, not a template. Edit the file itself")
+    text = task.read(path)
+    if options.gpus or options.prefer or options.infra or options.on_demand_last or options.use_spot is not None:
+        groups = gpus.parse(options.gpus) if options.gpus else task.accelerators(text)
+        rungs = ladder.rungs(
+            groups,
+            prefer=list(options.prefer),
+            infra=options.infra,
+            use_spot=options.use_spot is not False,
+            on_demand_last=bool(options.on_demand_last),
+        )
+        text = task.with_rungs(text, [rung.to_yaml() for rung in rungs])
+    if options.strategy is not None:
+        text = task.with_strategy(text, options.strategy.upper())
+    if options.max_hourly_cost is not None:
+        text = task.with_resource(text, "max_hourly_cost", options.max_hourly_cost)
+    if options.num_nodes is not None:
+        text = task.with_entry(text, "num_nodes", str(options.num_nodes))
+    if options.name is not None:
+        text = task.with_name(text, options.name)
+    if options.env:
+        text = task.with_entries(text, "envs", dict(options.env))
+    if options.secret:
+        text = task.with_entries(text, "secrets", dict.fromkeys(options.secret))
+    name = options.name or task.name(text) or path.stem
+    return Rendered(name, text, (), False)

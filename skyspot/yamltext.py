@@ -1,0 +1,86 @@
+"""YAML as text: values of anybody's as double-quoted scalars, structures in a form that a person likes to read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from skyspot.errors import UsageError, shown
+
+_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+
+
+def refuse_unwritable(what: str, value: str) -> str:
+    """The value, if YAML and an environment variable can hold it.
+
+    Raises:
+        UsageError: it holds a NUL or half of a surrogate pair.
+    """
+    if "\0" in value:
+        raise UsageError(f"{what}: a NUL character cannot stand in it: {shown(value)}")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise UsageError(f"{what}: half of a surrogate pair cannot stand in it: {shown(value)}")
+    return value
+
+
+def quoted(value: Any) -> str:
+    """A string as a double-quoted scalar: ASCII, one line, the same string in YAML 1.1 and 1.2."""
+    text = refuse_unwritable("a value", str(value))
+    return '"' + "".join(_ESCAPES.get(c) or (c if " " <= c <= "~" else _escape(ord(c))) for c in text) + '"'
+
+
+def _escape(code: int) -> str:
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def scalar(value: Any) -> str:
+    """A plain value: strings quoted, numbers, booleans and null bare."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return repr(int(value)) if value.is_integer() and abs(value) < 1e15 else format(value, "f").rstrip("0")
+    return str(value) if isinstance(value, int) else quoted(value)
+
+
+def flow(value: Any) -> str:
+    """A structure on one line; keys are ours and bare."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {flow(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ", ".join(flow(item) for item in value) + "]"
+    # Words of SkyPilot's own (MOUNT, FAILOVER) read better without quotes.
+    if isinstance(value, str) and value.isascii() and value.isalpha() and value.isupper() and len(value) > 1:
+        return value
+    if isinstance(value, str) and value.isascii() and value.replace("_", "").isalpha() and value.isupper():
+        return value
+    return scalar(value)
+
+
+_BARE = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
+_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
+
+
+def plain(value: str) -> str:
+    """A name, bare where YAML takes it for a string, else quoted."""
+    return value if _BARE.fullmatch(value) and value.lower() not in _WORDS else quoted(value)
+
+
+def section(value: Mapping[str, Any], key: str) -> str:
+    """A whole section of a task YAML with a blank line after it; nothing where it would be empty."""
+    return f"{key}:\n{block(value, 2)}\n\n" if value else ""
+
+
+def block(value: Mapping[str, Any], indent: int) -> str:
+    """A mapping as lines: one level of keys, lists as one rung a line, all else in flow style."""
+    pad, lines = " " * indent, []
+    for key, item in value.items():
+        if isinstance(item, list) and item and isinstance(item[0], Mapping):
+            lines += [f"{pad}{key}:", *(f"{pad}  - {flow(part)}" for part in item)]
+        else:
+            lines.append(f"{pad}{key}: {flow(item)}")
+    return "\n".join(lines)

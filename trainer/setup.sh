@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Find or make a Python that can train, and leave it at ~/skyspot/python. Safe to run again; exits 0 or 1 and nothing else,
+# because SkyPilot counts the exit codes of setup among those to recover on.
+set -euo pipefail
+trap 'exit 1' ERR
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+base=$HOME/skyspot
+mkdir -p "$base"
+
+check() { (cd "$here/.." && timeout 120 "$@" -m trainer.check); }
+
+# A script, not a symlink: through a symlink from another folder Python does not see that it belongs to an environment.
+keep() { printf '#!/bin/sh\nexec "%s" "$@"\n' "$1" > "$base/python"; chmod +x "$base/python"; }
+
+if [ -x "$base/python" ] && check "$base/python" 2>/dev/null; then
+  exit 0
+fi
+for candidate in python3 python; do
+  found=$(command -v "$candidate" || true)
+  if [ -n "$found" ] && check "$found" 2>/dev/null; then
+    keep "$("$found" -c 'import sys; print(sys.executable)')"
+    check "$base/python"
+    exit 0
+  fi
+done
+
+uv=$(command -v uv || true)
+[ -n "$uv" ] || uv=$HOME/.local/bin/uv
+if [ ! -x "$uv" ]; then
+  echo "Error: no Python here has what training needs, and no uv to install it with (looked for $uv)." >&2
+  check python3 >&2 || true
+  exit 1
+fi
+echo "Installing what training needs into $base/venv"
+[ -x "$base/venv/bin/python" ] || timeout 300 "$uv" venv -q --python '>=3.10,<3.14' "$base/venv" || exit 1
+VIRTUAL_ENV=$base/venv timeout 1800 "$uv" pip install -q -r "$here/requirements.lock" || exit 1
+keep "$base/venv/bin/python"
+check "$base/python" || { echo "Error: $base/python lacks the above even after the installation." >&2; exit 1; }
