@@ -70,8 +70,8 @@ def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
         from skyspot import options
 
         names = [
-            "task", "gpus", "name", "bucket", "data", "infra", "prefer", "on_demand_last", "use_spot", "max_hourly_cost",
-            "num_nodes", "save_every", "strategy", "env", "env_file", "secret", "parameters",
+            "task", "gpus", "name", "bucket", "data", "infra", "prefer", "on_demand_last", "use_spot",
+            "max_hourly_cost", "num_nodes", "save_every", "strategy", "env", "env_file", "secret", "parameters",
         ]  # fmt: skip
         given = {name: flags.pop(name) for name in names}
         file = given.pop("env_file")
@@ -127,6 +127,51 @@ def render(options: Any, output: Path | None, as_json: bool) -> None:
     else:
         click.echo(f"Wrote {path}")
         click.echo(f"Next: sky jobs launch {path.relative_to(output or '.')} -n {rendered.name}", err=True)
+
+
+@cli.command()
+@shared_options
+@click.option(
+    "--preemptions", type=int, default=5, metavar="N", show_default=True, help="How often to take the machine."
+)
+@click.option("--kinds", metavar="A,B", help="aws-notice, sigterm, kill, kill-in-save, torn; default: all, in turn.")
+@click.option("--seed", type=int, default=0, metavar="N", help="Of the instants at which machines are taken.")
+@click.option(
+    "--processes", default="1,2", metavar="1,2", show_default=True, help="First: the run's; then: a leg's changes."
+)
+@click.option("--mount", multiple=True, metavar="DEST=FOLDER", help="A folder that stands in for a bucket.")
+@click.option("--setup", is_flag=True, help="Run the task's `setup` on each new machine too.")
+@click.option("--compare", metavar="GLOB", help="Result files, within the bucket, to compare byte for byte.")
+@click.option(
+    "--keep", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER", help="Leave everything there."
+)
+@click.option("--json", "as_json", is_flag=True, help="The result, for a program.")
+def rehearse(
+    options: Any,
+    preemptions: int,
+    kinds: str | None,
+    seed: int,
+    processes: str,
+    mount: tuple[str, ...],
+    setup: bool,
+    compare: str | None,
+    keep: Path | None,
+    as_json: bool,
+) -> None:
+    r"""Run a task on this machine, take the machine away again and again, and say whether it resumes exactly.
+
+    No account, no GPU, no download: the default task trains a small model on the standard library's own source.
+
+    \b
+    Examples: skyspot rehearse
+              skyspot rehearse my-task.yaml --compare 'results/*.json' --mount /data=./sample
+    """
+    from skyspot import rehearse_cli
+
+    code = rehearse_cli.run(
+        options, preemptions, kinds, seed, processes, mount, setup=setup, compare=compare, keep=keep, as_json=as_json
+    )
+    sys.exit(code)
 
 
 @cli.group(cls=_Group)

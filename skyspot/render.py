@@ -176,8 +176,8 @@ def edited_by_hand(text: str) -> bool:
 def _plain(path: Path, options: Options) -> Rendered:
     """A SkyPilot YAML of the user's, as it is but for what was asked for."""
     allowed = {
-        "task", "gpus", "infra", "prefer", "on_demand_last", "use_spot", "max_hourly_cost", "num_nodes", "strategy", "env",
-        "secret", "name",
+        "task", "gpus", "infra", "prefer", "on_demand_last", "use_spot", "max_hourly_cost", "num_nodes", "strategy",
+        "env", "secret", "name",
     }  # fmt: skip
     refused = [name for name in options.given() if name not in allowed]
     if refused:

@@ -1,0 +1,138 @@
+"""A task YAML as a rehearsal sees it: commands, environment, and what lies where on the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skyspot import task
+from skyspot.errors import UsageError, shown
+from skyspot.options import as_text
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One entry of file_mounts."""
+
+    target: str
+    """On the machine: absolute, or from `~/`."""
+    folder: Path | None
+    """What stands there; None: an empty bucket of the rehearsal's own."""
+    survives: bool
+    """Whether it outlives the machine (a mounted bucket), or is copied to each new one."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a machine is to do."""
+
+    name: str
+    run: str
+    setup: str
+    envs: dict[str, str]
+    mounts: tuple[Mount, ...]
+    workdir: Path | None
+    recover_on: frozenset[int]
+    notes: tuple[str, ...]
+
+    @property
+    def bucket(self) -> Mount | None:
+        """The mount with the run's folder: the one that SKYSPOT_CHECKPOINT_DIR names, else the first that lasts."""
+        lasting = [mount for mount in self.mounts if mount.survives]
+        folder = self.envs.get("SKYSPOT_CHECKPOINT_DIR", "")
+        named = [
+            mount for mount in lasting if folder == mount.target or folder.startswith(mount.target.rstrip("/") + "/")
+        ]
+        found = named or [mount for mount in lasting if mount.folder is None] or lasting
+        return found[0] if found else None
+
+    @property
+    def run_folder(self) -> str | None:
+        """The run's folder relative to its bucket, where the task says."""
+        folder, bucket = self.envs.get("SKYSPOT_CHECKPOINT_DIR"), self.bucket
+        if not folder or not bucket:
+            return None
+        return folder[len(bucket.target.rstrip("/")) :].strip("/")
+
+
+def read(text: str, base: Path, stand_ins: Mapping[str, Path], payload: Path | None) -> Job:
+    """Understand a task YAML.
+
+    Args:
+        text: The task YAML.
+        base: The folder that its relative paths start from.
+        stand_ins: Folders that stand in for buckets, by mount point (`--mount`).
+        payload: The trainer's folder, for a rendered template whose payload is not written yet.
+
+    Raises:
+        UsageError: a bucket with data in it has no stand-in, or a folder is missing.
+    """
+    document = task.load(text)
+    if not str(document.get("run") or "").strip():
+        raise UsageError("the task has no `run`: there is nothing to rehearse")
+    notes = []
+    nodes = document.get("num_nodes") or 1
+    if nodes != 1:
+        notes.append(f"{nodes} nodes are rehearsed as one.")
+    left = dict(stand_ins)
+    mounts = [
+        _mount(str(target), source, base, left, payload)
+        for target, source in (document.get("file_mounts") or {}).items()
+    ]
+    known = {mount.target for mount in mounts}
+    mounts += [Mount(target, folder, True) for target, folder in left.items() if target not in known]
+    envs = {str(key): as_text(value) for key, value in (document.get("envs") or {}).items()}
+    folder = envs.get("SKYSPOT_CHECKPOINT_DIR")
+    if folder and folder.startswith("/") and not any(m.survives and folder.startswith(m.target) for m in mounts):
+        # A shared file system that every node has: the rehearsal puts an empty one there.
+        mounts.append(Mount(str(Path(folder).parent), None, True))
+    workdir = document.get("workdir")
+    if isinstance(workdir, str):
+        place = base / Path(workdir).expanduser()
+        if not place.is_dir():
+            raise UsageError(f"workdir: {place}: no such folder")
+        workdir = place
+    resources = document.get("resources") or {}
+    recovery = resources.get("job_recovery") if isinstance(resources, dict) else None
+    codes = recovery.get("recover_on_exit_codes") if isinstance(recovery, dict) else None
+    codes = codes if isinstance(codes, list) else [] if codes is None else [codes]
+    return Job(
+        name=str(document.get("name") or "task"),
+        run=str(document["run"]),
+        setup=str(document.get("setup") or ""),
+        envs=envs,
+        mounts=tuple(mounts),
+        workdir=workdir if isinstance(workdir, Path) else None,
+        recover_on=frozenset(code for code in codes if isinstance(code, int)),
+        notes=tuple(notes),
+    )
+
+
+def _mount(target: str, source: Any, base: Path, stand_ins: dict[str, Path], payload: Path | None) -> Mount:
+    """One entry of file_mounts, as SkyPilot means it."""
+    target = target.rstrip("/") or "/"
+    stand_in = stand_ins.pop(target, None)
+    if isinstance(source, Mapping):
+        url, mode = source.get("source"), str(source.get("mode") or "MOUNT").upper()
+        read_only = bool(((source.get("config") or {}).get("mount") or {}).get("read_only"))
+        if stand_in is not None:
+            return Mount(target, stand_in, mode != "COPY")
+        if mode in ("MOUNT", "MOUNT_CACHED") and not read_only and (url is None or "mode" in source):
+            return Mount(target, None, True)
+        source = url
+    if stand_in is not None:
+        return Mount(target, stand_in, False)
+    text = str(source)
+    if "://" in text:
+        raise UsageError(
+            f"{target} holds data from {shown(text)}, which a rehearsal does not fetch: "
+            f"give a folder that stands in for it, --mount {target}=FOLDER"
+        )
+    place = base / Path(text).expanduser()
+    if not place.exists() and payload is not None and target == "~/skyspot/trainer":
+        place = payload
+    if not place.exists():
+        raise UsageError(f"file_mounts: {target}: {place}: no such file or folder")
+    return Mount(target, place, False)

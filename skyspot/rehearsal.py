@@ -1,0 +1,75 @@
+"""What a rehearsal finds out: attempts, legs, and the result. Plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from skyspot.verdict import Verdict
+
+
+@dataclass
+class Row:
+    """One attempt."""
+
+    number: int
+    kind: str
+    """One of preempt.KINDS, `finished` or `failed`."""
+    ended: str
+    """In words."""
+    processes: int = 1
+    first_step: int | None = None
+    last_step: int | None = None
+    lost_steps: int | None = None
+    """Done, and done again by the next attempt."""
+    committed_s: float | None = None
+    """From the word (notice or signal) to the committed checkpoint."""
+    first_step_s: float | None = None
+    """From the attempt's start to its first step."""
+    hit: bool = True
+    """Whether the preemption happened as it was meant to."""
+
+
+@dataclass
+class Leg:
+    """One run from its first attempt to its end."""
+
+    name: str
+    title: str
+    rows: list[Row] = field(default_factory=list)
+    seconds: float = 0.0
+    finished: bool = False
+    failure: str = ""
+    """Why it did not finish, with the end of the task's output."""
+    goodput: float | None = None
+    verdict: Verdict | None = None
+
+    @property
+    def preempted(self) -> int:
+        """How many machines were taken."""
+        return len([row for row in self.rows if row.kind not in ("finished", "failed")])
+
+
+@dataclass
+class Result:
+    """The whole rehearsal."""
+
+    legs: list[Leg]
+    notes: list[str]
+    seconds: float
+    folder: str | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether every leg that was to be judged came out right."""
+        judged = [leg.verdict for leg in self.legs if leg.verdict]
+        return bool(judged) and all(verdict.exact for verdict in judged)
+
+    def to_json(self) -> dict[str, Any]:
+        """For a program."""
+        legs = []
+        for leg in self.legs:
+            verdict = dataclasses.asdict(leg.verdict) if leg.verdict else None
+            legs.append({**dataclasses.asdict(leg), "preempted": leg.preempted, "verdict": verdict})
+        return {"exact": self.exact, "seconds": round(self.seconds, 1), "notes": self.notes, "legs": legs}

@@ -1,0 +1,388 @@
+"""Rehearse a task: run it here, take its machine away again and again, and compare with a run that nobody disturbed."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from skyspot import preempt, verdict
+from skyspot.errors import SkyspotError, UsageError
+from skyspot.job import Job
+from skyspot.machine import Machine, namespace_command
+from skyspot.metadata_server import AwsMetadata
+from skyspot.preempt import Preemption, Watch
+from skyspot.rehearsal import Leg, Result, Row
+from skyspot.rehearse_view import View
+from trainer.layout import EXIT_NO_PROGRESS, RunPaths, event_named, list_attempts, read_events
+
+NOTICE_S = 120.0
+NOTICE_WITHOUT_RECORDS_S = 10.0
+TERM_PATIENCE_S = 45.0
+LOOK_S = 0.01
+MORE_ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to rehearse."""
+
+    preemptions: int = 5
+    kinds: tuple[str, ...] = preempt.KINDS
+    seed: int = 0
+    processes: tuple[int, ...] = (1, 2)
+    setup: bool = False
+    compare: str | None = None
+    keep: Path | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+def rehearse(job: Job, settings: Settings, view: View) -> Result:
+    """Run the reference, the preempted leg, and the leg that changes its number of processes; judge them.
+
+    Raises:
+        SkyspotError: the folder to keep is in use.
+    """
+    started = time.monotonic()
+    notes = list(job.notes)
+    if namespace_command() is None:
+        notes.append("no mount namespace here: the task's paths were rewritten in its environment and in `run`.")
+    with _folder(settings.keep) as folder, AwsMetadata() as server:
+        stage = _Stage(job, settings, view, folder, server)
+        result = Result(stage.legs, notes, 0.0, str(settings.keep) if settings.keep else None)
+        stage.rehearse(notes)
+        result.seconds = time.monotonic() - started
+        return result
+
+
+@contextmanager
+def _folder(keep: Path | None) -> Iterator[Path]:
+    """Where the machines and buckets lie; gone afterwards, unless it is kept."""
+    if keep is not None:
+        if keep.exists() and any(keep.iterdir()):
+            raise UsageError(f"--keep {keep}: the folder is not empty")
+        keep.mkdir(parents=True, exist_ok=True)
+        yield keep.resolve()
+        return
+    path = Path(tempfile.mkdtemp(prefix="skyspot-rehearsal-"))
+    try:
+        yield path.resolve()
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+class _Stage:
+    """The legs of one rehearsal."""
+
+    def __init__(self, job: Job, settings: Settings, view: View, folder: Path, server: AwsMetadata) -> None:
+        self.job, self.settings, self.view, self.folder, self.server = job, settings, view, folder, server
+        self.legs: list[Leg] = []
+        self.reference_s = 0.0
+        self.records = False
+        """Whether the task keeps attempt records."""
+
+    def rehearse(self, notes: list[str]) -> None:
+        first = self.settings.processes[0]
+        reference = self._leg("reference", "Undisturbed", [], [first])
+        if not reference.finished:
+            reference.verdict = verdict.Verdict(
+                False, False, f"not checked: the task fails undisturbed.\n{reference.failure}"
+            )
+            return
+        self.reference_s = reference.seconds
+        paths = self._paths("reference")
+        history = verdict.read_history(paths) if paths else None
+        self.records = history is not None
+        steps = history.steps if history else None
+        plan = preempt.schedule(
+            list(self.settings.kinds),
+            self.settings.preemptions,
+            self.settings.seed,
+            steps=steps,
+            first_save=self._first_save(),
+        )
+        main = self._leg("preempted", "Preempted", plan, [first], steps)
+        self._judge(main, history)
+        if history and len(self.settings.processes) > 1:
+            rest = len(self.settings.processes) - 1
+            moves = [
+                Preemption("sigterm", at_step=max(1, history.steps * number // (rest + 1)))
+                for number in range(1, rest + 1)
+            ]
+            title = f"{' then '.join(map(str, self.settings.processes))} processes"
+            moved = self._leg("world-size", title, moves, list(self.settings.processes), steps)
+            self._judge(moved, history, across=True)
+        if history:
+            fell = verdict.fall(history)
+            notes += [fell] if fell else []
+
+    def _judge(self, leg: Leg, reference: verdict.History | None, across: bool = False) -> None:
+        if not leg.finished:
+            leg.verdict = verdict.Verdict(False, True, f"NOT exact: it did not come to its end.\n{leg.failure}")
+            return
+        paths = self._paths(leg.name)
+        history = verdict.read_history(paths) if paths else None
+        judged: list[verdict.Verdict] = []
+        if self.settings.compare and not across:
+            judged.append(
+                verdict.compare_files(self.settings.compare, self._bucket("reference"), self._bucket(leg.name))
+            )
+        if reference and history:
+            judged.append((verdict.compare_across_world_sizes if across else verdict.compare)(reference, history))
+        if not judged:
+            text = (
+                "not checked: the task keeps no attempt records. Name its results: --compare 'GLOB' (within its bucket)"
+            )
+            judged.append(verdict.Verdict(False, False, text))
+        missed = [row for row in leg.rows if not row.hit]
+        if missed and not any(row.hit and row.kind == missed[0].kind for row in leg.rows):
+            judged.append(
+                verdict.Verdict(False, False, f"not checked: {missed[0].kind} did not hit ({missed[0].ended})")
+            )
+        struck = leg.preempted
+        wanted = self.settings.preemptions if not across else len(self.settings.processes) - 1
+        if struck < wanted:
+            text = f"not checked: the run was over after {struck} of {wanted} preemptions; make it longer"
+            judged.append(verdict.Verdict(False, False, text))
+        leg.verdict = next((one for one in judged if not one.exact), judged[0])
+
+    def _bucket(self, leg: str) -> Path:
+        return self.folder / leg / "bucket"
+
+    def _paths(self, leg: str) -> RunPaths | None:
+        return preempt.find_run(self._bucket(leg), self.job.run_folder)
+
+    def _first_save(self) -> int | None:
+        paths = self._paths("reference")
+        for name in list_attempts(paths) if paths else []:
+            for event in read_events(paths, name) if paths else []:
+                if event.name == "saved" and isinstance(event.fields.get("step"), int):
+                    return int(event.fields["step"])
+        return None
+
+    # -- one leg -----------------------------------------------------------------------------------------------------
+
+    def _leg(
+        self, name: str, title: str, plan: list[Preemption], processes: list[int], steps: int | None = None
+    ) -> Leg:
+        """Run the task to its end, losing a machine as planned, and restarting it as SkyPilot would."""
+        leg, pending = Leg(name, title), list(plan)
+        self.legs.append(leg)
+        self.view.leg(f"{title}: {len(plan)} preemptions" if plan else f"{title}: the reference", steps)
+        buckets = self._buckets(name)
+        launch = f"sky-managed-rehearsal-{name}-{secrets.token_hex(3)}_{self.job.name}_1-0"
+        started = time.monotonic()
+        for number in range(1, len(plan) + MORE_ATTEMPTS + 1):
+            count = processes[min(number - 1, len(processes) - 1)]
+            strike = pending[0] if pending else None
+            self.view.attempt(number, count, strike.kind if strike else "to the end")
+            machine = Machine(self.job, self.folder / name / f"machine-{number:02d}", buckets, self._env(launch, count))
+            watch = Watch(self._bucket(name), self.job.run_folder)
+            try:
+                row, code = self._attempt(machine, watch, strike, number, count)
+            finally:
+                machine.take()
+            self._fill(row, watch)
+            leg.rows.append(row)
+            self.view.ended(row)
+            if row.kind == "finished":
+                leg.finished = True
+                break
+            if row.kind == "failed":
+                leg.failure = f"exit {code}; its last lines:\n" + "\n".join(
+                    f"  {line}" for line in machine.last_lines()
+                )
+                if code not in self.job.recover_on or code == EXIT_NO_PROGRESS:
+                    break
+            elif row.hit or len([one for one in leg.rows if not one.hit]) > 3:
+                pending.pop(0)
+        leg.seconds = time.monotonic() - started
+        self._lost_steps(leg)
+        self._goodput(leg)
+        self.view.leg_done(leg)
+        return leg
+
+    def _buckets(self, leg: str) -> dict[str, Path]:
+        """The folders that outlive the leg's machines, by mount point."""
+        found, main = {}, self.job.bucket
+        for number, mount in enumerate(mount for mount in self.job.mounts if mount.survives):
+            own = self._bucket(leg) if mount is main else self.folder / leg / f"bucket-{number}"
+            if mount.folder is not None:
+                # Whatever the task writes there must not change what stands in.
+                shutil.copytree(mount.folder, own)
+            own.mkdir(parents=True, exist_ok=True)
+            found[mount.target] = own
+        self._bucket(leg).mkdir(parents=True, exist_ok=True)
+        return found
+
+    def _env(self, launch: str, processes: int) -> dict[str, str]:
+        return {
+            **self.settings.env,
+            **self.server.env(),
+            "SKYPILOT_TASK_ID": launch,
+            "SKYPILOT_NODE_IPS": "127.0.0.1",
+            "SKYPILOT_NODE_RANK": "0",
+            "SKYPILOT_NUM_NODES": "1",
+            "SKYPILOT_NUM_GPUS_PER_NODE": "0",
+            "SKYPILOT_CLUSTER_INFO": '{"cluster_name": "rehearsal", "cloud": "aws", "region": "here"}',
+            "SKYSPOT_PROCESSES": str(processes),
+            "SKYSPOT_NOTICE_POLL_S": "0.2",
+        }
+
+    def _attempt(
+        self, machine: Machine, watch: Watch, strike: Preemption | None, number: int, processes: int
+    ) -> tuple[Row, int | None]:
+        """One attempt on one machine: until it ends by itself, or is struck."""
+        if self.settings.setup and self.job.setup.strip():
+            machine.start(self.job.setup)
+            assert machine.process
+            code = machine.process.wait()
+            if code:
+                return Row(number, "failed", f"setup failed with exit {code}", processes), code
+        machine.start(self.job.run)
+        while True:
+            status, step = machine.poll(), watch.look()
+            self.view.step(step)
+            if status == 0:
+                return Row(number, "finished", "finished", processes), 0
+            if status is not None:
+                return Row(number, "failed", f"left by itself with exit {status}", processes), status
+            if strike and self._due(strike, step, watch, machine):
+                return self._strike(strike, machine, watch, number, processes)
+            time.sleep(LOOK_S)
+
+    def _due(self, strike: Preemption, step: int | None, watch: Watch, machine: Machine) -> bool:
+        if strike.at_fraction is not None:
+            due = time.monotonic() - machine.started >= strike.at_fraction * self.reference_s
+            return due and (strike.kind != "torn" or bool(preempt.walk(self._bucket_of(machine))))
+        if step is None:
+            return False
+        if strike.kind == "torn" and watch.committed() < 2:
+            return False
+        if strike.after_resume is not None:
+            return step >= (watch.first_step or 0) + strike.after_resume - 1
+        return step >= (strike.at_step or 0)
+
+    def _bucket_of(self, machine: Machine) -> Path:
+        return machine.folder.parent / "bucket"
+
+    def _strike(
+        self, strike: Preemption, machine: Machine, watch: Watch, number: int, processes: int
+    ) -> tuple[Row, int | None]:
+        """Take the machine, in the way of the kind."""
+        kind, hit, code = strike.kind, True, None
+        where = f" at step {watch.step}" if watch.step else ""
+        if kind == "kill":
+            machine.kill()
+            ended = f"killed{where}"
+        elif kind == "torn":
+            machine.kill()
+            torn = preempt.tear(self._bucket_of(machine), self.job.run_folder)
+            hit, ended = torn is not None, f"killed{where}, {_short(torn)} torn"
+        elif kind == "kill-in-save":
+            watch.forget_files()
+            preempt.wait_for_save(watch, max(60.0, 2 * self.reference_s), lambda: machine.poll() is None)
+            machine.kill()
+            watch.look()
+            hit = watch.saving()
+            after = f" after step {watch.step}" if watch.step else ""
+            ended = f"killed while saving{after}" if hit else f"killed{after}; the save was over already"
+            code = machine.poll()
+            if code == 0:
+                return Row(number, "finished", "finished", processes), 0
+        else:
+            code, ended = self._warn(kind, machine, watch, where)
+        if code == 0:
+            return Row(number, "finished", "finished before the machine was taken", processes), 0
+        return Row(number, kind, ended, processes, hit=hit), code
+
+    def _warn(self, kind: str, machine: Machine, watch: Watch, where: str) -> tuple[int | None, str]:
+        """Give the word, let the task save, take the machine."""
+        notice = kind == "aws-notice"
+        patience = TERM_PATIENCE_S
+        if notice:
+            patience = NOTICE_S if self.records or watch.attempt() else NOTICE_WITHOUT_RECORDS_S
+            self.server.announce(patience)
+        else:
+            machine.signal(signal.SIGTERM)
+        end = time.monotonic() + patience
+        while time.monotonic() < end and machine.poll() is None and not (notice and watch.ended()):
+            watch.look()
+            time.sleep(LOOK_S)
+        code = machine.poll()
+        machine.kill()
+        self.server.clear()
+        watch.look()
+        where = f" at step {watch.step}" if watch.step else where
+        return code, f"{'spot notice' if notice else 'SIGTERM'}{where}"
+
+    # -- what the records say ----------------------------------------------------------------------------------------
+
+    def _fill(self, row: Row, watch: Watch) -> None:
+        """Take what the attempt recorded over into its row."""
+        paths, attempt = watch.paths, watch.attempt()
+        if not paths or not attempt:
+            return
+        watch.look()
+        events = read_events(paths, attempt)
+        first, end = event_named(events, "first-step") or {}, event_named(events, "end") or {}
+        row.first_step, row.last_step = _int(first.get("step")), watch.step
+        row.first_step_s = _float(first.get("seconds"))
+        row.committed_s = _float(end.get("committed_s"))
+
+    def _lost_steps(self, leg: Leg) -> None:
+        """An attempt's lost steps are known when the next one has resumed."""
+        for row, after in zip(leg.rows, leg.rows[1:], strict=False):
+            if row.last_step is not None and after.first_step is not None:
+                row.lost_steps = max(0, row.last_step - after.first_step + 1)
+
+    def _goodput(self, leg: Leg) -> None:
+        paths = self._paths(leg.name)
+        history = verdict.read_history(paths) if paths and leg.finished else None
+        if history and leg.seconds:
+            kept = sum(float(line.get("step_s") or 0.0) for line in history.lines.values())
+            leg.goodput = kept / leg.seconds
+
+
+def _short(torn: str | None) -> str:
+    """A torn file's folder and name, short enough for a table."""
+    if torn is None:
+        return "nothing"
+    parts = torn.split("/")
+    return f"checkpoint {int(parts[-2].split('-')[0])}" if parts[-2:-1] and parts[-2][:10].isdigit() else parts[-1]
+
+
+def _int(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _float(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def check_settings(settings: Settings) -> None:
+    """Refuse what makes no sense.
+
+    Raises:
+        UsageError: an unknown kind (the nearest is given), or a number that is none.
+    """
+    from skyspot.errors import did_you_mean
+
+    for kind in settings.kinds:
+        if kind not in preempt.KINDS:
+            near = did_you_mean(kind, preempt.KINDS)
+            raise UsageError(f"--kinds: no kind is called {kind!r}; there are {', '.join(preempt.KINDS)}.{near}")
+    if not settings.kinds or not 1 <= settings.preemptions <= 1000:
+        raise UsageError(f"--preemptions: {settings.preemptions} is not a number of preemptions from 1 to 1000")
+    if not settings.processes or any(not 1 <= count <= 64 for count in settings.processes):
+        raise UsageError("--processes: numbers from 1 to 64, like 1,2")
+
+
+__all__ = ["Settings", "SkyspotError", "check_settings", "rehearse"]

@@ -1,0 +1,225 @@
+"""Did it resume exactly? An undisturbed run and a preempted one, compared step by step and byte by byte."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.layout import LayoutError, Manifest, RunPaths, list_checkpoints, read_manifest, read_metrics
+
+FALL = 0.2
+DRIFT = 1e-5
+DRIFT_STEPS = 50
+
+
+@dataclass(frozen=True)
+class History:
+    """What a finished run left."""
+
+    lines: dict[int, dict[str, Any]]
+    """The metrics of each step that counts."""
+    weights: dict[str, bytes]
+    """The exported tensors."""
+    machine: dict[str, Any]
+    """What its last checkpoint says of the machine."""
+
+    @property
+    def steps(self) -> int:
+        """The last step."""
+        return max(self.lines, default=0)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the comparison says."""
+
+    exact: bool
+    checked: bool
+    text: str
+    cause: str | None = None
+    first_step: int | None = None
+    """Where it first differed."""
+    notes: tuple[str, ...] = ()
+
+
+def read_history(paths: RunPaths) -> History | None:
+    """A finished run's history and weights; None where it has no whole `final/`."""
+    try:
+        final = read_manifest(paths.final)
+    except (LayoutError, OSError):
+        return None
+    lines: dict[int, dict[str, Any]] = {}
+    for part in final.facts.get("metrics") or []:
+        try:
+            data = (paths.root / str(part["path"])).read_bytes()
+        except (OSError, TypeError, KeyError):
+            continue
+        for line in read_metrics(data):
+            if "loss" in line:
+                lines[line["step"]] = line
+    weights: dict[str, bytes] = {}
+    for path in sorted(paths.final.rglob("*.safetensors")):
+        weights.update(read_tensors(path))
+    return History(lines, weights, _machine(paths))
+
+
+def _machine(paths: RunPaths) -> dict[str, Any]:
+    for name in list_checkpoints(paths):
+        try:
+            manifest: Manifest = read_manifest(paths.checkpoint(name))
+        except (LayoutError, OSError):
+            continue
+        return dict(manifest.facts.get("machine") or {})
+    return {}
+
+
+def read_tensors(path: Path) -> dict[str, bytes]:
+    """The tensors of a safetensors file by name, as bytes with their dtype and shape in front."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header: Mapping[str, Any] = json.loads(data[8 : 8 + length])
+    found = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            start, end = entry["data_offsets"]
+            found[name] = f"{entry['dtype']}{entry['shape']}".encode() + data[8 + length + start : 8 + length + end]
+    return found
+
+
+def compare(reference: History, other: History) -> Verdict:
+    """Whether a preempted run is bit-identical to the undisturbed one, and if not, where and likely why."""
+    notes = _notes(reference, other)
+    steps = sorted(reference.lines.keys() | other.lines.keys())
+    same = [step for step in steps if _same(reference, other, step, ("loss",))]
+    equal = [name for name in reference.weights if reference.weights[name] == other.weights.get(name)]
+    counts = f"{len(same)} of {len(steps)} losses, {len(equal)} of {len(reference.weights)} weights"
+    differs = next(
+        (s for s in steps if not _same(reference, other, s, ("loss", "lr", "order", "rng", "grad_norm"))), None
+    )
+    whole = len(equal) == len(reference.weights) == len(other.weights) and reference.weights
+    if differs is None and whole and steps:
+        return Verdict(True, True, f"bit-identical: {counts}", notes=tuple(notes))
+    if not steps or not reference.weights:
+        return Verdict(
+            False, False, "not checked: the undisturbed run left no losses or no weights", notes=tuple(notes)
+        )
+    cause = _cause(reference, other, differs) if differs is not None else "weights"
+    where = f"first at step {differs}" if differs is not None else "in the exported weights alone"
+    text = f"NOT exact: {counts}; it differs {where}. Likely cause: {_CAUSES[cause]}"
+    return Verdict(False, True, text, cause, differs, tuple(notes))
+
+
+_CAUSES = {
+    "order": "the order of the data (other samples in that step)",
+    "lr": "the learning rate (not a function of the global step)",
+    "rng": "the random numbers (dropout drew others)",
+    "weights": "the weights or the optimizer's state (same samples, learning rate and random numbers)",
+    "steps": "a step that is missing",
+}
+
+
+def _same(one: History, other: History, step: int, keys: tuple[str, ...]) -> bool:
+    left, right = one.lines.get(step), other.lines.get(step)
+    return left is not None and right is not None and all(left.get(key) == right.get(key) for key in keys)
+
+
+def _cause(reference: History, other: History, step: int) -> str:
+    if step not in reference.lines or step not in other.lines:
+        return "steps"
+    for key in ("order", "lr", "rng"):
+        if not _same(reference, other, step, (key,)):
+            return key
+    return "weights"
+
+
+def _notes(reference: History, other: History) -> list[str]:
+    notes = []
+    for key, what in (
+        ("threads", "CPU threads"),
+        ("torch", "torch"),
+        ("instruction_set", "instruction set"),
+        ("device", "device"),
+    ):
+        if reference.machine.get(key) != other.machine.get(key):
+            notes.append(f"{what} changed: {reference.machine.get(key)} and {other.machine.get(key)}")
+    first, last = reference.lines.get(1, {}).get("loss"), reference.lines.get(reference.steps, {}).get("loss")
+    if isinstance(first, float) and isinstance(last, float) and last > (1 - FALL) * first:
+        notes.append(
+            f"the loss fell from {first:.3f} to {last:.3f}, less than 20 %: train longer for a proof worth having"
+        )
+    return notes
+
+
+def fall(history: History) -> str | None:
+    """How far the loss fell, as a sentence."""
+    first, last = history.lines.get(1, {}).get("loss"), history.lines.get(history.steps, {}).get("loss")
+    if not isinstance(first, float) or not isinstance(last, float):
+        return None
+    return f"the loss fell from {first:.3f} to {last:.3f} ({1 - last / first:.0%})"
+
+
+def compare_across_world_sizes(reference: History, other: History) -> Verdict:
+    """Whether a run that changed its number of processes trained on the same samples at the same learning rate.
+
+    Sums run in another order there, so that losses agree within float tolerance only: judged for the first 50 steps
+    after the change (relative 1e-5), and printed beyond.
+    """
+    steps = sorted(reference.lines.keys() | other.lines.keys())
+    differs = next((step for step in steps if not _same(reference, other, step, ("order", "lr"))), None)
+    if not steps:
+        return Verdict(False, False, "not checked: no losses to compare")
+    if differs is not None:
+        cause = _cause(reference, other, differs)
+        return Verdict(False, True, f"NOT the same from step {differs} on: {_CAUSES[cause]}", cause, differs)
+    changed = next(
+        (s for s in steps if reference.lines[s].get("world_size") != other.lines[s].get("world_size")), steps[-1] + 1
+    )
+    near = _drift(reference, other, [step for step in steps if step < changed + DRIFT_STEPS])
+    worst = _drift(reference, other, steps)
+    counts = f"same samples and same LR in {len(steps)} of {len(steps)} steps"
+    if near > DRIFT:
+        return Verdict(
+            False, True, f"{counts}, but the loss differs by {near:.1e} (relative) soon after", "weights", changed
+        )
+    return Verdict(True, True, f"{counts}; loss within {worst:.1e} (relative)")
+
+
+def _drift(reference: History, other: History, steps: list[int]) -> float:
+    worst = 0.0
+    for step in steps:
+        left, right = reference.lines[step].get("loss"), other.lines[step].get("loss")
+        if left is None or right is None:
+            worst = max(worst, 0.0 if left == right else float("inf"))
+        else:
+            worst = max(worst, abs(left - right) / max(abs(left), 1e-12))
+    return worst
+
+
+def compare_files(pattern: str, reference: Path, other: Path) -> Verdict:
+    """Whether the files of a glob are byte for byte the same in two buckets."""
+    names = sorted({path.relative_to(root).as_posix() for root in (reference, other) for path in root.glob(pattern)
+                    if path.is_file()})  # fmt: skip
+    if not names:
+        return Verdict(False, False, f"not checked: no file in the bucket matches {pattern!r}")
+    for name in names:
+        left, right = reference / name, other / name
+        if not left.is_file() or not right.is_file():
+            missing = "undisturbed" if not left.is_file() else "preempted"
+            return Verdict(False, True, f"NOT exact: {name} is missing after the {missing} run", "files")
+        if left.read_bytes() != right.read_bytes():
+            return Verdict(False, True, f"NOT exact: {name} differs{_first_difference(left, right)}", "files")
+    return Verdict(True, True, f"byte-identical: {len(names)} of {len(names)} files ({pattern})")
+
+
+def _first_difference(left: Path, right: Path) -> str:
+    try:
+        one, two = left.read_text("utf-8").splitlines(), right.read_text("utf-8").splitlines()
+    except UnicodeDecodeError:
+        return ""
+    for number, (before, after) in enumerate(zip(one, two, strict=False), 1):
+        if before != after:
+            return f", first in line {number}: {before[:60]!r} undisturbed, {after[:60]!r} preempted"
+    return f": {len(one)} lines undisturbed, {len(two)} preempted"
