@@ -68,7 +68,7 @@ def checkpoints(bucket: str | None) -> Store:
     A prefix under MOUNT passes SkyPilot's validation and fails on its server, so the bucket's root is mounted and the
     prefix becomes a part of the folder.
     """
-    if not bucket:
+    if bucket is None:
         return Store(MOUNT_POINT, MOUNT_POINT, {"name": default_bucket_name(), "mode": "MOUNT"}, made=True)
     if bucket.startswith("/"):
         if not _PATH.fullmatch(bucket) or ".." in bucket.split("/"):

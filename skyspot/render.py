@@ -111,7 +111,7 @@ def task_yaml(options: Options) -> Rendered:
         notes.append("No --data: this is a trial on the standard library's own source (model and data cost nothing).")
     if store.made and store.source:
         notes.append(f"No --bucket: SkyPilot will make the bucket {store.source['name']} and keep it.")
-    groups = gpus.parse(options.gpus) if options.gpus else []
+    groups = gpus.parse(options.gpus) if options.gpus is not None else []
     notes += gpus.hints(groups)
     rungs = ladder.rungs(
         groups,
@@ -161,7 +161,7 @@ def with_header(body: str, name: str, source: str) -> str:
     """A task YAML under a comment that says where it comes from and what the text hashed to."""
     digest = hashlib.sha256(body.encode()).hexdigest()[:6]
     return (
-        f"# Rendered by skyspot {__version__} from templates/{source} ({digest}). Written with its payload by `-o .`,"
+        f"# Rendered by skyspot {__version__} from templates/{source} ({digest}). Written with its payload (`-o .`)"
         f" it works alone:\n#   sky jobs launch .skyspot/{name}.yaml -n {name}\n{body}"
     )
 

@@ -47,17 +47,18 @@ def scalar(value: Any) -> str:
     return str(value) if isinstance(value, int) else quoted(value)
 
 
+# Words of SkyPilot's own, which read better without quotes. No word of a user's may be bare: NULL would be none at all.
+_OURS = ("MOUNT", "COPY", "MOUNT_CACHED", "FAILOVER", "EAGER_NEXT_REGION")
+
+
 def flow(value: Any) -> str:
     """A structure on one line; keys are ours and bare."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {flow(item)}" for key, item in value.items()) + "}"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "[" + ", ".join(flow(item) for item in value) + "]"
-    # Words of SkyPilot's own (MOUNT, FAILOVER) read better without quotes.
-    if isinstance(value, str) and value.isascii() and value.isalpha() and value.isupper() and len(value) > 1:
-        return value
-    if isinstance(value, str) and value.isascii() and value.replace("_", "").isalpha() and value.isupper():
-        return value
+    if value in _OURS:
+        return str(value)
     return scalar(value)
 
 

@@ -1,0 +1,60 @@
+"""What importing costs: a laptop's command line loads nothing heavy, and the contract only the standard library."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+from support import REPO, clean_env
+
+HEAVY = {"torch", "sky", "transformers", "accelerate", "numpy", "rich", "psutil", "jinja2", "yaml"}
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean_env(), check=True)
+    return set(done.stdout.split())
+
+
+def test_the_command_line_loads_nothing_heavy() -> None:
+    loaded = loaded_by("import skyspot.cli")
+    assert "click" in loaded
+    assert not loaded & HEAVY
+
+
+def test_rendering_and_rehearsing_load_neither_torch_nor_sky() -> None:
+    loaded = loaded_by("import skyspot.render, skyspot.payload, skyspot.rehearse_cli")
+    assert not loaded & {"torch", "sky", "transformers", "accelerate", "numpy"}
+
+
+def test_the_contract_needs_the_standard_library_alone() -> None:
+    outside = loaded_by("import trainer.layout") - set(sys.stdlib_module_names) - {"trainer", "__main__"}
+    outside = {name for name in outside if not name.startswith(("_", "sitecustomize", "usercustomize"))}
+    assert outside == set()
+    for module in ("launch", "rank", "notice", "attempt", "keeper"):
+        more = loaded_by(f"import trainer.{module}") - set(sys.stdlib_module_names) - {"trainer", "__main__"}
+        assert {name for name in more if not name.startswith("_")} == set(), module
+
+
+def test_imports_go_one_way() -> None:
+    for path in (REPO / "trainer").glob("*.py"):
+        assert not any(name.startswith("skyspot") for name in imported(path)), path
+    for path in (REPO / "skyspot").glob("*.py"):
+        assert not [name for name in imported(path) if name.startswith("trainer.") and name != "trainer.layout"], path
+        assert "sky" not in {name.partition(".")[0] for name in imported(path)}, path
+    for path in [*(REPO / "skyspot").glob("*.py"), *(REPO / "trainer").glob("*.py")]:
+        if path.name != "__main__.py":
+            assert not {"skyspot.cli", "trainer.finetune"} & imported(path), path
+
+
+def imported(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {
+                node.module,
+                *(f"{node.module}.{alias.name}" for alias in node.names if node.module in ("skyspot",)),
+            }
+    return found
