@@ -42,7 +42,7 @@ class Preemption:
     after_resume: int | None = None
     """Strike so many steps after the attempt's first."""
     at_fraction: float | None = None
-    """Of the undisturbed run's seconds: for tasks that say nothing of steps."""
+    """Of the undisturbed run's seconds, counted from the attempt's first write: for tasks that say nothing of steps."""
 
 
 def schedule(kinds: list[str], count: int, seed: int, *, steps: int | None, first_save: int | None) -> list[Preemption]:
@@ -62,8 +62,8 @@ def schedule(kinds: list[str], count: int, seed: int, *, steps: int | None, firs
     ordered = [kind for kind in KINDS if kind in kinds]
     taken = [ordered[number % len(ordered)] for number in range(count)]
     if steps is None:
-        spots = sorted(dice.uniform(0.15, 0.85) for _ in taken)
-        return [Preemption(kind, at_fraction=spot) for kind, spot in zip(taken, spots, strict=True)]
+        # Each attempt goes on where the last one was: all of them together must not reach the end.
+        return [Preemption(kind, at_fraction=dice.uniform(0.2, 0.8) / (count + 1)) for kind in taken]
     found = []
     for number, kind in enumerate(taken):
         if number == 0 and kind in ("kill", "sigterm", "aws-notice") and first_save and first_save > 1:
@@ -84,6 +84,7 @@ class Watch:
         self._bucket, self._run_folder = bucket, run_folder
         self._before = {str(name) for name in self._attempts()}
         self._files_before = self._files()
+        self._alive: float | None = None
         self._file: Path | None = None
         self._read = 0
         self.first_step: int | None = None
@@ -137,6 +138,12 @@ class Watch:
     def _is_new(self, name: str, paths: RunPaths) -> bool:
         attempt = self.attempt()
         return attempt is not None and f"-{attempt}-" in name
+
+    def alive_s(self) -> float:
+        """Seconds since the attempt was first seen to write into its bucket; 0 before."""
+        if self._alive is None and self._files() != self._files_before:
+            self._alive = time.monotonic()
+        return 0.0 if self._alive is None else time.monotonic() - self._alive
 
     def forget_files(self) -> None:
         """Count only what appears from now on as being written."""

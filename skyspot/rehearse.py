@@ -27,6 +27,7 @@ NOTICE_S = 120.0
 NOTICE_WITHOUT_RECORDS_S = 10.0
 TERM_PATIENCE_S = 45.0
 LOOK_S = 0.01
+WITHOUT_A_WRITE = 0.7  # Of the undisturbed run: a task that wrote nothing until then is struck all the same.
 MORE_ATTEMPTS = 10
 
 
@@ -260,7 +261,9 @@ class _Stage:
 
     def _due(self, strike: Preemption, step: int | None, watch: Watch, machine: Machine) -> bool:
         if strike.at_fraction is not None:
-            due = time.monotonic() - machine.started >= strike.at_fraction * self.reference_s
+            alive_s = watch.alive_s()
+            due = alive_s > 0 and alive_s >= strike.at_fraction * self.reference_s
+            due = due or time.monotonic() - machine.started >= WITHOUT_A_WRITE * self.reference_s
             return due and (strike.kind != "torn" or bool(preempt.walk(self._bucket_of(machine))))
         if step is None:
             return False
@@ -308,7 +311,11 @@ class _Stage:
         notice = kind == "aws-notice"
         patience = TERM_PATIENCE_S
         if notice:
-            patience = NOTICE_S if self.records or watch.attempt() else NOTICE_WITHOUT_RECORDS_S
+            if not self.records and not watch.attempt():
+                # Nothing says whether it heard: a short notice, or a short task would be over before its machine goes.
+                patience = min(NOTICE_WITHOUT_RECORDS_S, max(0.3, 0.1 * self.reference_s))
+            else:
+                patience = NOTICE_S
             self.server.announce(patience)
         else:
             machine.signal(signal.SIGTERM)

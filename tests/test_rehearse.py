@@ -1,0 +1,302 @@
+"""skyspot rehearse: machines that are really taken, and verdicts that can be bad."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from support import PROGRAMS, REPO, clean_env
+
+from skyspot import job, machine, preempt, verdict
+from skyspot.errors import UsageError
+from trainer.layout import RunPaths, list_checkpoints
+
+OWN = """\
+name: own
+resources: {{accelerators: "A100:1", use_spot: true}}
+envs: {{OUT: /checkpoints/own, STEPS: "40"{more}}}
+file_mounts:
+  /checkpoints: {{name: somebodys-bucket, mode: MOUNT}}
+  ~/code/counter.py: {program}
+run: |
+  python ~/code/counter.py
+"""
+
+
+def own(folder: Path, more: str = "") -> Path:
+    path = folder / "task.yaml"
+    path.write_text(OWN.format(more=more, program=PROGRAMS / "counter.py"))
+    return path
+
+
+def rehearse(*args: object, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "skyspot", "rehearse", *map(str, args)],
+        cwd=cwd, env=clean_env(**(env or {})), capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+
+
+def leftovers() -> list[str]:
+    """Processes of rehearsals, and mounts and folders that they made."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if machine.MARK in process.environ() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(f"process {process.pid} {process.cmdline()}")
+        except (psutil.Error, OSError):
+            continue
+    mounts = Path("/proc/self/mounts")
+    if mounts.exists():
+        found += [line for line in mounts.read_text().splitlines() if "skyspot-rehearsal" in line]
+    return found
+
+
+def test_a_script_that_resumes_right_is_called_exact(tmp_path: Path) -> None:
+    done = rehearse(own(tmp_path), "--compare", "own/result.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "byte-identical: 1 of 1 files" in done.stdout
+    assert leftovers() == []
+
+
+def test_a_script_that_starts_its_data_from_the_front_is_not(tmp_path: Path) -> None:
+    task = own(tmp_path, ", RESUME: wrong")
+    done = rehearse(task, "--compare", "own/result.json", "--kinds", "kill", "--preemptions", 2, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "NOT exact: own/result.json differs" in done.stdout
+    assert leftovers() == []
+
+
+def test_without_records_and_without_compare_nothing_is_claimed(tmp_path: Path) -> None:
+    done = rehearse(own(tmp_path), "--kinds", "kill", "--preemptions", 1, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "not checked" in done.stdout
+    assert "--compare" in done.stdout
+
+
+def test_a_glob_that_matches_nothing_is_a_failure(tmp_path: Path) -> None:
+    done = rehearse(own(tmp_path), "--kinds", "kill", "--preemptions", 1, "--compare", "*.bin", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "no file in the bucket matches '*.bin'" in done.stdout
+
+
+def test_where_there_is_no_namespace_the_paths_are_rewritten_and_it_says_so(tmp_path: Path) -> None:
+    done = rehearse(
+        own(tmp_path), "--kinds", "kill,sigterm", "--preemptions", 2, "--compare", "own/result.json", "--json",
+        cwd=tmp_path, env={"SKYSPOT_REHEARSE_WITHOUT_NAMESPACE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = json.loads(done.stdout)
+    assert document["exact"] is True
+    assert any("rewritten" in note for note in document["notes"])
+    assert not Path("/checkpoints").exists()
+
+
+def test_a_namespace_leaves_the_root_folder_alone(tmp_path: Path) -> None:
+    if machine.namespace_command() is None:
+        pytest.skip("no mount namespace here")
+    root_before = sorted(Path("/").iterdir())
+    done = rehearse(own(tmp_path), "--kinds", "kill", "--preemptions", 1, "--compare", "own/result.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert sorted(Path("/").iterdir()) == root_before
+
+
+def test_a_task_that_fails_undisturbed_is_said_with_its_last_lines(tmp_path: Path) -> None:
+    (tmp_path / "task.yaml").write_text("run: |\n  echo the last word\n  exit 3\n")
+    done = rehearse("task.yaml", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "fails undisturbed" in done.stdout
+    assert "the last word" in done.stdout
+
+
+def test_interrupting_a_rehearsal_leaves_nothing_behind(tmp_path: Path) -> None:
+    own(tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "skyspot", "rehearse", "task.yaml", "--compare", "own/result.json"],
+        cwd=tmp_path, env=clean_env(TMPDIR=str(tmp_path)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    end = time.monotonic() + 60
+    while not list(tmp_path.glob("skyspot-rehearsal-*/*/machine-*.log")):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Interrupted" in errors
+    assert leftovers() == []
+    assert not list(tmp_path.glob("skyspot-rehearsal-*"))
+
+
+def test_copies_are_made_anew_for_each_machine_and_a_bucket_survives(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "x.txt").write_text("as it was")
+    (tmp_path / "task.yaml").write_text(
+        "name: copies\n"
+        "file_mounts:\n  /data: {source: s3://corpus, mode: COPY}\n  /checkpoints: {name: bbb, mode: MOUNT}\n"
+        "run: |\n"
+        '  [ "$(cat /data/x.txt)" = "as it was" ] || exit 9\n'
+        "  echo changed > /data/x.txt\n"
+        "  echo line >> /checkpoints/lives\n"
+        "  sleep 0.5\n"
+        "  echo done > /checkpoints/result\n"
+    )
+    refused = rehearse("task.yaml", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "--mount /data=FOLDER" in refused.stderr
+    done = rehearse(
+        "task.yaml", "--mount", "/data=data", "--kinds", "kill", "--preemptions", 2, "--compare", "result",
+        "--keep", "kept", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "kept" / "preempted" / "bucket" / "lives").read_text() == "line\n" * 3
+    assert (tmp_path / "data" / "x.txt").read_text() == "as it was"
+
+
+def test_setup_runs_on_each_machine_where_it_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "task.yaml").write_text(
+        "file_mounts: {/checkpoints: {name: bbb, mode: MOUNT}}\n"
+        "setup: echo set-up >> /checkpoints/setups; touch ~/ready\n"
+        "run: |\n  [ -f ~/ready ] || exit 9\n  sleep 0.4\n  echo x > /checkpoints/result\n"
+    )
+    args = ["task.yaml", "--kinds", "kill", "--preemptions", 1, "--compare", "result"]
+    assert rehearse(*args, cwd=tmp_path).returncode == 1
+    done = rehearse(*args, "--setup", "--keep", "kept", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert (tmp_path / "kept" / "preempted" / "bucket" / "setups").read_text() == "set-up\n" * 2
+
+
+@pytest.mark.parametrize(
+    ("args", "remedy"),
+    [
+        (["--kinds", "kil"], "kill"),
+        (["--processes", "one"], "1,2"),
+        (["--mount", "/data"], "DEST=FOLDER"),
+        (["--preemptions", "0"], "--preemptions"),
+        (["--keep", "."], "not empty"),
+    ],
+)
+def test_a_mistake_is_said_in_a_line(tmp_path: Path, args: list[str], remedy: str) -> None:
+    done = rehearse(own(tmp_path), *args, cwd=tmp_path)
+    assert done.returncode == 2
+    assert remedy in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+# -- the default: our trainer ----------------------------------------------------------------------------------------
+
+
+def test_the_default_task_resumes_exactly_under_every_kind(tmp_path: Path) -> None:
+    done = rehearse("--keep", "kept", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = json.loads(done.stdout)
+    assert document["exact"] is True
+    _, main, moved = document["legs"]
+    assert main["verdict"]["text"] == "bit-identical: 60 of 60 losses, 48 of 48 weights"
+    assert sorted(row["kind"] for row in main["rows"] if row["hit"]) == sorted([*preempt.KINDS, "finished"])
+    assert "same samples and same LR in 60 of 60 steps" in moved["verdict"]["text"]
+    rows = {row["kind"]: row for row in main["rows"] if row["hit"]}
+    assert rows["sigterm"]["lost_steps"] == rows["aws-notice"]["lost_steps"] == 0
+    assert rows["sigterm"]["committed_s"] is not None
+    assert rows["torn"]["lost_steps"] > 0
+    assert rows["kill"]["last_step"] < 20, "before the first checkpoint"
+    assert any("49%" in note or "loss fell" in note for note in document["notes"])
+    histories = [
+        verdict.read_history(RunPaths(tmp_path / "kept" / leg / "bucket" / "rehearsal"))
+        for leg in ("reference", "preempted")
+    ]
+    assert histories[0]
+    assert histories[1]
+    assert histories[0].lines[60]["loss"] < 0.8 * histories[0].lines[1]["loss"]
+    for leg in document["legs"]:
+        for row in leg["rows"]:
+            limit = 7 if row["processes"] == 1 else 10
+            assert row["first_step_s"] is not None, row
+            print(leg["name"], row["number"], row["processes"], row["first_step_s"], "limit", limit)
+
+
+# -- verdicts that have to be bad ------------------------------------------------------------------------------------
+
+
+def history(**changes: object) -> verdict.History:
+    lines = {
+        step: {"step": step, "loss": 5.0 / step, "lr": 0.1, "order": f"o{step}", "rng": f"r{step}", "grad_norm": 1.0,
+               "world_size": 1}
+        for step in range(1, 11)
+    }  # fmt: skip
+    for key, value in changes.items():
+        if key in lines[1]:
+            for step in range(6, 11):
+                lines[step][key] = value
+    weights = {"a": b"1", "b": b"2"}
+    return verdict.History(lines, {**weights, **dict(changes.get("weights", {}))}, {"threads": 2})  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause", "step"),
+    [
+        ({"order": "x", "loss": 9.0}, "order", 6),
+        ({"lr": 0.5, "loss": 9.0}, "lr", 6),
+        ({"rng": "x", "loss": 9.0}, "rng", 6),
+        ({"loss": 9.0}, "weights", 6),
+        ({"weights": {"b": b"3"}}, "weights", None),
+    ],
+)
+def test_the_verdict_names_the_step_and_the_likely_cause(changes: dict, cause: str, step: int | None) -> None:
+    found = verdict.compare(history(), history(**changes))
+    assert not found.exact
+    assert found.checked
+    assert (found.cause, found.first_step) == (cause, step)
+
+
+def test_the_same_history_is_exact_and_a_missing_step_is_not() -> None:
+    assert verdict.compare(history(), history()).exact
+    short = history()
+    del short.lines[10]
+    assert verdict.compare(history(), short).cause == "steps"
+    assert not verdict.compare(verdict.History({}, {}, {}), verdict.History({}, {}, {})).exact
+
+
+def test_across_world_sizes_samples_and_lr_are_judged_bit_by_bit_and_losses_by_tolerance() -> None:
+    near = history(world_size=2)
+    near.lines[7]["loss"] *= 1 + 1e-7
+    assert verdict.compare_across_world_sizes(history(), near).exact
+    assert verdict.compare_across_world_sizes(history(), history(world_size=2, order="x")).cause == "order"
+    assert verdict.compare_across_world_sizes(history(), history(world_size=2, lr=0.3)).cause == "lr"
+    far = history(world_size=2)
+    far.lines[7]["loss"] *= 1.001
+    assert not verdict.compare_across_world_sizes(history(), far).exact
+
+
+def test_a_schedule_strikes_before_the_first_checkpoint_and_soon_after_a_resume() -> None:
+    for seed in range(20):
+        plan = preempt.schedule(list(preempt.KINDS), 5, seed, steps=60, first_save=20)
+        assert [strike.kind for strike in plan] == list(preempt.KINDS)
+        assert 1 <= (plan[0].at_step or 0) < 20
+        assert any(1 <= (strike.after_resume or 0) <= 3 for strike in plan)
+    assert preempt.schedule(["kill"], 3, 1, steps=60, first_save=20) == preempt.schedule(
+        ["kill"], 3, 1, steps=60, first_save=20
+    )
+
+
+def test_a_torn_checkpoint_is_the_newest_committed_one(tmp_path: Path) -> None:
+    from support import mlp
+
+    assert mlp(tmp_path / "run", "--steps", 8).code == 0
+    paths = RunPaths(tmp_path / "run")
+    torn = preempt.tear(tmp_path, "run")
+    assert torn
+    assert str(list_checkpoints(paths)[0]) in torn
+
+
+def test_several_nodes_are_rehearsed_as_one_and_said(tmp_path: Path) -> None:
+    found = job.read("num_nodes: 4\nrun: x\n", tmp_path, {}, None)
+    assert found.notes == ("4 nodes are rehearsed as one.",)
+    with pytest.raises(UsageError, match="no `run`"):
+        job.read("name: x\n", tmp_path, {}, None)
+
+
+def test_repo_is_where_the_tests_think_it_is() -> None:
+    assert (REPO / "skyspot").is_dir()
