@@ -348,6 +348,7 @@ def is_said_in_a_line(error: BaseException) -> bool:
     """Whether the message of an error is written for the user."""
     names = {
         "RunError",
+        "AttemptError",
         "ConfigError",
         "DataError",
         "ModelError",

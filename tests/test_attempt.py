@@ -1,0 +1,215 @@
+"""Attempts: numbers, identity, what binds a run, and when a launch gets nowhere."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trainer import attempt
+from trainer.layout import (
+    EXIT_PREEMPTED,
+    AttemptName,
+    FileRecord,
+    LayoutError,
+    LayoutVersionError,
+    Manifest,
+    RunPaths,
+    from_json,
+    is_safe_name,
+    list_attempts,
+    read_events,
+    read_manifest,
+    read_metrics,
+    write_once,
+)
+
+
+@pytest.fixture
+def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunPaths:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return RunPaths(tmp_path / "run")
+
+
+def begin(paths: RunPaths, launch: str = "l", **binding: object) -> attempt.Attempt:
+    return attempt.open_attempt(paths, launch=launch, config={}, binding=binding, newest_step=0)
+
+
+def end(one: attempt.Attempt, code: int = EXIT_PREEMPTED, cause: str = "peer-gone", **fields: object) -> None:
+    attempt.record(one, "end", code=code, cause=cause, **fields)
+
+
+def test_numbers_grow_and_the_random_part_keeps_equal_ones_apart(paths: RunPaths) -> None:
+    first, second = begin(paths), begin(paths)
+    assert (first.name.number, second.name.number) == (1, 2)
+    assert attempt.newer_attempt(first) == second.name
+    assert attempt.newer_attempt(second) is None
+    twin = AttemptName(2, "ffffff")
+    paths.attempt(twin).mkdir()
+    assert attempt.newer_attempt(second) is None, "an equal number is no newer one"
+    assert begin(paths).name.number == 3
+
+
+def test_two_first_attempts_give_the_run_one_identity(paths: RunPaths, tmp_path: Path) -> None:
+    begin(paths, seed=1)
+    other = RunPaths(tmp_path / "other")
+    begin(other, seed=1)
+    assert paths.run_json.read_bytes() == other.run_json.read_bytes()
+    different = RunPaths(tmp_path / "different")
+    begin(different, seed=2)
+    assert paths.run_json.read_bytes() != different.run_json.read_bytes()
+
+
+def commit(paths: RunPaths, step: int, **facts: object) -> None:
+    folder = paths.checkpoints / f"{step:010d}-a0001-aaaaaa-1"
+    folder.mkdir(parents=True)
+    write_once(folder / "MANIFEST.json", Manifest("checkpoint", {}, {"step": step, **facts}).to_json())
+
+
+def test_a_torn_run_json_is_written_again_from_the_newest_manifest(paths: RunPaths) -> None:
+    begin(paths)
+    commit(paths, 4, run_id="the-true-one")
+    paths.run_json.write_text('{"layout')
+    begin(paths)
+    assert json.loads(paths.run_json.read_text())["run_id"] == "the-true-one"
+    paths.run_json.write_text('{"layout_version": 1, "run_id": "another"}')
+    begin(paths)
+    assert json.loads(paths.run_json.read_text())["run_id"] == "the-true-one"
+
+
+def test_another_binding_is_refused_by_name_and_may_be_allowed(paths: RunPaths) -> None:
+    begin(paths, seed=1, lr=0.1)
+    second = begin(paths, seed=2, lr=0.1)
+    said = attempt.binding_problem(paths, second, {"seed": 2, "lr": 0.1}, (), None)
+    assert said
+    assert "seed 1" in said
+    assert "--allow-config-change seed" in said
+    assert attempt.binding_problem(paths, second, {"seed": 2, "lr": 0.1}, ("seed",), None) is None
+    assert attempt.binding_problem(paths, second, {"seed": 1, "lr": 0.1}, (), None) is None
+
+
+def test_a_refused_attempt_does_not_bind_the_next_one(paths: RunPaths) -> None:
+    first = begin(paths, seed=9)
+    end(first, 1, "refused")
+    second = begin(paths, seed=1)
+    assert attempt.binding_problem(paths, second, {"seed": 1}, (), None) is None
+
+
+def test_the_newest_manifest_binds_before_any_start(paths: RunPaths) -> None:
+    begin(paths, seed=1)
+    second = begin(paths, seed=1)
+    newest = Manifest("checkpoint", {}, {"step": 4, "binding": {"seed": 5}})
+    assert "seed 5" in str(attempt.binding_problem(paths, second, {"seed": 1}, (), newest))
+
+
+def test_three_attempts_by_their_own_doing_without_progress_are_enough(paths: RunPaths) -> None:
+    for number in range(3):
+        one = begin(paths)
+        assert attempt.no_progress(one, 0) is None, number
+        end(one, error=f"reason {number}")
+    said = attempt.no_progress(begin(paths), 0)
+    assert said
+    assert all(f"reason {number}" in said for number in range(3))
+    assert attempt.no_progress(begin(paths, launch="other"), 0) is None, "a new launch starts from zero"
+
+
+def test_a_notice_or_a_signal_from_outside_is_not_an_attempts_own_doing(paths: RunPaths) -> None:
+    for cause in ("peer-gone", "signal", "notice", "peer-gone", "signal"):
+        end(begin(paths), cause=cause)
+    assert attempt.no_progress(begin(paths), 0) is None
+    for _ in range(3):
+        end(begin(paths), cause="signal")
+    assert attempt.no_progress(begin(paths), 0) is None
+    end(begin(paths), cause="signal")
+    assert "10 attempts in a row" in str(attempt.no_progress(begin(paths), 0))
+
+
+def test_an_end_without_a_word_counts_on_the_same_machine_alone(paths: RunPaths, tmp_path: Path, monkeypatch) -> None:
+    for _ in range(3):
+        begin(paths)
+    assert attempt.no_progress(begin(paths), 0)
+    other = RunPaths(tmp_path / "other")
+    for number in range(3):
+        monkeypatch.setenv("HOME", str(tmp_path / f"home{number}"))  # Another machine each time.
+        begin(other)
+    assert attempt.no_progress(begin(other), 0) is None
+
+
+def test_a_new_checkpoint_or_newly_prepared_data_is_progress(paths: RunPaths) -> None:
+    for _ in range(3):
+        one = begin(paths)
+        attempt.record(one, "restored", step=4)
+        end(one)
+    assert attempt.no_progress(begin(paths), 4)
+    assert attempt.no_progress(begin(paths), 8) is None
+    folder = paths.tokens / f"0123-{one.name}"
+    folder.mkdir(parents=True)
+    write_once(folder / "MANIFEST.json", Manifest("tokens", {}).to_json())
+    last = begin(paths)
+    assert attempt.no_progress(last, 4) is None or str(one.name) not in str(attempt.no_progress(last, 4))
+
+
+def test_a_notice_that_ended_an_attempt_on_this_machine_is_ignored_later(paths: RunPaths) -> None:
+    one = begin(paths)
+    end(one, cause="notice", notice={"kind": "aws-notice", "id": "aws/2026-01-01T00:00:00Z"})
+    assert attempt.ignored_notices(begin(paths)) == {"aws/2026-01-01T00:00:00Z"}
+
+
+def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(attempt.AttemptError, match="nothing was trained"):
+        begin(RunPaths(tmp_path / "file" / "run"))
+
+
+# -- the contract ----------------------------------------------------------------------------------------------------
+
+
+def test_a_torn_event_is_left_out_and_its_number_is_not_used_again(paths: RunPaths) -> None:
+    one = begin(paths)
+    (paths.attempt(one.name) / "0002-saved.json").write_text('{"st')
+    attempt.record(one, "end", code=0)
+    assert [(event.number, event.name) for event in read_events(paths, one.name)] == [(1, "start"), (3, "end")]
+
+
+BAD_MANIFESTS = [
+    b"", b"{", b"[]", b"null", b'{"layout_version": 1}', b'{"layout_version": true, "kind": "x", "files": {}}',
+    b'{"layout_version": 1, "kind": "x", "files": {"../x": {"bytes": 1, "hash": "00000000000000000000000000000000"}}}',
+    b'{"layout_version": 1, "kind": "x", "files": {"/x": {"bytes": 1, "hash": "00000000000000000000000000000000"}}}',
+    b'{"layout_version": 1, "kind": "x", "files": {"x": {"bytes": -1, "hash": "00000000000000000000000000000000"}}}',
+    b'{"layout_version": 1, "kind": "x", "files": {"x": {"bytes": 1000000000000000000, "hash": "0"}}}',
+    b'{"layout_version": 1, "kind": "x", "files": {"x": {"bytes": 1, "hash": "zz"}}}',
+    b'{"layout_version": 1, "kind": "x", "step": NaN, "files": {}}',
+    b'{"layout_version": 1, "kind": "x", "kind": "y", "files": {}}', b"[" * 100_000, b"\xff\xfe",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("data", BAD_MANIFESTS, ids=lambda data: repr(data[:40]))
+def test_a_manifest_that_cannot_be_one_is_not_believed(data: bytes) -> None:
+    with pytest.raises(LayoutError):
+        Manifest.parse(data)
+
+
+def test_a_newer_layout_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "MANIFEST.json").write_bytes(b'{"layout_version": 2, "kind": "x", "files": {}}')
+    with pytest.raises(LayoutVersionError, match="Upgrade skyspot"):
+        read_manifest(tmp_path)
+
+
+def test_a_manifest_is_read_as_it_was_written() -> None:
+    one = Manifest("checkpoint", {"share": FileRecord(3, "0" * 32)}, {"step": 4, "text": "\u0085 😀"})
+    assert Manifest.parse(one.to_json()) == one
+    assert [is_safe_name(name) for name in ("a", "a/b", "a/../b", "", "a\nb", "MANIFEST.json", "a//b", ".")] == [
+        True, True, False, False, False, False, False, False,
+    ]  # fmt: skip
+
+
+def test_metrics_end_at_the_first_torn_line() -> None:
+    assert [line["step"] for line in read_metrics(b'{"step": 1}\n{"step": 2}\n{"st')] == [1, 2]
+    with pytest.raises(LayoutError):
+        from_json(b"Infinity")
+
+
+def test_nothing_is_written_over(tmp_path: Path) -> None:
+    write_once(tmp_path / "x", b"1")
+    with pytest.raises(FileExistsError):
+        write_once(tmp_path / "x", b"2")
+    assert list_attempts(RunPaths(tmp_path / "nowhere")) == []

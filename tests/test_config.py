@@ -1,0 +1,91 @@
+"""The trainer's settings: refused early, in a line, with the remedy."""
+
+from pathlib import Path
+
+import pytest
+
+from trainer.config import ConfigError, RunConfig, parse
+
+
+def test_the_least_command_is_a_trial() -> None:
+    config = parse(["--checkpoint-dir", "/c/run"])
+    assert (config.model, config.data, config.max_steps) == ("tiny", "stdlib", 60)
+    assert config.checkpoint_dir == Path("/c/run")
+
+
+def test_flags_beat_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("checkpoint-dir: /c/run\nmax_steps: 5\nlr: 1e-4\nsave-every: 2\nwarmup_steps: 1\ncpu: true\n")
+    config = parse(["--config", str(path), "--max-steps", "7"])
+    assert (config.max_steps, config.lr, config.save_interval_steps, config.cpu) == (7, 1e-4, 2, True)
+
+
+MISTAKES = [
+    (["--max-stesp", "3"], "--max-steps"),
+    (["--max-spend", "3"], "not in this release"),
+    (["--max-spend"], "not in this release"),
+    (["--deadline", "3h"], "not in this release"),
+    (["--shard"], "not in this release"),
+    (["--grad-checkpointing"], "not in this release"),
+    (["--save-every", "auto"], "not in this release"),
+    (["--micro-batch-size", "auto"], "not in this release"),
+    (["--report-to", "wandb"], "not in this release"),
+    (["--global-batch-size", "10"], "2 or 5 would"),
+    (["--global-batch-size", "0"], "above 0"),
+    (["--max-steps", "1.5"], "whole number"),
+    (["--lr", "nan"], "number"),
+    (["--lr", "inf"], "number"),
+    (["--lr", "-1"], "above 0"),
+    (["--precision", "fp8"], "fp32"),
+    (["--lr-schedule", "step"], "cosine"),
+    (["--warmup-steps", "100"], "--max-steps 60"),
+    (["--epochs", "1", "--max-steps", "3"], "one of them"),
+    (["--keep-latest", "1"], "less than 2"),
+    (["--seq-len", "1"], "--seq-len"),
+    (["--beta2", "1"], "[0, 1)"),
+    (["--grace"], "expected one argument"),
+    (["--config", "/nowhere.yaml"], "No such file"),
+    (["stray"], "stray"),
+]
+
+
+@pytest.mark.parametrize(
+    ("args", "remedy"), MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_a_mistake_is_said_in_a_line(args: list[str], remedy: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse(["--checkpoint-dir", "x", *args])
+    assert remedy in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("max_stesp: 3\n", "max_steps"), ("- a\n", "by name"), ("a: [\n", "not readable"),
+        ("max_steps: many\n", "whole"), ("deadline: 3h\n", "not in this release"), ("cpu: 3\n", "neither true nor false"), ("lr: true\n", "number"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_file_is_said_in_a_line(tmp_path: Path, text: str, remedy: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=remedy) as refused:
+        parse(["--checkpoint-dir", "x", "--config", str(tmp_path / "c.yaml")])
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_what_binds_a_run_leaves_out_what_a_smaller_machine_may_change() -> None:
+    one = parse(["--checkpoint-dir", "x", "--micro-batch-size", "4"]).binding()
+    other = parse(
+        ["--checkpoint-dir", "y", "--micro-batch-size", "2", "--processes", "2", "--save-every", "5"]
+    ).binding()
+    assert one == other
+    assert parse(["--checkpoint-dir", "x", "--seed", "1"]).binding() != one
+
+
+def test_epochs_become_steps_when_the_data_is_known() -> None:
+    assert parse(["--checkpoint-dir", "x", "--epochs", "2"]).steps_for(100) == 25
+
+
+def test_a_users_own_config_needs_but_a_folder(tmp_path: Path) -> None:
+    config = RunConfig(checkpoint_dir=tmp_path)
+    assert config.to_json()["checkpoint_dir"] == str(tmp_path)

@@ -1,0 +1,233 @@
+"""The launcher: one process per accelerator, signals passed on once, exit codes kept."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from support import clean_env, event
+
+from trainer.layout import RunPaths, list_attempts, read_events
+
+HEAD = "import os, signal, sys, time\nrank = int(os.environ['RANK'])\n"
+
+
+def script(folder: Path, body: str) -> Path:
+    path = folder / "program.py"
+    path.write_text(HEAD + body)
+    return path
+
+
+def command(path: Path, *options: object, processes: int = 2) -> list[str]:
+    return [sys.executable, "-m", "trainer.launch", "--processes", str(processes), *map(str, options), str(path)]
+
+
+def run(path: Path, *options: object, processes: int = 2, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(path, *options, processes=processes), capture_output=True, text=True, env=clean_env(**env), timeout=60
+    )
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        ([0, 0, 0], 0), ([75, 75, 75], 75), ([75, 1, 75], 1), ([0, 75, 0], 75), ([76, 75, 75], 76), ([75, 80, 76], 80),
+        ([79, 76, 75], 79), ([80, 1, 79], 1), ([0, 0, 3], 1), ([75, 42, 75], 1), ([-9, 0, 0], 75), ([75, -15, 75], 75),
+    ],
+)  # fmt: skip
+def test_the_exit_code_is_the_first_of_the_stop_table_that_any_rank_gave(tmp_path: Path, codes, expected) -> None:
+    body = (
+        f"code = {codes!r}[rank]\n"
+        "signal.signal(signal.SIGTERM, lambda *_: None)\n"  # A peer's leaving must not change what this one gives.
+        "if code < 0: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "end = time.monotonic() + 0.3\n"
+        "while time.monotonic() < end: time.sleep(0.01)\n"
+        "os._exit(code)\n"
+    )
+    assert run(script(tmp_path, body), "--grace", 5, processes=3).returncode == expected
+
+
+def test_a_signal_reaches_every_rank_once(tmp_path: Path) -> None:
+    body = (
+        "heard = []\n"
+        "signal.signal(signal.SIGTERM, lambda *_: heard.append(1))\n"
+        f"open(r'{tmp_path}/ready%d' % rank, 'w').close()\n"
+        "while not heard: time.sleep(0.01)\n"
+        "time.sleep(0.4)\n"
+        "print('rank', rank, 'heard', len(heard))\n"
+        "os._exit(75) if not sys.stdout.flush() else 0\n"
+    )
+    process = subprocess.Popen(
+        command(script(tmp_path, body)), env=clean_env(), stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_for(lambda: len(list(tmp_path.glob("ready*"))) == 2)
+    os.killpg(
+        process.pid, signal.SIGTERM
+    )  # As a Ctrl-C or SkyPilot does: the whole group. Ranks have groups of their own.
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert sorted(output.splitlines())[:2] in (
+        ["rank 0 heard 1", "rank 1 heard 1"],
+        ["rank 0 heard 1", "rank 1 heard 2"],  # The one that left second also heard that its peer was gone.
+        ["rank 0 heard 2", "rank 1 heard 1"],
+    )
+
+
+def wait_for(condition, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_when_the_launcher_is_killed_its_ranks_die_with_it(tmp_path: Path) -> None:
+    body = f"open(r'{tmp_path}/%d' % os.getpid(), 'w').close()\ntime.sleep(60)\n"
+    process = subprocess.Popen(command(script(tmp_path, body)), env=clean_env())
+    wait_for(lambda: len([path for path in tmp_path.iterdir() if path.name.isdigit()]) == 2)
+    pids = [int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()]
+    process.kill()
+    process.wait()
+    wait_for(lambda: not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids))
+
+
+def test_a_rank_that_ignores_everything_is_killed_after_the_grace(tmp_path: Path) -> None:
+    body = "if rank == 1: os._exit(1)\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: time.sleep(1)\n"
+    assert run(script(tmp_path, body), "--grace", 0.2).returncode == 1
+
+
+def test_a_stopped_rank_does_not_keep_the_launcher(tmp_path: Path) -> None:
+    body = "if rank == 1:\n  time.sleep(0.3)\n  os._exit(75)\nos.kill(os.getpid(), signal.SIGSTOP)\n"
+    assert run(script(tmp_path, body), "--grace", 0.2).returncode == 75
+
+
+def test_output_that_a_grandchild_keeps_open_does_not_keep_the_launcher(tmp_path: Path) -> None:
+    body = "import subprocess\nsubprocess.Popen(['sleep', '40'], start_new_session=True)\nprint('said')\n"
+    begun = time.monotonic()
+    process = subprocess.Popen(
+        command(script(tmp_path, body), processes=1), env=clean_env(), stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    with process:
+        output = process.stdout.read()  # Until the launcher's own end of the pipe is closed.
+    assert process.returncode == 0
+    assert output == "said\n"
+    assert time.monotonic() - begun < 30
+    for child in psutil.process_iter(["cmdline"]):
+        if child.info["cmdline"] == ["sleep", "40"]:
+            child.kill()
+
+
+def test_a_reader_that_goes_away_does_not_disturb_the_ranks(tmp_path: Path) -> None:
+    body = f"for i in range(200): print('x' * 1000, flush=True)\nopen(r'{tmp_path}/done', 'w').close()\n"
+    process = subprocess.Popen(command(script(tmp_path, body), processes=1), env=clean_env(), stdout=subprocess.PIPE)
+    assert process.stdout
+    process.stdout.close()
+    assert process.wait(30) == 0
+    assert (tmp_path / "done").exists()
+
+
+def test_lines_of_several_ranks_are_not_mixed(tmp_path: Path) -> None:
+    body = "for i in range(300):\n  sys.stdout.write('ab' * 50); sys.stdout.flush(); sys.stdout.write('\\n')\n"
+    output = run(script(tmp_path, body), processes=2).stdout
+    assert output.count("\n") == 600
+
+
+def test_each_rank_gets_what_torchrun_would_give_it(tmp_path: Path) -> None:
+    body = (
+        "names = 'RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR OMP_NUM_THREADS'\n"
+        "print(*[os.environ[name] for name in names.split()], bool(os.environ['MASTER_PORT']))\n"
+    )
+    lines = sorted(run(script(tmp_path, body)).stdout.splitlines())
+    threads = max(1, (os.cpu_count() or 1) // 2)
+    assert lines == [f"{rank} {rank} 2 2 127.0.0.1 {threads} True" for rank in (0, 1)]
+
+
+def test_a_rehearsals_number_of_processes_beats_the_commands(tmp_path: Path) -> None:
+    output = run(script(tmp_path, "print('here')\n"), processes=4, SKYSPOT_PROCESSES="2").stdout
+    assert output.splitlines() == ["here", "here"]
+
+
+@pytest.mark.parametrize(
+    ("setup", "env", "remedy"),
+    [
+        (lambda folder: (folder / "trainer.py").write_text(""), {}, "rename it"),
+        (lambda folder: (folder / "program.py").unlink(), {}, "no such script"),
+        (lambda folder: None, {"SKYPILOT_NUM_NODES": "2"}, "not in this release"),
+        (lambda folder: None, {"SKYSPOT_PROCESSES": "many"}, "SKYSPOT_PROCESSES"),
+    ],
+)
+def test_what_cannot_be_launched_is_refused_in_a_line(tmp_path: Path, setup, env: dict, remedy: str) -> None:
+    path = script(tmp_path, "print('ran')\n")
+    setup(tmp_path)
+    done = run(path, **env)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert remedy in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_where_rank_0_dies_its_end_is_recorded_by_a_child(tmp_path: Path) -> None:
+    body = (
+        "from pathlib import Path\n"
+        "from trainer import attempt, layout, rank\n"
+        f"paths = layout.RunPaths(Path(r'{tmp_path}/run'))\n"
+        "mine = attempt.open_attempt(paths, launch=os.environ['SKYSPOT_LAUNCH'], config={}, binding={})\n"
+        "rank.Link.from_env().say_attempt(paths.root, mine.name)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert run(script(tmp_path, body), processes=1).returncode == 75
+    assert event(tmp_path / "run", "end")["cause"] == "died"
+    assert event(tmp_path / "run", "end")["code"] == 75
+
+
+# -- scripts that know nothing of attempts ---------------------------------------------------------------------------
+
+
+def test_a_scripts_attempt_is_recorded_where_a_folder_is_given(tmp_path: Path) -> None:
+    path = script(tmp_path, "print(os.environ['SKYSPOT_ATTEMPT'])\n")
+    done = run(path, "--checkpoint-dir", tmp_path / "run", processes=1)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(list_attempts(RunPaths(tmp_path / "run"))[0])
+    assert event(tmp_path / "run", "start")["launch"].startswith("local-")
+    assert event(tmp_path / "run", "end")["cause"] == "finished"
+
+
+def test_a_script_that_gets_nowhere_is_stopped_with_80_after_three_attempts(tmp_path: Path) -> None:
+    path = script(tmp_path, "sys.exit(75)\n")
+    options = ("--checkpoint-dir", tmp_path / "run")
+    codes = [run(path, *options, processes=1, SKYPILOT_TASK_ID="sky-1").returncode for _ in range(4)]
+    assert codes == [75, 75, 75, 80]
+    assert run(path, *options, processes=1, SKYPILOT_TASK_ID="sky-2").returncode == 75, "a new launch starts from zero"
+
+
+def test_an_attempt_that_a_newer_one_outnumbers_is_stopped_with_76(tmp_path: Path) -> None:
+    body = f"open(r'{tmp_path}/ready', 'w').close()\ntime.sleep(60)\n"
+    process = subprocess.Popen(
+        command(script(tmp_path, body), "--checkpoint-dir", tmp_path / "run", "--grace", 1, processes=1),
+        env=clean_env(),
+    )
+    wait_for(lambda: (tmp_path / "ready").exists())
+    (tmp_path / "run" / "attempts" / "a0007-abcdef").mkdir()
+    assert process.wait(30) == 76
+    names = list_attempts(RunPaths(tmp_path / "run"))
+    ends = [found for found in read_events(RunPaths(tmp_path / "run"), names[0]) if found.name == "end"]
+    assert ends[0].fields["cause"] == "superseded"
+
+
+def test_a_script_with_spotrun_under_a_keeper_makes_one_attempt(tmp_path: Path) -> None:
+    from support import PROGRAMS
+
+    (tmp_path / "run").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer.launch", "--processes", "1", "--checkpoint-dir", str(tmp_path / "run"),
+         str(PROGRAMS / "mlp.py"), "--dir", str(tmp_path / "run")],
+        env=clean_env(), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    paths = RunPaths(tmp_path / "run")
+    assert len(list_attempts(paths)) == 1
+    assert len([found for found in read_events(paths, list_attempts(paths)[0]) if found.name == "end"]) == 1

@@ -1,0 +1,137 @@
+"""The word that the machine will be taken, from a real signal or a real metadata service on loopback."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support import PROGRAMS, clean_env, event
+
+from skyspot.metadata_server import AwsMetadata
+from trainer import notice
+from trainer.layout import RunPaths, list_attempts
+from trainer.notice import Notices
+
+
+def listening(server: AwsMetadata, monkeypatch: pytest.MonkeyPatch, ignored: frozenset[str] = frozenset()) -> Notices:
+    for key, value in {**server.env(), "SKYSPOT_NOTICE_POLL_S": "0.02"}.items():
+        monkeypatch.setenv(key, value)
+    notices = Notices(25.0, ignored)
+    notices.poll_metadata()
+    return notices
+
+
+def asked_again(server: AwsMetadata, times: int = 3) -> None:
+    end, before = time.monotonic() + 20, server.asked
+    while server.asked < before + times:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_spot_notice_is_heard_with_the_seconds_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    with AwsMetadata() as server:
+        notices = listening(server, monkeypatch)
+        asked_again(server)
+        assert notices.first() is None
+        server.announce(90)
+        assert notices.heard.wait(20)
+        found = notices.first()
+        assert found
+        assert found.kind == "aws-notice"
+        assert 85 < found.seconds_left <= 91
+
+
+def test_the_seconds_left_are_kept_within_the_clouds_longest_notice(monkeypatch: pytest.MonkeyPatch) -> None:
+    with AwsMetadata() as server:
+        server.announce(100_000)
+        notices = listening(server, monkeypatch)
+        assert notices.heard.wait(20)
+        assert notices.first().seconds_left == 120.0  # type: ignore[union-attr]
+
+
+def test_a_notice_that_is_over_is_said_and_ignored(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    with AwsMetadata() as server:
+        server.announce(-60)
+        notices = listening(server, monkeypatch)
+        asked_again(server)
+        assert notices.first() is None
+        assert "ignored: its time passed" in capsys.readouterr().out
+
+
+def test_a_notice_that_ended_an_attempt_here_before_is_ignored_and_a_new_one_is_not(monkeypatch, capsys) -> None:
+    with AwsMetadata() as server:
+        server.announce(60)
+        assert server._action
+        notices = listening(server, monkeypatch, frozenset({f"aws/{server._action['time']}"}))
+        asked_again(server)
+        assert notices.first() is None
+        assert "it ended an attempt here before" in capsys.readouterr().out
+        server.announce(100)
+        assert notices.heard.wait(20)
+
+
+def test_a_service_that_forgets_its_token_is_asked_for_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from skyspot import metadata_server
+
+    with AwsMetadata() as server:
+        notices = listening(server, monkeypatch)
+        asked_again(server)
+        monkeypatch.setattr(metadata_server, "_TOKEN", "another")
+        server.announce(60)
+        assert notices.heard.wait(20)
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ({"AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://h:1/"}, "http://h:1"),
+        ({"SKYPILOT_CLUSTER_INFO": '{"cloud": "AWS"}'}, notice.AWS_ENDPOINT),
+        ({"SKYPILOT_CLUSTER_INFO": '{"cloud": "GCP"}'}, None),
+        ({"SKYPILOT_CLUSTER_INFO": "not json"}, None),
+    ],
+)
+def test_the_metadata_service_is_asked_on_its_own_cloud_alone(monkeypatch, env: dict, expected: str | None) -> None:
+    for key in ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "SKYPILOT_CLUSTER_INFO"):
+        monkeypatch.delenv(key, raising=False)
+    for key, value in env.items():
+        monkeypatch.setenv(key, value)
+    assert notice.aws_endpoint() == expected
+
+
+def test_a_second_signal_leaves_the_first_ones_deadline() -> None:
+    code = (
+        "import os, signal, time\nfrom trainer.notice import Notices\n"
+        "n = Notices(10.0); n.install()\n"
+        "os.kill(os.getpid(), signal.SIGTERM); first = n.first(); time.sleep(0.05)\n"
+        "os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGINT)\n"
+        "assert n.first() == first and n.first().kind == 'sigterm', n.first()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], env=clean_env(), check=True)
+
+
+def test_a_noticed_attempt_saves_holds_and_is_followed_without_a_lost_step(tmp_path: Path) -> None:
+    with AwsMetadata() as server:
+        env = clean_env(**server.env(), SKYSPOT_NOTICE_POLL_S="0.05")
+        run_dir = tmp_path / "run"
+        command = [sys.executable, "-m", "trainer.launch", "--processes", "1", str(PROGRAMS / "mlp.py")]
+        command += ["--dir", str(run_dir), "--steps", "3000", "--save-every", "3000"]
+        process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        with process:
+            assert process.stdout
+            for line in process.stdout:
+                if line.startswith("step "):
+                    server.announce(120)
+                if "holding until this machine is taken" in line:
+                    break
+            assert process.poll() is None, "it holds"
+            ended = event(run_dir, "end")
+            os.kill(process.pid, signal.SIGTERM)
+            process.stdout.read()
+        assert process.returncode == 75
+    assert (ended["cause"], ended["code"]) == ("notice", 75)
+    assert ended["committed_step"] == ended["step"] > 0
+    assert ended["notice"]["kind"] == "aws-notice"  # type: ignore[index]
+    assert len(list_attempts(RunPaths(run_dir))) == 1
