@@ -63,7 +63,8 @@ def test_a_mistake_is_said_in_a_line(args: list[str], remedy: str) -> None:
     ("text", "remedy"),
     [
         ("max_stesp: 3\n", "max_steps"), ("- a\n", "by name"), ("a: [\n", "not readable"),
-        ("max_steps: many\n", "whole"), ("deadline: 3h\n", "not in this release"), ("cpu: 3\n", "neither true nor false"), ("lr: true\n", "number"),
+        ("max_steps: many\n", "whole"), ("deadline: 3h\n", "not in this release"),
+        ("cpu: 3\n", "neither true nor false"), ("lr: true\n", "number"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_the_file_is_said_in_a_line(tmp_path: Path, text: str, remedy: str) -> None:
