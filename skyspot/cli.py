@@ -242,6 +242,13 @@ def main() -> None:
     except SkyspotError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("trainer"):
+            raise
+        click.echo(
+            "Error: a trainer.py here hides skyspot's package of that name: rename it, or go elsewhere", err=True
+        )
+        sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)
         sys.exit(130)

@@ -11,10 +11,8 @@ from skyspot.render import Rendered, edited_by_hand
 
 
 def trainer_folder() -> Path:
-    """The trainer of this installation."""
-    import trainer
-
-    return Path(trainer.__file__).parent
+    """The trainer of this installation, beside this package; not imported, so that no `trainer.py` gets in the way."""
+    return Path(__file__).resolve().parent.parent / "trainer"
 
 
 def copy_trainer(target: Path) -> None:

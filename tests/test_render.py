@@ -363,6 +363,18 @@ def test_a_mistake_in_skyspot_yaml_is_refused(tmp_path: Path, text: str, remedy:
     assert remedy in output
 
 
+def test_a_trainer_py_of_the_users_own_is_never_run_or_shipped(tmp_path: Path) -> None:
+    (tmp_path / "trainer.py").write_text("raise SystemExit('mine ran')\n")
+    done = skyspot("render", "-n", "r", "-o", ".", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / ".skyspot" / "r" / "trainer" / "layout.py").exists()
+    (tmp_path / "trainer.py").write_text("")
+    refused = skyspot("rehearse", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "hides skyspot's package" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
 # -- templates -------------------------------------------------------------------------------------------------------
 
 
