@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import secrets
 import shlex
 import shutil
 import signal
@@ -18,7 +19,6 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -28,46 +28,22 @@ from skyspot.job import Job, Mount
 MARK = "SKYSPOT_REHEARSAL"
 
 
-@dataclass(frozen=True)
-class Namespace:
-    """How to get a root folder of one's own here."""
-
-    command: tuple[str, ...]
-    """Runs a script inside; the script's path is to be added."""
-    processes: bool
-    """Whether its processes are its own too: then all of them end at once, with the first."""
-
-
 @functools.cache
-def namespace() -> Namespace | None:
-    """The namespaces that the system allows; None where it allows none. Probed once."""
+def namespace_command() -> tuple[str, ...] | None:
+    """How to enter a mount namespace here; None where the system does not allow one. Probed once."""
     if not sys.platform.startswith("linux") or os.environ.get("SKYSPOT_REHEARSE_WITHOUT_NAMESPACE"):
         return None
-    mounts = "-m" if os.geteuid() == 0 else "-rm"
-    root = "d=$(mktemp -d) && mount -t tmpfs tmpfs $d && mkdir $d/r && mount --rbind / $d/r"
-    if _unshare_keeps_out_of_signals():
-        command = ("unshare", mounts, "--pid", "--fork", "--kill-child", "/bin/sh")
-        if _works([*command, "-c", f"{root} && mount -t proc proc $d/r/proc && chroot $d/r true"]):
-            return Namespace(command, True)
-    command = ("unshare", mounts, "/bin/sh")
-    return Namespace(command, False) if _works([*command, "-c", f"{root} && chroot $d/r true"]) else None
-
-
-def _works(command: list[str]) -> bool:
-    try:
-        return subprocess.run(command, capture_output=True, timeout=20).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-
-
-def _unshare_keeps_out_of_signals() -> bool:
-    """Whether `unshare --fork` outlives a SIGTERM that its child is to answer; old releases die of it."""
-    try:
-        said = subprocess.run(["unshare", "--version"], capture_output=True, text=True, timeout=20).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    release = re.search(r"util-linux (\d+)\.(\d+)", said)
-    return release is not None and (int(release[1]), int(release[2])) >= (2, 38)
+    flags = ("-m",) if os.geteuid() == 0 else ("-rm",)
+    probe = "d=$(mktemp -d) && mount -t tmpfs tmpfs $d && mkdir $d/r && mount --rbind / $d/r && chroot $d/r true"
+    for shell in ("/bin/sh",):
+        command = ("unshare", *flags, shell)
+        try:
+            done = subprocess.run([*command, "-c", probe], capture_output=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        if done.returncode == 0:
+            return command
+    return None
 
 
 class Machine:
@@ -84,6 +60,7 @@ class Machine:
         """
         self.job, self.folder = job, folder
         self._buckets = dict(buckets)
+        self._token = secrets.token_hex(8)
         self.home = folder / "home"
         self.log = folder.parent / f"{folder.name}.log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -122,7 +99,7 @@ class Machine:
         }
         base["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), base.get("PATH", "/usr/bin:/bin")])
         envs = {**self.job.envs, **more}
-        if namespace() is None:
+        if namespace_command() is None:
             envs = {key: self._rewritten(value) for key, value in envs.items() if key != "SKYSPOT_MOUNT"}
         return {
             **base,
@@ -130,7 +107,7 @@ class Machine:
             "HOME": str(self.home),
             "TMPDIR": str(self.folder / "tmp"),
             "HF_HUB_OFFLINE": "1",
-            MARK: str(self.folder),
+            MARK: self._token,
         }
 
     def _rewritten(self, text: str) -> str:
@@ -145,13 +122,13 @@ class Machine:
     def start(self, commands: str) -> None:
         """Run a script on the machine, in the background; its output goes into `log`."""
         script = self.folder / "run.sh"
-        enter = namespace()
+        enter = namespace_command()
         script.write_text(f"cd ~/sky_workdir\n{commands if enter else self._rewritten(commands)}\n")
         command = ["bash", str(script)]
         if enter:
             outer = self.folder / "enter.sh"
-            outer.write_text(_namespace_script(self.folder / "root", self._absolute(), script, enter.processes))
-            command = [*enter.command, str(outer)]
+            outer.write_text(_namespace_script(self.folder / "root", self._absolute(), script))
+            command = [*enter, str(outer)]
         self.started = time.monotonic()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -186,7 +163,23 @@ class Machine:
             if self.process.poll() is None:
                 self.signal(signal.SIGKILL)
             self.process.wait()  # Before psutil waits: it would take the exit status away.
-        sweep(self.folder)
+        while found := self._processes():
+            for process in found:
+                try:
+                    process.kill()
+                except psutil.NoSuchProcess:
+                    continue
+            psutil.wait_procs(found, timeout=5)
+
+    def _processes(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(MARK) == self._token and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except (psutil.Error, OSError):
+                continue
+        return found
 
     def last_lines(self, count: int = 12) -> list[str]:
         """The end of the task's output."""
@@ -197,29 +190,7 @@ class Machine:
         return text.replace("\r", "\n").splitlines()[-count:]
 
 
-def sweep(folder: Path) -> None:
-    """SIGKILL every process of the machines that lie in a folder, or of the one that is the folder."""
-    while found := _processes(folder):
-        for process in found:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(found, timeout=5)
-
-
-def _processes(folder: Path) -> list[psutil.Process]:
-    """The living processes that a machine in the folder started, known by what it put into their environment."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            mark = process.environ().get(MARK)
-            if mark and Path(mark).is_relative_to(folder) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (psutil.Error, OSError):
-            continue
-    return found
-
-
-def _namespace_script(root: Path, binds: Mapping[str, Path], script: Path, processes: bool) -> str:
+def _namespace_script(root: Path, binds: Mapping[str, Path], script: Path) -> str:
     """A shell script that builds the root in memory, and goes there."""
     lines = [
         "set -e",
@@ -253,11 +224,5 @@ def _namespace_script(root: Path, binds: Mapping[str, Path], script: Path, proce
     for target, folder in sorted(binds.items()):
         here = shlex.quote(f"{root}{target}")
         lines.append(f"mkdir -p {here} && mount --bind {shlex.quote(str(folder))} {here}")
-    program = f"bash {shlex.quote(str(script))}"
-    if processes:
-        lines.append(f"mount -t proc proc {shlex.quote(f'{root}/proc')}")
-        # The first process of a namespace takes no signal that it has not asked for, and has to collect orphans: so a
-        # shell is the first. Its own trap waits until the task, which gets each signal itself, has ended.
-        program = f"bash -c {shlex.quote(f'trap : TERM INT; {program}; exit $?')}"
-    lines.append(f"exec chroot {shlex.quote(str(root))} {program}")
+    lines.append(f"exec chroot {shlex.quote(str(root))} bash {shlex.quote(str(script))}")
     return "\n".join(lines) + "\n"
