@@ -39,20 +39,21 @@ def clean_env(**more: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(REPO), "HF_HUB_OFFLINE": "1", **more}
 
 
-def launch(*args: object, processes: int = 1, env: dict[str, str] | None = None, timeout: float = 150) -> Ended:
+def launch(
+    *args: object, processes: int = 1, grace: float = 25, env: dict[str, str] | None = None, timeout: float = 150
+) -> Ended:
     """Run a program of tests/programs under the launcher to its end."""
-    command = [sys.executable, "-m", "trainer.launch", "--processes", str(processes), *map(str, args)]
+    options = ["--processes", str(processes), "--grace", str(grace)]
+    command = [sys.executable, "-m", "trainer.launch", *options, *map(str, args)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=timeout, env=env or clean_env(), start_new_session=True
     )
     return Ended(done.returncode, done.stdout + done.stderr)
 
 
-def mlp(
-    run_dir: Path, *args: object, processes: int = 1, timeout: float = 150, env: dict[str, str] | None = None
-) -> Ended:
-    """One attempt of tests/programs/mlp.py."""
-    return launch(PROGRAMS / "mlp.py", "--dir", run_dir, *args, processes=processes, timeout=timeout, env=env)
+def mlp(run_dir: Path, *args: object, **options: object) -> Ended:
+    """One attempt of tests/programs/mlp.py; options as of `launch`."""
+    return launch(PROGRAMS / "mlp.py", "--dir", run_dir, *args, **options)  # type: ignore[arg-type]
 
 
 def train(*args: object, env: dict[str, str] | None = None, timeout: float = 200) -> Ended:

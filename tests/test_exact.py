@@ -9,7 +9,7 @@ from support import Ended, column, event, history, losses, mlp, weights
 PREEMPTIONS = [
     ("kill@2",),  # before the first checkpoint
     ("kill@9",),  # the epoch's last step (steps 6 to 10), after a resume from the start
-    ("sigterm@10",),  # within three steps of a resume from step 8
+    ("sigterm@9",),  # within three steps of a resume from step 8
     ("save:share-half@1",),  # in the last save
     ("kill@11",),
 ]
