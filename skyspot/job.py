@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from skyspot import task
@@ -79,11 +80,13 @@ def read(text: str, base: Path, stand_ins: Mapping[str, Path], payload: Path | N
     left = dict(stand_ins)
     mounts = [
         _mount(str(target), source, base, left, payload)
-        for target, source in (document.get("file_mounts") or {}).items()
+        for target, source in _with_envs(document.get("file_mounts") or {}, document.get("envs") or {}).items()
     ]
     known = {mount.target for mount in mounts}
     mounts += [Mount(target, folder, True) for target, folder in left.items() if target not in known]
     envs = {str(key): as_text(value) for key, value in (document.get("envs") or {}).items()}
+    secrets = document.get("secrets") or {}
+    envs.update({str(key): as_text(value) for key, value in secrets.items() if value is not None})
     folder = envs.get("SKYSPOT_CHECKPOINT_DIR")
     if folder and folder.startswith("/") and not any(m.survives and folder.startswith(m.target) for m in mounts):
         # A shared file system that every node has: the rehearsal puts an empty one there.
@@ -110,6 +113,15 @@ def read(text: str, base: Path, stand_ins: Mapping[str, Path], payload: Path | N
     )
 
 
+def _with_envs(value: Any, envs: Mapping[str, Any]) -> Any:
+    """file_mounts with the task's own variables put in, as SkyPilot does."""
+    if isinstance(value, Mapping):
+        return {_with_envs(str(key), envs): _with_envs(item, envs) for key, item in value.items()}
+    if isinstance(value, str):
+        return Template(value).safe_substitute({str(key): as_text(item) for key, item in envs.items()})
+    return value
+
+
 def _mount(target: str, source: Any, base: Path, stand_ins: dict[str, Path], payload: Path | None) -> Mount:
     """One entry of file_mounts, as SkyPilot means it."""
     target = target.rstrip("/") or "/"
@@ -119,6 +131,12 @@ def _mount(target: str, source: Any, base: Path, stand_ins: dict[str, Path], pay
         read_only = bool(((source.get("config") or {}).get("mount") or {}).get("read_only"))
         if stand_in is not None:
             return Mount(target, stand_in, mode != "COPY")
+        local = isinstance(url, str) and "://" not in url
+        if mode in ("MOUNT", "MOUNT_CACHED") and local:
+            place = base / Path(str(url)).expanduser()
+            if not place.is_dir():
+                raise UsageError(f"file_mounts: {target}: {place}: no such folder")
+            return Mount(target, place, True)  # SkyPilot uploads it into a bucket, and mounts that.
         if mode in ("MOUNT", "MOUNT_CACHED") and not read_only and (url is None or "mode" in source):
             return Mount(target, None, True)
         source = url

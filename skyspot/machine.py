@@ -34,7 +34,10 @@ def namespace_command() -> tuple[str, ...] | None:
     if not sys.platform.startswith("linux") or os.environ.get("SKYSPOT_REHEARSE_WITHOUT_NAMESPACE"):
         return None
     flags = ("-m",) if os.geteuid() == 0 else ("-rm",)
-    probe = "d=$(mktemp -d) && mount -t tmpfs tmpfs $d && mkdir $d/r && mount --rbind / $d/r && chroot $d/r true"
+    probe = (
+        "d=$(mktemp -d) && trap 'umount -R $d; rmdir $d' EXIT && mount -t tmpfs tmpfs $d && mkdir $d/r "
+        "&& mount --rbind / $d/r && chroot $d/r true"
+    )
     for shell in ("/bin/sh",):
         command = ("unshare", *flags, shell)
         try:

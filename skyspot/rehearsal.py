@@ -19,6 +19,8 @@ class Row:
     ended: str
     """In words."""
     processes: int = 1
+    restored_step: int | None = None
+    """What it resumed from; 0: from the start."""
     first_step: int | None = None
     last_step: int | None = None
     lost_steps: int | None = None
@@ -48,7 +50,7 @@ class Leg:
     @property
     def preempted(self) -> int:
         """How many machines were taken."""
-        return len([row for row in self.rows if row.kind not in ("finished", "failed")])
+        return len([row for row in self.rows if row.hit and row.kind not in ("finished", "failed")])
 
 
 @dataclass

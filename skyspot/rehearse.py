@@ -21,7 +21,7 @@ from skyspot.metadata_server import AwsMetadata
 from skyspot.preempt import Preemption, Watch
 from skyspot.rehearsal import Leg, Result, Row
 from skyspot.rehearse_view import View
-from trainer.layout import EXIT_NO_PROGRESS, RunPaths, event_named, list_attempts, read_events
+from trainer.layout import EXIT_NO_PROGRESS, EXIT_PREEMPTED, RunPaths, event_named, list_attempts, read_events
 
 NOTICE_S = 120.0
 NOTICE_WITHOUT_RECORDS_S = 10.0
@@ -54,7 +54,10 @@ def rehearse(job: Job, settings: Settings, view: View) -> Result:
     started = time.monotonic()
     notes = list(job.notes)
     if namespace_command() is None:
-        notes.append("no mount namespace here: the task's paths were rewritten in its environment and in `run`.")
+        notes.append(
+            "no mount namespace here: the task's paths were rewritten in its environment and in `run`, "
+            "and SKYSPOT_MOUNT is unset"
+        )
     with _folder(settings.keep) as folder, AwsMetadata() as server:
         stage = _Stage(job, settings, view, folder, server)
         result = Result(stage.legs, notes, 0.0, str(settings.keep) if settings.keep else None)
@@ -76,7 +79,10 @@ def _folder(keep: Path | None) -> Iterator[Path]:
     try:
         yield path.resolve()
     finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # A second Ctrl-C must not leave half of it behind.
         shutil.rmtree(path, ignore_errors=True)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _Stage:
@@ -142,14 +148,14 @@ class _Stage:
                 "not checked: the task keeps no attempt records. Name its results: --compare 'GLOB' (within its bucket)"
             )
             judged.append(verdict.Verdict(False, False, text))
-        missed = [row for row in leg.rows if not row.hit]
-        if missed and not any(row.hit and row.kind == missed[0].kind for row in leg.rows):
-            judged.append(
-                verdict.Verdict(False, False, f"not checked: {missed[0].kind} did not hit ({missed[0].ended})")
-            )
+        hit = {row.kind for row in leg.rows if row.hit}
+        missed = [row for row in leg.rows if not row.hit and row.kind not in hit]
+        if missed:
+            text = f"not checked: {missed[0].kind} did not hit ({missed[0].ended})"
+            judged.append(verdict.Verdict(False, False, text))
         struck = leg.preempted
         wanted = self.settings.preemptions if not across else len(self.settings.processes) - 1
-        if struck < wanted:
+        if leg.finished and struck < wanted:
             text = f"not checked: the run was over after {struck} of {wanted} preemptions; make it longer"
             judged.append(verdict.Verdict(False, False, text))
         leg.verdict = next((one for one in judged if not one.exact), judged[0])
@@ -176,7 +182,8 @@ class _Stage:
         """Run the task to its end, losing a machine as planned, and restarting it as SkyPilot would."""
         leg, pending = Leg(name, title), list(plan)
         self.legs.append(leg)
-        self.view.leg(f"{title}: {len(plan)} preemptions" if plan else f"{title}: the reference", steps)
+        many = f"{len(plan)} preemption{'s' if len(plan) != 1 else ''}"
+        self.view.leg(f"{title}: {many}" if plan else f"{title}: the reference", steps)
         buckets = self._buckets(name)
         launch = f"sky-managed-rehearsal-{name}-{secrets.token_hex(3)}_{self.job.name}_1-0"
         started = time.monotonic()
@@ -328,7 +335,8 @@ class _Stage:
         self.server.clear()
         watch.look()
         where = f" at step {watch.step}" if watch.step else where
-        return code, f"{'spot notice' if notice else 'SIGTERM'}{where}"
+        odd = f", left with {code}" if code not in (None, EXIT_PREEMPTED, -signal.SIGTERM, 128 + signal.SIGTERM) else ""
+        return code, f"{'spot notice' if notice else 'SIGTERM'}{where}{odd}"
 
     # -- what the records say ----------------------------------------------------------------------------------------
 
@@ -340,6 +348,7 @@ class _Stage:
         watch.look()
         events = read_events(paths, attempt)
         first, end = event_named(events, "first-step") or {}, event_named(events, "end") or {}
+        row.restored_step = _int((event_named(events, "restored") or {}).get("step"))
         row.first_step, row.last_step = _int(first.get("step")), watch.step
         row.first_step_s = _float(first.get("seconds"))
         row.committed_s = _float(end.get("committed_s"))
@@ -347,8 +356,8 @@ class _Stage:
     def _lost_steps(self, leg: Leg) -> None:
         """An attempt's lost steps are known when the next one has resumed."""
         for row, after in zip(leg.rows, leg.rows[1:], strict=False):
-            if row.last_step is not None and after.first_step is not None:
-                row.lost_steps = max(0, row.last_step - after.first_step + 1)
+            if row.last_step is not None and after.restored_step is not None:
+                row.lost_steps = max(0, row.last_step - after.restored_step)
 
     def _goodput(self, leg: Leg) -> None:
         paths = self._paths(leg.name)
@@ -383,6 +392,8 @@ def check_settings(settings: Settings) -> None:
     from skyspot.errors import did_you_mean
 
     for kind in settings.kinds:
+        if kind in ("gcp-notice", "azure-notice"):
+            raise UsageError(f"--kinds: {kind} is not in this release; there are {', '.join(preempt.KINDS)}")
         if kind not in preempt.KINDS:
             near = did_you_mean(kind, preempt.KINDS)
             raise UsageError(f"--kinds: no kind is called {kind!r}; there are {', '.join(preempt.KINDS)}.{near}")

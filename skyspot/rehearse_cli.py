@@ -46,7 +46,8 @@ def run(
     base = Path(options.task).parent if options.task.endswith((".yaml", ".yml")) else Path()
     stand_ins = _stand_ins(mount)
     task = job.read(rendered.text, base.resolve(), stand_ins, payload.trainer_folder() if rendered.trainer else None)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     with View(quiet=as_json) as view:
         for note in rendered.notes:
             if not note.startswith(("Run name", "No --bucket", "Hint")):

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from skyspot.rehearsal import Leg, Result, Row
 
-COLUMNS = ("", "how it ended", "steps done", "lost", "word to\ncommitted", "start to\nfirst step")
+COLUMNS = ("", "how it ended", "steps\ndone", "lost", "word to\ncommit", "start to\n1st step")
 
 
 class View:
@@ -77,6 +77,11 @@ class View:
             self._live.update(Text(""))
         if leg.preempted:
             self._console.print(table(leg.rows))
+            lost = sum(row.lost_steps or 0 for row in leg.rows)
+            if leg.goodput is not None:
+                self.say(
+                    f"   {lost} lost steps; goodput {leg.goodput:.0%} of {leg.seconds:.0f} s (starting is nearly all)"
+                )
 
     def result(self, result: Result) -> None:
         """The verdicts."""
@@ -100,7 +105,7 @@ def table(rows: list[Row] | tuple[Row, ...]) -> Table:
         found.add_row(
             str(row.number),
             row.ended,
-            f"{row.first_step} to {row.last_step}" if row.last_step is not None else "-",
+            f"{row.first_step}-{row.last_step}" if row.last_step is not None else "-",
             "-" if row.lost_steps is None else str(row.lost_steps),
             "-" if row.committed_s is None else f"{row.committed_s:.1f} s",
             "-" if row.first_step_s is None else f"{row.first_step_s:.1f} s",

@@ -25,6 +25,7 @@ class History:
     """The exported tensors."""
     machine: dict[str, Any]
     """What its last checkpoint says of the machine."""
+    precision: str = "fp32"
 
     @property
     def steps(self) -> int:
@@ -63,7 +64,9 @@ def read_history(paths: RunPaths) -> History | None:
     weights: dict[str, bytes] = {}
     for path in sorted(paths.final.rglob("*.safetensors")):
         weights.update(read_tensors(path))
-    return History(lines, weights, _machine(paths))
+    config = final.facts.get("config")
+    precision = str(config.get("precision", "fp32")) if isinstance(config, dict) else "fp32"
+    return History(lines, weights, _machine(paths), precision)
 
 
 def _machine(paths: RunPaths) -> dict[str, Any]:
@@ -180,11 +183,12 @@ def compare_across_world_sizes(reference: History, other: History) -> Verdict:
     near = _drift(reference, other, [step for step in steps if step < changed + DRIFT_STEPS])
     worst = _drift(reference, other, steps)
     counts = f"same samples and same LR in {len(steps)} of {len(steps)} steps"
-    if near > DRIFT:
+    if near > DRIFT and reference.precision == "fp32":
         return Verdict(
             False, True, f"{counts}, but the loss differs by {near:.1e} (relative) soon after", "weights", changed
         )
-    return Verdict(True, True, f"{counts}; loss within {worst:.1e} (relative)")
+    near_or_equal = f"loss within {worst:.1e} (relative)" if worst else "equal losses too"
+    return Verdict(True, True, f"{counts}; {near_or_equal}")
 
 
 def _drift(reference: History, other: History, steps: list[int]) -> float:

@@ -312,9 +312,7 @@ def test_old_checkpoints_are_pruned_behind_newer_ones_that_were_read_back(tmp_pa
 
 def test_a_rank_that_is_frozen_costs_the_attempt_and_not_the_run(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    frozen = mlp(
-        run_dir, "--fault", "freeze@6", "--fault-rank", "1", "--peer-timeout", "4", "--grace", "1", processes=2
-    )
+    frozen = mlp(run_dir, "--fault", "freeze@6", "--fault-rank", "1", "--peer-timeout", "4", processes=2, grace=1)
     assert frozen.code == 75, frozen.output
     assert event(run_dir, "end")["cause"] == "peer-gone"
     assert mlp(run_dir, processes=2).code == 0

@@ -300,3 +300,24 @@ def test_several_nodes_are_rehearsed_as_one_and_said(tmp_path: Path) -> None:
 
 def test_repo_is_where_the_tests_think_it_is() -> None:
     assert (REPO / "skyspot").is_dir()
+
+
+def test_file_mounts_take_the_tasks_variables_and_local_folders_become_buckets(tmp_path: Path) -> None:
+    (tmp_path / "seed").mkdir()
+    text = (
+        "envs: {WHERE: /ckpt}\nsecrets: {TOKEN: x, LATER: null}\n"
+        "file_mounts:\n  $WHERE: {source: ./seed, mode: MOUNT}\n  ${WHERE}2: {name: bbb, mode: MOUNT_CACHED}\nrun: x\n"
+    )
+    found = job.read(text, tmp_path, {}, None)
+    assert [(mount.target, mount.survives) for mount in found.mounts] == [("/ckpt", True), ("/ckpt2", True)]
+    assert found.mounts[0].folder == tmp_path / "seed"
+    assert found.envs == {"WHERE": "/ckpt", "TOKEN": "x"}
+
+
+def test_our_own_trainer_resumes_exactly_where_paths_are_rewritten(tmp_path: Path) -> None:
+    done = rehearse(
+        "--set", "max_steps=24", "--set", "save_every=8", "--kinds", "kill", "--preemptions", 1, "--processes", "1",
+        "--json", cwd=tmp_path, env={"SKYSPOT_REHEARSE_WITHOUT_NAMESPACE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout)["legs"][1]["verdict"]["text"].startswith("bit-identical: 24 of 24 losses")
