@@ -34,7 +34,15 @@ def test_the_demo_shows_what_the_program_prints() -> None:
     demo = re.search(r"<!-- demo -->\n```\n(.*?)```", README, re.DOTALL)
     assert demo
     code = "".join(path.read_text() for path in (REPO / "skyspot").glob("*.py"))
-    for words in ("how it ended", "steps", "word to", "; goodput ", "bit-identical: ", "same samples and same LR", "the loss fell from"):
+    for words in (
+        "how it ended",
+        "steps",
+        "word to",
+        "; goodput ",
+        "bit-identical: ",
+        "same samples and same LR",
+        "the loss fell from",
+    ):
         assert words in demo[1]
         assert words in code
     assert demo[1].count("killed") >= 3
