@@ -117,6 +117,8 @@ def test_interrupting_a_rehearsal_leaves_nothing_behind(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "skyspot", "rehearse", "task.yaml", "--compare", "own/result.json"],
         cwd=tmp_path, env=clean_env(TMPDIR=str(tmp_path)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell that starts the tests in the background has them ignore SIGINT, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     end = time.monotonic() + 60
     while not list(tmp_path.glob("skyspot-rehearsal-*/*/machine-*.log")):
