@@ -9,7 +9,7 @@ from string import Template
 from typing import Any
 
 from skyspot import task
-from skyspot.errors import UsageError, shown
+from skyspot.errors import UsageError, did_you_mean, shown
 from skyspot.options import as_text
 
 
@@ -23,6 +23,11 @@ class Mount:
     """What stands there; None: an empty bucket of the rehearsal's own."""
     survives: bool
     """Whether it outlives the machine (a mounted bucket), or is copied to each new one."""
+    read_only: bool = False
+
+    def holds(self, path: str) -> bool:
+        """Whether an absolute path lies in it."""
+        return path == self.target or path.startswith(self.target.rstrip("/") + "/")
 
 
 @dataclass(frozen=True)
@@ -38,15 +43,25 @@ class Job:
     recover_on: frozenset[int]
     notes: tuple[str, ...]
 
+    compared_in: str | None = None
+    """The mount point that `--compare` names."""
+
     @property
     def bucket(self) -> Mount | None:
-        """The mount with the run's folder: the one that SKYSPOT_CHECKPOINT_DIR names, else the first that lasts."""
+        """The mount with the run's folder.
+
+        The one that `--compare` names, else that of SKYSPOT_CHECKPOINT_DIR, else /checkpoints, else the first that
+        begins empty, else the first that lasts.
+        """
         lasting = [mount for mount in self.mounts if mount.survives]
         folder = self.envs.get("SKYSPOT_CHECKPOINT_DIR", "")
-        named = [
-            mount for mount in lasting if folder == mount.target or folder.startswith(mount.target.rstrip("/") + "/")
-        ]
-        found = named or [mount for mount in lasting if mount.folder is None] or lasting
+        found = (
+            [mount for mount in lasting if mount.target == self.compared_in]
+            or [mount for mount in lasting if mount.holds(folder)]
+            or [mount for mount in lasting if mount.target == "/checkpoints"]
+            or [mount for mount in lasting if mount.folder is None and not mount.read_only]
+            or lasting
+        )
         return found[0] if found else None
 
     @property
@@ -71,6 +86,9 @@ def read(text: str, base: Path, stand_ins: Mapping[str, Path], payload: Path | N
         UsageError: a bucket with data in it has no stand-in, or a folder is missing.
     """
     document = task.load(text)
+    for section in ("file_mounts", "envs", "secrets", "resources"):
+        if not isinstance(document.get(section) or {}, Mapping):
+            raise UsageError(f"`{section}` is not a mapping: SkyPilot would refuse it")
     if not str(document.get("run") or "").strip():
         raise UsageError("the task has no `run`: there is nothing to rehearse")
     notes = []
@@ -83,12 +101,17 @@ def read(text: str, base: Path, stand_ins: Mapping[str, Path], payload: Path | N
         for target, source in _with_envs(document.get("file_mounts") or {}, document.get("envs") or {}).items()
     ]
     known = {mount.target for mount in mounts}
-    mounts += [Mount(target, folder, True) for target, folder in left.items() if target not in known]
+    for target in left:
+        near = did_you_mean(target, known)
+        raise UsageError(f"--mount {target}: the task mounts nothing there.{near}")
+    for mount in mounts:
+        if mount.survives and mount.folder is None and isinstance(_source(document, mount.target), str):
+            notes.append(f"{mount.target} starts empty; --mount {mount.target}=FOLDER puts files there.")
     envs = {str(key): as_text(value) for key, value in (document.get("envs") or {}).items()}
     secrets = document.get("secrets") or {}
     envs.update({str(key): as_text(value) for key, value in secrets.items() if value is not None})
     folder = envs.get("SKYSPOT_CHECKPOINT_DIR")
-    if folder and folder.startswith("/") and not any(m.survives and folder.startswith(m.target) for m in mounts):
+    if folder and folder.startswith("/") and not any(mount.survives and mount.holds(folder) for mount in mounts):
         # A shared file system that every node has: the rehearsal puts an empty one there.
         mounts.append(Mount(str(Path(folder).parent), None, True))
     workdir = document.get("workdir")
@@ -113,6 +136,15 @@ def read(text: str, base: Path, stand_ins: Mapping[str, Path], payload: Path | N
     )
 
 
+def _source(document: Mapping[str, Any], target: str) -> Any:
+    """The URL of what is mounted at a place, where it is not where the checkpoints go."""
+    source = (document.get("file_mounts") or {}).get(target)
+    folder = str((document.get("envs") or {}).get("SKYSPOT_CHECKPOINT_DIR", ""))
+    if not isinstance(source, Mapping) or target == "/checkpoints" or Mount(target, None, True).holds(folder):
+        return None
+    return source.get("source")
+
+
 def _with_envs(value: Any, envs: Mapping[str, Any]) -> Any:
     """file_mounts with the task's own variables put in, as SkyPilot does."""
     if isinstance(value, Mapping):
@@ -130,13 +162,13 @@ def _mount(target: str, source: Any, base: Path, stand_ins: dict[str, Path], pay
         url, mode = source.get("source"), str(source.get("mode") or "MOUNT").upper()
         read_only = bool(((source.get("config") or {}).get("mount") or {}).get("read_only"))
         if stand_in is not None:
-            return Mount(target, stand_in, mode != "COPY")
+            return Mount(target, stand_in, mode != "COPY", read_only)
         local = isinstance(url, str) and "://" not in url
         if mode in ("MOUNT", "MOUNT_CACHED") and local:
             place = base / Path(str(url)).expanduser()
             if not place.is_dir():
                 raise UsageError(f"file_mounts: {target}: {place}: no such folder")
-            return Mount(target, place, True)  # SkyPilot uploads it into a bucket, and mounts that.
+            return Mount(target, place, True, read_only)  # SkyPilot uploads it into a bucket, and mounts that.
         if mode in ("MOUNT", "MOUNT_CACHED") and not read_only and (url is None or "mode" in source):
             return Mount(target, None, True)
         source = url

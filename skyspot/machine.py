@@ -1,13 +1,16 @@
 """A throw-away machine: a folder and a HOME, the task's mount points, its processes, and taking it all away.
 
 Where the system allows it, the task's absolute mount points stand in a mount namespace of its own: an empty root in
-memory, the real root's folders bound in, the buckets bound on top. Nothing of the user's own root is touched. Elsewhere
-the paths are rewritten in the environment and in `run`.
+memory, the real root's folders bound in, the buckets bound on top; and its processes in a namespace of theirs, so that
+none survives it (inside.py). Nothing of the user's own root is touched. Elsewhere the paths are rewritten in the
+environment and in `run`, and processes are found by a mark in their environment.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import functools
+import glob
 import os
 import re
 import secrets
@@ -16,6 +19,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -23,6 +27,7 @@ from pathlib import Path
 
 import psutil
 
+from skyspot.errors import SkyspotError
 from skyspot.job import Job, Mount
 
 MARK = "SKYSPOT_REHEARSAL"
@@ -30,23 +35,20 @@ MARK = "SKYSPOT_REHEARSAL"
 
 @functools.cache
 def namespace_command() -> tuple[str, ...] | None:
-    """How to enter a mount namespace here; None where the system does not allow one. Probed once."""
+    """How to enter namespaces of a machine's own here; None where the system does not allow them. Tried once, whole."""
     if not sys.platform.startswith("linux") or os.environ.get("SKYSPOT_REHEARSE_WITHOUT_NAMESPACE"):
         return None
-    flags = ("-m",) if os.geteuid() == 0 else ("-rm",)
-    probe = (
-        "d=$(mktemp -d) && trap 'umount -R $d; rmdir $d' EXIT && mount -t tmpfs tmpfs $d && mkdir $d/r "
-        "&& mount --rbind / $d/r && chroot $d/r true"
-    )
-    for shell in ("/bin/sh",):
-        command = ("unshare", *flags, shell)
+    flags = "-mp" if os.geteuid() == 0 else "-rmp"
+    command = ("unshare", flags, sys.executable, "-I", "-S", str(Path(__file__).with_name("inside.py")))
+    with tempfile.TemporaryDirectory(prefix="skyspot-probe-") as folder:
+        root, script, build = Path(folder, "root"), Path(folder, "run.sh"), Path(folder, "build.sh")
+        script.write_text("exit 42\n")
+        build.write_text(_namespace_script(root, {}, Path(folder), frozenset()))
         try:
-            done = subprocess.run([*command, "-c", probe], capture_output=True, timeout=20)
+            done = subprocess.run([*command, str(build), str(root), str(script)], capture_output=True, timeout=20)
         except (OSError, subprocess.TimeoutExpired):
             return None
-        if done.returncode == 0:
-            return command
-    return None
+        return command if done.returncode == 42 else None
 
 
 class Machine:
@@ -71,7 +73,7 @@ class Machine:
         for place in (self.home, self.home / "sky_workdir", folder / "tmp", self.home / "skyspot"):
             place.mkdir(parents=True, exist_ok=True)
         if job.workdir:
-            shutil.copytree(job.workdir, self.home / "sky_workdir", dirs_exist_ok=True)
+            copy_folder(job.workdir, self.home / "sky_workdir", leave_out=folder.parent.parent)
         for mount in job.mounts:
             self._place(mount)
         interpreter = self.home / "skyspot" / "python"
@@ -91,8 +93,7 @@ class Machine:
         if mount.survives:
             target.symlink_to(self._buckets[mount.target])
         elif mount.folder is not None and mount.folder.is_dir():
-            ignore = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(mount.folder, target, dirs_exist_ok=True, ignore=ignore)
+            copy_folder(mount.folder, target, leave_out=self.folder.parent.parent)
         elif mount.folder is not None:
             shutil.copy(mount.folder, target)
 
@@ -129,9 +130,10 @@ class Machine:
         script.write_text(f"cd ~/sky_workdir\n{commands if enter else self._rewritten(commands)}\n")
         command = ["bash", str(script)]
         if enter:
-            outer = self.folder / "enter.sh"
-            outer.write_text(_namespace_script(self.folder / "root", self._absolute(), script))
-            command = [*enter, str(outer)]
+            root, build = self.folder / "root", self.folder / "build.sh"
+            read_only = frozenset(mount.target for mount in self.job.mounts if mount.read_only)
+            build.write_text(_namespace_script(root, self._absolute(), self.folder.parent.parent, read_only))
+            command = [*enter, str(build), str(root), str(script)]
         self.started = time.monotonic()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -164,6 +166,8 @@ class Machine:
         """SIGKILL every process that was started here, whatever session or group it went into."""
         if self.process:
             if self.process.poll() is None:
+                self._kill_first_inside()
+            if self.process.poll() is None:
                 self.signal(signal.SIGKILL)
             self.process.wait()  # Before psutil waits: it would take the exit status away.
         while found := self._processes():
@@ -173,6 +177,16 @@ class Machine:
                 except psutil.NoSuchProcess:
                     continue
             psutil.wait_procs(found, timeout=5)
+
+    def _kill_first_inside(self) -> None:
+        """In a namespace all go with the first process; the one that waits outside ends when they are gone."""
+        if not namespace_command():
+            return
+        assert self.process
+        with suppress(psutil.Error, subprocess.TimeoutExpired):
+            for process in psutil.Process(self.process.pid).children():
+                process.kill()
+            self.process.wait(10)
 
     def _processes(self) -> list[psutil.Process]:
         found = []
@@ -193,8 +207,59 @@ class Machine:
         return text.replace("\r", "\n").splitlines()[-count:]
 
 
-def _namespace_script(root: Path, binds: Mapping[str, Path], script: Path) -> str:
-    """A shell script that builds the root in memory, and goes there."""
+def copy_folder(source: Path, target: Path, leave_out: Path) -> None:
+    """Copy a folder as SkyPilot uploads it: without what `.skyignore` names, or else what git ignores.
+
+    Args:
+        source: What is copied.
+        target: Where to; it may be there.
+        leave_out: The rehearsal's own folder, which may lie in `source`.
+
+    Raises:
+        SkyspotError: it cannot be copied; says what.
+    """
+    unwanted = _unwanted(source)
+
+    def ignore(folder: str, names: list[str]) -> set[str]:
+        found = {name for name in names if name == "__pycache__" or Path(folder, name).resolve() == leave_out}
+        for name in names:
+            relative = (Path(folder) / name).relative_to(source).as_posix()
+            if any(fnmatch.fnmatch(relative, one) or fnmatch.fnmatch(name, one) for one in unwanted):
+                found.add(name)
+        return found
+
+    try:
+        shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True, ignore=ignore)
+    except shutil.Error as error:
+        where, _, reason = error.args[0][0]
+        raise SkyspotError(f"{where}: {reason}") from None
+    except OSError as error:
+        raise SkyspotError(f"{error.filename or source}: {error.strerror}") from None
+
+
+def _unwanted(source: Path) -> list[str]:
+    """Patterns of what is not uploaded."""
+    try:
+        lines = (source / ".skyignore").read_text().splitlines()
+        return [line.strip().strip("/") for line in lines if line.strip() and not line.startswith("#")]
+    except OSError:
+        pass
+    command = ["git", "-C", str(source), "ls-files", "--others", "--ignored", "--exclude-standard", "--directory"]
+    with suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        return [glob.escape(line.rstrip("/")) for line in done.stdout.splitlines()] if done.returncode == 0 else []
+    return []
+
+
+def _namespace_script(root: Path, binds: Mapping[str, Path], kept: Path, read_only: frozenset[str]) -> str:
+    """A shell script that builds the machine's root in memory.
+
+    Args:
+        root: Where.
+        binds: What the task's mount points show.
+        kept: The rehearsal's own folder: seen inside too, also where a mount point lies over it.
+        read_only: The mount points that the task may not write to.
+    """
     lines = [
         "set -e",
         f"mkdir -p {shlex.quote(str(root))}",
@@ -202,11 +267,11 @@ def _namespace_script(root: Path, binds: Mapping[str, Path], script: Path) -> st
     ]
 
     def bind(path: str) -> None:
-        """Bring a real path into the new root, leaving room for the mount points below it."""
+        """Bring a real path into the new root, leaving room for the mount points below it that are not there."""
         here = f"{root}{path}"
-        if any(target == path for target in binds):
+        if path in absent:
             return
-        below = [target for target in binds if target.startswith(path.rstrip("/") + "/")]
+        below = [target for target in absent if target.startswith(path.rstrip("/") + "/")]
         real = Path(path)
         if real.is_symlink():
             lines.append(f"ln -s {shlex.quote(str(real.readlink()))} {shlex.quote(here)}")
@@ -220,12 +285,17 @@ def _namespace_script(root: Path, binds: Mapping[str, Path], script: Path) -> st
         elif real.is_file():
             lines.append(f": > {shlex.quote(here)} && mount --bind {shlex.quote(path)} {shlex.quote(here)}")
 
-    if any(True for _ in binds):
-        bind("/")
-    else:
-        lines.append(f"mount --rbind / {shlex.quote(str(root))}")
+    absent = {target for target in binds if not Path(target).exists()}
+    bind("/")
+    lines.append(f"mount -t proc proc {shlex.quote(f'{root}/proc')}")  # Of the new processes' own.
     for target, folder in sorted(binds.items()):
         here = shlex.quote(f"{root}{target}")
-        lines.append(f"mkdir -p {here} && mount --bind {shlex.quote(str(folder))} {here}")
-    lines.append(f"exec chroot {shlex.quote(str(root))} bash {shlex.quote(str(script))}")
+        parent = shlex.quote(str(Path(f"{root}{target}").parent))
+        place = f"mkdir -p {here}" if folder.is_dir() else f"mkdir -p {parent} && : > {here}"
+        lines.append(f"{place} && mount --bind {shlex.quote(str(folder))} {here}")
+        if target in read_only:
+            lines.append(f"mount -o remount,bind,ro {here}")
+    if any(str(kept).startswith(target.rstrip("/") + "/") for target in binds):
+        here = shlex.quote(f"{root}{kept}")
+        lines.append(f"mkdir -p {here} && mount --rbind {shlex.quote(str(kept))} {here}")
     return "\n".join(lines) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -71,8 +72,6 @@ class AwsMetadata:
                 self._send(200, _TOKEN) if fresh else self._send(400, "")
 
             def do_GET(self) -> None:
-                import json
-
                 if self.headers.get("X-aws-ec2-metadata-token") != _TOKEN:
                     self._send(401, "")
                 elif self.path != "/latest/meta-data/spot/instance-action":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +82,7 @@ class Watch:
 
     def __init__(self, bucket: Path, run_folder: str | None) -> None:
         """Watch from before the attempt starts."""
-        self._bucket, self._run_folder = bucket, run_folder
+        self.bucket, self._run_folder = bucket, run_folder
         self._before = {str(name) for name in self._attempts()}
         self._files_before = self._files()
         self._alive: float | None = None
@@ -93,7 +94,7 @@ class Watch:
     @property
     def paths(self) -> RunPaths | None:
         """The run's folder; None while there is none."""
-        return find_run(self._bucket, self._run_folder)
+        return find_run(self.bucket, self._run_folder)
 
     def _attempts(self) -> list[AttemptName]:
         paths = self.paths
@@ -150,7 +151,7 @@ class Watch:
         self._files_before = self._files()
 
     def _files(self) -> frozenset[tuple[str, int]]:
-        return frozenset((path, size) for path, size in walk(self._bucket))
+        return frozenset((path, size) for path, size in walk(self.bucket))
 
     def ended(self) -> bool:
         """Whether the attempt wrote its end event."""
@@ -220,14 +221,14 @@ def tear(bucket: Path, run_folder: str | None) -> str | None:
     return victim.relative_to(bucket).as_posix()
 
 
-def wait_for_save(watch: Watch, seconds: float, still_running: object) -> bool:
-    """Spin until a checkpoint is being written; a save of a small model lasts a few milliseconds."""
+def wait_for_save(watch: Watch, seconds: float, goes_on: Callable[[], bool]) -> bool:
+    """Spin until a checkpoint is being written, or `goes_on` says no; a save of a small model lasts milliseconds."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         for _ in range(20):
             if watch.saving():
                 return True
             time.sleep(0.0005)
-        if callable(still_running) and not still_running():
+        if not goes_on():
             return False
     return False

@@ -1,12 +1,30 @@
-"""What a rehearsal finds out: attempts, legs, and the result. Plain data."""
+"""What a rehearsal is asked, and what it finds out: attempts, legs, and the result. Plain data."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from skyspot import preempt
+from skyspot.errors import UsageError, did_you_mean
 from skyspot.verdict import Verdict
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to rehearse."""
+
+    preemptions: int = 5
+    kinds: tuple[str, ...] = preempt.KINDS
+    seed: int = 0
+    processes: tuple[int, ...] = (1, 2)
+    setup: bool = False
+    compare: str | None = None
+    keep: Path | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -75,3 +93,23 @@ class Result:
             verdict = dataclasses.asdict(leg.verdict) if leg.verdict else None
             legs.append({**dataclasses.asdict(leg), "preempted": leg.preempted, "verdict": verdict})
         return {"exact": self.exact, "seconds": round(self.seconds, 1), "notes": self.notes, "legs": legs}
+
+
+def check_settings(settings: Settings) -> None:
+    """Refuse what makes no sense.
+
+    Raises:
+        UsageError: an unknown kind (the nearest is given), or a number that is none.
+    """
+    for kind in settings.kinds:
+        if kind in ("gcp-notice", "azure-notice"):
+            raise UsageError(f"--kinds: {kind} is not in this release; there are {', '.join(preempt.KINDS)}")
+        if kind not in preempt.KINDS:
+            near = did_you_mean(kind, preempt.KINDS)
+            raise UsageError(f"--kinds: no kind is called {kind!r}; there are {', '.join(preempt.KINDS)}.{near}")
+    if not settings.kinds:
+        raise UsageError(f"--kinds: name at least one of {', '.join(preempt.KINDS)}")
+    if not 1 <= settings.preemptions <= 1000:
+        raise UsageError(f"--preemptions: {settings.preemptions} is not a number of preemptions from 1 to 1000")
+    if not settings.processes or any(not 1 <= count <= 64 for count in settings.processes):
+        raise UsageError("--processes: numbers from 1 to 64, like 1,2")

@@ -7,9 +7,8 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from skyspot.job import Job
 from skyspot.machine import Machine, namespace_command
 from skyspot.metadata_server import AwsMetadata
 from skyspot.preempt import Preemption, Watch
-from skyspot.rehearsal import Leg, Result, Row
+from skyspot.rehearsal import Leg, Result, Row, Settings
 from skyspot.rehearse_view import View
 from trainer.layout import EXIT_NO_PROGRESS, EXIT_PREEMPTED, RunPaths, event_named, list_attempts, read_events
 
@@ -27,22 +26,10 @@ NOTICE_S = 120.0
 NOTICE_WITHOUT_RECORDS_S = 10.0
 TERM_PATIENCE_S = 45.0
 LOOK_S = 0.01
+LEFT_WITH_0 = "SkyPilot would call it SUCCEEDED; unless all was done, leave with a code of recover_on_exit_codes"
 WITHOUT_A_WRITE = 0.7  # Of the undisturbed run: a task that wrote nothing until then is struck all the same.
 MORE_ATTEMPTS = 10
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to rehearse."""
-
-    preemptions: int = 5
-    kinds: tuple[str, ...] = preempt.KINDS
-    seed: int = 0
-    processes: tuple[int, ...] = (1, 2)
-    setup: bool = False
-    compare: str | None = None
-    keep: Path | None = None
-    env: Mapping[str, str] = field(default_factory=dict)
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def rehearse(job: Job, settings: Settings, view: View) -> Result:
@@ -61,6 +48,8 @@ def rehearse(job: Job, settings: Settings, view: View) -> Result:
     with _folder(settings.keep) as folder, AwsMetadata() as server:
         stage = _Stage(job, settings, view, folder, server)
         result = Result(stage.legs, notes, 0.0, str(settings.keep) if settings.keep else None)
+        if settings.keep:
+            notes.append(f"{settings.keep} keeps each leg's bucket and its machines' logs.")
         stage.rehearse(notes)
         result.seconds = time.monotonic() - started
         return result
@@ -70,19 +59,28 @@ def rehearse(job: Job, settings: Settings, view: View) -> Result:
 def _folder(keep: Path | None) -> Iterator[Path]:
     """Where the machines and buckets lie; gone afterwards, unless it is kept."""
     if keep is not None:
-        if keep.exists() and any(keep.iterdir()):
-            raise UsageError(f"--keep {keep}: the folder is not empty")
-        keep.mkdir(parents=True, exist_ok=True)
+        try:
+            if keep.exists() and any(keep.iterdir()):
+                raise UsageError(f"--keep {keep}: the folder is not empty")
+            keep.mkdir(parents=True, exist_ok=True)
+            (keep / ".probe").touch()
+            (keep / ".probe").unlink()
+        except OSError as error:
+            raise SkyspotError(f"--keep {keep}: {error.strerror}") from None
         yield keep.resolve()
         return
-    path = Path(tempfile.mkdtemp(prefix="skyspot-rehearsal-"))
+    try:
+        path = Path(tempfile.mkdtemp(prefix="skyspot-rehearsal-"))
+    except OSError as error:
+        raise SkyspotError(f"no temporary folder can be made: {error}. TMPDIR names where") from None
     try:
         yield path.resolve()
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)  # A second Ctrl-C must not leave half of it behind.
+        # A second Ctrl-C must not leave half of it behind.
+        before = {number: signal.signal(number, signal.SIG_IGN) for number in _INTERRUPTS}
         shutil.rmtree(path, ignore_errors=True)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Stage:
@@ -126,9 +124,15 @@ class _Stage:
             title = f"{' then '.join(map(str, self.settings.processes))} processes"
             moved = self._leg("world-size", title, moves, list(self.settings.processes), steps)
             self._judge(moved, history, across=True)
-        if history:
-            fell = verdict.fall(history)
-            notes += [fell] if fell else []
+        if not history:
+            if len(self.settings.processes) > 1:
+                notes.append("the task keeps no attempt records: there is no leg that changes its number of processes.")
+            return
+        fell = verdict.fall(history)
+        notes += [fell] if fell else []
+        weak = verdict.no_proof(history)
+        if weak and main.verdict and main.verdict.exact:
+            main.verdict = verdict.Verdict(False, False, f"not checked: {weak}")
 
     def _judge(self, leg: Leg, reference: verdict.History | None, across: bool = False) -> None:
         if not leg.finished:
@@ -199,6 +203,7 @@ class _Stage:
                 machine.take()
             self._fill(row, watch)
             leg.rows.append(row)
+            self._lost_steps(leg)
             self.view.ended(row)
             if row.kind == "finished":
                 leg.finished = True
@@ -212,7 +217,6 @@ class _Stage:
             elif row.hit or len([one for one in leg.rows if not one.hit]) > 3:
                 pending.pop(0)
         leg.seconds = time.monotonic() - started
-        self._lost_steps(leg)
         self._goodput(leg)
         self.view.leg_done(leg)
         return leg
@@ -271,7 +275,7 @@ class _Stage:
             alive_s = watch.alive_s()
             due = alive_s > 0 and alive_s >= strike.at_fraction * self.reference_s
             due = due or time.monotonic() - machine.started >= WITHOUT_A_WRITE * self.reference_s
-            return due and (strike.kind != "torn" or bool(preempt.walk(self._bucket_of(machine))))
+            return due and (strike.kind != "torn" or bool(preempt.walk(watch.bucket)))
         if step is None:
             return False
         if strike.kind == "torn" and watch.committed() < 2:
@@ -279,9 +283,6 @@ class _Stage:
         if strike.after_resume is not None:
             return step >= (watch.first_step or 0) + strike.after_resume - 1
         return step >= (strike.at_step or 0)
-
-    def _bucket_of(self, machine: Machine) -> Path:
-        return machine.folder.parent / "bucket"
 
     def _strike(
         self, strike: Preemption, machine: Machine, watch: Watch, number: int, processes: int
@@ -294,11 +295,16 @@ class _Stage:
             ended = f"killed{where}"
         elif kind == "torn":
             machine.kill()
-            torn = preempt.tear(self._bucket_of(machine), self.job.run_folder)
+            torn = preempt.tear(watch.bucket, self.job.run_folder)
             hit, ended = torn is not None, f"killed{where}, {_short(torn)} torn"
         elif kind == "kill-in-save":
             watch.forget_files()
-            preempt.wait_for_save(watch, max(60.0, 2 * self.reference_s), lambda: machine.poll() is None)
+
+            def goes_on() -> bool:
+                self.view.step(watch.look())
+                return machine.poll() is None
+
+            preempt.wait_for_save(watch, max(60.0, 2 * self.reference_s), goes_on)
             machine.kill()
             watch.look()
             hit = watch.saving()
@@ -310,7 +316,10 @@ class _Stage:
         else:
             code, ended = self._warn(kind, machine, watch, where)
         if code == 0:
-            return Row(number, "finished", "finished before the machine was taken", processes), 0
+            early = "finished before the machine was taken"
+            if kind in ("sigterm", "aws-notice") and not self.records:
+                early = f"left with 0 at {'SIGTERM' if kind == 'sigterm' else 'the notice'}: {LEFT_WITH_0}"
+            return Row(number, "finished", early, processes), 0
         return Row(number, kind, ended, processes, hit=hit), code
 
     def _warn(self, kind: str, machine: Machine, watch: Watch, where: str) -> tuple[int | None, str]:
@@ -381,26 +390,3 @@ def _int(value: Any) -> int | None:
 
 def _float(value: Any) -> float | None:
     return float(value) if isinstance(value, (int, float)) else None
-
-
-def check_settings(settings: Settings) -> None:
-    """Refuse what makes no sense.
-
-    Raises:
-        UsageError: an unknown kind (the nearest is given), or a number that is none.
-    """
-    from skyspot.errors import did_you_mean
-
-    for kind in settings.kinds:
-        if kind in ("gcp-notice", "azure-notice"):
-            raise UsageError(f"--kinds: {kind} is not in this release; there are {', '.join(preempt.KINDS)}")
-        if kind not in preempt.KINDS:
-            near = did_you_mean(kind, preempt.KINDS)
-            raise UsageError(f"--kinds: no kind is called {kind!r}; there are {', '.join(preempt.KINDS)}.{near}")
-    if not settings.kinds or not 1 <= settings.preemptions <= 1000:
-        raise UsageError(f"--preemptions: {settings.preemptions} is not a number of preemptions from 1 to 1000")
-    if not settings.processes or any(not 1 <= count <= 64 for count in settings.processes):
-        raise UsageError("--processes: numbers from 1 to 64, like 1,2")
-
-
-__all__ = ["Settings", "SkyspotError", "check_settings", "rehearse"]

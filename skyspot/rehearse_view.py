@@ -37,6 +37,8 @@ class View:
     ) -> None:
         if self._live:
             self._live.stop()
+        if error is not None and self._rows:
+            self._console.print(table(self._rows))  # What is known so far stays on the screen.
 
     def say(self, text: str) -> None:
         """A line."""
@@ -51,8 +53,6 @@ class View:
         """An attempt begins."""
         many = f"{processes} processes" if processes > 1 else "1 process"
         self._now = f"attempt {number}, {many}: {plan}"
-        if not self._live:
-            self.say(f"  {self._now}")
         self.step(None)
 
     def step(self, step: int | None) -> None:
@@ -66,21 +66,24 @@ class View:
             self._live.update(Group(table(self._rows), Text(f"  {self._now}"), Text(f"  {where}{bar}", style="cyan")))
 
     def ended(self, row: Row) -> None:
-        """The attempt ended."""
+        """The attempt ended. Without a terminal, a line says so: the table comes when the leg is over."""
         self._rows.append(row)
         if not self._live:
-            self.say(f"    {row.ended}")
+            self.say(f"  attempt {row.number}: {row.ended}")
 
     def leg_done(self, leg: Leg) -> None:
         """A leg is over: its table stays."""
         if self._live:
             self._live.update(Text(""))
+        self._rows = []
         if leg.preempted:
             self._console.print(table(leg.rows))
             lost = sum(row.lost_steps or 0 for row in leg.rows)
+            starts = sum(row.first_step_s or 0.0 for row in leg.rows)
             if leg.goodput is not None:
                 self.say(
-                    f"   {lost} lost steps; goodput {leg.goodput:.0%} of {leg.seconds:.0f} s (starting is nearly all)"
+                    f"   {lost} lost steps; goodput {leg.goodput:.0%} of {leg.seconds:.0f} s "
+                    f"({len(leg.rows)} starts took {starts:.0f} s)"
                 )
 
     def result(self, result: Result) -> None:
@@ -98,11 +101,8 @@ class View:
 
 def table(rows: list[Row] | tuple[Row, ...]) -> Table:
     """The attempts of a leg."""
-    found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for number, column in enumerate(COLUMNS):
-        found.add_column(column, justify="right" if number not in (1,) else "left", no_wrap=number != 1)
-    for row in rows:
-        found.add_row(
+    cells = [
+        (
             str(row.number),
             row.ended,
             f"{row.first_step}-{row.last_step}" if row.last_step is not None else "-",
@@ -110,4 +110,13 @@ def table(rows: list[Row] | tuple[Row, ...]) -> Table:
             "-" if row.committed_s is None else f"{row.committed_s:.1f} s",
             "-" if row.first_step_s is None else f"{row.first_step_s:.1f} s",
         )
+        for row in rows
+    ]
+    # A task without records says nothing of steps: no column of dashes for that.
+    shown = [n for n in range(len(COLUMNS)) if n < 2 or any(row[n] != "-" for row in cells)]
+    found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for number in shown:
+        found.add_column(COLUMNS[number], justify="left" if number == 1 else "right", no_wrap=number != 1)
+    for row in cells:
+        found.add_row(*(row[number] for number in shown))
     return found

@@ -26,6 +26,10 @@ class History:
     machine: dict[str, Any]
     """What its last checkpoint says of the machine."""
     precision: str = "fp32"
+    model: str | None = None
+    """What the bundled trainer's run was of: `tiny`, a folder, a hub's id; None for a program of the user's."""
+    dropout: bool = True
+    """Whether the exported model's config has dropout on, where it has a config that says."""
 
     @property
     def steps(self) -> int:
@@ -65,8 +69,39 @@ def read_history(paths: RunPaths) -> History | None:
     for path in sorted(paths.final.rglob("*.safetensors")):
         weights.update(read_tensors(path))
     config = final.facts.get("config")
-    precision = str(config.get("precision", "fp32")) if isinstance(config, dict) else "fp32"
-    return History(lines, weights, _machine(paths), precision)
+    config = config if isinstance(config, dict) else {}
+    model = config.get("model")
+    return History(
+        lines,
+        weights,
+        _machine(paths),
+        str(config.get("precision", "fp32")),
+        str(model) if model is not None else None,
+        _dropout(paths),
+    )
+
+
+def _dropout(paths: RunPaths) -> bool:
+    """Whether some dropout of the exported model is on; True where its config does not say."""
+    try:
+        config = json.loads((paths.final / "config.json").read_bytes())
+        rates = [value for key, value in config.items() if "dropout" in key and isinstance(value, (int, float))]
+    except (OSError, ValueError, AttributeError):
+        return True
+    return not rates or any(rate > 0 for rate in rates)
+
+
+def no_proof(reference: History) -> str | None:
+    """Why a rehearsal of the trial model would prove nothing, were it exact; None where it proves something.
+
+    A run whose loss hardly falls could lose steps unseen, and one without dropout draws no random number.
+    """
+    first, last = (reference.lines.get(step, {}).get("loss") for step in (1, reference.steps))
+    if reference.model != "tiny" or not isinstance(first, float) or not isinstance(last, float):
+        return None
+    if last > (1 - FALL) * first:
+        return f"the loss fell from {first:.3f} to {last:.3f}, by less than 20 %: a proof needs a longer run"
+    return None if reference.dropout else "the model has no dropout, so that wrong random numbers would not show"
 
 
 def _machine(paths: RunPaths) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """skyspot rehearse: machines that are really taken, and verdicts that can be bad."""
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support import PROGRAMS, REPO, clean_env
+from support import PROGRAMS, clean_env
 
 from skyspot import job, machine, preempt, verdict
 from skyspot.errors import UsageError
@@ -36,22 +37,24 @@ def own(folder: Path, more: str = "") -> Path:
 def rehearse(*args: object, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "skyspot", "rehearse", *map(str, args)],
-        cwd=cwd, env=clean_env(**(env or {})), capture_output=True, text=True, timeout=280,
+        # Its machines lie in the test's own folder: what is left over of them is told from another test's by that.
+        cwd=cwd, env=clean_env(**{"TMPDIR": str(cwd), **(env or {})}), capture_output=True, text=True, timeout=600,
     )  # fmt: skip
 
 
-def leftovers() -> list[str]:
-    """Processes of rehearsals, and mounts and folders that they made."""
-    found = []
+def leftovers(folder: Path) -> list[str]:
+    """Processes, mounts and folders that the rehearsals of a test left behind."""
+    found = [str(path) for path in folder.glob("skyspot-*")]
     for process in psutil.process_iter():
         try:
-            if machine.MARK in process.environ() and process.status() != psutil.STATUS_ZOMBIE:
+            words = [process.cwd(), *process.cmdline(), *process.environ().values()]
+            if process.status() != psutil.STATUS_ZOMBIE and any(f"{folder}/" in word for word in words):
                 found.append(f"process {process.pid} {process.cmdline()}")
         except (psutil.Error, OSError):
             continue
     mounts = Path("/proc/self/mounts")
     if mounts.exists():
-        found += [line for line in mounts.read_text().splitlines() if "skyspot-rehearsal" in line]
+        found += [line for line in mounts.read_text().splitlines() if f"{folder}/" in line]
     return found
 
 
@@ -59,7 +62,7 @@ def test_a_script_that_resumes_right_is_called_exact(tmp_path: Path) -> None:
     done = rehearse(own(tmp_path), "--compare", "own/result.json", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "byte-identical: 1 of 1 files" in done.stdout
-    assert leftovers() == []
+    assert leftovers(tmp_path) == []
 
 
 def test_a_script_that_starts_its_data_from_the_front_is_not(tmp_path: Path) -> None:
@@ -67,7 +70,7 @@ def test_a_script_that_starts_its_data_from_the_front_is_not(tmp_path: Path) -> 
     done = rehearse(task, "--compare", "own/result.json", "--kinds", "kill", "--preemptions", 2, cwd=tmp_path)
     assert done.returncode == 1
     assert "NOT exact: own/result.json differs" in done.stdout
-    assert leftovers() == []
+    assert leftovers(tmp_path) == []
 
 
 def test_without_records_and_without_compare_nothing_is_claimed(tmp_path: Path) -> None:
@@ -128,8 +131,7 @@ def test_interrupting_a_rehearsal_leaves_nothing_behind(tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Interrupted" in errors
-    assert leftovers() == []
-    assert not list(tmp_path.glob("skyspot-rehearsal-*"))
+    assert leftovers(tmp_path) == []
 
 
 def test_copies_are_made_anew_for_each_machine_and_a_bucket_survives(tmp_path: Path) -> None:
@@ -178,6 +180,12 @@ def test_setup_runs_on_each_machine_where_it_is_asked_for(tmp_path: Path) -> Non
         (["--mount", "/data"], "DEST=FOLDER"),
         (["--preemptions", "0"], "--preemptions"),
         (["--keep", "."], "not empty"),
+        (["--kinds", ""], "name at least one"),
+        (["--compare", "/elsewhere/*"], "none of the task's buckets"),
+        (["--compare", "../x"], "within the bucket"),
+        (["--compare", ""], "within the bucket"),
+        (["--mount", "/checkpoint=."], "Did you mean '/checkpoints'?"),
+        (["--secret", "NOT_SET_ANYWHERE"], "no variable of that name"),
     ],
 )
 def test_a_mistake_is_said_in_a_line(tmp_path: Path, args: list[str], remedy: str) -> None:
@@ -185,6 +193,134 @@ def test_a_mistake_is_said_in_a_line(tmp_path: Path, args: list[str], remedy: st
     assert done.returncode == 2
     assert remedy in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+STRAYS = """\
+file_mounts: {/checkpoints: {name: bbb, mode: MOUNT}}
+run: |
+  env -i setsid sleep 7777 &
+  env -i setsid bash -c 'while sleep 0.02; do date +%N > /checkpoints/heart; done' &
+  sleep 0.5
+  echo x > /checkpoints/result
+"""
+
+
+def test_nothing_that_ran_on_a_machine_outlives_it(tmp_path: Path) -> None:
+    if machine.namespace_command() is None:
+        pytest.skip("no namespaces here")
+    (tmp_path / "task.yaml").write_text(STRAYS)
+    args = ["task.yaml", "--kinds", "kill", "--preemptions", 1, "--compare", "result", "--keep", "kept"]
+    done = rehearse(*args, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    sleeping = [
+        process.pid for process in psutil.process_iter(["cmdline"]) if "7777" in (process.info["cmdline"] or [])
+    ]
+    assert sleeping == []
+    heart = tmp_path / "kept" / "preempted" / "bucket" / "heart"
+    last = heart.read_text()
+    time.sleep(0.2)
+    assert heart.read_text() == last
+
+
+def test_when_skyspot_is_killed_its_machines_go_with_it(tmp_path: Path) -> None:
+    if machine.namespace_command() is None:
+        pytest.skip("no namespaces here")
+    (tmp_path / "task.yaml").write_text(STRAYS.replace("sleep 0.5", "sleep 600").replace("7777", "7778"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "skyspot", "rehearse", "task.yaml", "--compare", "result"],
+        cwd=tmp_path, env=clean_env(TMPDIR=str(tmp_path)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    end = time.monotonic() + 60
+    while not list(tmp_path.glob("skyspot-rehearsal-*/*/bucket/heart")):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    while any("7778" in (one.info["cmdline"] or []) for one in psutil.process_iter(["cmdline"])):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_written_task_is_rehearsed_from_the_folder_that_it_was_written_in(tmp_path: Path) -> None:
+    own(tmp_path)
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "go.sh").write_text("sleep 0.4; cp ~/sky_workdir/go.sh /checkpoints/result\n")
+    (tmp_path / "code" / "gone").symlink_to("nowhere")
+    (tmp_path / ".skyspot").mkdir()
+    text = "name: w\nworkdir: code\nfile_mounts: {/checkpoints: {name: bbb, mode: MOUNT}}\nrun: bash go.sh\n"
+    (tmp_path / ".skyspot" / "w.yaml").write_text(text)
+    args = [".skyspot/w.yaml", "--kinds", "kill", "--preemptions", 1, "--compare", "/checkpoints/result"]
+    done = rehearse(*args, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_working_folder_that_holds_what_is_kept_does_not_copy_itself(tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("not uploaded")
+    (tmp_path / ".skyignore").write_text("# comment\nsecret.*\n")
+    (tmp_path / "task.yaml").write_text(
+        "workdir: .\nfile_mounts: {/checkpoints: {name: bbb, mode: MOUNT}, /etc/mine.conf: task.yaml}\n"
+        "run: |\n  ls ~/sky_workdir > /checkpoints/listed\n  grep -q workdir /etc/mine.conf || exit 9\n  sleep 0.4\n"
+    )
+    args = ["task.yaml", "--kinds", "kill", "--preemptions", 1, "--compare", "listed", "--keep", "kept"]
+    done = rehearse(*args, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "kept" / "preempted" / "bucket" / "listed").read_text() == "task.yaml\n"
+
+
+def test_a_bucket_of_data_is_not_taken_for_the_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "task.yaml").write_text(
+        "file_mounts:\n"
+        "  /ds: {source: s3://data, mode: MOUNT_CACHED}\n"
+        "  /ro: {source: s3://more, mode: MOUNT, config: {mount: {read_only: true}}}\n"
+        "  /checkpoints: {name: bbb, mode: MOUNT}\n"
+        "run: |\n  touch /ro/x && exit 9\n  sleep 0.4\n  echo x > /checkpoints/r\n  echo y > /ds/r\n"
+    )
+    (tmp_path / "more").mkdir()
+    args = ["task.yaml", "--mount", "/ro=more", "--kinds", "kill", "--preemptions", 1]
+    done = rehearse(*args, "--compare", "r", "--keep", "one", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "/ds starts empty" in done.stdout
+    assert "--compare looks in /checkpoints" in done.stdout
+    assert rehearse(*args, "--compare", "/ds/r", cwd=tmp_path).returncode == 0
+    assert not (tmp_path / "more" / "x").exists()
+
+
+def test_a_folder_below_tmp_may_hold_the_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "task.yaml").write_text(
+        f"envs: {{SKYSPOT_CHECKPOINT_DIR: {tmp_path}/r}}\n"
+        'run: |\n  sleep 0.4\n  mkdir -p "$SKYSPOT_CHECKPOINT_DIR"\n  echo x > "$SKYSPOT_CHECKPOINT_DIR/result"\n'
+    )
+    done = rehearse("task.yaml", "--kinds", "kill", "--preemptions", 1, "--compare", "r/result", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not (tmp_path / "r").exists()
+
+
+def test_leaving_with_0_at_sigterm_is_told_as_what_skypilot_makes_of_it(tmp_path: Path) -> None:
+    (tmp_path / "task.yaml").write_text(
+        "file_mounts: {/checkpoints: {name: bbb, mode: MOUNT}}\n"
+        "run: |\n  trap 'exit 0' TERM\n  for i in $(seq 20); do sleep 0.05; done\n  echo x > /checkpoints/result\n"
+    )
+    done = rehearse("task.yaml", "--kinds", "sigterm", "--preemptions", 1, "--compare", "result", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "left with 0 at SIGTERM: SkyPilot would call it SUCCEEDED" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("text", ["file_mounts: [a]\nrun: x\n", "envs: [a]\nrun: x\n", "resources: x\nrun: x\n"])
+def test_a_section_of_another_kind_is_refused_in_a_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "task.yaml").write_text(text)
+    done = rehearse("task.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_run_that_hardly_learns_is_no_proof() -> None:
+    lines = {1: {"step": 1, "loss": 5.0}, 2: {"step": 2, "loss": 4.5}}
+    flat = verdict.History(lines, {}, {}, model="tiny")
+    assert "less than 20 %" in str(verdict.no_proof(flat))
+    assert verdict.no_proof(dataclasses.replace(flat, model="/my/model")) is None
+    steep = dataclasses.replace(flat, lines={**lines, 2: {"step": 2, "loss": 3.0}})
+    assert verdict.no_proof(steep) is None
+    assert "no dropout" in str(verdict.no_proof(dataclasses.replace(steep, dropout=False)))
 
 
 # -- the default: our trainer ----------------------------------------------------------------------------------------
@@ -298,10 +434,6 @@ def test_several_nodes_are_rehearsed_as_one_and_said(tmp_path: Path) -> None:
     assert found.notes == ("4 nodes are rehearsed as one.",)
     with pytest.raises(UsageError, match="no `run`"):
         job.read("name: x\n", tmp_path, {}, None)
-
-
-def test_repo_is_where_the_tests_think_it_is() -> None:
-    assert (REPO / "skyspot").is_dir()
 
 
 def test_file_mounts_take_the_tasks_variables_and_local_folders_become_buckets(tmp_path: Path) -> None:
