@@ -1,0 +1,129 @@
+"""What SkyPilot accepts now and a run regrets later, found in a task YAML's text: no network, no SkyPilot."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+
+import yaml
+
+from skyspot import lint_mounts, lint_resources
+from skyspot.errors import shown as shown_value
+from skyspot.lint_task import Finding, Task, tasks
+from skyspot.shell import Command, option, runs_our_trainer
+
+__all__ = ["Finding", "findings", "runs_our_trainer", "shown"]
+
+DEFAULT_GRACE_S = 25.0
+_SECRET = re.compile(r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)(?:_|$)")
+_SECRET_END = re.compile(r"(?:APIKEY|TOKEN|SECRET|PASSWORD|PASSWD)$")
+_NO_SECRET = re.compile(r"\s*|[\d.+-]+|true|false|yes|no|none|null|\$.*|<.*>", re.IGNORECASE | re.DOTALL)
+# Words of the shell that fail by themselves only where what they hold fails.
+_SYNTAX = ("fi", "done", "esac", "}", "else", "then", "do")
+
+
+def findings(text: str, *, grace_s: float | None = None) -> list[Finding]:
+    """All that is wrong or doubtful in a task YAML, by line.
+
+    Args:
+        text: The file's text; anything at all, several documents too.
+        grace_s: Seconds that the run is given for its last save, where the caller knows; else what the task says.
+    """
+    try:
+        documents = tasks(text)
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        what = getattr(error, "problem", None) or (
+            "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        )
+        line = min(mark.line + 1, len(text.splitlines()) or 1) if mark else 1
+        reason = f"this is not readable as YAML: {' '.join(str(what).split())[:120]}"
+        return [Finding(line, "error", "not-yaml", reason, "Look at this line and the one before")]
+    found = dict.fromkeys(finding for task in documents for finding in _findings(task, grace_s))
+    return sorted(found, key=lambda finding: (finding.line, finding.level, finding.name))
+
+
+def shown(finding: Finding, path: object) -> str:
+    """A finding in two lines: where and what, then the remedy."""
+    end = "" if finding.remedy.endswith("?") else "."
+    return f"{path}:{finding.line}: {finding.level}: {finding.reason}.\n  {finding.remedy}{end}"
+
+
+def _findings(task: Task, grace_s: float | None) -> Iterator[Finding]:
+    yield from lint_mounts.findings(task)
+    yield from lint_resources.findings(task, (grace_s, None) if grace_s is not None else _grace(task))
+    yield from _secrets(task)
+    yield from _setup(task)
+    yield from _uploads(task)
+
+
+def _grace(task: Task) -> tuple[float, int | None] | None:
+    """The grace that the task gives our trainer, and the line that says so; None where the trainer does not run."""
+    if not task.trainer:
+        return None
+    asked = option(task.trainer, "--grace")
+    said = [(entry.text, entry.line) for key, entry in task.env_entries.items() if key.startswith("SKYSPOT_GRACE")]
+    if asked:
+        said.insert(0, (asked.text, task.run.line(asked)))
+    for text, line in said:
+        try:
+            seconds = float(text)
+        except ValueError:
+            continue
+        if math.isfinite(seconds):
+            return seconds, line
+    return DEFAULT_GRACE_S, None
+
+
+def _secrets(task: Task) -> Iterator[Finding]:
+    for key, value in task.env_entries.items():
+        name = key.upper()
+        if (_SECRET.search(name) or _SECRET_END.search(name)) and not _NO_SECRET.fullmatch(value.text):
+            # envs stand in the clear in SkyPilot's database, dashboard and logs (`redact_secrets` leaves them).
+            yield Finding(
+                value.line,
+                "warning",
+                "secret-in-envs",
+                f"{shown_value(key)} looks like a secret, and envs are shown to all who see the job",
+                "Move it to `secrets`, without a value, and give that with --secret KEY=VALUE",
+            )
+
+
+def _setup(task: Task) -> Iterator[Finding]:
+    at = task.setup.at
+    steps = [command for command in task.setup.commands if command.depth == 0]
+    # What `&&`, `||` and `|` join stands or falls as one.
+    ends = [at for at, command in enumerate(steps) if command.ends not in ("&&", "||", "|")]
+    several = sum(steps[end].words[0].text not in _SYNTAX for end in ends) > 1
+    if at and several and not any(map(_stops_at_errors, steps)):
+        yield Finding(
+            at.line,
+            "warning",
+            "setup-without-set-e",
+            "`setup` goes on after a command that fails, and `run` then starts on a machine that is half set up",
+            "Begin it with `set -e`",
+        )
+
+
+def _stops_at_errors(command: Command) -> bool:
+    texts = [word.text for word in command.words]
+    return texts[0] == "set" and any(re.fullmatch(r"-[a-zA-Z]*e[a-zA-Z]*|errexit", text) for text in texts[1:])
+
+
+def _uploads(task: Task) -> Iterator[Finding]:
+    """`exec` in `run` replaces the shell that would wait for MOUNT_CACHED's uploads."""
+    # The wait is appended to the script that holds `run`: build_task_bash_script(), sky/backends/task_codegen.py.
+    cached = [mount for mount in task.mounts if mount.mode == "MOUNT_CACHED" and not mount.read_only]
+    for command in task.run.commands if cached else ():
+        # `exec >log` alone replaces nothing.
+        program = command.words[1].text if len(command.words) > 1 else ""
+        if command.words[0].text == "exec" and command.depth == 0 and program and not re.match(r"\d*[<>&]", program):
+            yield Finding(
+                task.run.line(command.words[0]),
+                "warning",
+                "exec-skips-uploads",
+                f"SkyPilot waits at the end of `run` until {shown_value(cached[0].target)} is uploaded, and after "
+                "`exec` there is no shell to wait: the last files are lost with the machine",
+                "Take `exec` away, or use mode: MOUNT",
+            )

@@ -1,0 +1,580 @@
+"""Lint: every finding is planted once, and a clean file has none."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import REPO, clean_env
+
+from skyspot import lint, lint_resources
+from skyspot.options import Options
+from skyspot.render import task_yaml
+from skyspot.shell import commands
+
+TRAINER = """\
+name: mine
+num_nodes: 1
+resources:
+  job_recovery: {strategy: FAILOVER, recover_on_exit_codes: [75]}
+  accelerators: A100:8
+  use_spot: true
+envs:
+  SKYSPOT_CHECKPOINT_DIR: /checkpoints/mine
+file_mounts:
+  /checkpoints: {source: s3://bucket, mode: MOUNT}
+  /data: {source: s3://corpus, mode: MOUNT}
+  ~/skyspot/trainer: ./trainer
+setup: |
+  set -e
+  bash ~/skyspot/trainer/setup.sh
+run: |
+  # Not this one: python -m http.server
+  cd ~/skyspot
+  exec ~/skyspot/python -m trainer --checkpoint-dir "$SKYSPOT_CHECKPOINT_DIR" --data /data
+"""
+OTHER = """\
+name: mine
+num_nodes: 2
+resources:
+  job_recovery: FAILOVER
+  ordered:
+    - {accelerators: A100:8, use_spot: true, infra: aws}
+    - {accelerators: L4:8, use_spot: true}
+    - {accelerators: A100:8, use_spot: false}
+envs:
+  WANDB_MODE: offline
+  TOKENIZER: gpt2
+  MAX_TOKENS: 512
+file_mounts:
+  /checkpoints: {name: bucket, mode: MOUNT}
+  /data: s3://corpus
+setup: pip install torch && pip install transformers
+run: |
+  python train.py --save-dir /checkpoints \\
+    --data-dir /data
+"""
+
+# (name, level, line, file, text taken out of it, text put in)
+PLANTED = [
+    # -- checkpoints
+    ("checkpoint-on-copy", "error", 14, OTHER, "{name: bucket, mode: MOUNT}", "s3://bucket"),
+    ("checkpoint-on-copy", "error", 14, OTHER, "{name: bucket, mode: MOUNT}", "{source: s3://bucket, mode: copy}"),
+    ("checkpoint-on-copy", "error", 14, OTHER, "{name: bucket, mode: MOUNT}", "./folder"),
+    ("checkpoint-on-copy", "error", 10, TRAINER, "{source: s3://bucket, mode: MOUNT}", "s3://bucket/prefix"),
+    ("checkpoint-on-cached-mount", "warning", 14, OTHER, "mode: MOUNT}", "mode: MOUNT_CACHED}"),
+    ("checkpoint-on-cached-mount", "warning", 15, OTHER, "{name: bucket, mode: MOUNT}", "\n    mode: mount_cached"),
+    ("checkpoint-on-read-only-mount", "error", 14, OTHER, "MOUNT}", "MOUNT, config: {mount: {read_only: true}}}"),
+    ("checkpoint-on-machine", "error", 18, OTHER, "--save-dir /checkpoints", "--save-dir ~/out"),
+    ("checkpoint-on-machine", "error", 18, OTHER, "--save-dir /checkpoints", '--save-dir "$HOME/out"'),
+    ("checkpoint-on-machine", "error", 18, OTHER, "--save-dir /checkpoints", "--output_dir=/home/ubuntu/out"),
+    ("checkpoint-on-machine", "error", 18, OTHER, "--save-dir /checkpoints", "--output_dir out"),
+    ("checkpoint-on-machine", "error", 19, OTHER, "--save-dir /checkpoints", "\\\n  trainer.default_root_dir=/tmp/out"),
+    ("checkpoint-on-machine", "warning", 10, OTHER, "WANDB_MODE: offline", "CKPT_DIR: ./ckpt"),
+    ("checkpoint-outside-mounts", "warning", 18, OTHER, "--save-dir /checkpoints", "--save-dir /mnt/efs/mine"),
+    ("checkpoint-outside-mounts", "error", 18, OTHER, "--save-dir /checkpoints", "--save-dir /checkpoint"),
+    ("checkpoint-outside-mounts", "error", 8, TRAINER, "DIR: /checkpoints", "DIR: /ckpt\n  SKYSPOT_MOUNT: /ckpt"),
+    ("checkpoint-outside-mounts", "warning", 8, TRAINER, "DIR: /checkpoints", "DIR: /ckpt"),
+    ("no-checkpoint-mount", "warning", 6, TRAINER, "  /checkpoints: {source: s3://bucket, mode: MOUNT}\n", ""),
+    ("no-checkpoint-mount", "error", 6, OTHER, "  /checkpoints: {name: bucket, mode: MOUNT}\n", ""),
+    # -- mounts
+    ("prefix-under-mount", "error", 10, TRAINER, "s3://bucket", "s3://bucket/team/x"),
+    ("prefix-under-mount", "error", 11, TRAINER, "{source: s3://corpus, mode: MOUNT}", "{source: gs://corpus/x}"),
+    ("prefix-under-mount", "error", 10, TRAINER, "s3://bucket", "r2://bucket/team"),
+    ("prefix-under-mount", "error", 10, TRAINER, "s3://bucket", "cos://us-east/bucket/team"),
+    ("prefix-under-mount", "error", 10, TRAINER, "s3://bucket", "s3://bucket/$SKYSPOT_CHECKPOINT_DIR"),
+    ("azure-prefix-dropped", "warning", 10, TRAINER, "s3://bucket", "https://acc1.blob.core.windows.net/box/team"),
+    ("mount-refused", "error", 10, TRAINER, "{source:", "{name: other, source:"),
+    ("mount-refused", "error", 10, TRAINER, "source: s3://bucket", "name: s3://bucket"),
+    ("mount-refused", "error", 10, TRAINER, "source: s3://bucket", "source: ./folder"),
+    # -- recovery
+    ("no-75", "error", 4, TRAINER, ", recover_on_exit_codes: [75]", ""),
+    ("no-75", "error", 4, TRAINER, "[75]", "[3, 4]"),
+    ("no-75", "error", 18, TRAINER, "  job_recovery: {strategy: FAILOVER, recover_on_exit_codes: [75]}\n", ""),
+    ("recovers-on-75", "warning", 4, OTHER, "FAILOVER", "{strategy: FAILOVER, recover_on_exit_codes: 75}"),
+    ("recovers-on-errors", "error", 6, OTHER, "FAILOVER", "\n    recover_on_exit_codes:\n    - 1"),
+    ("recovers-on-errors", "error", 4, OTHER, "FAILOVER", "{recover_on_exit_codes: [0]}"),
+    ("recovers-on-errors", "error", 4, OTHER, "FAILOVER", "{recover_on_exit_codes: [137]}"),
+    ("recovers-on-errors", "warning", 4, TRAINER, "[75]", "[0, 75]"),
+    ("recovers-on-errors", "error", 4, TRAINER, "[75]", "[1, 75]"),
+    ("recovers-on-a-stop", "error", 4, TRAINER, "[75]", "[75, 79]"),
+    ("recovers-on-a-stop", "error", 4, TRAINER, "[75]", "[75, 80]"),
+    ("unknown-recovery-key", "error", 4, TRAINER, "{strategy", "{max_restarts: 3, strategy"),
+    ("unknown-strategy", "error", 4, OTHER, "FAILOVER", "FAILOVR"),
+    ("eager-next-region", "warning", 4, OTHER, "FAILOVER", "eager_next_region"),
+    ("differing-recovery", "error", 7, OTHER, "L4:8,", "L4:8, job_recovery: {max_restarts_on_errors: 1},"),
+    ("differing-recovery", "error", 7, OTHER, "L4:8,", "L4:8, job_recovery: {strategy: null},"),
+    ("differing-priority", "error", 7, OTHER, "L4:8,", "L4:8, priority: 3,"),
+    # -- accelerators and places
+    ("unknown-gpu", "error", 5, TRAINER, "A100:8", "A1000:8"),
+    ("unknown-gpu", "error", 5, TRAINER, "A100:8", "{A1000: 8}"),
+    ("unknown-gpu", "error", 5, TRAINER, "A100:8", "A100-80:8"),
+    ("unknown-gpu", "error", 6, OTHER, "A100:8, use_spot: true", "H1000:8, use_spot: true"),
+    ("unknown-gpu", "error", 7, TRAINER, "A100:8", "\n  - A10g:8\n  - A1000:8"),
+    ("gpu-torch-cannot-use", "error", 5, TRAINER, "A100:8", "V100:8"),
+    ("gpu-torch-cannot-use", "error", 5, TRAINER, "A100:8", "p100"),
+    ("gpu-torch-cannot-use", "error", 5, TRAINER, "accelerators: A100:8", "gpus: {P4: 1}"),
+    ("gpu-torch-cannot-use", "error", 7, TRAINER, "A100:8", "\n  - A100:8\n  - M60:1"),
+    ("gpu-torch-cannot-use", "error", 5, TRAINER, "A100:8", "tpu-v5p-8"),
+    ("gpu-torch-cannot-use", "warning", 5, TRAINER, "A100:8", "V100:8\n  image_id: docker:mine"),
+    ("on-demand-first", "warning", 6, OTHER, "A100:8, use_spot: true", "A100:8"),
+    ("no-spot-there", "error", 6, TRAINER, "use_spot: true", "use_spot: true\n  infra: slurm/lab/gpu"),
+    ("no-spot-there", "error", 6, TRAINER, "use_spot: true", "use_spot: true\n  cloud: Lambda"),
+    ("no-spot-there", "warning", 6, OTHER, "infra: aws", "infra: lambda"),
+    ("grace-too-long", "warning", 19, TRAINER, "--data /data", "--data /data --grace 60"),
+    ("grace-too-long", "warning", 8, TRAINER, "envs:", "envs:\n  SKYSPOT_GRACE_S: 60"),
+    ("grace-too-long", "warning", 7, TRAINER, "use_spot: true", "use_spot: true\n  infra: runpod"),
+    # -- commands
+    ("secret-in-envs", "warning", 10, OTHER, "WANDB_MODE: offline", "HF_TOKEN: hf_abc"),
+    ("secret-in-envs", "warning", 10, OTHER, "WANDB_MODE: offline", "wandb_api_key: abc"),
+    ("secret-in-envs", "warning", 10, OTHER, "WANDB_MODE: offline", "DB_PASSWORD: abc"),
+    ("secret-in-envs", "warning", 10, OTHER, "WANDB_MODE: offline", "AWS_SECRET_ACCESS_KEY: abc"),
+    ("setup-without-set-e", "warning", 16, OTHER, "pip install torch && ", "|\n  pip install torch\n  "),
+    ("setup-without-set-e", "warning", 16, OTHER, "torch && ", "torch; "),
+    ("exec-skips-uploads", "warning", 19, TRAINER, "s3://corpus, mode: MOUNT", "s3://corpus, mode: MOUNT_CACHED"),
+    ("not-yaml", "error", 3, OTHER, "num_nodes: 2\nresources:", "num_nodes: 2\n resources: ]"),
+]  # fmt: skip
+
+
+# Their names are data in lint, not arguments.
+DIFFERING = {"differing-recovery", "differing-priority"}
+
+
+def brief(text: str, **options: float) -> list[tuple[str, str, int]]:
+    return [(found.name, found.level, found.line) for found in lint.findings(text, **options)]
+
+
+@pytest.mark.parametrize("text", [TRAINER, OTHER], ids=["the trainer", "another program"])
+def test_a_clean_file_has_no_finding(text: str) -> None:
+    assert lint.findings(text) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "line", "text", "old", "new"), PLANTED, ids=lambda value: value if "-" in str(value)[:20] else ""
+)
+def test_what_is_planted_is_found_alone_at_its_line(
+    name: str, level: str, line: int, text: str, old: str, new: str
+) -> None:
+    planted = text.replace(old, new, 1)
+    assert planted != text
+    assert brief(planted) == [(name, level, line)]
+
+
+def test_every_finding_that_there_is_was_planted() -> None:
+    names = set()
+    for path in (REPO / "skyspot").glob("lint*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Finding":
+                names.add(getattr(node.args[2], "value", None))
+            if isinstance(node, ast.Assign) and "name" in ast.unparse(node.targets[0]):
+                values = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
+                names.add(getattr(values[0], "value", None))
+    assert {planted[0] for planted in PLANTED} == {name for name in names if name and "-" in str(name)} | DIFFERING
+
+
+@pytest.mark.parametrize(("name", "text", "old", "new"), [(p[0], *p[3:]) for p in PLANTED])
+def test_a_finding_says_what_and_what_to_do_in_two_lines(name: str, text: str, old: str, new: str) -> None:
+    for finding in lint.findings(text.replace(old, new, 1)):
+        said = lint.shown(finding, "mine.yaml")
+        first, second = said.split("\n")
+        assert first.startswith(f"mine.yaml:{finding.line}: {finding.level}: ")
+        assert second.strip()
+        assert second[-1] in ".?"
+        assert max(map(len, (first, second))) < 280
+
+
+MOUNTED, SAVES = "{name: bucket, mode: MOUNT}", "--save-dir /checkpoints"
+NOT_RUN = """\
+  # python -m trainer
+  echo python -m trainer
+  cat > x <<'E'
+  python -m trainer
+  E
+  python"""
+
+
+def other(*changes: tuple[str, str]) -> str:
+    """OTHER with these texts changed."""
+    text = OTHER
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
+FINE = [
+    # A cached mount that is only read, and an `exec` that replaces nothing.
+    TRAINER.replace("corpus, mode: MOUNT", "corpus, mode: MOUNT_CACHED, config: {mount_cached: {read_only: true}}"),
+    other(("/data: s3://corpus", "/data: {name: c, mode: MOUNT_CACHED}"), ("  python", "  exec > log 2>&1\n  python")),
+    # The trainer is not what a comment, an `echo` or a here-document says.
+    other(("  python", NOT_RUN)),
+    # A shared folder, which our trainer looks at for itself.
+    TRAINER.replace("/checkpoints/mine", "/mnt/efs/mine"),
+    # A Kubernetes cluster's own names; its volumes last. Slurm's machines are nobody's to rent.
+    other(("A100:8, use_spot: true, infra: aws", "MY-GPU:8, use_spot: true, infra: k8s/ctx")),
+    other((MOUNTED, "s3://base"), (SAVES, "--save-dir /v/x")) + "volumes: {/v: mine}\n",
+    other(("use_spot: true, infra: aws", "infra: slurm/lab")),
+    # Told by the shell, a working folder that lasts, a bucket without a mount, what is only read, what nobody knows.
+    other((SAVES, "--save-dir out"), ("  python", "  cd /checkpoints && python")),
+    other((SAVES, "--save-dir $OUT"), ("  python", "  export OUT=/checkpoints/x\n  python")),
+    other((SAVES, "--save-dir s3://bucket/x"), (MOUNTED, "s3://bucket")),
+    other(("--data-dir", "--resume-from-checkpoint-dir ~/old --pretrained_ckpt_path=/tmp/x --data-dir")),
+    other((SAVES, '--save-dir "$(mktemp -d)"')),
+    # Sizes in memory, names in another case, a part of one name alone.
+    *(other(("L4:8", name)) for name in ('"80GB+:2"', '"nvidia:24GB:2"', "l4:8", "RTXA6000:8", "V100-32:8")),
+    # Nothing, and references, where a secret would stand; what only sounds like one.
+    *(
+        other(("WANDB_MODE: offline", value))
+        for value in ('HF_TOKEN: ""', "HF_TOKEN: $TOKEN", "NUM_KEYS: 3", "KEYS: a")
+    ),
+    other(("setup: pip install torch &&", "setup: |\n  set -euo pipefail\n  pip install torch\n ")),
+    other(("FAILOVER", "none")),
+    "",
+    "# nothing\n",
+    "- a\n- list\n",
+    "just words",
+    "42",
+]
+
+
+@pytest.mark.parametrize("text", FINE, ids=range(len(FINE)))
+def test_what_is_right_is_left_alone(text: str) -> None:
+    assert brief(text) == []
+
+
+def test_a_folder_that_a_command_mounts_or_copies_is_its_business() -> None:
+    assert brief(other((SAVES, "--save-dir /mnt/b/x"), ("  python", "  gcsfuse b /mnt/b\n  python"))) == []
+    copied = other((SAVES, "--save-dir ./out")) + "  aws s3 sync ./out s3://b/out\n"
+    assert brief(copied) == [("checkpoint-on-machine", "warning", 18)]
+
+
+def test_a_folder_beside_one_that_lasts_only_warns() -> None:
+    both = other((SAVES, f"{SAVES} --output_dir /tmp/logs"))
+    assert brief(both) == [("checkpoint-on-machine", "warning", 18)]
+
+
+def test_on_demand_machines_are_not_taken_so_that_it_only_warns() -> None:
+    on_demand = ("use_spot: true", "use_spot: false")
+    assert brief(other(on_demand, (SAVES, "--save-dir out"))) == [("checkpoint-on-machine", "warning", 18)]
+    assert brief(other(on_demand, (MOUNTED, "s3://bucket"))) == [("checkpoint-on-copy", "warning", 14)]
+
+
+def test_spot_without_a_mount_only_warns_where_nothing_shows_a_training() -> None:
+    bare = "resources: {use_spot: true, job_recovery: FAILOVER}\nrun: "
+    assert brief(f"{bare}nvidia-smi\n") == [("no-checkpoint-mount", "warning", 1)]
+    assert brief(f"{bare}python train.py --push_to_hub\n") == [("no-checkpoint-mount", "warning", 1)]
+    assert brief(f"{bare}accelerate launch train.py\n") == [("no-checkpoint-mount", "error", 1)]
+    assert brief(f"{bare}python x.py\nfile_mounts: {{/data: {{name: b}}}}\n") == [("no-checkpoint-mount", "warning", 1)]
+
+
+def test_a_mount_called_checkpoints_is_where_they_go_if_nothing_else_is_said() -> None:
+    silent = (SAVES, "--epochs 3")
+    assert brief(other(silent)) == []
+    assert brief(other(silent, (MOUNTED, "s3://bucket"))) == [("checkpoint-on-copy", "error", 14)]
+
+
+def test_the_longest_grace_is_the_shortest_notice() -> None:
+    assert brief(TRAINER, grace_s=30) == []
+    assert brief(TRAINER, grace_s=31) == [("grace-too-long", "warning", 6)]
+    aws = TRAINER.replace("use_spot: true", "use_spot: true\n  infra: aws/us-east-1")
+    assert brief(aws, grace_s=120) == []
+    assert brief(aws, grace_s=121) == [("grace-too-long", "warning", 7)]
+    assert brief(TRAINER.replace("use_spot: true", "use_spot: false"), grace_s=600) == []
+
+
+def test_aliases_and_merge_keys_are_followed_to_where_they_are_written() -> None:
+    text = """\
+x: &spot {use_spot: true, accelerators: A1000:8}
+resources:
+  job_recovery: FAILOVER
+  ordered:
+    - <<: *spot
+      infra: aws
+    - {<<: [{accelerators: L4:1}, *spot], use_spot: false}
+"""
+    assert brief(text) == [("unknown-gpu", "error", 1)]
+    assert brief("resources: &r\n  <<: *r\n  use_spot: true\n  infra: slurm\n") == [("no-spot-there", "error", 3)]
+    bomb = "a0: &a0 {k: 1}\n" + "".join(f"a{n + 1}: &a{n + 1} {{<<: [*a{n}, *a{n}, *a{n}]}}\n" for n in range(40))
+    assert brief(bomb + "resources: *a40\n") == []
+
+
+def test_each_of_several_documents_is_looked_at() -> None:
+    text = "name: chain\n---\n" + TRAINER.replace("A100:8", "A1000:8") + "---\n" + TRAINER.replace("[75]", "[]")
+    assert brief(text) == [("unknown-gpu", "error", 7), ("no-75", "error", 26)]
+
+
+def test_old_spellings_are_understood() -> None:
+    text = "resources: {gpus: V100:1, cloud: gcp, use_spot: 'true', spot_recovery: failover}\nrun: python -m trainer\n"
+    assert [name for name, _, _ in brief(text)] == ["gpu-torch-cannot-use", "no-75"]
+
+
+@pytest.mark.parametrize("template", ["finetune", "command"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"gpus": "A100*:8,L4:8", "prefer": ("aws/us-east-1",), "on_demand_last": True, "num_nodes": 2},
+        {"bucket": "s3://my-bucket/team/x", "data": "gs://corpus/books"},
+        {"bucket": "https://account1.blob.core.windows.net/box/team"},
+        {"gpus": "A100:8", "infra": "slurm/lab/gpu"},
+        {"gpus": "A100:8", "infra": "lambda"},
+        {"gpus": "A100:8", "infra": "k8s", "use_spot": False},
+        {"secret": {"HF_TOKEN": "hf_abc"}, "env": {"A": "1"}},
+    ],
+)
+def test_a_rendered_template_has_no_finding(template: str, more: dict) -> None:
+    assert brief(rendered(template, **more)) == []
+
+
+def rendered(template: str, **more: object) -> str:
+    parameters = {"command": 'python train.py --out "$SKYSPOT_CHECKPOINT_DIR"'} if template == "command" else {}
+    return task_yaml(Options(task=template, name="run-001", parameters=parameters, **more)).text
+
+
+def test_the_warnings_that_a_rendered_template_may_have_are_what_was_asked_for() -> None:
+    assert [found[:2] for found in brief(rendered("finetune", strategy="eager_next_region"))] == [
+        ("eager-next-region", "warning")
+    ]
+    assert [found[:2] for found in brief(rendered("finetune", env={"HF_TOKEN": "x"}))] == [
+        ("secret-in-envs", "warning")
+    ]
+    # `mkdir -p` makes the folder on the machine's own disk where the file system is not there; the trainer refuses.
+    assert brief(rendered("finetune", bucket="/mnt/efs")) == []
+    outside = [("checkpoint-outside-mounts", "warning")]
+    assert [found[:2] for found in brief(rendered("command", bucket="/mnt/efs"))] == outside
+    assert [found[0] for found in brief(rendered("finetune", gpus="A100:8,V100:8"))] == ["gpu-torch-cannot-use"]
+
+
+# -- the shell -------------------------------------------------------------------------------------------------------
+
+RUNS = [
+    ("python -m trainer --data x", True),
+    ("python3 -u -X dev -m trainer.launch train.py", True),
+    ("exec ~/skyspot/python -m trainer", True),
+    ("cd x && A=1 /opt/venv/bin/python3.11 -um trainer", True),
+    ("uv run --python 3.11 python -m trainer", True),
+    ("bash -lc 'python -m trainer'", True),
+    ("python \\\n  -m trainer", True),
+    ('"$PYTHON" -m trainer', True),
+    ("RUN='python -m trainer'\neval \"$RUN\"", True),
+    ("if true; then python -m trainer; fi", True),
+    ("# python -m trainer", False),
+    ("x # python -m trainer", False),
+    ("python train.py -m trainer", False),
+    ("python -m trainer.check", False),
+    ("python -m trainers", False),
+    ("python -m mytrainer", False),
+    ("accelerate launch python -m trainer", False),
+    ("torchrun -m trainer", False),
+    ("echo 'python -m trainer'", False),
+    ("echo python -m trainer", False),
+    ("cat <<EOF > f\npython -m trainer\nEOF", False),
+    ("", False),
+]
+
+
+@pytest.mark.parametrize(("run", "ours"), RUNS)
+def test_our_trainer_is_known_by_the_command_that_starts_it(run: str, ours: bool) -> None:
+    assert lint.runs_our_trainer(run) is ours
+
+
+def test_our_trainer_is_known_through_a_variable_of_the_task() -> None:
+    assert not lint.runs_our_trainer('bash -c "$CMD"')
+    assert lint.runs_our_trainer('bash -c "$CMD"', {"CMD": "python -m trainer"})
+
+
+WORDS = [
+    ("a 'b c' \"d $X e\" f\\ g", [["a", "b c", "d 1 e", "f g"]]),
+    ("a;b&&c||d|e&f", [["a"], ["b"], ["c"], ["d"], ["e"], ["f"]]),
+    ("a >x 2>&1 &>y", [["a", ">x", "2>&1", "&>y"]]),
+    ("a $(b c; d) `e f` ${Y:-z} $Y '$X'", [["a", "$(b c; d)", "`e f`", "z", "$Y", "$X"]]),
+    ("X=2\na $X", [["X=2"], ["a", "2"]]),
+    ("a (b", [["a"], ["b"]]),
+    ("a 'b", [["a", "b"]]),
+    ('a "b', [["a", "b"]]),
+    ("a#b #c\nd", [["a#b"], ["d"]]),
+    ("a <<E x\nb\nE\nc", [["a", "<<E", "x"], ["c"]]),
+    ("a <<<E\nb", [["a", "<<<E"], ["b"]]),
+    ("a ''", [["a", ""]]),
+]
+
+
+@pytest.mark.parametrize(("script", "words"), WORDS)
+def test_a_script_is_read_as_a_shell_reads_it(script: str, words: list[list[str]]) -> None:
+    assert [[word.text for word in command.words] for command in commands(script, {"X": "1"})] == words
+
+
+# -- anything at all -------------------------------------------------------------------------------------------------
+
+KEYS = [
+    "name", "num_nodes", "resources", "job_recovery", "strategy", "recover_on_exit_codes", "ordered", "any_of", "gpus",
+    "accelerators", "use_spot", "infra", "cloud", "priority", "envs", "SKYSPOT_CHECKPOINT_DIR", "SKYSPOT_GRACE",
+    "A_TOKEN", "file_mounts", "/checkpoints", "~/x", "source", "mode", "config", "mount", "read_only", "volumes",
+    "setup", "run", "<<", "", "image_id", "spot_recovery",
+]  # fmt: skip
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.dates(), st.datetimes(), st.binary(max_size=8), st.text(),
+    st.sampled_from([
+        "A100:8", "A1000", "tpu-v\n", "s3://b/p", "s3://", "https://acc1.blob.core.windows.net/b/p", "MOUNT", "COPY",
+        "MOUNT_CACHED", "aws/us-east-1", "slurm", "*", "/checkpoints", "~", ".", "..", "//", "\0", "nan", "none",
+        "python -m trainer --grace nan --checkpoint-dir", "exec python -m trainer --output_dir=$A", "bash -c", "cd",
+        "A=$A$A$A\n" * 30, "cat <<E\n" * 5, "$(" * 30, "eval eval eval 'x", "&", "a & \\", "${A", "`",
+    ]),
+)  # fmt: skip
+STRUCTURES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(st.one_of(st.sampled_from(KEYS), st.text(max_size=4), st.integers()), inner, max_size=8),
+    ),
+    max_leaves=40,
+)  # fmt: skip
+TASKS = st.fixed_dictionaries({}, optional=dict.fromkeys(KEYS, STRUCTURES))
+RAW = st.lists(
+    st.sampled_from([*KEYS, ": ", "\n", "- ", "  ", "{", "}", "[", "]", "&a ", "*a", "!!int ", "!!bool ", "!!binary ",
+                     "!!timestamp ", "!!set ", "!x ", "|\n  ", ">\n  ", "'", '"', "\\", "\\UFFFFFFFF", "---\n", "...\n",
+                     "#", "? ", ", ", "%YAML 9", "\t", "\x85", "\u2028", "\ud800", "\0", "1", "y", "75", "A1000:8"]),
+    max_size=40,
+).map("".join)  # fmt: skip
+
+
+def check_sane(text: str) -> None:
+    found = lint.findings(text, grace_s=31)
+    assert [finding.line for finding in found] == sorted(finding.line for finding in found)
+    for finding in found:
+        assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", finding.name)
+        assert finding.level in ("error", "warning")
+        assert 1 <= finding.line <= max(1, len(text.splitlines()))
+        assert len(lint.shown(finding, "x").splitlines()) == 2
+        assert lint.shown(finding, "x").isascii() or finding.name == "not-yaml"
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.one_of(STRUCTURES, TASKS))
+def test_any_structure_is_looked_at_without_a_crash(structure: object) -> None:
+    check_sane(yaml.safe_dump(structure, allow_unicode=True))
+
+
+@settings(deadline=None, max_examples=300)
+@given(RAW)
+def test_any_text_is_looked_at_without_a_crash(text: str) -> None:
+    check_sane(text)
+
+
+HOSTILE = [
+    "[" * 5000,
+    "{a: " * 5000,
+    "a: &a [*a, *a]\nresources: *a\nrun: *a\n",
+    "run: &r {setup: *r}\nenvs: *r\n",
+    "num_nodes: 1" + "0" * 5000,
+    "resources: {use_spot: !!bool x, accelerators: !!int {}}",
+    'a: "\\UFFFFFFFF"',
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_deep_circular_and_mistyped_files_are_looked_at_without_a_crash(text: str) -> None:
+    check_sane(text)
+
+
+# -- what SkyPilot does ----------------------------------------------------------------------------------------------
+
+ASKED = """
+import json, os, sys
+from sky import clouds, dag, task
+from sky.skylet import constants
+from sky.server import plugins
+from sky.utils import dag_utils, registry
+
+def outcome(config):
+    try:
+        made = task.Task.from_yaml_config(config)
+        made.validate()
+    except Exception as error:
+        return "here: " + type(error).__name__
+    try:
+        for storage in made.storage_mounts.values():
+            storage._validate_storage_spec(storage.name)
+        chain = dag.Dag()
+        chain.add(made)
+        dag_utils.fill_default_config_in_dag_for_job_launch(chain)
+    except Exception as error:
+        return "server: " + type(error).__name__
+    return "taken"
+
+answers = [outcome(config) for config in json.load(sys.stdin)]
+no_spot = sorted(
+    name for name, cloud in registry.CLOUD_REGISTRY.items()
+    if clouds.CloudImplementationFeatures.SPOT_INSTANCE in getattr(cloud, "_CLOUD_UNSUPPORTED_FEATURES", {})
+)
+os.environ[constants.ENV_VAR_IS_SKYPILOT_SERVER] = "1"
+plugins._plugins_loaded = True
+strict = outcome({"run": "x", "resources": {"job_recovery": {"max_restarts": 3}}})
+strategies = sorted(registry.JOBS_RECOVERY_STRATEGY_REGISTRY)
+print(json.dumps({"answers": answers, "no_spot": no_spot, "strict": strict, "strategies": strategies}))
+"""
+
+
+def mounted(**source: str) -> dict:
+    return {"run": "x", "file_mounts": {"/c": source}}
+
+
+def entries(*recoveries: object) -> dict:
+    return {
+        "run": "x",
+        "resources": {"ordered": [{"cpus": at + 1, "job_recovery": r} for at, r in enumerate(recoveries)]},
+    }
+
+
+SKYPILOT = [
+    (mounted(source="s3://bucket/p", mode="MOUNT"), "server: StorageModeError"),
+    (mounted(source="s3://bucket/p"), "server: StorageModeError"),
+    (mounted(source="s3://bucket/p", mode="MOUNT_CACHED"), "server: StorageModeError"),
+    (mounted(source="cos://us-east/bucket/p", mode="MOUNT"), "server: StorageModeError"),
+    (mounted(source="cos://us-east/bucket", mode="MOUNT"), "taken"),
+    (mounted(source="s3://bucket/", mode="MOUNT"), "taken"),
+    (mounted(source="s3://bucket/p", mode="COPY"), "taken"),
+    (mounted(source="https://acc1.blob.core.windows.net/box/p", mode="MOUNT"), "taken"),
+    (mounted(source="s3://bucket", name="other"), "server: StorageSpecError"),
+    (mounted(name="s3://bucket"), "server: StorageNameError"),
+    (mounted(source="/tmp"), "server: StorageNameError"),
+    (entries("FAILOVER", {"strategy": "failover"}), "taken"),
+    (entries("EAGER_NEXT_REGION", {"strategy": None}), "taken"),
+    (entries("FAILOVER", "EAGER_NEXT_REGION"), "server: ValueError"),
+    (entries({"recover_on_exit_codes": 75}, {"recover_on_exit_codes": [75]}), "server: ValueError"),
+    (entries({"strategy": "none", "recover_on_exit_codes": [75]}, "EAGER_NEXT_REGION"), "taken"),
+    ({"run": "x", "resources": {"job_recovery": {"max_restarts": 3}}}, "taken"),
+]
+
+
+def test_the_installed_skypilot_does_what_lint_says(tmp_path: Path) -> None:
+    env = {**clean_env(), "HOME": str(tmp_path), "PATH": os.environ["PATH"], "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
+    configs = json.dumps([config for config, _ in SKYPILOT])
+    done = subprocess.run(
+        [sys.executable, "-c", ASKED], input=configs, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert list(zip(SKYPILOT, found["answers"], strict=True)) == [(case, case[1]) for case in SKYPILOT]
+    assert found["strict"].startswith("here: "), "the server's schema refuses an unknown key of job_recovery"
+    assert set(found["no_spot"]) == {*lint_resources.NO_SPOT, "kubernetes"}
+    assert found["strategies"] == sorted(lint_resources.STRATEGIES)
+
+
+def test_lint_says_of_each_mount_what_skypilot_does() -> None:
+    for config, answer in SKYPILOT:
+        refused = [found for found in lint.findings(yaml.safe_dump(config)) if found.level == "error"]
+        assert bool(refused) == (answer != "taken" or "max_restarts" in str(config)), config
+
+
+def test_lint_loads_no_skypilot() -> None:
+    code = "import skyspot.lint, sys; print('sky' in sys.modules, 'jinja2' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean_env(), check=True)
+    assert done.stdout.split() == ["False", "False"]
