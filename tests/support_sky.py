@@ -1,0 +1,61 @@
+"""SkyPilot itself, in a process of its own, without an account: it reads its catalogs in a throw-away HOME."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from support import REPO
+
+# Small catalogs under HOME; SkyPilot never overwrites those that it did not fetch.
+CATALOGS = """
+import os
+from pathlib import Path
+home = Path(os.environ["HOME"])
+catalogs = home / ".sky" / "catalogs" / "v8"
+kinds = ["A100", "A10G", "A100-80GB", "A100-80GB-SXM", "L4"]
+head = "InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,GpuInfo,Price,SpotPrice,Region,"
+head += "AvailabilityZone\\n"
+for cloud, region in (("aws", "us-east-1"), ("gcp", "us-central1")):
+    (catalogs / cloud).mkdir(parents=True)
+    rows = [f"x.{kind},{kind},8,96.0,1152.0,,30.0,9.0,{region},{region}a" for kind in kinds]
+    (catalogs / cloud / "vms.csv").write_text(head + "\\n".join(rows) + "\\n")
+(catalogs / "common").mkdir()
+listed = "".join(f'{kind},"AWS, GCP"\\n' for kind in kinds)
+(catalogs / "common" / "accelerators.csv").write_text("AcceleratorName,Clouds\\n" + listed)
+"""
+
+# For each text: None where a launch would go on, else why SkyPilot refuses it.
+_VERDICTS = """
+import json, sys
+from sky.utils import dag_utils
+verdicts = []
+for text in json.loads(sys.stdin.read()):
+    try:
+        dag = dag_utils.load_dag_from_yaml_str(text)
+        for task in dag.tasks:
+            task.validate()
+        dag_utils.fill_default_config_in_dag_for_job_launch(dag)
+        verdicts.append(None)
+    except Exception as error:
+        verdicts.append(f"{type(error).__name__}: {error}")
+print(json.dumps(verdicts))
+"""
+
+
+def run_sky(code: str, home: Path, given: object) -> str:
+    """What a program prints that imports sky; it reads `given` as JSON on its stdin."""
+    env = {**os.environ, "HOME": str(home), "SKY_RUNTIME_DIR": str(home), "PYTHONPATH": str(REPO)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=json.dumps(given), env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def refusals(texts: list[str], home: Path) -> list[str | None]:
+    """Why SkyPilot refuses each task YAML, at reading, validating, or where a managed job's strategy is settled."""
+    verdicts = json.loads(run_sky(CATALOGS + _VERDICTS, home, texts).splitlines()[-1])
+    assert isinstance(verdicts, list)
+    return verdicts
