@@ -18,6 +18,8 @@ _BUCKET = re.compile(r"(s3|gs|r2)://([a-z0-9][a-z0-9._-]{1,220}[a-z0-9])(?:/([A-
 _AZURE = re.compile(
     r"(https://[a-z0-9]{3,24}\.blob\.core\.windows\.net/[a-z0-9](?:[a-z0-9-]{1,61}[a-z0-9]))(?:/([A-Za-z0-9._=/-]*))?"
 )
+# What SkyPilot takes for the name of a bucket in any store.
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 _PATH = re.compile(r"/[A-Za-z0-9._/=+@,-]*")
 
 
@@ -74,6 +76,9 @@ def checkpoints(bucket: str | None) -> Store:
         if not _PATH.fullmatch(bucket) or ".." in bucket.split("/"):
             raise UsageError(f"--bucket: {shown(bucket)}: a path of letters, digits and ._/=+@,- is needed")
         return Store(bucket.rstrip("/") or "/", None, None)
+    if _NAME.fullmatch(bucket):
+        # By its name alone: SkyPilot knows its store, or makes it. This is how `launch` remembers the one it had made.
+        return Store(MOUNT_POINT, MOUNT_POINT, {"name": bucket, "mode": "MOUNT"}, made=True)
     root, prefix = _split("--bucket", bucket)
     folder = f"{MOUNT_POINT}/{prefix}" if prefix else MOUNT_POINT
     return Store(folder, MOUNT_POINT, {"source": root, "mode": "MOUNT"})

@@ -20,12 +20,11 @@ class UsageError(SkyspotError):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` Did you mean 'nearest'?`, or nothing where nothing is near."""
-    candidates = list(known)
-    near = difflib.get_close_matches(word, candidates, n=1, cutoff=0.5)
-    if not near:
-        lower = {name.lower(): name for name in candidates}
-        near = [lower[name] for name in difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.5)]
-    return f" Did you mean {near[0]!r}?" if near else ""
+    lower: dict[str, str] = {}
+    for name in known:
+        lower.setdefault(name.lower(), name)
+    near = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.5 if len(word) < 5 else 0.6)
+    return f" Did you mean {lower[near[0]]!r}?" if near else ""
 
 
 def shown(value: str, limit: int = 60) -> str:

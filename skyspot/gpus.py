@@ -9,15 +9,20 @@ from skyspot.errors import UsageError, did_you_mean, shown
 
 # SkyPilot matches names exactly and would look for a misspelt one for ever.
 NAMES = (
-    "A10", "A100", "A100-80GB", "A100-80GB-SXM", "A10G", "A16", "A30", "A40", "A4000", "A5000", "A6000", "B100",
-    "B200", "B300", "GB200", "GB300", "GH200", "Gaudi HL-205", "H100", "H100-MEGA", "H100-NVL", "H100-SXM", "H200",
-    "H200-SXM", "Inferentia", "Inferentia2", "K80", "L4", "L40", "L40S", "M4000", "M60", "MI100", "MI210", "MI250",
-    "MI300X", "MI325X", "P100", "P4", "P4000", "P5000", "Quadro-RTX-6000", "RTX2000-Ada", "RTX3060", "RTX3070",
-    "RTX3080", "RTX3090", "RTX4000", "RTX4000-Ada", "RTX4090", "RTX5000", "RTX5000-Ada", "RTX5090", "RTX6000",
-    "RTX6000-Ada", "RTXPRO6000", "T4", "T4g", "TITAN V", "Trainium", "Trainium2", "V100", "V100-32GB", "tpu-v2-8",
-    "tpu-v3-8", "tpu-v4-8", "tpu-v5litepod-1", "tpu-v5litepod-4", "tpu-v5litepod-8", "tpu-v5p-8", "tpu-v6e-1",
-    "tpu-v6e-4", "tpu-v6e-8",
+    "A10", "A100", "A100-80GB", "A100-80GB-SXM", "A10G", "A16", "A30", "A40", "A4000", "A5000", "A6000", "A800",
+    "B100", "B200", "B300", "GB200", "GB300", "GH200", "GTX1660S", "Gaudi HL-205", "H100", "H100-80GB", "H100-MEGA",
+    "H100-NVL", "H100-NVLINK", "H100-SXM", "H200", "H200-SXM", "Inferentia", "Inferentia2", "K80", "L4", "L40",
+    "L40S", "M4000", "M60", "MI100", "MI210", "MI250", "MI300X", "MI325X", "P100", "P4", "P40", "P4000", "P5000",
+    "Quadro-RTX-6000", "RTX2000-Ada", "RTX3060", "RTX3070", "RTX3080", "RTX3080-Ti", "RTX3090", "RTX4000",
+    "RTX4000-Ada", "RTX4080", "RTX4090", "RTX5000", "RTX5000-Ada", "RTX5060", "RTX5080", "RTX5090", "RTX6000",
+    "RTX6000-Ada", "RTX6000Ada", "RTX8000", "RTXA4000", "RTXA4500", "RTXA5000", "RTXA6000", "RTXPRO6000",
+    "RTXPRO6000S", "RTXPRO6000WS", "Radeon MI25", "Radeon Pro V520", "T4", "T4g", "TITAN V", "Trainium",
+    "Trainium2", "V100", "V100-32GB", "tpu-v2", "tpu-v2-8", "tpu-v3", "tpu-v3-8", "tpu-v4", "tpu-v4-8",
+    "tpu-v5litepod", "tpu-v5litepod-1", "tpu-v5litepod-4", "tpu-v5litepod-8", "tpu-v5p", "tpu-v5p-8", "tpu-v6e",
+    "tpu-v6e-1", "tpu-v6e-4", "tpu-v6e-8",
 )  # fmt: skip
+# They come in every power of two.
+_TPU = re.compile(r"tpu-v\d[a-z]*-\d{1,4}")
 _PATTERN = re.compile(r"([A-Za-z][A-Za-z0-9 ._-]*?)(\*?)(?::(\d{1,4}))?")
 
 
@@ -45,12 +50,15 @@ def parse(text: str) -> list[list[Accelerators]]:
             raise UsageError(f"--gpus: {shown(item)} is not NAME:COUNT, like A100:8 (several: A100:8,L4:8)")
         name, count = found[1], int(found[3] or 1)
         if found[2]:
-            kinds = [known for known in NAMES if known == name or known.startswith(f"{name}-")]
+            lower = name.lower()
+            kinds = [known for known in NAMES if known.lower() == lower or known.lower().startswith(f"{lower}-")]
             if not kinds:
                 raise UsageError(f"--gpus: there is no kind of {shown(name)}.{did_you_mean(name, NAMES)}")
             groups.append([Accelerators(kind, count) for kind in kinds])
             continue
         exact = next((known for known in NAMES if known.lower() == name.lower()), None)
+        if exact is None and _TPU.fullmatch(name.lower()):
+            exact = name.lower()
         if exact is None:
             raise UsageError(f"--gpus: no accelerator is called {shown(name)}.{did_you_mean(name, NAMES)}")
         groups.append([Accelerators(exact, count)])

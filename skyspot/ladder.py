@@ -10,8 +10,12 @@ from skyspot.errors import UsageError, shown
 from skyspot.gpus import Accelerators
 
 _INFRA = re.compile(r"[A-Za-z0-9*][A-Za-z0-9*._:@-]*(/[A-Za-z0-9*][A-Za-z0-9*._:@-]*){0,3}")
-# These places have no spot market: SkyPilot refuses use_spot there.
-_NO_SPOT = ("slurm", "ssh", "lambda")
+# No spot market, says sky/clouds/ of each. Kubernetes has one where its nodes are labelled for it; an SSH node pool is
+# a Kubernetes of one's own machines.
+NO_SPOT = (
+    "cudo", "do", "fluidstack", "hyperbolic", "lambda", "paperspace", "scp", "seeweb", "shadeform", "slurm", "ssh",
+    "vsphere", "yotta",
+)  # fmt: skip
 STRATEGIES = ("failover", "eager_next_region")
 
 
@@ -60,10 +64,15 @@ def rungs(
     Args:
         groups: Accelerators, the preferred group first; empty: a machine without.
         prefer: Places to try first with the first group.
-        infra: Restricts every other rung to a place.
+        infra: Restricts every rung to a place.
         use_spot: Whether to ask for machines that may be reclaimed.
         on_demand_last: Whether to end on the first group without spot.
     """
+    for place in prefer:
+        if infra and place != infra and not place.startswith(f"{infra}/"):
+            raise UsageError(
+                f"--prefer {place} lies outside of --infra {infra}, which restricts every rung: leave one out"
+            )
     wanted: list[list[Accelerators | None]] = [list(group) for group in groups] or [[None]]
     found = [_rung(kind, use_spot, place) for place in prefer for kind in wanted[0]]
     found += [_rung(kind, use_spot, infra) for group in wanted for kind in group]
@@ -76,7 +85,13 @@ def rungs(
 
 def _rung(kind: Accelerators | None, use_spot: bool, infra: str | None) -> Rung:
     cloud = (infra or "").partition("/")[0].lower()
-    return Rung(kind, None if cloud in _NO_SPOT else use_spot, infra)
+    return Rung(kind, None if cloud in NO_SPOT else use_spot, infra)
+
+
+def notes(ladder: list[Rung], use_spot: bool) -> list[str]:
+    """What a ladder cannot give, though it was asked for."""
+    places = dict.fromkeys(rung.infra for rung in ladder if use_spot and rung.infra and rung.use_spot is None)
+    return [f"Note: {place} has no spot market: that rung is taken for what it costs there." for place in places]
 
 
 def resources(

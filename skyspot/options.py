@@ -42,6 +42,8 @@ class Options:
     secret: Mapping[str, str | None] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """`--set`: as text from the command line, as YAML's types from skyspot.yaml."""
+    flags: frozenset[str] = frozenset()
+    """Names of those that the command line itself gave, beside skyspot.yaml."""
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense, whoever asked for it.
@@ -49,6 +51,9 @@ class Options:
         Raises:
             UsageError: says which option, and why.
         """
+        for option in ("task", "name", "bucket", "data", "infra", "save_every", "strategy"):
+            if getattr(self, option) == "":
+                raise UsageError(f"{'TASK' if option == 'task' else flag(option)}: it is empty")
         if self.name is not None and not NAME.fullmatch(self.name):
             raise UsageError(f"--name: {shown(self.name)}: letters, digits, `.`, `_` and `-` alone, at most 63")
         if self.infra is not None:
@@ -72,7 +77,20 @@ class Options:
 
     def given(self) -> list[str]:
         """Names of the options that were given."""
-        return [item.name for item in dataclasses.fields(self) if getattr(self, item.name) not in (None, (), {})]
+        names = [item.name for item in dataclasses.fields(self) if item.name != "flags"]
+        return [name for name in names if getattr(self, name) not in (None, (), {})]
+
+
+def flag(name: str) -> str:
+    """The command line's spelling of an option's name."""
+    return "--set" if name == "parameters" else f"--{name.replace('_', '-')}"
+
+
+def blamed(message: str, options: Options) -> str:
+    """An error's message, with skyspot.yaml named where it gave the option that the message is about."""
+    found = re.match(r"--([a-z-]+)", message)
+    name = found[1].replace("-", "_").replace("set", "parameters") if found else ""
+    return f"{SETTINGS}: {message[2:]}" if name in options.given() and name not in options.flags else message
 
 
 def pairs(option: str, texts: tuple[str, ...], value_needed: bool) -> dict[str, str | None]:
@@ -101,28 +119,38 @@ def env_file(path: Path) -> dict[str, str]:
     Raises:
         UsageError: it cannot be read.
     """
-    from dotenv import dotenv_values
+    from dotenv.parser import parse_stream
 
+    found: dict[str, str] = {}
     try:
-        found = dotenv_values(path, interpolate=False, encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--env-file {path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
-    if not path.is_file():
-        raise UsageError(f"--env-file {path}: no such file")
-    return {key: value or "" for key, value in found.items()}
+        with path.open(encoding="utf-8") as file:
+            for binding in parse_stream(file):
+                if binding.error:
+                    raise UsageError(f"--env-file {path}, line {binding.original.line}: not KEY=VALUE")
+                if binding.key is not None:
+                    found[binding.key] = binding.value or ""
+    except FileNotFoundError:
+        raise UsageError(f"--env-file {path}: no such file") from None
+    except OSError as error:
+        raise UsageError(f"--env-file {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"--env-file {path}: not UTF-8") from None
+    return found
 
 
 def merged(flags: Mapping[str, Any], folder: Path) -> Options:
     """The options of a command, from its flags and from skyspot.yaml in the working folder."""
     settings = read_settings(folder / SETTINGS)
     values: dict[str, Any] = dict(settings)
+    said: set[str] = set()
     for key, value in flags.items():
         if value in (None, (), {}):
             continue
         if key in ("env", "secret", "parameters"):
             value = {**values.get(key, {}), **value}
         values[key] = value
-    return Options(**values)
+        said.add(key)
+    return Options(**values, flags=frozenset(said))
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -132,18 +160,22 @@ def read_settings(path: Path) -> dict[str, Any]:
         UsageError: unreadable, an unknown key (the nearest is given), or a value of another type.
     """
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        document = yaml.safe_load(text)
+        _refuse_twins(path.name, yaml.compose(text))
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{path.name}: not readable as YAML: {' '.join(str(error).split())[:160]}") from None
     if document is None:
         return {}
     if not isinstance(document, dict):
         raise UsageError(f"{path.name}: it has to hold options by name, like `bucket: s3://my-bucket`")
-    known = {item.name.replace("parameters", "set"): item for item in dataclasses.fields(Options)}
+    known = {
+        item.name.replace("parameters", "set"): item for item in dataclasses.fields(Options) if item.name != "flags"
+    }
     found: dict[str, Any] = {}
     for key, value in document.items():
         name = str(key).replace("-", "_")
@@ -155,6 +187,19 @@ def read_settings(path: Path) -> dict[str, Any]:
         if value is not None:
             found[known[name].name] = _typed(path.name, name, value)
     return found
+
+
+def _refuse_twins(where: str, node: yaml.Node | None) -> None:
+    """Refuse a key that stands there twice: YAML's loader silently takes the last."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key, value in node.value:
+        twins = [one for one, _ in node.value if one.value == key.value] if isinstance(key, yaml.ScalarNode) else []
+        if len(twins) > 1:
+            raise UsageError(
+                f"{where}, line {twins[1].start_mark.line + 1}: {shown(key.value)} stands there a second time"
+            )
+        _refuse_twins(where, value)
 
 
 def _typed(where: str, name: str, value: Any) -> Any:
@@ -175,8 +220,13 @@ def _typed(where: str, name: str, value: Any) -> Any:
             raise problem
         return tuple(places)
     if name in ("env", "set"):
-        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        if not isinstance(value, dict):
             raise problem
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise UsageError(f"{where}: {name}: the key {key} is not text to YAML: put it in quotes")
+            if name == "env" and (item is None or isinstance(item, (dict, list))):
+                raise UsageError(f"{where}: env: {key} needs a value that is text or a number")
         return {key: as_text(item) for key, item in value.items()} if name == "env" else value
     if name == "secret":
         keys = value if isinstance(value, list) else [value]

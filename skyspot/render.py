@@ -9,50 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skyspot import __version__, buckets, gpus, ladder, task, template
-from skyspot.errors import UsageError
+from skyspot import __version__, buckets, gpus, ladder, oldyaml, task, template
+from skyspot.errors import UsageError, shown
 from skyspot.options import Options
 
 RECOVER = 75
 _HEADER = re.compile(r"\A# Rendered by skyspot (\S+) from (\S+) \(([0-9a-f]{6,64})\)\.")
-_ADJECTIVES = [
-    "amber",
-    "brave",
-    "calm",
-    "deft",
-    "eager",
-    "fleet",
-    "grand",
-    "happy",
-    "ideal",
-    "jolly",
-    "keen",
-    "lucid",
-    "merry",
-    "noble",
-    "quick",
-    "sunny",
-    "tidy",
-    "vivid",
-]
-_NOUNS = [
-    "badger",
-    "comet",
-    "delta",
-    "ember",
-    "falcon",
-    "glacier",
-    "harbor",
-    "island",
-    "juniper",
-    "kestrel",
-    "lagoon",
-    "meadow",
-    "otter",
-    "pebble",
-    "quartz",
-    "river",
-]
+_ADJECTIVES = "amber brave calm deft eager fleet grand happy ideal jolly keen lucid merry noble quick sunny tidy vivid"
+_NOUNS = "badger comet delta ember falcon glacier harbor island juniper kestrel lagoon meadow otter pebble quartz river"
 
 
 @dataclass(frozen=True)
@@ -65,11 +29,13 @@ class Rendered:
     """Hints and warnings, for stderr."""
     trainer: bool
     """Whether the trainer has to lie beside it as its payload."""
+    before: str | None = None
+    """The user's own YAML that it was made of; None: it comes from a template."""
 
 
 def made_up_name() -> str:
     """A name for a run that was given none: `keen-otter-4f1a`."""
-    words = [random_words.choice(_ADJECTIVES), random_words.choice(_NOUNS), random_words.token_hex(2)]
+    words = [random_words.choice(_ADJECTIVES.split()), random_words.choice(_NOUNS.split()), random_words.token_hex(2)]
     return "-".join(words)
 
 
@@ -94,6 +60,8 @@ def task_yaml(options: Options) -> Rendered:
             raise UsageError(f"--save-every: template {chosen.name} has no parameter save_every")
         if options.save_every == "auto":
             raise UsageError("--save-every auto is not in this release: give a number of steps")
+        if not re.fullmatch(r"\d{1,9}", options.save_every):
+            raise UsageError(f"--save-every: {shown(options.save_every)} is not a number of steps")
         given["save_every"] = options.save_every
     store = buckets.checkpoints(options.bucket)
     mounts: dict[str, Any] = {store.mount: store.source} if store.mount else {}
@@ -105,11 +73,12 @@ def task_yaml(options: Options) -> Rendered:
     if data is not None and "data" in declared:
         given["data"] = data
     parameters = template.values(chosen, given)
+    _check_sizes(parameters)
     if chosen.trainer:
         mounts["~/skyspot/trainer"] = f".skyspot/{name}/trainer"
     if chosen.trainer and options.data is None and parameters.get("data") == "stdlib":
         notes.append("No --data: this is a trial on the standard library's own source (model and data cost nothing).")
-    if store.made and store.source:
+    if options.bucket is None and store.source:
         notes.append(f"No --bucket: SkyPilot will make the bucket {store.source['name']} and keep it.")
     groups = gpus.parse(options.gpus) if options.gpus is not None else []
     notes += gpus.hints(groups)
@@ -120,6 +89,7 @@ def task_yaml(options: Options) -> Rendered:
         use_spot=options.use_spot is not False,
         on_demand_last=bool(options.on_demand_last),
     )
+    notes += ladder.notes(rungs, options.use_spot is not False)
     if (options.num_nodes or 1) > 1 and chosen.trainer:
         notes.append("Note: the bundled trainer of this release runs on one node; it refuses several.")
     context = {
@@ -137,8 +107,23 @@ def task_yaml(options: Options) -> Rendered:
         "file_mounts": mounts,
     }
     return Rendered(
-        name, with_header(template.render(chosen, context), name, chosen.path.name), tuple(notes), chosen.trainer
+        name, with_header(template.render(chosen, context), name, _source(chosen.path)), tuple(notes), chosen.trainer
     )
+
+
+def _check_sizes(parameters: dict[str, Any]) -> None:
+    """Refuse here what the trainer would refuse on a machine that is paid for.
+
+    Raises:
+        UsageError: a size that is none, or a micro-batch that does not divide the batch.
+    """
+    for name in ("max_steps", "global_batch_size", "micro_batch_size", "seq_len", "save_every"):
+        value = parameters.get(name)
+        if isinstance(value, int) and value < 1:
+            raise UsageError(f"--set {name}: {value} is not above 0")
+    whole, part = parameters.get("global_batch_size"), parameters.get("micro_batch_size")
+    if isinstance(whole, int) and isinstance(part, int) and whole % part:
+        raise UsageError(f"--set micro_batch_size: {part} does not divide global_batch_size {whole}")
 
 
 def _envs(store: buckets.Store, name: str, data: str | None, parameters: dict[str, Any]) -> dict[str, str]:
@@ -157,20 +142,31 @@ def _envs(store: buckets.Store, name: str, data: str | None, parameters: dict[st
     return found
 
 
+def _source(path: Path) -> str:
+    """A template as the header names it: the bundled ones and ./templates/ alike, so that ejecting changes nothing."""
+    name = re.sub(r"[^A-Za-z0-9._/-]", "_", path.name)
+    return f"templates/{name}" if path.parent.name == "templates" else name
+
+
 def with_header(body: str, name: str, source: str) -> str:
     """A task YAML under a comment that says where it comes from and what the text hashed to."""
     digest = hashlib.sha256(body.encode()).hexdigest()[:6]
     return (
-        f"# Rendered by skyspot {__version__} from templates/{source} ({digest}). Written with its payload (`-o .`)"
+        f"# Rendered by skyspot {__version__} from {source} ({digest}). Written with its payload (`-o .`)"
         f" it works alone:\n#   sky jobs launch .skyspot/{name}.yaml -n {name}\n{body}"
     )
 
 
 def edited_by_hand(text: str) -> bool:
     """Whether a rendered file is no longer what was rendered."""
-    found = _HEADER.match(text)
     body = text.split("\n", 2)[2] if text.count("\n") > 2 else ""
-    return not found or hashlib.sha256(body.encode()).hexdigest()[:6] != found[3]
+    return hashlib.sha256(body.encode()).hexdigest()[:6] != rendered_from(text)
+
+
+def rendered_from(text: str) -> str | None:
+    """The hash of what had been rendered into a file, as its header keeps it; None where it has no header."""
+    found = _HEADER.match(text)
+    return found[3] if found else None
 
 
 def _plain(path: Path, options: Options) -> Rendered:
@@ -183,7 +179,12 @@ def _plain(path: Path, options: Options) -> Rendered:
     if refused:
         option = "--set" if refused[0] == "parameters" else f"--{refused[0].replace('_', '-')}"
         raise UsageError(f"{option} means nothing for {path}: it is a plain YAML, not a template. Edit the file itself")
-    text = task.read(path)
+    before = task.read(path)
+    try:
+        migrated = oldyaml.to_today(before, given={*options.env, *options.secret})
+    except UsageError as error:
+        raise UsageError(f"{path}{', ' if str(error).startswith('line') else ': '}{error}") from None
+    text = migrated.text
     if options.gpus or options.prefer or options.infra or options.on_demand_last or options.use_spot is not None:
         groups = gpus.parse(options.gpus) if options.gpus else task.accelerators(text)
         rungs = ladder.rungs(
@@ -204,7 +205,9 @@ def _plain(path: Path, options: Options) -> Rendered:
         text = task.with_name(text, options.name)
     if options.env:
         text = task.with_entries(text, "envs", dict(options.env))
+    for key in options.secret:
+        text = task.without_empty_env(text, key)
     if options.secret:
         text = task.with_entries(text, "secrets", dict.fromkeys(options.secret))
     name = options.name or task.name(text) or path.stem
-    return Rendered(name, text, (), False)
+    return Rendered(name, text, tuple(f"{path}, {change}." for change in migrated.changes), False, before)

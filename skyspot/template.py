@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import yaml
 
 from skyspot import __version__, yamltext
-from skyspot.errors import UsageError, did_you_mean, shown
+from skyspot.errors import SkyspotError, UsageError, did_you_mean, shown
 
 SUFFIX = ".yaml.j2"
 _HEAD = re.compile(r"\A\{#-? parameters\n(.*?)-?#\}\n?", re.DOTALL)
@@ -56,11 +57,10 @@ def bundled_folder() -> Path:
 
 def folders() -> list[tuple[Path, bool]]:
     """Where templates are looked for, in order, and whether they are the bundled ones."""
-    return [
-        (Path("templates"), False),
-        (Path.home() / ".config" / "skyspot" / "templates", False),
-        (bundled_folder(), True),
-    ]
+    found = [(Path("templates"), False)]
+    with suppress(RuntimeError):  # There may be no home.
+        found.append((Path.home() / ".config" / "skyspot" / "templates", False))
+    return [*found, (bundled_folder(), True)]
 
 
 def names() -> dict[str, Path]:
@@ -105,11 +105,12 @@ def read(path: Path) -> Template:
     try:
         declared = yaml.safe_load(head[1])
         about, trainer = str(declared.pop("about")), bool(declared.pop("trainer"))
-        parameters = tuple(
-            Parameter(key, value["default"], str(value["help"]))
-            for key, value in declared.items()
-            if key.isidentifier()
-        )
+        wrong = [key for key in declared if not str(key).isidentifier()]
+        if wrong:
+            raise UsageError(
+                f"{path}: a parameter cannot be called {shown(str(wrong[0]))}: letters, digits and _ alone"
+            )
+        parameters = tuple(Parameter(key, value["default"], str(value["help"])) for key, value in declared.items())
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             f"{path}: its block of parameters is not readable: {' '.join(str(error).split())[:160]}"
@@ -145,14 +146,9 @@ def _typed(name: str, default: Any, value: Any) -> Any:
         return yamltext.refuse_unwritable(
             f"--set {name}", str(value) if not isinstance(value, bool) else str(value).lower()
         )
-    if isinstance(value, str):
-        try:
-            value = yaml.safe_load(value)
-            if isinstance(value, str):
-                value = float(value)  # YAML 1.1 takes 1e-4 for text.
-        except (yaml.YAMLError, ValueError, RecursionError):
-            value = None
     wanted = type(default)
+    if isinstance(value, str):
+        value = _read(value, wanted)
     if wanted is float and type(value) is int:
         value = float(value)
     if wanted is int and type(value) is float and value.is_integer():
@@ -161,6 +157,16 @@ def _typed(name: str, default: Any, value: Any) -> Any:
         kind = {int: "a whole number", float: "a number", bool: "true or false"}.get(wanted, wanted.__name__)
         raise UsageError(f"--set {name}: it has to be {kind}, like {default}")
     return value
+
+
+def _read(text: str, wanted: type) -> Any:
+    """A number or a truth value from the command line; None where it is none. YAML 1.1 would take 010 for 8."""
+    try:
+        if wanted is bool:
+            return {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}[text.lower()]
+        return int(text) if re.fullmatch(r"[+-]?\d{1,18}", text) else float(text)
+    except (KeyError, ValueError):
+        return None
 
 
 def render(template: Template, context: Mapping[str, Any]) -> str:
@@ -197,7 +203,10 @@ def eject(name: str, folder: Path) -> Path:
     target = folder / "templates" / template.path.name
     if target.exists():
         raise UsageError(f"{target} is there already: edit it, or take it away first")
-    target.parent.mkdir(parents=True, exist_ok=True)
     text = template.path.read_text(encoding="utf-8")
-    target.write_text(f"{{# ejected from skyspot {__version__} #}}\n{text}", encoding="utf-8")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(f"{{# ejected from skyspot {__version__} #}}\n{text}", encoding="utf-8")
+    except OSError as error:
+        raise SkyspotError(f"{error.filename or target}: {error.strerror}") from None
     return target

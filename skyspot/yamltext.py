@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from skyspot.errors import UsageError, shown
@@ -43,7 +44,8 @@ def scalar(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        return repr(int(value)) if value.is_integer() and abs(value) < 1e15 else format(value, "f").rstrip("0")
+        # YAML 1.1 takes 1e-07 for text: a point is needed.
+        return repr(int(value)) if value.is_integer() and abs(value) < 1e15 else format(Decimal(repr(value)), "f")
     return str(value) if isinstance(value, int) else quoted(value)
 
 
@@ -52,9 +54,9 @@ _OURS = ("MOUNT", "COPY", "MOUNT_CACHED", "FAILOVER", "EAGER_NEXT_REGION")
 
 
 def flow(value: Any) -> str:
-    """A structure on one line; keys are ours and bare."""
+    """A structure on one line."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {flow(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key(name)}: {flow(item)}" for name, item in value.items()) + "}"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "[" + ", ".join(flow(item) for item in value) + "]"
     if value in _OURS:
@@ -63,7 +65,9 @@ def flow(value: Any) -> str:
 
 
 _BARE = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
-_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
+_KEY = re.compile(r"[A-Za-z/~][A-Za-z0-9._/~-]*")
+# What YAML 1.1, of which SkyPilot's loader is one, takes for a truth value or for nothing.
+_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "~"}
 
 
 def plain(value: str) -> str:
@@ -71,17 +75,22 @@ def plain(value: str) -> str:
     return value if _BARE.fullmatch(value) and value.lower() not in _WORDS else quoted(value)
 
 
-def section(value: Mapping[str, Any], key: str) -> str:
+def key(name: str) -> str:
+    """A key, bare where YAML takes it for a string: an environment variable may be called NO."""
+    return name if _KEY.fullmatch(name) and name.lower() not in _WORDS else quoted(name)
+
+
+def section(value: Mapping[str, Any], name: str) -> str:
     """A whole section of a task YAML with a blank line after it; nothing where it would be empty."""
-    return f"{key}:\n{block(value, 2)}\n\n" if value else ""
+    return f"{name}:\n{block(value, 2)}\n\n" if value else ""
 
 
 def block(value: Mapping[str, Any], indent: int) -> str:
     """A mapping as lines: one level of keys, lists as one rung a line, all else in flow style."""
     pad, lines = " " * indent, []
-    for key, item in value.items():
+    for name, item in value.items():
         if isinstance(item, list) and item and isinstance(item[0], Mapping):
-            lines += [f"{pad}{key}:", *(f"{pad}  - {flow(part)}" for part in item)]
+            lines += [f"{pad}{key(name)}:", *(f"{pad}  - {flow(part)}" for part in item)]
         else:
-            lines.append(f"{pad}{key}: {flow(item)}")
+            lines.append(f"{pad}{key(name)}: {flow(item)}")
     return "\n".join(lines)

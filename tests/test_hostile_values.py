@@ -75,28 +75,68 @@ def check_or_refuse(make, key: str, value: str) -> None:
         check(make(), key, value)
     except UsageError as error:
         assert len(str(error).splitlines()) == 1
-        assert "\0" in value or any("\ud800" <= c <= "\udfff" for c in value) or "://" in value
+        surrogate = any("\ud800" <= character <= "\udfff" for character in value)
+        assert "\0" in value or surrogate or ("data" in str(error) and ("://" in value or not value))
 
 
 @settings(deadline=None, max_examples=150)
 @given(values)
 def test_every_other_option_refuses_what_it_cannot_be(value: str) -> None:
-    for option in ("name", "bucket", "infra", "gpus", "strategy", "save_every"):
+    for option in ("name", "bucket", "infra", "gpus", "strategy", "save_every", "prefer"):
         try:
-            task = yaml.safe_load(task_yaml(Options(**{"name": "run-001", option: value})).text)
+            given_value = (value,) if option == "prefer" else value
+            task = yaml.safe_load(task_yaml(Options(**{"name": "run-001", option: given_value})).text)
         except UsageError as error:
             assert len(str(error).splitlines()) == 1
             assert len(str(error)) < 2000
         else:
             assert keys_of(task)[0] == keys_of(plain())[0]
             assert task["run"] == plain()["run"]
-    for field in ("env", "secret"):
+    for field, section, kept in (("env", "envs", "x"), ("secret", "secrets", None)):
         try:
             task = yaml.safe_load(task_yaml(Options(name="run-001", **{field: {value: "x"}})).text)
         except UsageError as error:
             assert len(str(error).splitlines()) == 1
         else:
             assert opts.ENV.fullmatch(value)
+            assert task[section][value] == kept
+    for parameter in ("max_steps", "lr", "save_every"):
+        try:
+            task = yaml.safe_load(task_yaml(Options(name="run-001", parameters={parameter: value})).text)
+        except UsageError as error:
+            assert len(str(error).splitlines()) == 1
+        else:
+            assert float(task["envs"][f"SKYSPOT_{parameter.upper()}"]) == float(value)
+
+
+@pytest.mark.parametrize("name", ["NO", "no", "ON", "y", "NULL", "null", "TRUE", "_"])
+def test_a_variable_may_be_called_what_yaml_takes_for_a_truth_value(name: str) -> None:
+    task = yaml.safe_load(task_yaml(Options(name="r", env={name: "1"}, secret={f"{name}": "x"})).text)
+    assert task["envs"][name] == "1"
+    assert task["secrets"] == {name: None}
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.sampled_from(["name", "gpus", "bucket", "data", "infra", "prefer", "strategy", "save_every", "num_nodes",
+                        "max_hourly_cost", "use_spot", "on_demand_last", "secret"]), values)  # fmt: skip
+def test_every_key_of_skyspot_yaml_keeps_its_value_or_refuses_it(tmp_path_factory, key: str, value: str) -> None:
+    folder = tmp_path_factory.mktemp("settings")
+    try:
+        text = f"{key}: {quoted(value)}\n"
+    except UsageError:
+        return
+    (folder / "skyspot.yaml").write_text(text)
+    try:
+        task = yaml.safe_load(task_yaml(merged({} if key == "name" else {"name": "run-001"}, folder)).text)
+    except UsageError as error:
+        assert len(str(error).splitlines()) == 1
+        assert len(str(error)) < 2000
+    else:
+        assert keys_of(task)[0] in (
+            keys_of(plain())[0],
+            [*keys_of(plain())[0][:4], "secrets", *keys_of(plain())[0][4:]],
+        )
+        assert task["run"] == plain()["run"]
 
 
 @settings(deadline=None, max_examples=100)
