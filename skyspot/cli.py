@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
 from skyspot import __version__
-from skyspot.errors import SkyspotError, did_you_mean
+from skyspot.errors import SkyspotError, UsageError, did_you_mean
 
 EPILOG = "A first look, on this machine alone: skyspot rehearse"
 
@@ -35,17 +38,49 @@ def _not_yet(ctx: click.Context, parameter: click.Parameter, value: Any) -> None
         raise click.UsageError(f"{parameter.opts[0]} is not in this release.", ctx)
 
 
+def _complete_task(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
+    """Templates by name, and files."""
+    from click.shell_completion import CompletionItem
+
+    from skyspot import template
+
+    found = [CompletionItem(name) for name in template.names() if name.startswith(incomplete)]
+    return [*found, CompletionItem(incomplete, type="file")] if incomplete or not found else found
+
+
+def _complete_run(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Runs whose task YAML lies here."""
+    return sorted(path.stem for path in Path(".skyspot").glob("*.yaml") if path.stem.startswith(incomplete))
+
+
+def _complete_gpus(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Accelerators by name, after the last comma."""
+    from skyspot.gpus import NAMES
+
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}:" for name in NAMES if name.lower().startswith(last.lower())]
+
+
 SHARED: list[Any] = [
-    click.argument("task", default="finetune", metavar="[TASK]"),
+    click.argument("task", required=False, metavar="[TASK]", shell_complete=_complete_task),
     click.option(
-        "--gpus", metavar="A100:8[,L4:8]", help="Accelerators a node, the preferred first; A100*:8: every kind."
+        "--gpus",
+        metavar="A100:8[,L4:8]",
+        shell_complete=_complete_gpus,
+        help="Accelerators a node, the preferred first; A100*:8: every kind.",
     ),
-    click.option("-n", "--name", metavar="RUN", help="The run's name; made up where it is not given."),
+    click.option(
+        "-n",
+        "--name",
+        metavar="RUN",
+        shell_complete=_complete_run,
+        help="The run's name; made up where it is not given.",
+    ),
     click.option("--bucket", metavar="URL|PATH", help="Where checkpoints go; without it SkyPilot makes a bucket."),
     click.option("--data", metavar="URL|stdlib|PATH", help="What to train on; a bucket's URL is mounted at /data."),
     click.option("--infra", metavar="INFRA", help="Restrict every rung to a place: aws, gcp/us-central1, slurm/c/p."),
     click.option("--prefer", metavar="INFRA", multiple=True, help="A first rung there; may be given several times."),
-    click.option("--on-demand-last", is_flag=True, default=None, help="End the ladder with on-demand machines."),
+    click.option("--on-demand-last/--no-on-demand-last", default=None, help="End the ladder with on-demand machines."),
     click.option("--use-spot/--no-use-spot", default=None, help="Ask for machines that may be reclaimed (default)."),
     click.option("--max-hourly-cost", type=float, metavar="USD", help="Of a node, on every rung."),
     click.option("--max-spend", metavar="USD", callback=_not_yet, expose_value=False, help="Not in this release."),
@@ -53,7 +88,9 @@ SHARED: list[Any] = [
     click.option("--num-nodes", type=int, metavar="N", help="Nodes."),
     click.option("--save-every", metavar="STEPS", help="Steps between checkpoints."),
     click.option(
-        "--strategy", type=click.Choice(["failover", "eager_next_region"]), help="SkyPilot's recovery strategy."
+        "--strategy",
+        type=click.Choice(["failover", "eager_next_region"], case_sensitive=False),
+        help="SkyPilot's recovery strategy.",
     ),
     click.option("--env", metavar="K=V", multiple=True, help="An environment variable of the task."),
     click.option("--env-file", type=click.Path(path_type=Path), metavar="FILE", help="Several, in dotenv's format."),
@@ -82,7 +119,11 @@ def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
             if "=" not in text:
                 raise click.UsageError(f"--set: {text!a} is not KEY=VALUE, like --set max_steps=1000.")
         given["parameters"] = dict(text.split("=", 1) for text in given["parameters"])
-        return command(options=options.merged(given, Path.cwd()), **flags)
+        merged = options.merged(given, Path.cwd())
+        try:
+            return command(options=merged, **flags)
+        except UsageError as error:
+            raise UsageError(options.blamed(str(error), merged)) from None
 
     for option in reversed(SHARED):
         with_options = option(with_options)
@@ -95,22 +136,63 @@ def cli() -> None:
     """Train on GPUs that can be taken away at any moment, and lose nothing."""
 
 
+verbose_option = click.option("--verbose", is_flag=True, help="Show SkyPilot's errors whole.")
+
+
+@cli.command()
+@shared_options
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("-d", "--detach", is_flag=True, help="Do not follow the logs.")
+@click.option("--dryrun", is_flag=True, help="Stop before submitting.")
+@click.option("--replace", is_flag=True, help="Where a job of this name is alive: let it save, and take its place.")
+@click.option("--update-trainer", is_flag=True, help="Replace the run's copy of the trainer by this release's.")
+@click.option("--json", "as_json", is_flag=True, help="The plan and the job's id, for a program; needs -y or --dryrun.")
+@verbose_option
+def launch(options: Any, **how: bool) -> None:
+    """Submit a task as a SkyPilot managed job that comes back after every preemption.
+
+    Renders and checks it, shows what will be asked for, asks, submits, and follows the logs. Ctrl-C leaves the job
+    running. Under the name of an earlier run it resumes that run: `skyspot launch -n RUN` is enough.
+
+    \b
+    Examples: skyspot launch --gpus A100:8
+              skyspot launch my-task.yaml -n run-001 --on-demand-last
+    """  # noqa: D301
+    from skyspot import launch_cli
+
+    sys.exit(launch_cli.run(options, launch_cli.How(**how)))
+
+
 @cli.command()
 @shared_options
 @click.option("-o", "output", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Write it there.")
+@click.option("--diff", is_flag=True, help="Print what changes in a plain YAML, as a diff that `patch` takes.")
 @click.option("--json", "as_json", is_flag=True, help="Name, notes and YAML, for a program.")
-def render(options: Any, output: Path | None, as_json: bool) -> None:
-    r"""Print the task YAML of a template, or of a YAML of your own.
+def render(options: Any, output: Path | None, diff: bool, as_json: bool) -> None:
+    """Print the task YAML of a template, or of a YAML of your own.
 
-    TASK is a template's name (default: finetune), a path to a .yaml.j2, or a plain SkyPilot .yaml. With -o, DIR gets
-    .skyspot/<run>.yaml and its payload, so that `sky jobs launch .skyspot/<run>.yaml` works there.
+    TASK is a template's name (default: finetune), a path to a .yaml.j2, or a plain SkyPilot .yaml, which comes out in
+    today's spelling. With -o, DIR gets .skyspot/<run>.yaml and its payload, so that `sky jobs launch
+    .skyspot/<run>.yaml` works there.
 
     \b
-    Example: skyspot render --gpus A100:8,L4:8 --on-demand-last -n run-001 -o .
-    """
+    Examples: skyspot render --gpus A100:8,L4:8 --on-demand-last -n run-001 -o .
+              skyspot render --diff old.yaml
+    """  # noqa: D301
     from skyspot.render import task_yaml
 
+    if diff and (output is not None or as_json):
+        raise click.UsageError("--diff prints the change and nothing else: leave out -o and --json.")
     rendered = task_yaml(options)
+    if diff:
+        if rendered.before is None:
+            raise click.UsageError(f"--diff: {options.task} is a template. A plain YAML has a before and an after.")
+        from skyspot.yamledit import difference
+
+        for note in rendered.notes:
+            click.echo(note, err=True)
+        click.echo(difference(rendered.before, rendered.text, options.task), nl=False)
+        return
     path = None
     if output is not None:
         from skyspot import payload
@@ -158,14 +240,14 @@ def rehearse(
     keep: Path | None,
     as_json: bool,
 ) -> None:
-    r"""Run a task on this machine, take the machine away again and again, and say whether it resumes exactly.
+    """Run a task on this machine, take the machine away again and again, and say whether it resumes exactly.
 
     No account, no GPU, no download: the default task trains a small model on the standard library's own source.
 
     \b
     Examples: skyspot rehearse
               skyspot rehearse my-task.yaml --compare 'results/*.json' --mount /data=./sample
-    """
+    """  # noqa: D301
     from skyspot import rehearse_cli
 
     code = rehearse_cli.run(
@@ -185,7 +267,12 @@ def templates_list(as_json: bool) -> None:
     """List the templates, and where each was found."""
     from skyspot import template
 
-    found = [template.read(path) for path in template.names().values()]
+    found = []
+    for path in template.names().values():
+        try:
+            found.append(template.read(path))
+        except UsageError as error:
+            click.echo(f"Error: {error}", err=True)
     if as_json:
         rows = [{"name": t.name, "path": str(t.path), "bundled": t.bundled, "about": t.about} for t in found]
         click.echo(json.dumps(rows, indent=2))
@@ -199,17 +286,17 @@ def templates_list(as_json: bool) -> None:
 @templates.command("show")
 @click.argument("name")
 def templates_show(name: str) -> None:
-    r"""Show a template: its parameters, then its text.
+    """Show a template: its parameters, then its text.
 
     \b
     Example: skyspot templates show finetune
-    """
+    """  # noqa: D301
     from skyspot import template
 
     found = template.find(name)
     click.echo(f"{found.name}: {found.about}\n")
     click.echo("Parameters, set by --set KEY=VALUE:")
-    width = max(len(p.name) for p in found.parameters)
+    width = max((len(p.name) for p in found.parameters), default=0)
     for p in found.parameters:
         default = "(needed)" if p.default is None else f"(default: {p.default})"
         click.echo(f"  {p.name:<{width}}  {p.help} {default}")
@@ -223,6 +310,42 @@ def templates_eject(name: str) -> None:
     from skyspot import template
 
     click.echo(f"Wrote {template.eject(name, Path())}")
+
+
+@cli.command()
+@click.option("-a", "--all", "everything", is_flag=True, help="Those that have ended, too.")
+@click.option("--json", "as_json", is_flag=True, help="For a program.")
+@verbose_option
+def queue(everything: bool, as_json: bool, verbose: bool) -> None:
+    """Show SkyPilot's managed jobs with the training beside them; why a job that is starting has no machine yet."""
+    from skyspot import launch_cli
+
+    launch_cli.queue(everything, as_json)
+
+
+@cli.command()
+@click.argument("job", metavar="NAME|ID", shell_complete=_complete_run)
+@click.option("--controller", is_flag=True, help="The controller's log: why there is no machine.")
+@click.option("--follow/--no-follow", default=True, help="Whether to stay until the job ends (default).")
+@verbose_option
+def logs(job: str, controller: bool, follow: bool, verbose: bool) -> None:
+    """Show a job's log. Ctrl-C leaves the job running."""
+    from skyspot import launch_cli
+
+    sys.exit(launch_cli.logs(job, controller, follow))
+
+
+@cli.command()
+@click.argument("job", metavar="NAME|ID", shell_complete=_complete_run)
+@click.option("--grace", type=float, default=90.0, show_default=True, metavar="S", help="Seconds it has to save.")
+@click.option("--now", is_flag=True, help="Cancel at once; SIGTERM will have it save.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@verbose_option
+def cancel(job: str, grace: float, now: bool, yes: bool, verbose: bool) -> None:
+    """Have a job save, then cancel it. A later launch under the same name goes on from there."""
+    from skyspot import launch_cli
+
+    launch_cli.cancel(job, grace, now, yes)
 
 
 def main() -> None:
@@ -240,6 +363,9 @@ def main() -> None:
         click.echo(f"Error: {message}", err=True)
         sys.exit(error.exit_code)
     except SkyspotError as error:
+        if error.__cause__ is not None and "--verbose" in sys.argv[1:]:
+            sys.tracebacklimit = 1000  # SkyPilot sets it to 0.
+            traceback.print_exception(error.__cause__)
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
@@ -254,3 +380,11 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
+    except OSError as error:
+        # What nobody nearer to it knew a better word for: a full disk behind stdout, say.
+        if "--verbose" in sys.argv[1:]:
+            traceback.print_exc()
+        where = f"{error.filename}: " if error.filename else ""
+        with suppress(OSError):
+            click.echo(f"Error: {where}{error.strerror or error}", err=True)
+        os._exit(1)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import os
 import shutil
 from pathlib import Path
 
+from skyspot import task
 from skyspot.errors import SkyspotError
-from skyspot.render import Rendered, edited_by_hand
+from skyspot.render import Rendered, edited_by_hand, rendered_from
 
 
 def trainer_folder() -> Path:
@@ -16,8 +18,66 @@ def trainer_folder() -> Path:
 
 
 def copy_trainer(target: Path) -> None:
-    """Copy the trainer into a folder, as it is shipped to a node."""
-    shutil.copytree(trainer_folder(), target, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    """Copy the trainer into a folder, as it is shipped to a node; the folder is there whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    partial = target.with_name(f".{target.name}-{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(trainer_folder(), partial, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        partial.rename(target)
+    except shutil.Error as error:
+        _, where, reason = error.args[0][0]
+        raise OSError(0, str(reason).rpartition("] ")[2].partition(":")[0], str(where)) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def names_trainer(text: str, name: str) -> bool:
+    """Whether a task YAML ships the trainer that lies beside it."""
+    mounts = task.load(text).get("file_mounts")
+    return isinstance(mounts, dict) and f".skyspot/{name}/trainer" in mounts.values()
+
+
+def chosen(rendered: Rendered, path: Path, source: Path) -> tuple[str, tuple[str, ...]]:
+    """The text to submit under a run's name, and what to say of it: what was rendered, or the file edited by hand.
+
+    The header of a written file keeps the hash of what had been rendered. Where the same would be rendered now, the
+    edit is all that differs, and is what its author wants; where it is not, one of the two would be lost.
+
+    Args:
+        rendered: What was asked for now.
+        path: .skyspot/<run>.yaml.
+        source: What it was rendered from; the written file itself is used as it is.
+
+    Raises:
+        SkyspotError: both the file and what is asked for differ from what was rendered before; with the diff.
+    """
+    if not path.exists() or (source.exists() and source.samefile(path)):
+        return rendered.text, ()
+    known = _read(path)
+    if known == rendered.text or not edited_by_hand(known):
+        return rendered.text, ()
+    if rendered_from(known) == rendered_from(rendered.text):
+        return known, (f"Using {path} as it was edited by hand",)
+    raise _edited(path, known, rendered.text)
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8", errors="replace", newline="") as file:
+            return file.read()
+    except OSError as error:
+        raise SkyspotError(f"{path}: {error.strerror}") from None
+
+
+def _edited(path: Path, known: str, new: str) -> SkyspotError:
+    diff = difflib.unified_diff(known.splitlines(), new.splitlines(), str(path), "rendered now", lineterm="", n=1)
+    return SkyspotError(
+        f"{path} was edited by hand; it is not overwritten. Use it as it is, or take it away first.\n" + "\n".join(diff)
+    )
 
 
 def write(rendered: Rendered, folder: Path) -> Path:
@@ -29,22 +89,40 @@ def write(rendered: Rendered, folder: Path) -> Path:
         SkyspotError: the file is there and was edited by hand (with the diff), or cannot be written.
     """
     path = folder / ".skyspot" / f"{rendered.name}.yaml"
+    if path.exists():
+        known = _read(path)
+        if known != rendered.text and edited_by_hand(known):
+            raise _edited(path, known, rendered.text)
+    place(path, rendered.text, rendered.name if rendered.trainer else None)
+    return path
+
+
+def place(path: Path, text: str, trainer_of: str | None, update_trainer: bool = False) -> None:
+    """Write a task YAML, and the trainer beside it.
+
+    Args:
+        path: Where the YAML goes.
+        text: The YAML.
+        trainer_of: The run that the trainer's copy belongs to; None: no trainer is needed.
+        update_trainer: Whether to replace a copy that is there by the trainer of this installation.
+
+    Raises:
+        SkyspotError: it cannot be written.
+    """
     try:
-        if path.exists():
-            known = path.read_text(encoding="utf-8", errors="replace")
-            if known != rendered.text and edited_by_hand(known):
-                diff = difflib.unified_diff(
-                    known.splitlines(), rendered.text.splitlines(), str(path), "rendered now", lineterm="", n=1
-                )
-                raise SkyspotError(
-                    f"{path} was edited by hand; it is not overwritten. Use it as it is, or take it away first.\n"
-                    + "\n".join(diff)
-                )
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.parent / rendered.name / "trainer"
-        if rendered.trainer and not beside.exists():
-            copy_trainer(beside)
-        path.write_text(rendered.text, encoding="utf-8")
+        if trainer_of is not None:
+            beside = path.parent / trainer_of / "trainer"
+            if update_trainer and beside.exists():
+                shutil.rmtree(beside)
+            if not beside.exists():
+                copy_trainer(beside)
+        if not path.exists() or _read(path) != text:
+            partial = path.with_name(f".{path.name}-{os.getpid()}")
+            try:
+                partial.write_text(text, encoding="utf-8", newline="")
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
     except OSError as error:
         raise SkyspotError(f"{error.filename or path}: {error.strerror}") from None
-    return path

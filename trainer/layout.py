@@ -330,7 +330,7 @@ def file_safe(text: str) -> str:
 
 def _names(folder: Path) -> list[str]:
     try:
-        return [entry.name for entry in os.scandir(folder)]
+        return [entry.name for entry in folder.iterdir()]  # Not os.scandir: the folder may be a bucket's, on a laptop.
     except (FileNotFoundError, NotADirectoryError):
         return []
 

@@ -1,0 +1,196 @@
+"""What a person sees of a launch and of the queue: tables for 80 columns, and the same as JSON."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from skyspot.jobs import Seen
+from skyspot.launch import Before, Launch
+
+_HIDDEN = "***"
+
+
+def _table(*columns: str, right: Sequence[str] = ()) -> Table:
+    found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column in columns:
+        wide = column in ("resources", "where", "accelerators")
+        found.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=not wide)
+    return found
+
+
+def rungs(task: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a task asks for, the first choice first; each entry with what stands above it."""
+    resources = task.get("resources") or {}
+    if not isinstance(resources, Mapping):
+        return []
+    shared = {key: value for key, value in resources.items() if key not in ("ordered", "any_of")}
+    entries = resources.get("ordered") or resources.get("any_of") or [{}]
+    return [{**shared, **entry} for entry in entries if isinstance(entry, Mapping)]
+
+
+def _accelerators(rung: Mapping[str, Any]) -> str:
+    asked = rung.get("accelerators") or rung.get("gpus")
+    if isinstance(asked, Mapping):
+        return " or ".join(f"{name}:{count}" for name, count in asked.items())
+    if isinstance(asked, Sequence) and not isinstance(asked, str):
+        return " or ".join(map(str, asked))
+    return str(asked) if asked else str(rung.get("instance_type") or "CPU")
+
+
+def _place(rung: Mapping[str, Any]) -> str:
+    parts = [str(rung[key]) for key in ("cloud", "region", "zone") if rung.get(key)]
+    return str(rung.get("infra") or "/".join(parts) or "anywhere")
+
+
+def _market(rung: Mapping[str, Any]) -> str:
+    if str(_place(rung)).partition("/")[0].lower() in ("slurm", "ssh", "k8s", "kubernetes"):
+        return "as it is there"
+    return "spot" if rung.get("use_spot") else "on-demand"
+
+
+def plan_lines(launch: Launch, before: Before) -> list[str]:
+    """What is said beside the table of rungs."""
+    task = launch.task
+    lines = []
+    if launch.where:
+        lines.append(f"Checkpoints: {launch.where}")
+    if launch.makes_bucket:
+        lines.append(f"Bucket:      {launch.makes_bucket}, which SkyPilot makes where it is missing, and keeps")
+    trainer = launch.path.parent / launch.name / "trainer"
+    if launch.trainer and trainer.is_dir():
+        lines.append(f"Trainer:     {trainer}, kept from before (--update-trainer replaces it)")
+    envs = task.get("envs") or {}
+    own = [name for name in envs if not str(name).startswith("SKYSPOT_")] if isinstance(envs, Mapping) else []
+    if own:
+        lines.append("Environment: " + ", ".join(f"{name}={_HIDDEN}" for name in own))
+    if launch.secrets:
+        lines.append("Secrets:     " + ", ".join(f"{name}={_HIDDEN}" for name in launch.secrets))
+    if before.progress:
+        done = f"step {before.progress.committed_step}" if before.progress.committed_step else "its start"
+        lines.append(f"Resumes:     {launch.name} from {done}, after {_many(before.progress.attempts, 'attempt')}")
+    elif before.unread:
+        lines.append(f"Run folder:  not looked at: {before.unread}")
+    else:
+        lines.append("Run folder:  new")
+    return lines
+
+
+def show_plan(launch: Launch, before: Before) -> None:
+    """The table of what will be asked for, rung by rung, and where the checkpoints go."""
+    task = launch.task
+    nodes = task.get("num_nodes") or 1
+    table = _table("", "accelerators", "nodes", "market", "where", "USD/h a node, at most", right=("", "nodes"))
+    for number, rung in enumerate(rungs(task), 1):
+        cost = rung.get("max_hourly_cost")
+        table.add_row(
+            str(number),
+            _accelerators(rung),
+            str(nodes),
+            _market(rung),
+            _place(rung),
+            "-" if cost is None else str(cost),
+        )
+    console = Console(highlight=False)
+    console.print(f"Run {launch.name}: what SkyPilot is asked for, the first that is to be had", markup=False)
+    console.print(table)
+    for line in plan_lines(launch, before):
+        click.echo(line)
+
+
+def plan_json(launch: Launch, before: Before, job_id: int | None, state: str) -> dict[str, Any]:
+    """A launch for a program."""
+    return {
+        "name": launch.name,
+        "path": str(launch.path),
+        "job_id": job_id,
+        "state": state,
+        "checkpoints": str(launch.where) if launch.where else None,
+        "makes_bucket": launch.makes_bucket,
+        "rungs": rungs(launch.task),
+        "num_nodes": launch.task.get("num_nodes") or 1,
+        "resumes_from_step": before.progress.committed_step if before.progress else None,
+        "findings": [
+            {"line": f.line, "level": f.level, "name": f.name, "reason": f.reason, "remedy": f.remedy}
+            for f in launch.findings
+        ],
+        "notes": list(launch.notes),
+    }
+
+
+def show_queue(seen: Sequence[Seen]) -> None:
+    """Managed jobs with the training beside them."""
+    table = _table(
+        "id", "name", "status", "step", "loss", "attempts", "saved", "resources",
+        right=("id", "step", "loss", "attempts", "saved"),
+    )  # fmt: skip
+    for one in seen:
+        p = one.progress
+        steps = f"{_or(p.step)}/{_or(p.max_steps)}" if p else "-"
+        table.add_row(
+            str(one.job.id),
+            one.job.name,
+            f"{one.job.status} {_clock(one.job.duration_s)}".strip(),
+            "finished" if p and p.finished else steps,
+            f"{p.loss:.3f}" if p and p.loss is not None else "-",
+            str(p.attempts) if p else "-",
+            _age(p.committed_at) if p else "-",
+            " ".join(part for part in (one.job.resources, one.job.infra) if part),
+        )
+    Console(highlight=False).print(table)
+    for one in seen:
+        if one.waits_for:
+            click.echo(f"{one.job.id} {one.job.status}: {_cut(one.waits_for)}")
+        elif one.job.status.startswith("FAILED") and one.job.details:
+            click.echo(f"{one.job.id} {one.job.status}: {_cut(one.job.details)}")
+        if one.unread and one.job.living and not one.waits_for:
+            click.echo(f"{one.job.id}: no progress shown: {_cut(one.unread)}")
+
+
+def queue_json(seen: Sequence[Seen]) -> list[dict[str, Any]]:
+    """The queue for a program: times in unix seconds."""
+    rows = []
+    for one in seen:
+        job, p = one.job, one.progress
+        rows.append(
+            {
+                "id": job.id, "name": job.name, "status": job.status, "resources": job.resources, "infra": job.infra,
+                "recoveries": job.recoveries, "submitted_at": job.submitted_at, "duration_s": job.duration_s,
+                "details": job.details, "waits_for": one.waits_for or None, "unread": one.unread or None,
+                "step": p.step if p else None, "max_steps": p.max_steps if p else None, "loss": p.loss if p else None,
+                "attempts": p.attempts if p else None, "committed_step": p.committed_step if p else None,
+                "committed_at": p.committed_at if p else None, "finished": p.finished if p else None,
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _or(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _cut(text: str, limit: int = 240) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def _age(at: float | None) -> str:
+    return "-" if at is None else f"{_clock(max(0.0, time.time() - at))} ago"
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    whole = round(seconds)
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if whole >= size:
+            return f"{whole // size}{unit}"
+    return f"{whole}s"

@@ -1,0 +1,209 @@
+"""From options to a managed job: render, check, look, submit. `launch_cli` strings the steps together."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from skyspot import lint, managed_jobs, payload, runs, task
+from skyspot.errors import SkyspotError, UsageError
+from skyspot.lint import Finding
+from skyspot.managed_jobs import Job
+from skyspot.options import SETTINGS, Options
+from skyspot.render import rendered_from, task_yaml, with_header
+from skyspot.runs import Location, Progress, UnreadableError
+from trainer.layout import LayoutError, RunPaths
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What is about to be submitted."""
+
+    name: str
+    text: str
+    path: Path
+    """Where it is written: .skyspot/<run>.yaml."""
+    trainer: bool
+    """Whether the trainer lies beside it as its payload."""
+    notes: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    secrets: Mapping[str, str]
+    """Values of the task's secrets; in no file and no message."""
+    where: Location | None
+    """The run's folder."""
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """The task YAML as a mapping."""
+        return task.load(self.text)
+
+    @property
+    def makes_bucket(self) -> str | None:
+        """The bucket that SkyPilot will make where there is none of that name."""
+        return self.where.made if self.where else None
+
+
+@dataclass(frozen=True)
+class Before:
+    """What there is already under this run's name."""
+
+    living: Job | None
+    progress: Progress | None
+    unread: str
+    """Why the run's folder says nothing; empty where it does."""
+    differs: str | None
+    """The field of the binding configuration that differs, as a sentence."""
+
+
+def prepare(options: Options, folder: Path) -> Launch:
+    """Render, or take the file that was edited by hand; lint it; find the secrets' values. Nothing is written yet.
+
+    Raises:
+        UsageError: a mistake in what was asked for; a secret without a value.
+        SkyspotError: the file was edited by hand, and what is asked for now differs too (with the diff).
+    """
+    known = runs.written_task(options.name, folder) if options.name else None
+    if known and known.exists() and options.flags <= {"name"}:
+        # The run's name alone: go on with what was written for it.
+        rendered = task_yaml(Options(task=str(known), name=options.name, secret=options.secret))
+        text, notes = task.read(known), (f"Using {known}", *rendered.notes)
+        name, trainer = rendered.name, payload.names_trainer(text, rendered.name)
+        path = known
+    else:
+        rendered = task_yaml(options)
+        name = rendered.name
+        path = runs.written_task(name, folder)
+        if rendered_from(rendered.text) is None:  # A plain YAML: the header tells later who changed what.
+            rendered = dataclasses.replace(rendered, text=with_header(rendered.text, name, Path(options.task).name))
+        text, more = payload.chosen(rendered, path, Path(options.task))
+        notes = (*rendered.notes, *more)
+        trainer = payload.names_trainer(text, name)
+    document = task.load(text)
+    return Launch(
+        name=name,
+        text=text,
+        path=path,
+        trainer=trainer,
+        notes=notes,
+        findings=tuple(lint.findings(text)),
+        secrets=_secret_values(document, options.secret),
+        where=runs.location(document),
+    )
+
+
+def _secret_values(document: Mapping[str, Any], given: Mapping[str, str | None]) -> dict[str, str]:
+    """The value of each secret: given, or the variable of that name here."""
+    found: dict[str, str] = {}
+    declared = document.get("secrets")
+    names = dict(declared) if isinstance(declared, Mapping) else {}
+    for name, written in {**names, **given}.items():
+        value = given.get(name)
+        if value is None and written is not None and name not in given:
+            continue  # The YAML itself carries it.
+        value = value if value is not None else os.environ.get(str(name))
+        if value is None:
+            raise UsageError(f"secret {name} has no value: --secret {name}=..., or set a variable of that name")
+        found[str(name)] = value
+    return found
+
+
+def look_before(launch: Launch) -> Before:
+    """What SkyPilot and the run's folder say of this name already.
+
+    Raises:
+        SkyspotError: SkyPilot cannot be asked.
+    """
+    living = next((job for job in managed_jobs.queue(living=True) if job.name == launch.name), None)
+    if launch.where is None:
+        return Before(living, None, "the task names no SKYSPOT_CHECKPOINT_DIR", None)
+    try:
+        from skyspot.jobs import resolved
+
+        paths = runs.open_run(resolved(launch.where))
+        progress = runs.progress(paths)
+        return Before(living, progress, "", _difference(launch.task, paths) if progress else None)
+    except (UnreadableError, LayoutError) as error:
+        return Before(living, None, str(error), None)
+
+
+def _difference(document: Mapping[str, Any], paths: RunPaths) -> str | None:
+    """The first field that binds the run and is asked for with another value now.
+
+    The trainer compares all that binds a run when it starts; this sees what stands in the task's envs, before a
+    machine is paid for.
+    """
+    with runs.reading(paths):
+        bound = runs.binding(paths)
+    envs = document.get("envs")
+    allowed = str(document.get("run") or "")
+    for field, value in sorted(bound.items()):
+        asked = (envs or {}).get(f"SKYSPOT_{field.upper()}") if isinstance(envs, Mapping) else None
+        if asked is None or f"--allow-config-change {field}" in allowed or _same(value, str(asked)):
+            continue
+        return f"{field} is {value!r} in the run and {asked!r} here"
+    return None
+
+
+def _same(value: Any, text: str) -> bool:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            return float(text) == float(value)
+        except ValueError:
+            return False
+    return value is None or text == str(value)
+
+
+def refuse_errors(launch: Launch) -> None:
+    """Stop where lint found an error.
+
+    Raises:
+        SkyspotError: it did.
+    """
+    errors = [lint.shown(finding, launch.path) for finding in launch.findings if finding.level == "error"]
+    if errors:
+        raise SkyspotError("this task is not submitted:\n" + "\n".join(errors))
+
+
+def refuse(launch: Launch, before: Before, replace: bool) -> None:
+    """Stop where submitting would do harm to what is there already.
+
+    Raises:
+        SkyspotError: a job of that name lives, or the run was begun with another configuration.
+    """
+    if before.differs:
+        raise SkyspotError(
+            f"run {launch.name} was begun with another configuration: {before.differs}. Give it another name (-n), or "
+            f"change the run on purpose: --allow-config-change {before.differs.split()[0]} in the trainer's command"
+        )
+    if before.living and not replace:
+        job = before.living
+        raise SkyspotError(
+            f"a job called {launch.name} is alive: id {job.id}, {job.status}. Look at it with `skyspot logs "
+            f"{launch.name}`; --replace lets it save and takes its place"
+        )
+
+
+def write(launch: Launch, update_trainer: bool) -> None:
+    """Write .skyspot/<run>.yaml and the trainer's copy beside it."""
+    payload.place(launch.path, launch.text, launch.name if launch.trainer else None, update_trainer)
+
+
+def remember_bucket(name: str, folder: Path) -> bool:
+    """Write the bucket that SkyPilot makes into skyspot.yaml, for later runs; False where that cannot be done."""
+    path = folder / SETTINGS
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        new = f"{text}{'' if not text or text.endswith(chr(10)) else chr(10)}bucket: {name}\n"
+        before = yaml.safe_load(text) or {}
+        if not isinstance(before, dict) or yaml.safe_load(new) != {**before, "bucket": name}:
+            return False
+        path.write_text(new, encoding="utf-8")
+    except (OSError, yaml.YAMLError):
+        return False
+    return True

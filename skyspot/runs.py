@@ -1,0 +1,250 @@
+"""Where a run's folder lies, seen from this machine, and what it says about the training.
+
+A run's folder is found through the task YAML that was submitted: SKYSPOT_CHECKPOINT_DIR, and the bucket that is mounted
+there. Buckets are read through fsspec; what reads a cloud's is in the extra of that cloud's name.
+"""
+
+from __future__ import annotations
+
+import configparser
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skyspot.errors import SkyspotError
+from trainer.layout import (
+    AttemptName,
+    CheckpointName,
+    LayoutError,
+    Manifest,
+    RunPaths,
+    event_named,
+    list_attempts,
+    list_checkpoints,
+    read_events,
+    read_manifest,
+    read_progress,
+)
+
+CHECKPOINT_DIR = "SKYSPOT_CHECKPOINT_DIR"
+WRITTEN = ".skyspot"
+_EXTRAS = {"s3": "aws", "gs": "gcp", "r2": "aws", "az": "azure"}
+_STORES = {"s3": "s3", "gcs": "gs", "r2": "r2", "azure": "az"}
+
+
+class UnreadableError(SkyspotError):
+    """A run's folder cannot be read from this machine; the message says why."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """A run's folder as the task YAML describes it."""
+
+    inside: str
+    """The folder relative to the bucket; absolute where no bucket is mounted."""
+    url: str | None
+    """The bucket's URL; None where no bucket is mounted, or SkyPilot made it and alone knows in which store."""
+    made: str | None = None
+    """The name of the bucket that SkyPilot makes."""
+
+    def __str__(self) -> str:
+        bucket = self.url or self.made
+        return f"{bucket}/{self.inside}".rstrip("/") if bucket else self.inside
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come."""
+
+    attempts: int
+    step: int | None
+    max_steps: int | None
+    loss: float | None
+    committed_step: int | None
+    committed_at: float | None
+    """When the newest checkpoint was committed, unix seconds by the node's clock."""
+    finished: bool
+    cause: str | None
+    """Why the newest attempt ended; None while it goes on."""
+
+
+def location(task: Mapping[str, Any]) -> Location | None:
+    """Where the run of a task YAML lies; None where it does not say."""
+    envs, mounts = task.get("envs"), task.get("file_mounts")
+    folder = envs.get(CHECKPOINT_DIR) if isinstance(envs, Mapping) else None
+    if not isinstance(folder, str) or not folder.startswith("/"):
+        return None
+    for target, source in mounts.items() if isinstance(mounts, Mapping) else ():
+        point = str(target).rstrip("/")
+        if isinstance(source, Mapping) and (folder == point or folder.startswith(f"{point}/")):
+            inside = folder[len(point) :].strip("/")
+            url, name, store = source.get("source"), source.get("name"), source.get("store")
+            if isinstance(url, str) and "://" in url:
+                return Location(inside, url.rstrip("/"))
+            scheme = _STORES.get(str(store).lower()) if store else None
+            if isinstance(name, str):
+                return Location(inside, f"{scheme}://{name}") if scheme else Location(inside, None, name)
+            return None
+    return Location(folder, None)
+
+
+def written_task(name: str, folder: Path = Path()) -> Path:
+    """The task YAML that `launch` and `render -o` write for a run."""
+    return folder / WRITTEN / f"{name}.yaml"
+
+
+def open_run(where: Location) -> RunPaths:
+    """The run's folder, to be read from here; it need not be there yet.
+
+    Raises:
+        UnreadableError: the bucket cannot be read from this machine; says why.
+    """
+    if where.url is None and where.made is not None:
+        raise UnreadableError(f"SkyPilot made the bucket {where.made}, and has not said in which store")
+    if where.url is None:
+        root = Path(where.inside)
+        if not root.parent.is_dir():
+            raise UnreadableError(f"{root.parent} is not on this machine")
+        return RunPaths(root)
+    return RunPaths(_remote(where.url, where.inside))
+
+
+def _remote(url: str, inside: str) -> Path:
+    """A bucket's folder as a path; fsspec's file systems behind pathlib's interface."""
+    scheme, _, rest = url.partition("://")
+    options: dict[str, Any] = {}
+    if scheme == "https" and ".blob.core.windows.net/" in rest:
+        host, _, rest = rest.partition("/")
+        scheme, options = "az", {"account_name": host.partition(".")[0]}
+    if scheme not in _EXTRAS:
+        raise UnreadableError(f"{scheme}:// is not read from here")
+    extra = _EXTRAS[scheme]
+    if scheme == "r2":
+        scheme, options = "s3", _r2_options()
+    try:
+        from upath import UPath
+
+        # Listings and contents change while we look.
+        path: Any = UPath(f"{scheme}://{rest}", use_listings_cache=False, skip_instance_cache=True, **options)
+        path.fs.invalidate_cache()  # Imports what reads this kind of bucket.
+    except ImportError:
+        raise UnreadableError(f"{url} cannot be read without pip install 'skyspot[{extra}]'") from None
+    found: Path = path / inside if inside else path
+    return found
+
+
+def _r2_options() -> dict[str, Any]:
+    """Cloudflare's endpoint and credentials, from where SkyPilot has them."""
+    folder = Path.home() / ".cloudflare"
+    known = configparser.ConfigParser()
+    try:
+        account = (folder / "accountid").read_text().strip()
+        known.read_string((folder / "r2.credentials").read_text())
+        key, secret = known["r2"]["aws_access_key_id"], known["r2"]["aws_secret_access_key"]
+    except (OSError, KeyError, configparser.Error):
+        raise UnreadableError(f"r2:// needs {folder}/accountid and r2.credentials, as SkyPilot does") from None
+    return {"endpoint_url": f"https://{account}.r2.cloudflarestorage.com", "key": key, "secret": secret}
+
+
+def progress(paths: RunPaths) -> Progress | None:
+    """How far the run has come; None where nothing was begun.
+
+    Raises:
+        UnreadableError: the bucket did not let us look.
+    """
+    with reading(paths):
+        attempts = list_attempts(paths)
+        if not attempts:
+            return None
+        newest = attempts[-1]
+        now = read_progress(paths, newest)
+        events = read_events(paths, newest)
+        end, restored = event_named(events, "end"), event_named(events, "restored") or {}
+        saved = event_named(events, "saved") or {}
+        finished = final_manifest(paths) is not None
+        step = now.get("step", restored.get("step"))
+        committed = saved.get("step", restored.get("step") or None)
+        at = saved.get("time")
+        if at is None and committed:
+            at = _saved_at(paths, attempts, committed)
+        return Progress(
+            attempts=len(attempts),
+            step=_int(step),
+            max_steps=_int(now.get("max_steps")),
+            loss=now["loss"] if isinstance(now.get("loss"), float) else None,
+            committed_step=_int(committed),
+            committed_at=float(at) if isinstance(at, (int, float)) else None,
+            finished=finished,
+            cause=str(end.get("cause")) if end else None,
+        )
+
+
+def _saved_at(paths: RunPaths, attempts: list[AttemptName], step: Any) -> Any:
+    """When a checkpoint that an earlier attempt wrote was committed."""
+    for attempt in reversed(attempts):
+        for event in reversed(read_events(paths, attempt)):
+            if event.name == "saved" and event.fields.get("step") == step:
+                return event.fields.get("time")
+    return None
+
+
+def final_manifest(paths: RunPaths) -> Manifest | None:
+    """What `final/` says of itself; None while there is none."""
+    try:
+        return read_manifest(paths.final)
+    except (LayoutError, OSError):
+        return None
+
+
+def binding(paths: RunPaths) -> Mapping[str, Any]:
+    """What the run was begun with and may not change, by name; empty where nothing was begun.
+
+    As the trainer has it: the newest committed checkpoint says, or, while there is none, the first attempt that was
+    not refused.
+    """
+    for name in list_checkpoints(paths):
+        with suppress(LayoutError, OSError):
+            found = read_manifest(paths.checkpoint(name)).facts.get("binding")
+            if isinstance(found, Mapping):
+                return found
+    for attempt in list_attempts(paths):
+        events = read_events(paths, attempt)
+        start = event_named(events, "start") or {}
+        if (event_named(events, "end") or {}).get("cause") != "refused" and isinstance(start.get("binding"), Mapping):
+            return dict(start["binding"])
+    return {}
+
+
+def newest_checkpoint(paths: RunPaths) -> CheckpointName | None:
+    """The newest committed checkpoint."""
+    for name in list_checkpoints(paths):
+        with suppress(LayoutError, OSError):
+            read_manifest(paths.checkpoint(name))
+            return name
+    return None
+
+
+@contextmanager
+def reading(paths: RunPaths) -> Iterator[None]:
+    """Turn whatever a bucket's library raises into one line; a mistake of ours keeps its traceback.
+
+    Raises:
+        UnreadableError: the folder cannot be read from here.
+    """
+    try:
+        yield
+    except (SkyspotError, LayoutError):
+        raise
+    except Exception as error:
+        if isinstance(paths.root, Path) and not isinstance(error, OSError):
+            raise
+        text = str(error).strip().splitlines()
+        raise UnreadableError(
+            f"{paths.root} cannot be read from here: {text[0] if text else type(error).__name__}"
+        ) from error
+
+
+def _int(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

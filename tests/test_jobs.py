@@ -1,0 +1,309 @@
+"""Which job is meant, where its run lies, and what that says: on real run folders, local and in a real S3 server."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import mlp
+
+from skyspot import jobs, launch, managed_jobs, runs
+from skyspot.errors import UsageError
+from skyspot.managed_jobs import Job
+from skyspot.runs import Location, UnreadableError
+from trainer.layout import RunPaths
+
+
+def job(id: int, name: str = "run-001", status: str = "RUNNING", task: str = "") -> Job:
+    return Job(id, name, status, "1x[A100:8]", "aws/us-east-1", 0, 1e9, 60.0, "", task)
+
+
+# -- where a run lies --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("folder", "mounts", "where"),
+    [
+        ("/checkpoints/r", {"/checkpoints": {"source": "s3://b", "mode": "MOUNT"}}, Location("r", "s3://b")),
+        ("/checkpoints/t/x/r", {"/checkpoints/": {"source": "gs://b/"}}, Location("t/x/r", "gs://b")),
+        ("/checkpoints/r", {"/checkpoints": {"name": "n", "mode": "MOUNT"}}, Location("r", None, "n")),
+        ("/checkpoints/r", {"/checkpoints": {"name": "n", "store": "s3"}}, Location("r", "s3://n")),
+        ("/checkpoints2/r", {"/checkpoints": {"source": "s3://b"}}, Location("/checkpoints2/r", None)),
+        ("/mnt/efs/r", None, Location("/mnt/efs/r", None)),
+        ("relative", None, None),
+        (None, {"/checkpoints": {"source": "s3://b"}}, None),
+        (["x"], "y", None),
+    ],
+)
+def test_a_runs_place_is_read_from_its_task(folder: object, mounts: object, where: Location | None) -> None:
+    assert runs.location({"envs": {"SKYSPOT_CHECKPOINT_DIR": folder}, "file_mounts": mounts}) == where
+
+
+def test_a_place_that_is_not_here_is_said_in_a_line(tmp_path: Path) -> None:
+    for where, why in (
+        (Location(str(tmp_path / "nowhere" / "r"), None), "not on this machine"),
+        (Location("r", None, "skyspot-me-1234"), "has not said in which store"),
+        (Location("r", "oci://b"), "not read from here"),
+    ):
+        with pytest.raises(UnreadableError, match=why):
+            runs.open_run(where)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that stopped half-way at SIGTERM, as its bucket holds it."""
+    run_dir = tmp_path_factory.mktemp("begun") / "run-001"
+    assert mlp(run_dir, "--fault", "sigterm@6").code == 75
+    return run_dir
+
+
+def test_progress_is_what_the_newest_attempt_says(begun: Path) -> None:
+    found = runs.progress(RunPaths(begun))
+    assert found
+    assert found.attempts == 1
+    assert found.step == found.committed_step
+    assert found.step >= 6
+    assert found.max_steps == 12
+    assert isinstance(found.loss, float)
+    assert found.committed_at is not None
+    assert 0 <= time.time() - found.committed_at < 600
+    assert (found.finished, found.cause) == (False, "signal")
+
+
+def test_a_run_that_nobody_began_has_no_progress(tmp_path: Path) -> None:
+    assert runs.progress(RunPaths(tmp_path / "r")) is None
+
+
+def test_a_finished_run_says_so(begun: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run-001"
+    shutil.copytree(begun, run_dir)
+    assert mlp(run_dir).code == 0
+    found = runs.progress(RunPaths(run_dir))
+    assert found
+    assert (found.attempts, found.step, found.finished) == (2, 12, True)
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that a real S3 server on loopback serves as the bucket `mine`."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    folder = tmp_path / "store" / "mine"
+    folder.mkdir(parents=True)
+    rclone = Path(sys.executable).parent / "rclone"
+    server = subprocess.Popen(
+        [rclone, "serve", "s3", "--addr", address, "--auth-key", "accesskey1,secretkey12345", "--config", "/dev/null",
+         "--dir-cache-time", "0s", folder.parent],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert server.stderr
+    while "Starting s3 server" not in (line := server.stderr.readline()):
+        assert line, "the S3 server did not start"
+    for name, value in (
+        ("AWS_ENDPOINT_URL", f"http://{address}"),
+        ("AWS_ACCESS_KEY_ID", "accesskey1"),
+        ("AWS_SECRET_ACCESS_KEY", "secretkey12345"),
+        ("AWS_DEFAULT_REGION", "us-east-1"),
+    ):
+        monkeypatch.setenv(name, value)
+    yield folder
+    server.kill()
+    server.communicate()
+
+
+def test_a_runs_progress_is_read_from_its_bucket(begun: Path, bucket: Path) -> None:
+    shutil.copytree(begun, bucket / "team" / "run-001")
+    paths = runs.open_run(Location("team/run-001", "s3://mine"))
+    assert runs.progress(paths) == runs.progress(RunPaths(begun))
+    assert runs.binding(paths)["model"] == "mlp-32"
+
+
+def test_a_stop_is_asked_for_in_the_bucket(begun: Path, bucket: Path) -> None:
+    shutil.copytree(begun, bucket / "run-001")
+    paths = runs.open_run(Location("run-001", "s3://mine"))
+    jobs._request_stop(paths, "sky-managed_run-001_7-0")
+    jobs._request_stop(paths, "sky-managed_run-001_7-0")
+    assert [path.name for path in (bucket / "run-001" / "stop").iterdir()] == ["sky-managed_run-001_7-0.json"]
+
+
+def test_a_bucket_that_does_not_answer_is_said_in_a_line(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(UnreadableError, match="s3://mine/run-001 cannot be read from here") as said:
+        runs.progress(runs.open_run(Location("run-001", "s3://mine")))
+    assert "\n" not in str(said.value)
+
+
+# -- which job is meant ------------------------------------------------------------------------------------------------
+
+JOBS = [
+    job(9, "twins"), job(8, "twins"), job(7, "twins", "SUCCEEDED"), job(6, "again"), job(5, "again", "CANCELLED"),
+    job(4, "over", "FAILED"), job(3, "over", "FAILED_SETUP"), job(2, "7"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("target", "id"), [("again", 6), ("over", 4), ("5", 5), ("8", 8), ("7", 2)], ids=lambda value: str(value)
+)
+def test_a_name_or_an_id_means_the_living_job(target: str, id: int) -> None:
+    assert jobs.pick(JOBS, target, None).id == id
+
+
+def test_of_several_living_jobs_the_newest_is_asked_for() -> None:
+    asked: list[str] = []
+    assert jobs.pick(JOBS, "twins", lambda question: not asked.append(question)).id == 9
+    assert "9, 8" in asked[0]
+    for confirm in (None, lambda question: False):
+        with pytest.raises(UsageError, match="newest is 9: give the id"):
+            jobs.pick(JOBS, "twins", confirm)
+
+
+def test_an_unknown_job_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(UsageError, match=r"no managed job is called 'agian'\. Did you mean 'again'\?"):
+        jobs.pick(JOBS, "agian", None)
+
+
+@pytest.mark.parametrize(("status", "says"), [("RECOVERING", "nothing is training"), ("STARTING", "STARTING")])
+def test_a_job_that_does_not_train_is_not_asked_to_save(status: str, says: str) -> None:
+    said: list[str] = []
+    assert not jobs.ask_to_save(job(1, status=status), 1.0, said.append)
+    assert says in said[0]
+
+
+def test_a_run_that_cannot_be_read_is_left_to_sigterm() -> None:
+    said: list[str] = []
+    task = "envs: {SKYSPOT_CHECKPOINT_DIR: /nowhere/at/all}\nrun: x"
+    assert not jobs.ask_to_save(job(1, task=task), 1.0, said.append)
+    assert "SIGTERM will have it save" in said[0]
+
+
+def test_a_job_whose_attempt_is_not_there_yet_is_not_waited_for(begun: Path) -> None:
+    said: list[str] = []
+    task = f"envs: {{SKYSPOT_CHECKPOINT_DIR: {begun}}}\nrun: x"
+    assert not jobs.ask_to_save(job(77, task=task), 1.0, said.append)
+    assert "no attempt of job 77" in said[0]
+
+
+# -- what was begun before ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("envs", "run", "field"),
+    [
+        ({"SKYSPOT_SEED": "7", "SKYSPOT_MAX_STEPS": "12", "SKYSPOT_LR": "0.5"}, "", None),
+        ({"SKYSPOT_SEED": "7.0"}, "", None),
+        ({"SKYSPOT_SEED": "8"}, "", "seed is 7 in the run and '8' here"),
+        ({"SKYSPOT_MODEL": "mlp-64"}, "", "model is 'mlp-32' in the run and 'mlp-64' here"),
+        ({"SKYSPOT_MAX_STEPS": "many"}, "", "max_steps is 12 in the run and 'many' here"),
+        ({"SKYSPOT_SEED": "8"}, "python -m trainer --allow-config-change seed", None),
+    ],
+)
+def test_another_binding_configuration_is_seen_before_a_machine_is_paid_for(
+    begun: Path, envs: dict[str, str], run: str, field: str | None
+) -> None:
+    assert launch._difference({"envs": envs, "run": run}, RunPaths(begun)) == field
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (None, "bucket: b\n"),
+        ("", "bucket: b\n"),
+        ("gpus: L4:1  # small", "gpus: L4:1  # small\nbucket: b\n"),
+        ("{gpus: L4:1}\n", None),
+        ("- x\n", None),
+    ],
+)
+def test_the_bucket_that_skypilot_makes_is_remembered(tmp_path: Path, before: str | None, after: str | None) -> None:
+    path = tmp_path / "skyspot.yaml"
+    if before is not None:
+        path.write_text(before)
+    assert launch.remember_bucket("b", tmp_path) == (after is not None)
+    assert (path.read_text() if path.exists() else None) == (after if after is not None else before)
+
+
+# -- SkyPilot ----------------------------------------------------------------------------------------------------------
+
+SURFACE = """
+import inspect, json, sys
+import sky, sky.jobs
+from sky import exceptions
+from sky.schemas.api import responses
+from sky.utils import dag_utils
+from skyspot import managed_jobs
+used = {
+    "jobs.launch": (sky.jobs.launch, ["task", "name"]),
+    "jobs.queue_v2": (sky.jobs.queue_v2, ["refresh", "skip_finished", "job_ids", "fields"]),
+    "jobs.cancel": (sky.jobs.cancel, ["job_ids"]),
+    "jobs.tail_logs": (sky.jobs.tail_logs, ["job_id", "follow", "controller", "tail", "output_stream"]),
+    "get": (sky.get, ["request_id"]),
+    "stream_and_get": (sky.stream_and_get, ["request_id", "output_stream"]),
+    "storage_ls": (sky.storage_ls, []),
+    "load_dag_from_yaml_str": (dag_utils.load_dag_from_yaml_str, ["yaml_str", "secrets_overrides"]),
+}
+lacking = [f"{name}({part})" for name, (call, parts) in used.items() for part in parts
+           if part not in inspect.signature(call).parameters]
+lacking += [f"ManagedJobRecord.{field}" for field in managed_jobs.FIELDS
+            if field not in responses.ManagedJobRecord.model_fields]
+records = responses.StorageRecord.model_fields
+lacking += [f"StorageRecord.{field}" for field in ("name", "store") if field not in records]
+lacking += [f"exceptions.{name}" for name in managed_jobs._REMEDIES if not hasattr(exceptions, name)]
+lacking += [f"ManagedJobStatus.{name}" for name in ("RUNNING", "PENDING", "STARTING", "RECOVERING", *managed_jobs.ENDED)
+            if name not in sky.jobs.ManagedJobStatus.__members__]
+ended = [status.value for status in sky.jobs.ManagedJobStatus
+         if status.is_terminal() == managed_jobs.Job(1, "", status.value, "", "", 0, None, None, "", "").living]
+print(json.dumps({"version": sky.__version__, "lacking": lacking, "ended": ended}))
+"""
+
+
+def test_the_installed_skypilot_has_what_we_use(tmp_path: Path) -> None:
+    """An upgrade that breaks us fails here, and says where."""
+    env = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", SURFACE], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["lacking"] == []
+    assert found["ended"] == []
+    managed_jobs._check_version(found["version"])
+
+
+def test_the_supported_versions_are_those_of_pyproject() -> None:
+    text = (Path(__file__).parent.parent / "pyproject.toml").read_text()
+    assert f'"skypilot>={managed_jobs.SUPPORTED[0]},<{managed_jobs.SUPPORTED[1]}"' in text
+
+
+@pytest.mark.parametrize("version", ["0.13.9", "0.15", "0.15.1", "1.0"])
+def test_a_version_outside_of_them_is_refused_with_the_remedy(version: str) -> None:
+    with pytest.raises(Exception, match=r"pip install 'skypilot>=0\.14\.1,<0\.15'"):
+        managed_jobs._check_version(version)
+
+
+def test_a_server_that_does_not_answer_is_one_line_and_whole_where_asked(tmp_path: Path) -> None:
+    env = {**os.environ, "HOME": str(tmp_path), "SKYPILOT_API_SERVER_ENDPOINT": "http://127.0.0.1:1"}
+    for more, lines in ((), 1), (("--verbose",), 10):
+        command = [sys.executable, "-m", "skyspot", "queue", *more]
+        done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 1
+        said = done.stderr.splitlines()
+        assert "SkyPilot's API server does not answer. Start it with `sky api start`" in said[-1]
+        assert (len(said) == 1) if lines == 1 else (len(said) >= lines), done.stderr
+
+
+CONTROLLER = """\
+I 11-25 10:00:01.123 PID=77 optimizer.py:912] Considered resources (1 node):
+\x1b[33mW 11-25 10:00:02 cloud_vm_ray_backend.py:2] \x1b[0mFailed to provision all possible launchable resources.
+E 11-25 10:00:03 recovery_strategy.py:300] Failure happened before provisioning. Failover reasons:
+sky.exceptions.ResourcesUnavailableError: No launchable resource for 1x <Cloud>({'A100': 8}) in aws/us-east-1.
+I 11-25 10:00:04 recovery_strategy.py:310] Retrying to launch the cluster in 60.0 seconds.
+"""
+
+
+def test_the_last_refusal_is_found_in_the_controllers_log() -> None:
+    assert managed_jobs.refusal_in(CONTROLLER) == CONTROLLER.splitlines()[3]
+    assert managed_jobs.refusal_in("I 11-25 10:00:04 x.py:1] all is well\n") is None
