@@ -90,8 +90,6 @@ def task_yaml(options: Options) -> Rendered:
         on_demand_last=bool(options.on_demand_last),
     )
     notes += ladder.notes(rungs, options.use_spot is not False)
-    if (options.num_nodes or 1) > 1 and chosen.trainer:
-        notes.append("Note: the bundled trainer of this release runs on one node; it refuses several.")
     context = {
         **parameters,
         "name": name,

@@ -151,7 +151,8 @@ def test_a_new_checkpoint_or_newly_prepared_data_is_progress(paths: RunPaths) ->
 def test_a_notice_that_ended_an_attempt_on_this_machine_is_ignored_later(paths: RunPaths) -> None:
     one = begin(paths)
     end(one, cause="notice", notice={"kind": "aws-notice", "id": "aws/2026-01-01T00:00:00Z"})
-    assert attempt.ignored_notices(begin(paths)) == {"aws/2026-01-01T00:00:00Z"}
+    now = begin(paths)
+    assert attempt.ignored_notices(paths, now.name, now.machine) == {"aws/2026-01-01T00:00:00Z"}
 
 
 def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_a_rehearsals_number_of_processes_beats_the_commands(tmp_path: Path) -> 
     [
         (lambda folder: (folder / "trainer.py").write_text(""), {}, "rename it"),
         (lambda folder: (folder / "program.py").unlink(), {}, "no such script"),
-        (lambda folder: None, {"SKYPILOT_NUM_NODES": "2"}, "not in this release"),
+        (lambda folder: None, {"SKYPILOT_NUM_NODES": "2"}, "SKYPILOT_NODE_IPS names 0 machines"),
         (lambda folder: None, {"SKYSPOT_PROCESSES": "many"}, "SKYSPOT_PROCESSES"),
     ],
 )

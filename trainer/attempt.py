@@ -156,6 +156,18 @@ def newer_attempt(attempt: Attempt) -> AttemptName | None:
     return names[-1] if names else None
 
 
+def stop_requested(attempt: Attempt) -> bool:
+    """Whether somebody asked every attempt of this launch to save and stop; the file's being there is the request."""
+    return attempt.paths.stop(attempt.launch).exists()
+
+
+def machines(events: list[Event]) -> set[str]:
+    """The tokens of an attempt's machines, as far as they are recorded."""
+    found = {str((event_named(events, "start") or {}).get("machine"))}
+    listed = (event_named(events, "machines") or {}).get("machines")
+    return found | set(map(str, listed if isinstance(listed, list) else []))
+
+
 def run_id(paths: RunPaths, binding: Mapping[str, Any]) -> str:
     """The run's identity: run.json's, else a hash of the binding configuration, so that two first attempts agree."""
     with suppress(OSError, LayoutError):
@@ -218,8 +230,7 @@ def _by_own_doing(events: list[Event], machine: str) -> bool:
     """Whether an attempt ended without anybody's asking: a 75 with no notice before it, or gone without a word here."""
     end = ended(events)
     if not end:
-        start = event_named(events, "start") or {}
-        return start.get("machine") == machine
+        return machine in machines(events)
     return end.get("code") == EXIT_PREEMPTED and end.get("cause") not in ("notice", "signal")
 
 
@@ -309,14 +320,14 @@ def _first_binding(paths: RunPaths, attempt: Attempt) -> Mapping[str, Any] | Non
     return None
 
 
-def ignored_notices(attempt: Attempt) -> set[str]:
+def ignored_notices(paths: RunPaths, name: AttemptName, machine: str) -> set[str]:
     """Ids of the notices that ended an attempt on this very machine: it is still here, so they are over."""
     found = set()
-    for name in list_attempts(attempt.paths):
-        if name == attempt.name:
+    for other in list_attempts(paths):
+        if other == name:
             continue
-        events = read_events(attempt.paths, name)
+        events = read_events(paths, other)
         notice = ended(events).get("notice")
-        if (event_named(events, "start") or {}).get("machine") == attempt.machine and isinstance(notice, Mapping):
+        if machine in machines(events) and isinstance(notice, Mapping):
             found.add(str(notice.get("id")))
     return found

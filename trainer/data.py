@@ -12,6 +12,7 @@ import os
 import shutil
 import sysconfig
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from trainer.layout import (
     AttemptName,
     FileRecord,
     LayoutError,
+    LayoutVersionError,
     Manifest,
     RunPaths,
     fsync,
@@ -41,6 +43,8 @@ BYTE_VOCAB = 257
 END_OF_DOCUMENT = 256
 HELD_OUT_ONE_IN = 100
 PIECE_BYTES = 1 << 20
+LISTING_LAG_S = 20.0
+"""Two mounts of one bucket see each other's new files after up to 10 s."""
 
 
 class DataError(Exception):
@@ -250,17 +254,37 @@ def _write_rows(path: Path, rows: np.ndarray, chosen: np.ndarray, between: Calla
     return FileRecord(size, hasher.hexdigest())
 
 
-def open_tokens(paths: RunPaths, folder: str, cache: Path | None = None) -> Tokens:
+def open_tokens(
+    paths: RunPaths,
+    folder: str,
+    cache: Path | None = None,
+    patience_s: float = LISTING_LAG_S,
+    between: Callable[[], None] = lambda: None,
+) -> Tokens:
     """A run's prepared data, copied to local disk (hashed on the way) and memory-mapped: no step reads the bucket.
+
+    Args:
+        paths: The run's.
+        folder: Its name under tokens/.
+        cache: Where the copy goes.
+        patience_s: How long another machine's mount may take to show the folder.
+        between: Called while waiting; raises to stop.
 
     Raises:
         DataError: a file is not as its manifest says.
     """
-    source = paths.tokens / folder
-    try:
-        manifest = read_manifest(source)
-    except LayoutError as error:
-        raise DataError(f"{source}: {error}") from None
+    source, end = paths.tokens / folder, time.monotonic() + patience_s
+    while True:
+        try:
+            manifest = read_manifest(source)
+            break
+        except LayoutVersionError:
+            raise
+        except LayoutError as error:
+            if time.monotonic() >= end:
+                raise DataError(f"{source}: {error}") from None
+            between()
+            time.sleep(0.5)
     facts = manifest.facts
     local = (cache or _cache()) / f"{folder}-{manifest.files['train.bin'].hash}"
     arrays = {}

@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
 
         # 2. Data: packed once per run, on rank 0, into the bucket; then read from a local copy.
         folder = run.rank0_does("tokens", lambda: prepared_tokens(run, config))
-        tokens = data.open_tokens(run.paths, folder)
+        tokens = data.open_tokens(run.paths, folder, between=run.between)
         samples = PackedSamples(tokens.train)
         if len(samples) < config.global_batch_size:
             raise RunError(

@@ -3,7 +3,8 @@
     python -m trainer.keeper RUN_DIR                         opens an attempt, watches for a newer one, writes its end
     python -m trainer.keeper --end CODE CAUSE RUN_DIR NAME   writes the end event of an attempt whose rank 0 died
 
-It says on stdout what the launcher has to know: `attempt NAME`, `leave CODE`, `superseded`; and reads `end CODE CAUSE`.
+It says on stdout what the launcher has to know: `attempt NAME`, `leave CODE`, `superseded`, `stop-request`; and reads
+`end CODE CAUSE`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 from pathlib import Path
 
 from trainer import attempt as attempts
-from trainer.layout import EXIT_FAILED, EXIT_NO_PROGRESS, AttemptName, RunPaths, event_named, read_events
+from trainer.layout import EXIT_FAILED, EXIT_NO_PROGRESS, EXIT_STOPPED, AttemptName, RunPaths, event_named, read_events
 
 LOOK_S = 5.0
 
@@ -30,6 +31,11 @@ def keep(run_dir: Path) -> None:
         print(f"Error: {error}", file=sys.stderr)
         _say(f"leave {EXIT_FAILED}")
         return
+    if attempts.stop_requested(attempt):
+        print(f"not started: {paths.stop(attempt.launch)} asks this launch to stop", file=sys.stderr)
+        attempts.record(attempt, "end", code=EXIT_STOPPED, cause="stop-request", step=0)
+        _say(f"leave {EXIT_STOPPED}")
+        return
     stuck = attempts.no_progress(attempt, attempts.newest_step(paths))
     if stuck:
         print(f"Error: {stuck}", file=sys.stderr)
@@ -43,6 +49,9 @@ def keep(run_dir: Path) -> None:
     while not selector.select(LOOK_S):
         if not said and attempts.newer_attempt(attempt):
             _say("superseded")
+            said = True
+        elif not said and attempts.stop_requested(attempt):
+            _say("stop-request")
             said = True
     words = sys.stdin.readline().split()
     if len(words) == 3 and words[0] == "end":

@@ -29,13 +29,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.layout import EXIT_FAILED, EXIT_PRECEDENCE, EXIT_PREEMPTED, EXIT_SUPERSEDED, EXIT_USAGE, file_safe
+from trainer.layout import (
+    EXIT_FAILED,
+    EXIT_PRECEDENCE,
+    EXIT_PREEMPTED,
+    EXIT_STOPPED,
+    EXIT_SUPERSEDED,
+    EXIT_USAGE,
+    file_safe,
+)
+from trainer.nodes import Nodes, NodesError, interface_of
 
 KILL_AFTER_GRACE_S = 3.0
 LEAVE_AFTER_KILL_S = 5.0
 END_EVENT_S = 5.0
 LOOK_S = 0.5
 _PR_SET_PDEATHSIG = 1
+_STOPS = {"superseded": EXIT_SUPERSEDED, "stop-request": EXIT_STOPPED}
 
 
 class LaunchError(Exception):
@@ -84,25 +94,28 @@ def launch(command: Sequence[str], *, processes: int, grace_s: float, keeper_dir
 
     Args:
         command: What each rank executes.
-        processes: How many ranks.
+        processes: How many ranks on each machine.
         grace_s: Seconds from SIGTERM to SIGKILL.
         keeper_dir: The run's folder, where a child of the launcher's own shall record the attempt (for scripts that do
             not do so themselves).
 
     Raises:
-        LaunchError: several nodes.
+        LaunchError: SkyPilot's variables contradict each other.
     """
-    nodes = os.environ.get("SKYPILOT_NUM_NODES", "1")
-    if nodes not in ("", "1"):
-        raise LaunchError(f"several nodes (SKYPILOT_NUM_NODES={nodes}) are not in this release: set num_nodes to 1")
-    return _Launch(list(command), processes, grace_s, keeper_dir).run()
+    try:
+        nodes = Nodes.from_env()
+    except NodesError as error:
+        raise LaunchError(str(error)) from None
+    return _Launch(list(command), processes, grace_s, keeper_dir, nodes).run()
 
 
 class _Launch:
-    """One start of all ranks."""
+    """One start of all ranks of this machine."""
 
-    def __init__(self, command: list[str], processes: int, grace_s: float, keeper_dir: Path | None) -> None:
-        self._command, self._processes, self._grace_s = command, processes, grace_s
+    def __init__(
+        self, command: list[str], processes: int, grace_s: float, keeper_dir: Path | None, nodes: Nodes
+    ) -> None:
+        self._command, self._processes, self._grace_s, self._nodes = command, processes, grace_s, nodes
         self._started = time.monotonic()
         self._launch_id = file_safe(os.environ.get("SKYPILOT_TASK_ID") or f"local-{secrets.token_hex(4)}")
         self._selector = selectors.DefaultSelector()
@@ -110,10 +123,11 @@ class _Launch:
         self._relays: list[threading.Thread] = []
         self._locks = {1: threading.Lock(), 2: threading.Lock()}
         self._signalled = False
-        self._superseded = False
+        self._stopped: str | None = None
+        """The keeper's word that ends the attempt of a script that does not look itself."""
         self._kill_at: float | None = None
         self._killed = False
-        self._keeper = _Keeper(keeper_dir, self._launch_id) if keeper_dir else None
+        self._keeper = _Keeper(keeper_dir, self._launch_id) if keeper_dir and nodes.leads else None
 
     def run(self) -> int:
         wake_read, wake_write = os.pipe()
@@ -140,7 +154,7 @@ class _Launch:
     # -- the start ---------------------------------------------------------------------------------------------------
 
     def _start_ranks(self) -> None:
-        listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        listener = None if self._nodes.several else socket.create_server(("127.0.0.1", 0), backlog=512)
         libc = ctypes.CDLL(None)
         parent = os.getpid()
         pipes: list[tuple[int, int, int]] = []
@@ -156,7 +170,7 @@ class _Launch:
         for rank in range(self._processes):
             (rank_reads, to_rank), (from_rank, rank_writes) = os.pipe(), os.pipe()
             (out, rank_out), (err, rank_err) = os.pipe(), os.pipe()
-            inherited = [rank_reads, rank_writes, *([listener.fileno()] if rank == 0 else [])]
+            inherited = [rank_reads, rank_writes, *([listener.fileno()] if listener and rank == 0 else [])]
             process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.DEVNULL,
@@ -171,21 +185,23 @@ class _Launch:
             self._ranks.append(_Rank(process, to_rank, from_rank))
             self._selector.register(from_rank, selectors.EVENT_READ, self._ranks[-1])
             pipes += [(out, 1, rank), (err, 2, rank)]
-        listener.close()
+        if listener:
+            listener.close()
         for source, target, rank in pipes:
             thread = threading.Thread(target=self._relay, args=(source, target, rank == 0), daemon=True)
             thread.start()
             self._relays.append(thread)
 
-    def _environment(self, rank: int, listener: socket.socket, link: str) -> dict[str, str]:
+    def _environment(self, rank: int, listener: socket.socket | None, link: str) -> dict[str, str]:
+        nodes = self._nodes
         env = {
             **os.environ,
-            "RANK": str(rank),
+            "RANK": str(nodes.rank * self._processes + rank),
             "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(self._processes),
+            "WORLD_SIZE": str(nodes.count * self._processes),
             "LOCAL_WORLD_SIZE": str(self._processes),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(listener.getsockname()[1]),
+            "MASTER_ADDR": nodes.ips[0] if nodes.several else "127.0.0.1",
+            "MASTER_PORT": str(listener.getsockname()[1] if listener else nodes.port),
             "SKYSPOT_LINK": link,
             "SKYSPOT_LAUNCH": self._launch_id,
             "SKYSPOT_LAUNCHED_AT": repr(self._started),
@@ -196,11 +212,13 @@ class _Launch:
             env.pop(name, None)
         if self._processes > 1:
             env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self._processes)))
-        if rank == 0:
+        if nodes.several and "GLOO_SOCKET_IFNAME" not in env and (name := interface_of(nodes.ips[nodes.rank])):
+            env["GLOO_SOCKET_IFNAME"] = name
+        if listener and rank == 0:
             env["SKYSPOT_LISTEN_FD"] = str(listener.fileno())
-            if sys.stdout.isatty():
-                size = shutil.get_terminal_size()
-                env.update(SKYSPOT_TTY="1", COLUMNS=str(size.columns), LINES=str(size.lines))
+        if nodes.leads and rank == 0 and sys.stdout.isatty():
+            size = shutil.get_terminal_size()
+            env.update(SKYSPOT_TTY="1", COLUMNS=str(size.columns), LINES=str(size.lines))
         if self._keeper and self._keeper.attempt:
             env["SKYSPOT_ATTEMPT"] = self._keeper.attempt
         return env
@@ -276,10 +294,11 @@ class _Launch:
                 if gone is not None or zombie:
                     self._drain(rank)  # What it said last counts more than how it went.
                     self._left(rank, -signal.SIGKILL if gone is None else gone)
-        if self._keeper and not self._superseded and self._keeper.superseded():
-            self._superseded = True
-            self._doom()
-            self._send(signal.SIGTERM)
+        if self._keeper and not self._stopped and not self._ranks[0].attempt:
+            self._stopped = self._keeper.said()
+            if self._stopped:
+                self._doom()
+                self._send(signal.SIGTERM)
         if self._kill_at is not None and time.monotonic() >= self._kill_at and not self._killed:
             self._killed = True
             self._send(signal.SIGKILL)
@@ -296,7 +315,7 @@ class _Launch:
         if rank.code is not None:
             return
         rank.code = EXIT_PREEMPTED if code < 0 else code
-        if rank.code == 0 and rank is not self._ranks[0]:
+        if rank.code == 0 and not (self._nodes.leads and rank is self._ranks[0]):
             return  # Rank 0 leaves last; until then the others may come and go.
         self._doom()
         if rank.code != 0:
@@ -323,8 +342,8 @@ class _Launch:
         code = next((known for known in EXIT_PRECEDENCE if known in codes and known), 0) if any(codes) else 0
         if any(other not in EXIT_PRECEDENCE for other in codes):
             code = EXIT_FAILED
-        if self._superseded:
-            code = EXIT_SUPERSEDED
+        if self._stopped:
+            code = _STOPS[self._stopped]
         first = self._ranks[0]
         # Who said that it leaves is given a moment to do so; who cannot be reaped is left behind.
         end = time.monotonic() + LEAVE_AFTER_KILL_S
@@ -333,7 +352,7 @@ class _Launch:
                 if time.monotonic() > end - LEAVE_AFTER_KILL_S + 1:
                     rank.process.kill()
                 time.sleep(0.005)
-        cause = "signal" if self._signalled else "superseded" if self._superseded else "died" if code else "finished"
+        cause = "signal" if self._signalled else self._stopped or ("died" if code else "finished")
         if self._keeper:
             self._keeper.close(code, cause, first.ended)
         elif first.attempt and not first.ended:
@@ -369,11 +388,12 @@ class _Keeper:
             return None
         return int(rest) if word == "leave" else EXIT_FAILED
 
-    def superseded(self) -> bool:
-        """Whether a newer attempt has begun."""
+    def said(self) -> str | None:
+        """Why the attempt has to end: a newer one has begun, or somebody asked for a stop. None: it need not."""
         assert self._process
         assert self._process.stdout
-        return b"superseded" in (self._process.stdout.read() or b"")
+        words = (self._process.stdout.read() or b"").decode().split()
+        return next((word for word in words if word in _STOPS), None)
 
     def close(self, code: int, cause: str, ended: bool) -> None:
         """Have the end event written, unless a rank wrote one; within a few seconds."""

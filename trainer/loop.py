@@ -24,7 +24,7 @@ from torch import nn
 
 from trainer import checkpoint, export, rng, state
 from trainer.attempt import record
-from trainer.layout import EXIT_PREEMPTED, EXIT_SUPERSEDED, CheckpointName
+from trainer.layout import EXIT_PREEMPTED, EXIT_STOPPED, EXIT_SUPERSEDED, CheckpointName
 from trainer.notice import Notice
 from trainer.order import micro_steps, step_ids
 from trainer.records import Records
@@ -33,8 +33,11 @@ from trainer.run import Leaving, RunError, SpotRun, cause_of
 from trainer.saving import Saver, Snapshot
 from trainer.show import Progress
 
-KINDS = ("", "sigterm", "sigint", "aws-notice")
+KINDS = ("", "sigterm", "sigint", "aws-notice", "stop-request")
 HOLD_PAST_DEADLINE_S = 10.0
+STOP_REQUEST_S = 120.0
+"""How long a requested stop may take, and is held for SkyPilot's cancel."""
+_CAUSES = {"superseded": "superseded", "aws-notice": "notice", "stop-request": "stop-request"}
 _MASK = (1 << 62) - 1
 
 
@@ -68,7 +71,7 @@ class Row:
     """What one rank tells the others at a micro-step."""
 
     stop: int = 0
-    """Index into KINDS of the notice that this rank heard, 0 where it heard none."""
+    """Index into KINDS of the notice that this rank heard, or of the request that rank 0 found; 0: neither."""
     left_ms: int = 0
     """Until that notice's deadline."""
     superseded: int = 0
@@ -362,9 +365,12 @@ class Loop:
         now = time.monotonic()
         save_s = (self.saver.commit_s or 0.0) if self.saver.commit_s is not None else 0.0
         counted = micro is not None and micro.weight > 0
+        requested = bool(self.records and self.records.stop_requested)
+        kind = notice.kind if notice else "stop-request" if requested else ""
+        left_s = notice.deadline - now if notice else STOP_REQUEST_S if requested else 0.0
         return Row(
-            stop=KINDS.index(notice.kind) if notice else 0,
-            left_ms=max(0, round((notice.deadline - now) * 1000)) if notice else 0,
+            stop=KINDS.index(kind),
+            left_ms=max(0, round(left_s * 1000)),
             superseded=int(bool(self.records and self.records.superseded_by)),
             next_weight=next_weight,
             order=fingerprint(micro.index, micro.ids.tobytes()) if counted and micro else 0,
@@ -389,7 +395,7 @@ class Loop:
             self.stop = Stop(KINDS[first.stop], time.monotonic() + first.left_ms / 1000)
             self._asked_left_ms = first.left_ms
         if self.stop:
-            self.run_.stopping = {"superseded": "superseded", "aws-notice": "notice"}.get(self.stop.kind, "signal")
+            self.run_.stopping = _CAUSES.get(self.stop.kind, "signal")
 
     def _fits(self, rounds_left: int, rank0_row: list[int]) -> bool:
         """Whether the rest of this step and a save fit before the deadline: rank 0's figures, alike on all ranks."""
@@ -604,6 +610,8 @@ class Loop:
         if stop.kind == "superseded":
             newer = self.records.superseded_by if self.records else None
             raise Leaving(EXIT_SUPERSEDED, "superseded", f"a newer attempt exists ({newer}): this one stops")
+        if stop.kind == "stop-request":
+            self._end_as_asked()
         notice = run.notices.first() or Notice(stop.kind, stop.kind, time.monotonic(), stop.deadline - time.monotonic())
         run.say(f"{stop.kind}: {max(0.0, stop.deadline - time.monotonic()):.0f} s left; saving step {self.done}")
         save_s = self.saver.commit_s or 0.0
@@ -618,6 +626,16 @@ class Loop:
             run.write_end(EXIT_PREEMPTED, "notice", notice=notice, committed_s=committed_s)
             self._hold(stop.deadline + HOLD_PAST_DEADLINE_S)
         run.leave(EXIT_PREEMPTED, cause_of(notice), notice=notice, committed_s=committed_s)
+
+    def _end_as_asked(self) -> None:
+        """Save, and hold until SkyPilot's cancel comes: leaving at once would show a failed job. Never returns."""
+        run = self.run_
+        run.say(f"a stop was asked for: saving step {self.done}")
+        self._save_last(None)
+        run.write_end(EXIT_STOPPED, "stop-request")
+        run.say(f"step {self.done} is committed; waiting for SkyPilot to cancel this job")
+        run.notices.signalled.wait(STOP_REQUEST_S)
+        run.leave(EXIT_STOPPED, "stop-request")
 
     def _hold(self, until: float) -> None:
         """Wait to be killed: the machine is going, and an early exit would only start a new attempt on it."""

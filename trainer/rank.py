@@ -10,6 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 
 PEER_GONE = "peer-gone"
+# Words that a rank leaves in the store for all others, whatever those are doing.
+CRASHED = "crashed"
+STOPPED = "stopped"
+END_WRITTEN = "end-written"
 
 
 class Link:

@@ -1,7 +1,7 @@
 """What rank 0 writes beside the checkpoints: a line of metrics a step, and progress.json.
 
 A thread of its own does the writing, so that a slow bucket never holds up a step. It also looks, now and then, whether
-a newer attempt has begun.
+a newer attempt has begun, or somebody asked for a stop.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from trainer.attempt import Attempt, newer_attempt
+from trainer.attempt import Attempt, newer_attempt, stop_requested
 from trainer.hashing import hash_bytes
 from trainer.layout import AttemptName, list_attempts, list_metrics, read_events, read_metrics, to_json
 from trainer.layout import event_named as last_event
@@ -42,6 +42,7 @@ class Records:
         self.attempt = attempt
         self.history: list[dict[str, Any]] = []
         self.superseded_by: AttemptName | None = None
+        self.stop_requested = False
         self.error: OSError | None = None
         self._look_s = look_s
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -99,6 +100,7 @@ class Records:
                 try:
                     self._write_progress()
                     self.superseded_by = self.superseded_by or newer_attempt(self.attempt)
+                    self.stop_requested = self.stop_requested or stop_requested(self.attempt)
                 except OSError as error:
                     self.error = error
 

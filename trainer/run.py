@@ -29,7 +29,9 @@ from trainer.layout import (
     EXIT_DONE,
     EXIT_FAILED,
     EXIT_NO_PROGRESS,
+    EXIT_PRECEDENCE,
     EXIT_PREEMPTED,
+    EXIT_STOPPED,
     EXIT_SUPERSEDED,
     AttemptName,
     CheckpointName,
@@ -42,7 +44,7 @@ from trainer.layout import (
     sizes_agree,
 )
 from trainer.notice import Notice, Notices
-from trainer.rank import Link
+from trainer.rank import CRASHED, END_WRITTEN, STOPPED, Link
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
     from trainer.together import Together
 
 PEER_GONE_PATIENCE_S = 2.0
+CRASH_PATIENCE_S = 5.0
+LEAVE_LAST_S = 6.0
 END_EVENT_S = 5.0
 
 
@@ -92,6 +96,7 @@ class SpotRun:
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self.launched_at = float(os.environ.get("SKYSPOT_LAUNCHED_AT", time.monotonic()))
         self.attempt: Attempt | None = None
+        self.attempt_name: AttemptName
         self.records: Records | None = None
         self.together: Together
         self.link = Link.from_env()
@@ -114,11 +119,17 @@ class SpotRun:
             self.between()
             from trainer.together import Together
 
-            self.together = Together(self.config.peer_timeout_s)
+            self.together = Together(self.config.peer_timeout_s, self.between)
+            if self.together.several_nodes:
+                threading.Thread(target=self._watch_for_a_crash, daemon=True, name="crashes").start()
             word = self.together.rank0_does("attempt", lambda: opened, self.between)
             if isinstance(word, list):
                 raise Leaving(*word)
-            self.attempt_name = AttemptName.parse(word)
+            name = AttemptName.parse(word)
+            assert name
+            self.attempt_name = name
+            if self.together.several_nodes:
+                self._meet_the_other_machines()
             self.between()
         except BaseException as error:
             self._end_with(error)
@@ -137,9 +148,15 @@ class SpotRun:
         Raises:
             Leaving: a notice was heard.
         """
+        together = getattr(self, "together", None)
+        across = together is not None and together.several_nodes
         notice = self.notices.first()
         if notice and not self.final_is_whole:
+            if across:
+                together.say(STOPPED, cause_of(notice))
             raise Leaving(EXIT_PREEMPTED, cause_of(notice), f"{notice.kind} before the first step", notice)
+        if across and not self.final_is_whole and (cause := together.heard(STOPPED)):
+            raise Leaving(EXIT_PREEMPTED, cause, "another machine was told to stop before the first step")
         if self.peer_gone.is_set():
             raise Leaving(EXIT_PREEMPTED, "peer-gone", "another rank is gone")
 
@@ -185,10 +202,14 @@ class SpotRun:
         with self._leaving:  # Held until the process is gone: whoever comes second waits here.
             self.write_end(code, cause, error=error, notice=notice, committed_s=committed_s)
             with suppress(Exception):
+                across = self.together.several_nodes
                 if self.rank:
+                    if across and self.stopping:
+                        # The first machine to leave has SkyPilot kill the others: not before all is written.
+                        self.together.heard(END_WRITTEN, LEAVE_LAST_S)
                     self.together.say_left()
-                elif code == EXIT_DONE or self.stopping:
-                    self.together.await_others_left(6.0)
+                elif code == EXIT_DONE or self.stopping or across:
+                    self.together.await_others_left(LEAVE_LAST_S)
             self.link.say_exit(code)
             for stream in (sys.stdout, sys.stderr):
                 with suppress(Exception):
@@ -229,6 +250,8 @@ class SpotRun:
         thread = threading.Thread(target=write, daemon=True)
         thread.start()
         thread.join(END_EVENT_S)
+        with suppress(Exception):
+            self.together.say(END_WRITTEN, "")
 
     # -- the start ---------------------------------------------------------------------------------------------------
 
@@ -266,11 +289,34 @@ class SpotRun:
 
         if attempts.is_finished(self.paths, self.config.max_steps, problem):
             raise Leaving(EXIT_DONE, "already-finished", f"already finished: {self.paths.final} is whole")
+        if attempts.stop_requested(self.attempt):
+            asked = self.paths.stop(self.attempt.launch)
+            raise Leaving(EXIT_STOPPED, "stop-request", f"not started: {asked} asks this launch to stop")
         stuck = attempts.no_progress(self.attempt, newest.step if newest else 0)
         if stuck:
             raise Leaving(EXIT_NO_PROGRESS, "no-progress", stuck)
-        self.notices.ignored = frozenset(attempts.ignored_notices(self.attempt))
+        self._hear_the_cloud(self.attempt.name, self.attempt.machine)
+
+    def _hear_the_cloud(self, name: AttemptName, machine: str) -> None:
+        """Ask the cloud's metadata service from now on: one rank on each machine, as each has notices of its own."""
+        self.notices.ignored = frozenset(attempts.ignored_notices(self.paths, name, machine))
         self.notices.poll_metadata()
+
+    def _meet_the_other_machines(self) -> None:
+        """Each machine looks at its own mount and its own notices, and is recorded.
+
+        Raises:
+            RunError: no bucket is mounted here: the attempt ends with 1 on all machines.
+        """
+        machine = ""
+        if self.together.local_rank == 0:
+            machine = attempts.machine_token()
+            if self.rank:
+                check_bucket(self.paths)
+                self._hear_the_cloud(self.attempt_name, machine)
+        tokens = self.together.gather("machine", machine, self.between)
+        if self.attempt:
+            attempts.record(self.attempt, "machines", machines=[token for token in tokens if token])
 
     def _refuse_other_binding(self, newest: Manifest | None) -> None:
         assert self.attempt
@@ -281,6 +327,20 @@ class SpotRun:
             raise Leaving(EXIT_FAILED, "refused", trouble)
 
     # -- the end -----------------------------------------------------------------------------------------------------
+
+    def _watch_for_a_crash(self) -> None:
+        """Leave with 1 where a rank on any machine ended through a fault of its own, whatever this rank waits for.
+
+        A collective fails on the other machines before the crashed rank has left. If they left with 75 then, SkyPilot
+        would start a bug again for ever.
+        """
+        with suppress(Exception):
+            store = self.together.connection()
+            while True:
+                what = self.together.heard(CRASHED, 1.0, store)
+                if what is not None:
+                    self.leave(EXIT_FAILED, "peer-crashed", error=what)
+                store.check([CRASHED])  # Raises where rank 0 is gone.
 
     def _on_peer_gone(self) -> None:
         """The launcher's word that another rank left: give the main thread a moment, then leave without it."""
@@ -295,20 +355,36 @@ class SpotRun:
             if error.message and self.rank == 0:
                 failed = error.code in (EXIT_FAILED, EXIT_NO_PROGRESS)
                 print(f"Error: {error.message}" if failed else error.message, file=sys.stderr if failed else sys.stdout)
+            if error.code == EXIT_FAILED:
+                self._say_crashed(error.message)
             self.leave(error.code, error.cause, error=error.message or None, notice=error.notice)
         if isinstance(error, SystemExit):
             code = error.code if isinstance(error.code, int) else (0 if error.code is None else 1)
+            if code and code not in EXIT_PRECEDENCE[1:]:
+                self._say_crashed(f"exit {error.code}")
             self.leave(code, "finished" if code == 0 else "error", error=str(error.code))
         if self.world_size > 1 and self._is_peer_trouble(error):
+            together = getattr(self, "together", None)
+            if together is not None and together.several_nodes and not self.stopping:
+                what = together.heard(CRASHED, CRASH_PATIENCE_S)
+                if what is not None:
+                    self.leave(EXIT_FAILED, "peer-crashed", error=what)
             self.leave(EXIT_PREEMPTED, self._peer_gone_cause(), error=f"another rank is gone ({one_line(error)})")
         code = getattr(error, "code", EXIT_FAILED)
         code = code if isinstance(code, int) and code in (EXIT_FAILED, EXIT_PREEMPTED, EXIT_SUPERSEDED) else EXIT_FAILED
+        if code == EXIT_FAILED:
+            self._say_crashed(one_line(error))
         if is_said_in_a_line(error):
             print(f"Error: {error}", file=sys.stderr, flush=True)
         else:
             traceback.print_exception(error)
             print(f"Error: {one_line(error)}. {self._last_word()}", file=sys.stderr, flush=True)
         self.leave(code, "superseded" if code == EXIT_SUPERSEDED else "error", error=one_line(error))
+
+    def _say_crashed(self, what: str) -> None:
+        """Tell the other machines that this is no preemption, before they see this rank go."""
+        if hasattr(self, "together") and self.together.several_nodes:
+            self.together.say(CRASHED, f"rank {self.rank}: {what}")
 
     def _is_peer_trouble(self, error: BaseException) -> bool:
         # The launcher's word comes within milliseconds of the peer's end; a collective fails as fast.

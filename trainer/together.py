@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,8 +22,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from trainer.nodes import Nodes
+
 BEAT_S = 1.0
 FIRST_SEAT_S = 660.0
+BIND_PATIENCE_S = 60.0
+CONNECT_S = 2.0
 _PEER_TROUBLE = re.compile(
     r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe|socket|timed? ?out|recvvector|tcpstore",
     re.IGNORECASE,
@@ -60,39 +66,111 @@ class Together:
     Without a launcher (no RANK in the environment) there is one rank, and no network.
     """
 
-    def __init__(self, timeout_s: float = 120.0) -> None:
+    def __init__(self, timeout_s: float = 120.0, between: Callable[[], None] = lambda: None) -> None:
+        """Take the seat.
+
+        Args:
+            timeout_s: Without a sign of life for so long a peer counts as gone.
+            between: Called now and then while this rank waits for the others; raises to stop.
+
+        Raises:
+            PeerGoneError: rank 0's store is not to be had.
+        """
         self.rank = int(os.environ.get("RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self.several_nodes = self.world_size > 1 and Nodes.from_env().several
         self.timeout_s = timeout_s
         self._control: dist.ProcessGroup | None = None
-        self._seats = 0
+        self._address = (os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT") or 0))
+        self._token = b""
         if self.world_size == 1:
             self.store: Any = dist.HashStore()
-            self._connect = lambda: self.store
+        elif self.several_nodes:
+            self.store = self._serve(between) if self.rank == 0 else self._join(between)
         else:
-            self._connect = self._new_connection
-            self.store = self._new_connection()
-
-    def _new_connection(self) -> Any:
-        listen = os.environ.get("SKYSPOT_LISTEN_FD")
-        first = self.rank == 0 and self._seats == 0
-        self._seats += 1
-        store = dist.TCPStore(
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=first,
             # Rank 0 opens the attempt in the bucket first; the launcher tells us if it dies over that.
-            timeout=timedelta(seconds=max(self.timeout_s, FIRST_SEAT_S)),
+            listen = os.environ.get("SKYSPOT_LISTEN_FD")
+            self.store = self._reach(FIRST_SEAT_S, int(listen) if self.rank == 0 and listen else None)
+
+    def _reach(self, seconds: float, listen: int | None = None) -> Any:
+        """A connection to rank 0's store; with a listening socket, the store itself."""
+        store = dist.TCPStore(
+            *self._address,
+            is_master=listen is not None,
+            timeout=timedelta(seconds=max(self.timeout_s, seconds)),
             wait_for_workers=False,
-            master_listen_fd=int(listen) if first and listen else None,
+            master_listen_fd=listen,
         )
         store.set_timeout(timedelta(seconds=self.timeout_s))
         return store
 
+    def _serve(self, between: Callable[[], None]) -> Any:
+        """Rank 0 on several machines: the store, as soon as an older attempt has let go of the port."""
+        end = time.monotonic() + BIND_PATIENCE_S
+        while True:
+            between()
+            try:
+                listener = socket.create_server(("", self._address[1]), backlog=512)
+                break
+            except OSError as error:
+                if time.monotonic() > end:
+                    raise PeerGoneError(
+                        f"port {self._address[1]} has been in use here for {BIND_PATIENCE_S:g} s ({error.strerror}): "
+                        "an older attempt is alive"
+                    ) from None
+                time.sleep(min(0.5, BIND_PATIENCE_S))
+        store = self._reach(FIRST_SEAT_S, listener.detach())
+        self._token = secrets.token_hex(8).encode()
+        store.set("token", self._token)
+        store.add("seat/0", 1)
+        return store
+
+    def _join(self, between: Callable[[], None]) -> Any:
+        """Another rank on several machines: a seat in the store that is rank 0's of this very attempt.
+
+        An older attempt's store may still answer at that address. All its seats are taken: then we ask again.
+        """
+        end = time.monotonic() + FIRST_SEAT_S
+        while time.monotonic() < end:
+            between()
+            with suppress(OSError, RuntimeError):
+                socket.create_connection(self._address, CONNECT_S).close()
+                store = self._reach(CONNECT_S)
+                if wait_for(store, "token", CONNECT_S):
+                    token = store.get("token")
+                    if store.add(f"seat/{self.rank}", 1) == 1:
+                        self._token = token
+                        return store
+            time.sleep(0.3)
+        raise PeerGoneError(f"rank {self.rank}: rank 0 does not answer at {self._address[0]}:{self._address[1]}")
+
     def connection(self) -> Any:
-        """A store connection of its own for a background thread: a blocking get holds up every other user of one."""
-        return self._connect()
+        """A store connection of its own for a background thread: a blocking get holds up every other user of one.
+
+        Raises:
+            PeerGoneError: another attempt's store answers there by now.
+        """
+        if self.world_size == 1:
+            return self.store
+        store = self._reach(0.0)
+        if self.several_nodes and store.get("token") != self._token:
+            raise PeerGoneError("rank 0 is gone, and another attempt serves its store there")
+        return store
+
+    def say(self, key: str, text: str) -> None:
+        """Leave a word for all ranks in the store, where that is still there."""
+        if self.world_size > 1:
+            with suppress(Exception):
+                self.store.set(key, text or "-")
+
+    def heard(self, key: str, seconds: float = 0.0, store: Any = None) -> str | None:
+        """A word that some rank left, waiting for it so long; None where there is none, or no store any more."""
+        with suppress(Exception):
+            store = store or self.store
+            if store.check([key]) or (seconds and wait_for(store, key, seconds)):
+                return str(store.get(key).decode(errors="replace"))
+        return None
 
     def form_groups(self, on_gpu: bool) -> None:
         """Make the process groups: the default one for gradients, and a gloo one for agreement."""

@@ -33,6 +33,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--fault", action="append", default=[], help="WHAT@STEP, done once, by the rank --fault-rank")
     parser.add_argument("--fault-rank", type=int, default=0)
     parser.add_argument("--commit-first", action="store_true", help="a kill waits for the saves under way")
+    parser.add_argument("--slow", type=float, default=0.0, help="seconds more for each micro-step")
+    parser.add_argument("--bind-patience", type=float, default=None)
     parser.add_argument("--without", choices=["throw-away", "rng", "order", "lr"])
     return parser.parse_args()
 
@@ -94,6 +96,10 @@ class Faults:
 
 
 faults = Faults()
+if options.bind_patience is not None:
+    from trainer import together
+
+    together.BIND_PATIENCE_S = options.bind_patience
 
 with SpotRun(config, binding={"model": f"mlp-{options.hidden}", "global_batch_size": options.batch,
                               "seed": options.seed, "max_steps": options.steps}) as run:  # fmt: skip
@@ -134,6 +140,7 @@ with SpotRun(config, binding={"model": f"mlp-{options.hidden}", "global_batch_si
 
     def loss(model, batch):
         faults.at(run.steps_done)
+        time.sleep(options.slow)
         return nn.functional.cross_entropy(model(batch["x"]), batch["y"], reduction="sum")
 
     saves = [0]
