@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint bench e2e
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Error: no $(PYTHON) on PATH. Say which one: make PYTHON=python3.11 ..." >&2; exit 1; }
@@ -28,3 +28,6 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python bench/startup.py
+
+e2e: $(READY)  ## SkyPilot itself on a real Slurm, with the real trainer, on loopback; skipped where root or apt are not at hand.
+	$(BIN)/python tests/e2e/run.py

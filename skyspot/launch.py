@@ -69,7 +69,7 @@ def prepare(options: Options, folder: Path) -> Launch:
         SkyspotError: the file was edited by hand, and what is asked for now differs too (with the diff).
     """
     known = runs.written_task(options.name, folder) if options.name else None
-    if known and known.exists() and options.flags <= {"name"}:
+    if known and known.exists() and (options.flags or frozenset()) <= {"name"}:
         # The run's name alone: go on with what was written for it.
         rendered = task_yaml(Options(task=str(known), name=options.name, secret=options.secret))
         text, notes = task.read(known), (f"Using {known}", *rendered.notes)

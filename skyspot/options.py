@@ -42,8 +42,8 @@ class Options:
     secret: Mapping[str, str | None] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """`--set`: as text from the command line, as YAML's types from skyspot.yaml."""
-    flags: frozenset[str] = frozenset()
-    """Names of those that the command line itself gave, beside skyspot.yaml."""
+    flags: frozenset[str] | None = None
+    """Names of those that the command line itself gave, beside skyspot.yaml; None: all of them."""
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense, whoever asked for it.
@@ -90,7 +90,17 @@ def blamed(message: str, options: Options) -> str:
     """An error's message, with skyspot.yaml named where it gave the option that the message is about."""
     found = re.match(r"--([a-z-]+)", message)
     name = found[1].replace("-", "_").replace("set", "parameters") if found else ""
-    return f"{SETTINGS}: {message[2:]}" if name in options.given() and name not in options.flags else message
+    from_file = options.flags is not None and name in options.given() and name not in options.flags
+    return f"{SETTINGS}: {message[2:]}" if from_file else message
+
+
+def flags_alone(options: Options) -> tuple[Options, list[str]]:
+    """The options without what skyspot.yaml gave, and the names of what that was: for a task that says it itself."""
+    if options.flags is None:
+        return options, []
+    left = [name for name in options.given() if name not in {*options.flags, "task"}]
+    bare = Options()
+    return dataclasses.replace(options, **{name: getattr(bare, name) for name in left}), left
 
 
 def pairs(option: str, texts: tuple[str, ...], value_needed: bool) -> dict[str, str | None]:

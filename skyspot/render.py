@@ -11,7 +11,7 @@ from typing import Any
 
 from skyspot import __version__, buckets, gpus, ladder, oldyaml, task, template
 from skyspot.errors import UsageError, shown
-from skyspot.options import Options
+from skyspot.options import NAME, Options, flag, flags_alone
 
 RECOVER = 75
 _HEADER = re.compile(r"\A# Rendered by skyspot (\S+) from (\S+) \(([0-9a-f]{6,64})\)\.")
@@ -173,9 +173,10 @@ def _plain(path: Path, options: Options) -> Rendered:
         "task", "gpus", "infra", "prefer", "on_demand_last", "use_spot", "max_hourly_cost", "num_nodes", "strategy",
         "env", "secret", "name",
     }  # fmt: skip
+    options, left = flags_alone(options)
     refused = [name for name in options.given() if name not in allowed]
     if refused:
-        option = "--set" if refused[0] == "parameters" else f"--{refused[0].replace('_', '-')}"
+        option = flag(refused[0])
         raise UsageError(f"{option} means nothing for {path}: it is a plain YAML, not a template. Edit the file itself")
     before = task.read(path)
     try:
@@ -185,11 +186,12 @@ def _plain(path: Path, options: Options) -> Rendered:
     text = migrated.text
     if options.gpus or options.prefer or options.infra or options.on_demand_last or options.use_spot is not None:
         groups = gpus.parse(options.gpus) if options.gpus else task.accelerators(text)
+        use_spot = options.use_spot if options.use_spot is not None else task.uses_spot(text)
         rungs = ladder.rungs(
             groups,
             prefer=list(options.prefer),
             infra=options.infra,
-            use_spot=options.use_spot is not False,
+            use_spot=bool(use_spot if use_spot is not None else options.gpus),
             on_demand_last=bool(options.on_demand_last),
         )
         text = task.with_rungs(text, [rung.to_yaml() for rung in rungs])
@@ -208,4 +210,11 @@ def _plain(path: Path, options: Options) -> Rendered:
     if options.secret:
         text = task.with_entries(text, "secrets", dict.fromkeys(options.secret))
     name = options.name or task.name(text) or path.stem
-    return Rendered(name, text, tuple(f"{path}, {change}." for change in migrated.changes), False, before)
+    if not NAME.fullmatch(name):
+        raise UsageError(f"{path}: the name {shown(name)} cannot be a file's; -n gives it another")
+    notes = [f"{path}, {change}." for change in migrated.changes]
+    if left:
+        notes.append(
+            f"skyspot.yaml: {', '.join(left)} left out: it holds for templates, {path} says everything itself."
+        )
+    return Rendered(name, text, tuple(notes), False, before)

@@ -73,15 +73,37 @@ def name(text: str) -> str | None:
 
 
 def accelerators(text: str) -> list[list[Accelerators]]:
-    """The accelerators of the task's first rung, as one group; empty where it asks for none."""
+    """The accelerators that the task asks for, a group a rung; empty where it asks for none."""
+    groups: list[list[Accelerators]] = []
+    for rung in _rungs(text):
+        asked = rung.get("accelerators") or rung.get("gpus")
+        if isinstance(asked, Mapping):
+            asked = [f"{kind}:{count}" for kind, count in asked.items()]
+        for one in asked if isinstance(asked, list) else [asked] if asked else []:
+            group = parse(str(one))[0]
+            if group not in groups:
+                groups.append(group)
+    return groups
+
+
+def uses_spot(text: str) -> bool | None:
+    """Whether the task's first rung asks for spot machines; None where it does not say."""
+    said = [rung["use_spot"] for rung in _rungs(text) if isinstance(rung.get("use_spot"), bool)]
+    return said[0] if said else None
+
+
+def _rungs(text: str) -> list[dict[str, Any]]:
+    """What the task asks for, rung by rung, each with what stands above the rungs.
+
+    Raises:
+        UsageError: `resources` is not what SkyPilot takes.
+    """
     resources = load(text).get("resources") or {}
-    rungs = resources.get("ordered") or resources.get("any_of") or [resources]
-    asked = rungs[0].get("accelerators") or rungs[0].get("gpus")
-    if isinstance(asked, Mapping) and asked:
-        asked = ",".join(f"{kind}:{count}" for kind, count in list(asked.items())[:1])
-    if isinstance(asked, list) and asked:
-        asked = str(asked[0])
-    return parse(str(asked)) if asked else []
+    entries = (resources.get("ordered") or resources.get("any_of") or [{}]) if isinstance(resources, dict) else None
+    if not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
+        raise UsageError("`resources` is not a mapping, or its rungs are not: SkyPilot would refuse it")
+    shared = {key: value for key, value in resources.items() if key not in ("ordered", "any_of")}
+    return [{**shared, **one} for one in entries]
 
 
 def with_entry(text: str, key: str, value: str) -> str:
@@ -123,6 +145,7 @@ def with_rungs(text: str, rungs: list[dict[str, Any]]) -> str:
     """The task asking for these rungs, instead of those that it had; its other resources stay."""
     root = compose(text)
     found = entry(root, "resources")
+    _rungs(text)
     kept = {key: value for key, value in (load(text).get("resources") or {}).items() if key not in _RUNG_KEYS}
     asked = {**kept, **rungs[0]} if len(rungs) == 1 else {**kept, "ordered": rungs}
     if root.flow_style:

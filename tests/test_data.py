@@ -1,11 +1,16 @@
 """Text to packed samples; and the models that eat them."""
 
+import hashlib
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from support import clean_env, train
 
 from trainer import data, model
 from trainer.config import parse
@@ -109,8 +114,70 @@ def test_bytes_that_are_no_text_and_folders_that_are_not_there_are_said(paths: R
     (tmp_path / "x.txt").write_bytes(b"ok \xff\xfe")
     with pytest.raises(data.DataError, match="not UTF-8 at byte 3"):
         data.prepare(paths, ATTEMPT, config("--data", tmp_path / "x.txt"), nothing)
-    with pytest.raises(data.DataError, match="not in this release"):
-        data.prepare(paths, ATTEMPT, config("--data", "somebody/some-set"), nothing)
+    with pytest.raises(data.DataError, match="no such folder or file"):
+        data.prepare(paths, ATTEMPT, config("--data", "/nowhere/at/all"), nothing)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The Hugging Face hub on loopback, with one data set in it: what `snapshot_download` asks for."""
+
+    FILES: ClassVar = {
+        "part/one.txt": b"the first text " * 400,
+        "two.jsonl": b'{"text": "more"}\n' * 50,
+        "x.bin": b"\0",
+    }
+    SHA = "0123456789abcdef0123456789abcdef01234567"
+
+    def do_GET(self) -> None:
+        if self.path.split("?")[0].startswith("/api/datasets/somebody/some-set"):
+            siblings = [{"rfilename": name} for name in self.FILES]
+            document = {"id": "somebody/some-set", "sha": self.SHA, "siblings": siblings, "private": False}
+            return self._send(json.dumps(document).encode(), "application/json")
+        name = self.path.split(f"/resolve/{self.SHA}/")[-1]
+        if name in self.FILES:
+            return self._send(self.FILES[name], "application/octet-stream")
+        return self.send_error(404)
+
+    do_HEAD = do_GET
+
+    def _send(self, body: bytes, kind: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
+        self.send_header("X-Repo-Commit", self.SHA)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_a_data_set_of_the_hub_is_prepared_and_later_attempts_do_not_need_the_hub(tmp_path: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    args = ["--checkpoint-dir", tmp_path / "run", "--data", "somebody/some-set", "--max-steps", 2, "--warmup-steps", 0,
+            "--seq-len", 16, "--processes", 1]  # fmt: skip
+    hub = {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}",
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(tmp_path),
+    }
+    first = train(*args, "--save-every", 1, env=clean_env(**hub))
+    assert first.code == 0, first.output
+    server.shutdown()
+    server.server_close()
+    again = train(
+        *args[:-2], "--allow-config-change", "max_steps", "--max-steps", 3, "--processes", 1, env=clean_env(**hub)
+    )
+    assert again.code == 0, again.output
+    refused = train(
+        "--checkpoint-dir", tmp_path / "other", *args[2:], env=clean_env(**{**hub, "HF_HOME": str(tmp_path / "x")})
+    )
+    assert refused.code == 1
+    assert "somebody/some-set: not to be had from the hub" in refused.output
+    assert "Traceback" not in refused.output
 
 
 def test_a_stop_is_heard_between_pieces(paths: RunPaths) -> None:

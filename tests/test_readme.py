@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,43 @@ def test_a_block_of_commands_runs_as_it_stands(tmp_path: Path, block: str) -> No
         ["bash", "-euo", "pipefail", "-c", block], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("line", "".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)).splitlines())
+def test_a_command_that_talks_to_skypilot_is_one_that_we_have(line: str) -> None:
+    """Here it is only parsed; `make e2e` runs them against a real SkyPilot."""
+    from skyspot.cli import cli
+
+    program, *words = shlex.split(line)
+    assert program == "skyspot"
+    with cli.make_context("skyspot", words) as above:
+        name, command, rest = cli.resolve_command(above, [*above.protected_args, *above.args])
+        assert command.make_context(name, rest, parent=above)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_commands_are_completed_in_every_shell(tmp_path: Path, shell: str) -> None:
+    scripts = str(Path(sys.executable).parent)
+    env = clean_env(PATH=f"{scripts}:{os.environ['PATH']}", HOME=str(tmp_path))
+
+    def complete(words: str) -> str:
+        asked = {"_SKYSPOT_COMPLETE": f"{shell}_complete", "COMP_WORDS": f"skyspot {words}",
+                 "COMP_CWORD": words.split()[-1] if shell == "fish" else str(len(words.split()))}  # fmt: skip
+        done = subprocess.run(
+            ["skyspot"], env={**env, **asked}, cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+        return done.stdout
+
+    source = subprocess.run(
+        ["skyspot"], env={**env, "_SKYSPOT_COMPLETE": f"{shell}_source"}, capture_output=True, text=True, timeout=60
+    )
+    assert "_SKYSPOT_COMPLETE" in source.stdout
+    (tmp_path / ".skyspot").mkdir()
+    (tmp_path / ".skyspot" / "run-001.yaml").touch()
+    assert "launch" in complete("lau")
+    assert "finetune" in complete("render fine")
+    assert "A100-80GB" in complete("render --gpus A100-")
+    assert "run-001" in complete("logs run")
 
 
 def test_the_demo_shows_what_the_program_prints() -> None:

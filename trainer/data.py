@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import sysconfig
 import tempfile
@@ -73,20 +74,42 @@ def sources(data: str) -> list[tuple[str, Path]]:
     """
     if data == "stdlib":
         return _stdlib()
-    root = Path(data)
+    root = _download(data) if is_hub_id(data) else Path(data)
     if root.is_file():
         found = [(root.name, root)]
     elif root.is_dir():
         found = sorted((path.relative_to(root).as_posix(), path) for path in root.rglob("*") if path.is_file())
     else:
         raise DataError(
-            f"--data {data}: no such folder or file on this machine. Data sets from a hub are not in this release: "
-            "mount a folder of .txt or .jsonl files, or say stdlib"
+            f"--data {data}: no such folder or file on this machine: mount a folder of .txt or .jsonl files, name a "
+            "data set of the hub (ORGANISATION/NAME), or say stdlib"
         )
     readable = [(name, path) for name, path in found if path.suffix in (".txt", ".jsonl")]
     if not readable:
         raise DataError(f"--data {data}: no .txt or .jsonl file in it")
     return readable
+
+
+def is_hub_id(data: str) -> bool:
+    """Whether the source is a data set of the Hugging Face hub, ORGANISATION/NAME: a path that is there comes first."""
+    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", data)) and not Path(data).exists()
+
+
+def _download(data: str) -> Path:
+    """The .txt and .jsonl files of a hub's data set, on local disk.
+
+    Raises:
+        DataError: the hub does not answer, or does not have it.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(data, repo_type="dataset", allow_patterns=["*.txt", "*.jsonl"]))
+    except Exception as error:  # Its own errors, those of the network, and those of the disk.
+        text = str(error).strip().splitlines()
+        raise DataError(
+            f"--data {data}: not to be had from the hub: {text[0] if text else type(error).__name__}"
+        ) from None
 
 
 def _stdlib() -> list[tuple[str, Path]]:
@@ -106,13 +129,15 @@ def _stdlib() -> list[tuple[str, Path]]:
 
 def data_key(config: TrainConfig) -> str:
     """What a folder of prepared data is known by, 16 hexadecimal digits: the source, its files' names and sizes, the
-    tokenizer and the length of a sample. Of `stdlib`, the name alone: the first machine's Python decides.
+    tokenizer and the length of a sample. Of `stdlib` and of a hub's data set, the name alone: the first machine
+    decides, and a resume does not need them.
 
     Raises:
         DataError: the source is not there.
     """  # noqa: D205
-    files = [] if config.data == "stdlib" else [[name, path.stat().st_size] for name, path in sources(config.data)]
-    source = "stdlib" if config.data == "stdlib" else "files"
+    by_name = config.data == "stdlib" or is_hub_id(config.data)
+    files = [] if by_name else [[name, path.stat().st_size] for name, path in sources(config.data)]
+    source = config.data if by_name else "files"
     text = json.dumps([source, files, tokenizer_name(config), config.seq_len])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
