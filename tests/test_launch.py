@@ -146,6 +146,18 @@ def test_each_rank_gets_what_torchrun_would_give_it(tmp_path: Path) -> None:
     assert lines == [f"{rank} {rank} 2 2 127.0.0.1 {threads} True" for rank in (0, 1)]
 
 
+def test_a_plain_torch_script_of_several_processes_finds_its_peers(tmp_path: Path) -> None:
+    body = (
+        "import torch.distributed as dist\n"
+        "dist.init_process_group('gloo')\n"
+        "dist.barrier()\n"
+        "print('world', dist.get_world_size())\n"
+        "dist.destroy_process_group()\n"
+    )
+    done = run(script(tmp_path, body))
+    assert (done.returncode, done.stdout.splitlines()) == (0, ["world 2", "world 2"]), done.stderr
+
+
 def test_a_rehearsals_number_of_processes_beats_the_commands(tmp_path: Path) -> None:
     output = run(script(tmp_path, "print('here')\n"), processes=4, SKYSPOT_PROCESSES="2").stdout
     assert output.splitlines() == ["here", "here"]

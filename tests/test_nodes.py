@@ -1,5 +1,6 @@
 """Several machines: two launchers on loopback, each with a HOME of its own, as SkyPilot starts them."""
 
+import json
 import os
 import secrets
 import signal
@@ -8,13 +9,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from support import PROGRAMS, Ended, clean_env, column, event, losses, mlp, weights
 
+from skyspot.metadata_server import AwsMetadata
 from trainer.layout import RunPaths, list_attempts, list_checkpoints, read_events
 from trainer.nodes import Nodes, NodesError, interface_of
 
@@ -69,6 +71,16 @@ def start(
     )  # fmt: skip
 
 
+IMPATIENT = ("--constant", "run.CRASH_PATIENCE_S=1")
+
+
+def await_true(condition: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def codes(ended: list[Ended]) -> list[int]:
     return [one.code for one in ended]
 
@@ -114,7 +126,7 @@ def test_a_machine_that_is_lost_costs_the_attempt_and_not_the_run(
     tmp_path: Path, whole: dict[int, Path], task: str
 ) -> None:
     run_dir = tmp_path / "run"
-    first = start(run_dir, "--fault", "kill@6", "--fault-rank", 1, "--commit-first", task=task).end()
+    first = start(run_dir, "--fault", "kill@6", "--fault-rank", 1, "--commit-first", *IMPATIENT, task=task).end()
     assert first[0].code == 75, first[0].output
     assert first[1].code == -signal.SIGKILL
     assert event(run_dir, "end")["cause"] == "peer-gone"
@@ -133,6 +145,29 @@ def test_an_exception_on_one_machine_ends_all_with_1(tmp_path: Path, task: str) 
             assert codes(ended) == [1, 1], ended
             assert "a bug of the program's own" in ended[rank].output
             assert event(run_dir, "end")["code"] == 1
+
+
+def test_a_rank_that_dies_on_one_machine_ends_all_with_75(tmp_path: Path, task: str) -> None:
+    ended = start(tmp_path / "run", "--fault", "die@3", "--fault-rank", 1, *IMPATIENT, task=task).end()
+    assert codes(ended) == [75, 75], ended
+
+
+def test_a_notice_on_one_machine_stops_all_at_one_boundary(tmp_path: Path, task: str) -> None:
+    run_dir = tmp_path / "run"
+    long = (run_dir, "--steps", 4000, "--save-every", 4000, "--slow", 0.01)
+    with AwsMetadata() as server:
+        lone = start(*long, task=task, nodes=[1], **server.env(), SKYSPOT_NOTICE_POLL_S="0.1")
+        rest = start(*long, task=task, nodes=[0])
+        await_true(lambda: list(run_dir.glob("attempts/*/metrics-*")))
+        server.announce(120)
+        await_true(lambda: event(run_dir, "end"))
+    launchers = [*rest.launchers, *lone.launchers]
+    assert [launcher.poll() for launcher in launchers] == [None, None], "both hold"
+    for launcher in launchers:
+        launcher.send_signal(signal.SIGTERM)
+    assert codes([*rest.end(), *lone.end()]) == [75, 75]
+    end = event(run_dir, "end")
+    assert (end["cause"], end["committed_step"]) == ("notice", end["step"])
 
 
 def test_a_signal_on_one_machine_stops_all_at_one_boundary_and_loses_no_step(
@@ -161,11 +196,8 @@ def test_a_signal_before_the_first_step_ends_all_machines(tmp_path: Path, task: 
 def test_an_older_attempt_that_is_still_alive_is_not_joined(tmp_path: Path, whole: dict[int, Path], task: str) -> None:
     """Its store answers at the same address: the new ranks wait for their own, and the old attempt stops itself."""
     run_dir = tmp_path / "run"
-    old = start(run_dir, "--steps", 12, "--slow", "0.5", task=task)
-    end = time.monotonic() + 60
-    while not list_checkpoints(RunPaths(run_dir)):
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    old = start(run_dir, "--steps", 12, "--slow", "0.5", "--constant", "records.LOOK_S=1", task=task)
+    await_true(lambda: list_checkpoints(RunPaths(run_dir)))
     new = start(run_dir, task=task)
     assert codes(new.end()) == [0, 0]
     assert codes(old.end()) == [76, 76]
@@ -177,12 +209,11 @@ def test_an_older_attempt_that_is_still_alive_is_not_joined(tmp_path: Path, whol
 
 OLD_STORE = """
 import sys, time
-from datetime import timedelta
 import torch.distributed as dist
 store = dist.TCPStore("127.0.0.1", int(sys.argv[1]), is_master=True, wait_for_workers=False)
-store.set("token", "an old attempt's")
 for rank in range(2):
     store.add(f"seat/{rank}", 1)
+store.set("seats", sys.argv[2])
 print("serving", flush=True)
 while store.add("seat/1", 0) < 2:
     time.sleep(0.02)
@@ -193,8 +224,9 @@ time.sleep(600)
 
 def test_a_store_of_an_older_attempt_is_left_alone(tmp_path: Path, task: str) -> None:
     """It still answers where the new rank 0 will: all its seats are taken."""
-    port = Nodes(2, 0, ("127.0.0.1", "127.0.0.2"), task).port
-    old = subprocess.Popen([sys.executable, "-c", OLD_STORE, str(port)], text=True, stdout=subprocess.PIPE)
+    nodes = Nodes(2, 0, ("127.0.0.1", "127.0.0.2"), task)
+    seats = json.dumps({"start": nodes.start, "world_size": 2, "random": "an older attempt's"})
+    old = subprocess.Popen([sys.executable, "-c", OLD_STORE, str(nodes.port), seats], text=True, stdout=subprocess.PIPE)
     assert old.stdout
     assert old.stdout.readline() == "serving\n"
     new = start(tmp_path / "run", task=task)
@@ -224,6 +256,94 @@ def test_a_machine_without_the_mount_ends_all_and_writes_nothing(tmp_path: Path,
     assert "no bucket is mounted there" in ended[1].output
     assert not (run_dir / "checkpoints").exists()
     assert list(not_mounted.iterdir()) == []
+
+
+def test_a_first_machine_without_the_mount_ends_all_too(tmp_path: Path, task: str) -> None:
+    run_dir = tmp_path / "run"
+    not_mounted = tmp_path / "not-mounted"
+    not_mounted.mkdir()
+    second = start(run_dir, task=task, nodes=[1])
+    first = start(run_dir, task=task, nodes=[0], SKYSPOT_MOUNT=str(not_mounted))
+    ended = [*first.end(), *second.end()]
+    assert codes(ended) == [1, 1], ended
+    assert "no bucket is mounted there" in ended[0].output
+    assert not run_dir.exists()
+
+
+def test_a_machine_that_sees_another_bucket_ends_all_and_writes_nothing(tmp_path: Path, task: str) -> None:
+    (tmp_path / "other").mkdir()
+    first = start(tmp_path / "run", task=task, nodes=[0])
+    second = start(tmp_path / "other" / "run", "--constant", "run.SEE_ATTEMPT_S=1", task=task, nodes=[1])
+    ended = [*first.end(), *second.end()]
+    assert codes(ended) == [1, 1], ended
+    assert "not the same bucket or folder" in ended[1].output
+    assert not (tmp_path / "other" / "run").exists()
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_machines_that_run_unequal_numbers_of_processes_are_refused(tmp_path: Path, task: str) -> None:
+    first = start(tmp_path / "run", task=task, nodes=[0])
+    impatient = ("--constant", "together.UNEQUAL_PATIENCE_S=0.5")
+    second = start(tmp_path / "run", *impatient, task=task, nodes=[1], processes=2)
+    ended = [*first.end(), *second.end()]
+    assert codes(ended) == [1, 1], ended
+    assert "machine 0 reckons with 2 processes in all, machine 1 with 4" in ended[1].output
+
+
+def test_a_run_that_is_asked_to_stop_before_its_first_step_ends_on_all_machines(tmp_path: Path, task: str) -> None:
+    run_dir = tmp_path / "run"
+    cluster = start(run_dir, "--prepare", 60, "--constant", "run.LOOK_AT_BUCKET_S=0.2", task=task)
+    await_true(lambda: event(run_dir, "machines") if run_dir.exists() else None)
+    (run_dir / "stop").mkdir()
+    RunPaths(run_dir).stop(task).touch()
+    assert codes(cluster.end()) == [79, 79]
+    assert event(run_dir, "end")["cause"] == "stop-request"
+
+
+def test_a_run_that_is_asked_to_stop_holds_on_all_machines(tmp_path: Path, task: str) -> None:
+    run_dir = tmp_path / "run"
+    cluster = start(run_dir, "--fault", "stop@3", "--constant", "records.LOOK_S=0.2", task=task)
+    await_true(lambda: event(run_dir, "end") if list(run_dir.glob("attempts/a*")) else None)
+    assert [launcher.poll() for launcher in cluster.launchers] == [None, None]
+    for launcher in cluster.launchers:
+        launcher.send_signal(signal.SIGTERM)
+    assert codes(cluster.end()) == [79, 79]
+    end = event(run_dir, "end")
+    assert (end["code"], end["committed_step"]) == (79, end["step"])
+
+
+PLAIN = """
+import os
+import torch
+import torch.distributed as dist
+dist.init_process_group("gloo")
+rows = torch.zeros(dist.get_world_size())
+rows[dist.get_rank()] = int(os.environ["NODE_RANK"])
+dist.all_reduce(rows)
+print("nodes", rows.int().tolist(), flush=True)
+dist.destroy_process_group()
+"""
+
+
+def test_a_plain_torch_script_finds_the_other_machines(tmp_path: Path, task: str) -> None:
+    script = tmp_path / "plain.py"
+    script.write_text(PLAIN)
+    command = [sys.executable, "-m", "trainer.launch", "--processes", "1", str(script)]
+    pipes = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    cluster = Cluster(
+        [subprocess.Popen(command, env=environment(tmp_path / str(node), node, task), **pipes) for node in (0, 1)]
+    )
+    ended = cluster.end()
+    assert codes(ended) == [0, 0], ended
+    assert [one.output.strip() for one in ended] == ["nodes [0, 1]"] * 2
+
+
+def test_a_script_that_several_machines_start_without_the_launcher_is_refused(tmp_path: Path, task: str) -> None:
+    command = [sys.executable, str(PROGRAMS / "mlp.py"), "--dir", str(tmp_path / "run")]
+    done = subprocess.run(command, env=environment(tmp_path / "home", 1, task), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "python -m trainer.launch" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 # -- what SkyPilot says ------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from support import REPO
 
 
@@ -73,3 +74,45 @@ def test_the_check_names_what_is_missing(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "torch: not installed; 2.8 or later is needed" in done.stderr
     assert subprocess.run([sys.executable, "-m", "trainer.check"], cwd=REPO).returncode == 0
+
+
+def cpu_wheels() -> str | None:
+    """Where pip is told to find a build of torch for the CPU; the index has builds of gigabytes alone."""
+    asked = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "get", "global.find-links"], capture_output=True, text=True
+    )
+    folder = asked.stdout.strip()
+    return folder if folder and list(Path(folder).glob("torch-2.13.0*")) else None
+
+
+def test_with_uv_alone_an_environment_is_made_and_used(tmp_path: Path) -> None:
+    """As on a SkyPilot VM: no Python that will do, and ~/.local/bin/uv."""
+    wheels = cpu_wheels()
+    if wheels is None:
+        pytest.skip("no build of torch for the CPU is at hand, and the index' own takes gigabytes")
+    home = home_with_payload(tmp_path)
+    tools = home / ".local" / "bin"
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--target", tmp_path / "uv", "uv"], check=True)
+    tools.mkdir(parents=True)
+    (tools / "uv").symlink_to(tmp_path / "uv" / "bin" / "uv")
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    for name in ("bash", "dirname", "mkdir", "chmod", "timeout", "cat", "env", "sh", "uname", "rm"):
+        (bin_folder / name).symlink_to(str(shutil.which(name)))
+    # The system's own, without what training needs.
+    (bin_folder / "python3").symlink_to(Path(sys.base_prefix) / "bin" / "python3")
+    env = {"HOME": str(home), "PATH": str(bin_folder), "UV_FIND_LINKS": wheels}
+    # How this machine reaches the registry.
+    ways = ("UV_", "SSL_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+    env |= {name: value for name, value in os.environ.items() if name.startswith(ways) and name not in env}
+    script = home / "skyspot" / "trainer" / "setup.sh"
+    done = subprocess.run(["bash", str(script)], env=env, cwd=home, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    python = home / "skyspot" / "python"
+    asked = subprocess.run([python, "-c", "import sys, torch; print(sys.prefix)"], capture_output=True, text=True)
+    assert asked.stdout.strip() == str(home / "skyspot" / "venv"), asked.stderr
+    trained = subprocess.run(
+        [python, "-m", "trainer", "--checkpoint-dir", str(tmp_path / "run"), "--max-steps", "6", "--processes", "1"],
+        cwd=home / "skyspot", env={**env, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stdout + trained.stderr

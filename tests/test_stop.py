@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import PROGRAMS, clean_env, event, launch, losses, mlp
+from support import PROGRAMS, clean_env, event, history, launch, losses, mlp, weights
 
 from trainer.layout import RunPaths, list_attempts, read_progress
 
@@ -50,7 +50,7 @@ def await_end(run_dir: Path) -> dict[str, object]:
 def test_a_run_that_is_asked_to_stop_saves_and_waits_to_be_cancelled(tmp_path: Path, processes: int) -> None:
     run_dir = tmp_path / "run"
     process = begin(run_dir, "--steps", 4000, "--save-every", 4000, "--samples", 8000, "--slow", 0.02,
-                    processes=processes)  # fmt: skip
+                    "--constant", "records.LOOK_S=0.2", processes=processes)  # fmt: skip
     ask(run_dir)
     found = await_end(run_dir)
     assert (found["code"], found["cause"]) == (79, "stop-request")
@@ -74,6 +74,24 @@ def test_the_request_holds_for_every_attempt_of_its_launch_and_for_no_other(tmp_
     assert later.code == 0, later.output
     assert event(run_dir, "restored")["lost_steps"] == 0
     assert sorted(losses(run_dir)) == list(range(1, 13))
+
+
+def test_a_request_is_heard_while_evaluating_and_nothing_is_lost(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    impatient = ("--constant", "records.LOOK_S=0.2", "--constant", "loop.STOP_REQUEST_S=1")
+    stopped = mlp(run_dir, "--eval-every", 3, "--fault", "stop:eval@6", *impatient,
+                  env=clean_env(SKYPILOT_TASK_ID=TASK))  # fmt: skip
+    assert stopped.code == 79, stopped.output
+    assert (event(run_dir, "end")["step"], event(run_dir, "end")["committed_step"]) == (6, 6)
+    whole = tmp_path / "whole"
+    assert mlp(whole, "--eval-every", 3).code == 0
+    later = mlp(run_dir, "--eval-every", 3, env=clean_env(SKYPILOT_TASK_ID="another"))
+    assert later.code == 0, later.output
+    assert event(run_dir, "restored")["lost_steps"] == 0
+    assert losses(run_dir) == losses(whole)
+    assert weights(run_dir) == weights(whole)
+    evaluated = [[line["eval_loss"] for line in history(one) if "eval_loss" in line] for one in (run_dir, whole)]
+    assert evaluated[0] == evaluated[1]
 
 
 def test_a_finished_run_is_not_stopped(tmp_path: Path) -> None:

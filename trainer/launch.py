@@ -29,23 +29,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.layout import (
-    EXIT_FAILED,
-    EXIT_PRECEDENCE,
-    EXIT_PREEMPTED,
-    EXIT_STOPPED,
-    EXIT_SUPERSEDED,
-    EXIT_USAGE,
-    file_safe,
-)
+from trainer.kept import STOPS, Keeper, write_end
+from trainer.layout import EXIT_FAILED, EXIT_PRECEDENCE, EXIT_PREEMPTED, EXIT_USAGE, file_safe
 from trainer.nodes import Nodes, NodesError, interface_of
 
 KILL_AFTER_GRACE_S = 3.0
 LEAVE_AFTER_KILL_S = 5.0
-END_EVENT_S = 5.0
 LOOK_S = 0.5
 _PR_SET_PDEATHSIG = 1
-_STOPS = {"superseded": EXIT_SUPERSEDED, "stop-request": EXIT_STOPPED}
 
 
 class LaunchError(Exception):
@@ -109,6 +100,17 @@ def launch(command: Sequence[str], *, processes: int, grace_s: float, keeper_dir
     return _Launch(list(command), processes, grace_s, keeper_dir, nodes).run()
 
 
+def reserve_port() -> socket.socket:
+    """A free port on loopback that nobody else is given, and that rank 0 of a plain torch script can still serve.
+
+    Bound but not listening: the kernel hands it to nobody, and whoever binds it with SO_REUSEADDR, as torch does, may.
+    """
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind(("127.0.0.1", 0))
+    return reserved
+
+
 class _Launch:
     """One start of all ranks of this machine."""
 
@@ -127,7 +129,8 @@ class _Launch:
         """The keeper's word that ends the attempt of a script that does not look itself."""
         self._kill_at: float | None = None
         self._killed = False
-        self._keeper = _Keeper(keeper_dir, self._launch_id) if keeper_dir and nodes.leads else None
+        self._reserved: socket.socket | None = None
+        self._keeper = Keeper(keeper_dir, self._launch_id) if keeper_dir and nodes.leads else None
 
     def run(self) -> int:
         wake_read, wake_write = os.pipe()
@@ -154,7 +157,10 @@ class _Launch:
     # -- the start ---------------------------------------------------------------------------------------------------
 
     def _start_ranks(self) -> None:
-        listener = None if self._nodes.several else socket.create_server(("127.0.0.1", 0), backlog=512)
+        listener = None
+        if not self._nodes.several:
+            listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+            self._reserved = reserve_port()
         libc = ctypes.CDLL(None)
         parent = os.getpid()
         pipes: list[tuple[int, int, int]] = []
@@ -188,7 +194,9 @@ class _Launch:
         if listener:
             listener.close()
         for source, target, rank in pipes:
-            thread = threading.Thread(target=self._relay, args=(source, target, rank == 0), daemon=True)
+            raw = rank == 0 and (self._processes == 1 or os.isatty(target))
+            ends = (b"\n", b"\r") if rank == 0 else (b"\n",)  # A bar's lines end with \r, terminal or not.
+            thread = threading.Thread(target=self._relay, args=(source, target, raw, ends), daemon=True)
             thread.start()
             self._relays.append(thread)
 
@@ -201,21 +209,24 @@ class _Launch:
             "WORLD_SIZE": str(nodes.count * self._processes),
             "LOCAL_WORLD_SIZE": str(self._processes),
             "MASTER_ADDR": nodes.ips[0] if nodes.several else "127.0.0.1",
-            "MASTER_PORT": str(listener.getsockname()[1] if listener else nodes.port),
+            "MASTER_PORT": str(self._reserved.getsockname()[1] if self._reserved else nodes.port),
+            "NODE_RANK": str(nodes.rank),
             "SKYSPOT_LINK": link,
             "SKYSPOT_LAUNCH": self._launch_id,
             "SKYSPOT_LAUNCHED_AT": repr(self._started),
             "SKYSPOT_GRACE_S": repr(self._grace_s),
             "PYTHONUNBUFFERED": "1",
         }
-        for name in ("SKYSPOT_LISTEN_FD", "SKYSPOT_TTY", "SKYSPOT_ATTEMPT"):
+        for name in ("SKYSPOT_STORE_PORT", "SKYSPOT_LISTEN_FD", "SKYSPOT_TTY", "SKYSPOT_ATTEMPT"):
             env.pop(name, None)
         if self._processes > 1:
             env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self._processes)))
         if nodes.several and "GLOO_SOCKET_IFNAME" not in env and (name := interface_of(nodes.ips[nodes.rank])):
             env["GLOO_SOCKET_IFNAME"] = name
-        if listener and rank == 0:
-            env["SKYSPOT_LISTEN_FD"] = str(listener.fileno())
+        if listener:
+            env["SKYSPOT_STORE_PORT"] = str(listener.getsockname()[1])
+            if rank == 0:
+                env["SKYSPOT_LISTEN_FD"] = str(listener.fileno())
         if nodes.leads and rank == 0 and sys.stdout.isatty():
             size = shutil.get_terminal_size()
             env.update(SKYSPOT_TTY="1", COLUMNS=str(size.columns), LINES=str(size.lines))
@@ -223,8 +234,8 @@ class _Launch:
             env["SKYSPOT_ATTEMPT"] = self._keeper.attempt
         return env
 
-    def _relay(self, source: int, target: int, raw: bool) -> None:
-        """Copy a rank's output to ours: rank 0's as it comes, the others' line by line."""
+    def _relay(self, source: int, target: int, raw: bool, ends: tuple[bytes, ...]) -> None:
+        """Copy a rank's output to ours: as it comes (a bar on a terminal), or line by line, so that no two mix."""
         kept, open_ = b"", True
         while True:
             try:
@@ -232,7 +243,7 @@ class _Launch:
             except OSError:
                 data = b""
             kept += data
-            cut = len(kept) if raw or not data else kept.rfind(b"\n") + 1
+            cut = len(kept) if raw or not data else 1 + max(kept.rfind(end) for end in ends)
             part, kept = kept[:cut], kept[cut:]
             with self._locks[target]:
                 while part and open_:
@@ -343,7 +354,7 @@ class _Launch:
         if any(other not in EXIT_PRECEDENCE for other in codes):
             code = EXIT_FAILED
         if self._stopped:
-            code = _STOPS[self._stopped]
+            code = STOPS[self._stopped]
         first = self._ranks[0]
         # Who said that it leaves is given a moment to do so; who cannot be reaped is left behind.
         end = time.monotonic() + LEAVE_AFTER_KILL_S
@@ -356,71 +367,10 @@ class _Launch:
         if self._keeper:
             self._keeper.close(code, cause, first.ended)
         elif first.attempt and not first.ended:
-            _write_end(first.attempt, code, cause)
+            write_end(first.attempt, code, cause)
         for thread in self._relays:
             thread.join(1.0)
         return code
-
-
-class _Keeper:
-    """A child of the launcher's own that records the attempt of a script that does not do so itself."""
-
-    def __init__(self, run_dir: Path, launch_id: str) -> None:
-        self._run_dir, self._launch_id = run_dir, launch_id
-        self.attempt = ""
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def open(self) -> int | None:
-        """Begin the attempt; returns the exit code where there is nothing to do."""
-        env = {**os.environ, "SKYSPOT_LAUNCH": self._launch_id}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "trainer.keeper", str(self._run_dir)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=env,
-            start_new_session=True,
-        )
-        assert self._process.stdout
-        word, _, rest = self._process.stdout.readline().decode().strip().partition(" ")
-        if word == "attempt":
-            self.attempt = rest
-            os.set_blocking(self._process.stdout.fileno(), False)
-            return None
-        return int(rest) if word == "leave" else EXIT_FAILED
-
-    def said(self) -> str | None:
-        """Why the attempt has to end: a newer one has begun, or somebody asked for a stop. None: it need not."""
-        assert self._process
-        assert self._process.stdout
-        words = (self._process.stdout.read() or b"").decode().split()
-        return next((word for word in words if word in _STOPS), None)
-
-    def close(self, code: int, cause: str, ended: bool) -> None:
-        """Have the end event written, unless a rank wrote one; within a few seconds."""
-        assert self._process
-        with suppress(OSError, subprocess.TimeoutExpired):
-            self._process.communicate(b"" if ended else f"end {code} {cause}\n".encode(), timeout=END_EVENT_S)
-        self._process.kill()
-
-
-def _write_end(attempt: dict[str, str], code: int, cause: str) -> None:
-    """Have the end event of a dead rank 0 written by a child, which may hang in the bucket in our stead."""
-    command = [
-        sys.executable,
-        "-m",
-        "trainer.keeper",
-        "--end",
-        str(code),
-        cause,
-        attempt["run_dir"],
-        attempt["attempt"],
-    ]
-    with suppress(OSError, subprocess.TimeoutExpired):
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
-        try:
-            child.wait(END_EVENT_S)
-        finally:
-            child.kill()
 
 
 def _is_zombie(pid: int) -> bool:

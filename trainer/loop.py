@@ -182,6 +182,7 @@ class Loop:
         # Accumulation is this loop's own; the variable would override the argument.
         os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
         on_gpu = torch.cuda.is_available() and not self.config.cpu
+        self.run_.await_all_ready()
         self.together.form_groups(on_gpu)
         if self.together.world_size == 1:
             for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
@@ -633,7 +634,9 @@ class Loop:
         run.say(f"a stop was asked for: saving step {self.done}")
         self._save_last(None)
         run.write_end(EXIT_STOPPED, "stop-request")
-        run.say(f"step {self.done} is committed; waiting for SkyPilot to cancel this job")
+        saved = self.saver.committed_step == self.done
+        said = f"step {self.done} is committed" if saved else f"the last committed step is {self.saver.committed_step}"
+        run.say(f"{said}; waiting for SkyPilot to cancel this job")
         run.notices.signalled.wait(STOP_REQUEST_S)
         run.leave(EXIT_STOPPED, "stop-request")
 

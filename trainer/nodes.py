@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-# Below the ports that Linux hands out by itself (32768 on) and those of Kubernetes' services (30000 on).
+# Below the ports that Linux hands out by itself (32768 on) and those of Kubernetes' services (30000 on), above those of
+# Ray's workers (10002 to 19999), with which SkyPilot starts the job.
 FIRST_PORT = 20000
 PORTS = 10000
 _SIOCGIFADDR = 0x8915
@@ -28,6 +29,8 @@ class Nodes:
     rank: int = 0
     ips: tuple[str, ...] = ("127.0.0.1",)
     task_id: str = ""
+    job_id: str = ""
+    """SkyPilot's number for one start of the task on these machines: a later one on the same machines has another."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Nodes:
@@ -50,7 +53,7 @@ class Nodes:
             raise NodesError(f"SKYPILOT_NODE_IPS names {len(ips)} machines, SKYPILOT_NUM_NODES says {count}")
         if rank >= count:
             raise NodesError(f"SKYPILOT_NODE_RANK is {rank}, and there are {count} machines")
-        return cls(count, rank, ips, env.get("SKYPILOT_TASK_ID", ""))
+        return cls(count, rank, ips, env.get("SKYPILOT_TASK_ID", ""), env.get("SKYPILOT_INTERNAL_JOB_ID", ""))
 
     @property
     def several(self) -> bool:
@@ -66,6 +69,14 @@ class Nodes:
     def port(self) -> int:
         """Where rank 0 serves the store, on the first machine: known to all without a word, from the task's id."""
         return FIRST_PORT + int.from_bytes(hashlib.sha256(self.task_id.encode()).digest()[:4], "big") % PORTS
+
+    @property
+    def start(self) -> str:
+        """What all ranks of one start know alike: neither another task's nor a later start's on these machines do.
+
+        On new machines the number may be the same again; there the addresses are others.
+        """
+        return f"{self.task_id}/{self.job_id}"
 
 
 def interface_of(ip: str) -> str | None:

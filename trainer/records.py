@@ -38,13 +38,12 @@ class _Segment:
 class Records:
     """Rank 0's writer. `history` lists the closed metrics files of all the steps that count, oldest first."""
 
-    def __init__(self, attempt: Attempt, look_s: float = LOOK_S) -> None:
+    def __init__(self, attempt: Attempt) -> None:
         self.attempt = attempt
         self.history: list[dict[str, Any]] = []
         self.superseded_by: AttemptName | None = None
         self.stop_requested = False
         self.error: OSError | None = None
-        self._look_s = look_s
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._segment: _Segment | None = None
         self._ended: list[_Segment] = []
@@ -96,7 +95,7 @@ class Records:
             except OSError as error:
                 self.error = error
             if time.monotonic() >= look_at:
-                look_at = time.monotonic() + self._look_s
+                look_at = time.monotonic() + LOOK_S
                 try:
                     self._write_progress()
                     self.superseded_by = self.superseded_by or newer_attempt(self.attempt)

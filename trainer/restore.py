@@ -44,7 +44,8 @@ def find_whole(together: Together, paths: RunPaths, between: Callable[[], None])
         seen.add(choice)
         name = CheckpointName.parse(choice)
         assert name
-        loaded, reason = _try_load(paths, name)
+        with together.beating(f"beat/verdict/{turn}/{together.rank}"):
+            loaded, reason = _try_load(paths, name)
         verdicts: list[Any] = together.gather(f"verdict/{turn}", reason, between)
         problems = [(rank, verdict) for rank, verdict in enumerate(verdicts) if verdict is not None]
         if not problems:

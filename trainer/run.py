@@ -13,6 +13,7 @@ The `with` block is the attempt's whole life: when it ends, so does the process,
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -43,6 +44,7 @@ from trainer.layout import (
     read_manifest,
     sizes_agree,
 )
+from trainer.nodes import Nodes
 from trainer.notice import Notice, Notices
 from trainer.rank import CRASHED, END_WRITTEN, STOPPED, Link
 
@@ -53,12 +55,17 @@ if TYPE_CHECKING:
     from trainer.attempt import Attempt
     from trainer.config import RunConfig
     from trainer.records import Records
-    from trainer.together import Together
+    from trainer.together import Heartbeat, Together
 
 PEER_GONE_PATIENCE_S = 2.0
 CRASH_PATIENCE_S = 5.0
 LEAVE_LAST_S = 6.0
 END_EVENT_S = 5.0
+SEE_ATTEMPT_S = 90.0
+LOOK_AT_STORE_S = 0.5
+LOOK_AT_BUCKET_S = 5.0
+# With what an attempt ends once all ranks have agreed on why; anything else is a preemption.
+_STOP_CODES = {"superseded": EXIT_SUPERSEDED, "stop-request": EXIT_STOPPED}
 
 
 class RunError(Exception):
@@ -108,6 +115,12 @@ class SpotRun:
         self.steps_done = 0
         self.committed_step: int | None = None
         self._leaving = threading.Lock()
+        self._ending = threading.Event()
+        """This rank has a reason of its own to leave, and is about to say it."""
+        self._serve_on_s = LEAVE_LAST_S
+        """How long rank 0 serves the store for the others once it leaves."""
+        self._alive: Heartbeat | None = None
+        self._look_at_store = self._look_at_bucket = 0.0
 
     # -- the attempt's life ------------------------------------------------------------------------------------------
 
@@ -115,7 +128,8 @@ class SpotRun:
         try:
             self.notices.install()
             self.link.watch(self._on_peer_gone)
-            opened = self._open_or_leave() if self.rank == 0 else None
+            self._refuse_without_launcher()
+            opened, trouble = self._open_or_leave() if self.rank == 0 else (None, None)
             self.between()
             from trainer.together import Together
 
@@ -123,6 +137,8 @@ class SpotRun:
             if self.together.several_nodes:
                 threading.Thread(target=self._watch_for_a_crash, daemon=True, name="crashes").start()
             word = self.together.rank0_does("attempt", lambda: opened, self.between)
+            if trouble:
+                raise trouble
             if isinstance(word, list):
                 raise Leaving(*word)
             name = AttemptName.parse(word)
@@ -130,6 +146,9 @@ class SpotRun:
             self.attempt_name = name
             if self.together.several_nodes:
                 self._meet_the_other_machines()
+            if self.world_size > 1:
+                self._alive = self.together.beating(f"beat/ready/{self.rank}")
+                self._alive.__enter__()
             self.between()
         except BaseException as error:
             self._end_with(error)
@@ -146,19 +165,51 @@ class SpotRun:
         """Look for a stop between two pieces of work outside of the training loop; nothing is saved there.
 
         Raises:
-            Leaving: a notice was heard.
+            Leaving: a notice was heard, here or on another machine; a newer attempt has begun; a stop was asked for.
         """
-        together = getattr(self, "together", None)
-        across = together is not None and together.several_nodes
-        notice = self.notices.first()
-        if notice and not self.final_is_whole:
-            if across:
-                together.say(STOPPED, cause_of(notice))
-            raise Leaving(EXIT_PREEMPTED, cause_of(notice), f"{notice.kind} before the first step", notice)
-        if across and not self.final_is_whole and (cause := together.heard(STOPPED)):
-            raise Leaving(EXIT_PREEMPTED, cause, "another machine was told to stop before the first step")
+        if not self.final_is_whole:
+            notice = self.notices.first()
+            if notice:
+                self._stop_all(EXIT_PREEMPTED, cause_of(notice), f"{notice.kind} before the first step", notice)
+            self._look_at_the_others()
+            if self.attempt:
+                self._look_at_the_bucket(self.attempt)
         if self.peer_gone.is_set():
             raise Leaving(EXIT_PREEMPTED, "peer-gone", "another rank is gone")
+
+    def _look_at_the_others(self) -> None:
+        """Has another machine been told to stop?"""
+        if self._across() and time.monotonic() >= self._look_at_store:
+            self._look_at_store = time.monotonic() + LOOK_AT_STORE_S
+            if word := self.together.heard(STOPPED):
+                raise Leaving(*json.loads(word), "another machine was told to stop before the first step")
+
+    def _look_at_the_bucket(self, attempt: Attempt) -> None:
+        """Rank 0: what `Records` looks for as soon as training has begun."""
+        if self.records is None and time.monotonic() >= self._look_at_bucket:
+            self._look_at_bucket = time.monotonic() + LOOK_AT_BUCKET_S
+            with suppress(OSError):
+                newer = attempts.newer_attempt(attempt)
+                if newer:
+                    self._stop_all(EXIT_SUPERSEDED, "superseded", f"a newer attempt exists ({newer}): this one stops")
+                if attempts.stop_requested(attempt):
+                    self._stop_all(EXIT_STOPPED, "stop-request", "a stop was asked for before the first step")
+
+    def _stop_all(self, code: int, cause: str, message: str, notice: Notice | None = None) -> NoReturn:
+        """Leave, and let the other machines do so for the same reason."""
+        if self._across():
+            self.together.say(STOPPED, json.dumps([code, cause]))
+        raise Leaving(code, cause, message, notice)
+
+    def _across(self) -> bool:
+        """Whether there are other machines, and this rank has its seat among theirs."""
+        return hasattr(self, "together") and self.together.several_nodes
+
+    def await_all_ready(self) -> None:
+        """Wait for the other ranks before the first collective, however long they load; each gives signs of life."""
+        self.together.gather("ready", True, self.between)
+        if self._alive:
+            self._alive.__exit__()
 
     def rank0_does(self, name: str, work: Callable[[], Any]) -> Any:
         """Let rank 0 do something that may take long (download, prepare, ...); every rank gets its JSON value."""
@@ -202,14 +253,14 @@ class SpotRun:
         with self._leaving:  # Held until the process is gone: whoever comes second waits here.
             self.write_end(code, cause, error=error, notice=notice, committed_s=committed_s)
             with suppress(Exception):
-                across = self.together.several_nodes
+                across = self._across()
                 if self.rank:
                     if across and self.stopping:
                         # The first machine to leave has SkyPilot kill the others: not before all is written.
                         self.together.heard(END_WRITTEN, LEAVE_LAST_S)
                     self.together.say_left()
                 elif code == EXIT_DONE or self.stopping or across:
-                    self.together.await_others_left(LEAVE_LAST_S)
+                    self.together.await_others_left(self._serve_on_s)
             self.link.say_exit(code)
             for stream in (sys.stdout, sys.stderr):
                 with suppress(Exception):
@@ -255,16 +306,29 @@ class SpotRun:
 
     # -- the start ---------------------------------------------------------------------------------------------------
 
-    def _open_or_leave(self) -> str | list[Any]:
-        """Rank 0's word to the others: the attempt's name, or [exit code, cause, message] of leaving at once."""
+    def _refuse_without_launcher(self) -> None:
+        if self.world_size == 1 and Nodes.from_env().several:
+            raise RunError(
+                "several machines, and each would train alone: start the script with `python -m trainer.launch SCRIPT`"
+            )
+
+    def _open_or_leave(self) -> tuple[str | list[Any], BaseException | None]:
+        """Rank 0's word to the others, and what it then raises itself.
+
+        The word is the attempt's name, or [exit code, cause, message] of leaving at once.
+        """
         try:
             self._open_attempt()
             assert self.attempt
-            return str(self.attempt.name)
+            return str(self.attempt.name), None
         except Leaving as leaving:
             if self.world_size == 1:
                 raise
-            return [leaving.code, leaving.cause, leaving.message]
+            return [leaving.code, leaving.cause, leaving.message], leaving
+        except Exception as error:
+            if not Nodes.from_env().several:
+                raise
+            return [EXIT_FAILED, "peer-crashed", f"rank 0: {one_line(error)}"], error
 
     def _open_attempt(self) -> None:
         """Rank 0: write `start`, then look whether there is anything to do, before model or data are touched."""
@@ -288,6 +352,7 @@ class SpotRun:
         from trainer.verify import problem
 
         if attempts.is_finished(self.paths, self.config.max_steps, problem):
+            self.final_is_whole = True
             raise Leaving(EXIT_DONE, "already-finished", f"already finished: {self.paths.final} is whole")
         if attempts.stop_requested(self.attempt):
             asked = self.paths.stop(self.attempt.launch)
@@ -306,17 +371,30 @@ class SpotRun:
         """Each machine looks at its own mount and its own notices, and is recorded.
 
         Raises:
-            RunError: no bucket is mounted here: the attempt ends with 1 on all machines.
+            RunError: the bucket is not mounted here: the attempt ends with 1 on all machines, and nothing is written.
         """
         machine = ""
         if self.together.local_rank == 0:
             machine = attempts.machine_token()
             if self.rank:
                 check_bucket(self.paths)
+                self._await_the_attempt_in_the_bucket()
                 self._hear_the_cloud(self.attempt_name, machine)
         tokens = self.together.gather("machine", machine, self.between)
         if self.attempt:
             attempts.record(self.attempt, "machines", machines=[token for token in tokens if token])
+
+    def _await_the_attempt_in_the_bucket(self) -> None:
+        """Two mounts of one bucket show each other's new files a little later; two buckets never do."""
+        folder, end = self.paths.attempt(self.attempt_name), time.monotonic() + SEE_ATTEMPT_S
+        while not folder.is_dir():
+            self.between()
+            if time.monotonic() > end:
+                raise RunError(
+                    f"{folder}: the first machine wrote it, and this one does not see it for {SEE_ATTEMPT_S:g} s. "
+                    "What is mounted here is not the same bucket or folder; nothing was written"
+                )
+            time.sleep(0.2)
 
     def _refuse_other_binding(self, newest: Manifest | None) -> None:
         assert self.attempt
@@ -338,19 +416,35 @@ class SpotRun:
             store = self.together.connection()
             while True:
                 what = self.together.heard(CRASHED, 1.0, store)
+                if self._ending.is_set():
+                    return
                 if what is not None:
-                    self.leave(EXIT_FAILED, "peer-crashed", error=what)
+                    self._follow_a_crash(what)
                 store.check([CRASHED])  # Raises where rank 0 is gone.
+
+    def _follow_a_crash(self, what: str) -> NoReturn:
+        if self.rank == 0:
+            print(f"Error: {what} (the traceback is in that machine's output)", file=sys.stderr)
+        self.leave(EXIT_FAILED, "peer-crashed", error=what)
 
     def _on_peer_gone(self) -> None:
         """The launcher's word that another rank left: give the main thread a moment, then leave without it."""
         self.peer_gone.set()
         time.sleep(PEER_GONE_PATIENCE_S if not self.stopping else self.config.grace_s)
         if not self.final_is_whole:
-            self.leave(EXIT_PREEMPTED, self.stopping or "peer-gone", error="another rank is gone")
+            self._leave_with_the_others("another rank is gone")
+
+    def _leave_with_the_others(self, error: str) -> NoReturn:
+        """Leave because another rank is gone: what was agreed on if all were stopping anyway, else a preemption."""
+        cause = self.stopping
+        if not cause and self._across() and (word := self.together.heard(STOPPED)):
+            cause = json.loads(word)[1]
+        self.leave(_STOP_CODES.get(cause or "", EXIT_PREEMPTED), cause or "peer-gone", error=error)
 
     def _end_with(self, error: BaseException) -> NoReturn:
         """Turn whatever ended the attempt into its exit code; says it once."""
+        if not (self.world_size > 1 and self._is_peer_trouble(error)):
+            self._ending.set()
         if isinstance(error, Leaving):
             if error.message and self.rank == 0:
                 failed = error.code in (EXIT_FAILED, EXIT_NO_PROGRESS)
@@ -364,36 +458,38 @@ class SpotRun:
                 self._say_crashed(f"exit {error.code}")
             self.leave(code, "finished" if code == 0 else "error", error=str(error.code))
         if self.world_size > 1 and self._is_peer_trouble(error):
-            together = getattr(self, "together", None)
-            if together is not None and together.several_nodes and not self.stopping:
-                what = together.heard(CRASHED, CRASH_PATIENCE_S)
+            if self._across():
+                patience_s = 0.0 if self.stopping or self.together.heard(STOPPED) else CRASH_PATIENCE_S
+                what = self.together.heard(CRASHED, patience_s)
+                self._serve_on_s -= patience_s  # The others have waited as long meanwhile.
                 if what is not None:
-                    self.leave(EXIT_FAILED, "peer-crashed", error=what)
-            self.leave(EXIT_PREEMPTED, self._peer_gone_cause(), error=f"another rank is gone ({one_line(error)})")
+                    self._follow_a_crash(what)
+            elif not hasattr(self, "together"):
+                print(f"rank {self.rank}: {error}", file=sys.stderr)
+            self._leave_with_the_others(f"another rank is gone ({one_line(error)})")
         code = getattr(error, "code", EXIT_FAILED)
         code = code if isinstance(code, int) and code in (EXIT_FAILED, EXIT_PREEMPTED, EXIT_SUPERSEDED) else EXIT_FAILED
-        if code == EXIT_FAILED:
-            self._say_crashed(one_line(error))
-        if is_said_in_a_line(error):
+        # Said before the others hear of it: the first machine to leave has SkyPilot kill the others.
+        in_a_line = is_said_in_a_line(error)
+        if in_a_line:
             print(f"Error: {error}", file=sys.stderr, flush=True)
         else:
             traceback.print_exception(error)
+        if code == EXIT_FAILED:
+            self._say_crashed(one_line(error))
+        if not in_a_line:
             print(f"Error: {one_line(error)}. {self._last_word()}", file=sys.stderr, flush=True)
         self.leave(code, "superseded" if code == EXIT_SUPERSEDED else "error", error=one_line(error))
 
     def _say_crashed(self, what: str) -> None:
         """Tell the other machines that this is no preemption, before they see this rank go."""
-        if hasattr(self, "together") and self.together.several_nodes:
+        if self._across():
             self.together.say(CRASHED, f"rank {self.rank}: {what}")
 
     def _is_peer_trouble(self, error: BaseException) -> bool:
         # The launcher's word comes within milliseconds of the peer's end; a collective fails as fast.
         module = sys.modules.get("trainer.together")
         return module is not None and bool(module.is_peer_trouble(error))
-
-    def _peer_gone_cause(self) -> str:
-        """`peer-gone`, but what was agreed on where all were stopping anyway."""
-        return self.stopping or "peer-gone"
 
     def _last_word(self) -> str:
         newest = newest_name(self.paths)
@@ -432,6 +528,7 @@ def is_said_in_a_line(error: BaseException) -> bool:
         "SaveError",
         "LayoutError",
         "LayoutVersionError",
+        "NodesError",
     }
     return any(kind.__name__ in names for kind in type(error).__mro__)
 

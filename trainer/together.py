@@ -22,12 +22,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from trainer.nodes import Nodes
+from trainer.nodes import Nodes, NodesError
+from trainer.rank import CRASHED
 
 BEAT_S = 1.0
 FIRST_SEAT_S = 660.0
 BIND_PATIENCE_S = 60.0
-CONNECT_S = 2.0
+CONNECT_S = 5.0
+UNEQUAL_PATIENCE_S = 10.0
 _PEER_TROUBLE = re.compile(
     r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe|socket|timed? ?out|recvvector|tcpstore",
     re.IGNORECASE,
@@ -75,15 +77,19 @@ class Together:
 
         Raises:
             PeerGoneError: rank 0's store is not to be had.
+            NodesError: another machine runs another number of processes.
         """
         self.rank = int(os.environ.get("RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        self.several_nodes = self.world_size > 1 and Nodes.from_env().several
+        self._nodes = Nodes.from_env()
+        self.several_nodes = self.world_size > 1 and self._nodes.several
         self.timeout_s = timeout_s
         self._control: dist.ProcessGroup | None = None
-        self._address = (os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT") or 0))
-        self._token = b""
+        port = os.environ.get("SKYSPOT_STORE_PORT") or os.environ.get("MASTER_PORT") or 0
+        self._address = (os.environ.get("MASTER_ADDR", ""), int(port))
+        self._seats = b""
+        """What rank 0 wrote over its store: no other attempt's says the same."""
         if self.world_size == 1:
             self.store: Any = dist.HashStore()
         elif self.several_nodes:
@@ -91,14 +97,15 @@ class Together:
         else:
             # Rank 0 opens the attempt in the bucket first; the launcher tells us if it dies over that.
             listen = os.environ.get("SKYSPOT_LISTEN_FD")
-            self.store = self._reach(FIRST_SEAT_S, int(listen) if self.rank == 0 and listen else None)
+            patience_s = max(self.timeout_s, FIRST_SEAT_S)
+            self.store = self._reach(patience_s, int(listen) if self.rank == 0 and listen else None)
 
     def _reach(self, seconds: float, listen: int | None = None) -> Any:
         """A connection to rank 0's store; with a listening socket, the store itself."""
         store = dist.TCPStore(
             *self._address,
             is_master=listen is not None,
-            timeout=timedelta(seconds=max(self.timeout_s, seconds)),
+            timeout=timedelta(seconds=seconds),
             wait_for_workers=False,
             master_listen_fd=listen,
         )
@@ -120,30 +127,46 @@ class Together:
                         "an older attempt is alive"
                     ) from None
                 time.sleep(min(0.5, BIND_PATIENCE_S))
-        store = self._reach(FIRST_SEAT_S, listener.detach())
-        self._token = secrets.token_hex(8).encode()
-        store.set("token", self._token)
+        store = self._reach(self.timeout_s, listener.detach())
+        seats = {"start": self._nodes.start, "world_size": self.world_size, "random": secrets.token_hex(8)}
+        self._seats = json.dumps(seats).encode()
         store.add("seat/0", 1)
+        store.set("seats", self._seats)
         return store
 
     def _join(self, between: Callable[[], None]) -> Any:
         """Another rank on several machines: a seat in the store that is rank 0's of this very attempt.
 
-        An older attempt's store may still answer at that address. All its seats are taken: then we ask again.
+        Another's store may answer at that address: another task's, or an older attempt's, whose seats are taken. Then
+        we ask again until it is gone.
         """
-        end = time.monotonic() + FIRST_SEAT_S
+        end, unequal_since = time.monotonic() + FIRST_SEAT_S, 0.0
         while time.monotonic() < end:
             between()
-            with suppress(OSError, RuntimeError):
-                socket.create_connection(self._address, CONNECT_S).close()
+            with suppress(OSError, RuntimeError, ValueError, AttributeError):  # Whatever a stranger may answer.
+                socket.create_connection(self._address, CONNECT_S).close()  # TCPStore itself would warn at each try.
                 store = self._reach(CONNECT_S)
-                if wait_for(store, "token", CONNECT_S):
-                    token = store.get("token")
-                    if store.add(f"seat/{self.rank}", 1) == 1:
-                        self._token = token
-                        return store
+                seats = store.get("seats") if wait_for(store, "seats", CONNECT_S) else b"{}"
+                said = json.loads(seats)
+                ours = said.get("start") == self._nodes.start
+                if ours and said.get("world_size") != self.world_size:
+                    unequal_since = unequal_since or time.monotonic()
+                    if time.monotonic() - unequal_since > UNEQUAL_PATIENCE_S:
+                        self._refuse_unequal(store, said.get("world_size"))
+                elif ours and store.add(f"seat/{self.rank}", 1) == 1:
+                    self._seats = seats
+                    return store
             time.sleep(0.3)
         raise PeerGoneError(f"rank {self.rank}: rank 0 does not answer at {self._address[0]}:{self._address[1]}")
+
+    def _refuse_unequal(self, store: Any, theirs: object) -> None:
+        """End the attempt on all machines, with the reason."""
+        trouble = (
+            f"machine 0 reckons with {theirs} processes in all, machine {self._nodes.rank} with {self.world_size}: "
+            "all machines must run as many (--processes, SKYPILOT_NUM_GPUS_PER_NODE)"
+        )
+        store.set(CRASHED, trouble)
+        raise NodesError(trouble)
 
     def connection(self) -> Any:
         """A store connection of its own for a background thread: a blocking get holds up every other user of one.
@@ -153,8 +176,8 @@ class Together:
         """
         if self.world_size == 1:
             return self.store
-        store = self._reach(0.0)
-        if self.several_nodes and store.get("token") != self._token:
+        store = self._reach(self.timeout_s)
+        if self.several_nodes and store.get("seats") != self._seats:
             raise PeerGoneError("rank 0 is gone, and another attempt serves its store there")
         return store
 
@@ -230,9 +253,9 @@ class Together:
         self.publish(done, value)
         return value
 
-    def beating(self, key: str) -> _Heartbeat:
+    def beating(self, key: str) -> Heartbeat:
         """A context in which a heartbeat goes out under `key`."""
-        return _Heartbeat(self.connection, key)
+        return Heartbeat(self.connection, key)
 
     def gather(self, name: str, value: Any, between: Callable[[], None] = lambda: None) -> list[Any]:
         """Every rank's JSON value, on every rank; each rank beats while it waits."""
@@ -261,17 +284,23 @@ class Together:
 
 
 def wait_for(store: Any, key: str, seconds: float) -> bool:
-    """Whether the key appears in the store within the time."""
-    try:
-        store.wait([key], timedelta(seconds=seconds))
-    except (dist.DistStoreError, RuntimeError) as error:
-        if "imeout" in str(error) or "timed out" in str(error).lower():
+    """Whether the key appears in the store within the time.
+
+    Asked for again and again rather than waited for: a wait that runs out prints a warning of c10d's each time.
+    """
+    end, pause = time.monotonic() + seconds, 0.001
+    while not store.check([key]):
+        left = end - time.monotonic()
+        if left <= 0:
             return False
-        raise
+        time.sleep(min(left, pause))
+        pause = min(0.05, 2 * pause)
     return True
 
 
-class _Heartbeat:
+class Heartbeat:
+    """A thread that leaves a sign of life in the store."""
+
     def __init__(self, connect: Callable[[], Any], key: str) -> None:
         self._connect, self._key = connect, key
         self._over = threading.Event()

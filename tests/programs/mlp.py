@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 
 from trainer.config import RunConfig
@@ -35,6 +36,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--commit-first", action="store_true", help="a kill waits for the saves under way")
     parser.add_argument("--slow", type=float, default=0.0, help="seconds more for each micro-step")
     parser.add_argument("--bind-patience", type=float, default=None)
+    parser.add_argument("--prepare", type=float, default=0.0, help="seconds that rank 0 prepares something")
+    parser.add_argument("--constant", action="append", default=[], help="MODULE.NAME=SECONDS of trainer, shortened")
     parser.add_argument("--without", choices=["throw-away", "rng", "order", "lr"])
     return parser.parse_args()
 
@@ -89,6 +92,12 @@ class Faults:
                 os.kill(os.getpid(), signal.SIGSTOP)
             elif what == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
+            elif what.startswith("stop"):
+                request = run.paths.stop(os.environ["SKYSPOT_LAUNCH"])
+                request.parent.mkdir(exist_ok=True)
+                request.touch()
+                while not run.records.stop_requested:
+                    time.sleep(0.01)
             elif what == "raise":
                 raise ValueError("a bug of the program's own")
             else:
@@ -100,6 +109,10 @@ if options.bind_patience is not None:
     from trainer import together
 
     together.BIND_PATIENCE_S = options.bind_patience
+for constant in options.constant:
+    name, _, value = constant.partition("=")
+    module, _, name = name.partition(".")
+    setattr(import_module(f"trainer.{module}"), name, float(value))
 
 with SpotRun(config, binding={"model": f"mlp-{options.hidden}", "global_batch_size": options.batch,
                               "seed": options.seed, "max_steps": options.steps}) as run:  # fmt: skip
@@ -140,9 +153,19 @@ with SpotRun(config, binding={"model": f"mlp-{options.hidden}", "global_batch_si
 
     def loss(model, batch):
         faults.at(run.steps_done)
+        if not model.training:
+            faults.at(run.steps_done, "eval")
         time.sleep(options.slow)
         return nn.functional.cross_entropy(model(batch["x"]), batch["y"], reduction="sum")
 
+    def prepare() -> None:
+        end = time.monotonic() + options.prepare
+        while time.monotonic() < end:
+            run.between()
+            time.sleep(0.05)
+
+    if options.prepare:
+        run.rank0_does("prepare", prepare)
     saves = [0]
 
     def at_point(point: str) -> None:
