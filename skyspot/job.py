@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -24,6 +24,10 @@ class Mount:
     survives: bool
     """Whether it outlives the machine (a mounted bucket), or is copied to each new one."""
     read_only: bool = False
+    source: str | None = None
+    """The mount's `source`; None: it has none, SkyPilot would make the bucket."""
+    uploaded: bool = False
+    """Whether SkyPilot uploads `folder`, and so leaves out what is ignored there."""
 
     def holds(self, path: str) -> bool:
         """Whether an absolute path lies in it."""
@@ -43,26 +47,46 @@ class Job:
     recover_on: frozenset[int]
     notes: tuple[str, ...]
 
+    unset_secrets: frozenset[str] = frozenset()
+    """Secrets that the task names without a value."""
     compared_in: str | None = None
     """The mount point that `--compare` names."""
+
+    @property
+    def lasting(self) -> tuple[Mount, ...]:
+        """The mounts that outlive a machine."""
+        return tuple(mount for mount in self.mounts if mount.survives)
+
+    @property
+    def says_where(self) -> bool:
+        """Whether SKYSPOT_CHECKPOINT_DIR says which bucket holds the run."""
+        return self._saying_where() is not None
+
+    def _saying_where(self) -> Mount | None:
+        return innermost(self.lasting, self.envs.get("SKYSPOT_CHECKPOINT_DIR", ""))
 
     @property
     def bucket(self) -> Mount | None:
         """The mount with the run's folder.
 
-        The one that `--compare` names, else that of SKYSPOT_CHECKPOINT_DIR, else /checkpoints, else the first that
-        begins empty, else the first that lasts.
+        That of SKYSPOT_CHECKPOINT_DIR, else the one that `--compare` names, else /checkpoints, else the first that
+        SkyPilot would make, else the first.
         """
-        lasting = [mount for mount in self.mounts if mount.survives]
-        folder = self.envs.get("SKYSPOT_CHECKPOINT_DIR", "")
+        said = self._saying_where()
         found = (
-            [mount for mount in lasting if mount.target == self.compared_in]
-            or [mount for mount in lasting if mount.holds(folder)]
-            or [mount for mount in lasting if mount.target == "/checkpoints"]
-            or [mount for mount in lasting if mount.folder is None and not mount.read_only]
-            or lasting
+            ([said] if said else [])
+            or [mount for mount in self.lasting if mount.target == self.compared_in]
+            or [mount for mount in self.lasting if mount.target == "/checkpoints"]
+            or [mount for mount in self.lasting if mount.source is None and not mount.read_only]
+            or list(self.lasting)
         )
         return found[0] if found else None
+
+    @property
+    def compared(self) -> Mount | None:
+        """The mount that `--compare` searches."""
+        named = [mount for mount in self.lasting if mount.target == self.compared_in]
+        return named[0] if named else self.bucket
 
     @property
     def run_folder(self) -> str | None:
@@ -70,7 +94,12 @@ class Job:
         folder, bucket = self.envs.get("SKYSPOT_CHECKPOINT_DIR"), self.bucket
         if not folder or not bucket:
             return None
-        return folder[len(bucket.target.rstrip("/")) :].strip("/")
+        return folder[len(bucket.target.rstrip("/")) :].strip("/") if bucket.holds(folder) else None
+
+
+def innermost(mounts: Iterable[Mount], path: str) -> Mount | None:
+    """The mount that a path lies in; the deepest, where one lies in another."""
+    return max((mount for mount in mounts if mount.holds(path)), key=lambda mount: len(mount.target), default=None)
 
 
 def read(text: str, base: Path, stand_ins: Mapping[str, Path], payload: Path | None) -> Job:
@@ -104,22 +133,25 @@ def read(text: str, base: Path, stand_ins: Mapping[str, Path], payload: Path | N
     for target in left:
         near = did_you_mean(target, known)
         raise UsageError(f"--mount {target}: the task mounts nothing there.{near}")
-    for mount in mounts:
-        if mount.survives and mount.folder is None and isinstance(_source(document, mount.target), str):
-            notes.append(f"{mount.target} starts empty; --mount {mount.target}=FOLDER puts files there.")
     envs = {str(key): as_text(value) for key, value in (document.get("envs") or {}).items()}
     secrets = document.get("secrets") or {}
     envs.update({str(key): as_text(value) for key, value in secrets.items() if value is not None})
     folder = envs.get("SKYSPOT_CHECKPOINT_DIR")
     if folder and folder.startswith("/") and not any(mount.survives and mount.holds(folder) for mount in mounts):
         # A shared file system that every node has: the rehearsal puts an empty one there.
-        mounts.append(Mount(str(Path(folder).parent), None, True))
+        parent = Path(folder).parent
+        mounts.append(Mount(folder if parent == Path("/") else str(parent), None, True))
+    for mount in mounts:
+        if mount.survives and mount.folder is None and mount.source and not mount.holds(folder or "/checkpoints"):
+            notes.append(f"{mount.target} starts empty; --mount {mount.target}=FOLDER puts files there.")
     workdir = document.get("workdir")
     if isinstance(workdir, str):
         place = base / Path(workdir).expanduser()
         if not place.is_dir():
             raise UsageError(f"workdir: {place}: no such folder")
         workdir = place
+    elif workdir is not None:
+        notes.append("workdir is not a folder of this machine: the machines start without it.")
     resources = document.get("resources") or {}
     recovery = resources.get("job_recovery") if isinstance(resources, dict) else None
     codes = recovery.get("recover_on_exit_codes") if isinstance(recovery, dict) else None
@@ -133,16 +165,8 @@ def read(text: str, base: Path, stand_ins: Mapping[str, Path], payload: Path | N
         workdir=workdir if isinstance(workdir, Path) else None,
         recover_on=frozenset(code for code in codes if isinstance(code, int)),
         notes=tuple(notes),
+        unset_secrets=frozenset(str(key) for key, value in secrets.items() if value is None),
     )
-
-
-def _source(document: Mapping[str, Any], target: str) -> Any:
-    """The URL of what is mounted at a place, where it is not where the checkpoints go."""
-    source = (document.get("file_mounts") or {}).get(target)
-    folder = str((document.get("envs") or {}).get("SKYSPOT_CHECKPOINT_DIR", ""))
-    if not isinstance(source, Mapping) or target == "/checkpoints" or Mount(target, None, True).holds(folder):
-        return None
-    return source.get("source")
 
 
 def _with_envs(value: Any, envs: Mapping[str, Any]) -> Any:
@@ -160,17 +184,17 @@ def _mount(target: str, source: Any, base: Path, stand_ins: dict[str, Path], pay
     stand_in = stand_ins.pop(target, None)
     if isinstance(source, Mapping):
         url, mode = source.get("source"), str(source.get("mode") or "MOUNT").upper()
-        read_only = bool(((source.get("config") or {}).get("mount") or {}).get("read_only"))
+        read_only = _read_only(source.get("config"))
         if stand_in is not None:
-            return Mount(target, stand_in, mode != "COPY", read_only)
+            return Mount(target, stand_in, mode != "COPY", read_only, str(url) if url is not None else None)
         local = isinstance(url, str) and "://" not in url
         if mode in ("MOUNT", "MOUNT_CACHED") and local:
             place = base / Path(str(url)).expanduser()
             if not place.is_dir():
                 raise UsageError(f"file_mounts: {target}: {place}: no such folder")
-            return Mount(target, place, True, read_only)  # SkyPilot uploads it into a bucket, and mounts that.
+            return Mount(target, place, True, read_only, str(url), uploaded=True)  # Into a bucket, and that is mounted.
         if mode in ("MOUNT", "MOUNT_CACHED") and not read_only and (url is None or "mode" in source):
-            return Mount(target, None, True)
+            return Mount(target, None, True, source=str(url) if url is not None else None)
         source = url
     if stand_in is not None:
         return Mount(target, stand_in, False)
@@ -185,4 +209,10 @@ def _mount(target: str, source: Any, base: Path, stand_ins: dict[str, Path], pay
         place = payload
     if not place.exists():
         raise UsageError(f"file_mounts: {target}: {place}: no such file or folder")
-    return Mount(target, place, False)
+    return Mount(target, place, False, uploaded=True)
+
+
+def _read_only(config: Any) -> bool:
+    """Whether a mount's `config: {mount: {read_only: true}}` is there."""
+    mount = config.get("mount") if isinstance(config, Mapping) else None
+    return isinstance(mount, Mapping) and bool(mount.get("read_only"))

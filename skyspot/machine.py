@@ -8,7 +8,6 @@ environment and in `run`, and processes are found by a mark in their environment
 
 from __future__ import annotations
 
-import fnmatch
 import functools
 import glob
 import os
@@ -21,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -43,7 +42,7 @@ def namespace_command() -> tuple[str, ...] | None:
     with tempfile.TemporaryDirectory(prefix="skyspot-probe-") as folder:
         root, script, build = Path(folder, "root"), Path(folder, "run.sh"), Path(folder, "build.sh")
         script.write_text("exit 42\n")
-        build.write_text(_namespace_script(root, {}, Path(folder), frozenset()))
+        build.write_text(_namespace_script(root, {}, (), frozenset()))
         try:
             done = subprocess.run([*command, str(build), str(root), str(script)], capture_output=True, timeout=20)
         except (OSError, subprocess.TimeoutExpired):
@@ -69,11 +68,12 @@ class Machine:
         self.home = folder / "home"
         self.log = folder.parent / f"{folder.name}.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
         self.started = 0.0
         for place in (self.home, self.home / "sky_workdir", folder / "tmp", self.home / "skyspot"):
             place.mkdir(parents=True, exist_ok=True)
         if job.workdir:
-            copy_folder(job.workdir, self.home / "sky_workdir", leave_out=folder.parent.parent)
+            copy_folder(job.workdir, self.home / "sky_workdir", leave_out=folder.parent.parent, uploaded=True)
         for mount in job.mounts:
             self._place(mount)
         interpreter = self.home / "skyspot" / "python"
@@ -93,7 +93,7 @@ class Machine:
         if mount.survives:
             target.symlink_to(self._buckets[mount.target])
         elif mount.folder is not None and mount.folder.is_dir():
-            copy_folder(mount.folder, target, leave_out=self.folder.parent.parent)
+            copy_folder(mount.folder, target, leave_out=self.folder.parent.parent, uploaded=mount.uploaded)
         elif mount.folder is not None:
             shutil.copy(mount.folder, target)
 
@@ -132,7 +132,8 @@ class Machine:
         if enter:
             root, build = self.folder / "root", self.folder / "build.sh"
             read_only = frozenset(mount.target for mount in self.job.mounts if mount.read_only)
-            build.write_text(_namespace_script(root, self._absolute(), self.folder.parent.parent, read_only))
+            needed = (self.folder.parent.parent, Path(sys.prefix), Path(sys.base_prefix))
+            build.write_text(_namespace_script(root, self._absolute(), needed, read_only))
             command = [*enter, str(build), str(root), str(script)]
         self.started = time.monotonic()
         with self.log.open("ab") as log:
@@ -145,6 +146,24 @@ class Machine:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        if not enter:
+            self._watch_over(self.process.pid)
+
+    def _watch_over(self, group: int) -> None:
+        """See that the task goes when this program is killed; in a namespace the kernel does that."""
+        self._dismiss_guard()
+        self._guard = subprocess.Popen(
+            ["/bin/sh", "-c", 'read -r word || kill -9 "-$1"', "guard", str(group)],
+            stdin=subprocess.PIPE,  # At its end, without a word: this program is gone.
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def _dismiss_guard(self) -> None:
+        if self._guard:
+            self._guard.communicate(b"over\n")
+            self._guard = None
 
     def poll(self) -> int | None:
         """The exit status of what was started; None while it runs."""
@@ -177,6 +196,7 @@ class Machine:
                 except psutil.NoSuchProcess:
                     continue
             psutil.wait_procs(found, timeout=5)
+        self._dismiss_guard()
 
     def _kill_first_inside(self) -> None:
         """In a namespace all go with the first process; the one that waits outside ends when they are gone."""
@@ -184,9 +204,11 @@ class Machine:
             return
         assert self.process
         with suppress(psutil.Error, subprocess.TimeoutExpired):
-            for process in psutil.Process(self.process.pid).children():
+            first = psutil.Process(self.process.pid).children()
+            for process in first:
                 process.kill()
-            self.process.wait(10)
+            if first:  # Else it has not come so far yet.
+                self.process.wait(10)
 
     def _processes(self) -> list[psutil.Process]:
         found = []
@@ -207,26 +229,29 @@ class Machine:
         return text.replace("\r", "\n").splitlines()[-count:]
 
 
-def copy_folder(source: Path, target: Path, leave_out: Path) -> None:
-    """Copy a folder as SkyPilot uploads it: without what `.skyignore` names, or else what git ignores.
+def copy_folder(source: Path, target: Path, leave_out: Path, *, uploaded: bool) -> None:
+    """Copy a folder.
 
     Args:
         source: What is copied.
         target: Where to; it may be there.
         leave_out: The rehearsal's own folder, which may lie in `source`.
+        uploaded: Whether SkyPilot would upload it: then without what is ignored there.
 
     Raises:
         SkyspotError: it cannot be copied; says what.
     """
-    unwanted = _unwanted(source)
+    unwanted = _ignored(source) if uploaded else set()
 
     def ignore(folder: str, names: list[str]) -> set[str]:
-        found = {name for name in names if name == "__pycache__" or Path(folder, name).resolve() == leave_out}
-        for name in names:
-            relative = (Path(folder) / name).relative_to(source).as_posix()
-            if any(fnmatch.fnmatch(relative, one) or fnmatch.fnmatch(name, one) for one in unwanted):
-                found.add(name)
-        return found
+        inside = os.path.relpath(folder, source)
+        return {
+            name
+            for name in names
+            if name == "__pycache__"
+            or os.path.normpath(f"{inside}/{name}") in unwanted
+            or Path(folder, name).resolve() == leave_out
+        }
 
     try:
         shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True, ignore=ignore)
@@ -237,65 +262,92 @@ def copy_folder(source: Path, target: Path, leave_out: Path) -> None:
         raise SkyspotError(f"{error.filename or source}: {error.strerror}") from None
 
 
-def _unwanted(source: Path) -> list[str]:
-    """Patterns of what is not uploaded."""
+def _ignored(source: Path) -> set[str]:
+    """What SkyPilot does not upload, relative to the folder: what `.skyignore` names, or else what git ignores.
+
+    As sky.data.storage_utils.get_excluded_files has it: a pattern that begins with `/` counts from the folder, any
+    other at every depth, and there is no `!`; where git ignores the whole folder, nothing is left out. Unlike there,
+    what git submodules ignore is taken along.
+    """
     try:
-        lines = (source / ".skyignore").read_text().splitlines()
-        return [line.strip().strip("/") for line in lines if line.strip() and not line.startswith("#")]
+        lines = [line.strip() for line in (source / ".skyignore").read_text(errors="replace").splitlines()]
     except OSError:
-        pass
-    command = ["git", "-C", str(source), "ls-files", "--others", "--ignored", "--exclude-standard", "--directory"]
-    with suppress(OSError, subprocess.TimeoutExpired):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-        return [glob.escape(line.rstrip("/")) for line in done.stdout.splitlines()] if done.returncode == 0 else []
-    return []
+        return _ignored_by_git(source)
+    found = set()
+    for line in lines:
+        if line and not line.startswith("#"):
+            pattern = line[1:] if line.startswith("/") else f"**/{line}"
+            found.update(glob.glob(pattern, root_dir=source, recursive=True))  # noqa: PTH207 (Path's takes hidden files)
+    return {os.path.normpath(name) for name in found}
 
 
-def _namespace_script(root: Path, binds: Mapping[str, Path], kept: Path, read_only: frozenset[str]) -> str:
-    """A shell script that builds the machine's root in memory.
+def _ignored_by_git(source: Path) -> set[str]:
+    command = ["git", "-c", "safe.directory=*", "-C", str(source), "ls-files", "-z"]
+    try:
+        done = subprocess.run(
+            [*command, "--others", "--ignored", "--exclude-standard", "--directory"], capture_output=True, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return set()
+    names = [os.fsdecode(name) for name in done.stdout.split(b"\0") if name] if done.returncode == 0 else []
+    return set() if "./" in names else {os.path.normpath(name) for name in names}
+
+
+def _namespace_script(root: Path, binds: Mapping[str, Path], needed: Sequence[Path], read_only: frozenset[str]) -> str:
+    """A shell script that builds the machine's root in memory. It writes nothing outside.
 
     Args:
         root: Where.
-        binds: What the task's mount points show.
-        kept: The rehearsal's own folder: seen inside too, also where a mount point lies over it.
+        binds: What the task's mount points show: folders or files.
+        needed: Folders of the rehearsal's own: seen inside too, also where a mount point lies over them.
         read_only: The mount points that the task may not write to.
     """
-    lines = [
-        "set -e",
-        f"mkdir -p {shlex.quote(str(root))}",
-        f"mount -t tmpfs -o mode=755 tmpfs {shlex.quote(str(root))}",
-    ]
+    # A link in a mount point's path would lead out of the new root.
+    binds = {os.path.realpath(target): folder for target, folder in binds.items()}
+    read_only = frozenset(os.path.realpath(target) for target in read_only)
+    needed = [Path(os.path.realpath(place)) for place in needed]
+    absent = {target for target in binds if not os.path.exists(target)}  # noqa: PTH110 (Path's raises on 13)
+    quoted = shlex.quote(str(root))
+    lines = ["set -e", f"mkdir -p {quoted}", f"mount -t tmpfs -o mode=755 tmpfs {quoted}"]
 
     def bind(path: str) -> None:
         """Bring a real path into the new root, leaving room for the mount points below it that are not there."""
-        here = f"{root}{path}"
+        source, here = shlex.quote(path), shlex.quote(f"{root}{path}")
         if path in absent:
             return
         below = [target for target in absent if target.startswith(path.rstrip("/") + "/")]
         real = Path(path)
         if real.is_symlink():
-            lines.append(f"ln -s {shlex.quote(str(real.readlink()))} {shlex.quote(here)}")
+            lines.append(f"ln -s {shlex.quote(str(real.readlink()))} {here}")
         elif real.is_dir() and below:
             if path != "/":
-                lines.append(f"mkdir -p {shlex.quote(here)}")
-            for entry in sorted(os.scandir(real), key=lambda entry: entry.name):
-                bind(f"{path.rstrip('/')}/{entry.name}")
-        elif real.is_dir():
-            lines.append(f"mkdir -p {shlex.quote(here)} && mount --rbind {shlex.quote(path)} {shlex.quote(here)}")
-        elif real.is_file():
-            lines.append(f": > {shlex.quote(here)} && mount --bind {shlex.quote(path)} {shlex.quote(here)}")
+                lines.append(f"mkdir -p {here}")
+            for name in _names(path):
+                bind(f"{path.rstrip('/')}/{name}")
+        elif real.is_dir() or real.is_file():
+            make = f"mkdir -p {here}" if real.is_dir() else f": > {here}"
+            # Others work in /tmp meanwhile: what is gone by now is left out.
+            lines.append(f"{make} && {{ mount --rbind {source} {here} || [ ! -e {source} ]; }}")
 
-    absent = {target for target in binds if not Path(target).exists()}
     bind("/")
     lines.append(f"mount -t proc proc {shlex.quote(f'{root}/proc')}")  # Of the new processes' own.
     for target, folder in sorted(binds.items()):
-        here = shlex.quote(f"{root}{target}")
-        parent = shlex.quote(str(Path(f"{root}{target}").parent))
-        place = f"mkdir -p {here}" if folder.is_dir() else f"mkdir -p {parent} && : > {here}"
-        lines.append(f"{place} && mount --bind {shlex.quote(str(folder))} {here}")
+        here, parent = shlex.quote(f"{root}{target}"), shlex.quote(str(Path(f"{root}{target}").parent))
+        if target in absent or any(Mount(other, None, True).holds(target) for other in binds if other != target):
+            make = f"mkdir -p {here}" if folder.is_dir() else f"mkdir -p {parent} && : > {here}"
+            lines.append(f"[ -e {here} ] || {{ {make}; }}")
+        lines.append(f"mount --bind {shlex.quote(str(folder))} {here}")
         if target in read_only:
             lines.append(f"mount -o remount,bind,ro {here}")
-    if any(str(kept).startswith(target.rstrip("/") + "/") for target in binds):
-        here = shlex.quote(f"{root}{kept}")
-        lines.append(f"mkdir -p {here} && mount --rbind {shlex.quote(str(kept))} {here}")
+    for place in dict.fromkeys(needed):
+        if any(Mount(target, None, True).holds(str(place)) for target in binds):
+            here = shlex.quote(f"{root}{place}")
+            lines.append(f"mkdir -p {here} && mount --rbind {shlex.quote(str(place))} {here}")
     return "\n".join(lines) + "\n"
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return sorted(path.name for path in Path(folder).iterdir())
+    except OSError:
+        return []

@@ -82,10 +82,11 @@ class Watch:
 
     def __init__(self, bucket: Path, run_folder: str | None) -> None:
         """Watch from before the attempt starts."""
-        self.bucket, self._run_folder = bucket, run_folder
+        self.bucket, self.run_folder = bucket, run_folder
         self._before = {str(name) for name in self._attempts()}
         self._files_before = self._files()
-        self._alive: float | None = None
+        self.alive_since: float | None = None
+        """When the attempt was first seen to write into its bucket, on the monotonic clock."""
         self._file: Path | None = None
         self._read = 0
         self.first_step: int | None = None
@@ -94,7 +95,7 @@ class Watch:
     @property
     def paths(self) -> RunPaths | None:
         """The run's folder; None while there is none."""
-        return find_run(self.bucket, self._run_folder)
+        return find_run(self.bucket, self.run_folder)
 
     def _attempts(self) -> list[AttemptName]:
         paths = self.paths
@@ -142,9 +143,9 @@ class Watch:
 
     def alive_s(self) -> float:
         """Seconds since the attempt was first seen to write into its bucket; 0 before."""
-        if self._alive is None and self._files() != self._files_before:
-            self._alive = time.monotonic()
-        return 0.0 if self._alive is None else time.monotonic() - self._alive
+        if self.alive_since is None and self._files() != self._files_before:
+            self.alive_since = time.monotonic()
+        return 0.0 if self.alive_since is None else time.monotonic() - self.alive_since
 
     def forget_files(self) -> None:
         """Count only what appears from now on as being written."""

@@ -14,20 +14,15 @@ from typing import Any
 
 from skyspot import preempt, verdict
 from skyspot.errors import SkyspotError, UsageError
-from skyspot.job import Job
-from skyspot.machine import Machine, namespace_command
+from skyspot.job import Job, Mount
+from skyspot.machine import Machine, copy_folder, namespace_command
 from skyspot.metadata_server import AwsMetadata
 from skyspot.preempt import Preemption, Watch
 from skyspot.rehearsal import Leg, Result, Row, Settings
 from skyspot.rehearse_view import View
-from trainer.layout import EXIT_NO_PROGRESS, EXIT_PREEMPTED, RunPaths, event_named, list_attempts, read_events
+from skyspot.strike import LOOK_S, Strike
+from trainer.layout import EXIT_NO_PROGRESS, RunPaths, event_named, list_attempts, read_events
 
-NOTICE_S = 120.0
-NOTICE_WITHOUT_RECORDS_S = 10.0
-TERM_PATIENCE_S = 45.0
-LOOK_S = 0.01
-LEFT_WITH_0 = "SkyPilot would call it SUCCEEDED; unless all was done, leave with a code of recover_on_exit_codes"
-WITHOUT_A_WRITE = 0.7  # Of the undisturbed run: a task that wrote nothing until then is struck all the same.
 MORE_ATTEMPTS = 10
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -80,7 +75,7 @@ def _folder(keep: Path | None) -> Iterator[Path]:
         before = {number: signal.signal(number, signal.SIG_IGN) for number in _INTERRUPTS}
         shutil.rmtree(path, ignore_errors=True)
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 class _Stage:
@@ -90,6 +85,8 @@ class _Stage:
         self.job, self.settings, self.view, self.folder, self.server = job, settings, view, folder, server
         self.legs: list[Leg] = []
         self.reference_s = 0.0
+        self.first_write_s = float("inf")
+        """When the undisturbed run first wrote into its bucket."""
         self.records = False
         """Whether the task keeps attempt records."""
 
@@ -142,9 +139,8 @@ class _Stage:
         history = verdict.read_history(paths) if paths else None
         judged: list[verdict.Verdict] = []
         if self.settings.compare and not across:
-            judged.append(
-                verdict.compare_files(self.settings.compare, self._bucket("reference"), self._bucket(leg.name))
-            )
+            buckets = [self._bucket(name, self.job.compared) for name in ("reference", leg.name)]
+            judged.append(verdict.compare_files(self.settings.compare, *buckets))
         if reference and history:
             judged.append((verdict.compare_across_world_sizes if across else verdict.compare)(reference, history))
         if not judged:
@@ -164,8 +160,10 @@ class _Stage:
             judged.append(verdict.Verdict(False, False, text))
         leg.verdict = next((one for one in judged if not one.exact), judged[0])
 
-    def _bucket(self, leg: str) -> Path:
-        return self.folder / leg / "bucket"
+    def _bucket(self, leg: str, mount: Mount | None = None) -> Path:
+        """What stands for a mount in a leg; by default for the one that the run is in."""
+        other = mount is not None and mount != self.job.bucket
+        return self.folder / leg / (f"bucket-{self.job.mounts.index(mount)}" if mount and other else "bucket")
 
     def _paths(self, leg: str) -> RunPaths | None:
         return preempt.find_run(self._bucket(leg), self.job.run_folder)
@@ -193,17 +191,22 @@ class _Stage:
         started = time.monotonic()
         for number in range(1, len(plan) + MORE_ATTEMPTS + 1):
             count = processes[min(number - 1, len(processes) - 1)]
-            strike = pending[0] if pending else None
-            self.view.attempt(number, count, strike.kind if strike else "to the end")
+            planned = pending[0] if pending else None
+            self.view.attempt(number, count, planned.kind if planned else "to the end")
             machine = Machine(self.job, self.folder / name / f"machine-{number:02d}", buckets, self._env(launch, count))
             watch = Watch(self._bucket(name), self.job.run_folder)
+            strike = Strike(
+                planned, machine, watch, self.server, self.view, self.reference_s, self.first_write_s, self.records
+            )
             try:
-                row, code = self._attempt(machine, watch, strike, number, count)
+                row, code = self._attempt(strike, number, count, leg.rows[-1] if leg.rows else None)
             finally:
                 machine.take()
+            if name == "reference" and watch.alive_since is not None:
+                self.first_write_s = watch.alive_since - machine.started
             self._fill(row, watch)
+            _lost_steps(leg.rows[-1] if leg.rows else None, row.restored_step)
             leg.rows.append(row)
-            self._lost_steps(leg)
             self.view.ended(row)
             if row.kind == "finished":
                 leg.finished = True
@@ -223,13 +226,13 @@ class _Stage:
 
     def _buckets(self, leg: str) -> dict[str, Path]:
         """The folders that outlive the leg's machines, by mount point."""
-        found, main = {}, self.job.bucket
-        for number, mount in enumerate(mount for mount in self.job.mounts if mount.survives):
-            own = self._bucket(leg) if mount is main else self.folder / leg / f"bucket-{number}"
+        found = {}
+        for mount in self.job.lasting:
+            own = self._bucket(leg, mount)
+            own.mkdir(parents=True, exist_ok=True)
             if mount.folder is not None:
                 # Whatever the task writes there must not change what stands in.
-                shutil.copytree(mount.folder, own)
-            own.mkdir(parents=True, exist_ok=True)
+                copy_folder(mount.folder, own, leave_out=self.folder, uploaded=mount.uploaded)
             found[mount.target] = own
         self._bucket(leg).mkdir(parents=True, exist_ok=True)
         return found
@@ -248,10 +251,9 @@ class _Stage:
             "SKYSPOT_NOTICE_POLL_S": "0.2",
         }
 
-    def _attempt(
-        self, machine: Machine, watch: Watch, strike: Preemption | None, number: int, processes: int
-    ) -> tuple[Row, int | None]:
+    def _attempt(self, strike: Strike, number: int, processes: int, before: Row | None) -> tuple[Row, int | None]:
         """One attempt on one machine: until it ends by itself, or is struck."""
+        machine, watch = strike.machine, strike.watch
         if self.settings.setup and self.job.setup.strip():
             machine.start(self.job.setup)
             assert machine.process
@@ -261,91 +263,17 @@ class _Stage:
         machine.start(self.job.run)
         while True:
             status, step = machine.poll(), watch.look()
+            watch.alive_s()
+            if step is not None and before and before.last_step is not None and before.lost_steps is None:
+                _lost_steps(before, self._restored_step(watch))
             self.view.step(step)
             if status == 0:
                 return Row(number, "finished", "finished", processes), 0
             if status is not None:
                 return Row(number, "failed", f"left by itself with exit {status}", processes), status
-            if strike and self._due(strike, step, watch, machine):
-                return self._strike(strike, machine, watch, number, processes)
+            if strike.due(step):
+                return strike.take(number, processes)
             time.sleep(LOOK_S)
-
-    def _due(self, strike: Preemption, step: int | None, watch: Watch, machine: Machine) -> bool:
-        if strike.at_fraction is not None:
-            alive_s = watch.alive_s()
-            due = alive_s > 0 and alive_s >= strike.at_fraction * self.reference_s
-            due = due or time.monotonic() - machine.started >= WITHOUT_A_WRITE * self.reference_s
-            return due and (strike.kind != "torn" or bool(preempt.walk(watch.bucket)))
-        if step is None:
-            return False
-        if strike.kind == "torn" and watch.committed() < 2:
-            return False
-        if strike.after_resume is not None:
-            return step >= (watch.first_step or 0) + strike.after_resume - 1
-        return step >= (strike.at_step or 0)
-
-    def _strike(
-        self, strike: Preemption, machine: Machine, watch: Watch, number: int, processes: int
-    ) -> tuple[Row, int | None]:
-        """Take the machine, in the way of the kind."""
-        kind, hit, code = strike.kind, True, None
-        where = f" at step {watch.step}" if watch.step else ""
-        if kind == "kill":
-            machine.kill()
-            ended = f"killed{where}"
-        elif kind == "torn":
-            machine.kill()
-            torn = preempt.tear(watch.bucket, self.job.run_folder)
-            hit, ended = torn is not None, f"killed{where}, {_short(torn)} torn"
-        elif kind == "kill-in-save":
-            watch.forget_files()
-
-            def goes_on() -> bool:
-                self.view.step(watch.look())
-                return machine.poll() is None
-
-            preempt.wait_for_save(watch, max(60.0, 2 * self.reference_s), goes_on)
-            machine.kill()
-            watch.look()
-            hit = watch.saving()
-            after = f" after step {watch.step}" if watch.step else ""
-            ended = f"killed while saving{after}" if hit else f"killed{after}; the save was over already"
-            code = machine.poll()
-            if code == 0:
-                return Row(number, "finished", "finished", processes), 0
-        else:
-            code, ended = self._warn(kind, machine, watch, where)
-        if code == 0:
-            early = "finished before the machine was taken"
-            if kind in ("sigterm", "aws-notice") and not self.records:
-                early = f"left with 0 at {'SIGTERM' if kind == 'sigterm' else 'the notice'}: {LEFT_WITH_0}"
-            return Row(number, "finished", early, processes), 0
-        return Row(number, kind, ended, processes, hit=hit), code
-
-    def _warn(self, kind: str, machine: Machine, watch: Watch, where: str) -> tuple[int | None, str]:
-        """Give the word, let the task save, take the machine."""
-        notice = kind == "aws-notice"
-        patience = TERM_PATIENCE_S
-        if notice:
-            if not self.records and not watch.attempt():
-                # Nothing says whether it heard: a short notice, or a short task would be over before its machine goes.
-                patience = min(NOTICE_WITHOUT_RECORDS_S, max(0.3, 0.1 * self.reference_s))
-            else:
-                patience = NOTICE_S
-            self.server.announce(patience)
-        else:
-            machine.signal(signal.SIGTERM)
-        end = time.monotonic() + patience
-        while time.monotonic() < end and machine.poll() is None and not (notice and watch.ended()):
-            watch.look()
-            time.sleep(LOOK_S)
-        code = machine.poll()
-        machine.kill()
-        self.server.clear()
-        watch.look()
-        where = f" at step {watch.step}" if watch.step else where
-        odd = f", left with {code}" if code not in (None, EXIT_PREEMPTED, -signal.SIGTERM, 128 + signal.SIGTERM) else ""
-        return code, f"{'spot notice' if notice else 'SIGTERM'}{where}{odd}"
 
     # -- what the records say ----------------------------------------------------------------------------------------
 
@@ -357,16 +285,15 @@ class _Stage:
         watch.look()
         events = read_events(paths, attempt)
         first, end = event_named(events, "first-step") or {}, event_named(events, "end") or {}
-        row.restored_step = _int((event_named(events, "restored") or {}).get("step"))
+        row.restored_step = self._restored_step(watch)
         row.first_step, row.last_step = _int(first.get("step")), watch.step
         row.first_step_s = _float(first.get("seconds"))
         row.committed_s = _float(end.get("committed_s"))
 
-    def _lost_steps(self, leg: Leg) -> None:
-        """An attempt's lost steps are known when the next one has resumed."""
-        for row, after in zip(leg.rows, leg.rows[1:], strict=False):
-            if row.last_step is not None and after.restored_step is not None:
-                row.lost_steps = max(0, row.last_step - after.restored_step)
+    def _restored_step(self, watch: Watch) -> int | None:
+        paths, attempt = watch.paths, watch.attempt()
+        events = read_events(paths, attempt) if paths and attempt else []
+        return _int((event_named(events, "restored") or {}).get("step"))
 
     def _goodput(self, leg: Leg) -> None:
         paths = self._paths(leg.name)
@@ -376,12 +303,10 @@ class _Stage:
             leg.goodput = kept / leg.seconds
 
 
-def _short(torn: str | None) -> str:
-    """A torn file's folder and name, short enough for a table."""
-    if torn is None:
-        return "nothing"
-    parts = torn.split("/")
-    return f"checkpoint {int(parts[-2].split('-')[0])}" if parts[-2:-1] and parts[-2][:10].isdigit() else parts[-1]
+def _lost_steps(row: Row | None, restored_step: int | None) -> None:
+    """An attempt's lost steps are known when the next one has resumed."""
+    if row and row.last_step is not None and restored_step is not None:
+        row.lost_steps = max(0, row.last_step - restored_step)
 
 
 def _int(value: Any) -> int | None:

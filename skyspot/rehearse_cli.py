@@ -49,12 +49,13 @@ def run(
     # Relative paths in a task start from the working folder, as SkyPilot has it, wherever the YAML lies.
     trainer = payload.trainer_folder() if rendered.trainer else None
     task = job.read(rendered.text, Path.cwd(), _stand_ins(mount), trainer)
-    if compare is not None:
-        task, settings = _comparing(task, settings, compare)
-    if trainer and not setup:
-        _check_python(trainer)
+    task, settings = _with_secrets(*_comparing(task, settings, compare))
+    ours = [mount.folder for mount in task.mounts if mount.target == "~/skyspot/trainer" and mount.folder]
+    if ours and not setup:
+        _check_python(ours[0])
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) != signal.SIG_IGN:  # As under nohup.
+            signal.signal(number, _interrupt)
     with View(quiet=as_json) as view:
         for note in rendered.notes:
             if not note.startswith(("Run name", "No --bucket", "Hint")):
@@ -74,23 +75,54 @@ def _secret(name: str, value: str | None) -> str:
     return value
 
 
-def _comparing(task: job.Job, settings: Settings, pattern: str) -> tuple[job.Job, Settings]:
-    """The job and settings for a pattern of result files: relative to the bucket, or from a mount point on."""
-    if not pattern or ".." in Path(pattern).parts:
+def _with_secrets(task: job.Job, settings: Settings) -> tuple[job.Job, Settings]:
+    """Secrets that the YAML names without a value: as they are set here, where they are."""
+    unset = sorted(task.unset_secrets - settings.env.keys())
+    here = {name: os.environ[name] for name in unset if name in os.environ}
+    notes = [f"secret {name} is not set here: the task ran without it." for name in unset if name not in here]
+    return (
+        dataclasses.replace(task, notes=(*task.notes, *notes)),
+        dataclasses.replace(settings, env={**here, **settings.env}),
+    )
+
+
+def _comparing(task: job.Job, settings: Settings, pattern: str | None) -> tuple[job.Job, Settings]:
+    """The job and settings for a pattern of result files: relative to the bucket, or from a mount point on.
+
+    Raises:
+        UsageError: it is no pattern, or lies in none of the task's buckets.
+    """
+    absolute = (pattern or "").startswith(("/", "~/"))
+    mount = job.innermost(task.lasting, pattern or "") if absolute else None
+    if mount:
+        assert pattern
+        task = dataclasses.replace(task, compared_in=mount.target)
+        pattern = pattern[len(mount.target) :].strip("/") or "*"
+    elif absolute:
+        raise UsageError(f"--compare: {shown(pattern or '')} lies in none of the task's buckets")
+    if pattern is not None and not _is_pattern(pattern):
         raise UsageError(
             f"--compare: {shown(pattern)} is not a pattern of files within the bucket, like 'results/*.json'"
         )
-    if pattern.startswith("/"):
-        found = [mount.target for mount in task.mounts if mount.survives and mount.holds(pattern)]
-        if not found:
-            raise UsageError(f"--compare: {shown(pattern)} lies in none of the task's buckets")
-        inside = pattern[len(found[0]) :].strip("/")
-        return dataclasses.replace(task, compared_in=found[0]), dataclasses.replace(settings, compare=inside or "*")
-    lasting = [mount.target for mount in task.mounts if mount.survives]
-    if len(lasting) > 1 and task.bucket:
-        note = f"--compare looks in {task.bucket.target}; a pattern like {lasting[-1]}/... names another bucket."
-        task = dataclasses.replace(task, notes=(*task.notes, note))
+    if len(task.lasting) > 1 and task.bucket and not mount:
+        target, other = task.bucket.target, next(one for one in task.lasting if one != task.bucket).target
+        note = ""
+        if pattern is not None:
+            note = f"--compare looks in {target}; a pattern like {other}/... names another bucket."
+        elif not task.says_where:
+            note = f"{target} is taken for the bucket that the run is in."
+        task = dataclasses.replace(task, notes=(*task.notes, note) if note else task.notes)
     return task, dataclasses.replace(settings, compare=pattern)
+
+
+def _is_pattern(pattern: str) -> bool:
+    if not pattern or ".." in Path(pattern).parts:
+        return False
+    try:
+        next(Path(os.devnull).glob(pattern), None)
+    except (ValueError, NotImplementedError, IndexError):
+        return False
+    return True
 
 
 def _check_python(trainer: Path) -> None:
@@ -99,12 +131,17 @@ def _check_python(trainer: Path) -> None:
     Raises:
         UsageError: it cannot; says what is missing.
     """
+    path = os.pathsep.join([str(trainer.parent), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     done = subprocess.run(
-        [sys.executable, "-m", "trainer.check"], cwd=trainer.parent, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "trainer.check"],
+        cwd=trainer.parent,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
-        missing = "; ".join(done.stderr.strip().splitlines()[:4])
-        raise UsageError(f"this Python cannot train ({missing}): pip install 'skyspot[trainer]'")
+        missing = "; ".join(done.stderr.strip().splitlines()[-4:])
+        raise UsageError(f'this Python cannot train ({missing}): pip install "skyspot[trainer]"')
 
 
 def _name(options: Options) -> str | None:

@@ -66,17 +66,15 @@ class View:
             self._live.update(Group(table(self._rows), Text(f"  {self._now}"), Text(f"  {where}{bar}", style="cyan")))
 
     def ended(self, row: Row) -> None:
-        """The attempt ended. Without a terminal, a line says so: the table comes when the leg is over."""
+        """The attempt ended. Without a terminal that is seen when the leg is over, in its table."""
         self._rows.append(row)
-        if not self._live:
-            self.say(f"  attempt {row.number}: {row.ended}")
 
     def leg_done(self, leg: Leg) -> None:
         """A leg is over: its table stays."""
         if self._live:
             self._live.update(Text(""))
         self._rows = []
-        if leg.preempted:
+        if leg.name != "reference":
             self._console.print(table(leg.rows))
             lost = sum(row.lost_steps or 0 for row in leg.rows)
             starts = sum(row.first_step_s or 0.0 for row in leg.rows)

@@ -99,7 +99,7 @@ def no_proof(reference: History) -> str | None:
     first, last = (reference.lines.get(step, {}).get("loss") for step in (1, reference.steps))
     if reference.model != "tiny" or not isinstance(first, float) or not isinstance(last, float):
         return None
-    if last > (1 - FALL) * first:
+    if not last <= (1 - FALL) * first:  # Nor where it is no number.
         return f"the loss fell from {first:.3f} to {last:.3f}, by less than 20 %: a proof needs a longer run"
     return None if reference.dropout else "the model has no dropout, so that wrong random numbers would not show"
 
@@ -188,6 +188,8 @@ def _notes(reference: History, other: History) -> list[str]:
         notes.append(
             f"the loss fell from {first:.3f} to {last:.3f}, less than 20 %: train longer for a proof worth having"
         )
+    if not reference.dropout:
+        notes.append("the model has no dropout: wrong random numbers would not show")
     return notes
 
 

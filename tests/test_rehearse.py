@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import secrets
 import signal
 import subprocess
 import sys
@@ -10,10 +11,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support import PROGRAMS, clean_env
+from support import PROGRAMS, REPO, clean_env
 
-from skyspot import job, machine, preempt, verdict
+from skyspot import job, machine, preempt, rehearse_cli, verdict
 from skyspot.errors import UsageError
+from skyspot.rehearsal import Row, Settings
+from skyspot.rehearse import _folder
+from skyspot.rehearse_view import table
 from trainer.layout import RunPaths, list_checkpoints
 
 OWN = """\
@@ -62,6 +66,7 @@ def test_a_script_that_resumes_right_is_called_exact(tmp_path: Path) -> None:
     done = rehearse(own(tmp_path), "--compare", "own/result.json", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "byte-identical: 1 of 1 files" in done.stdout
+    assert done.stdout.count("killed") == 3, "each attempt is told once"
     assert leftovers(tmp_path) == []
 
 
@@ -71,6 +76,19 @@ def test_a_script_that_starts_its_data_from_the_front_is_not(tmp_path: Path) -> 
     assert done.returncode == 1
     assert "NOT exact: own/result.json differs" in done.stdout
     assert leftovers(tmp_path) == []
+
+
+def test_a_machine_that_starts_slower_than_the_undisturbed_one_is_not_taken_before_it_did_anything(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "task.yaml").write_text(
+        "file_mounts: {/checkpoints: {name: bbb, mode: MOUNT}}\n"
+        'run: |\n  case "$SKYPILOT_TASK_ID" in *rehearsal-preempted*) sleep 1.5;; esac\n'
+        "  echo line >> /checkpoints/lives\n  sleep 0.6\n  cp /checkpoints/lives /checkpoints/result\n"
+    )
+    done = rehearse("task.yaml", "--kinds", "kill", "--preemptions", 1, "--compare", "result", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "NOT exact: result differs" in done.stdout
 
 
 def test_without_records_and_without_compare_nothing_is_claimed(tmp_path: Path) -> None:
@@ -102,8 +120,10 @@ def test_a_namespace_leaves_the_root_folder_alone(tmp_path: Path) -> None:
     if machine.namespace_command() is None:
         pytest.skip("no mount namespace here")
     root_before = sorted(Path("/").iterdir())
-    done = rehearse(own(tmp_path), "--kinds", "kill", "--preemptions", 1, "--compare", "own/result.json", cwd=tmp_path)
+    args = [own(tmp_path), "--kinds", "kill,", "--preemptions", 1, "--compare", "own/result.json"]
+    done = rehearse(*args, cwd=tmp_path, env={"TMPDIR": "/nonexist"})
     assert done.returncode == 0, done.stdout
+    assert "no mount namespace" not in done.stdout
     assert sorted(Path("/").iterdir()) == root_before
 
 
@@ -123,12 +143,12 @@ def test_interrupting_a_rehearsal_leaves_nothing_behind(tmp_path: Path) -> None:
         # A shell that starts the tests in the background has them ignore SIGINT, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    end = time.monotonic() + 60
+    end = time.monotonic() + 600
     while not list(tmp_path.glob("skyspot-rehearsal-*/*/machine-*.log")):
         assert time.monotonic() < end
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 130, errors
     assert "Interrupted" in errors
     assert leftovers(tmp_path) == []
@@ -184,6 +204,8 @@ def test_setup_runs_on_each_machine_where_it_is_asked_for(tmp_path: Path) -> Non
         (["--compare", "/elsewhere/*"], "none of the task's buckets"),
         (["--compare", "../x"], "within the bucket"),
         (["--compare", ""], "within the bucket"),
+        (["--compare", "."], "within the bucket"),
+        (["--compare", "/checkpoints2/x"], "none of the task's buckets"),
         (["--mount", "/checkpoint=."], "Did you mean '/checkpoints'?"),
         (["--secret", "NOT_SET_ANYWHERE"], "no variable of that name"),
     ],
@@ -198,47 +220,88 @@ def test_a_mistake_is_said_in_a_line(tmp_path: Path, args: list[str], remedy: st
 STRAYS = """\
 file_mounts: {/checkpoints: {name: bbb, mode: MOUNT}}
 run: |
-  env -i setsid sleep 7777 &
+  env -i setsid sleep 7777.MARK &
   env -i setsid bash -c 'while sleep 0.02; do date +%N > /checkpoints/heart; done' &
   sleep 0.5
   echo x > /checkpoints/result
 """
 
 
+def strays(folder: Path, seconds: float = 0.5) -> str:
+    """Write the task; returns what its sleeper sleeps, which no other test's does."""
+    mark = f"7777.{secrets.randbelow(10**9)}"
+    text = STRAYS.replace("7777.MARK", mark).replace("sleep 0.5", f"sleep {seconds}")
+    (folder / "task.yaml").write_text(text)
+    return mark
+
+
+def sleeping(mark: str) -> list[int]:
+    return [process.pid for process in psutil.process_iter(["cmdline"]) if mark in (process.info["cmdline"] or [])]
+
+
 def test_nothing_that_ran_on_a_machine_outlives_it(tmp_path: Path) -> None:
     if machine.namespace_command() is None:
         pytest.skip("no namespaces here")
-    (tmp_path / "task.yaml").write_text(STRAYS)
+    mark = strays(tmp_path)
     args = ["task.yaml", "--kinds", "kill", "--preemptions", 1, "--compare", "result", "--keep", "kept"]
     done = rehearse(*args, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    sleeping = [
-        process.pid for process in psutil.process_iter(["cmdline"]) if "7777" in (process.info["cmdline"] or [])
-    ]
-    assert sleeping == []
+    assert sleeping(mark) == []
     heart = tmp_path / "kept" / "preempted" / "bucket" / "heart"
     last = heart.read_text()
     time.sleep(0.2)
     assert heart.read_text() == last
 
 
-def test_when_skyspot_is_killed_its_machines_go_with_it(tmp_path: Path) -> None:
-    if machine.namespace_command() is None:
+@pytest.mark.parametrize("namespace", [True, False])
+def test_when_skyspot_is_killed_its_machines_go_with_it(tmp_path: Path, namespace: bool) -> None:
+    if namespace and machine.namespace_command() is None:
         pytest.skip("no namespaces here")
-    (tmp_path / "task.yaml").write_text(STRAYS.replace("sleep 0.5", "sleep 600").replace("7777", "7778"))
+    mark = strays(tmp_path, seconds=600)
+    if not namespace:  # There a process that left the task's group is beyond reach.
+        task = tmp_path / "task.yaml"
+        task.write_text(task.read_text().replace("env -i setsid ", ""))
+    without = {} if namespace else {"SKYSPOT_REHEARSE_WITHOUT_NAMESPACE": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "skyspot", "rehearse", "task.yaml", "--compare", "result"],
-        cwd=tmp_path, env=clean_env(TMPDIR=str(tmp_path)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        cwd=tmp_path, env=clean_env(TMPDIR=str(tmp_path), **without),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    end = time.monotonic() + 60
+    end = time.monotonic() + 600
     while not list(tmp_path.glob("skyspot-rehearsal-*/*/bucket/heart")):
         assert time.monotonic() < end
         time.sleep(0.02)
     process.kill()
     process.wait()
-    while any("7778" in (one.info["cmdline"] or []) for one in psutil.process_iter(["cmdline"])):
+    end = time.monotonic() + 30
+    while sleeping(mark):
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def test_the_script_is_signalled_with_its_group_and_is_not_the_first_process(tmp_path: Path) -> None:
+    (tmp_path / "task.yaml").write_text(
+        "file_mounts: {/checkpoints: {name: bbb, mode: MOUNT}}\n"
+        "run: |\n"
+        "  [ $$ != 1 ] || exit 9\n"
+        "  bash -c 'trap \"echo heard > /checkpoints/child; exit\" TERM; while :; do sleep 0.05; done' &\n"
+        "  sleep 0.6\n"
+        "  echo x > /checkpoints/result\n"
+    )
+    args = ["task.yaml", "--kinds", "sigterm", "--preemptions", 1, "--compare", "result", "--keep", "kept"]
+    done = rehearse(*args, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "kept" / "preempted" / "bucket" / "child").read_text() == "heard\n"
+    assert not (tmp_path / "kept" / "reference" / "bucket" / "child").exists()
+
+
+def test_a_machine_that_has_hardly_begun_is_taken_at_once(tmp_path: Path) -> None:
+    task = job.read("run: sleep 600\n", tmp_path, {}, None)
+    taken = machine.Machine(task, tmp_path / "rehearsal" / "leg" / "machine", {}, {})
+    taken.start(task.run)
+    started = time.monotonic()
+    taken.take()
+    assert time.monotonic() - started < 8
 
 
 def test_a_written_task_is_rehearsed_from_the_folder_that_it_was_written_in(tmp_path: Path) -> None:
@@ -267,13 +330,103 @@ def test_a_working_folder_that_holds_what_is_kept_does_not_copy_itself(tmp_path:
     assert (tmp_path / "kept" / "preempted" / "bucket" / "listed").read_text() == "task.yaml\n"
 
 
+def test_nothing_real_is_written_to_where_a_mount_point_is_there_or_a_link(tmp_path: Path) -> None:
+    if machine.namespace_command() is None:
+        pytest.skip("no mount namespace here")
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "there.conf").write_text("the user's own")
+    (tmp_path / "mine.conf").write_text("the task's\n")
+    (tmp_path / "task.yaml").write_text(
+        "file_mounts:\n"
+        "  /checkpoints: {name: bbb, mode: MOUNT}\n"
+        f"  {tmp_path}/etc/there.conf: mine.conf\n"
+        f"run: |\n  cat {tmp_path}/etc/there.conf > /checkpoints/result\n  sleep 0.4\n"
+    )
+    args = ["task.yaml", "--kinds", "kill", "--preemptions", 1, "--compare", "result", "--keep", "kept"]
+    done = rehearse(*args, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "kept" / "preempted" / "bucket" / "result").read_text() == "the task's\n"
+    assert (tmp_path / "etc" / "there.conf").read_text() == "the user's own"
+    # A link to an absolute place would lead from the new root into the real one.
+    (tmp_path / "link").symlink_to(tmp_path / "etc")
+    binds = {f"{tmp_path}/link/new.conf": tmp_path / "mine.conf"}
+    built = machine._namespace_script(Path("/the/root"), binds, (), frozenset())
+    assert f": > /the/root{tmp_path}/etc/new.conf; }}\n" in built
+    assert f"{tmp_path}/link/new.conf" not in built
+
+
+def test_a_folder_is_copied_without_what_skypilot_leaves_out(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for name in ("build/x", "src/build/x", "src/a.tmp", "src/keep", "kept/deep/x"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text("")
+    (source / "gone").symlink_to("nowhere")
+
+    def copied(target: str, **options: bool) -> list[str]:
+        machine.copy_folder(source, tmp_path / target, source / "kept", **{"uploaded": True, **options})
+        files = [path for path in (tmp_path / target).rglob("*") if path.is_file() or path.is_symlink()]
+        return sorted(path.relative_to(tmp_path / target).as_posix() for path in files if ".git/" not in str(path))
+
+    subprocess.run(["git", "init", "-q", source], check=True)
+    (source / ".gitignore").write_text("build\n")
+    assert copied("1") == [".gitignore", "gone", "src/a.tmp", "src/keep"]
+    (source / ".skyignore").write_text("# what stays here\n/build/\n*.tmp\n")
+    assert copied("2") == [".gitignore", ".skyignore", "gone", "src/build/x", "src/keep"]
+    everything = [".gitignore", ".skyignore", "build/x", "gone", "src/a.tmp", "src/build/x", "src/keep"]
+    assert copied("3", uploaded=False) == everything
+
+
+def test_a_stand_in_that_git_ignores_and_that_holds_what_is_kept_is_put_there_whole(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("data\n")
+    (tmp_path / ".gitignore").write_text("x\n")
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    (tmp_path / "task.yaml").write_text(
+        "file_mounts: {/data: {source: s3://xxx, mode: COPY}, /more: {source: s3://yyy, mode: MOUNT}}\n"
+        "envs: {SKYSPOT_CHECKPOINT_DIR: /skyspot-run}\n"
+        "run: |\n  sleep 0.4\n  mkdir -p /skyspot-run\n  cat /data/x /more/x > /skyspot-run/result\n"
+    )
+    args = ["task.yaml", "--mount", "/data=.", "--mount", "/more=.", "--kinds", "kill", "--preemptions", 1]
+    done = rehearse(*args, "--compare", "result", "--keep", "kept", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "kept" / "preempted" / "bucket" / "result").read_text() == "data\n" * 2
+    assert not Path("/skyspot-run").exists()
+
+
+@pytest.mark.parametrize(
+    ("envs", "mounts", "bucket"),
+    [
+        ({}, {"/ds": {"source": "s3://data"}, "/out": {"name": "mine"}}, "/out"),
+        ({}, {"/ds": {"source": "s3://data"}, "/other": {"source": "s3://other"}}, "/ds"),
+        ({}, {"/out": {"name": "mine"}, "/checkpoints": {"source": "s3://mine"}}, "/checkpoints"),
+        ({"SKYSPOT_CHECKPOINT_DIR": "/out/a/r"}, {"/checkpoints": {"name": "x"}, "/out": {"name": "y"}}, "/out"),
+        ({"SKYSPOT_CHECKPOINT_DIR": "/out/a/r"}, {"/out": {"name": "y"}, "/out/a": {"name": "x"}}, "/out/a"),
+        ({"SKYSPOT_CHECKPOINT_DIR": "/checkpoints2/r"}, {"/checkpoints": {"name": "x"}}, "/checkpoints2"),
+    ],
+)  # fmt: skip
+def test_of_several_buckets_the_runs_is_chosen(tmp_path: Path, envs: dict, mounts: dict, bucket: str) -> None:
+    for source in mounts.values():
+        source["mode"] = "MOUNT"
+    found = job.read(json.dumps({"envs": envs, "file_mounts": mounts, "run": "x"}), tmp_path, {}, None)
+    assert found.bucket
+    assert found.bucket.target == bucket
+    # A comparison elsewhere does not move the watch away from where the task says that its records are.
+    other = next(mount for mount in found.lasting if mount.target != bucket) if len(found.lasting) > 1 else None
+    if envs and other:
+        chosen, settings = rehearse_cli._comparing(found, Settings(), f"{other.target}/r/*")
+        assert (chosen.bucket, chosen.compared, settings.compare) == (found.bucket, other, "r/*")
+        assert chosen.notes == found.notes
+    elif other:
+        assert bucket in rehearse_cli._comparing(found, Settings(), None)[0].notes[-1]
+
+
 def test_a_bucket_of_data_is_not_taken_for_the_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "task.yaml").write_text(
         "file_mounts:\n"
         "  /ds: {source: s3://data, mode: MOUNT_CACHED}\n"
         "  /ro: {source: s3://more, mode: MOUNT, config: {mount: {read_only: true}}}\n"
+        "  ~/out: {name: ooo, mode: MOUNT}\n"
         "  /checkpoints: {name: bbb, mode: MOUNT}\n"
-        "run: |\n  touch /ro/x && exit 9\n  sleep 0.4\n  echo x > /checkpoints/r\n  echo y > /ds/r\n"
+        "run: |\n  touch /ro/x && exit 9\n  sleep 0.4\n  echo x > /checkpoints/r\n  echo y | tee /ds/r > ~/out/h\n"
     )
     (tmp_path / "more").mkdir()
     args = ["task.yaml", "--mount", "/ro=more", "--kinds", "kill", "--preemptions", 1]
@@ -281,7 +434,9 @@ def test_a_bucket_of_data_is_not_taken_for_the_checkpoints(tmp_path: Path) -> No
     assert done.returncode == 0, done.stdout + done.stderr
     assert "/ds starts empty" in done.stdout
     assert "--compare looks in /checkpoints" in done.stdout
-    assert rehearse(*args, "--compare", "/ds/r", cwd=tmp_path).returncode == 0
+    for pattern in ("/ds/r", "~/out/h"):
+        done = rehearse(*args, "--compare", pattern, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
     assert not (tmp_path / "more" / "x").exists()
 
 
@@ -293,6 +448,57 @@ def test_a_folder_below_tmp_may_hold_the_checkpoints(tmp_path: Path) -> None:
     done = rehearse("task.yaml", "--kinds", "kill", "--preemptions", 1, "--compare", "r/result", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not (tmp_path / "r").exists()
+
+
+def test_a_secret_is_taken_from_this_environment_or_said_to_be_missing(tmp_path: Path) -> None:
+    (tmp_path / "task.yaml").write_text(
+        "secrets: {IN_YAML: null, GONE: null}\nfile_mounts: {/checkpoints: {name: bbb, mode: MOUNT}}\n"
+        'run: |\n  sleep 0.4\n  echo "$BARE $IN_YAML ${GONE-none}" > /checkpoints/result\n'
+    )
+    args = ["task.yaml", "--secret", "BARE", "--kinds", "kill", "--preemptions", 1, "--compare", "result"]
+    done = rehearse(*args, "--keep", "kept", cwd=tmp_path, env={"BARE": "one", "IN_YAML": "two"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "kept" / "preempted" / "bucket" / "result").read_text() == "one two none\n"
+    assert "secret GONE is not set here" in done.stdout
+    assert "IN_YAML" not in done.stdout
+
+
+def test_a_folder_that_cannot_be_kept_in_is_said_in_a_line(tmp_path: Path) -> None:
+    done = rehearse(own(tmp_path), "--keep", "/proc/kept", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: --keep /proc/kept: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_python_that_cannot_train_is_said_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "from importlib import metadata\nreal = metadata.version\n\n\n"
+        "def version(name):\n    if name == 'torch':\n        raise metadata.PackageNotFoundError(name)\n"
+        "    return real(name)\n\n\nmetadata.version = version\n"
+    )
+    env = {"PYTHONPATH": f"{tmp_path}:{REPO}"}
+    for task in (["finetune"], ["render", "-n", "run-001", "-o", "."], [".skyspot/run-001.yaml"]):
+        if task[0] == "render":
+            subprocess.run([sys.executable, "-m", "skyspot", *task], cwd=tmp_path, env=clean_env(), check=True)
+            continue
+        done = rehearse(*task, cwd=tmp_path, env=env)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert "torch: not installed" in done.stderr
+        assert 'pip install "skyspot[trainer]"' in done.stderr
+        assert len(done.stderr.splitlines()) <= 2
+
+
+def test_signals_do_again_what_they_did_when_the_rehearsals_folder_is_gone() -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    with _folder(None) as folder:
+        (folder / "x").touch()
+    assert not folder.exists()
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_a_column_without_a_value_is_not_shown() -> None:
+    rows = [Row(1, "kill", "killed"), Row(2, "finished", "finished", first_step_s=1.5)]
+    assert [column.header for column in table(rows).columns] == ["", "how it ended", "start to\n1st step"]
 
 
 def test_leaving_with_0_at_sigterm_is_told_as_what_skypilot_makes_of_it(tmp_path: Path) -> None:
@@ -321,6 +527,19 @@ def test_a_run_that_hardly_learns_is_no_proof() -> None:
     steep = dataclasses.replace(flat, lines={**lines, 2: {"step": 2, "loss": 3.0}})
     assert verdict.no_proof(steep) is None
     assert "no dropout" in str(verdict.no_proof(dataclasses.replace(steep, dropout=False)))
+    nowhere = dataclasses.replace(flat, lines={**lines, 2: {"step": 2, "loss": float("nan")}})
+    assert "less than 20 %" in str(verdict.no_proof(nowhere))
+    other = dataclasses.replace(history(), model="/my/model", dropout=False)
+    assert "no dropout" in " ".join(verdict.compare(other, other).notes)
+
+
+def test_whether_the_exported_model_has_dropout_is_read_from_its_config(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    assert verdict._dropout(paths), "a program of the user's does not say"
+    paths.final.mkdir()
+    for rate, on in ((0.1, True), (0.0, False)):
+        (paths.final / "config.json").write_text(json.dumps({"attention_dropout": rate, "hidden_size": 8}))
+        assert verdict._dropout(paths) is on
 
 
 # -- the default: our trainer ----------------------------------------------------------------------------------------
