@@ -1,0 +1,373 @@
+"""The lab: an unpatched SkyPilot API server and jobs controller on a real Slurm, with an S3 server, on loopback.
+
+It lives in namespaces of its own (network with `lo` alone, processes, mounts, host name), which run.py enters. So
+nothing that it does is seen outside, and when the first process there ends, the kernel takes everything with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import install
+import place
+from place import (
+    BIN,
+    CLIENT,
+    CLUSTER,
+    ETC,
+    FILES,
+    FRESH,
+    HOME,
+    HOST,
+    LOG,
+    LOGIN,
+    NODE,
+    NODE_TMP,
+    NODES,
+    ROOT,
+    S3_DATA,
+    S3_KEY,
+    S3_PORT,
+    S3_SECRET,
+    SHARED,
+    SKY_URL,
+    SLURMD_PORT,
+    SSH_PORT,
+    STATE,
+    UID,
+    USER,
+)  # fmt: skip
+
+KILL_WAIT_S = 10
+PROVISION_TIMEOUT_S = 30
+PROJECT = HOME / "project"
+NOTES = LOG / "notes.log"
+SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+QUEUE_AGE_S = 1.5
+
+
+def user_environment(**more: str) -> dict[str, str]:
+    """What the user's shell has, and nothing of this process' environment."""
+    return {
+        "HOME": str(HOME),
+        "USER": USER,
+        "LOGNAME": USER,
+        "LANG": "C.UTF-8",
+        "PATH": f"{CLIENT}/bin:{BIN}:{SYSTEM_PATH}",
+        "SLURM_CONF": f"{ETC}/slurm.conf",
+        "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
+        # SkyPilot builds a wheel of itself with pip. 0 switches build isolation off: pip inverts this variable.
+        "PIP_NO_BUILD_ISOLATION": "0",
+        **more,
+    }
+
+
+def as_user(command: list[Any]) -> list[str]:
+    """A command line that runs `command` as the lab's user."""
+    return [
+        "setpriv", "--reuid", str(UID), "--regid", str(UID), "--init-groups", "--inh-caps=-all", *map(str, command),
+    ]  # fmt: skip
+
+
+def call(
+    *command: Any, timeout: float = 120, check: bool = True, env: dict[str, str] | None = None, cwd: Path = HOME
+) -> subprocess.CompletedProcess[str]:
+    """Run a command as the lab's user to its end; its output is text."""
+    done = subprocess.run(
+        as_user(list(command)), capture_output=True, text=True, timeout=timeout, cwd=cwd, stdin=subprocess.DEVNULL,
+        env=env or user_environment(), start_new_session=True,
+    )  # fmt: skip
+    if check and done.returncode:
+        raise AssertionError(f"{' '.join(map(str, command))}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+    return done
+
+
+def daemon(name: str, *command: Any) -> None:
+    """Start something as the lab's user that stays; its output goes into the log of that name."""
+    with (LOG / f"{name}.log").open("ab") as log:
+        subprocess.Popen(
+            as_user(list(command)), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
+            env=user_environment(), start_new_session=True,
+        )  # fmt: skip
+
+
+def until(what: str, found: Callable[[], Any], seconds: float, story: Callable[[], str] | None = None) -> Any:
+    """Ask again and again until the answer is true, and return it.
+
+    Raises:
+        AssertionError: not within `seconds`; it tells the story.
+    """
+    deadline = time.monotonic() + seconds
+    while not (answer := found()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds:.0f} s: {what}" + (f"\n{story()}" if story else ""))
+        time.sleep(0.5)
+    return answer
+
+
+# --- up ---------------------------------------------------------------------------------------------------------------
+
+
+def up(say: Callable[[str], None]) -> None:
+    """Start everything, with nothing left from before. To be called once, inside the namespaces."""
+    for step in (_folders, _namespace, _slurm, _s3, _sky, _check):
+        started = time.monotonic()
+        step()
+        say(f"up: {step.__name__[1:]} {time.monotonic() - started:.1f} s")
+
+
+def _folders() -> None:
+    for folder in FRESH:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+    install.link_tools()
+    for tool in ("goofys", "sudo"):
+        shutil.copy(FILES / tool, BIN / tool)
+        (BIN / tool).chmod(0o755)
+    PROJECT.mkdir()
+
+
+def _namespace() -> None:
+    """Files of /etc, the FUSE device and the network as the lab wants them; seen here alone."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755,dev", "lab", ETC], check=True)
+    names = " ".join((HOST, *NODES))
+    _in_place_of("/etc/hosts", f"127.0.0.1 localhost {names}\n")
+    _in_place_of("/etc/passwd", _with_line(Path("/etc/passwd"), f"{USER}:*:{UID}:{UID}::{LOGIN}:/bin/bash"))
+    # sshd without root wants to give the terminal to the group tty, or every `sky logs` is empty.
+    groups = Path("/etc/group").read_text().splitlines()
+    groups = [_with_member(line) if line.startswith("tty:") else line for line in groups]
+    _in_place_of("/etc/group", "\n".join([*groups, f"{USER}:x:{UID}:"]) + "\n")
+    if Path("/etc/fuse.conf").exists():
+        _in_place_of("/etc/fuse.conf", "user_allow_other\n")
+    if Path("/dev/fuse").exists():
+        os.mknod(ETC / "fuse", 0o666 | 0o020000, os.makedev(10, 229))
+        (ETC / "fuse").chmod(0o666)
+        subprocess.run(["mount", "--bind", ETC / "fuse", "/dev/fuse"], check=True)
+    subprocess.run(["hostname", HOST], check=True)
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    # With 127.0.0.1 alone getaddrinfo finds no address that it thinks usable, and Slurm with it.
+    subprocess.run(["ip", "address", "add", "192.0.2.2/32", "dev", "lo"], check=True)
+    for folder in FRESH:
+        subprocess.run(["chown", "-R", f"{UID}:{UID}", folder], check=True)
+
+
+def _with_member(group: str) -> str:
+    return f"{group}{USER}" if group.endswith(":") else f"{group},{USER}"
+
+
+def _with_line(path: Path, line: str) -> str:
+    return path.read_text().rstrip("\n") + f"\n{line}\n"
+
+
+def _in_place_of(path: str, content: str) -> None:
+    ours = ETC / Path(path).name
+    ours.write_text(content)
+    subprocess.run(["mount", "--bind", ours, path], check=True)
+
+
+def _filled(name: str, target: Path, mode: int = 0o644, **words: object) -> None:
+    text = (FILES / name).read_text()
+    for key, value in {**vars(place), **words}.items():
+        text = text.replace(f"@{key}@", str(value))
+    target.write_text(text)
+    target.chmod(mode)
+
+
+def _slurm() -> None:
+    nodes = "\n".join(
+        f"NodeName={name} NodeHostname={name} NodeAddr=127.0.0.1 Port={SLURMD_PORT + index} CPUs=64 RealMemory=256000"
+        for index, name in enumerate(NODES)
+    )
+    _filled("slurm.conf", ETC / "slurm.conf", NODE_LINES=nodes, KILL_WAIT=KILL_WAIT_S)
+    _filled("task_prolog.sh", ETC / "task_prolog.sh", 0o755)
+    _filled("sshd_config", ETC / "sshd_config")
+    (STATE / "munge.key").write_bytes(os.urandom(128))
+    (STATE / "munge.key").chmod(0o600)
+    os.chown(STATE / "munge.key", UID, UID)
+    for key in ("host_key", "user_key"):
+        call("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", STATE / key)
+    call(
+        "munged", f"--key-file={STATE}/munge.key", f"--socket={STATE}/munge.sock", f"--pid-file={STATE}/munged.pid",
+        f"--log-file={LOG}/munged.log", f"--seed-file={STATE}/munge.seed",
+    )  # fmt: skip
+    daemon("slurmctld-out", "slurmctld", "-D")
+    for name in NODES:
+        daemon(f"slurmd-{name}-out", "slurmd", "-D", "-N", name)
+    daemon("sshd", "/usr/sbin/sshd", "-D", "-f", ETC / "sshd_config", "-e")
+    until("Slurm's nodes are idle", lambda: sinfo().count("idle") == 6, 60, sinfo)
+
+
+def sinfo() -> str:
+    """Partition, node and state, a line each."""
+    return call("sinfo", "-h", "-N", "-o", "%P %N %T", check=False).stdout
+
+
+def _s3() -> None:
+    daemon(
+        "s3", BIN / "rclone", "serve", "s3", "--addr", f"127.0.0.1:{S3_PORT}", "--auth-key", f"{S3_KEY},{S3_SECRET}",
+        "--vfs-cache-mode", "full", "--cache-dir", STATE / "s3cache", "--config", "/dev/null", S3_DATA,
+    )  # fmt: skip
+    # "vastdata" is the store of SkyPilot's that takes any S3 endpoint.
+    _users_file(
+        ".vastdata/vastdata.credentials",
+        f"[vastdata]\naws_access_key_id = {S3_KEY}\naws_secret_access_key = {S3_SECRET}\n",
+    )
+    _users_file(".vastdata/vastdata.config", f"[profile vastdata]\nendpoint_url = http://127.0.0.1:{S3_PORT}\n")
+
+
+def _users_file(name: str, text: str) -> None:
+    path = HOME / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    for owned in (path, path.parent):
+        os.chown(owned, UID, UID)
+
+
+def _sky() -> None:
+    packages = next((CLIENT / "lib").glob("python3*")) / "site-packages"
+    shutil.copy(FILES / "lab_offline.py", packages)
+    _users_file(
+        ".slurm/config",
+        f"Host {CLUSTER}\n  HostName 127.0.0.1\n  Port {SSH_PORT}\n  User {USER}\n  IdentityFile {STATE}/user_key\n"
+        "  IdentitiesOnly yes\n",
+    )
+    config = {
+        "allowed_clouds": ["slurm", "vastdata"],
+        "jobs": {"controller": {"consolidation_mode": True}},
+        "slurm": {
+            "provision_timeout": PROVISION_TIMEOUT_S,
+            "cluster_configs": {CLUSTER: {"tmpdir": str(NODE_TMP)}},
+        },
+    }
+    _users_file(".sky/config.yaml", json.dumps(config))
+    plugin = {"class": "lab_offline.Offline", "parameters": {"url": f"{SKY_URL}/api/health"}}
+    _users_file(".sky/plugins.yaml", json.dumps({"plugins": [plugin]}))
+    call("sky", "api", "start", timeout=180)
+
+
+def _check() -> None:
+    call("sky", "check", "slurm", "vastdata", timeout=180)
+
+
+def left_overs() -> list[str]:
+    """Processes of the lab's user and mounts under `ROOT`, as seen from outside the namespaces; none after `down`."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if process.stat().st_uid == UID:
+                line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                found.append(f"process {process.name}: {line or '(no command line)'}")
+        except OSError:
+            continue
+    mounts = Path("/proc/self/mounts").read_text().splitlines()
+    found += [f"mount: {line}" for line in mounts if line.split()[1].startswith(f"{ROOT}/")]
+    return found
+
+
+# --- for the tests ----------------------------------------------------------------------------------------------------
+
+
+class Lab:
+    """What a test does in the lab."""
+
+    def __init__(self) -> None:
+        self.shared = SHARED
+        self.project = PROJECT
+        self.started = time.monotonic()
+        self._lock = threading.Lock()
+        self._agent: subprocess.Popen[str] | None = None
+        self._queue: list[dict[str, Any]] = []
+        self._asked = 0.0
+
+    def clock(self) -> float:
+        """Seconds since this object was made."""
+        return time.monotonic() - self.started
+
+    def note(self, text: str) -> None:
+        """A line for the report of how long things took."""
+        with self._lock, NOTES.open("a") as notes:
+            notes.write(f"{self.clock():6.1f} s  {text}\n")
+
+    def skyspot(self, *arguments: Any, check: bool = True, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        """`skyspot ...` as the user types it, in the project's folder."""
+        return call("skyspot", *arguments, check=check, timeout=timeout, cwd=PROJECT)
+
+    def sky(self, *arguments: Any, check: bool = True, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        """`sky ...` as the user types it, in the project's folder."""
+        return call("sky", *arguments, check=check, timeout=timeout, cwd=PROJECT)
+
+    def queue(self) -> list[dict[str, Any]]:
+        """SkyPilot's managed jobs through its SDK, as of 1.5 seconds ago at most."""
+        with self._lock:
+            if time.monotonic() - self._asked < QUEUE_AGE_S:
+                return self._queue
+            if self._agent is None:
+                with (LOG / "queue-agent.log").open("ab") as log:
+                    self._agent = subprocess.Popen(
+                        as_user([CLIENT / "bin" / "python", FILES / "sky_queue.py"]), text=True, cwd=HOME,
+                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=user_environment(),
+                    )  # fmt: skip
+            assert self._agent.stdin
+            assert self._agent.stdout
+            self._agent.stdin.write("\n")
+            self._agent.stdin.flush()
+            answer = json.loads(self._agent.stdout.readline() or '{"error": "the agent ended; see queue-agent.log"}')
+            if "error" in answer:
+                raise AssertionError(f"SkyPilot's queue: {answer['error']}")
+            self._queue, self._asked = answer["jobs"], time.monotonic()
+            return self._queue
+
+    def squeue(self) -> list[tuple[str, str, str, str, str]]:
+        """Slurm's jobs: (id, name, state, partition, nodes)."""
+        lines = call("squeue", "-h", "-o", "%i|%j|%T|%P|%N").stdout.splitlines()
+        return [tuple(line.split("|", 4)) for line in lines]  # type: ignore[misc]
+
+    def partition(self, name: str, state: str) -> None:
+        """Set a partition UP or DOWN."""
+        call("scontrol", "update", f"PartitionName={name}", f"State={state}")
+
+    def close(self) -> None:
+        """End the queue's agent."""
+        if self._agent and self._agent.stdin:
+            self._agent.stdin.close()
+            self._agent.wait(20)
+
+
+def processes_of(allocation: str) -> list[int]:
+    """The processes of the user's that run inside a Slurm allocation, on all nodes."""
+    found = []
+    wanted = f"SLURM_JOB_ID={allocation}".encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if process.stat().st_uid == UID and wanted in (process / "environ").read_bytes().split(b"\0"):
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+def kill(pids: list[int], number: signal.Signals = signal.SIGKILL) -> None:
+    """Send a signal to processes; those that are gone are left out."""
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
+
+
+def train_here(run_dir: Path, *options: Any, env: dict[str, str]) -> None:
+    """The undisturbed reference: the trainer of the working tree, by the nodes' own Python, without SkyPilot."""
+    done = call(
+        NODE / "bin" / "python", "-m", "trainer", "--checkpoint-dir", run_dir, "--processes", 1, *options,
+        timeout=400, cwd=ROOT / "source", env=user_environment(**env),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr

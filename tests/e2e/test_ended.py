@@ -1,0 +1,264 @@
+"""How jobs end that are not preempted: cancelled, failed, crashing again and again; and what the user sees of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lab import Lab, call, kill, processes_of, until
+from managed import Job, launch, newest
+from place import CLUSTER, REPO, SPOT
+from scenarios import scenario
+from test_preempted import Ended, template_options, verdict
+
+from skyspot.verdict import read_history
+from trainer.layout import RunPaths
+
+TASK = """\
+resources:
+  infra: slurm/{cluster}/{spot}
+  cpus: 1
+  job_recovery: {{strategy: FAILOVER, recover_on_exit_codes: [75]}}
+num_nodes: {nodes}
+envs:
+  SKYSPOT_CHECKPOINT_DIR: {folder}
+  OMP_NUM_THREADS: "1"
+file_mounts:
+  ~/skyspot/trainer: {trainer}
+  ~/program.py: {program}
+setup: |
+  set -e
+  bash ~/skyspot/trainer/setup.sh
+run: |
+  cd ~/skyspot
+  export PYTHONPATH=~/skyspot
+  exec ~/skyspot/python -m trainer.launch --processes 1 ~/program.py {arguments}
+"""
+
+
+def launch_program(lab: Lab, name: str, program: Path, arguments: str = "", nodes: int = 1) -> Job:
+    """Submit a program of the user's own under our launcher, as a plain task YAML."""
+    here = lab.project / name
+    shutil.copytree(REPO / "trainer", here / "trainer", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(program, here / "program.py")
+    task = here / "task.yaml"
+    task.write_text(
+        TASK.format(cluster=CLUSTER, spot=SPOT, nodes=nodes, folder=lab.shared / name, trainer=here / "trainer",
+                    program=here / "program.py", arguments=arguments)
+    )  # fmt: skip
+    return launch(lab, name, task=str(task), infra=None, bucket=None)
+
+
+# -- what the user sees ------------------------------------------------------------------------------------------------
+
+
+LONG = 2000
+"""Steps enough for a person to look at the job from all sides while it runs."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    job: Job
+    queue: list[dict[str, Any]]
+    table: str
+    sky_queue: str
+    log: str
+    refused: str
+    cancelled: str
+    end: dict[str, Any]
+    resumed: Ended
+    relaunched: str
+
+
+@scenario
+def cancelled(lab: Lab) -> Watched:
+    """Looked at while it runs, then cancelled; and launched again under its name."""
+    job = launch(lab, "cancelled", *template_options(max_steps=LONG))
+    job.wait_committed(30)
+    queue = json.loads(lab.skyspot("queue", "--json").stdout)
+    table = lab.skyspot("queue").stdout
+    sky_queue = lab.sky("jobs", "queue").stdout
+    log = lab.skyspot("logs", "cancelled", "--no-follow").stdout
+    refused = lab.skyspot("launch", "-n", "cancelled", "-y", "-d", check=False).stderr
+    done = lab.skyspot("cancel", "cancelled")
+    lab.note("cancelled: cancel came back")
+    job.wait("CANCELLED")
+    end = job.events()["end"]
+    again = lab.skyspot("launch", "-n", "cancelled", "-y", "-d")
+    later = Job(lab, "cancelled", until("the second job", lambda: _newer(lab, job), 60), job.run)
+    status = later.wait("SUCCEEDED")
+    return Watched(
+        job, queue, table, sky_queue, log, refused, done.stdout + done.stderr, end,
+        Ended(later, status, later.recoveries), again.stdout + again.stderr,
+    )  # fmt: skip
+
+
+def _newer(lab: Lab, job: Job) -> int | None:
+    found = newest(lab, job.name)
+    return found if found is not None and found > job.id else None
+
+
+def test_the_queue_shows_the_training_beside_the_job(cancelled: Watched) -> None:
+    row = next(row for row in cancelled.queue if row["id"] == cancelled.job.id)
+    assert (row["name"], row["status"], row["attempts"]) == ("cancelled", "RUNNING", 1)
+    assert row["step"] >= 30
+    assert row["max_steps"] == LONG
+    assert row["committed_step"] >= 30
+    assert 0 < row["loss"] < 7
+    assert f"/{LONG}" in cancelled.table
+    assert "cancelled" in cancelled.sky_queue
+    assert "RUNNING" in cancelled.sky_queue
+
+
+def test_the_log_is_the_trainers(cancelled: Watched) -> None:
+    assert f"step 1/{LONG}" in cancelled.log
+
+
+def test_a_living_job_of_the_name_is_not_joined_by_a_second(cancelled: Watched) -> None:
+    assert f"a job called cancelled is alive: id {cancelled.job.id}, RUNNING" in cancelled.refused
+    assert "skyspot logs cancelled" in cancelled.refused
+
+
+def test_a_cancelled_run_saves_first_and_goes_on_under_its_name(cancelled: Watched) -> None:
+    assert "saved and stopped" in cancelled.cancelled
+    assert (cancelled.end["code"], cancelled.end["cause"]) == (79, "stop-request")
+    assert cancelled.end["step"] == cancelled.end["committed_step"]
+    assert f"Resumes:     cancelled from step {cancelled.end['step']}, after 1 attempt" in cancelled.relaunched
+    restored = cancelled.resumed.job.events()["restored"]
+    assert (restored["step"], restored["lost_steps"]) == (cancelled.end["step"], 0)
+    history = read_history(cancelled.job.run)
+    assert history
+    assert sorted(history.lines) == list(range(1, LONG + 1))
+
+
+def test_a_finished_run_is_not_submitted_again(cancelled: Watched, lab: Lab) -> None:
+    done = lab.skyspot("launch", "-n", "cancelled", "-y")
+    assert "Run cancelled is finished" in done.stdout
+    assert newest(lab, "cancelled") == cancelled.resumed.job.id
+
+
+# -- failures ----------------------------------------------------------------------------------------------------------
+
+
+@scenario
+def crashing(lab: Lab) -> Ended:
+    """It leaves with 75 before anything is committed, every time."""
+    program = lab.project / "crashing.py"
+    program.write_text("import sys\nprint('crashing', flush=True)\nsys.exit(75)\n")
+    job = launch_program(lab, "crashing", program)
+    return Ended(job, job.wait("FAILED"), job.recoveries)
+
+
+def test_a_crash_loop_is_stopped_after_three_attempts(crashing: Ended) -> None:
+    codes = [crashing.job.events(index)["end"]["code"] for index in range(len(crashing.job.attempts()))]
+    assert codes == [75, 75, 75, 80]
+    assert "no progress: 3 attempts in a row" in crashing.job.log()
+
+
+@scenario
+def failing(lab: Lab) -> Ended:
+    """A bug: an exception, which SkyPilot must not retry."""
+    program = lab.project / "failing.py"
+    program.write_text("print('failing', flush=True)\nraise ValueError('a bug of its own')\n")
+    job = launch_program(lab, "failing", program)
+    return Ended(job, job.wait("FAILED"), job.recoveries)
+
+
+def test_an_exception_fails_the_job_and_is_not_retried(failing: Ended, lab: Lab) -> None:
+    assert failing.recoveries == 0
+    assert len(failing.job.attempts()) == 1
+    assert failing.job.events()["end"]["code"] == 1
+    assert "a bug of its own" in failing.job.log()
+    table = lab.skyspot("queue", "--all").stdout
+    assert "FAILED" in table
+
+
+# -- two nodes ---------------------------------------------------------------------------------------------------------
+
+MLP = REPO / "tests" / "programs" / "mlp.py"
+PROGRAM = "--dir $SKYSPOT_CHECKPOINT_DIR --samples 4000 --steps 1200 --save-every 20"
+
+
+@scenario
+def two_nodes(lab: Lab) -> tuple[Ended, Ended]:
+    """Two nodes, undisturbed; and two nodes, of which the second loses its machine."""
+    whole = launch_program(lab, "two-nodes-whole", MLP, PROGRAM, nodes=2)
+    broken = launch_program(lab, "two-nodes", MLP, PROGRAM, nodes=2)
+    broken.wait_committed(100)
+    # The machine of the second node goes, and with it the allocation, as a cloud takes it.
+    number, _, _ = broken.allocation()
+    second = [pid for pid in processes_of(number) if _is_rank(pid, 1)]
+    assert second, broken.story()
+    kill(second, signal.SIGKILL)
+    call("scancel", number)
+    broken.lab.note(f"two-nodes: {len(second)} processes of the second node killed, its allocation gone")
+    return tuple(Ended(job, job.wait("SUCCEEDED"), job.recoveries) for job in (whole, broken))  # type: ignore[return-value]
+
+
+def _is_rank(pid: int, node: int) -> bool:
+    """Whether a process is a rank or the launcher of our job on a node."""
+    try:
+        words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        line = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return (
+        f"SKYPILOT_NODE_RANK={node}".encode() in words and b"program.py" in line and b"python" in line.split(b"\0")[0]
+    )
+
+
+def test_two_nodes_of_which_one_is_lost_come_out_as_two_undisturbed_ones(two_nodes: tuple[Ended, Ended]) -> None:
+    whole, broken = two_nodes
+    assert broken.recoveries == 1
+    assert len(broken.job.attempts()) == 2
+    assert broken.job.events(0)["end"]["code"] == 75
+    found = verdict(whole.job.run.root, broken.job)
+    assert found.exact, found.text
+
+
+@scenario
+def failing_on_the_second(lab: Lab) -> Ended:
+    """An exception on the second of two nodes only."""
+    arguments = f"{PROGRAM} --fault raise@40 --fault-rank 1"
+    job = launch_program(lab, "failing-on-the-second", MLP, arguments, nodes=2)
+    return Ended(job, job.wait("FAILED"), job.recoveries)
+
+
+def test_an_exception_on_the_second_node_fails_the_job_and_is_not_retried(failing_on_the_second: Ended) -> None:
+    assert failing_on_the_second.recoveries == 0
+    assert len(failing_on_the_second.job.attempts()) == 1
+    assert failing_on_the_second.job.events()["end"]["code"] == 1
+
+
+# -- a bucket ----------------------------------------------------------------------------------------------------------
+
+
+@scenario
+def in_a_bucket(lab: Lab) -> Ended:
+    """Checkpoints on an S3 MOUNT; the task is edited by hand to name the lab's own store, and used as it is."""
+    name, options = "in-a-bucket", ["--infra", f"slurm/{CLUSTER}/{SPOT}", "--env", "OMP_NUM_THREADS=1"]
+    mount = lab.shared.parent / "mnt" / name
+    arguments = ["finetune", "-n", name, *options, "--bucket", "skyspot-lab", *template_options()]
+    lab.skyspot("render", *arguments, "-o", ".")
+    written = lab.project / ".skyspot" / f"{name}.yaml"
+    text = written.read_text().replace('name: "skyspot-lab"', 'name: "skyspot-lab", store: vastdata')
+    written.write_text(text.replace("/checkpoints", str(mount)))
+    done = lab.skyspot("launch", *arguments, "-y", "-d")
+    assert f"Using .skyspot/{name}.yaml as it was edited by hand" in done.stderr
+    store = RunPaths(lab.shared.parent / "s3data" / "skyspot-lab" / name)
+    job = Job(lab, name, until("it is in the queue", lambda: newest(lab, name), 30), store)
+    job.wait_committed(20)
+    job.scancel()
+    job.wait_attempts(2)
+    return Ended(job, job.wait("SUCCEEDED"), job.recoveries)
+
+
+def test_checkpoints_on_an_s3_mount_survive_too(in_a_bucket: Ended, undisturbed: Path) -> None:
+    assert in_a_bucket.recoveries == 1
+    assert in_a_bucket.job.events()["restored"]["step"] >= 20
+    found = verdict(undisturbed, in_a_bucket.job)
+    assert found.exact, found.text

@@ -1,0 +1,106 @@
+"""Machines are taken away from managed jobs, and the training comes out as if nothing had happened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab import Lab, train_here
+from managed import Job, launch
+from place import CLOSING, CLUSTER, ON_DEMAND
+from scenarios import scenario
+
+from skyspot.verdict import Verdict, compare, read_history
+from trainer.layout import RunPaths
+
+SIZES = {"max_steps": 600, "save_every": 10, "global_batch_size": 4, "micro_batch_size": 4, "seq_len": 64}
+"""Steps of some 20 ms: long enough to be caught in the middle, short in all."""
+
+
+def template_options(**more: int) -> list[str]:
+    return [text for key, value in {**SIZES, **more}.items() for text in ("--set", f"{key}={value}")]
+
+
+def trainer_options() -> list[str]:
+    return [text for key, value in SIZES.items() for text in (f"--{key.replace('_', '-')}", str(value))]
+
+
+@dataclass(frozen=True)
+class Ended:
+    job: Job
+    status: str
+    recoveries: int
+
+
+@scenario
+def undisturbed(lab: Lab) -> Path:
+    """The same training, without SkyPilot and without a preemption."""
+    folder = lab.shared / "undisturbed"
+    train_here(folder, *trainer_options(), env={"OMP_NUM_THREADS": "1"})
+    lab.note("undisturbed: done")
+    return folder
+
+
+@scenario
+def killed_twice(lab: Lab) -> Ended:
+    job = launch(lab, "killed-twice", *template_options())
+    job.wait_committed(20)
+    job.scancel()
+    job.wait_attempts(2)
+    job.wait_committed(job.committed_step() + 50)
+    job.power_off()
+    status = job.wait("SUCCEEDED")
+    return Ended(job, status, job.recoveries)
+
+
+@scenario
+def next_rung(lab: Lab) -> tuple[Ended, list[str]]:
+    """Its partition is set DOWN and its allocation taken: recovery walks down the ladder."""
+    ladder = ["--prefer", f"slurm/{CLUSTER}/{CLOSING}", "--prefer", f"slurm/{CLUSTER}/{ON_DEMAND}"]
+    job = launch(lab, "next-rung", *ladder, *template_options(), infra=f"slurm/{CLUSTER}")
+    job.wait_committed(20)
+    partitions = [job.allocation()[1]]
+    lab.partition(CLOSING, "DOWN")
+    job.scancel()
+    job.wait_attempts(2)
+    partitions.append(job.allocation()[1])
+    status = job.wait("SUCCEEDED")
+    lab.partition(CLOSING, "UP")
+    return Ended(job, status, job.recoveries), partitions
+
+
+def verdict(undisturbed: Path, job: Job) -> Verdict:
+    reference, history = read_history(RunPaths(undisturbed)), read_history(job.run)
+    assert reference
+    assert history
+    return compare(reference, history)
+
+
+def test_a_run_whose_allocation_is_taken_twice_is_bit_identical_to_an_undisturbed_one(
+    killed_twice: Ended, undisturbed: Path
+) -> None:
+    job = killed_twice.job
+    assert killed_twice.recoveries == 2
+    assert len(job.attempts()) == 3
+    found = verdict(undisturbed, job)
+    assert found.exact, found.text
+    assert found.text == f"bit-identical: {SIZES['max_steps']} of {SIZES['max_steps']} losses, 48 of 48 weights"
+
+
+def test_a_preempted_allocation_is_saved_and_one_without_notice_goes_back_to_its_last_checkpoint(
+    killed_twice: Ended,
+) -> None:
+    saved, gone, last = (killed_twice.job.events(index) for index in range(3))
+    assert saved["end"]["code"] == 75, saved
+    assert "end" not in gone
+    assert last["end"]["code"] == 0
+
+
+def test_a_partition_that_is_down_sends_the_run_to_the_next_rung(
+    next_rung: tuple[Ended, list[str]], undisturbed: Path
+) -> None:
+    ended, partitions = next_rung
+    assert partitions == [CLOSING, ON_DEMAND]
+    assert ended.recoveries == 1
+    found = verdict(undisturbed, ended.job)
+    assert found.exact, found.text
