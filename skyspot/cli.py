@@ -76,8 +76,8 @@ SHARED: list[Any] = [
         shell_complete=_complete_run,
         help="The run's name; made up where it is not given.",
     ),
-    click.option("--bucket", metavar="URL|PATH", help="Where checkpoints go; without it SkyPilot makes a bucket."),
-    click.option("--data", metavar="URL|stdlib|PATH", help="What to train on; a bucket's URL is mounted at /data."),
+    click.option("--bucket", metavar="URL|NAME|PATH", help="Where checkpoints go; without it SkyPilot makes a bucket."),
+    click.option("--data", metavar="URL|stdlib|HUB_ID|PATH", help="What to train on; a URL is mounted at /data."),
     click.option("--infra", metavar="INFRA", help="Restrict every rung to a place: aws, gcp/us-central1, slurm/c/p."),
     click.option("--prefer", metavar="INFRA", multiple=True, help="A first rung there; may be given several times."),
     click.option("--on-demand-last/--no-on-demand-last", default=None, help="End the ladder with on-demand machines."),
@@ -139,7 +139,7 @@ def cli() -> None:
 verbose_option = click.option("--verbose", is_flag=True, help="Show SkyPilot's errors whole.")
 
 
-@cli.command()
+@cli.command(short_help="Submit a task as a managed job that comes back.")
 @shared_options
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("-d", "--detach", is_flag=True, help="Do not follow the logs.")
@@ -211,7 +211,7 @@ def render(options: Any, output: Path | None, diff: bool, as_json: bool) -> None
         click.echo(f"Next: sky jobs launch {path.relative_to(output or '.')} -n {rendered.name}", err=True)
 
 
-@cli.command()
+@cli.command(short_help="Preempt a task here; does it resume exactly?")
 @shared_options
 @click.option(
     "--preemptions", type=int, default=5, metavar="N", show_default=True, help="How often to take the machine."
@@ -312,7 +312,7 @@ def templates_eject(name: str) -> None:
     click.echo(f"Wrote {template.eject(name, Path())}")
 
 
-@cli.command()
+@cli.command(short_help="Show managed jobs with their training.")
 @click.option("-a", "--all", "everything", is_flag=True, help="Those that have ended, too.")
 @click.option("--json", "as_json", is_flag=True, help="For a program.")
 @verbose_option
