@@ -33,6 +33,8 @@ class Launch:
     """Whether the trainer lies beside it as its payload."""
     notes: tuple[str, ...]
     findings: tuple[Finding, ...]
+    linted: Path
+    """The file whose lines the findings name."""
     secrets: Mapping[str, str]
     """Values of the task's secrets; in no file and no message."""
     where: Location | None
@@ -69,19 +71,24 @@ def prepare(options: Options, folder: Path) -> Launch:
         SkyspotError: the file was edited by hand, and what is asked for now differs too (with the diff).
     """
     known = runs.written_task(options.name, folder) if options.name else None
-    if known and known.exists() and (options.flags or frozenset()) <= {"name"}:
+    said = options.flags if options.flags is not None else set(options.given()) - {"task"}
+    if known and known.exists() and said <= {"name"} and options.task == Options.task:
         # The run's name alone: go on with what was written for it.
         rendered = task_yaml(Options(task=str(known), name=options.name, secret=options.secret))
         text, notes = task.read(known), (f"Using {known}", *rendered.notes)
         name, trainer = rendered.name, payload.names_trainer(text, rendered.name)
-        path = known
+        path = linted = known
+        lines = text
     else:
         rendered = task_yaml(options)
         name = rendered.name
         path = runs.written_task(name, folder)
+        lines, linted = rendered.text, Path(options.task) if rendered.before is not None else path
         if rendered_from(rendered.text) is None:  # A plain YAML: the header tells later who changed what.
             rendered = dataclasses.replace(rendered, text=with_header(rendered.text, name, Path(options.task).name))
         text, more = payload.chosen(rendered, path, Path(options.task))
+        if text != rendered.text:
+            lines, linted = text, path
         notes = (*rendered.notes, *more)
         trainer = payload.names_trainer(text, name)
     document = task.load(text)
@@ -91,7 +98,8 @@ def prepare(options: Options, folder: Path) -> Launch:
         path=path,
         trainer=trainer,
         notes=notes,
-        findings=tuple(lint.findings(text)),
+        findings=tuple(lint.findings(lines)),
+        linted=linted,
         secrets=_secret_values(document, options.secret),
         where=runs.location(document),
     )
@@ -165,7 +173,7 @@ def refuse_errors(launch: Launch) -> None:
     Raises:
         SkyspotError: it did.
     """
-    errors = [lint.shown(finding, launch.path) for finding in launch.findings if finding.level == "error"]
+    errors = [lint.shown(finding, launch.linted) for finding in launch.findings if finding.level == "error"]
     if errors:
         raise SkyspotError("this task is not submitted:\n" + "\n".join(errors))
 

@@ -45,7 +45,7 @@ def run(options: Options, how: How) -> int:
             click.echo(note, err=True)
     for finding in launch.findings:
         if finding.level != "error":
-            click.echo(lint.shown(finding, launch.path), err=True)
+            click.echo(lint.shown(finding, launch.linted), err=True)
     launching.refuse_errors(launch)
     before = launching.look_before(launch)
     if before.progress and before.progress.finished and not before.differs:

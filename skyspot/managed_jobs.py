@@ -25,8 +25,8 @@ ENDED = ("SUCCEEDED", "CANCELLED")
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _LOG_PREFIX = re.compile(r"^[IWED] \d\d-\d\d \d\d:\d\d:\d\d(\.\d+)? (PID=\d+ )?\S+:\d+\] ?")
 _REFUSAL = re.compile(
-    r"ResourcesUnavailableError|ResourcesMismatchError|NoCloudAccessError|ProvisionPrechecksError|Failed to (provision|"
-    r"acquire|launch|set up)|No (launchable )?resource|quota|[Cc]apacity|[Ii]nsufficient|timed? ?out|not available",
+    r"ResourcesUnavailableError|ResourcesMismatchError|NoCloudAccessError|ProvisionPrechecksError|Failed to |"
+    r"Permission denied|No (launchable )?resource|quota|[Cc]apacity|[Ii]nsufficient|timed? ?out|not available",
 )
 _REFUSAL_LINES = 400
 

@@ -43,7 +43,9 @@ SHARED = ROOT / "shared"
 """A file system that all nodes have."""
 NODE_TMP = ROOT / "nodetmp"
 S3_DATA = ROOT / "s3data"
+MOUNTS = ROOT / "mnt"
+"""Where jobs mount buckets: the lab's user may not make folders at the top, as a cloud's user may."""
 ETC = ROOT / "etc"
 LOG = ROOT / "log"
 STATE = ROOT / "state"
-FRESH = (HOME, LOGIN, SHARED, NODE_TMP, S3_DATA, ETC, LOG, STATE)
+FRESH = (HOME, LOGIN, SHARED, NODE_TMP, S3_DATA, MOUNTS, ETC, LOG, STATE)

@@ -11,7 +11,7 @@ from typing import Any
 
 from lab import Lab, call, kill, processes_of, until
 from managed import Job, launch, newest
-from place import CLUSTER, REPO, SPOT
+from place import CLUSTER, MOUNTS, REPO, S3_DATA, SPOT
 from scenarios import scenario
 from test_preempted import Ended, template_options, verdict
 
@@ -241,7 +241,7 @@ def test_an_exception_on_the_second_node_fails_the_job_and_is_not_retried(failin
 def in_a_bucket(lab: Lab) -> Ended:
     """Checkpoints on an S3 MOUNT; the task is edited by hand to name the lab's own store, and used as it is."""
     name, options = "in-a-bucket", ["--infra", f"slurm/{CLUSTER}/{SPOT}", "--env", "OMP_NUM_THREADS=1"]
-    mount = lab.shared.parent / "mnt" / name
+    mount = MOUNTS / name
     arguments = ["finetune", "-n", name, *options, "--bucket", "skyspot-lab", *template_options()]
     lab.skyspot("render", *arguments, "-o", ".")
     written = lab.project / ".skyspot" / f"{name}.yaml"
@@ -249,7 +249,7 @@ def in_a_bucket(lab: Lab) -> Ended:
     written.write_text(text.replace("/checkpoints", str(mount)))
     done = lab.skyspot("launch", *arguments, "-y", "-d")
     assert f"Using .skyspot/{name}.yaml as it was edited by hand" in done.stderr
-    store = RunPaths(lab.shared.parent / "s3data" / "skyspot-lab" / name)
+    store = RunPaths(S3_DATA / "skyspot-lab" / name)
     job = Job(lab, name, until("it is in the queue", lambda: newest(lab, name), 30), store)
     job.wait_committed(20)
     job.scancel()

@@ -1,0 +1,157 @@
+"""What `skyspot launch` does before it talks to SkyPilot: which text is used, and what is found in it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import clean_env
+
+from skyspot import jobs_view, launch, payload
+from skyspot.errors import SkyspotError, UsageError
+from skyspot.launch import Before
+from skyspot.options import Options
+
+NEW = Before(None, None, "", None)
+
+
+def prepare(folder: Path, **options: object) -> launch.Launch:
+    given = Options(name="run-001", **options)  # type: ignore[arg-type]
+    return launch.prepare(given, folder)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_launch_writes_the_task_and_its_trainer(here: Path) -> None:
+    found = prepare(here, gpus="A100:8", bucket="s3://mine/team")
+    assert str(found.where) == "s3://mine/team/run-001"
+    assert [finding for finding in found.findings if finding.level == "error"] == []
+    launch.write(found, update_trainer=False)
+    assert (here / ".skyspot" / "run-001.yaml").read_text() == found.text
+    assert (here / ".skyspot" / "run-001" / "trainer" / "setup.sh").exists()
+
+
+def test_the_same_launch_again_uses_what_was_edited_by_hand(here: Path) -> None:
+    launch.write(prepare(here, gpus="A100:8"), update_trainer=False)
+    path = here / ".skyspot" / "run-001.yaml"
+    edited = path.read_text().replace("A100:8", "H100:8")
+    path.write_text(edited)
+    again = prepare(here, gpus="A100:8")
+    assert again.text == edited
+    assert any("as it was edited by hand" in note for note in again.notes)
+    launch.write(again, update_trainer=False)
+    assert path.read_text() == edited
+
+
+def test_an_edit_beside_other_options_is_refused_with_the_diff(here: Path) -> None:
+    launch.write(prepare(here, gpus="A100:8"), update_trainer=False)
+    path = here / ".skyspot" / "run-001.yaml"
+    path.write_text(path.read_text().replace("FAILOVER", "EAGER_NEXT_REGION"))
+    with pytest.raises(SkyspotError, match="was edited by hand; it is not overwritten") as refused:
+        prepare(here, gpus="L4:8")
+    assert "-  job_recovery: {strategy: EAGER_NEXT_REGION" in str(refused.value)
+
+
+def test_the_runs_name_alone_goes_on_with_what_was_written(here: Path) -> None:
+    launch.write(prepare(here, gpus="L4:8", bucket="s3://mine"), update_trainer=False)
+    written = (here / ".skyspot" / "run-001.yaml").read_text()
+    again = launch.prepare(Options(name="run-001", flags=frozenset({"name"})), here)
+    assert again.text == written
+    assert str(again.where) == "s3://mine/run-001"
+
+
+def test_a_plain_yaml_that_changes_is_written_again(here: Path) -> None:
+    task = here / "mine.yaml"
+    task.write_text("resources: {use_spot: false}\nrun: echo one\n")
+    launch.write(prepare(here, task="mine.yaml"), update_trainer=False)
+    task.write_text("resources: {use_spot: false}\nrun: echo two\n")
+    again = prepare(here, task="mine.yaml")
+    assert "echo two" in again.text
+    assert again.text.startswith("# Rendered by skyspot")
+
+
+def test_a_copy_of_the_trainer_stays_unless_it_is_asked_to_change(here: Path) -> None:
+    found = prepare(here)
+    launch.write(found, update_trainer=False)
+    mark = here / ".skyspot" / "run-001" / "trainer" / "run.py"
+    mark.write_text("# an older release\n")
+    launch.write(found, update_trainer=False)
+    assert mark.read_text() == "# an older release\n"
+    launch.write(found, update_trainer=True)
+    assert mark.read_text() == (payload.trainer_folder() / "run.py").read_text()
+
+
+def test_a_copy_of_the_trainer_is_whole_or_not_there(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fills up, or a Ctrl-C, in the middle of the copy."""
+    real = payload.shutil.copytree
+
+    def full(source: Path, target: Path, **how: object) -> None:
+        real(source, target, **how)
+        (target / "run.py").write_text("")
+        raise payload.shutil.Error(
+            [(str(source / "run.py"), str(target / "run.py"), "[Errno 28] No space left on device")]
+        )
+
+    monkeypatch.setattr(payload.shutil, "copytree", full)
+    found = prepare(here)
+    with pytest.raises(SkyspotError, match="No space left on device"):
+        launch.write(found, update_trainer=False)
+    monkeypatch.undo()
+    assert not list((here / ".skyspot" / "run-001").iterdir())
+    launch.write(found, update_trainer=False)
+    assert (here / ".skyspot" / "run-001" / "trainer" / "run.py").stat().st_size > 0
+
+
+def test_a_secrets_value_is_in_no_file_and_in_nothing_that_is_shown(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "from-the-environment")
+    secret = {"HF_TOKEN": "hf-very-secret", "WANDB_API_KEY": None}
+    found = prepare(here, secret=secret, env={"MINE": "env-value"}, gpus="A100:8")
+    launch.write(found, update_trainer=False)
+    jobs_view.show_plan(found, NEW)
+    shown = capsys.readouterr().out + json.dumps(jobs_view.plan_json(found, NEW, 1, "new"))
+    written = "".join(path.read_text() for path in here.rglob("*.yaml"))
+    for value in ("hf-very-secret", "from-the-environment"):
+        assert value not in shown + written
+    assert found.secrets == {"HF_TOKEN": "hf-very-secret", "WANDB_API_KEY": "from-the-environment"}
+    assert "HF_TOKEN=***" in shown
+    assert "MINE=***" in shown
+    assert "env-value" not in shown
+    assert "A100:8" in shown
+
+
+def test_a_secret_without_a_value_is_refused(here: Path) -> None:
+    with pytest.raises(UsageError, match="secret NOT_SET_ANYWHERE has no value"):
+        prepare(here, secret={"NOT_SET_ANYWHERE": None})
+
+
+def test_what_lint_finds_stops_a_launch(here: Path) -> None:
+    (here / "mine.yaml").write_text(
+        "resources: {accelerators: A100:8, use_spot: true}\n"
+        "file_mounts: {/checkpoints: {source: s3://b/prefix, mode: MOUNT}}\nrun: python train.py --out /checkpoints\n"
+    )
+    with pytest.raises(SkyspotError, match=r"mine\.yaml:3: error: "):
+        launch.refuse_errors(prepare(here, task="mine.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (["launch", "--json"], 2, "say -y as well"),
+        (["launch", "--max-spend", "3"], 2, "not in this release"),
+        (["launch", "--gpus", "A1000:8"], 2, "no accelerator is called"),
+        (["cancel"], 2, "NAME|ID"),
+    ],
+)
+def test_a_mistake_is_said_before_skypilot_is_asked(tmp_path: Path, args: list[str], code: int, says: str) -> None:
+    command = [sys.executable, "-m", "skyspot", *args]
+    done = subprocess.run(command, cwd=tmp_path, env=clean_env(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == code
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
