@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support import clean_env, event
+from support import clean_env, event, launch
 
 from trainer.layout import RunPaths, list_attempts, read_events
 
@@ -243,3 +243,16 @@ def test_a_script_with_spotrun_under_a_keeper_makes_one_attempt(tmp_path: Path) 
     paths = RunPaths(tmp_path / "run")
     assert len(list_attempts(paths)) == 1
     assert len([found for found in read_events(paths, list_attempts(paths)[0]) if found.name == "end"]) == 1
+
+
+@pytest.mark.parametrize("code", [0, 1, 76])
+def test_the_code_of_a_process_with_threads_is_its_own(tmp_path: Path, code: int) -> None:
+    """While its threads die it is a zombie that cannot be reaped yet: that is not being killed."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, threading, time\n"
+        "for _ in range(16): threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+        f"sys.exit({code})\n"
+    )
+    for _ in range(4):
+        assert launch(script).code == code

@@ -181,10 +181,14 @@ def _keep_identity(paths: RunPaths, binding: Mapping[str, Any]) -> None:
     """Write run.json where it is missing or torn, or disagrees with the newest manifest, which wins."""
     known: Any = None
     torn = paths.run_json.exists()
-    with suppress(OSError, LayoutError):
+    try:
         document = read_json(paths.run_json)
         check_version(document)
         known, torn = document.get("run_id"), False
+    except LayoutVersionError:
+        return  # A newer release's: nothing of it is touched.
+    except (OSError, LayoutError):
+        pass
     truth: Any = None
     for name in list_checkpoints(paths):
         try:

@@ -36,6 +36,7 @@ from trainer.nodes import Nodes, NodesError, interface_of
 KILL_AFTER_GRACE_S = 3.0
 LEAVE_AFTER_KILL_S = 5.0
 LOOK_S = 0.5
+ZOMBIE_S = 2.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -53,6 +54,7 @@ class _Rank:
     heard: bytes = b""
     code: int | None = None
     """What it left with; None while it is there."""
+    zombie_since: float | None = None
     ended: bool = False
     """It wrote the attempt's end event."""
     attempt: dict[str, str] = field(default_factory=dict)
@@ -216,6 +218,8 @@ class _Launch:
             "SKYSPOT_LAUNCHED_AT": repr(self._started),
             "SKYSPOT_GRACE_S": repr(self._grace_s),
             "PYTHONUNBUFFERED": "1",
+            # c10d prints C++ frames around the one line that says what is wrong.
+            "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
         }
         for name in ("SKYSPOT_STORE_PORT", "SKYSPOT_LISTEN_FD", "SKYSPOT_TTY", "SKYSPOT_ATTEMPT"):
             env.pop(name, None)
@@ -300,9 +304,8 @@ class _Launch:
         """See who is gone, and kill who should be."""
         for rank in self._ranks:
             if rank.code is None:
-                zombie = _is_zombie(rank.process.pid)
                 gone = rank.process.poll()
-                if gone is not None or zombie:
+                if gone is not None or self._stays_a_zombie(rank):
                     self._drain(rank)  # What it said last counts more than how it went.
                     self._left(rank, -signal.SIGKILL if gone is None else gone)
         if self._keeper and not self._stopped and not self._ranks[0].attempt:
@@ -313,6 +316,17 @@ class _Launch:
         if self._kill_at is not None and time.monotonic() >= self._kill_at and not self._killed:
             self._killed = True
             self._send(signal.SIGKILL)
+
+    def _stays_a_zombie(self, rank: _Rank) -> bool:
+        """Whether a rank has exited and cannot be reaped: a thread of it hangs in a dead mount.
+
+        Any process with threads is a zombie for a moment when it leaves; that one is reaped soon, with its own code.
+        """
+        if not _is_zombie(rank.process.pid):
+            rank.zombie_since = None
+            return False
+        rank.zombie_since = rank.zombie_since or time.monotonic()
+        return time.monotonic() - rank.zombie_since >= ZOMBIE_S
 
     def _drain(self, rank: _Rank) -> None:
         os.set_blocking(rank.from_rank, False)
@@ -328,8 +342,8 @@ class _Launch:
         rank.code = EXIT_PREEMPTED if code < 0 else code
         if rank.code == 0 and not (self._nodes.leads and rank is self._ranks[0]):
             return  # Rank 0 leaves last; until then the others may come and go.
-        self._doom()
         if rank.code != 0:
+            self._doom()
             for other in self._ranks:
                 if other.code is None:
                     with suppress(OSError):
@@ -342,6 +356,8 @@ class _Launch:
         return self._kill_at is not None and time.monotonic() >= self._kill_at + LEAVE_AFTER_KILL_S
 
     def _next_look(self) -> float:
+        if any(rank.code is None and rank.zombie_since for rank in self._ranks):
+            return 0.02
         if self._kill_at is None:
             return LOOK_S
         return min(LOOK_S, max(0.01, self._kill_at - time.monotonic()))

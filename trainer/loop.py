@@ -210,7 +210,7 @@ class Loop:
         self._keep_buffers()
         if self.done < self.max_steps:
             row = Row(next_weight=sum(micro.weight for micro in self._fetch(self.done)))
-            self._hear([self.together.exchange(row.to_ints()).wait()], time.monotonic())
+            self._hear([self.together.exchange(row.to_ints()).wait()], None)
         while self.done < self.max_steps and not self.stop:
             self._evaluate_if_due()
             if self.stop or not self._step():
@@ -380,12 +380,16 @@ class Loop:
             save_ms=math.ceil(save_s * 1000),
         )
 
-    def _hear(self, rounds: Sequence[list[list[int]]], round_started: float) -> None:
-        """Take over what all ranks said in a round: the same conclusion on every rank."""
+    def _hear(self, rounds: Sequence[list[list[int]]], round_started: float | None) -> None:
+        """Take over what all ranks said in a round: the same conclusion on every rank.
+
+        `round_started` is None where it was no round of a step: its time says nothing of how long one takes.
+        """
         rows = [Row(*row) for row in rounds[-1]]
         self._weights = [row.next_weight for row in rows]
-        seconds = time.monotonic() - round_started
-        self.round_s = seconds if not self.round_s else 0.8 * self.round_s + 0.2 * seconds
+        if round_started is not None:
+            seconds = time.monotonic() - round_started
+            self.round_s = seconds if not self.round_s else 0.8 * self.round_s + 0.2 * seconds
         if self.stop:
             return
         asked = [row for row in rows if row.stop]
@@ -516,6 +520,7 @@ class Loop:
         parts = micro_steps(np.arange(len(self.held_out)), self.config.micro_batch_size)
         model, ranks = state.unwrap(self.model), self.together.world_size
         losses, weights = [], []
+        modes = {module: module.training for module in model.modules()}
         model.eval()
         try:
             with rng.set_aside(), torch.no_grad():
@@ -527,12 +532,13 @@ class Loop:
                         losses.append(float(self.loss(model, to_device(batch, self.device))))
                         weights.append(self.held_out.weight(batch))
                     heard, kept = told.wait(), self._weights
-                    self._hear([heard], time.monotonic())
+                    self._hear([heard], None)
                     self._weights = kept
                     if self.stop:
                         return None
         finally:
-            model.train()
+            for module, training in modes.items():  # Not model.train(): some may be frozen in eval mode.
+                module.training = training
         rows = self.together.exchange([_to_bits(math.fsum(losses)), sum(weights)]).wait()
         return math.fsum(_from_bits(row[0]) for row in rows) / max(1, sum(row[1] for row in rows))
 
@@ -616,7 +622,7 @@ class Loop:
         notice = run.notices.first() or Notice(stop.kind, stop.kind, time.monotonic(), stop.deadline - time.monotonic())
         run.say(f"{stop.kind}: {max(0.0, stop.deadline - time.monotonic()):.0f} s left; saving step {self.done}")
         save_s = self.saver.commit_s or 0.0
-        if save_s <= stop.deadline - time.monotonic():
+        if self.saver.commit_s is None or save_s <= stop.deadline - time.monotonic():
             self._save_last(stop.deadline)
         else:
             run.say(f"a save takes {save_s:.1f} s and does not fit: the last committed step is {run.committed_step}")

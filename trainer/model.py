@@ -23,10 +23,12 @@ def build_model(config: TrainConfig, vocab_size: int) -> nn.Module:
     """
     if config.model == "tiny":
         return _tiny(vocab_size, config.seq_len)
+    import torch
     from transformers import AutoModelForCausalLM
 
     try:
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(config.model, use_cache=False)
+        # In fp32 whatever it was saved in: --precision says what the arithmetic is done in.
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(config.model, use_cache=False, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise ModelError(f"--model {config.model}: {_first_line(error)}") from None
     return model

@@ -99,7 +99,7 @@ class Notices:
             except urllib.error.HTTPError as error:
                 if error.code == 401:
                     token = ""  # It ran out.
-            except (OSError, ValueError):
+            except Exception:  # A torn answer is none: what counts is to ask again.
                 pass
             time.sleep(wait_s)
 

@@ -492,7 +492,9 @@ class SpotRun:
         return module is not None and bool(module.is_peer_trouble(error))
 
     def _last_word(self) -> str:
-        newest = newest_name(self.paths)
+        newest = None
+        with suppress(Exception):  # The bucket may be what is wrong.
+            newest = newest_name(self.paths)
         return f"The last committed checkpoint is {newest}." if newest else "Nothing had been committed."
 
 

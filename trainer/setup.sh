@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Find or make a Python that can train, and leave it at ~/skyspot/python. Safe to run again; exits 0 or 1 and nothing else,
 # because SkyPilot counts the exit codes of setup among those to recover on.
-set -euo pipefail
+set -Eeuo pipefail
 trap 'exit 1' ERR
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 base=$HOME/skyspot

@@ -12,6 +12,7 @@ be had it says so, every test is skipped, and the exit status is 0.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -59,26 +60,29 @@ def main(arguments: list[str]) -> int:
         return pytest(arguments, SKYSPOT_E2E_MISSING=reason)
     if arguments[:1] != ["--up"] and (init := running_lab()):
         return subprocess.run(entering(init, *command_of(arguments)), cwd=REPO, env=environment()).returncode
+    if arguments[:1] == ["--up"] and running_lab():
+        say("the lab is up already")
+        return 0
     with only_lab() as lock:
-        if lock is None:
-            say("another lab is running on this machine (its user and its folder are the same): wait, or --down")
-            return 1
         return hold(lock) if arguments[:1] == ["--up"] else alone(arguments, lock)
 
 
 @contextlib.contextmanager
-def only_lab() -> Iterator[socket.socket | None]:
-    """A socket's name that one process has at a time, and with it all of its lab; None where it is taken.
+def only_lab() -> Iterator[socket.socket]:
+    """Wait for a socket's name that one process has at a time: two labs would share their user and their folder.
 
-    The name is in no folder: when the last process that holds it dies, it is free again.
+    The name is in no folder: when the last process of a lab dies, it is free again.
     """
     with socket.socket(socket.AF_UNIX) as lock:
-        try:
-            lock.bind(f"\0skyspot-e2e-{UID}")
-        except OSError:
-            yield None
-        else:
-            yield lock
+        for waited in itertools.count():
+            try:
+                lock.bind(f"\0skyspot-e2e-{UID}")
+                break
+            except OSError:
+                if not waited:
+                    say("waiting: another lab is running on this machine")
+                time.sleep(1)
+        yield lock
 
 
 def command_of(arguments: list[str]) -> list[str]:

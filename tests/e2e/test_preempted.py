@@ -54,19 +54,17 @@ def killed_twice(lab: Lab) -> Ended:
 
 
 @scenario
-def next_rung(lab: Lab) -> tuple[Ended, list[str]]:
-    """Its partition is set DOWN and its allocation taken: recovery walks down the ladder."""
+def next_rung(lab: Lab) -> tuple[Ended, str]:
+    """The partition of its first rung is DOWN.
+
+    From the start: on recovery SkyPilot's FAILOVER first asks for the cluster that it had, whatever its partition.
+    """
+    lab.partition(CLOSING, "DOWN")
     ladder = ["--prefer", f"slurm/{CLUSTER}/{CLOSING}", "--prefer", f"slurm/{CLUSTER}/{ON_DEMAND}"]
     job = launch(lab, "next-rung", *ladder, *template_options(), infra=f"slurm/{CLUSTER}")
     job.wait_committed(20)
-    partitions = [job.allocation()[1]]
-    lab.partition(CLOSING, "DOWN")
-    job.scancel()
-    job.wait_attempts(2)
-    partitions.append(job.allocation()[1])
-    status = job.wait("SUCCEEDED")
-    lab.partition(CLOSING, "UP")
-    return Ended(job, status, job.recoveries), partitions
+    partition = job.allocation()[1]
+    return Ended(job, job.wait("SUCCEEDED"), job.recoveries), partition
 
 
 def verdict(undisturbed: Path, job: Job) -> Verdict:
@@ -97,10 +95,10 @@ def test_a_preempted_allocation_is_saved_and_one_without_notice_goes_back_to_its
 
 
 def test_a_partition_that_is_down_sends_the_run_to_the_next_rung(
-    next_rung: tuple[Ended, list[str]], undisturbed: Path
+    next_rung: tuple[Ended, str], undisturbed: Path
 ) -> None:
-    ended, partitions = next_rung
-    assert partitions == [CLOSING, ON_DEMAND]
-    assert ended.recoveries == 1
+    ended, partition = next_rung
+    assert partition == ON_DEMAND
+    assert ended.recoveries == 0
     found = verdict(undisturbed, ended.job)
     assert found.exact, found.text
