@@ -34,7 +34,9 @@ def read(path: Path) -> str:
     except UnicodeDecodeError:
         raise UsageError(f"{path}: not UTF-8") from None
     try:
-        _refuse_twins(compose(text), set())
+        root = compose(text)
+        _refuse_twins(root, set())
+        yamledit.value(root)
     except UsageError as error:
         raise UsageError(f"{path}{', ' if str(error).startswith('line ') else ': '}{error}") from None
     return text

@@ -464,6 +464,13 @@ def test_a_refusal_names_the_file_and_its_line(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("value", ["2024-13-45", "!!bool x", "!tag x", "{[a]: b}", "&a [*a]", "\tx"])
+def test_a_value_that_python_cannot_hold_is_refused_in_a_line(tmp_path: Path, value: str) -> None:
+    (tmp_path / "own.yaml").write_text(f"run: x\nresources: {{cpus: 2}}\nenvs:\n  A: {value}\n")
+    with pytest.raises(UsageError, match=r"own.yaml.*(not readable as YAML|alias of itself)"):
+        task_yaml(Options(task=str(tmp_path / "own.yaml")))
+
+
 def rendered(folder: Path, text: str, **more: object) -> dict:
     (folder / "own.yaml").write_text(text)
     return yaml.safe_load(task_yaml(Options(task=str(folder / "own.yaml"), **more)).text)

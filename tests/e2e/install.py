@@ -39,10 +39,11 @@ def missing() -> str | None:
         if not shutil.which(tool):
             return f"{tool} is needed (Debian: util-linux and iproute2)"
     tried = subprocess.run(
-        ["unshare", "--net", "--pid", "--mount", "--uts", "--ipc", "--fork", "true"], capture_output=True, text=True
-    )
+        ["unshare", "--net", "--pid", "--mount", "--uts", "--ipc", "--fork", "sh", "-c",
+         "ip link add type bridge && ip link add type veth"], capture_output=True, text=True,
+    )  # fmt: skip
     if tried.returncode:
-        return f"namespaces are needed: {tried.stderr.strip()}"
+        return f"namespaces, a bridge and veth are needed: {tried.stderr.strip()}"
     if not _absent_packages():
         pass
     elif not shutil.which("apt-get"):

@@ -1,7 +1,8 @@
 """The lab: an unpatched SkyPilot API server and jobs controller on a real Slurm, with an S3 server, on loopback.
 
-It lives in namespaces of its own (network with `lo` alone, processes, mounts, host name), which run.py enters. So
-nothing that it does is seen outside, and when the first process there ends, the kernel takes everything with it.
+It lives in namespaces of its own (network, processes, mounts, host name), which run.py enters. There is no way out of
+that network, nothing that the lab does is seen outside, and when the first process there ends, however it ends, the
+kernel takes everything with it. Each Slurm node has a host name and a network namespace besides, on one bridge.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ from place import (
     FRESH,
     HOME,
     HOST,
+    HOST_IP,
     LOG,
     LOGIN,
     NODE,
+    NODE_IPS,
     NODE_TMP,
     NODES,
     ROOT,
@@ -52,7 +55,8 @@ PROVISION_TIMEOUT_S = 30
 PROJECT = HOME / "project"
 NOTES = LOG / "notes.log"
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
-QUEUE_AGE_S = 1.5
+# Each answer costs SkyPilot a process that imports it anew, and it looks at its jobs every 15 s itself.
+QUEUE_AGE_S = 10
 
 
 def user_environment(**more: str) -> dict[str, str]:
@@ -139,8 +143,8 @@ def _folders() -> None:
 def _namespace() -> None:
     """Files of /etc, the FUSE device and the network as the lab wants them; seen here alone."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755,dev", "lab", ETC], check=True)
-    names = " ".join((HOST, *NODES))
-    _in_place_of("/etc/hosts", f"127.0.0.1 localhost {names}\n")
+    addresses = {"localhost": "127.0.0.1", HOST: HOST_IP, **NODE_IPS}
+    _in_place_of("/etc/hosts", "".join(f"{address} {name}\n" for name, address in addresses.items()))
     _in_place_of("/etc/passwd", _with_line(Path("/etc/passwd"), f"{USER}:*:{UID}:{UID}::{LOGIN}:/bin/bash"))
     # sshd without root wants to give the terminal to the group tty, or every `sky logs` is empty.
     groups = Path("/etc/group").read_text().splitlines()
@@ -153,11 +157,18 @@ def _namespace() -> None:
         (ETC / "fuse").chmod(0o666)
         subprocess.run(["mount", "--bind", ETC / "fuse", "/dev/fuse"], check=True)
     subprocess.run(["hostname", HOST], check=True)
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    # With 127.0.0.1 alone getaddrinfo finds no address that it thinks usable, and Slurm with it.
-    subprocess.run(["ip", "address", "add", "192.0.2.2/32", "dev", "lo"], check=True)
+    _ip("link", "set", "lo", "up")
+    _ip("link", "add", "lab", "type", "bridge")
+    _ip("address", "add", f"{HOST_IP}/24", "dev", "lab")
+    _ip("link", "set", "lab", "up")
     for folder in FRESH:
         subprocess.run(["chown", "-R", f"{UID}:{UID}", folder], check=True)
+
+
+def _ip(*words: str, inside: int | None = None) -> None:
+    """Set up the network, here or in the namespace of a process."""
+    enter = ["nsenter", "--target", str(inside), "--net"] if inside else []
+    subprocess.run([*enter, "ip", *words], check=True)
 
 
 def _with_member(group: str) -> str:
@@ -184,8 +195,8 @@ def _filled(name: str, target: Path, mode: int = 0o644, **words: object) -> None
 
 def _slurm() -> None:
     nodes = "\n".join(
-        f"NodeName={name} NodeHostname={name} NodeAddr=127.0.0.1 Port={SLURMD_PORT + index} CPUs=64 RealMemory=256000"
-        for index, name in enumerate(NODES)
+        f"NodeName={name} NodeHostname={name} NodeAddr={address} Port={SLURMD_PORT} CPUs=16 RealMemory=64000"
+        for name, address in NODE_IPS.items()
     )
     _filled("slurm.conf", ETC / "slurm.conf", NODE_LINES=nodes, KILL_WAIT=KILL_WAIT_S)
     _filled("task_prolog.sh", ETC / "task_prolog.sh", 0o755)
@@ -201,9 +212,27 @@ def _slurm() -> None:
     )  # fmt: skip
     daemon("slurmctld-out", "slurmctld", "-D")
     for name in NODES:
-        daemon(f"slurmd-{name}-out", "slurmd", "-D", "-N", name)
+        _node(name)
     daemon("sshd", "/usr/sbin/sshd", "-D", "-f", ETC / "sshd_config", "-e")
-    until("Slurm's nodes are idle", lambda: sinfo().count("idle") == 6, 60, sinfo)
+    until("Slurm's nodes are idle", lambda: sinfo().count("idle") == 3 * len(NODES), 60, sinfo)
+
+
+def _node(name: str) -> None:
+    """Start a node: slurmd, with a host name and a network of its own."""
+    wait = "until ip address show dev eth0 2>/dev/null | grep -q 'inet '; do sleep 0.05; done"
+    slurmd = " ".join(as_user(["slurmd", "-D", "-N", name]))
+    with (LOG / f"slurmd-{name}-out.log").open("ab") as log:
+        pid = subprocess.Popen(
+            ["unshare", "--net", "--uts", "sh", "-c", f"hostname {name}; {wait}; exec {slurmd}"], cwd="/",
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=user_environment(), start_new_session=True,
+        ).pid  # fmt: skip
+    here, there = Path("/proc/self/ns/net"), Path(f"/proc/{pid}/ns/net")
+    until(f"{name} has its network", lambda: here.readlink() != there.readlink(), 10)
+    _ip("link", "add", f"to-{name}", "type", "veth", "peer", "name", "eth0", "netns", str(pid))
+    _ip("link", "set", f"to-{name}", "master", "lab", "up")
+    _ip("link", "set", "lo", "up", inside=pid)
+    _ip("link", "set", "eth0", "up", inside=pid)
+    _ip("address", "add", f"{NODE_IPS[name]}/24", "dev", "eth0", inside=pid)
 
 
 def sinfo() -> str:
@@ -213,7 +242,7 @@ def sinfo() -> str:
 
 def _s3() -> None:
     daemon(
-        "s3", BIN / "rclone", "serve", "s3", "--addr", f"127.0.0.1:{S3_PORT}", "--auth-key", f"{S3_KEY},{S3_SECRET}",
+        "s3", BIN / "rclone", "serve", "s3", "--addr", f"{HOST_IP}:{S3_PORT}", "--auth-key", f"{S3_KEY},{S3_SECRET}",
         "--vfs-cache-mode", "full", "--cache-dir", STATE / "s3cache", "--config", "/dev/null", S3_DATA,
     )  # fmt: skip
     # "vastdata" is the store of SkyPilot's that takes any S3 endpoint.
@@ -221,7 +250,7 @@ def _s3() -> None:
         ".vastdata/vastdata.credentials",
         f"[vastdata]\naws_access_key_id = {S3_KEY}\naws_secret_access_key = {S3_SECRET}\n",
     )
-    _users_file(".vastdata/vastdata.config", f"[profile vastdata]\nendpoint_url = http://127.0.0.1:{S3_PORT}\n")
+    _users_file(".vastdata/vastdata.config", f"[profile vastdata]\nendpoint_url = http://{HOST_IP}:{S3_PORT}\n")
 
 
 def _users_file(name: str, text: str) -> None:
@@ -306,7 +335,7 @@ class Lab:
         return call("sky", *arguments, check=check, timeout=timeout, cwd=PROJECT)
 
     def queue(self) -> list[dict[str, Any]]:
-        """SkyPilot's managed jobs through its SDK, as of 1.5 seconds ago at most."""
+        """SkyPilot's managed jobs through its SDK, as of 10 seconds ago at most."""
         with self._lock:
             if time.monotonic() - self._asked < QUEUE_AGE_S:
                 return self._queue

@@ -14,10 +14,14 @@ SKYPILOT = "0.14.1"
 # A user of the lab's own: it has a line in a copy of /etc/passwd that only the lab sees, so its id must be free here.
 USER, UID = "spot", 61517
 CLUSTER = "lab"
-NODES = ("labnode1", "labnode2")
+# A node for each job that runs at a time, and some more: an allocation that was taken away takes a while to end.
+NODES = tuple(f"labnode{number}" for number in range(1, 13))
 SPOT, ON_DEMAND, CLOSING = "spot", "ondemand", "closing"
 """Partitions over the same nodes. The last is there to be set DOWN, without a word to who uses the first."""
 HOST = "skyspot-e2e"
+"""Slurm's controller and login node, SkyPilot, and the S3 server."""
+HOST_IP = "10.99.0.1"
+NODE_IPS = {name: f"10.99.0.{10 + index}" for index, name in enumerate(NODES)}
 
 SSH_PORT, SLURMCTLD_PORT, SLURMD_PORT = 12222, 16817, 16818
 SKY_URL = "http://127.0.0.1:46580"
