@@ -43,7 +43,8 @@ class Preemption:
     after_resume: int | None = None
     """Strike so many steps after the attempt's first."""
     at_fraction: float | None = None
-    """Of the undisturbed run's seconds, counted from the attempt's first write: for tasks that say nothing of steps."""
+    """Of the seconds that the undisturbed run went on after its first write, counted from the attempt's first write:
+    for tasks that say nothing of steps."""
 
 
 def schedule(kinds: list[str], count: int, seed: int, *, steps: int | None, first_save: int | None) -> list[Preemption]:

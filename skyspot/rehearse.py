@@ -85,8 +85,8 @@ class _Stage:
         self.job, self.settings, self.view, self.folder, self.server = job, settings, view, folder, server
         self.legs: list[Leg] = []
         self.reference_s = 0.0
-        self.first_write_s = float("inf")
-        """When the undisturbed run first wrote into its bucket."""
+        self.written_s = 0.0
+        """How long the undisturbed run went on after it had first written into its bucket; 0 where it never did."""
         self.records = False
         """Whether the task keeps attempt records."""
 
@@ -196,14 +196,13 @@ class _Stage:
             machine = Machine(self.job, self.folder / name / f"machine-{number:02d}", buckets, self._env(launch, count))
             watch = Watch(self._bucket(name), self.job.run_folder)
             strike = Strike(
-                planned, machine, watch, self.server, self.view, self.reference_s, self.first_write_s, self.records
+                planned, machine, watch, self.server, self.view, self.reference_s, self.written_s, self.records
             )
             try:
                 row, code = self._attempt(strike, number, count, leg.rows[-1] if leg.rows else None)
+                self.written_s = self.written_s if self.reference_s else watch.alive_s()
             finally:
                 machine.take()
-            if name == "reference" and watch.alive_since is not None:
-                self.first_write_s = watch.alive_since - machine.started
             self._fill(row, watch)
             _lost_steps(leg.rows[-1] if leg.rows else None, row.restored_step)
             leg.rows.append(row)

@@ -34,8 +34,8 @@ class Strike:
     view: View
     reference_s: float
     """What the undisturbed run took."""
-    first_write_s: float
-    """When it first wrote into its bucket."""
+    written_s: float
+    """How long it went on after it had first written into its bucket; 0 where it never did."""
     records: bool
     """Whether the task keeps attempt records."""
 
@@ -46,8 +46,8 @@ class Strike:
             return False
         if planned.at_fraction is not None:
             alive_s = self.watch.alive_s()
-            due = alive_s > 0 and alive_s >= planned.at_fraction * self.reference_s
-            if self.first_write_s >= WITHOUT_A_WRITE * self.reference_s:
+            due = alive_s > 0 and alive_s >= planned.at_fraction * self.written_s
+            if self.written_s <= (1 - WITHOUT_A_WRITE) * self.reference_s:
                 due = due or time.monotonic() - self.machine.started >= WITHOUT_A_WRITE * self.reference_s
             return due and (planned.kind != "torn" or bool(preempt.walk(self.watch.bucket)))
         if step is None:
