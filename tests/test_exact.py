@@ -44,13 +44,23 @@ def test_a_preempted_run_is_bit_identical_to_an_undisturbed_one(tmp_path: Path, 
     assert_identical(whole, broken)
 
 
-def test_sigterm_loses_no_step(tmp_path: Path) -> None:
+# Between two steps; while a save is written; while one is read back, which hangs; while the model is evaluated.
+@pytest.mark.parametrize(
+    ("when", "more"),
+    [
+        ("sigterm@6", ()),
+        ("sigterm:share-half@1", ()),
+        ("sigterm:read-back@1", ("--hang-in-read-back",)),
+        ("sigterm:eval@6", ("--eval-every", 3)),
+    ],
+)
+def test_sigterm_loses_no_step(tmp_path: Path, when: str, more: tuple[object, ...]) -> None:
     run_dir = tmp_path / "run"
-    stopped = mlp(run_dir, "--fault", "sigterm@6")
+    stopped = mlp(run_dir, *more, "--fault", when)
     assert stopped.code == 75, stopped.output
     ended = event(run_dir, "end")
     assert ended["cause"] == "signal"
-    assert ended["committed_step"] == ended["step"] >= 6
+    assert ended["committed_step"] == ended["step"] >= 4  # type: ignore[operator]
     assert mlp(run_dir).code == 0
     assert event(run_dir, "restored")["step"] == ended["step"]
     assert event(run_dir, "restored")["lost_steps"] == 0
@@ -108,6 +118,62 @@ def test_an_evaluation_that_a_preemption_cuts_off_is_made_up_for(tmp_path: Path)
     evaluations = [{k: v for k, v in line.items() if k != "eval_s"} for line in history(whole) if "eval_loss" in line]
     again = [{k: v for k, v in line.items() if k != "eval_s"} for line in history(broken) if "eval_loss" in line]
     assert again == evaluations
+
+
+def test_a_step_that_does_not_fit_the_grace_is_dropped_and_its_boundary_saved(tmp_path: Path) -> None:
+    whole, run_dir = tmp_path / "whole", tmp_path / "run"
+    small = ("--steps", 4, "--micro", 2, "--batch-norm")
+    assert mlp(whole, *small).code == 0
+    # A step is 6 micro-steps of 0.4 s; when the word comes, in the first of them, 1.8 s are left.
+    stopped = mlp(run_dir, *small, "--slow", 0.4, "--grace", 1.8, "--fault", "sigterm@2", grace=1.8)
+    assert stopped.code == 75, stopped.output
+    assert (event(run_dir, "end")["step"], event(run_dir, "end")["committed_step"]) == (2, 2)
+    assert mlp(run_dir, *small).code == 0
+    assert event(run_dir, "restored")["lost_steps"] == 0
+    assert_identical(whole, run_dir)
+
+
+def test_every_rank_evaluates_the_model_that_would_be_saved(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    args = ("--batch-norm", "--eval-every", 4)
+    finish(whole, *args, processes=2, faults=[])
+    # Taken in the evaluation of the very step that it is resumed at: its buffers are rank 0's everywhere then.
+    finish(broken, *args, "--commit-first", processes=2, faults=[("kill:eval@8",)])
+    assert event(broken, "restored")["step"] == 8
+    evaluations = [[line["eval_loss"] for line in history(one) if "eval_loss" in line] for one in (whole, broken)]
+    assert len(evaluations[0]) == 3
+    assert evaluations[0] == evaluations[1]
+    assert_identical(whole, broken)
+
+
+def test_a_stop_in_the_last_step_costs_neither_the_last_evaluation_nor_another_attempt(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert mlp(run_dir, "--eval-every", 4, "--fault", "sigterm@11").code == 0
+    assert [line["step"] for line in history(run_dir) if "eval_loss" in line] == [4, 8, 12]
+
+
+def test_a_step_that_overflows_half_precision_counts_and_is_resumed_over_exactly(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    args = ("--precision", "fp16", "--overflow-at", 5)
+    finish(whole, *args, processes=1, faults=[])
+    finish(broken, *args, "--commit-first", processes=1, faults=[("kill@7",), ("sigterm@9",)])
+    assert column(whole, "grad_norm")[5] is None, "the scaler skips it"
+    assert sorted(losses(whole)) == list(range(1, 13))
+    assert_identical(whole, broken)
+
+
+def test_a_learning_rate_that_may_change_changes(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert mlp(run_dir, "--fault", "sigterm@6").code == 75
+    refused = mlp(run_dir, "--lr", 0.02)
+    assert refused.code == 1
+    assert "lr 0.01" in refused.output
+    assert mlp(run_dir, "--lr", 0.02, "--allow", "lr", "--fault", "sigterm@9").code == 75
+    assert mlp(run_dir, "--lr", 0.02, "--allow", "lr").code == 0
+    step = int(str(event(run_dir, "restored", attempt=2)["step"]))
+    factors = [1 - number / 13 for number in range(1, 13)]
+    expected = [(0.01 if number < step else 0.02) * factor for number, factor in enumerate(factors)]
+    assert column(run_dir, "lr") == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

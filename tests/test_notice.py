@@ -135,3 +135,43 @@ def test_a_noticed_attempt_saves_holds_and_is_followed_without_a_lost_step(tmp_p
     assert ended["committed_step"] == ended["step"] > 0
     assert ended["notice"]["kind"] == "aws-notice"  # type: ignore[index]
     assert len(list_attempts(RunPaths(run_dir))) == 1
+
+
+def begin(run_dir: Path, server: AwsMetadata, *args: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "trainer.launch", "--processes", "1", str(PROGRAMS / "mlp.py"), "--dir", str(run_dir),
+         "--constant", "run.HOLD_PAST_DEADLINE_S=1", *map(str, args)],
+        env=clean_env(**server.env(), SKYSPOT_NOTICE_POLL_S="0.05"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
+
+
+def test_an_attempt_that_is_noticed_before_its_first_step_holds_too(tmp_path: Path) -> None:
+    """It would only be followed by another on this machine, which would take the notice for an old one."""
+    with AwsMetadata() as server:
+        server.announce(120)
+        process = begin(tmp_path / "run", server, "--prepare", 60)
+        with process:
+            assert process.stdout
+            for line in process.stdout:
+                if "holding until this machine is taken" in line:
+                    break
+            assert process.poll() is None
+            os.kill(process.pid, signal.SIGTERM)
+            process.stdout.read()
+    assert process.returncode == 75
+    assert event(tmp_path / "run", "end")["cause"] == "notice"
+
+
+def test_a_machine_that_is_not_taken_after_all_is_left_with_75(tmp_path: Path) -> None:
+    with AwsMetadata() as server:
+        process = begin(tmp_path / "run", server, "--steps", 3000, "--save-every", 3000)
+        with process:
+            assert process.stdout
+            for line in process.stdout:
+                if line.startswith("step "):
+                    server.announce(1)
+            assert process.wait(30) == 75
+    ended = event(tmp_path / "run", "end")
+    assert ended["cause"] == "notice"
+    assert ended["committed_step"] == ended["step"]

@@ -23,7 +23,7 @@ from trainer.layout import RunPaths, list_checkpoints
 OWN = """\
 name: own
 resources: {{accelerators: "A100:1", use_spot: true}}
-envs: {{OUT: /checkpoints/own, STEPS: "40"{more}}}
+envs: {{OUT: /checkpoints/own, STEPS: "40"}}
 file_mounts:
   /checkpoints: {{name: somebodys-bucket, mode: MOUNT}}
   ~/code/counter.py: {program}
@@ -32,9 +32,9 @@ run: |
 """
 
 
-def own(folder: Path, more: str = "") -> Path:
+def own(folder: Path, program: str = "counter.py") -> Path:
     path = folder / "task.yaml"
-    path.write_text(OWN.format(more=more, program=PROGRAMS / "counter.py"))
+    path.write_text(OWN.format(program=PROGRAMS / program))
     return path
 
 
@@ -71,7 +71,7 @@ def test_a_script_that_resumes_right_is_called_exact(tmp_path: Path) -> None:
 
 
 def test_a_script_that_starts_its_data_from_the_front_is_not(tmp_path: Path) -> None:
-    task = own(tmp_path, ", RESUME: wrong")
+    task = own(tmp_path, "forgetful.py")
     done = rehearse(task, "--compare", "own/result.json", "--kinds", "kill", "--preemptions", 2, cwd=tmp_path)
     assert done.returncode == 1
     assert "NOT exact: own/result.json differs" in done.stdout

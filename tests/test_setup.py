@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import REPO
+from support import REPO, event
 
 
 def home_with_payload(folder: Path) -> Path:
@@ -32,6 +32,7 @@ def test_a_python_that_has_what_training_needs_is_used(tmp_path: Path) -> None:
         [str(python), "-c", "import sys, torch; print(sys.prefix)"], capture_output=True, text=True, check=True
     )
     assert asked.stdout.strip() == sys.prefix, "through the script it is the environment, not the base Python"
+    assert int((home / "skyspot" / "setup-seconds").read_text()) >= 0
     before = python.stat().st_mtime_ns
     assert setup(home, "/usr/bin:/bin").returncode == 0, "a second time it is there already"
     assert python.stat().st_mtime_ns == before
@@ -116,3 +117,5 @@ def test_with_uv_alone_an_environment_is_made_and_used(tmp_path: Path) -> None:
         cwd=home / "skyspot", env={**env, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert trained.returncode == 0, trained.stdout + trained.stderr
+    taken = int((home / "skyspot" / "setup-seconds").read_text())
+    assert event(tmp_path / "run", "start")["setup_s"] == taken > 0

@@ -85,23 +85,34 @@ def test_the_exported_model_loads_with_from_pretrained(tmp_path: Path, corpus: P
 
 def test_a_resume_says_in_a_line_where_it_goes_on(tmp_path: Path, corpus: Path) -> None:
     run_dir = tmp_path / "run"
-    assert strike(run_dir, 4, 15, *SHORT, "--data", corpus) == 75
-    done = train("--checkpoint-dir", run_dir, *SHORT, "--data", corpus)
+    text = tmp_path / "text.txt"
+    text.write_bytes(corpus.read_bytes())
+    assert strike(run_dir, 4, 15, *SHORT, "--data", text) == 75
+    # With other data than it was begun with it is refused, and nothing is lost.
+    (tmp_path / "other.txt").write_text("x" * 5000)
+    kept = list_checkpoints(RunPaths(run_dir))
+    refused = train("--checkpoint-dir", run_dir, *SHORT, "--data", tmp_path / "other.txt")
+    assert refused.code == 1, refused.output
+    assert "--allow-config-change data_key" in refused.output
+    assert list_checkpoints(RunPaths(run_dir)) == kept
+    # Without the text it goes on with what was prepared of it.
+    text.unlink()
+    done = train("--checkpoint-dir", run_dir, *SHORT, "--data", text)
+    assert done.code == 0, done.output
+    assert "goes on with the data that was prepared for it" in done.output
     said = [line for line in done.output.splitlines() if line.startswith("resumed at step")]
     assert len(said) == 1
     step = event(run_dir, "restored")["step"]
     assert f"resumed at step {step} from checkpoint" in said[0]
     assert f"{step * 8} samples consumed, 0 lost steps" in said[0]  # type: ignore[operator]
-    # With other data than it was begun with it is refused, and nothing is lost.
-    (tmp_path / "other.txt").write_text("x" * 5000)
-    kept = list_checkpoints(RunPaths(run_dir))
-    assert train("--checkpoint-dir", run_dir, *SHORT, "--data", tmp_path / "other.txt").code in (0, 1)
-    assert set(kept) <= set(list_checkpoints(RunPaths(run_dir)))
 
 
 MISTAKES = [
     (["--max-stesp", "3"], 2, "--max-steps"),
     (["--max-spend", "3"], 2, "not in this release"),
+    (["--seed", str(2**63)], 2, "more than 63 bits"),
+    (["--peer-timeout", "0"], 2, "less than 1"),
+    (["--epochs", "1", "--warmup-steps", "6", "--seq-len", "32", "--data", "{corpus}"], 1, "--warmup-steps 6 are more"),
     (["--global-batch-size", "9", "--micro-batch-size", "2"], 2, "does not divide"),
     (["--data", "/nowhere/at/all"], 1, "no such folder"),
     (["--data", "{corpus}", "--global-batch-size", "400"], 1, "samples"),

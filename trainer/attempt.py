@@ -6,6 +6,7 @@ folders of its own, because every name has a random part.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,13 +14,14 @@ import platform
 import re
 import secrets
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from trainer.layout import (
     EXIT_PREEMPTED,
@@ -46,7 +48,13 @@ from trainer.layout import (
 START_RETRY_S = 600.0
 OWN_DOING_IN_A_ROW = 3
 ANY_END_IN_A_ROW = 10
+# Waiting helps against none of these.
+_HOPELESS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.EINVAL, errno.EISDIR,
+}  # fmt: skip
 _lock = threading.Lock()
+_T = TypeVar("_T")
 
 
 class AttemptError(Exception):
@@ -84,43 +92,108 @@ def machine_token() -> str:
     return token
 
 
+def check_bucket(paths: RunPaths) -> None:
+    """Refuse to train into a folder that is lost with the machine.
+
+    Raises:
+        AttemptError: no bucket is mounted where SKYSPOT_MOUNT says, or the folder that the run's folder goes into is
+        missing.
+    """
+    mount = os.environ.get("SKYSPOT_MOUNT")
+    if not mount:
+        if not paths.root.parent.is_dir():
+            raise AttemptError(
+                f"{paths.root.parent}: no such folder. It is not made here, because a bucket that failed to mount "
+                "would look the same: mount it, or make the folder yourself."
+            )
+        return
+    try:
+        device = Path(mount).stat().st_dev
+    except OSError as error:
+        raise AttemptError(f"{mount}: {error.strerror}. SKYSPOT_MOUNT names it as the bucket's mount.") from None
+    if device == Path("/").stat().st_dev:
+        raise AttemptError(
+            f"{mount}: no bucket is mounted there (it lies on the machine's own disk, which goes with the machine). "
+            "Nothing was written. Look at the mount in the job's log; unset SKYSPOT_MOUNT for a shared folder."
+        )
+
+
+def persist(paths: RunPaths, work: Callable[[], _T], between: Callable[[], None] = lambda: None) -> _T:
+    """Do something in the bucket before training begins, again and again for ten minutes while the bucket refuses it.
+
+    Args:
+        paths: The run's.
+        work: What to do; may be done twice.
+        between: Called while waiting; raises to stop.
+
+    Raises:
+        AttemptError: it cannot be done; at once where waiting cannot help.
+    """
+    end, wait_s, said = time.monotonic() + START_RETRY_S, 0.5, False
+    while True:
+        try:
+            return work()
+        except OSError as error:
+            if error.errno in _HOPELESS or time.monotonic() > end:
+                raise AttemptError(
+                    f"{paths.root}: {error.strerror or error}. The attempt cannot be recorded there, so nothing was "
+                    "trained; nothing that was committed is lost."
+                ) from None
+            if not said:
+                said = True
+                print(f"{paths.root}: {error.strerror or error}; asking again for a while", file=sys.stderr, flush=True)
+        again = time.monotonic() + wait_s
+        while time.monotonic() < again:
+            between()
+            time.sleep(min(0.2, wait_s))
+        wait_s = min(30.0, 2 * wait_s)
+
+
+def setup_seconds() -> int | None:
+    """How long setup.sh took on this machine; None where it did not run."""
+    with suppress(OSError, ValueError):
+        return int((Path.home() / "skyspot" / "setup-seconds").read_text())
+    return None
+
+
 def open_attempt(
-    paths: RunPaths, *, launch: str, config: Mapping[str, Any], binding: Mapping[str, Any], **facts: Any
+    paths: RunPaths,
+    *,
+    launch: str,
+    config: Mapping[str, Any],
+    binding: Mapping[str, Any],
+    between: Callable[[], None] = lambda: None,
+    **facts: Any,
 ) -> Attempt:
     """Begin an attempt: take the next number and write its `start` event.
 
     Raises:
         AttemptError: the bucket refused that for ten minutes, or at once where waiting cannot help.
+        LayoutVersionError: a newer release has begun this run.
     """
-    begun, wait_s = time.monotonic(), 0.5
     fields = {
         "layout_version": LAYOUT_VERSION,
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "python": platform.python_version(),
+        "setup_s": setup_seconds(),
         "config": dict(config),
         "binding": dict(binding),
         **facts,
     }
-    while True:
-        try:
-            taken = [name.number for name in list_attempts(paths)]
-            taken += [name.attempt.number for name in list_checkpoints(paths)]
-            name = AttemptName(1 + max(taken, default=0), secrets.token_hex(3))
-            attempt = Attempt(paths, name, launch, machine_token())
-            paths.attempt(name).mkdir(parents=True)
-            record(attempt, "start", launch=launch, machine=attempt.machine, **fields)
-            _keep_identity(paths, binding)
-            return attempt
-        except OSError as error:
-            hopeless = isinstance(error, (PermissionError, NotADirectoryError)) or error.errno in (28, 30, 122)
-            if hopeless or time.monotonic() - begun > START_RETRY_S:
-                raise AttemptError(
-                    f"{paths.root}: {error.strerror or error}. The attempt cannot be recorded there, so nothing was "
-                    "trained; nothing that was committed is lost."
-                ) from None
-            time.sleep(wait_s)
-            wait_s = min(30.0, 2 * wait_s)
+
+    def take_a_number() -> Attempt:
+        check_release(paths)
+        taken = [name.number for name in list_attempts(paths)]
+        taken += [name.attempt.number for name in list_checkpoints(paths)]
+        name = AttemptName(1 + max(taken, default=0), secrets.token_hex(3))
+        paths.attempt(name).mkdir(parents=True)
+        return Attempt(paths, name, launch, machine_token())
+
+    attempt = persist(paths, take_a_number, between)
+    persist(paths, lambda: record(attempt, "start", launch=launch, machine=attempt.machine, **fields), between)
+    persist(paths, lambda: _keep_identity(paths, binding), between)
+    return attempt
 
 
 def adopt(paths: RunPaths, name: AttemptName, launch: str, **facts: Any) -> Attempt:
@@ -128,14 +201,6 @@ def adopt(paths: RunPaths, name: AttemptName, launch: str, **facts: Any) -> Atte
     attempt = Attempt(paths, name, launch, machine_token())
     record(attempt, "bound", **facts)
     return attempt
-
-
-def newest_step(paths: RunPaths) -> int:
-    """The step of the newest committed checkpoint; 0 where there is none."""
-    for name in list_checkpoints(paths):
-        with suppress(LayoutError, OSError):
-            return read_manifest(paths.checkpoint(name)).step
-    return 0
 
 
 def record(attempt: Attempt, event: str, **fields: Any) -> None:
@@ -181,23 +246,13 @@ def _keep_identity(paths: RunPaths, binding: Mapping[str, Any]) -> None:
     """Write run.json where it is missing or torn, or disagrees with the newest manifest, which wins."""
     known: Any = None
     torn = paths.run_json.exists()
-    try:
-        document = read_json(paths.run_json)
-        check_version(document)
-        known, torn = document.get("run_id"), False
-    except LayoutVersionError:
-        return  # A newer release's: nothing of it is touched.
-    except (OSError, LayoutError):
-        pass
+    with suppress(FileNotFoundError, LayoutError):
+        known, torn = read_json(paths.run_json).get("run_id"), False
     truth: Any = None
     for name in list_checkpoints(paths):
-        try:
+        with suppress(LayoutError, OSError):
             truth = read_manifest(paths.checkpoint(name)).facts.get("run_id")
             break
-        except LayoutVersionError:
-            return
-        except (LayoutError, OSError):
-            continue
     if isinstance(known, str) and truth in (None, known):
         return
     identity = truth if isinstance(truth, str) else known if isinstance(known, str) else None
@@ -210,8 +265,29 @@ def _keep_identity(paths: RunPaths, binding: Mapping[str, Any]) -> None:
         write_once(paths.run_json, data)
 
 
-def is_finished(paths: RunPaths, max_steps: int | None, problem: Callable[[Path, Manifest], str | None]) -> bool:
-    """Whether `final/` is whole, for that many steps; `problem` reads and hashes a folder's files."""
+def check_release(paths: RunPaths) -> None:
+    """Refuse a run that a newer release has begun, before anything is written into it.
+
+    Raises:
+        LayoutVersionError: its run.json is of a newer layout.
+        OSError: it cannot be read.
+    """
+    try:
+        check_version(read_json(paths.run_json))
+    except LayoutVersionError as error:
+        raise LayoutVersionError(f"{paths.run_json}: {error}") from None
+    except (FileNotFoundError, LayoutError):
+        pass
+
+
+def is_finished(paths: RunPaths, binding: Mapping[str, Any], problem: Callable[[Path, Manifest], str | None]) -> bool:
+    """Whether `final/` is whole, and of the very length that is asked for.
+
+    Args:
+        paths: The run's.
+        binding: Its `max_steps` and `epochs` say where training ends, as far as they are known.
+        problem: Reads and hashes a folder's files.
+    """
     try:
         manifest = read_manifest(paths.final)
     except LayoutVersionError:
@@ -220,7 +296,8 @@ def is_finished(paths: RunPaths, max_steps: int | None, problem: Callable[[Path,
         return False
     if manifest.kind != "final" or manifest.facts.get("step") != manifest.facts.get("max_steps"):
         return False
-    if max_steps is not None and manifest.facts.get("max_steps") != max_steps:
+    then = manifest.facts.get("binding")
+    if isinstance(then, Mapping) and any(then.get(key) != binding.get(key) for key in ("max_steps", "epochs")):
         return False
     return problem(paths.final, manifest) is None
 
@@ -238,7 +315,7 @@ def _by_own_doing(events: list[Event], machine: str) -> bool:
     return end.get("code") == EXIT_PREEMPTED and end.get("cause") not in ("notice", "signal")
 
 
-def no_progress(attempt: Attempt, newest_step: int) -> str | None:
+def no_progress(attempt: Attempt, newest_step: int, *, sees_progress: bool = True) -> str | None:
     """Why this launch should stop for good: it starts again and again and gets nowhere. None where it gets somewhere.
 
     Three attempts in a row that ended by their own doing, or ten however they ended, without a checkpoint above the one
@@ -247,6 +324,8 @@ def no_progress(attempt: Attempt, newest_step: int) -> str | None:
     Args:
         attempt: The one that has just begun.
         newest_step: The step that it is about to restore.
+        sees_progress: Whether the script keeps its checkpoints where they are seen from here. Where it does not, ten
+            preemptions of a run that gets on look like a standstill, and only ends by its own doing count.
     """
     before: list[tuple[AttemptName, list[Event]]] = []
     for name in reversed(list_attempts(attempt.paths)):
@@ -258,6 +337,8 @@ def no_progress(attempt: Attempt, newest_step: int) -> str | None:
         before.append((name, events))
     for count, own in ((OWN_DOING_IN_A_ROW, True), (ANY_END_IN_A_ROW, False)):
         row = before[:count]
+        if not own and not sees_progress:
+            continue
         if len(row) < count or (own and not all(_by_own_doing(events, attempt.machine) for _, events in row)):
             continue
         if newest_step > _restored_step(row[-1][1]) or _new_tokens(attempt.paths, {str(name) for name, _ in row}):

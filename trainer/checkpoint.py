@@ -9,6 +9,7 @@ A share is a plain safetensors file. Nothing here unpickles anything.
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ CHUNK_BYTES = 8 << 20
 POINTS = ("folder-made", "share-half", "share-written", "state-written", "manifest-half", "manifest-written")
 """Where a machine may be taken during a save; each is passed once a save, in this order, on rank 0."""
 
-_DTYPES = {
+DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
     "I8": torch.int8,
@@ -54,7 +55,7 @@ _DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def _pass(point: str) -> None:
@@ -63,6 +64,10 @@ def _pass(point: str) -> None:
 
 at_point: Callable[[str], None] = _pass
 """Called with each of POINTS as a save passes it."""
+
+
+# With these a file of a checkpoint is not as it was written; any other error says nothing of the file.
+_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
 class DamagedError(Exception):
@@ -126,8 +131,6 @@ def write_share(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileRecord:
     offset = 0
     for name in names:
         tensor = tensors[name]
-        if tensor.dtype not in _NAMES:
-            raise DamagedError(f"{name}: {tensor.dtype} cannot be saved")
         end = offset + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
@@ -183,6 +186,7 @@ def load(folder: Path) -> Loaded:
         DamagedError: it is not committed, or not whole.
         LayoutVersionError: a newer release wrote it.
         FileNotFoundError: the folder is gone (pruned by another attempt meanwhile).
+        OSError: it cannot be read, which says nothing of whether it is whole.
     """
     try:
         manifest = read_manifest(folder)
@@ -210,7 +214,12 @@ def load(folder: Path) -> Loaded:
 
 
 def _read_file(path: Path, name: str, record: FileRecord) -> torch.Tensor:
-    """The file's bytes as a uint8 tensor, hashed while they are read."""
+    """The file's bytes as a uint8 tensor, hashed while they are read.
+
+    Raises:
+        DamagedError: the file is not as the manifest says.
+        OSError: it cannot be read.
+    """
     try:
         size = path.stat().st_size
         if size != record.bytes:
@@ -225,7 +234,9 @@ def _read_file(path: Path, name: str, record: FileRecord) -> torch.Tensor:
                 hasher.update(view[done : done + count])
                 done += count
     except OSError as error:
-        raise DamagedError(f"{name}: {error.strerror or error}") from None
+        if error.errno not in _NOT_THERE:
+            raise
+        raise DamagedError(f"{name}: {error.strerror}") from None
     if hasher.hexdigest() != record.hash:
         raise DamagedError(f"{name} does not hash to what its manifest says")
     return data
@@ -247,7 +258,7 @@ def _parse_share(data: torch.Tensor) -> dict[str, torch.Tensor]:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        dtype, shape, (start, end) = _DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        dtype, shape, (start, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
         count = 1
         for size in shape:
             if not isinstance(size, int) or size < 0:

@@ -75,7 +75,10 @@ class RunConfig:
         _at_least(self, "keep_latest", 2, "the newest may be the one that a preemption tore")
         _at_least(self, "eval_interval_steps", 0)
         _at_least(self, "seed", 0)
-        for name in ("grace_s", "max_grad_norm", "peer_timeout_s"):
+        if self.seed >= 1 << 63:
+            raise ConfigError(f"--seed: {self.seed} has more than 63 bits")
+        _at_least(self, "peer_timeout_s", 1)
+        for name in ("grace_s", "max_grad_norm"):
             _at_least(self, name, 0)
         if self.precision not in PRECISIONS:
             raise ConfigError(f"--precision: {self.precision!r} is none of {', '.join(PRECISIONS)}")

@@ -86,7 +86,9 @@ def sources(data: str) -> list[tuple[str, Path]]:
         )
     readable = [(name, path) for name, path in found if path.suffix in (".txt", ".jsonl")]
     if not readable:
-        raise DataError(f"--data {data}: no .txt or .jsonl file in it")
+        raise DataError(
+            f"--data {data}: no .txt or .jsonl file in it (parquet is not read in this release: convert it to .jsonl)"
+        )
     return readable
 
 

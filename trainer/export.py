@@ -13,7 +13,7 @@ from torch import nn
 from trainer.attempt import newer_attempt
 from trainer.checkpoint import CHUNK_BYTES, write_manifest, write_share
 from trainer.hashing import Hasher
-from trainer.layout import EXIT_SUPERSEDED, FileRecord, Manifest, fsync, read_manifest
+from trainer.layout import EXIT_SUPERSEDED, CheckpointName, FileRecord, Manifest, fsync, read_manifest
 from trainer.state import unwrap
 
 if TYPE_CHECKING:
@@ -26,34 +26,36 @@ def save_tensors(model: nn.Module, folder: Path) -> None:
     write_share(folder / "model.safetensors", tensors)
 
 
-def export(run: SpotRun, model: nn.Module, save_model: Callable[[nn.Module, Path], None], max_steps: int) -> str:
-    """Make `final/` from the model as the last checkpoint has it; rank 0 alone. Returns the checkpoint's name.
+def export(run: SpotRun, model: nn.Module, save_model: Callable[[nn.Module, Path], None], last: CheckpointName) -> None:
+    """Make `final/` from the model as it stands, which is as the `last` checkpoint has it; rank 0 alone.
 
     save_pretrained seeks and renames, which a bucket's mount may refuse: it writes to local disk, and the files are
     then copied front to back, MANIFEST.json last.
     """
-    from trainer.run import Leaving, newest_name
+    from trainer.run import Leaving
 
-    newer = newer_attempt(run.attempt) if run.attempt else None
-    if newer:
-        raise Leaving(EXIT_SUPERSEDED, "superseded", f"a newer attempt exists ({newer}): this one stops")
-    newest = newest_name(run.paths)
-    assert newest
+    def let_a_newer_one() -> None:
+        newer = newer_attempt(run.attempt) if run.attempt else None
+        if newer:
+            raise Leaving(EXIT_SUPERSEDED, "superseded", f"a newer attempt exists ({newer}): this one stops")
+
+    let_a_newer_one()
     final = run.paths.final
     with tempfile.TemporaryDirectory(prefix="skyspot-final-") as made:
         save_model(unwrap(model), Path(made))
+        let_a_newer_one()
         if final.exists():
             shutil.rmtree(final)
         final.mkdir(parents=True)
         files = {}
         for source in sorted(path for path in Path(made).rglob("*") if path.is_file()):
             name = source.relative_to(made).as_posix()
+            let_a_newer_one()
             (final / name).parent.mkdir(parents=True, exist_ok=True)
             files[name] = copy(source, final / name)
-        kept = read_manifest(run.paths.checkpoint(newest)).facts
+        kept = read_manifest(run.paths.checkpoint(last)).facts
         facts = {key: kept.get(key) for key in ("run_id", "step", "config", "binding", "metrics")}
-        write_manifest(final, Manifest("final", files, {**facts, "max_steps": max_steps, "checkpoint": str(newest)}))
-    return str(newest)
+        write_manifest(final, Manifest("final", files, {**facts, "max_steps": last.step, "checkpoint": str(last)}))
 
 
 def copy(source: Path, target: Path) -> FileRecord:

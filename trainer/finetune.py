@@ -74,6 +74,8 @@ def main(argv: list[str] | None = None) -> None:
                 f"{config.data}: {len(samples)} samples are fewer than a batch of {config.global_batch_size}"
             )
         max_steps = config.steps_for(len(samples))
+        if config.warmup_steps > max_steps:
+            raise RunError(f"--warmup-steps {config.warmup_steps} are more than the {max_steps} steps of the run")
 
         # 3. Model and optimizer: the same initial weights on every rank, from the seed.
         seed_all(config.seed)
@@ -100,15 +102,20 @@ def main(argv: list[str] | None = None) -> None:
 def prepared_tokens(run: SpotRun, config: TrainConfig) -> str:
     """Rank 0: the folder of packed samples, the one that the newest checkpoint names or a new one."""
     from trainer import data
-    from trainer.run import newest_manifest
 
     assert run.attempt
-    newest = newest_manifest(run.paths)
-    named = newest.facts.get("tokens") if newest else None
-    key = data.data_key(config)
+    named = run.newest.facts.get("tokens") if run.newest else None
+    kept = named if isinstance(named, str) and data.is_whole(run.paths, named) else None
+    try:
+        key = data.data_key(config)
+    except data.DataError as error:
+        if kept is None:
+            raise
+        run.say(f"{error}. The run goes on with the data that was prepared for it.")
+        return kept
     run.bind(data_key=key)
-    if isinstance(named, str) and named.startswith(key) and data.is_whole(run.paths, named):
-        return named
+    if kept and kept.startswith(key):
+        return kept
     return data.prepare(run.paths, run.attempt.name, config, run.between)
 
 

@@ -15,7 +15,17 @@ import sys
 from pathlib import Path
 
 from trainer import attempt as attempts
-from trainer.layout import EXIT_FAILED, EXIT_NO_PROGRESS, EXIT_STOPPED, AttemptName, RunPaths, event_named, read_events
+from trainer.layout import (
+    EXIT_FAILED,
+    EXIT_NO_PROGRESS,
+    EXIT_STOPPED,
+    AttemptName,
+    LayoutError,
+    RunPaths,
+    event_named,
+    newest_committed,
+    read_events,
+)
 
 LOOK_S = 5.0
 
@@ -23,11 +33,13 @@ LOOK_S = 5.0
 def keep(run_dir: Path) -> None:
     """Keep the attempt of a script that knows nothing of attempts."""
     paths = RunPaths(run_dir)
+    launch = os.environ.get("SKYSPOT_LAUNCH") or attempts.launch_id()
     try:
-        attempt = attempts.open_attempt(
-            paths, launch=os.environ.get("SKYSPOT_LAUNCH") or attempts.launch_id(), config={}, binding={}
-        )
-    except attempts.AttemptError as error:
+        attempts.check_bucket(paths)
+        newest = attempts.persist(paths, lambda: newest_committed(paths))
+        step = newest[1].step if newest else 0
+        attempt = attempts.open_attempt(paths, launch=launch, config={}, binding={}, newest_step=step)
+    except (attempts.AttemptError, LayoutError) as error:
         print(f"Error: {error}", file=sys.stderr)
         _say(f"leave {EXIT_FAILED}")
         return
@@ -36,7 +48,7 @@ def keep(run_dir: Path) -> None:
         attempts.record(attempt, "end", code=EXIT_STOPPED, cause="stop-request", step=0)
         _say(f"leave {EXIT_STOPPED}")
         return
-    stuck = attempts.no_progress(attempt, attempts.newest_step(paths))
+    stuck = attempts.no_progress(attempt, step, sees_progress=newest is not None)
     if stuck:
         print(f"Error: {stuck}", file=sys.stderr)
         attempts.record(attempt, "end", code=EXIT_NO_PROGRESS, cause="no-progress", step=0, error=stuck)

@@ -19,38 +19,48 @@ class Keeper:
     """A child of the launcher's own that records the attempt of a script that does not do so itself."""
 
     def __init__(self, run_dir: Path, launch_id: str) -> None:
-        self._run_dir, self._launch_id = run_dir, launch_id
+        """Have the attempt begun; what becomes of it is learnt from `listen`."""
         self.attempt = ""
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def open(self) -> int | None:
-        """Begin the attempt; returns the exit code where there is nothing to do."""
-        env = {**os.environ, "SKYSPOT_LAUNCH": self._launch_id}
+        """Its name, once it is begun."""
+        self.leave: int | None = None
+        """The exit code, where there is nothing to do."""
+        self.stop: str | None = None
+        """Why the attempt has to end: one of STOPS."""
+        self._heard = b""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "trainer.keeper", str(self._run_dir)],
+            [sys.executable, "-m", "trainer.keeper", str(run_dir)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=env,
+            env={**os.environ, "SKYSPOT_LAUNCH": launch_id},
             start_new_session=True,
         )
         assert self._process.stdout
-        word, _, rest = self._process.stdout.readline().decode().strip().partition(" ")
-        if word == "attempt":
-            self.attempt = rest
-            os.set_blocking(self._process.stdout.fileno(), False)
-            return None
-        return int(rest) if word == "leave" else EXIT_FAILED
+        self.pipe = self._process.stdout.fileno()
+        """Readable when there is something to listen to."""
+        os.set_blocking(self.pipe, False)
 
-    def said(self) -> str | None:
-        """Why the attempt has to end: a newer one has begun, or somebody asked for a stop. None: it need not."""
-        assert self._process
-        assert self._process.stdout
-        words = (self._process.stdout.read() or b"").decode().split()
-        return next((word for word in words if word in STOPS), None)
+    def listen(self) -> bool:
+        """Take in what it says; False where it will say no more."""
+        try:
+            data = os.read(self.pipe, 4096)
+        except BlockingIOError:
+            return True
+        self._heard += data
+        while b"\n" in self._heard:
+            line, self._heard = self._heard.split(b"\n", 1)
+            word, _, rest = line.decode("ascii", "replace").partition(" ")
+            if word == "attempt":
+                self.attempt = rest
+            elif word == "leave" and rest.isdigit():
+                self.leave = int(rest)
+            elif word in STOPS:
+                self.stop = word
+        if not data and not self.attempt and self.leave is None:
+            self.leave = EXIT_FAILED
+        return bool(data)
 
     def close(self, code: int, cause: str, ended: bool) -> None:
         """Have the end event written, unless a rank wrote one; within a few seconds."""
-        assert self._process
         with suppress(OSError, subprocess.TimeoutExpired):
             self._process.communicate(b"" if ended else f"end {code} {cause}\n".encode(), timeout=END_EVENT_S)
         self._process.kill()

@@ -32,6 +32,7 @@ from typing import Any
 from trainer.kept import STOPS, Keeper, write_end
 from trainer.layout import EXIT_FAILED, EXIT_PRECEDENCE, EXIT_PREEMPTED, EXIT_USAGE, file_safe
 from trainer.nodes import Nodes, NodesError, interface_of
+from trainer.rank import LISTENS, PEER_GONE
 
 KILL_AFTER_GRACE_S = 3.0
 LEAVE_AFTER_KILL_S = 5.0
@@ -55,6 +56,8 @@ class _Rank:
     code: int | None = None
     """What it left with; None while it is there."""
     zombie_since: float | None = None
+    listens: bool = False
+    """It hears on its pipe that another rank left."""
     ended: bool = False
     """It wrote the attempt's end event."""
     attempt: dict[str, str] = field(default_factory=dict)
@@ -128,11 +131,12 @@ class _Launch:
         self._locks = {1: threading.Lock(), 2: threading.Lock()}
         self._signalled = False
         self._stopped: str | None = None
-        """The keeper's word that ends the attempt of a script that does not look itself."""
+        """Why the keeper had the attempt of a script ended that does not look itself."""
         self._kill_at: float | None = None
         self._killed = False
         self._reserved: socket.socket | None = None
-        self._keeper = Keeper(keeper_dir, self._launch_id) if keeper_dir and nodes.leads else None
+        self._keeper_dir = keeper_dir if nodes.leads else None
+        self._keeper: Keeper | None = None
 
     def run(self) -> int:
         wake_read, wake_write = os.pipe()
@@ -141,20 +145,34 @@ class _Launch:
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
-        if self._keeper:
-            code = self._keeper.open()
-            if code is not None:
+        self._selector.register(wake_read, selectors.EVENT_READ, "signal")
+        if self._keeper_dir:
+            self._keeper = Keeper(self._keeper_dir, self._launch_id)
+            self._selector.register(self._keeper.pipe, selectors.EVENT_READ, "keeper")
+            while not self._keeper.attempt and self._keeper.leave is None and not self._signalled:
+                self._take_in(None)
+            if self._signalled or self._keeper.leave is not None:
+                code = EXIT_PREEMPTED if self._signalled else self._keeper.leave
+                assert code is not None
+                self._keeper.close(code, "signal", ended=not self._signalled)
                 return code
         self._start_ranks()
-        self._selector.register(wake_read, selectors.EVENT_READ, "signal")
         while not self._over():
-            for key, _ in self._selector.select(self._next_look()):
-                if key.data == "signal":
-                    self._pass_on(os.read(wake_read, 4096))
-                else:
-                    self._listen(key.data)
+            self._take_in(self._next_look())
             self._look()
         return self._finish()
+
+    def _take_in(self, seconds: float | None) -> None:
+        """Wait for a word of anybody's, at most so long."""
+        for key, _ in self._selector.select(seconds):
+            if key.data == "signal":
+                self._pass_on(os.read(key.fd, 4096))
+            elif key.data == "keeper":
+                assert self._keeper
+                if not self._keeper.listen():
+                    self._selector.unregister(key.fd)
+            else:
+                self._listen(key.data)
 
     # -- the start ---------------------------------------------------------------------------------------------------
 
@@ -268,8 +286,8 @@ class _Launch:
                 self._doom()
                 self._send(number)
 
-    def _send(self, number: int) -> None:
-        for rank in self._ranks:
+    def _send(self, number: int, ranks: Sequence[_Rank] | None = None) -> None:
+        for rank in self._ranks if ranks is None else ranks:
             if rank.code is None:
                 with suppress(ProcessLookupError):
                     rank.process.send_signal(number)
@@ -295,6 +313,8 @@ class _Launch:
             if word == "attempt":
                 with suppress(ValueError):
                     rank.attempt = json.loads(rest)
+            elif word == LISTENS:
+                rank.listens = True
             elif word == "ended":
                 rank.ended = True
             elif word == "exit" and rest.isdigit():
@@ -309,7 +329,7 @@ class _Launch:
                     self._drain(rank)  # What it said last counts more than how it went.
                     self._left(rank, -signal.SIGKILL if gone is None else gone)
         if self._keeper and not self._stopped and not self._ranks[0].attempt:
-            self._stopped = self._keeper.said()
+            self._stopped = self._keeper.stop
             if self._stopped:
                 self._doom()
                 self._send(signal.SIGTERM)
@@ -347,8 +367,9 @@ class _Launch:
             for other in self._ranks:
                 if other.code is None:
                     with suppress(OSError):
-                        os.write(other.to_rank, b"peer-gone\n")
-            self._send(signal.SIGTERM)
+                        os.write(other.to_rank, f"{PEER_GONE}\n".encode())
+            # To who hears the pipe a SIGTERM would look like one from outside.
+            self._send(signal.SIGTERM, [other for other in self._ranks if not other.listens])
 
     def _over(self) -> bool:
         if all(rank.code is not None for rank in self._ranks):

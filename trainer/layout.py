@@ -386,6 +386,25 @@ def sizes_agree(folder: Path, manifest: Manifest) -> str | None:
     return None
 
 
+def newest_committed(paths: RunPaths) -> tuple[CheckpointName, Manifest] | None:
+    """The newest checkpoint whose files have the sizes that its manifest says; None where there is none.
+
+    Raises:
+        LayoutVersionError: a newer release wrote it.
+        OSError: the bucket cannot be read.
+    """
+    for name in list_checkpoints(paths):
+        try:
+            manifest = read_manifest(paths.checkpoint(name))
+        except LayoutVersionError:
+            raise
+        except (LayoutError, FileNotFoundError):
+            continue
+        if sizes_agree(paths.checkpoint(name), manifest) is None:
+            return name, manifest
+    return None
+
+
 def read_events(paths: RunPaths, attempt: AttemptName) -> list[Event]:
     """An attempt's events in order. One that is torn is left out: the machine was taken while it was written."""
     events = []

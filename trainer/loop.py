@@ -23,18 +23,17 @@ from accelerate import Accelerator
 from torch import nn
 
 from trainer import checkpoint, export, rng, state
-from trainer.attempt import record
+from trainer.attempt import record, run_id
 from trainer.layout import EXIT_PREEMPTED, EXIT_STOPPED, EXIT_SUPERSEDED, CheckpointName
 from trainer.notice import Notice
 from trainer.order import micro_steps, step_ids
-from trainer.records import Records
+from trainer.records import Records, last_step_done
 from trainer.restore import find_whole
-from trainer.run import Leaving, RunError, SpotRun, cause_of
+from trainer.run import HOLD_PAST_DEADLINE_S, Leaving, RunError, SpotRun, cause_of
 from trainer.saving import Saver, Snapshot
 from trainer.show import Progress
 
 KINDS = ("", "sigterm", "sigint", "aws-notice", "stop-request")
-HOLD_PAST_DEADLINE_S = 10.0
 STOP_REQUEST_S = 120.0
 """How long a requested stop may take, and is held for SkyPilot's cancel."""
 _CAUSES = {"superseded": "superseded", "aws-notice": "notice", "stop-request": "stop-request"}
@@ -143,7 +142,8 @@ class Loop:
             optimizer: Over the model's parameters.
             samples: What to train on.
             loss: (model, batch) -> the *sum* of the losses over the batch, 0-d.
-            max_steps: Where training ends; the config's where None.
+            max_steps: Where training ends; the config's where None. Better said in the config: only that is known
+                when an attempt begins and looks whether the run is finished.
             lr_factor: What each group's initial learning rate is multiplied by, for the step (from 1) about to be done.
             held_out: What to evaluate on, every `eval_interval_steps`.
             save_model: Writes the trained model into an empty local folder, for `final/`.
@@ -165,11 +165,15 @@ class Loop:
         self.scaler = torch.amp.GradScaler(self.device.type) if self.config.precision == "fp16" else None
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
+        self.begun = state.options_of(optimizer)
         self.done = 0
         self.evaluated = 0
         self.stop: Stop | None = None
         self.round_s = 0.0
+        self.left_s = 0.0
+        """Until the agreed stop's deadline, when the ranks last told each other: the same on all."""
         self.restored_at = 0.0
+        self.run_id = ""
         self._weights: list[int] = []
         self._buffers: dict[str, torch.Tensor] = {}
         self._fetched: dict[int, list[Micro]] = {}
@@ -202,7 +206,9 @@ class Loop:
         records = Records(run.attempt) if run.attempt else None
         run.records = records
         self.records = records
-        self.saver = Saver(self.together, run.paths, run.attempt, records, self.config.keep_latest, run.say)
+        self.saver = Saver(
+            self.together, run.paths, run.attempt, records, self.config.keep_latest, run.say, run.notices.heard
+        )
         self.throw_away_pass()
         run.between()
         self.restore()
@@ -220,8 +226,9 @@ class Loop:
             self.saver.check()
         if self.stop and self.done < self.max_steps:
             self._end_at(self.stop)
-        self._evaluate_if_due()
-        self._finish()
+        if self.stop:
+            self._save_last(self.stop.deadline)  # First what could not be had again; then the rest, as far as it gets.
+        self._finish(again=self._evaluate_if_due())
 
     def throw_away_pass(self) -> None:
         """One forward and backward whose results are dropped, before anything is restored.
@@ -247,12 +254,19 @@ class Loop:
         checkpoint_name, from_attempt = None, None
         if found.loaded:
             manifest = found.loaded.manifest
-            counters, extra = state.apply(self.model, [self.optimizer], found.loaded.tensors, found.loaded.plain)
+            counters, extra = state.apply(
+                self.model, [self.optimizer], found.loaded.tensors, found.loaded.plain, [self.begun]
+            )
             for name, thing in self.extra.items():
                 thing.load_state_dict(extra[name])
             if self.scaler and counters.get("scaler"):
                 self.scaler.load_state_dict(counters["scaler"])
             self.done, self.evaluated = counters["step"], counters["evaluated"]
+            if self.done > self.max_steps:
+                raise RunError(
+                    f"{run.paths.root} stands at step {self.done} already, which is beyond the {self.max_steps} steps "
+                    "asked for: ask for as many or more, or give the run another name"
+                )
             if manifest.facts.get("world_size") == self.together.world_size:
                 own = found.loaded.tensors.get(f"rng.{self.together.rank}")
                 if own is not None:
@@ -266,11 +280,11 @@ class Loop:
                 self.records.history = list(manifest.facts.get("metrics", []))
         self.saver.adopt(str(run.attempt_name), checkpoint_name)
         run.steps_done, run.committed_step = self.done, self.saver.committed_step
+        self._whole_state({})  # What could not be saved is refused now, not at the first save.
         self.restored_at = time.monotonic()
         if run.attempt is None:
             return
-        from trainer.records import last_step_done
-
+        self.run_id = run_id(run.paths, run.binding)
         lost = max(0, last_step_done(run.attempt) - self.done)
         seconds = self.restored_at - started
         record(
@@ -329,7 +343,7 @@ class Loop:
             losses.append(loss)
             rows.append(told.wait())
             self._hear(rows[-1:], round_started)
-            if self.stop and not last and not self._fits(len(micros) - number - 1, rows[-1][0]):
+            if self.stop and not last and not self._fits(len(micros) - number - 1, Row(*rows[-1][0])):
                 self.optimizer.zero_grad(set_to_none=True)
                 self._put_buffers_back(self._buffers)
                 return False
@@ -354,12 +368,12 @@ class Loop:
             self._put_buffers_back(kept)
         return loss.detach(), told
 
-    def _forward(self, batch: Any) -> torch.Tensor:
+    def _forward(self, batch: Any, model: nn.Module | None = None) -> torch.Tensor:
         half: AbstractContextManager[Any] = nullcontext()
         if self.config.precision == "fp16":
             half = torch.autocast(self.device.type, torch.float16)
         with half:
-            return self.loss(self.model, to_device(batch, self.device))
+            return self.loss(model or self.model, to_device(batch, self.device))
 
     def _row(self, micro: Micro | None = None, next_weight: int = 0) -> Row:
         notice = self.run_.notices.first()
@@ -369,6 +383,8 @@ class Loop:
         requested = bool(self.records and self.records.stop_requested)
         kind = notice.kind if notice else "stop-request" if requested else ""
         left_s = notice.deadline - now if notice else STOP_REQUEST_S if requested else 0.0
+        if self.stop:
+            left_s = min(left_s, self.stop.deadline - now) if kind else self.stop.deadline - now
         return Row(
             stop=KINDS.index(kind),
             left_ms=max(0, round(left_s * 1000)),
@@ -390,25 +406,25 @@ class Loop:
         if round_started is not None:
             seconds = time.monotonic() - round_started
             self.round_s = seconds if not self.round_s else 0.8 * self.round_s + 0.2 * seconds
+        asked = [row for row in rows if row.stop or self.stop]
+        first = min(asked, key=lambda row: row.left_ms, default=Row())
+        self.left_s = first.left_ms / 1000
         if self.stop:
             return
-        asked = [row for row in rows if row.stop]
         if rows[0].superseded:
             self.stop = Stop("superseded", time.monotonic())
         elif asked:
-            first = min(asked, key=lambda row: row.left_ms)
-            self.stop = Stop(KINDS[first.stop], time.monotonic() + first.left_ms / 1000)
-            self._asked_left_ms = first.left_ms
+            self.stop = Stop(KINDS[first.stop], time.monotonic() + self.left_s)
         if self.stop:
             self.run_.stopping = _CAUSES.get(self.stop.kind, "signal")
+            self.saver.hurry(self.stop.deadline)
 
-    def _fits(self, rounds_left: int, rank0_row: list[int]) -> bool:
-        """Whether the rest of this step and a save fit before the deadline: rank 0's figures, alike on all ranks."""
+    def _fits(self, rounds_left: int, rank0: Row) -> bool:
+        """Whether the rest of this step and a save fit before the deadline: from what all ranks were told alike."""
         assert self.stop
         if self.stop.kind == "superseded":
             return False
-        row = Row(*rank0_row)
-        return rounds_left * row.round_ms + 1.5 * row.save_ms < self._asked_left_ms
+        return rounds_left * rank0.round_ms + 1.5 * rank0.save_ms < 1000 * self.left_s
 
     def _apply(self, step: int) -> tuple[float, float | None]:
         """Clip, set the learning rate from the global step, and let the optimizer step; (LR, gradient norm)."""
@@ -482,8 +498,7 @@ class Loop:
         self.run_.committed_step = committed
         if self.restored_at:
             now = time.monotonic()
-            record(
-                self.run_.attempt,
+            self.records.event(
                 "first-step",
                 step=self.done,
                 seconds=round(now - self.run_.launched_at, 3),
@@ -499,28 +514,33 @@ class Loop:
 
     # -- evaluation --------------------------------------------------------------------------------------------------
 
-    def _evaluate_if_due(self) -> None:
+    def _evaluate_if_due(self) -> bool:
+        """Evaluate where this boundary asks for it and it has not been done; whether it was."""
         every = self.config.eval_interval_steps
         if not self.held_out or not every or not self.done or self.done % every or self.evaluated >= self.done:
-            return
+            return False
         started = time.monotonic()
         loss = self._evaluate()
         if loss is None:
-            return
+            return False
         self.evaluated = self.done
         if self.records:
             self.records.line(
                 {"step": self.done, "eval_loss": finite(loss), "eval_s": round(time.monotonic() - started, 4)}
             )
             self.run_.say(f"step {self.done}  held-out loss {loss:.4f}")
+        return True
 
     def _evaluate(self) -> float | None:
-        """The mean loss over the held-out samples; None where a stop was agreed on meanwhile."""
+        """The mean loss over the held-out samples; None where a stop was agreed on meanwhile and steps are left."""
         assert self.held_out
         parts = micro_steps(np.arange(len(self.held_out)), self.config.micro_batch_size)
         model, ranks = state.unwrap(self.model), self.together.world_size
         losses, weights = [], []
         modes = {module: module.training for module in model.modules()}
+        # Each rank has seen other samples since: all evaluate the model that would be saved.
+        own = {name: tensor.clone() for name, tensor in model.named_buffers()}
+        self.together.broadcast(tensor for _, tensor in model.named_buffers())
         model.eval()
         try:
             with rng.set_aside(), torch.no_grad():
@@ -529,14 +549,15 @@ class Loop:
                     index = first + self.together.rank
                     if index < len(parts):
                         batch = self.held_out.batch(parts[index])
-                        losses.append(float(self.loss(model, to_device(batch, self.device))))
+                        losses.append(float(self._forward(batch, model)))
                         weights.append(self.held_out.weight(batch))
                     heard, kept = told.wait(), self._weights
                     self._hear([heard], None)
                     self._weights = kept
-                    if self.stop:
+                    if self.stop and self.done < self.max_steps:
                         return None
         finally:
+            self._put_buffers_back(own)
             for module, training in modes.items():  # Not model.train(): some may be frozen in eval mode.
                 module.training = training
         rows = self.together.exchange([_to_bits(math.fsum(losses)), sum(weights)]).wait()
@@ -553,17 +574,21 @@ class Loop:
             for name, tensor in kept.items():
                 live[name].copy_(tensor)
 
-    def _snapshot(self, deadline: float | None = None) -> Snapshot:
+    def _whole_state(self, counters: Mapping[str, Any]) -> state.State:
+        extra = {name: thing.state_dict() for name, thing in self.extra.items()}
+        return state.collect(self.model, [self.optimizer], counters, extra, [self.begun])
+
+    def _snapshot(self, *, last: bool = False, deadline: float | None = None) -> Snapshot:
         """Copy this rank's share of everything to the host; training waits for it."""
         started = time.monotonic()
         self.saver.wait()
-        counters = {
-            "step": self.done,
-            "evaluated": self.evaluated,
-            "scaler": self.scaler.state_dict() if self.scaler else None,
-        }
-        extra = {name: thing.state_dict() for name, thing in self.extra.items()}
-        whole = state.collect(self.model, [self.optimizer], counters, extra)
+        whole = self._whole_state(
+            {
+                "step": self.done,
+                "evaluated": self.evaluated,
+                "scaler": self.scaler.state_dict() if self.scaler else None,
+            }
+        )
         rank, ranks = self.together.rank, self.together.world_size
         share = checkpoint.copy_share(whole.tensors, rank, ranks, whole.buffers)
         share[f"rng.{rank}"] = rng.save_streams()
@@ -577,15 +602,14 @@ class Loop:
             plain=whole.plain if rank == 0 else None,
             facts=facts,
             stall_s=time.monotonic() - started,
+            last=last,
             deadline=deadline,
         )
 
     def _facts(self) -> dict[str, Any]:
-        from trainer.attempt import run_id
-
         device = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
         return {
-            "run_id": run_id(self.run_.paths, self.run_.binding),
+            "run_id": self.run_id,
             "step": self.done,
             "samples": self.done * self.config.global_batch_size,
             "world_size": self.together.world_size,
@@ -601,11 +625,11 @@ class Loop:
             "tokens": self.tokens,
         }
 
-    def _save_last(self, deadline: float | None) -> None:
-        """Save the boundary that was reached, unless it is committed already."""
+    def _save_last(self, deadline: float | None, again: bool = False) -> None:
+        """Save the boundary that was reached, unless it is committed already (or `again`: more is known of it)."""
         self.saver.wait()
-        if self.saver.committed_step != self.done and self.done:
-            self.saver.start(self._snapshot(deadline))
+        if self.done and (again or self.saver.committed_step != self.done):
+            self.saver.start(self._snapshot(last=True, deadline=deadline))
             self.saver.wait(None if deadline is None else max(0.1, deadline - time.monotonic()))
         self.run_.committed_step = self.saver.committed_step
 
@@ -621,17 +645,20 @@ class Loop:
             self._end_as_asked()
         notice = run.notices.first() or Notice(stop.kind, stop.kind, time.monotonic(), stop.deadline - time.monotonic())
         run.say(f"{stop.kind}: {max(0.0, stop.deadline - time.monotonic()):.0f} s left; saving step {self.done}")
+        # One writer at a time; and rank 0's clock decides for all.
+        self.saver.wait(max(0.0, stop.deadline - time.monotonic()))
         save_s = self.saver.commit_s or 0.0
-        if self.saver.commit_s is None or save_s <= stop.deadline - time.monotonic():
+        if self.together.rank0_does("last-save", lambda: save_s <= stop.deadline - time.monotonic()):
             self._save_last(stop.deadline)
         else:
+            run.committed_step = self.saver.committed_step
             run.say(f"a save takes {save_s:.1f} s and does not fit: the last committed step is {run.committed_step}")
         committed_s = time.monotonic() - notice.at if self.saver.committed_step == self.done else None
         if committed_s is not None:
             run.say(f"step {self.done} is committed, {committed_s:.1f} s after the word")
         if cause_of(notice) == "notice":
             run.write_end(EXIT_PREEMPTED, "notice", notice=notice, committed_s=committed_s)
-            self._hold(stop.deadline + HOLD_PAST_DEADLINE_S)
+            run.hold(max(0.0, stop.deadline - time.monotonic()) + HOLD_PAST_DEADLINE_S)
         run.leave(EXIT_PREEMPTED, cause_of(notice), notice=notice, committed_s=committed_s)
 
     def _end_as_asked(self) -> None:
@@ -646,25 +673,20 @@ class Loop:
         run.notices.signalled.wait(STOP_REQUEST_S)
         run.leave(EXIT_STOPPED, "stop-request")
 
-    def _hold(self, until: float) -> None:
-        """Wait to be killed: the machine is going, and an early exit would only start a new attempt on it."""
-        run = self.run_
-        run.say("saved; holding until this machine is taken")
-        while time.monotonic() < until and not run.notices.signalled.wait(min(1.0, max(0.0, until - time.monotonic()))):
-            pass
-
-    def _finish(self) -> None:
+    def _finish(self, again: bool) -> None:
         """The last checkpoint, then the exported model."""
-        run = self.run_
-        self._save_last(self.stop.deadline if self.stop else None)
+        run, saver = self.run_, self.saver
+        self._save_last(self.stop.deadline if self.stop else None, again)
         if self.progress:
             self.progress.close()
-        if self.saver.committed_step != self.done:
+        if saver.committed is None or saver.committed.step != self.done:
             raise RunError(f"the last checkpoint (step {self.done}) could not be written; nothing committed is lost")
+        name = saver.committed
         # All steps are done: a stop that comes now is better answered by finishing.
-        self.together.rank0_does("export", lambda: export.export(run, self.model, self.save_model, self.max_steps))
+        self.together.rank0_does("export", lambda: export.export(run, self.model, self.save_model, name))
         run.final_is_whole = True
         run.say(f"finished: {self.max_steps} steps, model in {run.paths.final}")
+        saver.settle()
 
 
 def _refuse_lazy(model: nn.Module) -> None:

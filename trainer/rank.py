@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 PEER_GONE = "peer-gone"
+LISTENS = "listens"
 # Words that a rank leaves in the store for all others, whatever those are doing.
 CRASHED = "crashed"
 STOPPED = "stopped"
@@ -49,6 +50,7 @@ class Link:
     def watch(self, on_peer_gone: Callable[[], None]) -> None:
         """Call back, on a thread of its own, when the launcher says that another rank left."""
         if self._read is not None:
+            self._say(LISTENS)
             threading.Thread(target=self._listen, args=(on_peer_gone,), daemon=True, name="launcher").start()
 
     def _say(self, line: str) -> None:

@@ -12,14 +12,16 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from trainer.attempt import Attempt, newer_attempt, stop_requested
+from trainer.attempt import Attempt, newer_attempt, record, stop_requested
 from trainer.hashing import hash_bytes
 from trainer.layout import AttemptName, list_attempts, list_metrics, read_events, read_metrics, to_json
 from trainer.layout import event_named as last_event
+from trainer.show import say
 
 LOOK_S = 5.0
 
@@ -43,7 +45,7 @@ class Records:
         self.history: list[dict[str, Any]] = []
         self.superseded_by: AttemptName | None = None
         self.stop_requested = False
-        self.error: OSError | None = None
+        self._said: set[int | None] = set()
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._segment: _Segment | None = None
         self._ended: list[_Segment] = []
@@ -55,6 +57,10 @@ class Records:
         """Add a line."""
         data = json.dumps(metrics, allow_nan=False).encode() + b"\n"
         self._tasks.put(lambda: self._append(metrics["step"], data))
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Record an event of the attempt's."""
+        self._tasks.put(lambda: record(self.attempt, name, **fields))
 
     def progress(self, progress: dict[str, Any]) -> None:
         """Keep what progress.json shall say; it is written every few seconds."""
@@ -93,7 +99,7 @@ class Records:
             except queue.Empty:
                 pass
             except OSError as error:
-                self.error = error
+                self._say(error)
             if time.monotonic() >= look_at:
                 look_at = time.monotonic() + LOOK_S
                 try:
@@ -101,7 +107,13 @@ class Records:
                     self.superseded_by = self.superseded_by or newer_attempt(self.attempt)
                     self.stop_requested = self.stop_requested or stop_requested(self.attempt)
                 except OSError as error:
-                    self.error = error
+                    self._say(error)
+
+    def _say(self, error: OSError) -> None:
+        """Say what cannot be written, each kind of trouble once; what it costs is the next save's matter."""
+        if error.errno not in self._said:
+            self._said.add(error.errno)
+            say(f"{error.filename or self.attempt.paths.root}: {error.strerror or error}; training goes on")
 
     def _append(self, step: int, data: bytes) -> None:
         if self._segment is None:
@@ -148,18 +160,19 @@ class Records:
 
 
 def last_step_done(attempt: Attempt) -> int:
-    """The last step that the attempt before this one is known to have done; 0 where it did none."""
-    paths = attempt.paths
-    before = [name for name in list_attempts(paths) if name < attempt.name]
-    if not before:
-        return 0
-    steps = [0]
-    ended = last_event(read_events(paths, before[-1]), "end")
-    if ended and isinstance(ended.get("step"), int):
-        steps.append(ended["step"])
-    for _, path in list_metrics(paths, before[-1])[-1:]:
-        try:
-            steps += [line["step"] for line in read_metrics(path.read_bytes())]
-        except OSError:
-            continue
+    """The last step that an attempt before this one is known to have done; 0 where none did any.
+
+    The last that restored anything counts, and those after it, which came to nothing.
+    """
+    paths, steps = attempt.paths, [0]
+    for name in reversed([name for name in list_attempts(paths) if name < attempt.name]):
+        events = read_events(paths, name)
+        ended = last_event(events, "end")
+        if ended and isinstance(ended.get("step"), int):
+            steps.append(ended["step"])
+        for _, path in list_metrics(paths, name)[-1:]:
+            with suppress(OSError):
+                steps += [line["step"] for line in read_metrics(path.read_bytes())]
+        if last_event(events, "restored"):
+            break
     return max(steps)

@@ -21,7 +21,6 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -35,14 +34,9 @@ from trainer.layout import (
     EXIT_STOPPED,
     EXIT_SUPERSEDED,
     AttemptName,
-    CheckpointName,
-    LayoutError,
-    LayoutVersionError,
     Manifest,
     RunPaths,
-    list_checkpoints,
-    read_manifest,
-    sizes_agree,
+    newest_committed,
 )
 from trainer.nodes import Nodes
 from trainer.notice import Notice, Notices
@@ -64,6 +58,7 @@ END_EVENT_S = 5.0
 SEE_ATTEMPT_S = 90.0
 LOOK_AT_STORE_S = 0.5
 LOOK_AT_BUCKET_S = 5.0
+HOLD_PAST_DEADLINE_S = 10.0
 # With what an attempt ends once all ranks have agreed on why; anything else is a preemption.
 _STOP_CODES = {"superseded": EXIT_SUPERSEDED, "stop-request": EXIT_STOPPED}
 
@@ -75,9 +70,13 @@ class RunError(Exception):
 class Leaving(BaseException):
     """Thrown where this attempt has to end in the middle of something."""
 
-    def __init__(self, code: int, cause: str, message: str = "", notice: Notice | None = None) -> None:
+    def __init__(
+        self, code: int, cause: str, message: str = "", notice: Notice | None = None, hold_s: float = 0.0
+    ) -> None:
         super().__init__(message)
         self.code, self.cause, self.message, self.notice = code, cause, message, notice
+        self.hold_s = hold_s
+        """The machine will be taken within this time: until then leaving would only start another attempt on it."""
 
 
 class SpotRun:
@@ -103,6 +102,8 @@ class SpotRun:
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self.launched_at = float(os.environ.get("SKYSPOT_LAUNCHED_AT", time.monotonic()))
         self.attempt: Attempt | None = None
+        self.newest: Manifest | None = None
+        """Rank 0: the newest checkpoint's, as it was when the attempt began."""
         self.attempt_name: AttemptName
         self.records: Records | None = None
         self.together: Together
@@ -182,7 +183,9 @@ class SpotRun:
         if self._across() and time.monotonic() >= self._look_at_store:
             self._look_at_store = time.monotonic() + LOOK_AT_STORE_S
             if word := self.together.heard(STOPPED):
-                raise Leaving(*json.loads(word), "another machine was told to stop before the first step")
+                code, cause, hold_s = json.loads(word)
+                message = "another machine was told to stop before the first step"
+                raise Leaving(code, cause, message, hold_s=hold_s)
 
     def _look_at_the_bucket(self, attempt: Attempt) -> None:
         """Rank 0: what `Records` looks for as soon as training has begun."""
@@ -197,9 +200,12 @@ class SpotRun:
 
     def _stop_all(self, code: int, cause: str, message: str, notice: Notice | None = None) -> NoReturn:
         """Leave, and let the other machines do so for the same reason."""
+        hold_s = 0.0
+        if notice and cause_of(notice) == "notice":
+            hold_s = max(0.0, notice.deadline - time.monotonic()) + HOLD_PAST_DEADLINE_S
         if self._across():
-            self.together.say(STOPPED, json.dumps([code, cause]))
-        raise Leaving(code, cause, message, notice)
+            self.together.say(STOPPED, json.dumps([code, cause, hold_s]))
+        raise Leaving(code, cause, message, notice, hold_s)
 
     def _across(self) -> bool:
         """Whether there are other machines, and this rank has its seat among theirs."""
@@ -225,13 +231,18 @@ class SpotRun:
         if self.rank == 0:
             assert self.attempt
             attempts.record(self.attempt, "bound", binding=self.binding)
-            self._refuse_other_binding(newest_manifest(self.paths))
+            self._refuse_other_binding(self.newest)
 
     def train(self, model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> None:
         """Train to the end; see `trainer.loop.Loop` for the options. Returns when the run is finished and exported."""
         from trainer.loop import Loop
 
         Loop(self, model, optimizer, **options).run()
+
+    def hold(self, seconds: float) -> None:
+        """Wait to be killed: the machine is going, and an early exit would only start a new attempt on it."""
+        self.say("holding until this machine is taken")
+        self.notices.signalled.wait(seconds)
 
     def say(self, text: str) -> None:
         """Print a line, on rank 0 only."""
@@ -332,32 +343,34 @@ class SpotRun:
 
     def _open_attempt(self) -> None:
         """Rank 0: write `start`, then look whether there is anything to do, before model or data are touched."""
-        check_bucket(self.paths)
-        newest = newest_manifest(self.paths)
+        attempts.check_bucket(self.paths)
+        found = attempts.persist(self.paths, lambda: newest_committed(self.paths), self.between)
+        self.newest = found[1] if found else None
+        newest_step = self.newest.step if self.newest else 0
         launch = os.environ.get("SKYSPOT_LAUNCH") or attempts.launch_id()
         facts = {
             "config": self.config.to_json(),
             "binding": self.binding,
             "processes": self.world_size,
-            "newest_step": newest.step if newest else 0,
+            "newest_step": newest_step,
         }
         opened = AttemptName.parse(os.environ.get("SKYSPOT_ATTEMPT", ""))
         self.attempt = (
             attempts.adopt(self.paths, opened, launch, **facts)
             if opened and self.paths.attempt(opened).is_dir()
-            else attempts.open_attempt(self.paths, launch=launch, **facts)
+            else attempts.open_attempt(self.paths, launch=launch, between=self.between, **facts)
         )
         self.link.say_attempt(self.paths.root, self.attempt.name)
-        self._refuse_other_binding(newest)
+        self._refuse_other_binding(self.newest)
         from trainer.verify import problem
 
-        if attempts.is_finished(self.paths, self.config.max_steps, problem):
+        if attempts.is_finished(self.paths, self.binding, problem):
             self.final_is_whole = True
             raise Leaving(EXIT_DONE, "already-finished", f"already finished: {self.paths.final} is whole")
         if attempts.stop_requested(self.attempt):
             asked = self.paths.stop(self.attempt.launch)
             raise Leaving(EXIT_STOPPED, "stop-request", f"not started: {asked} asks this launch to stop")
-        stuck = attempts.no_progress(self.attempt, newest.step if newest else 0)
+        stuck = attempts.no_progress(self.attempt, newest_step)
         if stuck:
             raise Leaving(EXIT_NO_PROGRESS, "no-progress", stuck)
         self._hear_the_cloud(self.attempt.name, self.attempt.machine)
@@ -371,13 +384,13 @@ class SpotRun:
         """Each machine looks at its own mount and its own notices, and is recorded.
 
         Raises:
-            RunError: the bucket is not mounted here: the attempt ends with 1 on all machines, and nothing is written.
+            AttemptError: the bucket is not mounted here; the attempt ends with 1 on all machines.
         """
         machine = ""
         if self.together.local_rank == 0:
             machine = attempts.machine_token()
             if self.rank:
-                check_bucket(self.paths)
+                attempts.check_bucket(self.paths)
                 self._await_the_attempt_in_the_bucket()
                 self._hear_the_cloud(self.attempt_name, machine)
         tokens = self.together.gather("machine", machine, self.between)
@@ -451,6 +464,9 @@ class SpotRun:
                 print(f"Error: {error.message}" if failed else error.message, file=sys.stderr if failed else sys.stdout)
             if error.code == EXIT_FAILED:
                 self._say_crashed(error.message)
+            if error.hold_s:
+                self.write_end(error.code, error.cause, error=error.message or None, notice=error.notice)
+                self.hold(error.hold_s)
             self.leave(error.code, error.cause, error=error.message or None, notice=error.notice)
         if isinstance(error, SystemExit):
             code = error.code if isinstance(error.code, int) else (0 if error.code is None else 1)
@@ -470,16 +486,22 @@ class SpotRun:
         code = getattr(error, "code", EXIT_FAILED)
         code = code if isinstance(code, int) and code in (EXIT_FAILED, EXIT_PREEMPTED, EXIT_SUPERSEDED) else EXIT_FAILED
         # Said before the others hear of it: the first machine to leave has SkyPilot kill the others.
-        in_a_line = is_said_in_a_line(error)
-        if in_a_line:
+        in_a_line, first = is_said_in_a_line(error), self._first_to_say(one_line(error))
+        if first and in_a_line:
             print(f"Error: {error}", file=sys.stderr, flush=True)
-        else:
+        elif first:
             traceback.print_exception(error)
         if code == EXIT_FAILED:
             self._say_crashed(one_line(error))
-        if not in_a_line:
+        if first and not in_a_line:
             print(f"Error: {one_line(error)}. {self._last_word()}", file=sys.stderr, flush=True)
         self.leave(code, "superseded" if code == EXIT_SUPERSEDED else "error", error=one_line(error))
+
+    def _first_to_say(self, what: str) -> bool:
+        """Whether no other rank has said the same: a mistake that all of them meet is one mistake."""
+        with suppress(Exception):  # No store any more: better twice than not at all.
+            return self.world_size == 1 or self.together.is_first(f"said/{what}")
+        return True
 
     def _say_crashed(self, what: str) -> None:
         """Tell the other machines that this is no preemption, before they see this rank go."""
@@ -494,8 +516,8 @@ class SpotRun:
     def _last_word(self) -> str:
         newest = None
         with suppress(Exception):  # The bucket may be what is wrong.
-            newest = newest_name(self.paths)
-        return f"The last committed checkpoint is {newest}." if newest else "Nothing had been committed."
+            newest = newest_committed(self.paths)
+        return f"The last committed checkpoint is {newest[0]}." if newest else "Nothing had been committed."
 
 
 def default_binding(config: RunConfig) -> dict[str, Any]:
@@ -527,62 +549,10 @@ def is_said_in_a_line(error: BaseException) -> bool:
         "DataError",
         "ModelError",
         "StateError",
+        "ReadError",
         "SaveError",
         "LayoutError",
         "LayoutVersionError",
         "NodesError",
     }
     return any(kind.__name__ in names for kind in type(error).__mro__)
-
-
-def check_bucket(paths: RunPaths) -> None:
-    """Refuse to train into a folder that is lost with the machine.
-
-    Raises:
-        RunError: no bucket is mounted where SKYSPOT_MOUNT says, or the folder that the run's folder goes into is
-        missing.
-    """
-    mount = os.environ.get("SKYSPOT_MOUNT")
-    if not mount:
-        if not paths.root.parent.is_dir():
-            raise RunError(
-                f"{paths.root.parent}: no such folder. It is not made here, because a bucket that failed to mount "
-                "would look the same: mount it, or make the folder yourself."
-            )
-        return
-    try:
-        device = Path(mount).stat().st_dev
-    except OSError as error:
-        raise RunError(f"{mount}: {error.strerror}. SKYSPOT_MOUNT names it as the bucket's mount.") from None
-    if device == Path("/").stat().st_dev:
-        raise RunError(
-            f"{mount}: no bucket is mounted there (it lies on the machine's own disk, which goes with the machine). "
-            "Nothing was written. Look at the mount in the job's log; unset SKYSPOT_MOUNT for a shared folder."
-        )
-
-
-def newest_manifest(paths: RunPaths) -> Manifest | None:
-    """The manifest of the newest checkpoint whose files have the sizes that it says; None where there is none.
-
-    Raises:
-        LayoutVersionError: a newer release wrote it.
-    """
-    for name in list_checkpoints(paths):
-        try:
-            manifest = read_manifest(paths.checkpoint(name))
-        except LayoutVersionError:
-            raise
-        except (LayoutError, OSError):
-            continue
-        if sizes_agree(paths.checkpoint(name), manifest) is None:
-            return manifest
-    return None
-
-
-def newest_name(paths: RunPaths) -> CheckpointName | None:
-    """The newest committed checkpoint's name."""
-    for name in list_checkpoints(paths):
-        with suppress(LayoutError, OSError):
-            read_manifest(paths.checkpoint(name))
-            return name
-    return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -82,13 +83,19 @@ class Snapshot:
     facts: dict[str, Any] | None
     """Rank 0's: what the manifest says besides."""
     stall_s: float
+    last: bool = False
+    """The attempt ends with it: it is tried again even in a hurry."""
     deadline: float | None = None
     """When the machine goes (monotonic seconds); no further try starts after it."""
     started: float = field(default_factory=time.monotonic)
 
 
 class Saver:
-    """This rank's writer of checkpoints."""
+    """This rank's writer of checkpoints.
+
+    A save is over for the training once it is decided: committed, or given up. What follows on rank 0 (the record, the
+    read-back, the pruning) goes on beside, and a stop does not wait for it.
+    """
 
     def __init__(
         self,
@@ -98,8 +105,20 @@ class Saver:
         records: Records | None,
         keep_latest: int,
         say: Callable[[str], None],
+        heard: threading.Event,
     ) -> None:
-        self.committed_step: int | None = None
+        """Make a writer that has written nothing yet.
+
+        Args:
+            together: This rank's seat.
+            paths: The run's.
+            attempt: Rank 0's.
+            records: Rank 0's.
+            keep_latest: How many checkpoints known to be whole are kept.
+            say: Prints a line.
+            heard: Set once this rank has heard that it has to stop: no wait is long from then on.
+        """
+        self.committed: CheckpointName | None = None
         self.commit_s: float | None = None
         self._together, self._paths, self._attempt, self._records = together, paths, attempt, records
         self._store: Any = None
@@ -110,6 +129,10 @@ class Saver:
         self._given_up = 0
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
+        self._decided = threading.Event()
+        self._heard, self._hurried = heard, threading.Event()
+        self._deadline = math.inf
+        self._reading_back = threading.Lock()
         self._whole: set[CheckpointName] = set()
         self.prunes = not _is_fuse(paths.root)
 
@@ -118,18 +141,25 @@ class Saver:
         self._attempt_name = AttemptName.parse(attempt_name)
         if restored:
             self._whole.add(restored)
-            self.committed_step = restored.step
+            self.committed = restored
+
+    @property
+    def committed_step(self) -> int | None:
+        """The step of the newest checkpoint of this attempt, or of the one that it resumed from."""
+        return self.committed.step if self.committed else None
+
+    def hurry(self, deadline: float) -> None:
+        """All ranks have agreed to stop by then (monotonic seconds): an older boundary's save is not tried again."""
+        self._deadline = min(self._deadline, deadline)
+        self._hurried.set()
 
     def start(self, snapshot: Snapshot) -> None:
         """Begin to write a snapshot; waits first for a save that is still under way."""
         self.wait()
         self._store = self._store or self._together.connection()
+        self._decided.clear()
         self._thread = threading.Thread(target=self._work, args=(snapshot,), daemon=True, name="save")
         self._thread.start()
-
-    def busy(self) -> bool:
-        """Whether a save is under way."""
-        return self._thread is not None and self._thread.is_alive()
 
     def check(self) -> None:
         """Raise what went wrong in the background.
@@ -147,34 +177,58 @@ class Saver:
             SaveError: the attempt cannot go on.
         """
         if self._thread:
-            self._thread.join(seconds)
+            self._decided.wait(seconds)
         self.check()
+
+    def settle(self) -> None:
+        """Wait until all that follows the last save is done too, or a stop is heard."""
+        while self._thread and self._thread.is_alive() and not self._heard.is_set():
+            self._thread.join(0.05)
 
     def _work(self, snapshot: Snapshot) -> None:
         try:
-            for attempt_number in range(TRIES):
-                self._save += 1
-                verdict = self._try(snapshot, self._save, attempt_number == TRIES - 1)
-                if verdict["code"] is not None:
-                    raise SaveError(verdict["say"], verdict["code"])
-                if verdict["say"] and self._together.rank == 0:
-                    self._say(verdict["say"])
-                if verdict["committed"]:
-                    self.committed_step, self._given_up = snapshot.step, 0
-                    self.commit_s = time.monotonic() - snapshot.started
-                    break
-                if verdict["retry_s"] is None:
-                    self._given_up += 1
-                    if self._given_up == GIVEN_UP_IN_A_ROW:
-                        raise SaveError(f"{GIVEN_UP_IN_A_ROW} saves in a row failed: {verdict['say']}", EXIT_FAILED)
-                    return
-                time.sleep(verdict["retry_s"])
-            if self._together.rank == 0:
-                self._after_commit(snapshot)
+            name = self._write(snapshot)
         except BaseException as error:
             self._error = error
+            name = None
+        finally:
+            self._decided.set()
+        if name and self._together.rank == 0:
+            self._after_commit(snapshot, name)
 
-    def _try(self, snapshot: Snapshot, save: int, last_try: bool) -> dict[str, Any]:
+    def _write(self, snapshot: Snapshot) -> CheckpointName | None:
+        """Write a snapshot, in as many tries as it takes; the name of what is committed, None where it is given up.
+
+        Raises:
+            SaveError: the attempt cannot go on.
+        """
+        assert self._attempt_name
+        for try_number in range(TRIES):
+            self._save += 1
+            verdict = self._try(snapshot, self._save, try_number)
+            if verdict["code"] is not None:
+                raise SaveError(verdict["say"], verdict["code"])
+            if verdict["say"] and self._together.rank == 0:
+                self._say(verdict["say"])
+            if verdict["committed"]:
+                self.committed, self._given_up = CheckpointName(snapshot.step, self._attempt_name, self._save), 0
+                self.commit_s = time.monotonic() - snapshot.started
+                return self.committed
+            if verdict["retry_s"] is None:
+                break
+            self._pause(verdict["retry_s"])
+        self._given_up += 1
+        if self._given_up == GIVEN_UP_IN_A_ROW and not self._hurried.is_set():
+            raise SaveError(f"{GIVEN_UP_IN_A_ROW} saves in a row failed: {verdict['say']}", EXIT_FAILED)
+        return None
+
+    def _pause(self, seconds: float) -> None:
+        """Give the bucket time, unless somebody is in a hurry."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not (self._hurried.is_set() or self._heard.is_set()):
+            time.sleep(0.05)
+
+    def _try(self, snapshot: Snapshot, save: int, try_number: int) -> dict[str, Any]:
         """Write this rank's share into a new folder and learn what becomes of the save."""
         assert self._attempt_name
         rank, key = self._together.rank, f"save/{save}"
@@ -199,7 +253,7 @@ class Saver:
             words = [
                 self._await(f"{key}/share/{other}", f"beat/{key}/{other}") for other in range(self._together.world_size)
             ]
-            verdict = self._commit(snapshot, folder, words, last_try)
+            verdict = self._commit(snapshot, folder, words, try_number)
             self._store.set(f"{key}/verdict", json.dumps(verdict))
             return verdict
 
@@ -213,7 +267,7 @@ class Saver:
                 raise PeerGoneError(f"no word of {key!r} for {self._together.timeout_s:g} s")
         return json.loads(self._store.get(key))
 
-    def _commit(self, snapshot: Snapshot, folder: Path, words: list[dict[str, Any]], last_try: bool) -> dict[str, Any]:
+    def _commit(self, snapshot: Snapshot, folder: Path, words: list[dict[str, Any]], try_number: int) -> dict[str, Any]:
         """Rank 0: with every rank's word, write what makes the folder count; or say what to do instead."""
         assert snapshot.plain is not None
         assert snapshot.facts is not None
@@ -243,17 +297,16 @@ class Saver:
                 failed = [{"error": describe(error, folder), "code": fatal_code(error)}]
         code = next((word["code"] for word in failed if word["code"] is not None), None)
         say = f"the checkpoint of step {snapshot.step} could not be written: {failed[0]['error']}"
-        late = snapshot.deadline is not None and time.monotonic() > snapshot.deadline
-        if code is not None or last_try or late:
+        retry_s = 0.5 * 2**try_number
+        deadline = self._deadline if snapshot.deadline is None else snapshot.deadline
+        late = time.monotonic() + retry_s > deadline or (self._hurried.is_set() and not snapshot.last)
+        if code is not None or try_number == TRIES - 1 or late:
             return {"committed": False, "retry_s": None, "code": code, "say": say}
-        retry_s = 0.5 * 2 ** min(self._save % TRIES, 5)
         return {"committed": False, "retry_s": retry_s, "code": None, "say": f"{say}; trying again in {retry_s:g} s"}
 
-    def _after_commit(self, snapshot: Snapshot) -> None:
+    def _after_commit(self, snapshot: Snapshot, name: CheckpointName) -> None:
         """Rank 0: record the save, read it back, and prune behind it. Nothing here can undo the commit."""
         assert self._attempt
-        assert self._attempt_name
-        name = CheckpointName(snapshot.step, self._attempt_name, self._save)
         try:
             folder = self._paths.checkpoint(name)
             manifest = read_manifest(folder)
@@ -266,10 +319,15 @@ class Saver:
                 stall_s=round(snapshot.stall_s, 4),
                 commit_s=round(self.commit_s or 0.0, 4),
             )
-            # Under a deadline every second belongs to leaving in time.
-            if self.prunes and snapshot.deadline is None and problem(folder, manifest) is None:
-                self._whole.add(name)
-                prune(self._paths, self._whole, self._keep_latest)
+            # Under a deadline every second belongs to leaving in time; and one read-back at a time is enough.
+            if not self.prunes or self._hurried.is_set() or not self._reading_back.acquire(blocking=False):
+                return
+            try:
+                if problem(folder, manifest) is None:
+                    self._whole.add(name)
+                    prune(self._paths, self._whole, self._keep_latest)
+            finally:
+                self._reading_back.release()
         except (OSError, LayoutError) as error:
             self._say(f"after the checkpoint of step {snapshot.step}: {error}")
 
@@ -278,15 +336,15 @@ def prune(paths: RunPaths, whole: set[CheckpointName], keep_latest: int) -> None
     """Delete committed checkpoints that are older than the `keep_latest` newest of those known to be whole.
 
     A checkpoint is deleted only behind at least two whole ones; its manifest goes first, so that what is left of it
-    after an interruption does not count.
+    after an interruption does not count. So does what an earlier preemption has left half written.
     """
     kept = sorted(whole, reverse=True)[: max(2, keep_latest)]
     if len(kept) < max(2, keep_latest):
         return
     for name in list_checkpoints(paths):
         folder = paths.checkpoint(name)
-        if name < kept[-1] and (folder / MANIFEST).exists():
-            (folder / MANIFEST).unlink()
+        if name < kept[-1]:
+            (folder / MANIFEST).unlink(missing_ok=True)
             for file in sorted(folder.iterdir()):
                 file.unlink()
             folder.rmdir()

@@ -6,6 +6,7 @@ trap 'exit 1' ERR
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 base=$HOME/skyspot
 mkdir -p "$base"
+trap 'echo "$SECONDS" > "$base/setup-seconds" || true' EXIT  # For the attempt's record.
 
 check() { (cd "$here/.." && timeout 120 "$@" -m trainer.check); }
 

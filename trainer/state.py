@@ -7,6 +7,7 @@ types. No value is ever pickled.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,11 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from trainer.checkpoint import DTYPES
+
+Groups = list[dict[str, Any]]
+"""The options of an optimizer's parameter groups."""
 
 
 class StateError(Exception):
@@ -43,16 +49,33 @@ def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return named | {f"model.{name}": tensor for name, tensor in unwrap(model).named_buffers()}
 
 
+def options_of(optimizer: torch.optim.Optimizer) -> Groups:
+    """What each parameter group says besides its parameters; copied."""
+    return [
+        {key: copy.deepcopy(value) for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
+
+
 def collect(
     model: nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
     counters: Mapping[str, Any],
     extra: Mapping[str, Any] | None = None,
+    begun: Sequence[Groups] = (),
 ) -> State:
     """The state of a run at a boundary.
 
+    Args:
+        model: The model, wrapped or not.
+        optimizers: Over its parameters.
+        counters: Plain values.
+        extra: What a user registered, by name.
+        begun: `options_of` each optimizer as the program made it, so that a later change of the program's is seen.
+
     Raises:
-        StateError: a value is neither a tensor nor plain; the message names its path.
+        StateError: a value is neither a tensor nor plain, or a tensor of a type that cannot be saved; the message
+        names its path.
     """
     tensors: dict[str, torch.Tensor] = model_tensors(model)
     names = {id(parameter): name for name, parameter in unwrap(model).named_parameters()}
@@ -69,13 +92,16 @@ def collect(
                         tensors[f"optim.{index}.{name}.{key}"] = value
                     else:
                         plain_state.setdefault(name, {})[key] = value
-        options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-        groups.append({"state": plain_state, "groups": options})
+        first = {"begun": begun[index]} if begun else {}
+        groups.append({"state": plain_state, "groups": options_of(optimizer), **first})
     plain = {
         "optim": encode(groups, "optim", tensors),
         "counters": encode(dict(counters), "counters", tensors),
         "extra": encode(dict(extra or {}), "extra", tensors),
     }
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES.values():
+            raise StateError(f"{name}: {tensor.dtype} cannot be saved")
     buffers = frozenset(f"model.{name}" for name, _ in unwrap(model).named_buffers())
     return State(dict(sorted(tensors.items())), plain, buffers)
 
@@ -85,10 +111,12 @@ def apply(
     optimizers: Sequence[torch.optim.Optimizer],
     tensors: Mapping[str, torch.Tensor],
     plain: Mapping[str, Any],
+    begun: Sequence[Groups] = (),
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Load a state into a model and its optimizers; returns (counters, extra).
 
-    Everything is checked before anything is changed.
+    Everything is checked before anything is changed. An option of an optimizer's that the program makes otherwise than
+    the program did that saved the state (`begun`, as of `collect`) stays as the program makes it; the rest is restored.
 
     Raises:
         StateError: a tensor is missing, too many, or of another shape or dtype; the message names it.
@@ -109,7 +137,7 @@ def apply(
         raise StateError(f"the checkpoint does not hold {len(optimizers)} optimizer(s)")
     named = dict(unwrap(model).named_parameters())
     restored = [
-        _optimizer_state(index, optimizer, saved, tensors, named)
+        _optimizer_state(index, optimizer, saved, tensors, named, begun[index] if begun else [])
         for index, (optimizer, saved) in enumerate(zip(optimizers, saved_optimizers, strict=True))
     ]
     with torch.no_grad():
@@ -129,6 +157,7 @@ def _optimizer_state(
     saved: Any,
     tensors: Mapping[str, torch.Tensor],
     named: Mapping[str, nn.Parameter],
+    begun: Groups,
 ) -> tuple[dict[nn.Parameter, dict[str, Any]], list[dict[str, Any]]]:
     """(state by parameter, options by group) for one optimizer, on the devices that it wants them on."""
     if len(saved["groups"]) != len(optimizer.param_groups):
@@ -150,7 +179,17 @@ def _optimizer_state(
                 values[key[len(prefix) :]] = tensors[key].to(device, copy=True)
             if values:
                 state[parameter] = values
-    return state, saved["groups"]
+    options = [dict(group) for group in saved["groups"]]
+    for group, now, then in zip(options, begun, saved.get("begun", ()), strict=False):
+        for key in [key for key in group if key in now and key in then and not _alike(now[key], then[key])]:
+            del group[key]
+    return state, options
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
+        return bool(torch.as_tensor(one).cpu().equal(torch.as_tensor(other).cpu()))
+    return bool(one == other)
 
 
 def encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
@@ -160,6 +199,8 @@ def encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
         StateError: something in it is neither plain nor a tensor.
     """
     if isinstance(value, torch.Tensor):
+        while path in tensors:  # The keys 1 and "1" make one path.
+            path += "'"
         tensors[path] = value
         return {"tensor": path}
     if value is None or isinstance(value, (bool, str)) or type(value) is int:

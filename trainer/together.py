@@ -14,7 +14,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -187,6 +187,10 @@ class Together:
             with suppress(Exception):
                 self.store.set(key, text or "-")
 
+    def is_first(self, key: str) -> bool:
+        """Whether this rank is the first to ask that of the store."""
+        return self.world_size == 1 or self.store.add(key, 1) == 1
+
     def heard(self, key: str, seconds: float = 0.0, store: Any = None) -> str | None:
         """A word that some rank left, waiting for it so long; None where there is none, or no store any more."""
         with suppress(Exception):
@@ -216,6 +220,15 @@ class Together:
         if self._control is None:
             return Exchange(rows, None)
         return Exchange(rows, dist.all_reduce(rows, group=self._control, async_op=True))
+
+    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Overwrite each tensor with rank 0's."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                whole = tensor.contiguous()
+                dist.broadcast(whole, 0)
+                if whole is not tensor:
+                    tensor.copy_(whole)
 
     def publish(self, key: str, value: Any) -> None:
         """Put a JSON value into the store, once."""

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab import Lab, call, kill, processes_of, until
+from lab import Lab, call, kill, processes_of, train_on_two, until
 from managed import Job, launch, newest
-from place import CLUSTER, MOUNTS, REPO, S3_DATA, SPOT
+from place import CLOSING, CLUSTER, MOUNTS, ON_DEMAND, REPO, S3_DATA, SPOT
 from scenarios import scenario
-from test_preempted import Ended, template_options, verdict
+from test_preempted import Ended, template_options, undisturbed, verdict  # noqa: F401  (a fixture)
 
 from skyspot.verdict import read_history
 from trainer.layout import RunPaths
@@ -63,6 +63,7 @@ LONG = 2000
 @dataclass(frozen=True)
 class Watched:
     job: Job
+    partition: str
     queue: list[dict[str, Any]]
     table: str
     sky_queue: str
@@ -76,9 +77,15 @@ class Watched:
 
 @scenario
 def cancelled(lab: Lab) -> Watched:
-    """Looked at while it runs, then cancelled; and launched again under its name."""
-    job = launch(lab, "cancelled", *template_options(max_steps=LONG))
+    """Its first rung's partition is DOWN. Looked at while it runs, then cancelled; and launched again under its name.
+
+    DOWN from the start: on recovery SkyPilot's FAILOVER first asks for the cluster that it had, whatever its partition.
+    """
+    lab.partition(CLOSING, "DOWN")
+    ladder = ["--prefer", f"slurm/{CLUSTER}/{CLOSING}", "--prefer", f"slurm/{CLUSTER}/{ON_DEMAND}"]
+    job = launch(lab, "cancelled", *ladder, *template_options(max_steps=LONG), infra=f"slurm/{CLUSTER}")
     job.wait_committed(30)
+    partition = job.allocation()[1]
     queue = json.loads(lab.skyspot("queue", "--json").stdout)
     table = lab.skyspot("queue").stdout
     sky_queue = lab.sky("jobs", "queue").stdout
@@ -92,7 +99,7 @@ def cancelled(lab: Lab) -> Watched:
     later = Job(lab, "cancelled", until("the second job", lambda: _newer(lab, job), 60), job.run)
     status = later.wait("SUCCEEDED")
     return Watched(
-        job, queue, table, sky_queue, log, refused, done.stdout + done.stderr, end,
+        job, partition, queue, table, sky_queue, log, refused, done.stdout + done.stderr, end,
         Ended(later, status, later.recoveries), again.stdout + again.stderr,
     )  # fmt: skip
 
@@ -100,6 +107,11 @@ def cancelled(lab: Lab) -> Watched:
 def _newer(lab: Lab, job: Job) -> int | None:
     found = newest(lab, job.name)
     return found if found is not None and found > job.id else None
+
+
+def test_a_partition_that_is_down_sends_the_run_to_the_next_rung(cancelled: Watched) -> None:
+    assert cancelled.partition == ON_DEMAND
+    assert cancelled.job.recoveries == 0
 
 
 def test_the_queue_shows_the_training_beside_the_job(cancelled: Watched) -> None:
@@ -159,24 +171,6 @@ def test_a_crash_loop_is_stopped_after_three_attempts(crashing: Ended) -> None:
     assert "no progress: 3 attempts in a row" in crashing.job.log()
 
 
-@scenario
-def failing(lab: Lab) -> Ended:
-    """A bug: an exception, which SkyPilot must not retry."""
-    program = lab.project / "failing.py"
-    program.write_text("print('failing', flush=True)\nraise ValueError('a bug of its own')\n")
-    job = launch_program(lab, "failing", program)
-    return Ended(job, job.wait("FAILED"), job.recoveries)
-
-
-def test_an_exception_fails_the_job_and_is_not_retried(failing: Ended, lab: Lab) -> None:
-    assert failing.recoveries == 0
-    assert len(failing.job.attempts()) == 1
-    assert failing.job.events()["end"]["code"] == 1
-    assert "a bug of its own" in failing.job.log()
-    table = lab.skyspot("queue", "--all").stdout
-    assert "FAILED" in table
-
-
 # -- two nodes ---------------------------------------------------------------------------------------------------------
 
 MLP = REPO / "tests" / "programs" / "mlp.py"
@@ -184,9 +178,12 @@ PROGRAM = "--dir $SKYSPOT_CHECKPOINT_DIR --samples 4000 --steps 1200 --save-ever
 
 
 @scenario
-def two_nodes(lab: Lab) -> tuple[Ended, Ended]:
-    """Two nodes, undisturbed; and two nodes, of which the second loses its machine."""
-    whole = launch_program(lab, "two-nodes-whole", MLP, PROGRAM, nodes=2)
+def two_nodes(lab: Lab) -> tuple[Path, Ended]:
+    """Two processes, undisturbed and without SkyPilot; and two nodes, of which the second loses its machine."""
+    whole = lab.shared / "two-undisturbed"
+    here = lab.project / "two.py"
+    shutil.copy(MLP, here)
+    train_on_two(here, "--dir", whole, *PROGRAM.split()[2:])
     broken = launch_program(lab, "two-nodes", MLP, PROGRAM, nodes=2)
     broken.wait_committed(100)
     # The machine of the second node goes, and with it the allocation, as a cloud takes it.
@@ -196,7 +193,7 @@ def two_nodes(lab: Lab) -> tuple[Ended, Ended]:
     kill(second, signal.SIGKILL)
     call("scancel", number)
     broken.lab.note(f"two-nodes: {len(second)} processes of the second node killed, its allocation gone")
-    return tuple(Ended(job, job.wait("SUCCEEDED"), job.recoveries) for job in (whole, broken))  # type: ignore[return-value]
+    return whole, Ended(broken, broken.wait("SUCCEEDED"), broken.recoveries)
 
 
 def _is_rank(pid: int, node: int) -> bool:
@@ -211,27 +208,13 @@ def _is_rank(pid: int, node: int) -> bool:
     )
 
 
-def test_two_nodes_of_which_one_is_lost_come_out_as_two_undisturbed_ones(two_nodes: tuple[Ended, Ended]) -> None:
+def test_two_nodes_of_which_one_is_lost_come_out_as_two_undisturbed_ones(two_nodes: tuple[Path, Ended]) -> None:
     whole, broken = two_nodes
     assert broken.recoveries == 1
     assert len(broken.job.attempts()) == 2
     assert broken.job.events(0)["end"]["code"] == 75
-    found = verdict(whole.job.run.root, broken.job)
+    found = verdict(whole, broken.job)
     assert found.exact, found.text
-
-
-@scenario
-def failing_on_the_second(lab: Lab) -> Ended:
-    """An exception on the second of two nodes only."""
-    arguments = f"{PROGRAM} --fault raise@40 --fault-rank 1"
-    job = launch_program(lab, "failing-on-the-second", MLP, arguments, nodes=2)
-    return Ended(job, job.wait("FAILED"), job.recoveries)
-
-
-def test_an_exception_on_the_second_node_fails_the_job_and_is_not_retried(failing_on_the_second: Ended) -> None:
-    assert failing_on_the_second.recoveries == 0
-    assert len(failing_on_the_second.job.attempts()) == 1
-    assert failing_on_the_second.job.events()["end"]["code"] == 1
 
 
 # -- a bucket ----------------------------------------------------------------------------------------------------------
@@ -257,8 +240,43 @@ def in_a_bucket(lab: Lab) -> Ended:
     return Ended(job, job.wait("SUCCEEDED"), job.recoveries)
 
 
-def test_checkpoints_on_an_s3_mount_survive_too(in_a_bucket: Ended, undisturbed: Path) -> None:
+def test_checkpoints_on_an_s3_mount_survive_too(in_a_bucket: Ended, undisturbed: Path) -> None:  # noqa: F811
     assert in_a_bucket.recoveries == 1
     assert in_a_bucket.job.events()["restored"]["step"] >= 20
     found = verdict(undisturbed, in_a_bucket.job)
     assert found.exact, found.text
+
+
+# -- bugs --------------------------------------------------------------------------------------------------------------
+
+
+@scenario
+def failing(lab: Lab) -> Ended:
+    """A bug: an exception, which SkyPilot must not retry."""
+    program = lab.project / "failing.py"
+    program.write_text("print('failing', flush=True)\nraise ValueError('a bug of its own')\n")
+    job = launch_program(lab, "failing", program)
+    return Ended(job, job.wait("FAILED"), job.recoveries)
+
+
+def test_an_exception_fails_the_job_and_is_not_retried(failing: Ended, lab: Lab) -> None:
+    assert failing.recoveries == 0
+    assert len(failing.job.attempts()) == 1
+    assert failing.job.events()["end"]["code"] == 1
+    assert "a bug of its own" in failing.job.log()
+    table = lab.skyspot("queue", "--all").stdout
+    assert "FAILED" in table
+
+
+@scenario
+def failing_on_the_second(lab: Lab) -> Ended:
+    """An exception on the second of two nodes only."""
+    arguments = f"{PROGRAM} --fault raise@40 --fault-rank 1"
+    job = launch_program(lab, "failing-on-the-second", MLP, arguments, nodes=2)
+    return Ended(job, job.wait("FAILED"), job.recoveries)
+
+
+def test_an_exception_on_the_second_node_fails_the_job_and_is_not_retried(failing_on_the_second: Ended) -> None:
+    assert failing_on_the_second.recoveries == 0
+    assert len(failing_on_the_second.job.attempts()) == 1
+    assert failing_on_the_second.job.events()["end"]["code"] == 1

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from lab import Lab, train_here
 from managed import Job, launch
-from place import CLOSING, CLUSTER, ON_DEMAND
 from scenarios import scenario
 
 from skyspot.verdict import Verdict, compare, read_history
@@ -53,20 +52,6 @@ def killed_twice(lab: Lab) -> Ended:
     return Ended(job, status, job.recoveries)
 
 
-@scenario
-def next_rung(lab: Lab) -> tuple[Ended, str]:
-    """The partition of its first rung is DOWN.
-
-    From the start: on recovery SkyPilot's FAILOVER first asks for the cluster that it had, whatever its partition.
-    """
-    lab.partition(CLOSING, "DOWN")
-    ladder = ["--prefer", f"slurm/{CLUSTER}/{CLOSING}", "--prefer", f"slurm/{CLUSTER}/{ON_DEMAND}"]
-    job = launch(lab, "next-rung", *ladder, *template_options(), infra=f"slurm/{CLUSTER}")
-    job.wait_committed(20)
-    partition = job.allocation()[1]
-    return Ended(job, job.wait("SUCCEEDED"), job.recoveries), partition
-
-
 def verdict(undisturbed: Path, job: Job) -> Verdict:
     reference, history = read_history(RunPaths(undisturbed)), read_history(job.run)
     assert reference
@@ -92,13 +77,3 @@ def test_a_preempted_allocation_is_saved_and_one_without_notice_goes_back_to_its
     assert saved["end"]["code"] == 75, saved
     assert "end" not in gone
     assert last["end"]["code"] == 0
-
-
-def test_a_partition_that_is_down_sends_the_run_to_the_next_rung(
-    next_rung: tuple[Ended, str], undisturbed: Path
-) -> None:
-    ended, partition = next_rung
-    assert partition == ON_DEMAND
-    assert ended.recoveries == 0
-    found = verdict(undisturbed, ended.job)
-    assert found.exact, found.text

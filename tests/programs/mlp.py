@@ -6,6 +6,7 @@ python -m trainer.launch --processes 3 tests/programs/mlp.py --dir RUN [--fault 
 import argparse
 import os
 import signal
+import threading
 import time
 from contextlib import nullcontext
 from importlib import import_module
@@ -38,6 +39,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--bind-patience", type=float, default=None)
     parser.add_argument("--prepare", type=float, default=0.0, help="seconds that rank 0 prepares something")
     parser.add_argument("--constant", action="append", default=[], help="MODULE.NAME=SECONDS of trainer, shortened")
+    parser.add_argument("--lr", type=float, default=0.01)
+    parser.add_argument(
+        "--overflow-at", type=int, default=None, help="a step whose loss is too large for half precision"
+    )
+    parser.add_argument("--batch-norm", action="store_true", help="a model with buffers that each rank fills by itself")
+    parser.add_argument("--lazy", action="store_true", help="a model with a parameter that has no shape yet")
+    parser.add_argument("--hang-in-read-back", action="store_true")
+    parser.add_argument("--unreadable", default="", help="ERRNO:TIMES that a share cannot be opened, then it can")
     parser.add_argument("--without", choices=["throw-away", "rng", "order", "lr"])
     return parser.parse_args()
 
@@ -84,13 +93,14 @@ class Faults:
             if when != count or what.partition(":")[2] != point:
                 continue
             self.left.remove((what, when))
-            if what in ("sigterm", "sigint"):
-                os.kill(os.getppid(), getattr(signal, what.upper()))
+            kind = what.partition(":")[0]
+            if kind in ("sigterm", "sigint"):
+                os.kill(os.getppid(), getattr(signal, kind.upper()))
                 # So short are the steps here that the word could come after the last.
                 run.notices.heard.wait(10)
             elif what == "freeze":
                 os.kill(os.getpid(), signal.SIGSTOP)
-            elif what == "die":
+            elif kind == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             elif what.startswith("stop"):
                 request = run.paths.stop(os.environ["SKYSPOT_LAUNCH"])
@@ -112,15 +122,16 @@ if options.bind_patience is not None:
 for constant in options.constant:
     name, _, value = constant.partition("=")
     module, _, name = name.partition(".")
-    setattr(import_module(f"trainer.{module}"), name, float(value))
+    module = import_module(f"trainer.{module}")
+    setattr(module, name, type(getattr(module, name))(float(value)))
 
 with SpotRun(config, binding={"model": f"mlp-{options.hidden}", "global_batch_size": options.batch,
-                              "seed": options.seed, "max_steps": options.steps}) as run:  # fmt: skip
+                              "seed": options.seed, "max_steps": options.steps, "lr": options.lr}) as run:  # fmt: skip
     import numpy as np
     import torch
     from torch import nn
 
-    from trainer import checkpoint, loop, rng
+    from trainer import checkpoint, loop, rng, saving
 
     class Numbers:
         """Samples that are a pure function of their number."""
@@ -144,6 +155,10 @@ with SpotRun(config, binding={"model": f"mlp-{options.hidden}", "global_batch_si
                 nn.Linear(16, width), nn.ReLU(), nn.Dropout(0.2), nn.Linear(width, width), nn.LayerNorm(width),
                 nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2),
             )  # fmt: skip
+            if options.batch_norm:
+                self.body.insert(1, nn.BatchNorm1d(width))
+            if options.lazy:
+                self.body.append(nn.LazyLinear(2))
             self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
         def forward(self, x):
@@ -156,7 +171,8 @@ with SpotRun(config, binding={"model": f"mlp-{options.hidden}", "global_batch_si
         if not model.training:
             faults.at(run.steps_done, "eval")
         time.sleep(options.slow)
-        return nn.functional.cross_entropy(model(batch["x"]), batch["y"], reduction="sum")
+        total = nn.functional.cross_entropy(model(batch["x"]), batch["y"], reduction="sum")
+        return total * 1e30 if model.training and run.steps_done == options.overflow_at else total
 
     def prepare() -> None:
         end = time.monotonic() + options.prepare
@@ -165,6 +181,7 @@ with SpotRun(config, binding={"model": f"mlp-{options.hidden}", "global_batch_si
             time.sleep(0.05)
 
     if options.prepare:
+        faults.at(0, "prepare")
         run.rank0_does("prepare", prepare)
     saves = [0]
 
@@ -173,10 +190,30 @@ with SpotRun(config, binding={"model": f"mlp-{options.hidden}", "global_batch_si
         faults.at(saves[0], point)
 
     checkpoint.at_point = at_point
+    real_problem = saving.problem
+
+    def read_back(folder, manifest):
+        faults.at(saves[0], "read-back")
+        if options.hang_in_read_back:
+            threading.Event().wait()
+        return real_problem(folder, manifest)
+
+    saving.problem = read_back
+    if options.unreadable:
+        number, _, times = options.unreadable.partition(":")
+        failures = [OSError(int(number), os.strerror(int(number)))] * int(times)
+        real_open = Path.open
+
+        def open_(path, mode="r", *args, **more):
+            if "r" in mode and path.name.startswith("share-") and failures:
+                raise failures.pop()
+            return real_open(path, mode, *args, **more)
+
+        Path.open = open_
 
     torch.manual_seed(options.seed)
     model = Net()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr)
 
     def lr_factor(step: int) -> float:
         return 1.0 - step / (options.steps + 1)

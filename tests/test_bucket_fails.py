@@ -1,0 +1,149 @@
+"""A bucket that fails for a while, or for good, before the first step: nothing is taken for lost that is not."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import PROGRAMS, clean_env, event, losses, mlp
+
+from trainer.layout import RunPaths, list_attempts, list_checkpoints
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was taken at step 10, with the checkpoints of steps 4 and 8."""
+    run_dir = tmp_path_factory.mktemp("half") / "run"
+    assert mlp(run_dir, "--fault", "kill@10", "--commit-first").code != 0
+    return run_dir
+
+
+@pytest.fixture
+def run_dir(half: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(half, tmp_path / "run"))
+
+
+def test_a_share_that_cannot_be_read_for_a_moment_is_read_again(run_dir: Path) -> None:
+    done = mlp(run_dir, "--unreadable", f"{errno.EIO}:2")
+    assert done.code == 0, done.output
+    restored = event(run_dir, "restored")
+    assert (restored["step"], restored["rejected"]) == (8, [])
+    assert sorted(losses(run_dir)) == list(range(1, 13))
+
+
+# An error of the disk's is nobody's preemption; a mount that is gone is mounted anew on the next machine.
+@pytest.mark.parametrize(("number", "code"), [(errno.EIO, 1), (errno.EACCES, 1), (errno.ENOTCONN, 75)])
+def test_a_share_that_cannot_be_read_ends_the_attempt_and_starts_nothing_anew(
+    run_dir: Path, number: int, code: int
+) -> None:
+    kept = list_checkpoints(RunPaths(run_dir))
+    done = mlp(run_dir, "--unreadable", f"{number}:99", "--constant", "restore.READ_TRIES=2")
+    assert done.code == code, done.output
+    assert "cannot be read" in done.output
+    assert "Traceback" not in done.output
+    assert event(run_dir, "restored") == {}
+    assert list_checkpoints(RunPaths(run_dir)) == kept
+    assert mlp(run_dir).code == 0
+    assert event(run_dir, "restored")["step"] == 8
+
+
+def test_two_processes_say_once_what_both_cannot_read(run_dir: Path) -> None:
+    done = mlp(run_dir, "--unreadable", f"{errno.EACCES}:99", processes=2)
+    assert done.code == 1
+    assert done.output.count("Error:") == 1
+
+
+def begin(folder: Path, kept: bool) -> subprocess.Popen[str]:
+    """Start an attempt on a folder that cannot be made (yet): what should be it is a link that leads nowhere."""
+    (folder / "run").symlink_to(folder / "later")
+    options = ["--checkpoint-dir", str(folder / "run")] if kept else []
+    script = folder / "script.py"
+    script.write_text("print('done')\n")
+    program = [str(script)] if kept else [str(PROGRAMS / "mlp.py"), "--dir", str(folder / "run")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer.launch", "--processes", "1", *options, *program],
+        env=clean_env(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert process.stdout
+    assert "asking again for a while" in process.stdout.readline()
+    return process
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["spotrun", "script"])
+def test_a_bucket_that_cannot_be_written_yet_is_waited_for(tmp_path: Path, kept: bool) -> None:
+    process = begin(tmp_path, kept)
+    (tmp_path / "later").mkdir()
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, output
+    assert len(list_attempts(RunPaths(tmp_path / "later"))) == 1
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["spotrun", "script"])
+def test_a_stop_is_heard_while_the_bucket_is_waited_for(tmp_path: Path, kept: bool) -> None:
+    process = begin(tmp_path, kept)
+    os.kill(process.pid, signal.SIGTERM)
+    output = process.communicate(timeout=30)[0]
+    assert process.returncode == 75, output
+    assert not (tmp_path / "later").exists()
+
+
+def test_a_bucket_that_stays_unwritable_ends_the_attempt_with_1(tmp_path: Path) -> None:
+    (tmp_path / "run").symlink_to(tmp_path / "later")
+    done = mlp(tmp_path / "run", "--constant", "attempt.START_RETRY_S=0.5")
+    assert done.code == 1, done.output
+    assert "nothing was trained" in done.output
+
+
+def test_a_script_is_not_started_where_no_bucket_is_mounted(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("print('ran')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer.launch", "--checkpoint-dir", str(tmp_path / "not-there" / "run"), str(script)],
+        env=clean_env(), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout
+    assert "no such folder" in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_run_of_a_newer_release_is_refused_before_anything_is_written(run_dir: Path) -> None:
+    (run_dir / "run.json").write_text('{"layout_version": 99, "run_id": "x"}')
+    before = sorted(run_dir.rglob("*"))
+    done = mlp(run_dir)
+    assert done.code == 1
+    assert "Upgrade skyspot" in done.output
+    assert "Traceback" not in done.output
+    assert sorted(run_dir.rglob("*")) == before
+    assert '"layout_version": 99' in (run_dir / "run.json").read_text()
+
+
+def test_more_steps_than_are_asked_for_are_not_undone(run_dir: Path) -> None:
+    done = mlp(run_dir, "--steps", 6, "--allow", "max_steps")
+    assert done.code == 1
+    assert "stands at step 8 already, which is beyond the 6 steps" in done.output
+    assert not (run_dir / "final").exists()
+
+
+def test_a_finished_run_of_which_more_is_asked_goes_on(run_dir: Path) -> None:
+    assert mlp(run_dir).code == 0
+    assert mlp(run_dir, "--steps", 14, "--allow", "max_steps").code == 0
+    assert event(run_dir, "restored")["step"] == 12
+    assert sorted(losses(run_dir)) == list(range(1, 15))
+
+
+def test_a_process_that_dies_while_another_prepares_is_a_peer_gone_and_no_signal(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    done = mlp(run_dir, "--prepare", 60, "--fault", "die:prepare@0", "--fault-rank", 1, processes=2)
+    assert done.code == 75, done.output
+    assert event(run_dir, "end")["cause"] == "peer-gone"
+
+
+def test_a_parameter_without_a_shape_is_refused_and_said_once(tmp_path: Path) -> None:
+    done = mlp(tmp_path / "run", "--lazy", processes=2)
+    assert done.code == 1
+    assert done.output.count("has no shape yet") == 1
+    assert "Traceback" not in done.output
