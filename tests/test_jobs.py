@@ -196,7 +196,7 @@ def test_a_job_whose_attempt_is_not_there_yet_is_not_waited_for(begun: Path) -> 
 @pytest.mark.parametrize(
     ("envs", "run", "field"),
     [
-        ({"SKYSPOT_SEED": "7", "SKYSPOT_MAX_STEPS": "12", "SKYSPOT_LR": "0.5"}, "", None),
+        ({"SKYSPOT_SEED": "7", "SKYSPOT_MAX_STEPS": "12", "SKYSPOT_WEIGHT_DECAY": "0.5"}, "", None),
         ({"SKYSPOT_SEED": "7.0"}, "", None),
         ({"SKYSPOT_SEED": "8"}, "", "seed is 7 in the run and '8' here"),
         ({"SKYSPOT_MODEL": "mlp-64"}, "", "model is 'mlp-32' in the run and 'mlp-64' here"),

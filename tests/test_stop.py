@@ -113,6 +113,9 @@ def test_a_script_that_keeps_no_records_is_stopped_by_its_launcher(tmp_path: Pat
     assert process.stdout
     assert process.stdout.readline() == "up\n"
     ask(run_dir)
+    await_end(run_dir)
+    assert process.poll() is None, "it waits for SkyPilot's cancel"
+    os.kill(process.pid, signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 79
     assert (event(run_dir, "end")["code"], event(run_dir, "end")["cause"]) == (79, "stop-request")

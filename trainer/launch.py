@@ -38,6 +38,7 @@ KILL_AFTER_GRACE_S = 3.0
 LEAVE_AFTER_KILL_S = 5.0
 LOOK_S = 0.5
 ZOMBIE_S = 2.0
+STOP_REQUEST_S = 120.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -407,7 +408,15 @@ class _Launch:
             write_end(first.attempt, code, cause)
         for thread in self._relays:
             thread.join(1.0)
+        if self._stopped == "stop-request":
+            self._await_cancel()
         return code
+
+    def _await_cancel(self) -> None:
+        """Hold for SkyPilot's cancel, as a script with records of its own does: leaving would show a failed job."""
+        end = time.monotonic() + STOP_REQUEST_S
+        while not self._signalled and (left := end - time.monotonic()) > 0:
+            self._take_in(left)
 
 
 def _is_zombie(pid: int) -> bool:
