@@ -12,7 +12,6 @@ from typing import Any
 from skyspot import __version__, buckets, gpus, ladder, oldyaml, task, template
 from skyspot.errors import UsageError, shown
 from skyspot.options import NAME, Options, flag, flags_alone
-from trainer.layout import EXIT_PREEMPTED
 
 _HEADER = re.compile(r"\A# Rendered by skyspot (\S+) from (\S+) \(([0-9a-f]{6,64})\)\.")
 _ADJECTIVES = "amber brave calm deft eager fleet grand happy ideal jolly keen lucid merry noble quick sunny tidy vivid"
@@ -97,7 +96,7 @@ def task_yaml(options: Options) -> Rendered:
         "resources": ladder.resources(
             rungs,
             strategy=options.strategy or "failover",
-            recover_on_exit_codes=[EXIT_PREEMPTED] if chosen.trainer else [],
+            recover_on_exit_codes=[task.RECOVER] if chosen.trainer else [],
             max_hourly_cost=options.max_hourly_cost,
         ),
         "envs": {**_envs(store, name, data, parameters), **options.env},

@@ -176,9 +176,8 @@ def test_a_learning_rate_that_may_change_changes(tmp_path: Path) -> None:
     assert column(run_dir, "lr") == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_mixed_precision_resumes_exactly(tmp_path: Path, precision: str) -> None:
+def test_bf16_resumes_exactly(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    finish(whole, "--precision", precision, processes=1, faults=[])
-    finish(broken, "--precision", precision, processes=1, faults=[("kill@6",)])
+    finish(whole, "--precision", "bf16", processes=1, faults=[])
+    finish(broken, "--precision", "bf16", processes=1, faults=[("kill@6",)])
     assert_identical(whole, broken)

@@ -138,15 +138,6 @@ def test_a_kill_at_this_point_of_a_save_tears_nothing(tmp_path: Path, whole: Pat
     assert_as_undisturbed(run_dir, whole)
 
 
-def test_two_processes_survive_a_kill_in_a_save(tmp_path: Path) -> None:
-    undisturbed, run_dir = tmp_path / "undisturbed", tmp_path / "run"
-    assert mlp(undisturbed, processes=2).code == 0
-    assert mlp(run_dir, "--fault", "save:share-half@2", processes=2).code != 0
-    assert mlp(run_dir, processes=2).code == 0
-    assert event(run_dir, "restored")["step"] == 4
-    assert_as_undisturbed(run_dir, undisturbed)
-
-
 def test_the_newest_checkpoint_may_be_an_older_attempts(run_dir: Path, whole: Path) -> None:
     paths = RunPaths(run_dir)
     old = list_checkpoints(paths)[1]

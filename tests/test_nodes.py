@@ -138,13 +138,12 @@ def test_a_machine_that_is_lost_costs_the_attempt_and_not_the_run(
 
 def test_an_exception_on_one_machine_ends_all_with_1(tmp_path: Path, task: str) -> None:
     """A collective fails on the others before the crashed rank has left: with 75 a bug would be retried for ever."""
-    for number in range(3):
-        for rank in (0, 1):
-            run_dir = tmp_path / f"run-{number}-{rank}"
-            ended = start(run_dir, "--fault", "raise@3", "--fault-rank", rank, task=f"{task}{number}{rank}").end()
-            assert codes(ended) == [1, 1], ended
-            assert "a bug of the program's own" in ended[rank].output
-            assert event(run_dir, "end")["code"] == 1
+    for rank in (0, 1):
+        run_dir = tmp_path / f"run-{rank}"
+        ended = start(run_dir, "--fault", "raise@3", "--fault-rank", rank, task=f"{task}{rank}").end()
+        assert codes(ended) == [1, 1], ended
+        assert "a bug of the program's own" in ended[rank].output
+        assert event(run_dir, "end")["code"] == 1
 
 
 def test_a_rank_that_dies_on_one_machine_ends_all_with_75(tmp_path: Path, task: str) -> None:
