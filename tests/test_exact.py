@@ -124,8 +124,8 @@ def test_a_step_that_does_not_fit_the_grace_is_dropped_and_its_boundary_saved(tm
     whole, run_dir = tmp_path / "whole", tmp_path / "run"
     small = ("--steps", 4, "--micro", 2, "--batch-norm")
     assert mlp(whole, *small).code == 0
-    # A step is 6 micro-steps of 0.4 s; when the word comes, in the first of them, 1.8 s are left.
-    stopped = mlp(run_dir, *small, "--slow", 0.4, "--grace", 1.8, "--fault", "sigterm@2", grace=1.8)
+    # A step is 6 micro-steps of 0.5 s; when the word comes, in the first of them, 2.5 s are left.
+    stopped = mlp(run_dir, *small, "--slow", 0.5, "--grace", 2.5, "--fault", "sigterm@2", grace=2.5)
     assert stopped.code == 75, stopped.output
     assert (event(run_dir, "end")["step"], event(run_dir, "end")["committed_step"]) == (2, 2)
     assert mlp(run_dir, *small).code == 0
