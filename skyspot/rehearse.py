@@ -200,7 +200,8 @@ class _Stage:
             )
             try:
                 row, code = self._attempt(strike, number, count, leg.rows[-1] if leg.rows else None)
-                self.written_s = self.written_s if self.reference_s else watch.alive_s()
+                if not self.reference_s:
+                    self.written_s = watch.alive_s()
             finally:
                 machine.take()
             self._fill(row, watch)

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,19 +11,6 @@ import pytest
 from support import PROGRAMS, clean_env, event, losses, mlp
 
 from trainer.layout import RunPaths, list_attempts, list_checkpoints
-
-
-@pytest.fixture(scope="module")
-def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was taken at step 10, with the checkpoints of steps 4 and 8."""
-    run_dir = tmp_path_factory.mktemp("half") / "run"
-    assert mlp(run_dir, "--fault", "kill@10", "--commit-first").code != 0
-    return run_dir
-
-
-@pytest.fixture
-def run_dir(half: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(half, tmp_path / "run"))
 
 
 def test_a_share_that_cannot_be_read_for_a_moment_is_read_again(run_dir: Path) -> None:

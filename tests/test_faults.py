@@ -25,22 +25,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-@pytest.fixture(scope="module")
-def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was taken at step 10, with the checkpoints of steps 4 and 8."""
-    run_dir = tmp_path_factory.mktemp("half") / "run"
-    ended = mlp(run_dir, "--fault", "kill@10", "--commit-first")
-    assert ended.code != 0, ended.output
-    assert [name.step for name in list_checkpoints(RunPaths(run_dir))] == [8, 4]
-    return run_dir
-
-
-@pytest.fixture
-def run_dir(half: Path, tmp_path: Path) -> Path:
-    """A copy of the half-done run, to be damaged."""
-    return Path(shutil.copytree(half, tmp_path / "run"))
-
-
 def newest(run_dir: Path) -> Path:
     paths = RunPaths(run_dir)
     return paths.checkpoint(list_checkpoints(paths)[0])
@@ -299,6 +283,13 @@ def test_old_checkpoints_are_pruned_behind_newer_ones_that_were_read_back(tmp_pa
     assert 2 <= len(steps) <= 3
     assert list(losses(run_dir)) == list(range(1, 13)), "the history outlives the checkpoints"
     assert read_manifest(paths.checkpoint(list_checkpoints(paths)[0])).step == 12
+
+
+def test_what_a_preemption_left_half_written_goes_with_the_pruning(run_dir: Path) -> None:
+    paths = RunPaths(run_dir)
+    missing_manifest(paths.checkpoint(list_checkpoints(paths)[1]))
+    assert mlp(run_dir, "--save-every", 1, "--keep-latest", 2).code == 0
+    assert 4 not in [name.step for name in list_checkpoints(paths)]
 
 
 def test_a_rank_that_is_frozen_costs_the_attempt_and_not_the_run(tmp_path: Path) -> None:

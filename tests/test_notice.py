@@ -112,13 +112,19 @@ def test_a_second_signal_leaves_the_first_ones_deadline() -> None:
     subprocess.run([sys.executable, "-c", code], env=clean_env(), check=True)
 
 
+def begin(run_dir: Path, server: AwsMetadata, *args: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "trainer.launch", "--processes", "1", str(PROGRAMS / "mlp.py"), "--dir", str(run_dir),
+         "--constant", "run.HOLD_PAST_DEADLINE_S=1", *map(str, args)],
+        env=clean_env(**server.env(), SKYSPOT_NOTICE_POLL_S="0.05"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
+
+
 def test_a_noticed_attempt_saves_holds_and_is_followed_without_a_lost_step(tmp_path: Path) -> None:
     with AwsMetadata() as server:
-        env = clean_env(**server.env(), SKYSPOT_NOTICE_POLL_S="0.05")
         run_dir = tmp_path / "run"
-        command = [sys.executable, "-m", "trainer.launch", "--processes", "1", str(PROGRAMS / "mlp.py")]
-        command += ["--dir", str(run_dir), "--steps", "3000", "--save-every", "3000"]
-        process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = begin(run_dir, server, "--steps", 3000, "--save-every", 3000)
         with process:
             assert process.stdout
             for line in process.stdout:
@@ -135,15 +141,6 @@ def test_a_noticed_attempt_saves_holds_and_is_followed_without_a_lost_step(tmp_p
     assert ended["committed_step"] == ended["step"] > 0
     assert ended["notice"]["kind"] == "aws-notice"  # type: ignore[index]
     assert len(list_attempts(RunPaths(run_dir))) == 1
-
-
-def begin(run_dir: Path, server: AwsMetadata, *args: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "trainer.launch", "--processes", "1", str(PROGRAMS / "mlp.py"), "--dir", str(run_dir),
-         "--constant", "run.HOLD_PAST_DEADLINE_S=1", *map(str, args)],
-        env=clean_env(**server.env(), SKYSPOT_NOTICE_POLL_S="0.05"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True,
-    )  # fmt: skip
 
 
 def test_an_attempt_that_is_noticed_before_its_first_step_holds_too(tmp_path: Path) -> None:

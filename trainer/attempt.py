@@ -48,11 +48,10 @@ from trainer.layout import (
 START_RETRY_S = 600.0
 OWN_DOING_IN_A_ROW = 3
 ANY_END_IN_A_ROW = 10
+FULL = {errno.ENOSPC, errno.EDQUOT}
+REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 # Waiting helps against none of these.
-_HOPELESS = {
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP,
-    errno.EINVAL, errno.EISDIR,
-}  # fmt: skip
+_HOPELESS = FULL | REFUSED | {errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EISDIR}
 _lock = threading.Lock()
 _T = TypeVar("_T")
 
@@ -73,7 +72,9 @@ class Attempt:
 
 
 def launch_id() -> str:
-    """SkyPilot's id of this submission, the same across recoveries; without one, made up."""
+    """The launcher's, or SkyPilot's, id of this submission, the same across recoveries; without one, made up."""
+    if known := os.environ.get("SKYSPOT_LAUNCH"):
+        return known
     task = os.environ.get("SKYPILOT_TASK_ID")
     return file_safe(task) if task else f"local-{secrets.token_hex(4)}"
 
@@ -142,11 +143,16 @@ def persist(paths: RunPaths, work: Callable[[], _T], between: Callable[[], None]
             if not said:
                 said = True
                 print(f"{paths.root}: {error.strerror or error}; asking again for a while", file=sys.stderr, flush=True)
-        again = time.monotonic() + wait_s
-        while time.monotonic() < again:
-            between()
-            time.sleep(min(0.2, wait_s))
+        pause(wait_s, between)
         wait_s = min(30.0, 2 * wait_s)
+
+
+def pause(seconds: float, between: Callable[[], None]) -> None:
+    """Wait, and look in between whether there is a reason to stop; it raises then."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        between()
+        time.sleep(0.05)
 
 
 def setup_seconds() -> int | None:
@@ -221,6 +227,11 @@ def newer_attempt(attempt: Attempt) -> AttemptName | None:
     return names[-1] if names else None
 
 
+def superseded(newer: AttemptName | None) -> str:
+    """What an attempt says that stops for a newer one."""
+    return f"a newer attempt exists ({newer}): this one stops"
+
+
 def stop_requested(attempt: Attempt) -> bool:
     """Whether somebody asked every attempt of this launch to save and stop; the file's being there is the request."""
     return attempt.paths.stop(attempt.launch).exists()
@@ -239,6 +250,10 @@ def run_id(paths: RunPaths, binding: Mapping[str, Any]) -> str:
         known = read_json(paths.run_json).get("run_id")
         if isinstance(known, str):
             return known
+    return _new_run_id(binding)
+
+
+def _new_run_id(binding: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(dict(binding), sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -257,7 +272,7 @@ def _keep_identity(paths: RunPaths, binding: Mapping[str, Any]) -> None:
         return
     identity = truth if isinstance(truth, str) else known if isinstance(known, str) else None
     if identity is None:
-        identity = hashlib.sha256(json.dumps(dict(binding), sort_keys=True, default=str).encode()).hexdigest()[:16]
+        identity = _new_run_id(binding)
     data = to_json({"layout_version": LAYOUT_VERSION, "run_id": identity})
     if torn or paths.run_json.exists():
         paths.run_json.unlink()

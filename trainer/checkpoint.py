@@ -38,7 +38,7 @@ CHUNK_BYTES = 8 << 20
 POINTS = ("folder-made", "share-half", "share-written", "state-written", "manifest-half", "manifest-written")
 """Where a machine may be taken during a save; each is passed once a save, in this order, on rank 0."""
 
-DTYPES = {
+_DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
     "I8": torch.int8,
@@ -55,7 +55,7 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+SAVED_DTYPES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def _pass(point: str) -> None:
@@ -132,7 +132,7 @@ def write_share(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileRecord:
     for name in names:
         tensor = tensors[name]
         end = offset + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        header[name] = {"dtype": SAVED_DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -258,7 +258,7 @@ def _parse_share(data: torch.Tensor) -> dict[str, torch.Tensor]:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        dtype, shape, (start, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        dtype, shape, (start, end) = _DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
         count = 1
         for size in shape:
             if not isinstance(size, int) or size < 0:

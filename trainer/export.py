@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from trainer.attempt import newer_attempt
+from trainer.attempt import newer_attempt, superseded
 from trainer.checkpoint import CHUNK_BYTES, write_manifest, write_share
 from trainer.hashing import Hasher
 from trainer.layout import EXIT_SUPERSEDED, CheckpointName, FileRecord, Manifest, fsync, read_manifest
@@ -37,7 +37,7 @@ def export(run: SpotRun, model: nn.Module, save_model: Callable[[nn.Module, Path
     def let_a_newer_one() -> None:
         newer = newer_attempt(run.attempt) if run.attempt else None
         if newer:
-            raise Leaving(EXIT_SUPERSEDED, "superseded", f"a newer attempt exists ({newer}): this one stops")
+            raise Leaving(EXIT_SUPERSEDED, "superseded", superseded(newer))
 
     let_a_newer_one()
     final = run.paths.final

@@ -9,7 +9,6 @@ It says on stdout what the launcher has to know: `attempt NAME`, `leave CODE`, `
 
 from __future__ import annotations
 
-import os
 import selectors
 import sys
 from pathlib import Path
@@ -33,12 +32,11 @@ LOOK_S = 5.0
 def keep(run_dir: Path) -> None:
     """Keep the attempt of a script that knows nothing of attempts."""
     paths = RunPaths(run_dir)
-    launch = os.environ.get("SKYSPOT_LAUNCH") or attempts.launch_id()
     try:
         attempts.check_bucket(paths)
         newest = attempts.persist(paths, lambda: newest_committed(paths))
         step = newest[1].step if newest else 0
-        attempt = attempts.open_attempt(paths, launch=launch, config={}, binding={}, newest_step=step)
+        attempt = attempts.open_attempt(paths, launch=attempts.launch_id(), config={}, binding={}, newest_step=step)
     except (attempts.AttemptError, LayoutError) as error:
         print(f"Error: {error}", file=sys.stderr)
         _say(f"leave {EXIT_FAILED}")

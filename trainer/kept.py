@@ -45,9 +45,8 @@ class Keeper:
             data = os.read(self.pipe, 4096)
         except BlockingIOError:
             return True
-        self._heard += data
-        while b"\n" in self._heard:
-            line, self._heard = self._heard.split(b"\n", 1)
+        *lines, self._heard = (self._heard + data).split(b"\n")
+        for line in lines:
             word, _, rest = line.decode("ascii", "replace").partition(" ")
             if word == "attempt":
                 self.attempt = rest

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.kept import STOPS, Keeper, write_end
-from trainer.layout import EXIT_FAILED, EXIT_PRECEDENCE, EXIT_PREEMPTED, EXIT_USAGE, file_safe
+from trainer.layout import EXIT_FAILED, EXIT_PRECEDENCE, EXIT_PREEMPTED, EXIT_USAGE, STOP_REQUEST_S, file_safe
 from trainer.nodes import Nodes, NodesError, interface_of
 from trainer.rank import LISTENS, PEER_GONE
 
@@ -38,7 +38,6 @@ KILL_AFTER_GRACE_S = 3.0
 LEAVE_AFTER_KILL_S = 5.0
 LOOK_S = 0.5
 ZOMBIE_S = 2.0
-STOP_REQUEST_S = 120.0
 _PR_SET_PDEATHSIG = 1
 
 

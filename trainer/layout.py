@@ -42,6 +42,9 @@ EXIT_NO_PROGRESS = 80
 # What a launcher returns when its ranks gave several: the first of these that any rank gave.
 EXIT_PRECEDENCE = (EXIT_FAILED, EXIT_NO_PROGRESS, EXIT_STOPPED, EXIT_SUPERSEDED, EXIT_PREEMPTED, EXIT_DONE)
 
+STOP_REQUEST_S = 120.0
+"""How long a stop that was asked for (`RunPaths.stop`) may take, and is held for SkyPilot's cancel."""
+
 _ATTEMPT = re.compile(r"a(\d{4,9})-([0-9a-f]{6})")
 _CHECKPOINT = re.compile(r"(\d{10})-(a\d{4,9}-[0-9a-f]{6})-(\d{1,6})")
 _EVENT = re.compile(r"(\d{4,9})-([a-z][a-z-]{0,31})\.json")

@@ -7,6 +7,7 @@ All that a step changes is changed in `_apply`; between two steps lies a boundar
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import struct
@@ -23,8 +24,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from trainer import checkpoint, export, rng, state
-from trainer.attempt import record, run_id
-from trainer.layout import EXIT_PREEMPTED, EXIT_STOPPED, EXIT_SUPERSEDED, CheckpointName
+from trainer.attempt import record, run_id, superseded
+from trainer.layout import EXIT_PREEMPTED, EXIT_STOPPED, EXIT_SUPERSEDED, STOP_REQUEST_S, CheckpointName
 from trainer.notice import Notice
 from trainer.order import micro_steps, step_ids
 from trainer.records import Records, last_step_done
@@ -34,8 +35,6 @@ from trainer.saving import Saver, Snapshot
 from trainer.show import Progress
 
 KINDS = ("", "sigterm", "sigint", "aws-notice", "stop-request")
-STOP_REQUEST_S = 120.0
-"""How long a requested stop may take, and is held for SkyPilot's cancel."""
 _CAUSES = {"superseded": "superseded", "aws-notice": "notice", "stop-request": "stop-request"}
 _MASK = (1 << 62) - 1
 
@@ -165,7 +164,7 @@ class Loop:
         self.scaler = torch.amp.GradScaler(self.device.type) if self.config.precision == "fp16" else None
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
-        self.begun = state.options_of(optimizer)
+        self.begun = copy.deepcopy(state.options_of(optimizer))
         self.done = 0
         self.evaluated = 0
         self.stop: Stop | None = None
@@ -382,12 +381,12 @@ class Loop:
         counted = micro is not None and micro.weight > 0
         requested = bool(self.records and self.records.stop_requested)
         kind = notice.kind if notice else "stop-request" if requested else ""
-        left_s = notice.deadline - now if notice else STOP_REQUEST_S if requested else 0.0
+        left = [notice.deadline - now] if notice else [STOP_REQUEST_S] if requested else []
         if self.stop:
-            left_s = min(left_s, self.stop.deadline - now) if kind else self.stop.deadline - now
+            left.append(self.stop.deadline - now)
         return Row(
             stop=KINDS.index(kind),
-            left_ms=max(0, round(left_s * 1000)),
+            left_ms=max(0, round(min(left, default=0.0) * 1000)),
             superseded=int(bool(self.records and self.records.superseded_by)),
             next_weight=next_weight,
             order=fingerprint(micro.index, micro.ids.tobytes()) if counted and micro else 0,
@@ -578,7 +577,7 @@ class Loop:
         extra = {name: thing.state_dict() for name, thing in self.extra.items()}
         return state.collect(self.model, [self.optimizer], counters, extra, [self.begun])
 
-    def _snapshot(self, *, last: bool = False, deadline: float | None = None) -> Snapshot:
+    def _snapshot(self, *, last: bool = False) -> Snapshot:
         """Copy this rank's share of everything to the host; training waits for it."""
         started = time.monotonic()
         self.saver.wait()
@@ -603,7 +602,6 @@ class Loop:
             facts=facts,
             stall_s=time.monotonic() - started,
             last=last,
-            deadline=deadline,
         )
 
     def _facts(self) -> dict[str, Any]:
@@ -629,7 +627,7 @@ class Loop:
         """Save the boundary that was reached, unless it is committed already (or `again`: more is known of it)."""
         self.saver.wait()
         if self.done and (again or self.saver.committed_step != self.done):
-            self.saver.start(self._snapshot(last=True, deadline=deadline))
+            self.saver.start(self._snapshot(last=True))
             self.saver.wait(None if deadline is None else max(0.1, deadline - time.monotonic()))
         self.run_.committed_step = self.saver.committed_step
 
@@ -640,7 +638,7 @@ class Loop:
             self.progress.close()
         if stop.kind == "superseded":
             newer = self.records.superseded_by if self.records else None
-            raise Leaving(EXIT_SUPERSEDED, "superseded", f"a newer attempt exists ({newer}): this one stops")
+            raise Leaving(EXIT_SUPERSEDED, "superseded", superseded(newer))
         if stop.kind == "stop-request":
             self._end_as_asked()
         notice = run.notices.first() or Notice(stop.kind, stop.kind, time.monotonic(), stop.deadline - time.monotonic())

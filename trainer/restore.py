@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from trainer.attempt import pause
 from trainer.checkpoint import DamagedError, Loaded, load
 from trainer.layout import EXIT_FAILED, CheckpointName, RunPaths, list_checkpoints
-from trainer.saving import fatal_code
+from trainer.saving import BucketError, fatal_code
 from trainer.together import Together
 
 READ_TRIES = 6
 
 
-class ReadError(Exception):
-    """The bucket cannot be read; the attempt ends with `code`, and starts nothing anew."""
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.code = code
+class ReadError(BucketError):
+    """The bucket cannot be read; the attempt starts nothing anew."""
 
 
 @dataclass
@@ -106,8 +102,5 @@ def again(read: Callable[[], Any], between: Callable[[], None]) -> Any:
             if code is not None or try_number == READ_TRIES - 1:
                 where = f"{error.filename}: " if error.filename else ""
                 raise ReadError(f"{where}{error.strerror or error}", EXIT_FAILED if code is None else code) from None
-        end = time.monotonic() + 0.5 * 2**try_number
-        while time.monotonic() < end:
-            between()
-            time.sleep(0.05)
+        pause(0.5 * 2**try_number, between)
     raise AssertionError

@@ -194,7 +194,7 @@ class SpotRun:
             with suppress(OSError):
                 newer = attempts.newer_attempt(attempt)
                 if newer:
-                    self._stop_all(EXIT_SUPERSEDED, "superseded", f"a newer attempt exists ({newer}): this one stops")
+                    self._stop_all(EXIT_SUPERSEDED, "superseded", attempts.superseded(newer))
                 if attempts.stop_requested(attempt):
                     self._stop_all(EXIT_STOPPED, "stop-request", "a stop was asked for before the first step")
 
@@ -347,7 +347,7 @@ class SpotRun:
         found = attempts.persist(self.paths, lambda: newest_committed(self.paths), self.between)
         self.newest = found[1] if found else None
         newest_step = self.newest.step if self.newest else 0
-        launch = os.environ.get("SKYSPOT_LAUNCH") or attempts.launch_id()
+        launch = attempts.launch_id()
         facts = {
             "config": self.config.to_json(),
             "binding": self.binding,
@@ -500,7 +500,7 @@ class SpotRun:
     def _first_to_say(self, what: str) -> bool:
         """Whether no other rank has said the same: a mistake that all of them meet is one mistake."""
         with suppress(Exception):  # No store any more: better twice than not at all.
-            return self.world_size == 1 or self.together.is_first(f"said/{what}")
+            return self.together.is_first(f"said/{what}")
         return True
 
     def _say_crashed(self, what: str) -> None:
@@ -549,8 +549,7 @@ def is_said_in_a_line(error: BaseException) -> bool:
         "DataError",
         "ModelError",
         "StateError",
-        "ReadError",
-        "SaveError",
+        "BucketError",
         "LayoutError",
         "LayoutVersionError",
         "NodesError",

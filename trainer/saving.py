@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from trainer import checkpoint
-from trainer.attempt import Attempt, newer_attempt, record
+from trainer.attempt import FULL, REFUSED, Attempt, newer_attempt, record, superseded
 from trainer.layout import (
     EXIT_FAILED,
     EXIT_PREEMPTED,
@@ -39,24 +39,26 @@ from trainer.records import Records
 from trainer.together import BEAT_S, PeerGoneError, Together, wait_for
 from trainer.verify import problem
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 _MOUNT_GONE = {errno.ENOTCONN, errno.ESTALE, errno.ENODEV}
 TRIES = 6
 GIVEN_UP_IN_A_ROW = 3
 
 
-class SaveError(Exception):
-    """The bucket cannot be written; the attempt ends with `code`."""
+class BucketError(Exception):
+    """The bucket fails; the attempt ends with `code`."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
 
 
+class SaveError(BucketError):
+    """The bucket cannot be written."""
+
+
 def fatal_code(error: OSError) -> int | None:
     """The exit code that a failed write ends the attempt with at once; None where it is worth another try."""
-    if error.errno in _FULL | _REFUSED:
+    if error.errno in FULL | REFUSED:
         return EXIT_FAILED
     return EXIT_PREEMPTED if error.errno in _MOUNT_GONE else None
 
@@ -64,9 +66,9 @@ def fatal_code(error: OSError) -> int | None:
 def describe(error: OSError, where: Path) -> str:
     """What, where and the remedy, in a line."""
     reason = f"{where}: {error.strerror or error}"
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return f"{reason}. Make room there, or name another bucket; nothing that was committed is lost."
-    if error.errno in _REFUSED:
+    if error.errno in REFUSED:
         return f"{reason}. Give this machine the right to write there; nothing that was committed is lost."
     return reason
 
@@ -85,8 +87,6 @@ class Snapshot:
     stall_s: float
     last: bool = False
     """The attempt ends with it: it is tried again even in a hurry."""
-    deadline: float | None = None
-    """When the machine goes (monotonic seconds); no further try starts after it."""
     started: float = field(default_factory=time.monotonic)
 
 
@@ -132,6 +132,7 @@ class Saver:
         self._decided = threading.Event()
         self._heard, self._hurried = heard, threading.Event()
         self._deadline = math.inf
+        """Of the agreed stop (monotonic seconds): no further try starts after it."""
         self._reading_back = threading.Lock()
         self._whole: set[CheckpointName] = set()
         self.prunes = not _is_fuse(paths.root)
@@ -287,7 +288,7 @@ class Saver:
                         "committed": False,
                         "retry_s": None,
                         "code": EXIT_SUPERSEDED,
-                        "say": f"a newer attempt exists ({newer}): this one stops",
+                        "say": superseded(newer),
                     }
                 history = self._records.history_until(snapshot.step).result()
                 facts = {**snapshot.facts, "metrics": history}
@@ -298,8 +299,7 @@ class Saver:
         code = next((word["code"] for word in failed if word["code"] is not None), None)
         say = f"the checkpoint of step {snapshot.step} could not be written: {failed[0]['error']}"
         retry_s = 0.5 * 2**try_number
-        deadline = self._deadline if snapshot.deadline is None else snapshot.deadline
-        late = time.monotonic() + retry_s > deadline or (self._hurried.is_set() and not snapshot.last)
+        late = time.monotonic() + retry_s > self._deadline or (self._hurried.is_set() and not snapshot.last)
         if code is not None or try_number == TRIES - 1 or late:
             return {"committed": False, "retry_s": None, "code": code, "say": say}
         return {"committed": False, "retry_s": retry_s, "code": None, "say": f"{say}; trying again in {retry_s:g} s"}

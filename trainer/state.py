@@ -7,7 +7,6 @@ types. No value is ever pickled.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.checkpoint import DTYPES
+from trainer.checkpoint import SAVED_DTYPES
 
 Groups = list[dict[str, Any]]
 """The options of an optimizer's parameter groups."""
@@ -50,11 +49,8 @@ def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def options_of(optimizer: torch.optim.Optimizer) -> Groups:
-    """What each parameter group says besides its parameters; copied."""
-    return [
-        {key: copy.deepcopy(value) for key, value in group.items() if key != "params"}
-        for group in optimizer.param_groups
-    ]
+    """What each parameter group says besides its parameters."""
+    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
 
 
 def collect(
@@ -100,7 +96,7 @@ def collect(
         "extra": encode(dict(extra or {}), "extra", tensors),
     }
     for name, tensor in tensors.items():
-        if tensor.dtype not in DTYPES.values():
+        if tensor.dtype not in SAVED_DTYPES:
             raise StateError(f"{name}: {tensor.dtype} cannot be saved")
     buffers = frozenset(f"model.{name}" for name, _ in unwrap(model).named_buffers())
     return State(dict(sorted(tensors.items())), plain, buffers)

@@ -393,19 +393,9 @@ def kill(pids: list[int], number: signal.Signals = signal.SIGKILL) -> None:
             continue
 
 
-def train_on_two(script: Path, *options: Any) -> None:
-    """A program under the launcher on two processes of one machine, to its end: what two nodes are compared with."""
-    done = call(
-        NODE / "bin" / "python", "-m", "trainer.launch", "--processes", 2, script, *options,
-        timeout=400, cwd=ROOT / "source", env=user_environment(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT / "source")),
+def train_here(module: str, *options: Any) -> None:
+    """A run to its end without SkyPilot, by the nodes' own Python: an undisturbed reference, or two local processes."""
+    call(
+        NODE / "bin" / "python", "-m", module, *options, timeout=400, cwd=ROOT / "source",
+        env=user_environment(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT / "source")),
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def train_here(run_dir: Path, *options: Any, env: dict[str, str]) -> None:
-    """The undisturbed reference: the trainer of the working tree, by the nodes' own Python, without SkyPilot."""
-    done = call(
-        NODE / "bin" / "python", "-m", "trainer", "--checkpoint-dir", run_dir, "--processes", 1, *options,
-        timeout=400, cwd=ROOT / "source", env=user_environment(**env),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr

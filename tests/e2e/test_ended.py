@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab import Lab, call, kill, processes_of, train_on_two, until
+from lab import Lab, call, kill, processes_of, train_here, until
 from managed import Job, launch, newest
 from place import CLOSING, CLUSTER, MOUNTS, ON_DEMAND, REPO, S3_DATA, SPOT
 from scenarios import scenario
@@ -51,6 +51,14 @@ def launch_program(lab: Lab, name: str, program: Path, arguments: str = "", node
                     program=here / "program.py", arguments=arguments)
     )  # fmt: skip
     return launch(lab, name, task=str(task), infra=None, bucket=None)
+
+
+def failed(lab: Lab, name: str, source: str) -> Ended:
+    """A program of a few lines, until SkyPilot has given its job up."""
+    program = lab.project / f"{name}.py"
+    program.write_text(source)
+    job = launch_program(lab, name, program)
+    return Ended(job, job.wait("FAILED"), job.recoveries)
 
 
 # -- what the user sees ------------------------------------------------------------------------------------------------
@@ -159,10 +167,7 @@ def test_a_finished_run_is_not_submitted_again(cancelled: Watched, lab: Lab) -> 
 @scenario
 def crashing(lab: Lab) -> Ended:
     """It leaves with 75 before anything is committed, every time."""
-    program = lab.project / "crashing.py"
-    program.write_text("import sys\nprint('crashing', flush=True)\nsys.exit(75)\n")
-    job = launch_program(lab, "crashing", program)
-    return Ended(job, job.wait("FAILED"), job.recoveries)
+    return failed(lab, "crashing", "import sys\nprint('crashing', flush=True)\nsys.exit(75)\n")
 
 
 def test_a_crash_loop_is_stopped_after_three_attempts(crashing: Ended) -> None:
@@ -183,7 +188,7 @@ def two_nodes(lab: Lab) -> tuple[Path, Ended]:
     whole = lab.shared / "two-undisturbed"
     here = lab.project / "two.py"
     shutil.copy(MLP, here)
-    train_on_two(here, "--dir", whole, *PROGRAM.split()[2:])
+    train_here("trainer.launch", "--processes", 2, here, "--dir", whole, *PROGRAM.split()[2:])
     broken = launch_program(lab, "two-nodes", MLP, PROGRAM, nodes=2)
     broken.wait_committed(100)
     # The machine of the second node goes, and with it the allocation, as a cloud takes it.
@@ -253,10 +258,7 @@ def test_checkpoints_on_an_s3_mount_survive_too(in_a_bucket: Ended, undisturbed:
 @scenario
 def failing(lab: Lab) -> Ended:
     """A bug: an exception, which SkyPilot must not retry."""
-    program = lab.project / "failing.py"
-    program.write_text("print('failing', flush=True)\nraise ValueError('a bug of its own')\n")
-    job = launch_program(lab, "failing", program)
-    return Ended(job, job.wait("FAILED"), job.recoveries)
+    return failed(lab, "failing", "print('failing', flush=True)\nraise ValueError('a bug of its own')\n")
 
 
 def test_an_exception_fails_the_job_and_is_not_retried(failing: Ended, lab: Lab) -> None:

@@ -35,7 +35,7 @@ class Ended:
 def undisturbed(lab: Lab) -> Path:
     """The same training, without SkyPilot and without a preemption."""
     folder = lab.shared / "undisturbed"
-    train_here(folder, *trainer_options(), env={"OMP_NUM_THREADS": "1"})
+    train_here("trainer", "--checkpoint-dir", folder, "--processes", 1, *trainer_options())
     lab.note("undisturbed: done")
     return folder
 
