@@ -214,3 +214,29 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         write_once(tmp_path / "x", b"2")
     assert list_attempts(RunPaths(tmp_path / "nowhere")) == []
+
+
+def test_honest_preemptions_of_a_script_whose_checkpoints_are_not_seen_are_no_standstill(paths: RunPaths) -> None:
+    for _ in range(10):
+        end(begin(paths), cause="signal")
+    last = begin(paths)
+    assert attempt.no_progress(last, 0)
+    assert attempt.no_progress(last, 0, sees_progress=False) is None
+    for _ in range(3):
+        end(begin(paths), cause="died")
+    assert attempt.no_progress(begin(paths), 0, sees_progress=False), "its own doing counts all the same"
+
+
+def test_steps_are_lost_over_attempts_that_came_to_nothing_too(paths: RunPaths) -> None:
+    from trainer.records import last_step_done
+
+    first = begin(paths)
+    attempt.record(first, "restored", step=0)
+    end(first, step=9)
+    end(begin(paths), cause="signal", step=0)  # Taken before it had restored anything.
+    begin(paths)
+    assert last_step_done(begin(paths)) == 9
+    later = begin(paths)
+    attempt.record(later, "restored", step=4)
+    end(later, step=6)
+    assert last_step_done(begin(paths)) == 6, "what was done before that restore was counted then"

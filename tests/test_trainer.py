@@ -83,6 +83,18 @@ def test_the_exported_model_loads_with_from_pretrained(tmp_path: Path, corpus: P
     assert (again.code, "already finished" in again.output) == (0, True)
 
 
+def test_a_model_that_was_saved_in_half_precision_trains_in_fp32(tmp_path: Path) -> None:
+    import torch
+
+    from trainer.config import parse
+    from trainer.model import build_model
+
+    config = parse(["--checkpoint-dir", "x"])
+    build_model(config, 256).to(torch.bfloat16).save_pretrained(tmp_path / "half")  # type: ignore[operator]
+    loaded = build_model(parse(["--checkpoint-dir", "x", "--model", str(tmp_path / "half")]), 256)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+
+
 def test_a_resume_says_in_a_line_where_it_goes_on(tmp_path: Path, corpus: Path) -> None:
     run_dir = tmp_path / "run"
     text = tmp_path / "text.txt"
