@@ -51,7 +51,7 @@ def begin(folder: Path, kept: bool) -> subprocess.Popen[str]:
     script.write_text("print('done')\n")
     program = [str(script)] if kept else [str(PROGRAMS / "mlp.py"), "--dir", str(folder / "run")]
     process = subprocess.Popen(
-        [sys.executable, "-m", "trainer.launch", "--processes", "1", *options, *program],
+        [sys.executable, "-m", "trainer.launch", "--processes", "1", "--grace", "60", *options, *program],
         env=clean_env(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     assert process.stdout

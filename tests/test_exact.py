@@ -1,9 +1,12 @@
 """A run that is preempted ends bit-identical to one that is not; and each rule that makes it so is needed."""
 
+import json
 from pathlib import Path
 
 import pytest
 from support import Ended, column, event, history, losses, mlp, weights
+
+from trainer.layout import RunPaths, list_checkpoints
 
 # 12 steps of 12 samples over 60 samples: an epoch is 5 steps, so there are more than two; a save every 4 steps.
 PREEMPTIONS = [
@@ -160,6 +163,14 @@ def test_a_step_that_overflows_half_precision_counts_and_is_resumed_over_exactly
     assert column(whole, "grad_norm")[5] is None, "the scaler skips it"
     assert sorted(losses(whole)) == list(range(1, 13))
     assert_identical(whole, broken)
+    # A scale is a power of two, so that another one often shows nowhere else.
+    scaler = [json.loads((newest(one) / "state.json").read_text())["counters"] for one in (whole, broken)]
+    assert "32768.0" in str(scaler[0])
+    assert scaler[0] == scaler[1]
+
+
+def newest(run_dir: Path) -> Path:
+    return RunPaths(run_dir).checkpoint(list_checkpoints(RunPaths(run_dir))[0])
 
 
 def test_a_learning_rate_that_may_change_changes(tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ def test_a_run_that_is_asked_to_stop_saves_and_waits_to_be_cancelled(tmp_path: P
     found = await_end(run_dir)
     assert (found["code"], found["cause"]) == (79, "stop-request")
     assert found["step"] == found["committed_step"]
-    assert process.poll() is None, "it waits for SkyPilot's cancel"
+    with pytest.raises(subprocess.TimeoutExpired):  # It waits for SkyPilot's cancel.
+        process.wait(1.5)
     os.kill(process.pid, signal.SIGTERM)
     output = process.communicate(timeout=30)[0]
     assert process.returncode == 79, output
@@ -114,7 +115,8 @@ def test_a_script_that_keeps_no_records_is_stopped_by_its_launcher(tmp_path: Pat
     assert process.stdout.readline() == "up\n"
     ask(run_dir)
     await_end(run_dir)
-    assert process.poll() is None, "it waits for SkyPilot's cancel"
+    with pytest.raises(subprocess.TimeoutExpired):  # It waits for SkyPilot's cancel.
+        process.wait(1.5)
     os.kill(process.pid, signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 79
