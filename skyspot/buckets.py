@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import hashlib
-import platform
+import os
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -98,4 +98,4 @@ def default_bucket_name() -> str:
     except (KeyError, OSError):
         user = "user"
     safe = re.sub(r"[^a-z0-9]+", "-", user.lower()).strip("-")[:20] or "user"
-    return f"skyspot-{safe}-{hashlib.sha256(f'{user}@{platform.node()}'.encode()).hexdigest()[:8]}"
+    return f"skyspot-{safe}-{hashlib.sha256(f'{user}@{os.uname().nodename}'.encode()).hexdigest()[:8]}"

@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -364,6 +363,8 @@ def main() -> None:
         sys.exit(error.exit_code)
     except SkyspotError as error:
         if error.__cause__ is not None and "--verbose" in sys.argv[1:]:
+            import traceback
+
             sys.tracebacklimit = 1000  # SkyPilot sets it to 0.
             traceback.print_exception(error.__cause__)
         click.echo(f"Error: {error}", err=True)
@@ -383,6 +384,8 @@ def main() -> None:
     except OSError as error:
         # What nobody nearer to it knew a better word for: a full disk behind stdout, say.
         if "--verbose" in sys.argv[1:]:
+            import traceback
+
             traceback.print_exc()
         where = f"{error.filename}: " if error.filename else ""
         with suppress(OSError):

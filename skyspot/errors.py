@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -23,6 +22,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     lower: dict[str, str] = {}
     for name in known:
         lower.setdefault(name.lower(), name)
+    import difflib  # A millisecond of every command's start.
+
     near = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.5 if len(word) < 5 else 0.6)
     return f" Did you mean {lower[near[0]]!r}?" if near else ""
 

@@ -9,6 +9,8 @@ from typing import Any
 from skyspot.errors import UsageError, shown
 from skyspot.gpus import Accelerators
 
+RECOVER = 75
+"""The exit code with which our trainer asks to be started again; it has no such meaning to other programs."""
 _INFRA = re.compile(r"[A-Za-z0-9*][A-Za-z0-9*._:@-]*(/[A-Za-z0-9*][A-Za-z0-9*._:@-]*){0,3}")
 # No spot market, says sky/clouds/ of each. Kubernetes has one where its nodes are labelled for it; an SSH node pool is
 # a Kubernetes of one's own machines.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skyspot import __version__, buckets, gpus, ladder, oldyaml, task, template
+from skyspot import __version__, buckets, gpus, ladder, template
 from skyspot.errors import UsageError, shown
 from skyspot.options import NAME, Options, flag, flags_alone
 
@@ -96,7 +96,7 @@ def task_yaml(options: Options) -> Rendered:
         "resources": ladder.resources(
             rungs,
             strategy=options.strategy or "failover",
-            recover_on_exit_codes=[task.RECOVER] if chosen.trainer else [],
+            recover_on_exit_codes=[ladder.RECOVER] if chosen.trainer else [],
             max_hourly_cost=options.max_hourly_cost,
         ),
         "envs": {**_envs(store, name, data, parameters), **options.env},
@@ -177,6 +177,8 @@ def _plain(path: Path, options: Options) -> Rendered:
     if refused:
         option = flag(refused[0])
         raise UsageError(f"{option} means nothing for {path}: it is a plain YAML, not a template. Edit the file itself")
+    from skyspot import oldyaml, task  # Not for a template: these would be half of its time.
+
     before = task.read(path)
     try:
         migrated = oldyaml.to_today(before, given={*options.env, *options.secret})

@@ -12,11 +12,10 @@ import yaml
 from skyspot import yamledit, yamltext
 from skyspot.errors import UsageError, shown
 from skyspot.gpus import Accelerators, parse
+from skyspot.ladder import RECOVER as RECOVER
 from skyspot.shell import runs_our_trainer as runs_our_trainer
 from skyspot.yamledit import Edit, applied, compose, entry
 
-RECOVER = 75
-"""The exit code with which our trainer asks to be started again; it has no such meaning to other programs."""
 _LINE = re.compile("[^\r\n]*")
 _RUNG_KEYS = {"accelerators", "gpus", "use_spot", "infra", "cloud", "region", "zone", "any_of", "ordered"}
 

@@ -22,6 +22,7 @@ from skyspot import __version__, yamltext
 from skyspot.errors import SkyspotError, UsageError, did_you_mean, shown
 
 SUFFIX = ".yaml.j2"
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, where it is built: ten times as fast.
 _HEAD = re.compile(r"\A\{#-? parameters\n(.*?)-?#\}\n?", re.DOTALL)
 _ORIGIN = re.compile(r"\A\{#-? ejected from .*?#\}\n", re.DOTALL)
 
@@ -103,7 +104,7 @@ def read(path: Path) -> Template:
     if not head:
         raise UsageError(f"{path}: it does not open with `{{#- parameters`, the block that declares its parameters")
     try:
-        declared = yaml.safe_load(head[1])
+        declared = yaml.load(head[1], Loader=_LOADER)
         about, trainer = str(declared.pop("about")), bool(declared.pop("trainer"))
         wrong = [key for key in declared if not str(key).isidentifier()]
         if wrong:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 from typing import Any
 
 from skyspot.errors import UsageError, shown
@@ -45,7 +44,11 @@ def scalar(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, float):
         # YAML 1.1 takes 1e-07 for text: a point is needed.
-        return repr(int(value)) if value.is_integer() and abs(value) < 1e15 else format(Decimal(repr(value)), "f")
+        if value.is_integer() and abs(value) < 1e15:
+            return repr(int(value))
+        from decimal import Decimal  # Rarely needed, and a millisecond of every render's start.
+
+        return format(Decimal(repr(value)), "f")
     return str(value) if isinstance(value, int) else quoted(value)
 
 

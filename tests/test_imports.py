@@ -27,6 +27,21 @@ def test_rendering_and_rehearsing_load_neither_torch_nor_sky() -> None:
     assert not loaded & {"torch", "sky", "transformers", "accelerate", "numpy"}
 
 
+def test_a_template_is_rendered_without_what_a_plain_yaml_needs() -> None:
+    code = (
+        "from skyspot.cli import main\n"
+        "import sys\n"
+        "sys.argv = ['skyspot', 'render', '--gpus', 'A100:8', '-n', 'run-001']\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(*sorted(sys.modules), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean_env(), check=True)
+    loaded = set(done.stderr.split())
+    assert "jinja2" in loaded
+    assert not loaded & {"skyspot.oldyaml", "skyspot.oldrungs", "skyspot.task", "skyspot.shell", "skyspot.lint"}
+
+
 def test_the_contract_needs_the_standard_library_alone() -> None:
     outside = loaded_by("import trainer.layout") - set(sys.stdlib_module_names) - {"trainer", "__main__"}
     outside = {name for name in outside if not name.startswith(("_", "sitecustomize", "usercustomize"))}
