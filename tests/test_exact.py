@@ -1,6 +1,7 @@
 """A run that is preempted ends bit-identical to one that is not; and each rule that makes it so is needed."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,10 @@ def assert_identical(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])
-def test_a_preempted_run_is_bit_identical_to_an_undisturbed_one(tmp_path: Path, processes: int) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    finish(whole, processes=processes, faults=[])
+def test_a_preempted_run_is_bit_identical_to_an_undisturbed_one(
+    tmp_path: Path, undisturbed: Callable[[int], Path], processes: int
+) -> None:
+    whole, broken = undisturbed(processes), tmp_path / "broken"
     finish(broken, processes=processes, faults=PREEMPTIONS)
     assert sorted(losses(whole)) == list(range(1, 13))
     assert_identical(whole, broken)
@@ -100,9 +102,8 @@ def test_with_the_throw_away_pass_a_model_of_several_buckets_resumes_exactly(tmp
     assert_identical(whole, broken)
 
 
-def test_another_world_size_trains_on_the_same_samples_at_the_same_rate(tmp_path: Path) -> None:
-    whole, moved = tmp_path / "whole", tmp_path / "moved"
-    assert mlp(whole).code == 0
+def test_another_world_size_trains_on_the_same_samples_at_the_same_rate(tmp_path: Path, whole: Path) -> None:
+    moved = tmp_path / "moved"
     assert mlp(moved, "--fault", "kill@5", "--commit-first").code != 0
     assert mlp(moved, "--fault", "kill@9", "--commit-first", processes=3).code != 0
     assert mlp(moved, processes=2).code == 0

@@ -17,14 +17,6 @@ from trainer.hashing import hash_file
 from trainer.layout import MANIFEST, CheckpointName, RunPaths, list_attempts, list_checkpoints, read_manifest
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 12 steps that nothing disturbed."""
-    run_dir = tmp_path_factory.mktemp("whole") / "run"
-    assert mlp(run_dir).code == 0
-    return run_dir
-
-
 def newest(run_dir: Path) -> Path:
     paths = RunPaths(run_dir)
     return paths.checkpoint(list_checkpoints(paths)[0])

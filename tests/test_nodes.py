@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support import PROGRAMS, Ended, clean_env, column, event, losses, mlp, weights
+from support import PROGRAMS, Ended, clean_env, column, event, losses, weights
 
 from skyspot.metadata_server import AwsMetadata
 from trainer.layout import RunPaths, list_attempts, list_checkpoints, read_events
@@ -91,16 +91,6 @@ def task() -> str:
     return f"sky-managed-{secrets.token_hex(4)}_nodes_1-0"
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Undisturbed runs on one machine, by number of processes."""
-    found = {}
-    for processes in (2, 4):
-        found[processes] = tmp_path_factory.mktemp(f"whole-{processes}") / "run"
-        assert mlp(found[processes], processes=processes, env=clean_env(OMP_NUM_THREADS="1")).code == 0
-    return found
-
-
 def assert_as(one: Path, other: Path) -> None:
     assert losses(one) == losses(other)
     for key in ("lr", "order", "rng", "grad_norm", "samples"):
@@ -111,19 +101,19 @@ def assert_as(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_two_machines_train_as_one_with_as_many_processes(
-    tmp_path: Path, whole: dict[int, Path], task: str, processes: int
+    tmp_path: Path, undisturbed: Callable[[int], Path], task: str, processes: int
 ) -> None:
     run_dir = tmp_path / "run"
     ended = start(run_dir, task=task, processes=processes).end()
     assert codes(ended) == [0, 0], ended
-    assert_as(whole[2 * processes], run_dir)
+    assert_as(undisturbed(2 * processes), run_dir)
     machines = event(run_dir, "machines")["machines"]
     assert isinstance(machines, list)
     assert len(set(machines)) == 2
 
 
 def test_a_machine_that_is_lost_costs_the_attempt_and_not_the_run(
-    tmp_path: Path, whole: dict[int, Path], task: str
+    tmp_path: Path, undisturbed: Callable[[int], Path], task: str
 ) -> None:
     run_dir = tmp_path / "run"
     first = start(run_dir, "--fault", "kill@6", "--fault-rank", 1, "--commit-first", *IMPATIENT, task=task).end()
@@ -133,7 +123,7 @@ def test_a_machine_that_is_lost_costs_the_attempt_and_not_the_run(
     second = start(run_dir, task=task).end()
     assert codes(second) == [0, 0], second
     assert event(run_dir, "restored")["step"] == 4
-    assert_as(whole[2], run_dir)
+    assert_as(undisturbed(2), run_dir)
 
 
 def test_an_exception_on_one_machine_ends_all_with_1(tmp_path: Path, task: str) -> None:
@@ -170,7 +160,7 @@ def test_a_notice_on_one_machine_stops_all_at_one_boundary(tmp_path: Path, task:
 
 
 def test_a_signal_on_one_machine_stops_all_at_one_boundary_and_loses_no_step(
-    tmp_path: Path, whole: dict[int, Path], task: str
+    tmp_path: Path, undisturbed: Callable[[int], Path], task: str
 ) -> None:
     run_dir = tmp_path / "run"
     ended = start(run_dir, "--fault", "sigterm@6", "--fault-rank", 1, task=task).end()
@@ -180,7 +170,7 @@ def test_a_signal_on_one_machine_stops_all_at_one_boundary_and_loses_no_step(
     assert end["committed_step"] == end["step"]
     assert codes(start(run_dir, task=task).end()) == [0, 0]
     assert event(run_dir, "restored")["lost_steps"] == 0
-    assert_as(whole[2], run_dir)
+    assert_as(undisturbed(2), run_dir)
 
 
 def test_a_signal_before_the_first_step_ends_all_machines(tmp_path: Path, task: str) -> None:
@@ -192,7 +182,9 @@ def test_a_signal_before_the_first_step_ends_all_machines(tmp_path: Path, task: 
     assert codes(ended) == [75, 75], ended
 
 
-def test_an_older_attempt_that_is_still_alive_is_not_joined(tmp_path: Path, whole: dict[int, Path], task: str) -> None:
+def test_an_older_attempt_that_is_still_alive_is_not_joined(
+    tmp_path: Path, undisturbed: Callable[[int], Path], task: str
+) -> None:
     """Its store answers at the same address: the new ranks wait for their own, and the old attempt stops itself."""
     run_dir = tmp_path / "run"
     old = start(run_dir, "--steps", 12, "--slow", "0.5", "--constant", "records.LOOK_S=1", task=task)
@@ -203,7 +195,7 @@ def test_an_older_attempt_that_is_still_alive_is_not_joined(tmp_path: Path, whol
     names = list_attempts(RunPaths(run_dir))
     assert [name.number for name in names] == [1, 2]
     assert [one.name for one in read_events(RunPaths(run_dir), names[0]) if one.name == "end"] == ["end"]
-    assert_as(whole[2], run_dir)
+    assert_as(undisturbed(2), run_dir)
 
 
 OLD_STORE = """
