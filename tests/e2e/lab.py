@@ -366,9 +366,11 @@ class Lab:
 
     def close(self) -> None:
         """End the queue's agent."""
-        if self._agent and self._agent.stdin:
-            self._agent.stdin.close()
-            self._agent.wait(20)
+        if self._agent:
+            with self._agent as agent:  # closes both of its pipes: it ends when its stdin does
+                assert agent.stdin
+                agent.stdin.close()
+                agent.wait(20)
 
 
 def processes_of(allocation: str) -> list[int]:
