@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from trainer.layout import (
+    EXIT_FAILED,
     EXIT_PREEMPTED,
     LAYOUT_VERSION,
     AttemptName,
@@ -44,6 +45,7 @@ from trainer.layout import (
     to_json,
     write_once,
 )
+from trainer.patience import within
 
 START_RETRY_S = 600.0
 OWN_DOING_IN_A_ROW = 3
@@ -133,7 +135,8 @@ def persist(paths: RunPaths, work: Callable[[], _T], between: Callable[[], None]
     end, wait_s, said = time.monotonic() + START_RETRY_S, 0.5, False
     while True:
         try:
-            return work()
+            with within("recording the attempt", START_RETRY_S, EXIT_FAILED):
+                return work()
         except OSError as error:
             if error.errno in _HOPELESS or time.monotonic() > end:
                 raise AttemptError(

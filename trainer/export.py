@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from trainer.attempt import newer_attempt, superseded
-from trainer.checkpoint import CHUNK_BYTES, write_manifest, write_share
-from trainer.hashing import Hasher
+from trainer.checkpoint import write_manifest, write_tensors
+from trainer.hashing import CHUNK_BYTES, Hasher
 from trainer.layout import EXIT_SUPERSEDED, CheckpointName, FileRecord, Manifest, fsync, read_manifest
 from trainer.state import unwrap
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def save_tensors(model: nn.Module, folder: Path) -> None:
     """Write a model's weights into `model.safetensors`: what is exported of a model that has no `save_pretrained`."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_share(folder / "model.safetensors", tensors)
+    write_tensors(folder / "model.safetensors", tensors)
 
 
 def export(run: SpotRun, model: nn.Module, save_model: Callable[[nn.Module, Path], None], last: CheckpointName) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import xxhash
 
+from trainer.patience import within
+
 CHUNK_BYTES = 8 << 20
+_MASK = (1 << 62) - 1
 
 
 class Hasher:
@@ -29,10 +33,21 @@ def hash_bytes(data: bytes) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
+def fingerprint(*parts: bytes | int | str) -> int:
+    """62 bits of a hash of the parts."""
+    data = b"/".join(part if isinstance(part, bytes) else str(part).encode() for part in parts)
+    return int(hash_bytes(data), 16) & _MASK
+
+
 def hash_file(path: Path) -> str:
     """The hash of a file, read front to back."""
     hasher = Hasher()
     with path.open("rb", buffering=0) as file:
-        while chunk := file.read(CHUNK_BYTES):
+        while chunk := _read(file):
             hasher.update(chunk)
     return hasher.hexdigest()
+
+
+def _read(file: BinaryIO) -> bytes:
+    with within("a read"):
+        return file.read(CHUNK_BYTES)

@@ -21,6 +21,7 @@ from trainer.attempt import Attempt, newer_attempt, record, stop_requested
 from trainer.hashing import hash_bytes
 from trainer.layout import AttemptName, list_attempts, list_metrics, read_events, read_metrics, to_json
 from trainer.layout import event_named as last_event
+from trainer.patience import within
 from trainer.show import say
 
 LOOK_S = 5.0
@@ -95,7 +96,9 @@ class Records:
         look_at = 0.0
         while True:
             try:
-                self._tasks.get(timeout=max(0.01, look_at - time.monotonic()))()
+                task = self._tasks.get(timeout=max(0.01, look_at - time.monotonic()))
+                with within("writing the attempt's records"):
+                    task()
             except queue.Empty:
                 pass
             except OSError as error:
@@ -103,9 +106,11 @@ class Records:
             if time.monotonic() >= look_at:
                 look_at = time.monotonic() + LOOK_S
                 try:
-                    self._write_progress()
-                    self.superseded_by = self.superseded_by or newer_attempt(self.attempt)
-                    self.stop_requested = self.stop_requested or stop_requested(self.attempt)
+                    with within("writing the attempt's progress"):
+                        self._write_progress()
+                    with within("looking for other attempts"):
+                        self.superseded_by = self.superseded_by or newer_attempt(self.attempt)
+                        self.stop_requested = self.stop_requested or stop_requested(self.attempt)
                 except OSError as error:
                     self._say(error)
 

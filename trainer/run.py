@@ -40,6 +40,7 @@ from trainer.layout import (
 )
 from trainer.nodes import Nodes
 from trainer.notice import Notice, Notices
+from trainer.patience import overdue
 from trainer.rank import CRASHED, END_WRITTEN, STOPPED, Link
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ END_EVENT_S = 5.0
 SEE_ATTEMPT_S = 90.0
 LOOK_AT_STORE_S = 0.5
 LOOK_AT_BUCKET_S = 5.0
+LOOK_AT_BUCKET_CALLS_S = 0.5
 HOLD_PAST_DEADLINE_S = 10.0
 # With what an attempt ends once all ranks have agreed on why; anything else is a preemption.
 _STOP_CODES = {"superseded": EXIT_SUPERSEDED, "stop-request": EXIT_STOPPED}
@@ -129,6 +131,7 @@ class SpotRun:
         try:
             self.notices.install()
             self.link.watch(self._on_peer_gone)
+            threading.Thread(target=self._watch_the_bucket, daemon=True, name="bucket").start()
             self._refuse_without_launcher()
             opened, trouble = self._open_or_leave() if self.rank == 0 else (None, None)
             self.between()
@@ -434,6 +437,17 @@ class SpotRun:
                 if what is not None:
                     self._follow_a_crash(what)
                 store.check([CRASHED])  # Raises where rank 0 is gone.
+
+    def _watch_the_bucket(self) -> None:
+        """Leave where a call into the bucket does not return: nothing interrupts it, and a new machine mounts anew."""
+        while not (call := overdue()):
+            time.sleep(LOOK_AT_BUCKET_CALLS_S)
+        seconds = time.monotonic() - call.begun
+        error = f"{call.what} in {self.paths.root} has not returned for {seconds:.0f} s: its mount hangs"
+        print(f"Error: {error}. Nothing that was committed is lost.", file=sys.stderr, flush=True)
+        if call.code == EXIT_FAILED:
+            self._say_crashed(error)
+        self.leave(call.code, "mount-gone", error=error)
 
     def _follow_a_crash(self, what: str) -> NoReturn:
         if self.rank == 0:

@@ -131,7 +131,7 @@ with SpotRun(config, binding={"model": f"mlp-{options.hidden}", "global_batch_si
     import torch
     from torch import nn
 
-    from trainer import checkpoint, loop, rng, saving
+    from trainer import checkpoint, loop, pruning, rng
 
     class Numbers:
         """Samples that are a pure function of their number."""
@@ -190,7 +190,7 @@ with SpotRun(config, binding={"model": f"mlp-{options.hidden}", "global_batch_si
         faults.at(saves[0], point)
 
     checkpoint.at_point = at_point
-    real_problem = saving.problem
+    real_problem = pruning.problem
 
     def read_back(folder, manifest):
         faults.at(saves[0], "read-back")
@@ -198,7 +198,7 @@ with SpotRun(config, binding={"model": f"mlp-{options.hidden}", "global_batch_si
             threading.Event().wait()
         return real_problem(folder, manifest)
 
-    saving.problem = read_back
+    pruning.problem = read_back
     if options.unreadable:
         number, _, times = options.unreadable.partition(":")
         failures = [OSError(int(number), os.strerror(int(number)))] * int(times)
