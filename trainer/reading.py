@@ -135,7 +135,8 @@ def read(opened: Opened, wanted: Mapping[str, Box], hashes: Callable[[str], bool
         for stored, there, here, sizes in _overlaps(name, tensor, box):
             got += math.prod(sizes)
             target, afterward = _place(stored, tensor.dtype, there, found[name], here, sizes)
-            targets.setdefault(stored.file, []).append(target)
+            if target.end > target.start:
+                targets.setdefault(stored.file, []).append(target)
             if afterward:
                 afterwards.setdefault(stored.file, []).append(afterward)
         if got != found[name].numel():

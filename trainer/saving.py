@@ -222,18 +222,16 @@ class Saver:
         if self._dealt is None or self._dealt[0] != form:
             self._dealt = form, deal(parts, ranks)
         mine = self._dealt[1][rank]
-        new = not self._staging.holds(mine)
-        fits = not new or self._staging.fits(mine, self._together.local_world_size)
-        rows = self._together.exchange([form, int(new), int(fits)]).wait()
+        fits = self._staging.holds(mine) or self._staging.allocate(mine, self._together.local_world_size)
+        rows = self._together.exchange([form, int(fits)]).wait()
         if any(row[0] != form for row in rows):
             raise StateError(
                 "the ranks' states are not made of the same tensors: what is saved must have the same names, shapes "
                 "and types on every rank"
             )
-        if any(row[1] for row in rows):
-            if all(row[2] for row in rows):
-                self._staging.allocate(mine)
-            elif rank == 0 and not self._said_short:
+        if not all(row[1] for row in rows):
+            self._staging.drop()
+            if rank == 0 and not self._said_short:
                 self._said_short = True
                 self._say(
                     f"no memory to copy {sum(part.bytes for part in parts) / 1e9:.1f} GB of state to: training waits "
