@@ -9,7 +9,6 @@ A share is a plain safetensors file. Nothing here unpickles anything.
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import torch
 from trainer.hashing import Hasher, hash_bytes
 from trainer.layout import (
     MANIFEST,
+    STATE,
     FileRecord,
     LayoutError,
     LayoutVersionError,
@@ -31,8 +31,8 @@ from trainer.layout import (
     to_json,
     write_once,
 )
+from trainer.verify import NOT_THERE
 
-STATE = "state.json"
 CHUNK_BYTES = 8 << 20
 
 POINTS = ("folder-made", "share-half", "share-written", "state-written", "manifest-half", "manifest-written")
@@ -64,10 +64,6 @@ def _pass(point: str) -> None:
 
 at_point: Callable[[str], None] = _pass
 """Called with each of POINTS as a save passes it."""
-
-
-# With these a file of a checkpoint is not as it was written; any other error says nothing of the file.
-_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
 class DamagedError(Exception):
@@ -234,7 +230,7 @@ def _read_file(path: Path, name: str, record: FileRecord) -> torch.Tensor:
                 hasher.update(view[done : done + count])
                 done += count
     except OSError as error:
-        if error.errno not in _NOT_THERE:
+        if error.errno not in NOT_THERE:
             raise
         raise DamagedError(f"{name}: {error.strerror}") from None
     if hasher.hexdigest() != record.hash:

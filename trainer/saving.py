@@ -26,6 +26,7 @@ from trainer.layout import (
     EXIT_PREEMPTED,
     EXIT_SUPERSEDED,
     MANIFEST,
+    STATE,
     AttemptName,
     CheckpointName,
     FileRecord,
@@ -280,7 +281,7 @@ class Saver:
                     checkpoint.share_name(rank): FileRecord(word["bytes"], word["hash"])
                     for rank, word in enumerate(words)
                 }
-                files[checkpoint.STATE] = checkpoint.write_state(folder, snapshot.plain)
+                files[STATE] = checkpoint.write_state(folder, snapshot.plain)
                 checkpoint.at_point("state-written")
                 newer = newer_attempt(self._attempt) if self._attempt else None
                 if newer:
