@@ -12,7 +12,7 @@ from torch import nn
 
 from trainer import checkpoint, restore, state
 from trainer.hashing import hash_file
-from trainer.layout import MANIFEST, FileRecord, LayoutError, LayoutVersionError, Manifest
+from trainer.layout import MANIFEST, STATE, FileRecord, LayoutError, LayoutVersionError, Manifest
 from trainer.reading import DamagedError, open_checkpoint
 from trainer.shards import deal, local, parts_of
 
@@ -60,7 +60,7 @@ def write(folder: Path, live: state.State, ranks: int = 1) -> Path:
     for rank, share in enumerate(deal(parts_of(live.tensors, ranks, live.buffers), ranks)):
         path = folder / checkpoint.share_name(rank)
         files[path.name] = checkpoint.write_share(path, share, lambda part: local(live.tensors[part.name]).contiguous())
-    files[checkpoint.STATE] = checkpoint.write_state(folder, live.plain)
+    files[STATE] = checkpoint.write_state(folder, live.plain)
     checkpoint.write_manifest(folder, Manifest("checkpoint", files, {"step": 2}))
     return folder
 
@@ -178,14 +178,14 @@ HOSTILE = {
     "header-list": (SHARE, lambda data: (2).to_bytes(8, "little") + b"[]" + data),
     "share-empty": (SHARE, lambda data: b""),
     "share-pickle": (SHARE, lambda data: b"\x80\x04cos\nsystem\n"),
-    "state-deep": (checkpoint.STATE, lambda data: DEEP),
-    "state-deep-dict": (checkpoint.STATE, lambda data: b'{"dict":[[1,' * 300 + b"1" + b"]]}" * 300),
-    "state-nan": (checkpoint.STATE, lambda data: b'{"counters": NaN}'),
-    "state-twin": (checkpoint.STATE, lambda data: b'{"counters": 1, "counters": 2}'),
-    "state-list": (checkpoint.STATE, lambda data: b"[]"),
-    "state-other-tag": (checkpoint.STATE, lambda data: b'{"optim": {"exec": "x"}, "counters": {"dict": []}}'),
-    "state-nothing": (checkpoint.STATE, lambda data: b"{}"),
-    "state-latin-1": (checkpoint.STATE, lambda data: b'{"\xe9": 1}'),
+    "state-deep": (STATE, lambda data: DEEP),
+    "state-deep-dict": (STATE, lambda data: b'{"dict":[[1,' * 300 + b"1" + b"]]}" * 300),
+    "state-nan": (STATE, lambda data: b'{"counters": NaN}'),
+    "state-twin": (STATE, lambda data: b'{"counters": 1, "counters": 2}'),
+    "state-list": (STATE, lambda data: b"[]"),
+    "state-other-tag": (STATE, lambda data: b'{"optim": {"exec": "x"}, "counters": {"dict": []}}'),
+    "state-nothing": (STATE, lambda data: b"{}"),
+    "state-latin-1": (STATE, lambda data: b'{"\xe9": 1}'),
     "manifest-outside": (MANIFEST, manifest(files={"../../etc/passwd": {"bytes": 1, "hash": "0" * 32}})),
     "manifest-absolute": (MANIFEST, manifest(files={"/etc/passwd": {"bytes": 1, "hash": "0" * 32}})),
     "manifest-huge": (MANIFEST, manifest(files={"state.json": {"bytes": 10**18, "hash": "0" * 32}})),
@@ -238,7 +238,7 @@ def test_bytes_changed_at_random_by_somebody_who_can_hash_harm_nobody(tmp_path: 
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10  # KiB: no size was believed.
 
 
-@pytest.mark.parametrize("name", [SHARE, checkpoint.STATE])
+@pytest.mark.parametrize("name", [SHARE, STATE])
 def test_a_single_flipped_bit_is_found(tmp_path: Path, name: str) -> None:
     model, optimizers, _ = made(1.0)
     live = collected(model, optimizers)

@@ -22,13 +22,15 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 LAYOUT_VERSION = 1
 MANIFEST = "MANIFEST.json"
+STATE = "state.json"
+"""What every checkpoint has beside its shares."""
 MAX_JSON_BYTES = 256 << 20
 
 # Exit codes: 75 alone is in a task's `recover_on_exit_codes`.
@@ -354,8 +356,20 @@ def list_metrics(paths: RunPaths, attempt: AttemptName) -> list[tuple[int, Path]
     return sorted((int(match[1]), paths.attempt(attempt) / name) for match, name in found if match)
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder.
+def read_whole(path: Path) -> bytes:
+    """What is in a small file.
+
+    Raises:
+        LayoutError: it is too large to be one.
+        OSError: it cannot be read.
+    """
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise LayoutError("too large to be one")
+    return path.read_bytes()
+
+
+def read_manifest(folder: Path, read: Callable[[Path], bytes] = read_whole) -> Manifest:
+    """The manifest of a folder; `read` gives a file's contents, or raises what `read_whole` does.
 
     Raises:
         LayoutError: it is missing (so the folder is not committed), unreadable or torn.
@@ -363,9 +377,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise LayoutError("MANIFEST.json is too large to be one")
-        return Manifest.parse(path.read_bytes())
+        return Manifest.parse(read(path))
     except FileNotFoundError:
         raise LayoutError("not committed: it has no MANIFEST.json") from None
     except LayoutVersionError as error:
@@ -374,14 +386,15 @@ def read_manifest(folder: Path) -> Manifest:
         raise LayoutError(f"not committed: MANIFEST.json: {error}") from None
 
 
-def sizes_agree(folder: Path, manifest: Manifest) -> str | None:
+def sizes_agree(folder: Path, manifest: Manifest, size_of: Callable[[str], int] | None = None) -> str | None:
     """The first listed file that is missing or has another size, as a sentence; None where all agree.
 
-    Cheap, and blind to flipped bits: who restores hashes as well.
+    Cheap, and blind to flipped bits: who restores hashes as well. `size_of` gives the size of a file of the manifest,
+    in bytes, or raises OSError: for who knows it from a listing.
     """
     for name, record in manifest.files.items():
         try:
-            size = (folder / name).stat().st_size
+            size = size_of(name) if size_of else (folder / name).stat().st_size
         except OSError as error:
             return f"{name}: {error.strerror or error}"
         if size != record.bytes:
@@ -421,6 +434,12 @@ def read_events(paths: RunPaths, attempt: AttemptName) -> list[Event]:
         except (LayoutError, OSError):
             continue
     return sorted(events, key=lambda event: (event.number, event.name))
+
+
+def parse_event(file: str) -> tuple[int, str] | None:
+    """(number, event) of the name of an event's file; None where it is not one."""
+    found = _EVENT.fullmatch(file)
+    return (int(found[1]), found[2]) if found else None
 
 
 def last_event_number(paths: RunPaths, attempt: AttemptName) -> int:

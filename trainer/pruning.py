@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from trainer.attempt import Attempt, machine_token, machines
-from trainer.checkpoint import STATE, share_name
+from trainer.checkpoint import share_name
 from trainer.layout import (
     MANIFEST,
+    STATE,
     AttemptName,
     CheckpointName,
     LayoutError,

@@ -26,6 +26,7 @@ from trainer.layout import (
     EXIT_FAILED,
     EXIT_PREEMPTED,
     EXIT_SUPERSEDED,
+    STATE,
     AttemptName,
     CheckpointName,
     FileRecord,
@@ -379,7 +380,7 @@ class Saver:
                     checkpoint.share_name(rank): FileRecord(word["bytes"], word["hash"])
                     for rank, word in enumerate(words)
                 }
-                files[checkpoint.STATE] = checkpoint.write_state(folder, boundary.plain)
+                files[STATE] = checkpoint.write_state(folder, boundary.plain)
                 checkpoint.at_point("state-written")
                 with within("listing attempts"):
                     newer = newer_attempt(self._attempt) if self._attempt else None

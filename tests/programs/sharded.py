@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from trainer import checkpoint, restore, shards, state
+from trainer import checkpoint, layout, restore, shards, state
 from trainer.layout import AttemptName, CheckpointName, Manifest
 
 
@@ -93,7 +93,7 @@ def save(folder: Path, live: state.State, rank: int, ranks: int, group: dist.Pro
     dist.all_gather_object(records, record, group=group)
     if rank == 0:
         files = {checkpoint.share_name(other): record for other, record in enumerate(records)}
-        files[checkpoint.STATE] = checkpoint.write_state(folder, live.plain)
+        files[layout.STATE] = checkpoint.write_state(folder, live.plain)
         checkpoint.write_manifest(folder, Manifest("checkpoint", files, {"step": 2}))
     dist.barrier(group)
 
