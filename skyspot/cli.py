@@ -93,7 +93,7 @@ SHARED: list[Any] = [
     click.option("--max-spend", metavar="USD", callback=_not_yet, expose_value=False, help="Not in this release."),
     click.option("--deadline", metavar="TIME", callback=_not_yet, expose_value=False, help="Not in this release."),
     click.option("--num-nodes", type=int, metavar="N", help="Nodes."),
-    click.option("--save-every", metavar="STEPS", help="Steps between checkpoints."),
+    click.option("--save-every", metavar="STEPS|auto", help="Steps between checkpoints."),
     click.option(
         "--strategy",
         type=click.Choice(["failover", "eager_next_region"], case_sensitive=False),
