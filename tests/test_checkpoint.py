@@ -12,7 +12,7 @@ from torch import nn
 
 from trainer import checkpoint, restore, state
 from trainer.hashing import hash_file
-from trainer.layout import MANIFEST, STATE, FileRecord, LayoutError, LayoutVersionError, Manifest
+from trainer.layout import MANIFEST, STATE, FileRecord, LayoutError, LayoutVersionError, Manifest, sealed
 from trainer.reading import DamagedError, open_checkpoint
 from trainer.shards import deal, local, parts_of
 
@@ -120,6 +120,7 @@ def rewrite(folder: Path, name: str, data: bytes) -> None:
     (folder / name).write_bytes(data)
     if name != MANIFEST:
         manifest = json.loads((folder / MANIFEST).read_bytes())
+        del manifest["seal"]
         manifest["files"][name] = {"bytes": len(data), "hash": hash_file(folder / name)}
         (folder / MANIFEST).write_text(json.dumps(manifest))
 
@@ -142,7 +143,7 @@ def tensor(**fields: object) -> Callable[[bytes], bytes]:
 
 
 def manifest(**fields: object) -> Callable[[bytes], bytes]:
-    return lambda data: json.dumps({**json.loads(data), **fields}).encode()
+    return lambda data: sealed({**json.loads(data), **fields})
 
 
 DEEP = b"[" * 100_000 + b"]" * 100_000
@@ -257,6 +258,7 @@ def test_a_share_that_nobody_wants_is_hashed_all_the_same(tmp_path: Path) -> Non
     path = folder / checkpoint.share_name(1)
     stream = {"rng.7": torch.zeros(100, dtype=torch.uint8)}  # Of a rank that is not there any more.
     written = json.loads((folder / MANIFEST).read_bytes())
+    del written["seal"]
     record: FileRecord = checkpoint.write_tensors(path, stream)
     written["files"][path.name] = {"bytes": record.bytes, "hash": record.hash}
     (folder / MANIFEST).write_text(json.dumps(written))

@@ -71,6 +71,7 @@ def export(run_dir: Path, weights: bytes = b"the model") -> Path:
 
 def edit(folder: Path, **changes: object) -> None:
     document = json.loads((folder / MANIFEST).read_bytes())
+    document.pop("seal", None)
     (folder / MANIFEST).write_bytes(to_json({**document, **changes}))
 
 

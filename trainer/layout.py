@@ -19,6 +19,7 @@ before it is checked, and nothing is ever unpickled.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -52,6 +53,7 @@ _CHECKPOINT = re.compile(r"(\d{10})-(a\d{4,9}-[0-9a-f]{6})-(\d{1,6})")
 _EVENT = re.compile(r"(\d{4,9})-([a-z][a-z-]{0,31})\.json")
 _METRICS = re.compile(r"metrics-(\d{10})\.jsonl")
 _HASH = re.compile(r"[0-9a-f]{32}")
+_NO_FACTS = {"layout_version", "kind", "files", "seal"}
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
@@ -180,10 +182,7 @@ class Manifest:
     @property
     def step(self) -> int:
         """The step that the folder stands at; 0 where it has none."""
-        step = self.facts.get("step", 0)
-        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
-            raise LayoutError(f"step is {step!r}, not a count")
-        return step
+        return int(self.facts.get("step", 0))
 
     @property
     def total_bytes(self) -> int:
@@ -193,7 +192,7 @@ class Manifest:
     def to_json(self) -> bytes:
         """The manifest as it is written."""
         files = {name: {"bytes": record.bytes, "hash": record.hash} for name, record in sorted(self.files.items())}
-        return to_json({"layout_version": LAYOUT_VERSION, "kind": self.kind, **self.facts, "files": files})
+        return sealed({"layout_version": LAYOUT_VERSION, "kind": self.kind, **self.facts, "files": files})
 
     @classmethod
     def parse(cls, data: bytes) -> Manifest:
@@ -206,6 +205,7 @@ class Manifest:
         document = from_json(data)
         if not isinstance(document, dict):
             raise LayoutError("not a JSON object")
+        check_seal(document)
         check_version(document)
         kind, listed = document.get("kind"), document.get("files")
         if not isinstance(kind, str) or not isinstance(listed, dict):
@@ -221,7 +221,10 @@ class Manifest:
             if not isinstance(digest, str) or not _HASH.fullmatch(digest):
                 raise LayoutError(f"{name}: its hash is not one")
             files[name] = FileRecord(size, digest)
-        facts = {key: value for key, value in document.items() if key not in {"layout_version", "kind", "files"}}
+        facts = {key: value for key, value in document.items() if key not in _NO_FACTS}
+        step = facts.get("step", 0)
+        if type(step) is not int or step < 0:
+            raise LayoutError(f"step is {str(step)[:80]!r}, not a count")
         return cls(kind, files, facts)
 
 
@@ -237,6 +240,28 @@ class Event:
 def to_json(value: Any) -> bytes:
     """JSON as this layout writes it: ASCII, NaN refused (write None)."""
     return json.dumps(value, indent=1, allow_nan=False).encode("ascii")
+
+
+def sealed(document: Mapping[str, Any]) -> bytes:
+    """A JSON object that carries a hash of itself: a manifest is hashed by no other file."""
+    document = {key: document[key] for key in document if key != "seal"}
+    return to_json({**document, "seal": _seal(json.loads(to_json(document)))})
+
+
+def check_seal(document: Mapping[str, Any]) -> None:
+    """See that an object that carries a hash of itself is as it was written.
+
+    Raises:
+        LayoutError: it is not.
+    """
+    rest = {key: document[key] for key in document if key != "seal"}
+    if len(rest) < len(document) and document["seal"] != _seal(rest):
+        raise LayoutError("it does not hash to what it says itself")
+
+
+def _seal(document: Mapping[str, Any]) -> str:
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.blake2b(text.encode("ascii"), digest_size=16).hexdigest()
 
 
 def from_json(data: bytes) -> Any:

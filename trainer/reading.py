@@ -20,7 +20,16 @@ import torch
 
 from trainer.checkpoint import DTYPES, PARTS
 from trainer.hashing import CHUNK_BYTES, Hasher, hash_bytes
-from trainer.layout import STATE, FileRecord, LayoutError, LayoutVersionError, Manifest, from_json, read_manifest
+from trainer.layout import (
+    STATE,
+    CheckpointName,
+    FileRecord,
+    LayoutError,
+    LayoutVersionError,
+    Manifest,
+    from_json,
+    read_manifest,
+)
 from trainer.patience import within
 from trainer.shards import Box
 from trainer.verify import NOT_THERE
@@ -96,6 +105,9 @@ def open_checkpoint(folder: Path) -> Opened:
     except LayoutError as error:
         folder.stat()
         raise DamagedError(str(error)) from None
+    named = CheckpointName.parse(folder.name)
+    if named and (manifest.step, manifest.facts.get("attempt", str(named.attempt))) != (named.step, str(named.attempt)):
+        raise DamagedError("its manifest is another checkpoint's")
     if STATE not in manifest.files:
         raise DamagedError("its manifest lists no state.json")
     headers, found = {}, {}

@@ -45,6 +45,7 @@ from trainer.together import BEAT_S, PeerGoneError, Together, wait_for
 
 _MOUNT_GONE = {errno.ENOTCONN, errno.ESTALE, errno.ENODEV}
 TRIES = 6
+FIRST_RETRY_S = 0.5
 
 
 class BucketError(Exception):
@@ -393,7 +394,7 @@ class Saver:
                 failed = [{"error": describe(error, folder), "code": fatal_code(error)}]
         code = next((word["code"] for word in failed if word["code"] is not None), None)
         say = f"the checkpoint of step {boundary.step} could not be written: {failed[0]['error']}"
-        retry_s = 0.5 * 2**try_number
+        retry_s = FIRST_RETRY_S * 2**try_number
         late = time.monotonic() + retry_s > self._deadline or (self._hurried.is_set() and not boundary.last)
         if code is not None or try_number == TRIES - 1 or late:
             return {**verdict, "code": code, "say": say}
