@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import socket
@@ -224,6 +225,8 @@ def serve(backing: str, point: str, control: str) -> None:
 
         def flush(self, path, fh):
             strike("close", path)
+            if fcntl.fcntl(fh, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+                return 0
             with lock:
                 for fault in list(faults):
                     if fault["do"] == "tear" and path.endswith(fault["suffix"]):

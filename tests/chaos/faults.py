@@ -203,7 +203,7 @@ def hanging(call: str) -> Strike:
         child = scene.begin(limit_s=0.1, step_s=0.002)
         _until_restored(child)
         faults.hang(call, after=scene.draw.randrange(4), suffix=scene.draw.choice(SUFFIXES[:3]))
-        while child.listen():  # It leaves; what hangs keeps its process from being reaped.
+        while not child.left and child.listen():
             pass
         hits = faults.clear()
         child.wait()

@@ -127,7 +127,8 @@ def episode(
 ) -> Iterator[dict[str, Any]]:
     """Strike one run; yields what came of each fault."""
     draw = random.Random(f"{job.seed}/{job.store}/{job.episode}")
-    run, name, neighbour = job.episode % 50, f"run-{job.episode}", f"other-{job.episode}"
+    run = job.episode % 50
+    name, neighbour = f"{job.store}-{job.episode}", f"other-{job.store}-{job.episode}"
     where: Place = places.enter_context(place(job.store, folder, store))
     plant = PLANTS[job.plant][1] if job.plant else (lambda: None)
     plan = Plan(where.root / name, run, STEPS, plant=plant)
@@ -286,12 +287,15 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--state", type=Path)
     parser.add_argument("--only", metavar="STORE:NUMBER")
-    parser.add_argument("--plants", action="store_true")
+    parser.add_argument("--plants", nargs="?", const=",".join(PLANTS), metavar="NAME,NAME", help="default: all")
     options = parser.parse_args()
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(prefix="skyspot-chaos-"))
     if options.plants:
-        found = {name: planted(name, options.seed, options.workers, folder / name.replace(" ", "-")) for name in PLANTS}
+        found = {
+            name: planted(name, options.seed, options.workers, folder / name.replace(" ", "-"))
+            for name in options.plants.split(",")
+        }
         for name, line in found.items():
             print(line or f"{name}: NOT FOUND in {PLANT_FAULTS} faults")
         shutil.rmtree(folder, ignore_errors=True)
