@@ -235,6 +235,7 @@ def serve(backing: str, point: str, control: str) -> None:
                             faults.remove(fault)
                             os.truncate(self._at(path), int(os.fstat(fh).st_size * fault["share"]))
                             state["hits"] += 1
+                            break
             return 0
 
         def release(self, path, fh):

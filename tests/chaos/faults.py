@@ -229,8 +229,8 @@ def silently_torn(scene: Scene) -> bool:
     """A store that says that all is well, and loses the end of what it was given."""
     faults = scene.place.faults
     assert faults
-    for number in range(3):
-        faults.tear(scene.draw.random(), suffix=SUFFIXES[0], after=number and 0)
+    for _ in range(3):
+        faults.tear(scene.draw.random(), suffix=SUFFIXES[0])
     child = scene.begin()
     child.wait()
     return faults.clear() > 0

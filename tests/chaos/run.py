@@ -54,6 +54,8 @@ class Job:
     seed: int
     faults: int
     plant: str = ""
+    kinds: tuple[str, ...] = ()
+    """Only these; none: all of the store's."""
 
 
 @dataclass
@@ -139,7 +141,7 @@ def episode(
         if where.uploads_later and number:
             places.close()
             where = places.enter_context(place(job.store, folder, store))
-        kind = draw.choice(sorted(kinds))
+        kind = draw.choice([kind for kind in sorted(kinds) if not job.kinds or kind in job.kinds])
         behind = where.behind / name
         scene = Scene(
             where, plan.run_dir, behind, where.behind / neighbour, plan, random.Random(draw.random()),
@@ -253,13 +255,13 @@ def resumed(state: Path | None) -> Tally:
     return Tally(**counters, done={(store, number) for store, number in kept["done"]})
 
 
-def jobs_for(faults: dict[str, int], seed: int) -> list[Job]:
+def jobs_for(faults: dict[str, int], seed: int, kinds: tuple[str, ...]) -> list[Job]:
     """The episodes of a campaign, the slow stores' first."""
     found = []
     for store in reversed(NAMES):
         count = faults.get(store, 0)
         for number in range(-(-count // EPISODE)):
-            found.append(Job(store, number, seed, min(EPISODE, count - number * EPISODE)))
+            found.append(Job(store, number, seed, min(EPISODE, count - number * EPISODE), "", kinds))
     return found
 
 
@@ -283,6 +285,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, help="for each store; default: the whole campaign's")
     parser.add_argument("--stores", default=",".join(NAMES))
+    parser.add_argument("--kinds", metavar="KIND,KIND", help="only these kinds of faults")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--state", type=Path)
@@ -308,7 +311,8 @@ def main() -> int:
         for store in stores:
             if reason := missing(store):
                 print(f"{store}: left out, {reason}")
-        jobs = jobs_for({store: options.faults or WHOLE[store] for store in stores if not missing(store)}, options.seed)
+        counts = {store: options.faults or WHOLE[store] for store in stores if not missing(store)}
+        jobs = jobs_for(counts, options.seed, tuple(options.kinds.split(",")) if options.kinds else ())
     tally = resumed(options.state)
     begun = time.monotonic()
     campaign(jobs, options.workers, tally, options.state, folder)
