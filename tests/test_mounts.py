@@ -255,22 +255,36 @@ def test_a_daemon_is_known_by_its_name_and_arguments(
 
 
 @needs_fuse
+def test_a_mount_that_says_what_it_is_is_not_taken_for_another(tmp_path: Path) -> None:
+    (tmp_path / "behind").mkdir()
+    with faultfs.mounted(tmp_path / "behind", tmp_path / "m") as mount, process(tmp_path, "goofys", "b", mount.point):
+        assert mount_of(mount.point) == Mount(mount.point, "fuse.faultfs", Proof.NOTHING)
+
+
+@needs_fuse
 @pytest.mark.parametrize(("daemon", "proof"), [("blobfuse2", Proof.READ_BACK), ("else", Proof.NOTHING)])
 def test_a_daemon_behind_skypilots_wrapper_is_known_by_what_the_wrapper_started(
     tmp_path: Path, daemon: str, proof: Proof
 ) -> None:
     """On Kubernetes the daemon is given an open file instead of the mount point."""
     (tmp_path / "behind").mkdir()
-    (tmp_path / mounts.WRAPPER).symlink_to(sys.executable)
     with faultfs.mounted(tmp_path / "behind", tmp_path / "m", name="unknown") as mount:
         assert mount_of(mount.point).proof is Proof.NOTHING
-        wait = [tmp_path / mounts.WRAPPER, "-c", "import time; print(1, flush=True); time.sleep(60)"]
-        wrapper = child(*wait, "-d", "-m", mount.point, "--", daemon, "--foreground", "{}", log=tmp_path / "log")
-        try:
-            until("it runs", lambda: (tmp_path / "log").read_text())
+        with process(tmp_path, mounts.WRAPPER, "-d", "-m", mount.point, "--", daemon, "--foreground", "{}"):
             assert mount_of(mount.point).proof is proof
-        finally:
-            end(wrapper)
+
+
+@contextmanager
+def process(folder: Path, name: str, *arguments: object) -> Iterator[None]:
+    """A process of a name that does nothing, whatever its arguments are."""
+    (folder / name).symlink_to(sys.executable)
+    log = folder / "process.log"
+    running = child(folder / name, "-c", "import time; print(1, flush=True); time.sleep(60)", *arguments, log=log)
+    try:
+        until("it runs", log.read_text)
+        yield
+    finally:
+        end(running)
 
 
 def line(name: str, word: str = "upload succeeded try #1", before: str = "2026/11/25 19:31:56 INFO  ") -> bytes:
@@ -287,6 +301,12 @@ def test_the_log_may_be_cut_off_or_begun_anew_while_it_is_read(tmp_path: Path) -
     assert log.has(PurePath("a/b.txt"))
     path.write_bytes(line("a/c.txt")[:40])
     assert not log.has("a/c.txt")
+    path.write_bytes(line("a/c.txt")[:30])
+    path.write_bytes(line("e")[:20])
+    assert not log.has("e")
+    with path.open("ab") as file:
+        file.write(line("e")[20:])
+    assert log.has("e")
     path.write_bytes(line("a/d.txt", "failed to upload try #1, will retry in 10s", "2026/11/25 19:31:56 ERROR "))
     assert not log.has("a/d.txt")
 
