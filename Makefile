@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SIZE ?= 1GB
+ROUNDS ?= 5
 READY := $(VENV)/.ready
 
 .PHONY: demo test lint bench e2e
@@ -26,8 +28,9 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(READY)
+bench: $(READY)  ## What the command line and a checkpoint cost, beside others; the latter into docs/performance.md.
 	$(BIN)/python bench/startup.py
+	$(BIN)/python -m bench.checkpoint --size $(SIZE) --rounds $(ROUNDS)
 
 e2e: $(READY)  ## SkyPilot itself on a real Slurm, with the real trainer, on loopback; skipped where root or apt are not at hand.
 	$(BIN)/python tests/e2e/run.py
