@@ -1,6 +1,7 @@
 """Attempts: numbers, identity, what binds a run, and when a launch gets nowhere."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -240,3 +241,16 @@ def test_steps_are_lost_over_attempts_that_came_to_nothing_too(paths: RunPaths) 
     attempt.record(later, "restored", step=4)
     end(later, step=6)
     assert last_step_done(begin(paths)) == 6, "what was done before that restore was counted then"
+
+
+@pytest.mark.parametrize("place", range(0, 300, 7))
+def test_a_flipped_bit_of_a_manifest_is_found(place: int) -> None:
+    manifest = Manifest(
+        "checkpoint", {"a": FileRecord(1, "0" * 32)}, {"step": 12, "config": {"lr": 0.1, "who": "\u00e9"}}
+    )
+    data = bytearray(manifest.to_json())
+    data[place % len(data)] ^= 1 << place % 7
+    with suppress(LayoutError):
+        found = Manifest.parse(bytes(data))  # White space was hit, or the name of the seal itself.
+        assert found.files == manifest.files
+        assert {key: found.facts[key] for key in manifest.facts} == manifest.facts

@@ -33,6 +33,7 @@ from trainer.layout import (
     LayoutVersionError,
     Manifest,
     RunPaths,
+    check_seal,
     check_version,
     event_named,
     file_safe,
@@ -42,6 +43,7 @@ from trainer.layout import (
     read_events,
     read_json,
     read_manifest,
+    sealed,
     to_json,
     write_once,
 )
@@ -265,7 +267,9 @@ def _keep_identity(paths: RunPaths, binding: Mapping[str, Any]) -> None:
     known: Any = None
     torn = paths.run_json.exists()
     with suppress(FileNotFoundError, LayoutError):
-        known, torn = read_json(paths.run_json).get("run_id"), False
+        document = read_json(paths.run_json)
+        check_seal(document)
+        known, torn = document.get("run_id"), False
     truth: Any = None
     for name in list_checkpoints(paths):
         with suppress(LayoutError, OSError):
@@ -276,7 +280,7 @@ def _keep_identity(paths: RunPaths, binding: Mapping[str, Any]) -> None:
     identity = truth if isinstance(truth, str) else known if isinstance(known, str) else None
     if identity is None:
         identity = _new_run_id(binding)
-    data = to_json({"layout_version": LAYOUT_VERSION, "run_id": identity})
+    data = sealed({"layout_version": LAYOUT_VERSION, "run_id": identity})
     if torn or paths.run_json.exists():
         paths.run_json.unlink()
     with suppress(FileExistsError):
@@ -291,7 +295,9 @@ def check_release(paths: RunPaths) -> None:
         OSError: it cannot be read.
     """
     try:
-        check_version(read_json(paths.run_json))
+        document = read_json(paths.run_json)
+        check_seal(document)
+        check_version(document)
     except LayoutVersionError as error:
         raise LayoutVersionError(f"{paths.run_json}: {error}") from None
     except (FileNotFoundError, LayoutError):

@@ -17,11 +17,10 @@ from typing import Any
 import torch
 
 from trainer.hashing import CHUNK_BYTES, Hasher, hash_bytes
-from trainer.layout import MANIFEST, FileRecord, Manifest, fsync, to_json, write_once
+from trainer.layout import MANIFEST, STATE, FileRecord, Manifest, fsync, to_json, write_once
 from trainer.patience import within, within_bytes
 from trainer.shards import Part
 
-STATE = "state.json"
 PARTS = "parts"
 """In a share's `__metadata__`: JSON of {tensor: [shape of the whole, offsets]}, of tensors that it has parts of."""
 

@@ -19,16 +19,19 @@ before it is checked, and nothing is ever unpickled.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 LAYOUT_VERSION = 1
 MANIFEST = "MANIFEST.json"
+STATE = "state.json"
+"""What every checkpoint has beside its shares."""
 MAX_JSON_BYTES = 256 << 20
 
 # Exit codes: 75 alone is in a task's `recover_on_exit_codes`.
@@ -50,6 +53,7 @@ _CHECKPOINT = re.compile(r"(\d{10})-(a\d{4,9}-[0-9a-f]{6})-(\d{1,6})")
 _EVENT = re.compile(r"(\d{4,9})-([a-z][a-z-]{0,31})\.json")
 _METRICS = re.compile(r"metrics-(\d{10})\.jsonl")
 _HASH = re.compile(r"[0-9a-f]{32}")
+_NO_FACTS = {"layout_version", "kind", "files", "seal"}
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
@@ -178,10 +182,7 @@ class Manifest:
     @property
     def step(self) -> int:
         """The step that the folder stands at; 0 where it has none."""
-        step = self.facts.get("step", 0)
-        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
-            raise LayoutError(f"step is {step!r}, not a count")
-        return step
+        return int(self.facts.get("step", 0))
 
     @property
     def total_bytes(self) -> int:
@@ -191,7 +192,7 @@ class Manifest:
     def to_json(self) -> bytes:
         """The manifest as it is written."""
         files = {name: {"bytes": record.bytes, "hash": record.hash} for name, record in sorted(self.files.items())}
-        return to_json({"layout_version": LAYOUT_VERSION, "kind": self.kind, **self.facts, "files": files})
+        return sealed({"layout_version": LAYOUT_VERSION, "kind": self.kind, **self.facts, "files": files})
 
     @classmethod
     def parse(cls, data: bytes) -> Manifest:
@@ -204,6 +205,7 @@ class Manifest:
         document = from_json(data)
         if not isinstance(document, dict):
             raise LayoutError("not a JSON object")
+        check_seal(document)
         check_version(document)
         kind, listed = document.get("kind"), document.get("files")
         if not isinstance(kind, str) or not isinstance(listed, dict):
@@ -219,7 +221,10 @@ class Manifest:
             if not isinstance(digest, str) or not _HASH.fullmatch(digest):
                 raise LayoutError(f"{name}: its hash is not one")
             files[name] = FileRecord(size, digest)
-        facts = {key: value for key, value in document.items() if key not in {"layout_version", "kind", "files"}}
+        facts = {key: value for key, value in document.items() if key not in _NO_FACTS}
+        step = facts.get("step", 0)
+        if type(step) is not int or step < 0:
+            raise LayoutError(f"step is {str(step)[:80]!r}, not a count")
         return cls(kind, files, facts)
 
 
@@ -235,6 +240,28 @@ class Event:
 def to_json(value: Any) -> bytes:
     """JSON as this layout writes it: ASCII, NaN refused (write None)."""
     return json.dumps(value, indent=1, allow_nan=False).encode("ascii")
+
+
+def sealed(document: Mapping[str, Any]) -> bytes:
+    """A JSON object that carries a hash of itself: a manifest is hashed by no other file."""
+    document = {key: document[key] for key in document if key != "seal"}
+    return to_json({**document, "seal": _seal(json.loads(to_json(document)))})
+
+
+def check_seal(document: Mapping[str, Any]) -> None:
+    """See that an object that carries a hash of itself is as it was written.
+
+    Raises:
+        LayoutError: it is not.
+    """
+    rest = {key: document[key] for key in document if key != "seal"}
+    if len(rest) < len(document) and document["seal"] != _seal(rest):
+        raise LayoutError("it does not hash to what it says itself")
+
+
+def _seal(document: Mapping[str, Any]) -> str:
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.blake2b(text.encode("ascii"), digest_size=16).hexdigest()
 
 
 def from_json(data: bytes) -> Any:
@@ -354,8 +381,20 @@ def list_metrics(paths: RunPaths, attempt: AttemptName) -> list[tuple[int, Path]
     return sorted((int(match[1]), paths.attempt(attempt) / name) for match, name in found if match)
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder.
+def read_whole(path: Path) -> bytes:
+    """What is in a small file.
+
+    Raises:
+        LayoutError: it is too large to be one.
+        OSError: it cannot be read.
+    """
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise LayoutError("too large to be one")
+    return path.read_bytes()
+
+
+def read_manifest(folder: Path, read: Callable[[Path], bytes] = read_whole) -> Manifest:
+    """The manifest of a folder; `read` gives a file's contents, or raises what `read_whole` does.
 
     Raises:
         LayoutError: it is missing (so the folder is not committed), unreadable or torn.
@@ -363,9 +402,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise LayoutError("MANIFEST.json is too large to be one")
-        return Manifest.parse(path.read_bytes())
+        return Manifest.parse(read(path))
     except FileNotFoundError:
         raise LayoutError("not committed: it has no MANIFEST.json") from None
     except LayoutVersionError as error:
@@ -374,14 +411,15 @@ def read_manifest(folder: Path) -> Manifest:
         raise LayoutError(f"not committed: MANIFEST.json: {error}") from None
 
 
-def sizes_agree(folder: Path, manifest: Manifest) -> str | None:
+def sizes_agree(folder: Path, manifest: Manifest, size_of: Callable[[str], int] | None = None) -> str | None:
     """The first listed file that is missing or has another size, as a sentence; None where all agree.
 
-    Cheap, and blind to flipped bits: who restores hashes as well.
+    Cheap, and blind to flipped bits: who restores hashes as well. `size_of` gives the size of a file of the manifest,
+    in bytes, or raises OSError: for who knows it from a listing.
     """
     for name, record in manifest.files.items():
         try:
-            size = (folder / name).stat().st_size
+            size = size_of(name) if size_of else (folder / name).stat().st_size
         except OSError as error:
             return f"{name}: {error.strerror or error}"
         if size != record.bytes:
@@ -421,6 +459,12 @@ def read_events(paths: RunPaths, attempt: AttemptName) -> list[Event]:
         except (LayoutError, OSError):
             continue
     return sorted(events, key=lambda event: (event.number, event.name))
+
+
+def parse_event(file: str) -> tuple[int, str] | None:
+    """(number, event) of the name of an event's file; None where it is not one."""
+    found = _EVENT.fullmatch(file)
+    return (int(found[1]), found[2]) if found else None
 
 
 def last_event_number(paths: RunPaths, attempt: AttemptName) -> int:

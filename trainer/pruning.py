@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from trainer.attempt import Attempt, machine_token, machines
-from trainer.checkpoint import STATE, share_name
+from trainer.checkpoint import share_name
 from trainer.layout import (
     MANIFEST,
+    STATE,
     AttemptName,
     CheckpointName,
     LayoutError,
     Manifest,
     RunPaths,
     event_named,
-    list_attempts,
     list_checkpoints,
     read_events,
     read_manifest,
@@ -72,26 +72,35 @@ class Pruner:
         self._saves = 0
         self._at_work = threading.Lock()
         self._living = Living(paths)
+        self._looked = False
 
     def restored(self, name: CheckpointName) -> None:
-        """This attempt has read that checkpoint whole, and so had earlier ones theirs.
+        """This attempt has read that checkpoint whole."""
+        if self._attempt and self._proves(name):
+            self._known.add(name)
 
-        Read on the machine that wrote it, by way of a cache, that would prove nothing.
+    def _proves(self, name: CheckpointName) -> bool:
+        """Whether to read a checkpoint whole proves that it is in the store.
+
+        Read by way of a cache it does where another machine wrote it: this one's cache has never seen it.
         """
-        if self._attempt is None:
-            return
-        found = {name}
-        with suppress(OSError):
-            for attempt in list_attempts(self._paths):
-                restored = event_named(read_events(self._paths, attempt), "restored") or {}
-                earlier = CheckpointName.parse(str(restored.get("checkpoint")))
-                if earlier:
-                    found.add(earlier)
-            here = machine_token()
-            for checkpoint in found:
-                by = machines(read_events(self._paths, checkpoint.attempt))
-                if self._mount.proof is Proof.READ_BACK or here not in by:
-                    self._known.add(checkpoint)
+        if self._mount.proof is Proof.READ_BACK:
+            return True
+        with within("reading an attempt's records"):
+            return machine_token() not in machines(read_events(self._paths, name.attempt))
+
+    def _look_for_another(self) -> None:
+        """Where uploads cannot be seen, or not yet: read one more checkpoint of another machine, so that two count."""
+        self._looked = True
+        with within("listing checkpoints"):
+            names = list_checkpoints(self._paths)
+        for name in names:
+            if name < min(self._known) and self._proves(name):
+                with suppress(LayoutError, FileNotFoundError):
+                    manifest = read_manifest(self._paths.checkpoint(name))
+                    if problem(self._paths.checkpoint(name), manifest) is None:
+                        self._known.add(name)
+                        return
 
     def report(self, name: CheckpointName, rank: int, store: Any, hurried: threading.Event) -> None:
         """Other ranks: tell rank 0 once this rank's share is in the store, where only this machine's mount knows."""
@@ -120,7 +129,9 @@ class Pruner:
                     self._known.add(name)
                 else:
                     self._say(f"checkpoint {name} does not read back as it was written: {trouble}")
-            elif self._log is not None:
+            elif self._known and not self._looked:
+                self._look_for_another()
+            if self._log is not None:
                 self._waiting[name] = manifest
                 for waiting in list(self._waiting):
                     if self._is_uploaded(waiting, self._log, store):

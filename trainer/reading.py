@@ -7,9 +7,9 @@ found (restore.py). Nothing that is read is trusted: sizes and places are checke
 
 from __future__ import annotations
 
-import errno
 import math
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,14 +18,22 @@ from typing import Any, BinaryIO
 
 import torch
 
-from trainer.checkpoint import DTYPES, PARTS, STATE
+from trainer.checkpoint import DTYPES, PARTS
 from trainer.hashing import CHUNK_BYTES, Hasher, hash_bytes
-from trainer.layout import FileRecord, LayoutError, LayoutVersionError, Manifest, from_json, read_manifest
+from trainer.layout import (
+    STATE,
+    CheckpointName,
+    FileRecord,
+    LayoutError,
+    LayoutVersionError,
+    Manifest,
+    from_json,
+    read_manifest,
+)
 from trainer.patience import within
 from trainer.shards import Box
+from trainer.verify import NOT_THERE
 
-# With these a file of a checkpoint is not as it was written; any other error says nothing of the file.
-_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 _MAX_DIMS = 64
 _VIEWS = 256
 """Pieces of memory that one read may fill."""
@@ -97,12 +105,18 @@ def open_checkpoint(folder: Path) -> Opened:
     except LayoutError as error:
         folder.stat()
         raise DamagedError(str(error)) from None
+    named = CheckpointName.parse(folder.name)
+    if named and (manifest.step, manifest.facts.get("attempt", str(named.attempt))) != (named.step, str(named.attempt)):
+        raise DamagedError("its manifest is another checkpoint's")
     if STATE not in manifest.files:
         raise DamagedError("its manifest lists no state.json")
     headers, found = {}, {}
     for name, record in sorted(manifest.files.items()):
         with _damage(name), within(f"reading {name}"):
-            size = (folder / name).stat().st_size
+            found_there = (folder / name).stat()
+            size = found_there.st_size
+            if not stat.S_ISREG(found_there.st_mode):  # Opening a pipe would wait for ever.
+                raise DamagedError(f"{name} is not a file")
             if size != record.bytes:
                 raise DamagedError(f"{name} has {size} bytes, its manifest says {record.bytes}")
             if name.endswith(".safetensors"):
@@ -135,7 +149,8 @@ def read(opened: Opened, wanted: Mapping[str, Box], hashes: Callable[[str], bool
         for stored, there, here, sizes in _overlaps(name, tensor, box):
             got += math.prod(sizes)
             target, afterward = _place(stored, tensor.dtype, there, found[name], here, sizes)
-            targets.setdefault(stored.file, []).append(target)
+            if target.end > target.start:
+                targets.setdefault(stored.file, []).append(target)
             if afterward:
                 afterwards.setdefault(stored.file, []).append(afterward)
         if got != found[name].numel():
@@ -377,7 +392,7 @@ def _damage(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _NOT_THERE:
+        if error.errno not in NOT_THERE:
             raise
         raise DamagedError(f"{name}: {error.strerror}") from None
     except DamagedError as error:

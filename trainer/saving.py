@@ -26,6 +26,7 @@ from trainer.layout import (
     EXIT_FAILED,
     EXIT_PREEMPTED,
     EXIT_SUPERSEDED,
+    STATE,
     AttemptName,
     CheckpointName,
     FileRecord,
@@ -44,6 +45,7 @@ from trainer.together import BEAT_S, PeerGoneError, Together, wait_for
 
 _MOUNT_GONE = {errno.ENOTCONN, errno.ESTALE, errno.ENODEV}
 TRIES = 6
+FIRST_RETRY_S = 0.5
 
 
 class BucketError(Exception):
@@ -222,18 +224,16 @@ class Saver:
         if self._dealt is None or self._dealt[0] != form:
             self._dealt = form, deal(parts, ranks)
         mine = self._dealt[1][rank]
-        new = not self._staging.holds(mine)
-        fits = not new or self._staging.fits(mine, self._together.local_world_size)
-        rows = self._together.exchange([form, int(new), int(fits)]).wait()
+        fits = self._staging.holds(mine) or self._staging.allocate(mine, self._together.local_world_size)
+        rows = self._together.exchange([form, int(fits)]).wait()
         if any(row[0] != form for row in rows):
             raise StateError(
                 "the ranks' states are not made of the same tensors: what is saved must have the same names, shapes "
                 "and types on every rank"
             )
-        if any(row[1] for row in rows):
-            if all(row[2] for row in rows):
-                self._staging.allocate(mine)
-            elif rank == 0 and not self._said_short:
+        if not all(row[1] for row in rows):
+            self._staging.drop()
+            if rank == 0 and not self._said_short:
                 self._said_short = True
                 self._say(
                     f"no memory to copy {sum(part.bytes for part in parts) / 1e9:.1f} GB of state to: training waits "
@@ -381,7 +381,7 @@ class Saver:
                     checkpoint.share_name(rank): FileRecord(word["bytes"], word["hash"])
                     for rank, word in enumerate(words)
                 }
-                files[checkpoint.STATE] = checkpoint.write_state(folder, boundary.plain)
+                files[STATE] = checkpoint.write_state(folder, boundary.plain)
                 checkpoint.at_point("state-written")
                 with within("listing attempts"):
                     newer = newer_attempt(self._attempt) if self._attempt else None
@@ -394,7 +394,7 @@ class Saver:
                 failed = [{"error": describe(error, folder), "code": fatal_code(error)}]
         code = next((word["code"] for word in failed if word["code"] is not None), None)
         say = f"the checkpoint of step {boundary.step} could not be written: {failed[0]['error']}"
-        retry_s = 0.5 * 2**try_number
+        retry_s = FIRST_RETRY_S * 2**try_number
         late = time.monotonic() + retry_s > self._deadline or (self._hurried.is_set() and not boundary.last)
         if code is not None or try_number == TRIES - 1 or late:
             return {**verdict, "code": code, "say": say}

@@ -99,15 +99,24 @@ class Staging:
             for part in parts
         )
 
-    def fits(self, parts: Sequence[Part], ranks_here: int) -> bool:
-        """Whether the machine has memory to spare for such a share of each of its ranks."""
-        self._buffers = {}
-        return sum(part.bytes for part in parts) * ranks_here + RESERVE_BYTES <= available_bytes()
+    def allocate(self, parts: Sequence[Part], ranks_here: int) -> bool:
+        """Ask for memory for such a share; False where the machine has none to spare for one of each of its ranks.
 
-    def allocate(self, parts: Sequence[Part]) -> None:
-        """Ask for the memory; pinned where there is a GPU, so that copies run beside the computation."""
+        It is pinned where there is a GPU, so that copies run beside the computation.
+        """
+        self.drop()
+        if sum(part.bytes for part in parts) * ranks_here + RESERVE_BYTES > available_bytes():
+            return False
         pinned = torch.cuda.is_available() and torch.cuda.is_initialized()
-        self._buffers = {part.name: torch.empty(part.sizes, dtype=part.dtype, pin_memory=pinned) for part in parts}
+        try:
+            self._buffers = {part.name: torch.empty(part.sizes, dtype=part.dtype, pin_memory=pinned) for part in parts}
+        except (RuntimeError, MemoryError):  # A limit that nothing tells of before (RLIMIT_AS, no overcommitting).
+            return False
+        return True
+
+    def drop(self) -> None:
+        """Give the memory back."""
+        self._buffers = {}
 
     def begin(self, parts: Sequence[Part], live: Mapping[str, torch.Tensor], steady: Collection[str]) -> Copy:
         """A copy into this memory; where there is none, the live tensors themselves."""
@@ -115,21 +124,33 @@ class Staging:
 
 
 def available_bytes() -> int:
-    """Memory that this process can still have: the machine's, and its container's limit (cgroup v2)."""
+    """Memory that this process can still have: the machine's, and its container's limits (cgroup versions 1 and 2)."""
     found = []
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
     with suppress(OSError, ValueError):
-        folder = Path("/sys/fs/cgroup") / Path("/proc/self/cgroup").read_text().strip().rpartition("::/")[2]
-        for group in [folder, *folder.parents]:
-            with suppress(OSError, ValueError):
-                used = int((group / "memory.current").read_text())
-                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-                found.append(int((group / "memory.max").read_text()) - used + int(stat.get("inactive_file", 0)))
-            if group == Path("/sys/fs/cgroup"):
-                break
-    return min(found, default=1 << 62)
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:
+                found += _left_in(Path("/sys/fs/cgroup"), path, "memory.max", "memory.current", "")
+            elif "memory" in controllers.split(","):
+                top = Path("/sys/fs/cgroup/memory")
+                found += _left_in(top, path, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+    return max(0, min(found, default=1 << 62))
+
+
+def _left_in(top: Path, path: str, limit: str, used: str, prefix: str) -> list[int]:
+    """What a group and those above it have left; pages of files are given back when memory is asked for."""
+    found, folder = [], top / path.lstrip("/")
+    for group in [folder, *folder.parents]:
+        with suppress(OSError, ValueError):
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            files = sum(int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
+            found.append(int((group / limit).read_text()) - int((group / used).read_text()) + files)
+        if group == top:
+            break
+    return found
 
 
 def _copy(source: torch.Tensor, target: torch.Tensor) -> None:

@@ -266,8 +266,15 @@ def decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     Raises:
         StateError: it was not made by `encode`.
     """
+    try:
+        return _decode(value, tensors)
+    except (RecursionError, TypeError) as error:
+        raise StateError(f"state.json holds what no state is made of ({error})") from None
+
+
+def _decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if isinstance(value, list):
-        return [decode(item, tensors) for item in value]
+        return [_decode(item, tensors) for item in value]
     if not isinstance(value, dict):
         return value
     if len(value) == 1:
@@ -275,9 +282,9 @@ def decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         if tag == "float" and inner in ("inf", "-inf", "nan"):
             return float(inner)
         if tag == "tuple" and isinstance(inner, list):
-            return tuple(decode(item, tensors) for item in inner)
+            return tuple(_decode(item, tensors) for item in inner)
         if tag == "dict" and isinstance(inner, list) and all(isinstance(p, list) and len(p) == 2 for p in inner):
-            return {decode(key, tensors): decode(item, tensors) for key, item in inner}
+            return {_decode(key, tensors): _decode(item, tensors) for key, item in inner}
         if tag == "tensor" and inner in tensors:
             return tensors[inner]
     raise StateError("state.json holds a value of no known type")

@@ -20,7 +20,11 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--save-every", type=int, default=4)
+    parser.add_argument("--save-every", type=lambda text: None if text == "auto" else int(text), default=4)
+    parser.add_argument("--keep-every", type=int, default=0)
+    parser.add_argument("--save-failures", type=int, default=3)
+    parser.add_argument("--hold-copy", action="store_true", help="a copy begins after the next forward pass has")
+    parser.add_argument("--meddle", action="store_true", help="a model that changes its weights in its forward pass")
     parser.add_argument("--eval-every", type=int, default=0)
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--micro", type=int, default=3)
@@ -62,6 +66,8 @@ config = RunConfig(
     eval_interval_steps=options.eval_every,
     precision=options.precision,
     keep_latest=options.keep_latest,
+    keep_every=options.keep_every,
+    save_failures=options.save_failures,
     grace_s=options.grace,
     peer_timeout_s=options.peer_timeout,
     allow_config_change=tuple(options.allow),
@@ -131,7 +137,7 @@ with SpotRun(config, binding={"model": f"mlp-{options.hidden}", "global_batch_si
     import torch
     from torch import nn
 
-    from trainer import checkpoint, loop, pruning, rng
+    from trainer import checkpoint, loop, pruning, rng, staging
 
     class Numbers:
         """Samples that are a pure function of their number."""
@@ -164,6 +170,11 @@ with SpotRun(config, binding={"model": f"mlp-{options.hidden}", "global_batch_si
         def forward(self, x):
             if self.training:
                 self.seen += 1
+            if options.meddle:
+                with torch.no_grad():
+                    for parameter in self.parameters():
+                        parameter.mul_(1.0)
+                forward.set()
             return self.body(x)
 
     def loss(model, batch):
@@ -199,6 +210,16 @@ with SpotRun(config, binding={"model": f"mlp-{options.hidden}", "global_batch_si
         return real_problem(folder, manifest)
 
     pruning.problem = read_back
+    forward = threading.Event()
+    if options.hold_copy:
+        real_run = staging.Copy.run
+
+        def run_later(copy):
+            forward.clear()
+            forward.wait(5)
+            real_run(copy)
+
+        staging.Copy.run = run_later
     if options.unreadable:
         number, _, times = options.unreadable.partition(":")
         failures = [OSError(int(number), os.strerror(int(number)))] * int(times)

@@ -1,0 +1,267 @@
+"""A FUSE file system that permits what goofys permits, and fails where it is told to.
+
+    python tests/faultfs.py FOLDER MOUNT_POINT CONTROL_SOCKET
+
+It passes through to a folder, but files are written front to back, once: no seeking back, no append, no rename, no
+link. Orders come over a Unix socket as lines of JSON; each is answered with how many faults have hit so far.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+class Client:
+    """The file system's remote control."""
+
+    def __init__(self, control: Path, daemon: subprocess.Popen[bytes], point: Path) -> None:
+        self.daemon, self.point = daemon, point
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(str(control))
+        self._answers = self._socket.makefile("r")
+
+    def _order(self, **order: Any) -> int:
+        self._socket.sendall(json.dumps(order).encode() + b"\n")
+        return int(json.loads(self._answers.readline())["hits"])
+
+    def fail(self, call: str, number: int, *, after: int = 0, times: int = 1, suffix: str = "") -> None:
+        """Have a call fail on paths that end in `suffix`: `times` in a row, after it went well `after` times.
+
+        Calls: open, create, write, close, fsync, mkdir, unlink, read, list.
+        """
+        self._order(do="fault", call=call, errno=number, after=after, times=times, suffix=suffix)
+
+    def hang(self, call: str, *, after: int = 0, suffix: str = "") -> None:
+        """Have a call not return until `clear`."""
+        self._order(do="fault", call=call, errno=0, after=after, times=1, suffix=suffix)
+
+    def tear(self, share: float, *, suffix: str = "", after: int = 0) -> None:
+        """Keep only so much of the next file that is closed, and say that all went well."""
+        self._order(do="tear", share=share, suffix=suffix, after=after)
+
+    def stale(self, seconds: float) -> None:
+        """Listings show what was there so long ago."""
+        self._order(do="stale", seconds=seconds)
+
+    def clear(self) -> int:
+        """Forget all faults and let go what hangs; how many faults hit since the last time."""
+        return self._order(do="clear")
+
+    def hits(self) -> int:
+        """How many faults have hit since `clear`."""
+        return self._order(do="ask")
+
+    def close(self) -> None:
+        """Hang up."""
+        self._answers.close()
+        self._socket.close()
+
+
+@contextlib.contextmanager
+def mounted(backing: Path, folder: Path) -> Iterator[Client]:
+    """Mount it over `backing`, below `folder`."""
+    from bucket_lab import child, unmount, until
+
+    folder.mkdir(parents=True, exist_ok=True)
+    point, control = folder / "mount", folder / "control"
+    point.mkdir()
+    daemon = child(sys.executable, __file__, backing, point, control, log=folder / "faultfs.log")
+    client = None
+    try:
+
+        def there() -> bool:
+            assert daemon.poll() is None, (folder / "faultfs.log").read_text()
+            return control.exists() and os.path.ismount(point)
+
+        until("the file system is mounted", there)
+        client = Client(control, daemon, point)
+        yield client
+    finally:
+        if client:
+            client.close()
+        daemon.kill()
+        daemon.wait()
+        unmount(point)
+
+
+def serve(backing: str, point: str, control: str) -> None:
+    """Be the file system."""
+    import mfusepy
+
+    lock, let_go = threading.Lock(), threading.Event()
+    faults: list[dict[str, Any]] = []
+    state = {"hits": 0, "stale": 0.0}
+    born: dict[str, float] = {}
+    gone: dict[str, dict[str, float]] = {}
+
+    def strike(call: str, path: str) -> None:
+        """Fail, or hang, where that was ordered."""
+        if not faults:
+            return
+        with lock:
+            for fault in faults:
+                if fault.get("call") == call and path.endswith(fault["suffix"]):
+                    fault["after"] -= 1
+                    if fault["after"] < 0 and fault["times"] > 0:
+                        fault["times"] -= 1
+                        state["hits"] += 1
+                        break
+            else:
+                return
+        if not fault["errno"]:
+            let_go.wait()
+            return
+        raise mfusepy.FuseOSError(fault["errno"])
+
+    def listen() -> None:
+        server = socket.socket(socket.AF_UNIX)
+        server.bind(control)
+        server.listen()
+        while True:
+            connection, _ = server.accept()
+            threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+    def answer(connection: socket.socket) -> None:
+        for line in connection.makefile("r"):
+            order = json.loads(line)
+            with lock:
+                if order["do"] == "clear":
+                    faults.clear()
+                    state["stale"] = 0.0
+                    let_go.set()
+                    hits, state["hits"] = state["hits"], 0
+                else:
+                    hits = state["hits"]
+                    let_go.clear()
+                    if order["do"] == "stale":
+                        state["stale"] = order["seconds"]
+                    elif order["do"] != "ask":
+                        faults.append(order)
+            connection.sendall(json.dumps({"hits": hits}).encode() + b"\n")
+
+    class Sequential(mfusepy.Operations):
+        use_ns = True
+
+        def _at(self, path: str) -> str:
+            return backing + path
+
+        def getattr(self, path, fh=None):
+            found = os.lstat(self._at(path))
+            keys = ("st_mode", "st_nlink", "st_uid", "st_gid", "st_size", "st_blocks")
+            return {key: getattr(found, key) for key in keys} | {
+                f"st_{kind}time": getattr(found, f"st_{kind}time_ns") for kind in "acm"
+            }
+
+        def readdir(self, path, fh):
+            strike("list", path)
+            names = set(os.listdir(self._at(path)))
+            if state["stale"]:
+                then = time.monotonic() - state["stale"]
+                old = {name for name, when in gone.get(path, {}).items() if when > then}
+                fresh = {name for name in names if born.get(os.path.join(path, name), 0.0) > then}
+                if old - names or fresh:
+                    state["hits"] += 1
+                names = (names - fresh) | old
+            return [".", "..", *names]
+
+        def mkdir(self, path, mode):
+            strike("mkdir", path)
+            os.mkdir(self._at(path), mode)
+            born[path] = time.monotonic()
+
+        def rmdir(self, path):
+            strike("unlink", path)
+            os.rmdir(self._at(path))
+            gone.setdefault(os.path.dirname(path), {})[os.path.basename(path)] = time.monotonic()
+
+        def unlink(self, path):
+            strike("unlink", path)
+            os.unlink(self._at(path))
+            gone.setdefault(os.path.dirname(path), {})[os.path.basename(path)] = time.monotonic()
+
+        def create(self, path, mode, fi=None):
+            strike("create", path)
+            handle = os.open(self._at(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            born[path] = time.monotonic()
+            return handle
+
+        def open(self, path, flags):
+            strike("open", path)
+            writes = flags & (os.O_WRONLY | os.O_RDWR)
+            if writes and not flags & os.O_TRUNC and os.stat(self._at(path)).st_size:
+                raise mfusepy.FuseOSError(errno.EPERM)
+            return os.open(self._at(path), flags & (os.O_ACCMODE | os.O_TRUNC))
+
+        def truncate(self, path, length, fh=None):
+            if length:
+                raise mfusepy.FuseOSError(errno.EPERM)
+            os.truncate(self._at(path), 0)
+
+        def read(self, path, size, offset, fh):
+            strike("read", path)
+            return os.pread(fh, size, offset)
+
+        def write(self, path, data, offset, fh):
+            strike("write", path)
+            if offset != os.fstat(fh).st_size:
+                raise mfusepy.FuseOSError(errno.EPERM)
+            return os.pwrite(fh, data, offset)
+
+        def fsync(self, path, datasync, fh):
+            strike("fsync", path)
+            return 0
+
+        def flush(self, path, fh):
+            strike("close", path)
+            with lock:
+                for fault in list(faults):
+                    if fault["do"] == "tear" and path.endswith(fault["suffix"]):
+                        fault["after"] -= 1
+                        if fault["after"] < 0:
+                            faults.remove(fault)
+                            os.truncate(self._at(path), int(os.fstat(fh).st_size * fault["share"]))
+                            state["hits"] += 1
+            return 0
+
+        def release(self, path, fh):
+            os.close(fh)
+            return 0
+
+        def statfs(self, path):
+            found = os.statvfs(self._at(path))
+            return {key: getattr(found, key) for key in ("f_bavail", "f_bfree", "f_blocks", "f_bsize", "f_frsize")}
+
+        def refused(self, *_):
+            raise mfusepy.FuseOSError(errno.EPERM)
+
+        rename = link = symlink = mknod = refused
+
+        def chmod(self, path, mode):
+            return 0
+
+        def chown(self, path, uid, gid):
+            return 0
+
+        def utimens(self, path, times=None):
+            return 0
+
+    threading.Thread(target=listen, daemon=True).start()
+    mfusepy.FUSE(
+        Sequential(), point, foreground=True, fsname="faultfs", subtype="faultfs", entry_timeout=0, attr_timeout=0,
+        negative_timeout=0,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    serve(*sys.argv[1:])
