@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import socket
@@ -224,6 +225,8 @@ def serve(backing: str, point: str, control: str) -> None:
 
         def flush(self, path, fh):
             strike("close", path)
+            if fcntl.fcntl(fh, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+                return 0
             with lock:
                 for fault in list(faults):
                     if fault["do"] == "tear" and path.endswith(fault["suffix"]):
@@ -232,6 +235,7 @@ def serve(backing: str, point: str, control: str) -> None:
                             faults.remove(fault)
                             os.truncate(self._at(path), int(os.fstat(fh).st_size * fault["share"]))
                             state["hits"] += 1
+                            break
             return 0
 
         def release(self, path, fh):

@@ -1,12 +1,19 @@
 """How a save goes: beside training, without memory, of a model that meddles, kept for good; how often."""
 
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
-from support import event, losses, mlp, weights
+from bucket_lab import until
+from support import PROGRAMS, REPO, clean_env, event, losses, mlp, weights
 
 from trainer.interval import Costs, Lives, Pace, choose
-from trainer.layout import RunPaths, list_attempts, list_checkpoints, read_events
+from trainer.layout import RunPaths, list_attempts, list_checkpoints, read_events, read_manifest
+from trainer.verify import problem
 
 
 def test_without_memory_for_a_copy_training_waits_and_it_is_said(tmp_path: Path, whole: Path) -> None:
@@ -87,3 +94,33 @@ def test_a_save_costs_the_wait_and_what_the_steps_beside_it_are_slower() -> None
         pace.step(seconds, beside_a_save=True)
     assert pace.saved(0.1, 0.15, 3.0).cost_s == pytest.approx(0.5)
     assert pace.saved(0.1, 0.15, 3.0).cost_s == pytest.approx(0.15)
+
+
+def test_a_save_commits_after_home_and_the_payload_were_deleted(tmp_path: Path) -> None:
+    home, run_dir = tmp_path / "home", tmp_path / "run"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", home / "env"], check=True)
+    [packages] = home.glob("env/lib/python3*/site-packages")
+    packages.rmdir()
+    packages.symlink_to(sysconfig.get_paths()["purelib"])
+    shutil.copytree(REPO / "trainer", home / "skyspot" / "trainer")
+    shutil.copy(PROGRAMS / "mlp.py", home / "mlp.py")
+    process = subprocess.Popen(
+        [home / "env/bin/python", "-m", "trainer.launch", home / "mlp.py", "--dir", run_dir, "--steps", "3000",
+         "--save-every", "3000", "--slow", "0.01"],
+        env=clean_env(HOME=str(home), PYTHONPATH=str(home / "skyspot")), cwd=tmp_path,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    until("the first step is done", lambda: process.poll() is not None or event_if_any(run_dir, "first-step"), 60)
+    shutil.rmtree(home)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    ended = event(run_dir, "end")
+    assert ended["committed_step"] == ended["step"]
+    paths = RunPaths(run_dir)
+    [name] = list_checkpoints(paths)
+    assert problem(paths.checkpoint(name), read_manifest(paths.checkpoint(name))) is None
+
+
+def event_if_any(run_dir: Path, name: str) -> dict[str, object]:
+    return event(run_dir, name) if list_attempts(RunPaths(run_dir)) else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import xxhash
 
@@ -42,14 +42,15 @@ def fingerprint(*parts: bytes | int | str) -> int:
 
 def hash_file(path: Path, told: Callable[[int], None] = lambda count: None) -> str:
     """The hash of a file, read front to back; `told` hears how many bytes each piece had."""
-    hasher = Hasher()
+    # One buffer for all pieces: fresh memory for each costs more than reading.
+    hasher, buffer = Hasher(), bytearray(CHUNK_BYTES)
     with path.open("rb", buffering=0) as file:
-        while chunk := _read(file):
-            hasher.update(chunk)
-            told(len(chunk))
+        while count := _read_into(file, buffer):
+            hasher.update(memoryview(buffer)[:count])
+            told(count)
     return hasher.hexdigest()
 
 
-def _read(file: BinaryIO) -> bytes:
+def _read_into(file: Any, buffer: bytearray) -> int:
     with within("a read"):
-        return file.read(CHUNK_BYTES)
+        return int(file.readinto(buffer) or 0)

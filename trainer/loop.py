@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from trainer import export, interval, rng, state
-from trainer.attempt import record, run_id, superseded
+from trainer.attempt import persist, record, run_id, superseded
 from trainer.hashing import fingerprint
 from trainer.layout import EXIT_PREEMPTED, EXIT_STOPPED, EXIT_SUPERSEDED, STOP_REQUEST_S
 from trainer.notice import Notice
@@ -295,17 +295,17 @@ class Loop:
         self.run_id = run_id(run.paths, run.binding)
         lost = max(0, last_step_done(run.attempt) - self.done)
         seconds = self.restored_at - started
-        record(
-            run.attempt,
-            "restored",
-            step=self.done,
-            samples=self.done * self.config.global_batch_size,
-            checkpoint=str(checkpoint_name) if checkpoint_name else None,
-            from_attempt=str(from_attempt) if from_attempt else None,
-            lost_steps=lost,
-            seconds=round(seconds, 4),
-            rejected=found.rejected,
-        )
+        attempt = run.attempt
+        fields = {
+            "step": self.done,
+            "samples": self.done * self.config.global_batch_size,
+            "checkpoint": str(checkpoint_name) if checkpoint_name else None,
+            "from_attempt": str(from_attempt) if from_attempt else None,
+            "lost_steps": lost,
+            "seconds": round(seconds, 4),
+            "rejected": found.rejected,
+        }
+        persist(run.paths, lambda: record(attempt, "restored", **fields), run.between)
         for refused in found.rejected:
             run.say(f"checkpoint {refused['checkpoint']} is not whole: {refused['reason']}; taking the one before")
         if checkpoint_name:

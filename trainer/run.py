@@ -233,7 +233,8 @@ class SpotRun:
         self.binding.update(values)
         if self.rank == 0:
             assert self.attempt
-            attempts.record(self.attempt, "bound", binding=self.binding)
+            attempt = self.attempt
+            attempts.persist(self.paths, lambda: attempts.record(attempt, "bound", binding=self.binding), self.between)
             self._refuse_other_binding(self.newest)
 
     def train(self, model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> None:
@@ -397,8 +398,9 @@ class SpotRun:
                 self._await_the_attempt_in_the_bucket()
                 self._hear_the_cloud(self.attempt_name, machine)
         tokens = self.together.gather("machine", machine, self.between)
-        if self.attempt:
-            attempts.record(self.attempt, "machines", machines=[token for token in tokens if token])
+        if attempt := self.attempt:
+            found = [token for token in tokens if token]
+            attempts.persist(self.paths, lambda: attempts.record(attempt, "machines", machines=found), self.between)
 
     def _await_the_attempt_in_the_bucket(self) -> None:
         """Two mounts of one bucket show each other's new files a little later; two buckets never do."""

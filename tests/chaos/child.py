@@ -84,11 +84,12 @@ def run(plan: Plan, say: Callable[[dict[str, Any]], None]) -> int:
             if key in tensors:
                 tensors[key].copy_(tensor)
         step = found.loaded.plain["step"]
+        attempts.record(attempt, "restored", step=step, checkpoint=str(name))
         say({"restored": step, "folder_step": name.step,
              "digest": truth.digest({key: tensor.numpy() for key, tensor in tensors.items()})})  # fmt: skip
     else:
+        attempts.record(attempt, "restored", step=0, checkpoint=None)
         say({"restored": None})
-    attempts.record(attempt, "restored", step=step, checkpoint=str(name) if name else None)
     records = Records(attempt)
     saver = Saver(together, paths, attempt, records, Keeping(2, 0, 3), lambda text: None, threading.Event())
     saver.adopt(str(attempt.name), name)
@@ -172,6 +173,11 @@ class Child:
         return next((line for line in self.heard if "restored" in line), None)
 
     @property
+    def left(self) -> bool:
+        """Whether it has said its last word. A thread in a call that hangs keeps its pipe open even after its end."""
+        return any("left" in line for line in self.heard)
+
+    @property
     def committed(self) -> int:
         """The last step that it knew to be committed."""
         return max((line["committed"] for line in self.heard if "committed" in line), default=0)
@@ -203,5 +209,6 @@ def start(plan: Plan) -> Child:
             import traceback
 
             say({"crash": traceback.format_exc()[-1500:]})
+        say({"left": code})
     finally:
         os._exit(code)

@@ -203,7 +203,7 @@ def hanging(call: str) -> Strike:
         child = scene.begin(limit_s=0.1, step_s=0.002)
         _until_restored(child)
         faults.hang(call, after=scene.draw.randrange(4), suffix=scene.draw.choice(SUFFIXES[:3]))
-        while child.listen():  # It leaves; what hangs keeps its process from being reaped.
+        while not child.left and child.listen():
             pass
         hits = faults.clear()
         child.wait()
@@ -229,8 +229,8 @@ def silently_torn(scene: Scene) -> bool:
     """A store that says that all is well, and loses the end of what it was given."""
     faults = scene.place.faults
     assert faults
-    for number in range(3):
-        faults.tear(scene.draw.random(), suffix=SUFFIXES[0], after=number and 0)
+    for _ in range(3):
+        faults.tear(scene.draw.random(), suffix=SUFFIXES[0])
     child = scene.begin()
     child.wait()
     return faults.clear() > 0

@@ -54,6 +54,8 @@ class Job:
     seed: int
     faults: int
     plant: str = ""
+    kinds: tuple[str, ...] = ()
+    """Only these; none: all of the store's."""
 
 
 @dataclass
@@ -127,7 +129,8 @@ def episode(
 ) -> Iterator[dict[str, Any]]:
     """Strike one run; yields what came of each fault."""
     draw = random.Random(f"{job.seed}/{job.store}/{job.episode}")
-    run, name, neighbour = job.episode % 50, f"run-{job.episode}", f"other-{job.episode}"
+    run = job.episode % 50
+    name, neighbour = f"{job.store}-{job.episode}", f"other-{job.store}-{job.episode}"
     where: Place = places.enter_context(place(job.store, folder, store))
     plant = PLANTS[job.plant][1] if job.plant else (lambda: None)
     plan = Plan(where.root / name, run, STEPS, plant=plant)
@@ -138,7 +141,7 @@ def episode(
         if where.uploads_later and number:
             places.close()
             where = places.enter_context(place(job.store, folder, store))
-        kind = draw.choice(sorted(kinds))
+        kind = draw.choice([kind for kind in sorted(kinds) if not job.kinds or kind in job.kinds])
         behind = where.behind / name
         scene = Scene(
             where, plan.run_dir, behind, where.behind / neighbour, plan, random.Random(draw.random()),
@@ -252,13 +255,13 @@ def resumed(state: Path | None) -> Tally:
     return Tally(**counters, done={(store, number) for store, number in kept["done"]})
 
 
-def jobs_for(faults: dict[str, int], seed: int) -> list[Job]:
+def jobs_for(faults: dict[str, int], seed: int, kinds: tuple[str, ...]) -> list[Job]:
     """The episodes of a campaign, the slow stores' first."""
     found = []
     for store in reversed(NAMES):
         count = faults.get(store, 0)
         for number in range(-(-count // EPISODE)):
-            found.append(Job(store, number, seed, min(EPISODE, count - number * EPISODE)))
+            found.append(Job(store, number, seed, min(EPISODE, count - number * EPISODE), "", kinds))
     return found
 
 
@@ -282,16 +285,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, help="for each store; default: the whole campaign's")
     parser.add_argument("--stores", default=",".join(NAMES))
+    parser.add_argument("--kinds", metavar="KIND,KIND", help="only these kinds of faults")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--state", type=Path)
     parser.add_argument("--only", metavar="STORE:NUMBER")
-    parser.add_argument("--plants", action="store_true")
+    parser.add_argument("--plants", nargs="?", const=",".join(PLANTS), metavar="NAME,NAME", help="default: all")
     options = parser.parse_args()
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(prefix="skyspot-chaos-"))
     if options.plants:
-        found = {name: planted(name, options.seed, options.workers, folder / name.replace(" ", "-")) for name in PLANTS}
+        found = {
+            name: planted(name, options.seed, options.workers, folder / name.replace(" ", "-"))
+            for name in options.plants.split(",")
+        }
         for name, line in found.items():
             print(line or f"{name}: NOT FOUND in {PLANT_FAULTS} faults")
         shutil.rmtree(folder, ignore_errors=True)
@@ -304,7 +311,8 @@ def main() -> int:
         for store in stores:
             if reason := missing(store):
                 print(f"{store}: left out, {reason}")
-        jobs = jobs_for({store: options.faults or WHOLE[store] for store in stores if not missing(store)}, options.seed)
+        counts = {store: options.faults or WHOLE[store] for store in stores if not missing(store)}
+        jobs = jobs_for(counts, options.seed, tuple(options.kinds.split(",")) if options.kinds else ())
     tally = resumed(options.state)
     begun = time.monotonic()
     campaign(jobs, options.workers, tally, options.state, folder)
