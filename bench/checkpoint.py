@@ -21,7 +21,7 @@ from pathlib import Path
 from bench import cgroup, machine, report
 from bench.report import Figures, Ranks, Short
 from bench.sizes import shown, size
-from bench.worker import LOADERS, SAVERS, Loading, Saving, Worker, prepare
+from bench.worker import LOADERS, SAVERS, Loading, Saving, Worker, WorkerError, prepare
 
 REPO = Path(__file__).resolve().parent.parent
 OWN_BYTES = 64 << 20
@@ -142,16 +142,19 @@ def _in_short_memory(figures: Figures, folder: Path) -> Short | None:
     if group is None:
         return None
     worker = Worker(Saving, report.OURS, folder / "short", figures.state_bytes, figures.threads, group)
+    short = Short(f"a control group (version {group.version})", figures.state_bytes // 2 + OWN_BYTES)
     try:
         worker.ask("warm", 8)
-        spare = figures.state_bytes // 2 + OWN_BYTES
-        worker.ask("limit_memory", group, spare)
-        stall_s, _ = worker.ask("first")
-        limit = f"a control group (version {group.version})"
-        return Short(limit, spare, worker.ask("words"), stall_s, worker.ask("extra_bytes"))
+        worker.ask("limit_memory", group, short.spare_bytes)
+        short.stall_s, _ = worker.ask("first")
+        short.said, short.extra_bytes = worker.ask("words"), worker.ask("extra_bytes")
+    except WorkerError as error:
+        short.trouble = str(error)
     finally:
         worker.close()
         group.remove()
+    _tell(f"memory short: {short}")
+    return short
 
 
 def _tell(line: str) -> None:

@@ -55,15 +55,17 @@ class Ranks:
     each: list[dict[str, float]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Short:
     """A save where memory for a copy is short."""
 
     limited_by: str
     spare_bytes: int
-    said: list[str]
-    stall_s: float
-    extra_bytes: int | None
+    said: list[str] = field(default_factory=list)
+    stall_s: float = 0.0
+    extra_bytes: int | None = None
+    trouble: str = ""
+    """Why there was no save."""
 
 
 def written(figures: Figures) -> str:
@@ -242,13 +244,15 @@ def _short(figures: Figures) -> str:
         return """## Where memory is short
 
 Not shown by this run: no control group could be made here (that takes root)."""
+    told = f"A process limited by {short.limited_by} to {shown(short.spare_bytes)} more than it trains with"
+    if short.trouble:
+        return f"## Where memory is short\n\n{told}, and then was to save, **failed**: {short.trouble.splitlines()[-1]}"
     said = "\n".join(f"    {line}" for line in short.said) or "    (nothing)"
     extra = "not measured" if short.extra_bytes is None else shown(short.extra_bytes)
     return f"""## Where memory is short
 
-A process limited by {short.limited_by} to {shown(short.spare_bytes)} more than it trains with. The checkpoint was
-committed, and the process went on; the training thread was blocked for {short.stall_s:.2f} s, extra memory: {extra}.
-It said:
+{told}. The checkpoint was committed, and the process went on;
+the training thread was blocked for {short.stall_s:.2f} s, extra memory: {extra}. It said:
 
 {said}"""
 
