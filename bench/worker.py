@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.cgroup import Group
 
-MODULES = ["torch", "bench.ours", "bench.peers"]
+MODULES = ["torch", "torch._dynamo", "bench.ours", "bench.peers"]
 """Loaded once, before the processes are forked."""
 SAVERS = {
     "skyspot": "ours.Ours",
