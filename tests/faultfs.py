@@ -69,6 +69,13 @@ class Client:
         self._socket.close()
 
 
+def _answers(control: Path) -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as trial:
+        trial.connect(str(control))
+        return True
+    return False
+
+
 @contextlib.contextmanager
 def mounted(backing: Path, folder: Path) -> Iterator[Client]:
     """Mount it over `backing`, below `folder`."""
@@ -86,6 +93,7 @@ def mounted(backing: Path, folder: Path) -> Iterator[Client]:
             return control.exists() and os.path.ismount(point)
 
         until("the file system is mounted", there)
+        until("it listens", lambda: _answers(control))
         client = Client(control, daemon, point)
         yield client
     finally:
