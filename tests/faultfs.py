@@ -77,14 +77,18 @@ def _answers(control: Path) -> bool:
 
 
 @contextlib.contextmanager
-def mounted(backing: Path, folder: Path) -> Iterator[Client]:
-    """Mount it over `backing`, below `folder`."""
+def mounted(backing: Path, folder: Path, name: str = "faultfs") -> Iterator[Client]:
+    """Mount it over `backing`, below `folder`; `name` is what its daemon is called, by which mounts are told apart."""
     from bucket_lab import child, unmount, until
 
     folder.mkdir(parents=True, exist_ok=True)
     point, control = folder / "mount", folder / "control"
     point.mkdir()
-    daemon = child(sys.executable, __file__, backing, point, control, log=folder / "faultfs.log")
+    program = folder / name
+    program.unlink(missing_ok=True)
+    program.symlink_to(sys.executable)
+    env = {"PYTHONPATH": os.pathsep.join(sys.path)}  # By way of a link a virtual environment is not found.
+    daemon = child(program, __file__, backing, point, control, env=env, log=folder / "faultfs.log")
     client = None
     try:
 

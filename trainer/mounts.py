@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import os
 import re
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -110,6 +111,7 @@ class UploadLog:
         self._at = 0
         self._rest = b""
         self._uploaded: set[str] = set()
+        self._reading = threading.Lock()
 
     def has(self, path: PurePath) -> bool:
         """Whether a file, by its path below the mount point, is in the store.
@@ -117,7 +119,8 @@ class UploadLog:
         Raises:
             OSError: the log cannot be read.
         """
-        self._read_on()
+        with self._reading:
+            self._read_on()
         return path.as_posix() in self._uploaded
 
     def _read_on(self) -> None:
