@@ -317,7 +317,12 @@ def main() -> int:
         jobs = jobs_for(counts, options.seed, tuple(options.kinds.split(",")) if options.kinds else ())
     tally = resumed(options.state)
     begun = time.monotonic()
-    campaign(jobs, options.workers, tally, options.state, folder)
+    interrupted = False
+    try:
+        campaign(jobs, options.workers, tally, options.state, folder)
+    except KeyboardInterrupt:
+        interrupted = True
+        print(f"\ninterrupted{'; the same command goes on from here' if options.state else ''}")
     print(f"\n{tally.table()}")
     count, hits = sum(tally.struck.values()), sum(tally.hit.values())
     print(f"{count} faults struck, {hits} hit, {len(tally.wrong)} not survived, in {time.monotonic() - begun:.0f} s")
@@ -326,7 +331,7 @@ def main() -> int:
         print(f"again: python tests/chaos/run.py --seed {options.seed} --only {line['store']}:{line['number']}")
     if not tally.wrong:
         shutil.rmtree(folder, ignore_errors=True)
-    return 1 if tally.wrong else 0
+    return 130 if interrupted else 1 if tally.wrong else 0
 
 
 if __name__ == "__main__":
