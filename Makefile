@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SIZE ?= 1GB
+ROUNDS ?= 5
 READY := $(VENV)/.ready
 
 .PHONY: demo test lint bench e2e chaos
@@ -26,8 +28,9 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(READY)
+bench: $(READY)  ## What the command line and a checkpoint cost, beside others; the latter into docs/performance.md.
 	$(BIN)/python bench/startup.py
+	$(BIN)/python -m bench.checkpoint --size $(SIZE) --rounds $(ROUNDS)
 
 chaos: $(READY)  ## 20,600 faults, in some 45 minutes; goes on where it was interrupted. make chaos CHAOS="--faults 100 --stores local"
 	$(BIN)/python tests/chaos/run.py --state .chaos.json $(CHAOS)

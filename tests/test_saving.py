@@ -16,16 +16,17 @@ from trainer.layout import RunPaths, list_attempts, list_checkpoints, read_event
 from trainer.verify import problem
 
 
-def test_without_memory_for_a_copy_training_waits_and_it_is_said(tmp_path: Path, whole: Path) -> None:
+def test_without_memory_for_a_copy_training_waits_and_it_is_said(tmp_path: Path, undisturbed) -> None:
     ended = mlp(tmp_path / "run", "--constant", "staging.RESERVE_BYTES=1e17", processes=2)
     assert ended.code == 0, ended.output
     assert ended.output.count("no memory to copy") == 1
     assert [name.step for name in list_checkpoints(RunPaths(tmp_path / "run"))] == [12, 8, 4]
-    taken = mlp(tmp_path / "other", "--constant", "staging.RESERVE_BYTES=1e17", "--fault", "kill@10", "--commit-first")
-    assert taken.code != 0
-    assert mlp(tmp_path / "other").code == 0
-    assert losses(tmp_path / "other") == losses(whole)
-    assert weights(tmp_path / "other") == weights(whole)
+    # Step 8's, that was written from the live tensors, leads to the same end.
+    shutil.rmtree(tmp_path / "run" / "final")
+    shutil.rmtree(RunPaths(tmp_path / "run").checkpoint(list_checkpoints(RunPaths(tmp_path / "run"))[0]))
+    assert mlp(tmp_path / "run", processes=2).code == 0
+    assert losses(tmp_path / "run") == losses(undisturbed(2))
+    assert weights(tmp_path / "run") == weights(undisturbed(2))
 
 
 def test_a_model_that_changes_its_weights_while_they_are_copied_is_not_saved_torn(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ from trainer.layout import (
 from trainer.patience import within
 
 START_RETRY_S = 600.0
+BEING_WRITTEN_S = 1.0
 OWN_DOING_IN_A_ROW = 3
 ANY_END_IN_A_ROW = 10
 FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -264,12 +265,11 @@ def _new_run_id(binding: Mapping[str, Any]) -> str:
 
 def _keep_identity(paths: RunPaths, binding: Mapping[str, Any]) -> None:
     """Write run.json where it is missing or torn, or disagrees with the newest manifest, which wins."""
-    known: Any = None
-    torn = paths.run_json.exists()
-    with suppress(FileNotFoundError, LayoutError):
-        document = read_json(paths.run_json)
-        check_seal(document)
-        known, torn = document.get("run_id"), False
+    known, torn = _known_identity(paths)
+    end = time.monotonic() + BEING_WRITTEN_S
+    while torn and time.monotonic() < end:  # Another first attempt may be writing it at this very moment.
+        time.sleep(0.02)
+        known, torn = _known_identity(paths)
     truth: Any = None
     for name in list_checkpoints(paths):
         with suppress(LayoutError, OSError):
@@ -281,10 +281,22 @@ def _keep_identity(paths: RunPaths, binding: Mapping[str, Any]) -> None:
     if identity is None:
         identity = _new_run_id(binding)
     data = sealed({"layout_version": LAYOUT_VERSION, "run_id": identity})
-    if torn or paths.run_json.exists():
-        paths.run_json.unlink()
+    if torn or known is not None:
+        paths.run_json.unlink(missing_ok=True)
     with suppress(FileExistsError):
         write_once(paths.run_json, data)
+
+
+def _known_identity(paths: RunPaths) -> tuple[Any, bool]:
+    """(the run's id as run.json has it, whether that is torn)."""
+    try:
+        document = read_json(paths.run_json)
+        check_seal(document)
+        return document.get("run_id"), False
+    except FileNotFoundError:
+        return None, False
+    except LayoutError:
+        return None, True
 
 
 def check_release(paths: RunPaths) -> None:

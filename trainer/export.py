@@ -14,6 +14,7 @@ from trainer.attempt import newer_attempt, superseded
 from trainer.checkpoint import write_manifest, write_tensors
 from trainer.hashing import CHUNK_BYTES, Hasher
 from trainer.layout import EXIT_SUPERSEDED, CheckpointName, FileRecord, Manifest, fsync, read_manifest
+from trainer.patience import within, within_bytes
 from trainer.state import unwrap
 
 if TYPE_CHECKING:
@@ -64,8 +65,10 @@ def copy(source: Path, target: Path) -> FileRecord:
     with source.open("rb") as reader, target.open("xb") as writer:
         while chunk := reader.read(CHUNK_BYTES):
             hasher.update(chunk)
-            writer.write(chunk)
+            with within("writing the exported model"):
+                writer.write(chunk)
             size += len(chunk)
-        writer.flush()
-        fsync(writer.fileno())
+        with within_bytes("an fsync of the exported model", size):
+            writer.flush()
+            fsync(writer.fileno())
     return FileRecord(size, hasher.hexdigest())

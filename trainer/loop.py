@@ -13,7 +13,7 @@ import os
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -656,10 +656,10 @@ class Loop:
     def _learn_what_saves_cost(self) -> None:
         """Rank 0: from the attempts before this one."""
         if self.run_.attempt and self.config.save_interval_steps is None:
-            self.lives, self.costs = interval.earlier(self.run_.paths, self.run_.attempt_name)
-            self._began = time.monotonic()
-            if self.costs:
-                self._take_interval(self.costs)
+            with suppress(OSError):  # Then this attempt learns it by itself.
+                self.lives, costs = interval.earlier(self.run_.paths, self.run_.attempt_name)
+                if costs:
+                    self._take_interval(costs)
 
     def _interval(self) -> int:
         """Rank 0: the steps to leave between checkpoints from now on."""

@@ -37,6 +37,8 @@ from trainer.verify import problem
 DEAD_S = 600.0
 """An attempt that has changed nothing for so long, watched from here, writes nothing any more."""
 LOOK_S = 1.0
+UPLOADED_S = 3600.0
+"""A share that is not in the store after so long is waited for no more: its checkpoint does not count."""
 SAY_EVERY = 10
 
 
@@ -76,8 +78,9 @@ class Pruner:
 
     def restored(self, name: CheckpointName) -> None:
         """This attempt has read that checkpoint whole."""
-        if self._attempt and self._proves(name):
-            self._known.add(name)
+        with suppress(OSError):  # Then it does not count, and more is kept.
+            if self._attempt and self._proves(name):
+                self._known.add(name)
 
     def _proves(self, name: CheckpointName) -> bool:
         """Whether to read a checkpoint whole proves that it is in the store.
@@ -106,9 +109,9 @@ class Pruner:
         """Other ranks: tell rank 0 once this rank's share is in the store, where only this machine's mount knows."""
         if self._log is None:
             return
-        share = self._inside(name) / share_name(rank)
+        share, end = self._inside(name) / share_name(rank), time.monotonic() + UPLOADED_S
         while not self._log.has(share):
-            if hurried.wait(LOOK_S):
+            if time.monotonic() > end or hurried.wait(LOOK_S):
                 return
         store.set(_key(name, rank), "1")
 

@@ -261,8 +261,8 @@ class Saver:
         self.check()
 
     def settle(self) -> None:
-        """Wait until all that follows the last save is done too, or a stop is heard."""
-        while self._thread and self._thread.is_alive() and not self._heard.is_set():
+        """Rank 0: wait until all that follows the last save is done too, or a stop is heard."""
+        while self._together.rank == 0 and self._thread and self._thread.is_alive() and not self._heard.is_set():
             self._thread.join(0.05)
 
     def _work(self, boundary: Boundary, copy: Copy) -> None:

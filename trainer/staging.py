@@ -7,7 +7,6 @@ Where there is none to spare, nothing is copied: the share is written from the l
 
 from __future__ import annotations
 
-import mmap
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -110,17 +109,9 @@ class Staging:
             return False
         pinned = torch.cuda.is_available() and torch.cuda.is_initialized()
         try:
-            if pinned:
-                self._buffers = {
-                    part.name: torch.empty(part.sizes, dtype=part.dtype, pin_memory=True) for part in parts
-                }
-            else:
-                self._buffers = _in_one_piece(in_order(parts))
-        except (
-            RuntimeError,
-            MemoryError,
-            OSError,
-        ):  # A limit that nothing tells of before (RLIMIT_AS, overcommitting).
+            self._buffers = {part.name: torch.empty(part.sizes, dtype=part.dtype, pin_memory=pinned) for part in parts}
+        except (RuntimeError, MemoryError):  # A limit that nothing tells of before (RLIMIT_AS, no overcommitting).
+            self.drop()
             return False
         return True
 
@@ -131,18 +122,6 @@ class Staging:
     def begin(self, parts: Sequence[Part], live: Mapping[str, torch.Tensor], steady: Collection[str]) -> Copy:
         """A copy into this memory; where there is none, the live tensors themselves."""
         return Copy(parts, live, steady, self._buffers)
-
-
-def _in_one_piece(parts: Sequence[Part]) -> dict[str, torch.Tensor]:
-    """Memory for a share in large pages, which are several times faster to touch for the first time."""
-    region = mmap.mmap(-1, max(1, sum(part.bytes for part in parts)), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(AttributeError, OSError):
-        region.madvise(mmap.MADV_HUGEPAGE)
-    whole, found, at = torch.frombuffer(region, dtype=torch.uint8), {}, 0
-    for part in parts:
-        found[part.name] = whole[at : at + part.bytes].view(part.dtype).view(part.sizes)
-        at += part.bytes
-    return found
 
 
 def available_bytes() -> int:

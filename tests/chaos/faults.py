@@ -229,7 +229,7 @@ def silently_torn(scene: Scene) -> bool:
     """A store that says that all is well, and loses the end of what it was given."""
     faults = scene.place.faults
     assert faults
-    for _ in range(3):
+    for _ in range(STEPS):
         faults.tear(scene.draw.random(), suffix=SUFFIXES[0])
     child = scene.begin()
     child.wait()

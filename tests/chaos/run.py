@@ -23,7 +23,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,14 +124,11 @@ def judge(scene: Scene, kind: str, after: list[truth.Whole]) -> str | None:
     return None
 
 
-def episode(
-    job: Job, folder: Path, places: contextlib.ExitStack, store: bucket_lab.Store | None
-) -> Iterator[dict[str, Any]]:
-    """Strike one run; yields what came of each fault."""
+def episode(job: Job, where: Place, again: Callable[[], Place]) -> Iterator[dict[str, Any]]:
+    """Strike one run; yields what came of each fault. `again` mounts the store anew."""
     draw = random.Random(f"{job.seed}/{job.store}/{job.episode}")
     run = job.episode % 50
     name, neighbour = f"{job.store}-{job.episode}", f"other-{job.store}-{job.episode}"
-    where: Place = places.enter_context(place(job.store, folder, store))
     plant = PLANTS[job.plant][1] if job.plant else (lambda: None)
     plan = Plan(where.root / name, run, STEPS, plant=plant)
     start(Plan(where.root / neighbour, run + 50, 3)).wait()
@@ -139,8 +136,7 @@ def episode(
     later_s = 0.05
     for number in range(job.faults):
         if where.uploads_later and number:
-            places.close()
-            where = places.enter_context(place(job.store, folder, store))
+            where = again()
         kind = draw.choice([kind for kind in sorted(kinds) if not job.kinds or kind in job.kinds])
         behind = where.behind / name
         scene = Scene(
@@ -159,7 +155,6 @@ def episode(
         }  # fmt: skip
         if wrong:
             return
-    places.close()
     for path in (where.behind / name, where.behind / neighbour):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -167,18 +162,25 @@ def episode(
 def work(jobs: list[Job], folder: Path, pipe: int) -> None:
     """A worker's life: its jobs, one after the other, each fault a line."""
     folder.mkdir()
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, contextlib.ExitStack() as mount:
         store = None
-        for number, job in enumerate(jobs):
-            if job.store.startswith("rclone") and store is None:
-                store = stack.enter_context(bucket_lab.store(folder / "s3"))
-            (folder / f"{number}").mkdir()
-            with contextlib.ExitStack() as places:
-                for line in episode(job, folder / f"{number}", places, store):
-                    os.write(pipe, json.dumps(line).encode() + b"\n")
-                    if line["wrong"]:
-                        return
-            shutil.rmtree(folder / f"{number}", ignore_errors=True)
+        if any(job.store.startswith("rclone") for job in jobs):
+            store = stack.enter_context(bucket_lab.store(folder / "s3"))
+        before, where = "", Place("", folder, folder)
+        for job in jobs:
+            mounted = folder / job.store
+            mounted.mkdir(exist_ok=True)
+
+            def again(name: str = job.store, mounted: Path = mounted) -> Place:
+                mount.close()
+                return mount.enter_context(place(name, mounted, store))
+
+            where = where if job.store == before and not where.uploads_later else again()
+            before = job.store
+            for line in episode(job, where, again):
+                os.write(pipe, json.dumps(line).encode() + b"\n")
+                if line["wrong"]:
+                    return
             os.write(pipe, json.dumps({"store": job.store, "done": job.episode}).encode() + b"\n")
 
 
@@ -315,7 +317,12 @@ def main() -> int:
         jobs = jobs_for(counts, options.seed, tuple(options.kinds.split(",")) if options.kinds else ())
     tally = resumed(options.state)
     begun = time.monotonic()
-    campaign(jobs, options.workers, tally, options.state, folder)
+    interrupted = False
+    try:
+        campaign(jobs, options.workers, tally, options.state, folder)
+    except KeyboardInterrupt:
+        interrupted = True
+        print(f"\ninterrupted{'; the same command goes on from here' if options.state else ''}")
     print(f"\n{tally.table()}")
     count, hits = sum(tally.struck.values()), sum(tally.hit.values())
     print(f"{count} faults struck, {hits} hit, {len(tally.wrong)} not survived, in {time.monotonic() - begun:.0f} s")
@@ -324,7 +331,7 @@ def main() -> int:
         print(f"again: python tests/chaos/run.py --seed {options.seed} --only {line['store']}:{line['number']}")
     if not tally.wrong:
         shutil.rmtree(folder, ignore_errors=True)
-    return 1 if tally.wrong else 0
+    return 130 if interrupted else 1 if tally.wrong else 0
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--save-every", type=lambda text: None if text == "auto" else int(text), default=4)
     parser.add_argument("--keep-every", type=int, default=0)
     parser.add_argument("--save-failures", type=int, default=3)
+    parser.add_argument("--slow-save", type=float, default=0.0, help="seconds more for each save")
     parser.add_argument("--hold-copy", action="store_true", help="a copy begins after the next forward pass has")
     parser.add_argument("--meddle", action="store_true", help="a model that changes its weights in its forward pass")
     parser.add_argument("--eval-every", type=int, default=0)
@@ -198,6 +199,7 @@ with SpotRun(config, binding={"model": f"mlp-{options.hidden}", "global_batch_si
 
     def at_point(point: str) -> None:
         saves[0] += point == "folder-made"
+        time.sleep(options.slow_save if point == "folder-made" else 0)
         faults.at(saves[0], point)
 
     checkpoint.at_point = at_point
