@@ -52,7 +52,7 @@ def test_the_contract_needs_the_standard_library_alone() -> None:
     outside = loaded_by("import trainer.layout") - set(sys.stdlib_module_names) - {"trainer", "__main__"}
     outside = {name for name in outside if not name.startswith(("_", "sitecustomize", "usercustomize"))}
     assert outside == set()
-    for module in ("launch", "rank", "notice", "attempt", "keeper"):
+    for module in ("launch", "rank", "notice", "attempt", "keeper", "mounts"):
         more = loaded_by(f"import trainer.{module}") - set(sys.stdlib_module_names) - {"trainer", "__main__"}
         assert {name for name in more if not name.startswith("_")} == set(), module
 
