@@ -1,9 +1,13 @@
-"""A real S3 server over a local folder, and real FUSE mounts of it by rclone: one can look behind the mount."""
+"""A real S3 server over a local folder, and real FUSE mounts of it by rclone: one can look behind the mount.
+
+Nothing outlives the process that made it, however that ends: neither a server, nor a daemon, nor a mount.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -21,14 +25,17 @@ PATIENCE_S = 20.0
 
 
 def missing() -> str | None:
+    """Why no bucket can be mounted on this machine; None where it can."""
+    if not RCLONE.exists():
+        return "no rclone"
+    return missing_fuse() or (None if shutil.which("fusermount3") else "no fusermount3 (apt install fuse3)")
+
+
+def missing_fuse() -> str | None:
     """Why nothing can be mounted on this machine; None where it can."""
     if not Path("/dev/fuse").exists():
         return "no /dev/fuse"
-    if os.geteuid() or not shutil.which("setpriv"):
-        return "mounting takes root, and util-linux"
-    if not RCLONE.exists():
-        return "no rclone"
-    return None if shutil.which("fusermount3") else "no fusermount3 (apt install fuse3)"
+    return "mounting takes root, and util-linux" if os.geteuid() or not shutil.which("setpriv") else None
 
 
 def until(what: str, done: Callable[[], object], seconds: float = PATIENCE_S) -> None:
@@ -90,8 +97,7 @@ def store(folder: Path) -> Iterator[Store]:
         until("the S3 server answers", answers)
         yield Store(behind, f"http://127.0.0.1:{port}")
     finally:
-        server.kill()
-        server.wait()
+        end(server)
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,7 @@ class Mounted:
         self.daemon.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """As a machine that is taken: what is not in the store is lost."""
+        """As a machine that is taken: what is not in the store is lost, unless it is mounted again with that cache."""
         self.daemon.kill()
         self.daemon.wait()
         unmount(self.point)
@@ -119,38 +125,79 @@ class Mounted:
 
 @contextlib.contextmanager
 def mounted(
-    store: Store, folder: Path, *options: str, cached: bool = False, log_level: str = "INFO"
+    store: Store,
+    folder: Path,
+    *options: str,
+    cached: bool = False,
+    log_level: str | None = "INFO",
+    prefix: str = "",
+    env: dict[str, str] | None = None,
 ) -> Iterator[Mounted]:
-    """Mount the bucket below a folder, with SkyPilot's options: without a cache, or with a full one (MOUNT_CACHED)."""
+    """Mount the bucket, or a folder of it, below a folder: without a cache, or as SkyPilot does with MOUNT_CACHED.
+
+    The folder may have been used before: the cache that a killed daemon left there is taken up again. A machine that
+    was taken has no cache: then mount below a new folder.
+
+    Args:
+        store: What is mounted.
+        folder: Gets the mount point, the logs and the cache.
+        options: More of rclone's.
+        cached: With `--vfs-cache-mode full`.
+        log_level: None: no log.
+        prefix: A folder of the bucket; empty for all of it.
+        env: More of the daemon's environment.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     point, log = folder / "mount", folder / "mount.log"
-    point.mkdir()
+    point.mkdir(exist_ok=True)
     mode = (
         ["--vfs-cache-mode", "full", "--cache-dir", str(folder / "cache"), "--vfs-fast-fingerprint"] if cached else []
     )
-    daemon = child(
-        RCLONE, "mount", f"x:{BUCKET}", point, "--dir-cache-time", "10s", "--log-file", log, "--log-level", log_level,
-        *mode, *options, env=store.env, log=folder / "daemon.log",
+    says = ["--log-file", log, "--log-level", log_level] if log_level else []
+    daemon = None
+    with taken_away(point):
+        try:
+            daemon = child(
+                RCLONE, "mount", f"x:{BUCKET}/{prefix}".rstrip("/"), point, "--dir-cache-time", "10s", *says, *mode,
+                *options, env=store.env | (env or {}), log=folder / "daemon.log",
+            )  # fmt: skip
+            until("the mount is there", lambda: is_mounted(point, daemon, log, folder / "daemon.log"))
+            yield Mounted(point, daemon, log)
+        finally:
+            end(daemon)
+
+
+def end(process: subprocess.Popen[bytes] | None) -> None:
+    """End a process, also one that is stopped."""
+    if process:
+        process.kill()
+        process.wait()
+
+
+def is_mounted(point: Path, daemon: subprocess.Popen[bytes] | None = None, *logs: Path) -> bool:
+    """Whether something is mounted there; fails where the daemon that should do so has died."""
+    if daemon and daemon.poll() is not None:
+        raise AssertionError("\n".join(log.read_text() for log in logs if log.exists()))
+    points = (line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    return str(point) in (re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), found) for found in points)
+
+
+@contextlib.contextmanager
+def taken_away(point: Path) -> Iterator[None]:
+    """Have what is mounted there taken away at the end, also where this process is killed before."""
+    guard = subprocess.Popen(
+        ["sh", "-c", 'read -r _; umount --lazy "$0"', str(point)],
+        stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     try:
-
-        def there() -> bool:
-            assert daemon.poll() is None, log.read_text() + (folder / "daemon.log").read_text()
-            return any(line.split()[4] == str(point) for line in mountinfo())
-
-        until("the mount is there", there)
-        yield Mounted(point, daemon, log)
+        yield
     finally:
-        daemon.kill()  # A frozen one, too.
-        daemon.wait()
         unmount(point)
-
-
-def mountinfo() -> list[str]:
-    return Path("/proc/self/mountinfo").read_text().splitlines()
+        guard.kill()
+        guard.communicate()
 
 
 def unmount(point: Path) -> None:
     """Take a mount away, whatever still uses it."""
-    if any(line.split()[4] == str(point) for line in mountinfo()):
+    if is_mounted(point):
         subprocess.run(["umount", "--lazy", str(point)], check=False, capture_output=True)

@@ -1,9 +1,10 @@
 """A FUSE file system that permits what goofys permits, and fails where it is told to.
 
-    python tests/faultfs.py FOLDER MOUNT_POINT CONTROL_SOCKET
+    python tests/faultfs.py FOLDER MOUNT_POINT CONTROL_SOCKET [ANYTHING ...]
 
 It passes through to a folder, but files are written front to back, once: no seeking back, no append, no rename, no
-link. Orders come over a Unix socket as lines of JSON; each is answered with how many faults have hit so far.
+link, no cutting, no mmap write. Orders come over a Unix socket as lines of JSON; each is answered with how many faults
+have hit so far. More arguments are for the eyes of those who read its command line.
 """
 
 from __future__ import annotations
@@ -39,13 +40,22 @@ class Client:
     def fail(self, call: str, number: int, *, after: int = 0, times: int = 1, suffix: str = "") -> None:
         """Have a call fail on paths that end in `suffix`: `times` in a row, after it went well `after` times.
 
-        Calls: open, create, write, close, fsync, mkdir, unlink, read, list.
+        Calls: open, create, write, close, fsync, mkdir, unlink, read, list. `unlink` is `rmdir`, too; `close` is each
+        close() of a file, also of one that was read.
         """
         self._order(do="fault", call=call, errno=number, after=after, times=times, suffix=suffix)
 
     def hang(self, call: str, *, after: int = 0, suffix: str = "") -> None:
         """Have a call not return until `clear`."""
         self._order(do="fault", call=call, errno=0, after=after, times=1, suffix=suffix)
+
+    def delay(self, call: str, seconds: float, *, after: int = 0, times: int = 1, suffix: str = "") -> None:
+        """Have a call take so much longer."""
+        self._order(do="fault", call=call, errno=0, seconds=seconds, after=after, times=times, suffix=suffix)
+
+    def cut_short(self, share: float, *, after: int = 0, times: int = 1, suffix: str = "") -> None:
+        """Have a write() take only so much of what it is given, and say so; a byte at least."""
+        self._order(do="fault", call="write", share=share, after=after, times=times, suffix=suffix)
 
     def tear(self, share: float, *, suffix: str = "", after: int = 0) -> None:
         """Keep only so much of the next file that is closed, and say that all went well."""
@@ -69,59 +79,63 @@ class Client:
         self._socket.close()
 
 
-def _answers(control: Path) -> bool:
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as trial:
-        trial.connect(str(control))
-        return True
-    return False
+def missing() -> str | None:
+    """Why it cannot be mounted on this machine; None where it can."""
+    from bucket_lab import missing_fuse
+
+    try:
+        import mfusepy  # noqa: F401
+    except (ImportError, OSError, AttributeError) as error:
+        return f"mfusepy or libfuse is missing: {error}"
+    return missing_fuse()
 
 
 @contextlib.contextmanager
-def mounted(backing: Path, folder: Path, name: str = "faultfs") -> Iterator[Client]:
-    """Mount it over `backing`, below `folder`; `name` is what its daemon is called, by which mounts are told apart."""
-    from bucket_lab import child, unmount, until
+def mounted(backing: Path, folder: Path, *arguments: str, name: str = "") -> Iterator[Client]:
+    """Mount it over `backing`, below `folder`.
+
+    With a name, its process looks like a daemon of that name that was given those arguments, and the mount like that
+    daemon's.
+    """
+    from bucket_lab import child, end, is_mounted, taken_away, until
 
     folder.mkdir(parents=True, exist_ok=True)
-    point, control = folder / "mount", folder / "control"
-    point.mkdir()
-    program = folder / name
-    program.unlink(missing_ok=True)
-    program.symlink_to(sys.executable)
-    env = {"PYTHONPATH": os.pathsep.join(sys.path)}  # By way of a link a virtual environment is not found.
-    daemon = child(program, __file__, backing, point, control, env=env, log=folder / "faultfs.log")
-    client = None
-    try:
-
-        def there() -> bool:
-            assert daemon.poll() is None, (folder / "faultfs.log").read_text()
-            return control.exists() and os.path.ismount(point)
-
-        until("the file system is mounted", there)
-        until("it listens", lambda: _answers(control))
-        client = Client(control, daemon, point)
-        yield client
-    finally:
-        if client:
-            client.close()
-        daemon.kill()
-        daemon.wait()
-        unmount(point)
+    point, control, log = folder / "mount", folder / "control", folder / "faultfs.log"
+    point.mkdir(exist_ok=True)
+    control.unlink(missing_ok=True)
+    program, env = Path(sys.executable), {}
+    if name:
+        program = folder / name
+        program.unlink(missing_ok=True)
+        program.symlink_to(sys.executable)
+        env = {"PYTHONPATH": os.pathsep.join(sys.path)}  # By that name it does not find its virtual environment.
+    daemon = client = None
+    with taken_away(point):
+        try:
+            daemon = child(program, __file__, backing, point, control, *arguments, env=env, log=log)
+            until("the file system is mounted", lambda: is_mounted(point, daemon, log) and control.exists())
+            client = Client(control, daemon, point)
+            yield client
+        finally:
+            if client:
+                client.close()
+            end(daemon)
 
 
 def serve(backing: str, point: str, control: str) -> None:
     """Be the file system."""
     import mfusepy
 
-    lock, let_go = threading.Lock(), threading.Event()
+    lock = threading.Lock()
     faults: list[dict[str, Any]] = []
     state = {"hits": 0, "stale": 0.0}
     born: dict[str, float] = {}
     gone: dict[str, dict[str, float]] = {}
 
-    def strike(call: str, path: str) -> None:
-        """Fail, or hang, where that was ordered."""
+    def strike(call: str, path: str) -> float:
+        """Fail, hang or dawdle where that was ordered; the share of a write() that is to be done."""
         if not faults:
-            return
+            return 1.0
         with lock:
             for fault in faults:
                 if fault.get("call") == call and path.endswith(fault["suffix"]):
@@ -131,16 +145,19 @@ def serve(backing: str, point: str, control: str) -> None:
                         state["hits"] += 1
                         break
             else:
-                return
+                return 1.0
+        if "share" in fault:
+            return float(fault["share"])
         if not fault["errno"]:
-            let_go.wait()
-            return
+            fault["let_go"].wait(fault.get("seconds"))
+            return 1.0
         raise mfusepy.FuseOSError(fault["errno"])
 
     def listen() -> None:
         server = socket.socket(socket.AF_UNIX)
-        server.bind(control)
+        server.bind(f"{control}.new")
         server.listen()
+        os.rename(f"{control}.new", control)  # There when it answers.
         while True:
             connection, _ = server.accept()
             threading.Thread(target=answer, args=(connection,), daemon=True).start()
@@ -150,17 +167,17 @@ def serve(backing: str, point: str, control: str) -> None:
             order = json.loads(line)
             with lock:
                 if order["do"] == "clear":
+                    for fault in faults:
+                        fault["let_go"].set()
                     faults.clear()
                     state["stale"] = 0.0
-                    let_go.set()
                     hits, state["hits"] = state["hits"], 0
                 else:
                     hits = state["hits"]
-                    let_go.clear()
                     if order["do"] == "stale":
                         state["stale"] = order["seconds"]
                     elif order["do"] != "ask":
-                        faults.append(order)
+                        faults.append(order | {"let_go": threading.Event()})
             connection.sendall(json.dumps({"hits": hits}).encode() + b"\n")
 
     class Sequential(mfusepy.Operations):
@@ -217,19 +234,18 @@ def serve(backing: str, point: str, control: str) -> None:
             return os.open(self._at(path), flags & (os.O_ACCMODE | os.O_TRUNC))
 
         def truncate(self, path, length, fh=None):
-            if length:
+            if length != os.stat(self._at(path)).st_size:
                 raise mfusepy.FuseOSError(errno.EPERM)
-            os.truncate(self._at(path), 0)
 
         def read(self, path, size, offset, fh):
             strike("read", path)
             return os.pread(fh, size, offset)
 
         def write(self, path, data, offset, fh):
-            strike("write", path)
+            share = strike("write", path)
             if offset != os.fstat(fh).st_size:
                 raise mfusepy.FuseOSError(errno.EPERM)
-            return os.pwrite(fh, data, offset)
+            return os.pwrite(fh, data if share == 1 else data[: max(1, int(len(data) * share))], offset)
 
         def fsync(self, path, datasync, fh):
             strike("fsync", path)
@@ -273,11 +289,15 @@ def serve(backing: str, point: str, control: str) -> None:
             return 0
 
     threading.Thread(target=listen, daemon=True).start()
+    # Of many daemons the kernel knows no name.
+    subtype = {"subtype": "faultfs"} if Path(sys.executable).name.startswith("python") else {}
+    # direct_io: each write() comes here as it was made, and mmap writes are refused.
+    # hard_remove: an open file that is deleted would be renamed otherwise, which is not permitted.
     mfusepy.FUSE(
-        Sequential(), point, foreground=True, fsname="faultfs", subtype="faultfs", entry_timeout=0, attr_timeout=0,
-        negative_timeout=0,
+        Sequential(), point, foreground=True, fsname="faultfs", entry_timeout=0, attr_timeout=0, negative_timeout=0,
+        direct_io=True, hard_remove=True, **subtype,
     )  # fmt: skip
 
 
 if __name__ == "__main__":
-    serve(*sys.argv[1:])
+    serve(*sys.argv[1:4])

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from trainer.attempt import Attempt, machine_token, machines
@@ -191,8 +191,8 @@ class Pruner:
                 if not self._living.may_write(name):
                     delete(folder)
 
-    def _inside(self, name: CheckpointName) -> Path:
-        return self._paths.checkpoint(name).resolve().relative_to(self._mount.point)
+    def _inside(self, name: CheckpointName) -> PurePath:
+        return self._mount.inside(self._paths.checkpoint(name))
 
     def _is_uploaded(self, name: CheckpointName, log: UploadLog, store: Any) -> bool:
         inside = self._inside(name)
