@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +91,11 @@ def missing() -> str | None:
 
 
 @contextlib.contextmanager
-def mounted(backing: Path, folder: Path, name: str = "faultfs", arguments: Sequence[str] = ()) -> Iterator[Client]:
+def mounted(backing: Path, folder: Path, *arguments: str, name: str = "") -> Iterator[Client]:
     """Mount it over `backing`, below `folder`.
 
-    `name` is what its daemon is called, and `arguments` what that seems to have been given: by these mounts are told
-    apart. Only as `faultfs` it tells the kernel what it is; many daemons do not.
+    With a name, its process looks like a daemon of that name that was given those arguments, and the mount like that
+    daemon's.
     """
     from bucket_lab import child, end, is_mounted, taken_away, until
 
@@ -103,28 +103,23 @@ def mounted(backing: Path, folder: Path, name: str = "faultfs", arguments: Seque
     point, control, log = folder / "mount", folder / "control", folder / "faultfs.log"
     point.mkdir(exist_ok=True)
     control.unlink(missing_ok=True)
-    program = folder / name
-    program.unlink(missing_ok=True)
-    program.symlink_to(sys.executable)
-    env = {"PYTHONPATH": os.pathsep.join(sys.path)}  # By way of a link a virtual environment is not found.
+    program, env = Path(sys.executable), {}
+    if name:
+        program = folder / name
+        program.unlink(missing_ok=True)
+        program.symlink_to(sys.executable)
+        env = {"PYTHONPATH": os.pathsep.join(sys.path)}  # By that name it does not find its virtual environment.
     daemon = client = None
     with taken_away(point):
         try:
             daemon = child(program, __file__, backing, point, control, *arguments, env=env, log=log)
-            until("the file system is mounted", lambda: is_mounted(point, daemon, log) and _answers(control))
+            until("the file system is mounted", lambda: is_mounted(point, daemon, log) and control.exists())
             client = Client(control, daemon, point)
             yield client
         finally:
             if client:
                 client.close()
             end(daemon)
-
-
-def _answers(control: Path) -> bool:
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as trial:
-        trial.connect(str(control))
-        return True
-    return False
 
 
 def serve(backing: str, point: str, control: str) -> None:
@@ -160,8 +155,9 @@ def serve(backing: str, point: str, control: str) -> None:
 
     def listen() -> None:
         server = socket.socket(socket.AF_UNIX)
-        server.bind(control)
+        server.bind(f"{control}.new")
         server.listen()
+        os.rename(f"{control}.new", control)  # There when it answers.
         while True:
             connection, _ = server.accept()
             threading.Thread(target=answer, args=(connection,), daemon=True).start()
@@ -293,7 +289,8 @@ def serve(backing: str, point: str, control: str) -> None:
             return 0
 
     threading.Thread(target=listen, daemon=True).start()
-    subtype = {"subtype": "faultfs"} if Path(sys.executable).name == "faultfs" else {}
+    # Of many daemons the kernel knows no name.
+    subtype = {"subtype": "faultfs"} if Path(sys.executable).name.startswith("python") else {}
     # direct_io: each write() comes here as it was made, and mmap writes are refused.
     # hard_remove: an open file that is deleted would be renamed otherwise, which is not permitted.
     mfusepy.FUSE(

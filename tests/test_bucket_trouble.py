@@ -1,6 +1,7 @@
 """Saves into a store that refuses: tried again, given up, or the end of the attempt, as the stop table has it."""
 
 import errno
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import bucket_lab
 import faultfs
 import pytest
 from bucket_lab import until
-from support import PROGRAMS, clean_env, event
+from support import PROGRAMS, clean_env, event, mlp
 
 from trainer.layout import RunPaths, list_checkpoints, read_manifest
 from trainer.verify import problem
@@ -79,8 +80,37 @@ def test_a_write_that_fails_for_a_moment_costs_no_checkpoint(faults: faultfs.Cli
     assert steps >= set(range(3, 40, 3))
 
 
+def test_a_second_of_trouble_at_a_stop_does_not_cost_the_last_boundary(faults: faultfs.Client, tmp_path: Path) -> None:
+    process = begin(faults.point / "run", "--steps", "3000")
+    faults.fail("create", errno.EIO, times=25, suffix=SHARE)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    assert faults.clear() >= 20, output
+    ended = event(tmp_path / "behind" / "run", "end")
+    assert ended["committed_step"] == ended["step"]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "options", "code"),
+    [
+        (8, (), 0),  # More than one save bears; the next one is made.
+        (10_000, (), 1),
+        (10_000, ("--fault", "sigterm@9", "--grace", "2"), 75),  # A stop in the last step, and nothing can be saved.
+    ],
+)
+def test_the_last_save_bears_as_much_as_any_other(
+    faults: faultfs.Client, tmp_path: Path, trouble: int, options: tuple[str, ...], code: int
+) -> None:
+    faults.fail("create", errno.EIO, times=trouble, suffix=SHARE)
+    ended = mlp(faults.point / "run", "--steps", 10, "--save-every", 100, "--constant", "saving.FIRST_RETRY_S=0.01",
+                *options, grace=5)  # fmt: skip
+    assert ended.code == code, ended.output
+    assert event(tmp_path / "behind" / "run", "end")["code"] == code
+
+
 def test_saves_that_take_longer_than_their_interval_are_said(tmp_path: Path) -> None:
-    command = [sys.executable, PROGRAMS / "mlp.py", "--dir", tmp_path / "run", "--slow-save", "0.4",
+    command = [sys.executable, PROGRAMS / "mlp.py", "--dir", tmp_path / "run", "--slow-save", "4", "--steps", "7",
                "--save-every", "3", "--constant", "loop.SAY_WAITED_S=0.1"]  # fmt: skip
     done = subprocess.run(command, env=clean_env(), text=True, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr

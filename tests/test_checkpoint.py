@@ -14,7 +14,7 @@ from trainer import checkpoint, restore, state
 from trainer.hashing import hash_file
 from trainer.layout import MANIFEST, STATE, FileRecord, LayoutError, LayoutVersionError, Manifest, sealed
 from trainer.reading import DamagedError, open_checkpoint
-from trainer.shards import deal, local, parts_of
+from trainer.shards import Part, deal, local, parts_of
 
 NAME = "0000000002-a0001-0000ff-1"
 
@@ -146,6 +146,31 @@ def manifest(**fields: object) -> Callable[[bytes], bytes]:
     return lambda data: sealed({**json.loads(data), **fields})
 
 
+def test_parts_that_overlap_are_not_put_together(tmp_path: Path) -> None:
+    folder = tmp_path / NAME
+    folder.mkdir()
+    whole = torch.arange(4.0)
+    for rank, (start, end) in enumerate([(0, 2), (1, 3)]):  # As many elements as the whole has; the last is in none.
+        part = Part("model.w", whole.dtype, (4,), (start,), (end - start,), (rank,))
+        checkpoint.write_share(
+            folder / checkpoint.share_name(rank), [part], lambda part: whole[: part.sizes[0]].clone()
+        )
+    files = {path.name: FileRecord(path.stat().st_size, hash_file(path)) for path in folder.iterdir()}
+    files[STATE] = checkpoint.write_state(folder, {})
+    checkpoint.write_manifest(folder, Manifest("checkpoint", files, {"step": 2}))
+    with pytest.raises(DamagedError, match="do not make up the whole"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("depth", range(900, 1001, 4))
+def test_a_manifest_that_is_nested_about_as_deep_as_python_goes_is_refused(depth: int) -> None:
+    data = (
+        b'{"layout_version": 1, "kind": "checkpoint", "files": {}, "seal": "x", "deep": ' + b"[" * depth + b"]" * depth
+    )
+    with pytest.raises(LayoutError):
+        Manifest.parse(data + b"}")
+
+
 DEEP = b"[" * 100_000 + b"]" * 100_000
 SHARE = checkpoint.share_name(0)
 HOSTILE = {
@@ -173,6 +198,11 @@ HOSTILE = {
     "part-of-more": (
         SHARE,
         header(lambda document: document.update({"__metadata__": {"parts": '{"model.bf16": [[4], [0]]}'}})),
+    ),
+    "state-huge": (
+        MANIFEST,
+        lambda data: sealed({**json.loads(data), "files": {**json.loads(data)["files"],
+                             "state.json": {"bytes": 1 << 42, "hash": "0" * 32}}}),
     ),
     "header-longer-than-file": (SHARE, lambda data: (1 << 62).to_bytes(8, "little") + data[8:]),
     "header-deep": (SHARE, lambda data: len(DEEP).to_bytes(8, "little") + DEEP),

@@ -241,17 +241,17 @@ def test_a_daemon_whose_environment_cannot_be_read_counts_by_its_arguments(
         ("blobfuse2", ["--config-file=a.yaml"], Proof.NOTHING),
         ("mount-s3", [], Proof.READ_BACK),
         ("s3fs", [], Proof.NOTHING),
-        ("faultfs", [], Proof.NOTHING),
+        ("", [], Proof.NOTHING),
     ],
 )
 def test_a_daemon_is_known_by_its_name_and_arguments(
     tmp_path: Path, name: str, arguments: list[str], proof: Proof
 ) -> None:
     (tmp_path / "behind").mkdir()
-    with faultfs.mounted(tmp_path / "behind", tmp_path / "m", name, arguments) as mount:
+    with faultfs.mounted(tmp_path / "behind", tmp_path / "m", *arguments, name=name) as mount:
         found = mount_of(mount.point / "run")
         assert (found.point, found.proof) == (mount.point, proof)
-        assert found.kind == {"s3fs": "fuse", "faultfs": "fuse.faultfs"}.get(name, name)
+        assert found.kind == (name if name in mounts.WRITE_THROUGH else "fuse" if name else "fuse.faultfs")
 
 
 @needs_fuse

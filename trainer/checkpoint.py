@@ -10,8 +10,10 @@ A share is a plain safetensors file. Nothing here unpickles anything.
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +107,9 @@ def write_share(path: Path, parts: Sequence[Part], fetch: Callable[[Part], torch
                 while chunk:
                     with within("a write"):
                         done = file.write(chunk)
-                    _begin_write_back(file.fileno(), written, done)
+                        if not done:
+                            raise OSError(errno.EIO, "a write of nothing")
+                        _begin_write_back(file.fileno(), written, done)
                     written += done
                     chunk = chunk[done:]
                 if not half and written >= offset // 2:
@@ -113,9 +117,12 @@ def write_share(path: Path, parts: Sequence[Part], fetch: Callable[[Part], torch
                     at_point("share-half")
         with within_bytes("an fsync", written):
             fsync(file.fileno())
-    finally:
-        with within_bytes("a close", written):
+    except BaseException:
+        with within_bytes("a close", written), suppress(OSError):  # What failed first is what went wrong.
             file.close()
+        raise
+    with within_bytes("a close", written):
+        file.close()
     return FileRecord(written, hasher.hexdigest())
 
 

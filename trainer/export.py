@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from torch import nn
 
@@ -59,10 +60,22 @@ def export(run: SpotRun, model: nn.Module, save_model: Callable[[nn.Module, Path
         write_manifest(final, Manifest("final", files, {**facts, "max_steps": last.step, "checkpoint": str(last)}))
 
 
+@contextmanager
+def _closed(writer: BinaryIO, count: int) -> Iterator[None]:
+    """Closes a file, in which some mounts upload it, and sees whether that hangs."""
+    try:
+        yield
+    finally:
+        with within_bytes("closing the exported model's file", count):
+            writer.close()
+
+
 def copy(source: Path, target: Path) -> FileRecord:
     """Copy a file front to back, hashing it."""
     hasher, size = Hasher(), 0
-    with source.open("rb") as reader, target.open("xb") as writer:
+    with within("making the exported model's file"):
+        writer = target.open("xb")
+    with source.open("rb") as reader, _closed(writer, source.stat().st_size):
         while chunk := reader.read(CHUNK_BYTES):
             hasher.update(chunk)
             with within("writing the exported model"):

@@ -37,6 +37,7 @@ NOTICE_S = {"aws": 120.0, "gcp": 30.0, "azure": 30.0}
 SAY_FACTOR = 1.25
 """A new choice is said where it differs by so much."""
 _WINDOW = 50
+_YEAR_5000 = 1e11
 
 
 @dataclass(frozen=True)
@@ -158,11 +159,11 @@ def earlier(paths: RunPaths, name: AttemptName) -> tuple[Lives, Costs | None]:
     for other in list_attempts(paths):
         if other >= name:
             continue
-        events = read_events(paths, other)
+        events = read_events(paths, other, ("start", "restored", "interval", "end"))
         begun = (event_named(events, "start") or {}).get("time")
         words = [event.fields.get("time") for event in events] + [read_progress(paths, other).get("time")]
-        times = [word for word in words if isinstance(word, (int, float)) and math.isfinite(word)]
-        if not isinstance(begun, (int, float)) or not times:
+        times = [word for word in words if isinstance(word, (int, float)) and 0 <= word < _YEAR_5000]
+        if begun not in times:
             continue
         seconds += min(max(0.0, max(times) - begun), 1e8)
         end = event_named(events, "end")

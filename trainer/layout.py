@@ -23,7 +23,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -255,7 +255,11 @@ def check_seal(document: Mapping[str, Any]) -> None:
         LayoutError: it is not.
     """
     rest = {key: document[key] for key in document if key != "seal"}
-    if len(rest) < len(document) and document["seal"] != _seal(rest):
+    try:
+        broken = len(rest) < len(document) and document["seal"] != _seal(rest)
+    except (RecursionError, ValueError) as error:
+        raise LayoutError(f"not what this layout writes ({error})") from None
+    if broken:
         raise LayoutError("it does not hash to what it says itself")
 
 
@@ -446,12 +450,18 @@ def newest_committed(paths: RunPaths) -> tuple[CheckpointName, Manifest] | None:
     return None
 
 
-def read_events(paths: RunPaths, attempt: AttemptName) -> list[Event]:
-    """An attempt's events in order. One that is torn is left out: the machine was taken while it was written."""
+def read_events(paths: RunPaths, attempt: AttemptName, names: Collection[str] = ()) -> list[Event]:
+    """An attempt's events in order. One that is torn is left out: the machine was taken while it was written.
+
+    Args:
+        paths: The run's.
+        attempt: The attempt.
+        names: Only events of these names: each costs a request to the bucket. None: all.
+    """
     events = []
     for name in _names(paths.attempt(attempt)):
         match = _EVENT.fullmatch(name)
-        if not match:
+        if not match or (names and match[2] not in names):
             continue
         try:
             fields = read_json(paths.attempt(attempt) / name)

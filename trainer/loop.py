@@ -26,9 +26,10 @@ from torch import nn
 from trainer import export, interval, rng, state
 from trainer.attempt import persist, record, run_id, superseded
 from trainer.hashing import fingerprint
-from trainer.layout import EXIT_PREEMPTED, EXIT_STOPPED, EXIT_SUPERSEDED, STOP_REQUEST_S
+from trainer.layout import EXIT_PREEMPTED, EXIT_STOPPED, EXIT_SUPERSEDED, STOP_REQUEST_S, CheckpointName
 from trainer.notice import Notice
 from trainer.order import micro_steps, step_ids
+from trainer.patience import within
 from trainer.records import Records, last_step_done
 from trainer.restore import find_whole
 from trainer.run import HOLD_PAST_DEADLINE_S, Leaving, RunError, SpotRun, cause_of
@@ -38,6 +39,9 @@ from trainer.show import Progress
 KINDS = ("", "sigterm", "sigint", "aws-notice", "stop-request")
 _CAUSES = {"superseded": "superseded", "aws-notice": "notice", "stop-request": "stop-request"}
 _MASK = (1 << 62) - 1
+MAX_THREADS = 1024
+RECORDS_S = 600.0
+"""How long reading what other attempts recorded may take."""
 SAY_WAITED_S = 1.0
 """A wait of training's for a save that is worth a word."""
 
@@ -259,7 +263,7 @@ class Loop:
         run, started = self.run_, time.monotonic()
         found = find_whole(self.together, run.paths, self._whole_state({}), run.between)
         counters: dict[str, Any] = {}
-        checkpoint_name, from_attempt = None, None
+        checkpoint_name: CheckpointName | None = None
         if found.loaded:
             manifest = found.loaded.manifest
             counters, extra = state.apply(
@@ -279,42 +283,53 @@ class Loop:
                 own = found.loaded.tensors.get(f"{state.RANDOM}{self.together.rank}")
                 if own is not None:
                     rng.load_streams(own)
-                self.threads = manifest.facts.get("machine", {}).get("threads", self.threads)
+                machine = manifest.facts.get("machine")
+                threads = machine.get("threads") if isinstance(machine, Mapping) else None
+                if type(threads) is int and 0 < threads <= MAX_THREADS:
+                    self.threads = threads
                 torch.set_num_threads(self.threads)
-            checkpoint_name, from_attempt = found.loaded.name, found.loaded.name.attempt
+            checkpoint_name = found.loaded.name
             if self.records:
                 self.records.history = list(manifest.facts.get("metrics", []))
         self.saver.adopt(str(run.attempt_name), checkpoint_name)
         self.saved_at = self._measured = self.done
-        self._learn_what_saves_cost()
         run.steps_done, run.committed_step = self.done, self.saver.committed_step
         self._whole_state({})  # What could not be saved is refused now, not at the first save.
         self.restored_at = time.monotonic()
-        if run.attempt is None:
-            return
-        self.run_id = run_id(run.paths, run.binding)
-        lost = max(0, last_step_done(run.attempt) - self.done)
         seconds = self.restored_at - started
-        attempt = run.attempt
+        # What the attempts before this one tell takes a request each: the others wait for it, and not in a collective.
+        self.together.rank0_does(
+            "restored", lambda: self._record_restore(checkpoint_name, found.rejected, seconds), run.between
+        )
+
+    def _record_restore(self, name: CheckpointName | None, rejected: list[dict[str, str]], seconds: float) -> None:
+        """Rank 0: record the restore, say it in a line, and learn what this run's saves have cost so far."""
+        run, attempt = self.run_, self.run_.attempt
+        assert attempt
+        with within("reading the attempts' records", RECORDS_S):
+            self.run_id = run_id(run.paths, run.binding)
+            lost = max(0, last_step_done(attempt) - self.done)
         fields = {
             "step": self.done,
             "samples": self.done * self.config.global_batch_size,
-            "checkpoint": str(checkpoint_name) if checkpoint_name else None,
-            "from_attempt": str(from_attempt) if from_attempt else None,
+            "checkpoint": str(name) if name else None,
+            "from_attempt": str(name.attempt) if name else None,
             "lost_steps": lost,
             "seconds": round(seconds, 4),
-            "rejected": found.rejected,
+            "rejected": rejected,
         }
         persist(run.paths, lambda: record(attempt, "restored", **fields), run.between)
-        for refused in found.rejected:
+        for refused in rejected:
             run.say(f"checkpoint {refused['checkpoint']} is not whole: {refused['reason']}; taking the one before")
-        if checkpoint_name:
+        if name:
             run.say(
-                f"resumed at step {self.done} from checkpoint {checkpoint_name} of attempt {from_attempt}: "
+                f"resumed at step {self.done} from checkpoint {name} of attempt {name.attempt}: "
                 f"{self.done * self.config.global_batch_size} samples consumed, {lost} lost steps, {seconds:.1f} s"
             )
-        elif lost or found.rejected:
+        elif lost or rejected:
             run.say(f"starting from step 0: no whole checkpoint yet, {lost} lost steps")
+        with within("reading the attempts' records", RECORDS_S):
+            self._learn_what_saves_cost()
 
     # -- a step ------------------------------------------------------------------------------------------------------
 
@@ -741,10 +756,15 @@ class Loop:
         """The last checkpoint, then the exported model."""
         run, saver = self.run_, self.saver
         self._save_last(self.stop.deadline if self.stop else None, again)
+        while not self.stop and saver.committed_step != self.done:
+            self._save(last=True)
+            saver.wait()  # Raises once too many saves in a row have failed.
+        # Rank 0's word: another rank may not have heard of the commit before the deadline.
+        if not self.together.rank0_does("last-committed", lambda: saver.committed_step == self.done):
+            assert self.stop
+            self._end_at(self.stop)
         if self.progress:
             self.progress.close()
-        if saver.committed is None or saver.committed.step != self.done:
-            raise RunError(f"the last checkpoint (step {self.done}) could not be written; nothing committed is lost")
         name = saver.committed
         # All steps are done: a stop that comes now is better answered by finishing.
         self.together.rank0_does("export", lambda: export.export(run, self.model, self.save_model, name))

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from trainer.attempt import Attempt, machine_token, machines
@@ -31,7 +31,7 @@ from trainer.layout import (
     read_manifest,
 )
 from trainer.mounts import Proof, UploadLog, mount_of
-from trainer.patience import within, within_bytes
+from trainer.patience import within
 from trainer.verify import problem
 
 DEAD_S = 600.0
@@ -90,10 +90,12 @@ class Pruner:
         if self._mount.proof is Proof.READ_BACK:
             return True
         with within("reading an attempt's records"):
-            return machine_token() not in machines(read_events(self._paths, name.attempt))
+            by = machines(read_events(self._paths, name.attempt, ("start", "machines")))
+        assert self._attempt
+        return "None" not in by and not by & {self._attempt.machine, machine_token()}
 
     def _look_for_another(self) -> None:
-        """Where uploads cannot be seen, or not yet: read one more checkpoint of another machine, so that two count."""
+        """Where uploads cannot be seen, or not yet: read more of other machines' checkpoints, until enough count."""
         self._looked = True
         with within("listing checkpoints"):
             names = list_checkpoints(self._paths)
@@ -103,7 +105,8 @@ class Pruner:
                     manifest = read_manifest(self._paths.checkpoint(name))
                     if problem(self._paths.checkpoint(name), manifest) is None:
                         self._known.add(name)
-                        return
+            if len(self._known) >= self._keep_latest:
+                return
 
     def report(self, name: CheckpointName, rank: int, store: Any, hurried: threading.Event) -> None:
         """Other ranks: tell rank 0 once this rank's share is in the store, where only this machine's mount knows."""
@@ -126,8 +129,7 @@ class Pruner:
             return
         try:
             if self._mount.proof is Proof.READ_BACK:
-                with within_bytes("reading a checkpoint back", 2 * manifest.total_bytes):
-                    trouble = problem(self._paths.checkpoint(name), manifest)
+                trouble = problem(self._paths.checkpoint(name), manifest)
                 if trouble is None:
                     self._known.add(name)
                 else:
@@ -157,17 +159,27 @@ class Pruner:
             return
         with within("listing checkpoints"):
             names = list_checkpoints(self._paths)
+        trouble = None
         for name in names:
             if name < kept[-1]:
-                folder = self._paths.checkpoint(name)
-                with within("looking for a manifest"):
-                    committed = (folder / MANIFEST).exists()
-                if committed and self._keep_every and name.step % self._keep_every == 0:
-                    continue
-                if committed or name.attempt == self.attempt_name or not self._living.may_write(name.attempt):
-                    delete(folder)
-                    self._known.discard(name)
+                try:
+                    self._delete_if_idle(name)
+                except OSError as error:  # The others go all the same.
+                    trouble = trouble or error
         self._delete_torn_tokens()
+        if trouble:
+            raise trouble
+
+    def _delete_if_idle(self, name: CheckpointName) -> None:
+        """Delete an old checkpoint, unless it is kept for good, or half written by somebody who may be alive."""
+        folder = self._paths.checkpoint(name)
+        with within("looking for a manifest"):
+            committed = (folder / MANIFEST).exists()
+        if committed and self._keep_every and name.step % self._keep_every == 0:
+            return
+        if committed or name.attempt == self.attempt_name or not self._living.may_write(name.attempt):
+            delete(folder)
+            self._known.discard(name)
 
     def _delete_torn_tokens(self) -> None:
         """Prepared data that a dead attempt did not finish."""
@@ -179,8 +191,8 @@ class Pruner:
                 if not self._living.may_write(name):
                     delete(folder)
 
-    def _inside(self, name: CheckpointName) -> Path:
-        return self._paths.checkpoint(name).resolve().relative_to(self._mount.point)
+    def _inside(self, name: CheckpointName) -> PurePath:
+        return self._mount.inside(self._paths.checkpoint(name))
 
     def _is_uploaded(self, name: CheckpointName, log: UploadLog, store: Any) -> bool:
         inside = self._inside(name)
@@ -210,7 +222,7 @@ class Living:
     def may_write(self, name: AttemptName) -> bool:
         """Whether an attempt may be alive: it has not ended, and cannot be seen to be gone."""
         with within("reading an attempt's records"):
-            events = read_events(self._paths, name)
+            events = read_events(self._paths, name, ("start", "machines", "end"))
             if event_named(events, "end"):
                 return False
             start = event_named(events, "start") or {}

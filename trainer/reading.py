@@ -7,6 +7,7 @@ found (restore.py). Nothing that is read is trusted: sizes and places are checke
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import stat
@@ -21,6 +22,7 @@ import torch
 from trainer.checkpoint import DTYPES, PARTS
 from trainer.hashing import CHUNK_BYTES, Hasher, hash_bytes
 from trainer.layout import (
+    MAX_JSON_BYTES,
     STATE,
     CheckpointName,
     FileRecord,
@@ -172,6 +174,8 @@ def read(opened: Opened, wanted: Mapping[str, Box], hashes: Callable[[str], bool
 
 
 def _read_state(folder: Path, record: FileRecord) -> dict[str, Any]:
+    if record.bytes > MAX_JSON_BYTES:
+        raise DamagedError(f"state.json of {record.bytes} bytes cannot be one")
     data = bytearray(record.bytes)
     with _damage(STATE):
         _read_all(folder / STATE, STATE, record, b"", [_Target(0, len(data), memoryview(data))])
@@ -185,7 +189,7 @@ def _header(file: BinaryIO, size: int) -> bytes:
     """The first bytes of a safetensors file: its header's length, and its header."""
     first = file.read(8)
     length = int.from_bytes(first, "little") if len(first) == 8 else -1
-    if not 0 <= length <= size - 8:
+    if not 0 <= length <= min(size - 8, MAX_JSON_BYTES):
         raise DamagedError("it is not a safetensors file")
     text = bytearray(first)
     while len(text) < 8 + length:
@@ -230,10 +234,21 @@ def _assembled(found: Mapping[str, list[tuple[torch.dtype, list[int], Stored]]])
             raise DamagedError(f"{name[:80]}: its shares disagree on its type or shape")
         by_place = sorted((stored for _, _, stored in parts), key=lambda stored: stored.box)
         volume = sum(math.prod(stored.box[1]) for stored in by_place)
-        if volume != math.prod(shape) or len({stored.box for stored in by_place}) != len(by_place):
+        if volume != math.prod(shape) or not _is_grid([stored.box for stored in by_place]):
             raise DamagedError(f"{name[:80]}: its parts do not make up the whole")
         tensors[name] = Tensor(dtype, tuple(shape), tuple(by_place))
     return tensors
+
+
+def _is_grid(boxes: Sequence[Box]) -> bool:
+    """Whether boxes are cells of a grid, each once: then none overlap. All parts that are written here are."""
+    if len({offsets for offsets, _ in boxes}) != len(boxes):
+        return False
+    for dimension in range(len(boxes[0][0])):
+        cuts = sorted({(offsets[dimension], offsets[dimension] + sizes[dimension]) for offsets, sizes in boxes})
+        if any(end > start for (_, end), (start, _) in itertools.pairwise(cuts)):
+            return False
+    return True
 
 
 # -- where it goes -----------------------------------------------------------------------------------------------------

@@ -49,6 +49,8 @@ class Records:
         self._said: set[int | None] = set()
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._segment: _Segment | None = None
+        self._last: Path | None = None
+        """The newest metrics file: none is opened twice."""
         self._ended: list[_Segment] = []
         self._progress: dict[str, Any] = {}
         self._thread = threading.Thread(target=self._work, daemon=True, name="records")
@@ -79,7 +81,7 @@ class Records:
             try:
                 self._close_ended()
                 found.set_result([part for part in self.history if part["last_step"] <= step])
-            except OSError as error:
+            except BaseException as error:
                 found.set_exception(error)
 
         self._tasks.put(work)
@@ -103,6 +105,8 @@ class Records:
                 pass
             except OSError as error:
                 self._say(error)
+            except Exception as error:  # A record that cannot be made must not keep a save waiting.
+                say(f"a record of this attempt could not be made: {type(error).__name__}: {error}")
             if time.monotonic() >= look_at:
                 look_at = time.monotonic() + LOOK_S
                 try:
@@ -123,6 +127,9 @@ class Records:
     def _append(self, step: int, data: bytes) -> None:
         if self._segment is None:
             path = self.attempt.paths.metrics(self.attempt.name, step)
+            if path == self._last:  # An evaluation at a boundary that was cut already.
+                path = self.attempt.paths.metrics(self.attempt.name, step + 1)
+            self._last = path
             self._segment = _Segment(path, step, step, [])
         segment = self._segment
         segment.lines.append(data)

@@ -121,7 +121,7 @@ def _try_load(
         try:
             return again(lambda: load(folder, live, together.rank, together.world_size), between), None, None
         except (FileNotFoundError, DamagedError) as error:
-            gone = not (folder / MANIFEST).exists()
+            gone = not again((folder / MANIFEST).exists, between)
             # Another machine's mount may show new files a little later than the mount of rank 0, who saw this one.
             if not gone or not together.rank or not together.several_nodes or time.monotonic() > end:
                 return None, "gone" if gone and not folder.exists() else str(error), None

@@ -444,6 +444,8 @@ class SpotRun:
         """Leave where a call into the bucket does not return: nothing interrupts it, and a new machine mounts anew."""
         while not (call := overdue()):
             time.sleep(LOOK_AT_BUCKET_CALLS_S)
+        if self.final_is_whole:
+            self.leave(EXIT_DONE, "finished")
         seconds = time.monotonic() - call.begun
         error = f"{call.what} in {self.paths.root} has not returned for {seconds:.0f} s: its mount hangs"
         print(f"Error: {error}. Nothing that was committed is lost.", file=sys.stderr, flush=True)
@@ -564,6 +566,7 @@ def is_said_in_a_line(error: BaseException) -> bool:
         "ConfigError",
         "DataError",
         "ModelError",
+        "ShardError",
         "StateError",
         "BucketError",
         "LayoutError",

@@ -8,6 +8,7 @@ given up, and all ranks follow.
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import math
 import threading
@@ -157,6 +158,8 @@ class Saver:
         self._begun = 0.0
         self._staging = Staging()
         self._copy: Copy | None = None
+        self._staged = True
+        """Whether all ranks have memory for their copies: else all wait until a save is decided."""
         self._dealt: tuple[int, list[list[Part]]] | None = None
         """(fingerprint of the parts, shares of all ranks)."""
         self._all_at_once = False
@@ -205,7 +208,7 @@ class Saver:
         self._decided.clear()
         self._thread = threading.Thread(target=self._work, args=(boundary, self._copy), daemon=True, name="save")
         self._thread.start()
-        if not self._copy.staged:
+        if not self._staged:
             self.wait()
         self.stall_s = self.begun_s = time.monotonic() - self._begun
 
@@ -224,14 +227,19 @@ class Saver:
         if self._dealt is None or self._dealt[0] != form:
             self._dealt = form, deal(parts, ranks)
         mine = self._dealt[1][rank]
-        fits = self._staging.holds(mine) or self._staging.allocate(mine, self._together.local_world_size)
+        here = range(
+            rank - self._together.local_rank, rank - self._together.local_rank + self._together.local_world_size
+        )
+        needed = sum(part.bytes for other in here for part in self._dealt[1][other])
+        fits = self._staging.holds(mine) or self._staging.allocate(mine, needed)
         rows = self._together.exchange([form, int(fits)]).wait()
         if any(row[0] != form for row in rows):
             raise StateError(
                 "the ranks' states are not made of the same tensors: what is saved must have the same names, shapes "
                 "and types on every rank"
             )
-        if not all(row[1] for row in rows):
+        self._staged = all(row[1] for row in rows)
+        if not self._staged:
             self._staging.drop()
             if rank == 0 and not self._said_short:
                 self._said_short = True
@@ -284,7 +292,7 @@ class Saver:
             SaveError: the attempt cannot go on.
         """
         assert self._attempt_name
-        for try_number in range(TRIES):
+        for try_number in itertools.count():
             self._save += 1
             verdict = self._try(boundary, copy, self._save, try_number)
             if verdict["code"] is not None:
@@ -296,18 +304,20 @@ class Saver:
                 self.committed, self._given_up = CheckpointName(boundary.step, self._attempt_name, self._save), 0
                 self.commit_s = time.monotonic() - self._begun
                 return self.committed
+            if verdict["torn"]:
+                return None  # No fault of the bucket's; from now on nothing is copied beside training.
             if verdict["retry_s"] is None:
                 break
-            self._pause(verdict["retry_s"])
+            self._pause(verdict["retry_s"], boundary.last)
         self._given_up += 1
         if self._given_up >= self._failures and not self._hurried.is_set():
             raise SaveError(f"{self._given_up} saves in a row failed: {verdict['say']}", EXIT_FAILED)
         return None
 
-    def _pause(self, seconds: float) -> None:
-        """Give the bucket time, unless somebody is in a hurry."""
+    def _pause(self, seconds: float, last: bool) -> None:
+        """Give the bucket time; somebody in a hurry waits for the attempt's last save alone."""
         end = time.monotonic() + seconds
-        while time.monotonic() < end and not (self._hurried.is_set() or self._heard.is_set()):
+        while time.monotonic() < end and (last or not (self._hurried.is_set() or self._heard.is_set())):
             time.sleep(0.05)
 
     def _try(self, boundary: Boundary, copy: Copy, save: int, try_number: int) -> dict[str, Any]:
@@ -394,9 +404,12 @@ class Saver:
                 failed = [{"error": describe(error, folder), "code": fatal_code(error)}]
         code = next((word["code"] for word in failed if word["code"] is not None), None)
         say = f"the checkpoint of step {boundary.step} could not be written: {failed[0]['error']}"
-        retry_s = FIRST_RETRY_S * 2**try_number
+        retry_s = FIRST_RETRY_S * 2 ** min(try_number, TRIES)
+        enough = try_number >= TRIES - 1
+        if boundary.last and self._deadline < math.inf:  # What the deadline leaves belongs to this save.
+            retry_s, enough = min(retry_s, 2 * FIRST_RETRY_S), False
         late = time.monotonic() + retry_s > self._deadline or (self._hurried.is_set() and not boundary.last)
-        if code is not None or try_number == TRIES - 1 or late:
+        if code is not None or enough or late:
             return {**verdict, "code": code, "say": say}
         return {**verdict, "retry_s": retry_s, "say": f"{say}; trying again in {retry_s:g} s"}
 

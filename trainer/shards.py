@@ -7,6 +7,7 @@ dealt before anything is copied, so that a node stages one copy of the state how
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import sys
@@ -72,6 +73,7 @@ def boxes(tensor: DTensor) -> dict[int, Box]:
     }
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def _box(
     shape: tuple[int, ...], mesh: tuple[int, ...], coordinate: tuple[int, ...], placements: Sequence[object]
 ) -> Box:
@@ -122,6 +124,8 @@ def parts_of(tensors: Mapping[str, torch.Tensor], ranks: int, rank0: Collection[
             held.setdefault(box, []).append(rank)
         # Ranks beyond the last row hold nothing, unless there is nothing to hold.
         full = {box: by for box, by in held.items() if math.prod(box[1])} or dict(list(held.items())[:1])
+        if sum(math.prod(sizes) for _, sizes in full) != math.prod(shape):
+            raise ShardError(f"{name}: what the ranks hold of it does not make up the whole")
         found += [Part(name, tensor.dtype, shape, *box, sorted(by)) for box, by in sorted(full.items())]
     return found
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from trainer.checkpoint import in_order
-from trainer.shards import Part, local
+from trainer.shards import Part, ShardError, local
 
 RESERVE_BYTES = 256 << 20
 """Memory that is left to everything else."""
@@ -45,6 +45,10 @@ class Copy:
         self.torn: str | None = None
         """A tensor that was changed while it was copied: the copy is of no boundary."""
         self._live = {part.name: local(live[part.name]) for part in self.parts}
+        for part in self.parts:
+            held = tuple(self._live[part.name].shape)
+            if held != part.sizes:
+                raise ShardError(f"{part.name}: this rank holds {held} of it, and its layout says {part.sizes}")
         self._buffers = buffers
         self._versions = {name: _version(tensor) for name, tensor in self._live.items()}
         for name in [name for name in self._live if buffers and name not in steady]:
@@ -56,11 +60,6 @@ class Copy:
         self._stream = _behind_the_computation(self._live.values()) if buffers else None
         self.copied = threading.Event()
         """All of it is in host memory, or never will be."""
-
-    @property
-    def staged(self) -> bool:
-        """Whether training can go on while it is written."""
-        return bool(self._buffers) or not self.parts
 
     def run(self) -> None:
         """Copy the rest, on another thread than training's."""
@@ -99,13 +98,13 @@ class Staging:
             for part in parts
         )
 
-    def allocate(self, parts: Sequence[Part], ranks_here: int) -> bool:
-        """Ask for memory for such a share; False where the machine has none to spare for one of each of its ranks.
+    def allocate(self, parts: Sequence[Part], needed: int) -> bool:
+        """Ask for memory for such a share; False where the machine has not the `needed` bytes for all of its ranks.
 
         It is pinned where there is a GPU, so that copies run beside the computation.
         """
         self.drop()
-        if sum(part.bytes for part in parts) * ranks_here + RESERVE_BYTES > available_bytes():
+        if needed + RESERVE_BYTES > available_bytes():
             return False
         pinned = torch.cuda.is_available() and torch.cuda.is_initialized()
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from trainer.hashing import hash_file
 from trainer.layout import FileRecord, Manifest
+from trainer.patience import within
 
 # With these a file is not as it was written; any other error says nothing of the file.
 NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
@@ -42,7 +43,8 @@ def file_problem(
     """
     path = folder / name
     try:
-        found = path.stat()
+        with within(f"looking at {name}"):
+            found = path.stat()
         if stat.S_IFMT(found.st_mode) not in (stat.S_IFREG, 0):  # 0: a bucket that does not say.
             return f"{name} is not a file"
         if found.st_size != record.bytes:

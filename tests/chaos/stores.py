@@ -57,7 +57,7 @@ def place(name: str, folder: Path, store: bucket_lab.Store | None) -> Iterator[P
     elif name == "sequential":
         behind = folder / "behind"
         behind.mkdir(exist_ok=True)
-        with faultfs.mounted(behind, folder / "m", "goofys") as faults:
+        with faultfs.mounted(behind, folder / "m", name="goofys") as faults:
             yield Place(name, faults.point, behind, faults=faults)
     else:
         assert store
