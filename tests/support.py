@@ -42,12 +42,15 @@ def clean_env(**more: str) -> dict[str, str]:
 def launch(
     *args: object, processes: int = 1, grace: float = 25, env: dict[str, str] | None = None, timeout: float = 150
 ) -> Ended:
-    """Run a program of tests/programs under the launcher to its end."""
+    """Run a program of tests/programs under the launcher to its end.
+
+    Several processes have a thread each, as on two cores: on more, the launcher's share of them would make the runs that
+    other tests compare with (which pin one thread) sum in another order.
+    """
+    env = env or clean_env(**({"OMP_NUM_THREADS": "1"} if processes > 1 else {}))
     options = ["--processes", str(processes), "--grace", str(grace)]
     command = [sys.executable, "-m", "trainer.launch", *options, *map(str, args)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout, env=env or clean_env(), start_new_session=True
-    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env, start_new_session=True)
     return Ended(done.returncode, done.stdout + done.stderr)
 
 

@@ -367,10 +367,7 @@ class Lab:
     def close(self) -> None:
         """End the queue's agent."""
         if self._agent:
-            with self._agent as agent:  # closes both of its pipes: it ends when its stdin does
-                assert agent.stdin
-                agent.stdin.close()
-                agent.wait(20)
+            self._agent.communicate(timeout=20)  # It ends when its stdin does; both of its pipes are closed.
 
 
 def processes_of(allocation: str) -> list[int]:
