@@ -17,8 +17,8 @@ LAYERS = 80
 BYTES_PER_PARAMETER = 12
 """A parameter and AdamW's two moments, in fp32."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-MARGIN = 1.2
-"""How much longer than asked for forward and backward are made to last, so that a quiet moment does not undercut it."""
+MARGIN = 1.3
+"""How much longer than asked for forward and backward are made to last, so that a quieter moment does not undercut it."""
 
 
 def keep_freed_memory() -> None:
@@ -56,7 +56,6 @@ class Training:
     """A training loop that can be timed."""
 
     def __init__(self, state_bytes: int, threads: int) -> None:
-        keep_freed_memory()
         torch.set_num_threads(threads)
         self.state_bytes = state_bytes
         self.model, self.optimizer = build(state_bytes)
@@ -80,7 +79,7 @@ class Training:
     def calibrate(self, seconds: float) -> int:
         """Choose the batch so that forward and backward last at least so long."""
         self.step()
-        while (took := min(self.step() for _ in range(3))) < MARGIN * seconds:
+        while (took := min(self.step() for _ in range(5))) < MARGIN * seconds:
             self.batch = math.ceil(self.batch * min(4.0, 1.1 * MARGIN * seconds / took))
         return self.batch
 
