@@ -3,7 +3,7 @@
     make bench
     python -m bench.checkpoint --size 1GB --rounds 5
 
-Writes docs/performance.md. Takes a quarter of an hour at 1 GB, nine times the size in memory, and six times on the disk.
+Writes docs/performance.md. At 1 GB it takes a quarter of an hour, 9 GB of memory, and 8 GB of the disk.
 """
 
 from __future__ import annotations

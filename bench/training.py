@@ -18,7 +18,7 @@ BYTES_PER_PARAMETER = 12
 """A parameter and AdamW's two moments, in fp32."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 MARGIN = 1.3
-"""How much longer than asked for forward and backward are made to last, so that a quieter moment does not undercut it."""
+"""How much longer than asked for forward and backward last when calibrated: later may be a quieter moment."""
 
 
 def keep_freed_memory() -> None:
