@@ -90,7 +90,7 @@ Written by `make bench`: what one run found, bounds that did not hold included.
 
 - Command: `{figures.command}`, {figures.date}
 {machine}
-- Load (processes that want a core): {figures.load[0]:.1f} before, {figures.load[1]:.1f} after (the bench itself is one).
+- Load (processes that want a core): {figures.load[0]:.1f} before, {figures.load[1]:.1f} after (the bench is one).
 - A step without a save took {low:.2f} to {high:.2f} s in the different rounds: so noisy the machine was.
 - State: {shown(figures.state_bytes)} of parameters and AdamW state in fp32, {tensor_count()} tensors, on the CPU.
 - Training computes on {figures.threads} of the cores, as beside a GPU; malloc keeps what is freed, as a GPU's allocator
