@@ -7,8 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from bench.sizes import shown
-from bench.training import tensor_count
+from bench.sizes import shown, tensor_count
 
 OURS, TORCH, DCP = "skyspot", "torch.save + fsync", "DCP load"
 STALL_S = 0.060
@@ -79,6 +78,7 @@ def written(figures: Figures) -> str:
 
 def _head(figures: Figures) -> str:
     low, high = min(figures.step_s), max(figures.step_s)
+    tensors = tensor_count(figures.state_bytes)
     fastest = min(figures.forward_backward)
     asked = (
         "" if fastest >= figures.asked_s else f", less than the {figures.asked_s:g} s asked for: the machine got faster"
@@ -92,7 +92,7 @@ Written by `make bench`: what one run found, bounds that did not hold included.
 {machine}
 - Load (processes that want a core): {figures.load[0]:.1f} before, {figures.load[1]:.1f} after (the bench is one).
 - A step without a save took {low:.2f} to {high:.2f} s in the different rounds: so noisy the machine was.
-- State: {shown(figures.state_bytes)} of parameters and AdamW state in fp32, {tensor_count()} tensors, on the CPU.
+- State: {shown(figures.state_bytes)} of parameters and AdamW state in fp32, {tensors} tensors, on the CPU.
 - Training computes on {figures.threads} of the cores, as beside a GPU; malloc keeps what is freed, as a GPU's allocator
   does. Forward and backward, between the save and the optimizer's step, take at least {fastest:.2f} s{asked}.
 
