@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench.ours import Ours
 from bench.sizes import size
-from bench.training import Training
+from bench.training import Training, keep_freed_memory
 from bench.worker import peak_bytes, reset_peak
 
 
@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    keep_freed_memory()
     training = Training(options.size, options.threads)
     ours = Ours(options.folder, training)
     together = ours.together

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from bench.sizes import shown
-from bench.training import tensor_count
+from bench.sizes import shown, tensor_count
 
 OURS, TORCH, DCP = "skyspot", "torch.save + fsync", "DCP load"
 STALL_S = 0.060
@@ -28,6 +28,8 @@ class Figures:
     rounds: int
     threads: int
     """That training computes on."""
+    asked_s: float
+    """How long forward and backward shall take at least."""
     forward_backward: list[float] = field(default_factory=list)
     """The shortest of each process."""
     step_s: list[float] = field(default_factory=list)
@@ -76,6 +78,11 @@ def written(figures: Figures) -> str:
 
 def _head(figures: Figures) -> str:
     low, high = min(figures.step_s), max(figures.step_s)
+    tensors = tensor_count(figures.state_bytes)
+    fastest = min(figures.forward_backward)
+    asked = (
+        "" if fastest >= figures.asked_s else f", less than the {figures.asked_s:g} s asked for: the machine got faster"
+    )
     machine = "\n".join(f"- {what}: {value}" for what, value in figures.machine.items())
     return f"""# Performance
 
@@ -83,11 +90,11 @@ Written by `make bench`: what one run found, bounds that did not hold included.
 
 - Command: `{figures.command}`, {figures.date}
 {machine}
-- Load (processes that want a core): {figures.load[0]:.1f} before, {figures.load[1]:.1f} after, the bench's own among
-  them. A step without a save took {low:.2f} to {high:.2f} s in the different rounds: so noisy the machine was.
-- State: {shown(figures.state_bytes)} of parameters and AdamW state in fp32, {tensor_count()} tensors, on the CPU.
-- Training computes on {figures.threads} of the cores, as beside a GPU; forward and backward, between the save and the
-  optimizer's step, take at least {min(figures.forward_backward):.2f} s.
+- Load (processes that want a core): {figures.load[0]:.1f} before, {figures.load[1]:.1f} after (the bench is one).
+- A step without a save took {low:.2f} to {high:.2f} s in the different rounds: so noisy the machine was.
+- State: {shown(figures.state_bytes)} of parameters and AdamW state in fp32, {tensors} tensors, on the CPU.
+- Training computes on {figures.threads} of the cores, as beside a GPU; malloc keeps what is freed, as a GPU's allocator
+  does. Forward and backward, between the save and the optimizer's step, take at least {fastest:.2f} s{asked}.
 
 Each way to save has a process of its own. They take turns: one round that is shown apart, or not at all, and
 {figures.rounds} that count; medians. Every checkpoint that was loaded was compared, bit by bit, with what was saved."""
@@ -246,15 +253,15 @@ def _short(figures: Figures) -> str:
 Not shown by this run: no control group could be made here (that takes root)."""
     told = f"A process limited by {short.limited_by} to {shown(short.spare_bytes)} more than it trains with"
     if short.trouble:
-        return f"## Where memory is short\n\n{told}, and then was to save, **failed**: {short.trouble.splitlines()[-1]}"
-    said = "\n".join(f"    {line}" for line in short.said) or "    (nothing)"
+        told = f"{told}, and then was to save, **failed**: {short.trouble.splitlines()[-1]}"
+        return f"## Where memory is short\n\n{textwrap.fill(told, 120)}"
     extra = "not measured" if short.extra_bytes is None else shown(short.extra_bytes)
-    return f"""## Where memory is short
-
-{told}. The checkpoint was committed, and the process went on;
-the training thread was blocked for {short.stall_s:.2f} s, extra memory: {extra}. It said:
-
-{said}"""
+    told = (
+        f"{told}. The checkpoint was committed, and the process went on; the training thread was blocked for "
+        f"{short.stall_s:.2f} s, extra memory: {extra}. It said:"
+    )
+    said = "\n".join(f"    {line}" for line in short.said) or "    (nothing)"
+    return f"## Where memory is short\n\n{textwrap.fill(told, 120)}\n\n{said}"
 
 
 def _of(value: float, base: float) -> str:

@@ -11,14 +11,14 @@ from contextlib import suppress
 import torch
 from torch import nn
 
+from bench.sizes import layers
 from trainer.hashing import Hasher
 
-LAYERS = 80
 BYTES_PER_PARAMETER = 12
 """A parameter and AdamW's two moments, in fp32."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-MARGIN = 1.2
-"""How much longer than asked for forward and backward are made to last, so that a quiet moment does not undercut it."""
+MARGIN = 1.3
+"""How much longer than asked for forward and backward last when calibrated: later may be a quieter moment."""
 
 
 def keep_freed_memory() -> None:
@@ -46,9 +46,10 @@ def build(state_bytes: int) -> tuple[nn.Module, torch.optim.Optimizer]:
     """A model and its AdamW, with about so many bytes of state in some hundred tensors."""
     torch.manual_seed(0)
     parameters = state_bytes // BYTES_PER_PARAMETER
-    width = math.isqrt(max(1, parameters // LAYERS - 1))
-    outputs = max(1, (parameters - LAYERS * (width * width + width)) // (width + 1))
-    model = nn.Sequential(*(Residual(width) for _ in range(LAYERS)), nn.Linear(width, outputs))
+    count = layers(state_bytes)
+    width = math.isqrt(max(1, parameters // count - 1))
+    outputs = max(1, (parameters - count * (width * width + width)) // (width + 1))
+    model = nn.Sequential(*(Residual(width) for _ in range(count)), nn.Linear(width, outputs))
     return model, torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
 
@@ -56,7 +57,6 @@ class Training:
     """A training loop that can be timed."""
 
     def __init__(self, state_bytes: int, threads: int) -> None:
-        keep_freed_memory()
         torch.set_num_threads(threads)
         self.state_bytes = state_bytes
         self.model, self.optimizer = build(state_bytes)
@@ -80,7 +80,7 @@ class Training:
     def calibrate(self, seconds: float) -> int:
         """Choose the batch so that forward and backward last at least so long."""
         self.step()
-        while (took := min(self.step() for _ in range(3))) < MARGIN * seconds:
+        while (took := min(self.step() for _ in range(5))) < MARGIN * seconds:
             self.batch = math.ceil(self.batch * min(4.0, 1.1 * MARGIN * seconds / took))
         return self.batch
 
@@ -92,8 +92,3 @@ class Training:
             for tensor in (parameter.detach(), state["exp_avg"], state["exp_avg_sq"]):
                 hasher.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
         return hasher.hexdigest()
-
-
-def tensor_count() -> int:
-    """Tensors of a state: each layer's weight and bias, and of each of them two moments and a count of steps."""
-    return 4 * 2 * (LAYERS + 1)

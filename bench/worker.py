@@ -97,10 +97,11 @@ class Saving:
     """A training that saves in one way."""
 
     def __init__(self, way: str, folder: Path, state_bytes: int, threads: int, group: Group | None = None) -> None:
-        from bench.training import Training
+        from bench.training import Training, keep_freed_memory
 
         if group:
             group.enter()
+        keep_freed_memory()
         self.training = Training(state_bytes, threads)
         self.saver = _named(SAVERS[way])(folder, self.training)
         self.count = 0

@@ -12,20 +12,25 @@ from __future__ import annotations
 import ctypes
 import errno
 import json
-from collections.abc import Callable, Mapping, Sequence
+import mmap
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainer.hashing import CHUNK_BYTES, Hasher, hash_bytes
+from trainer.hashing import BLOCK, CHUNK_BYTES, Hasher, hash_bytes, turn_past_cache
 from trainer.layout import MANIFEST, STATE, FileRecord, Manifest, fsync, to_json, write_once
 from trainer.patience import within, within_bytes
 from trainer.shards import Part
 
 PARTS = "parts"
 """In a share's `__metadata__`: JSON of {tensor: [shape of the whole, offsets]}, of tensors that it has parts of."""
+
+_WORTH_A_BLOCK = 1 << 20
+"""A share of so many bytes begins with a header of whole blocks."""
 
 POINTS = ("folder-made", "share-half", "share-written", "state-written", "manifest-half", "manifest-written")
 """Where a machine may be taken during a save; each is passed once a save, in this order, on rank 0."""
@@ -83,47 +88,99 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileRecord
     return write_share(path, parts, lambda part: tensors[part.name])
 
 
-def write_share(path: Path, parts: Sequence[Part], fetch: Callable[[Part], torch.Tensor]) -> FileRecord:
+def write_share(
+    path: Path, parts: Sequence[Part], fetch: Callable[[Part], torch.Tensor], staged: memoryview | None = None
+) -> FileRecord:
     """Stream parts of tensors into a new safetensors file, front to back; at most one part of each tensor.
 
     Args:
         path: The file.
         parts: What to write.
         fetch: Gives the contents of a part, on the host and contiguous; asked for one after the other.
+        staged: The contents of the first of the parts (in_order), side by side, from the start of a page of memory:
+            they are written past the system's cache, where the file system can.
 
     Raises:
         OSError: a write, the fsync or the close failed.
     """
     parts = in_order(parts)
     text, offset = _header(parts)
-    hasher, written, half = Hasher(), 0, False
+    hasher, half = Hasher(), False
     with within("opening a share"):
-        file = path.open("xb", buffering=0)
+        file = _NewFile(path, past_cache=bool(staged))
     try:
-        for data in (memoryview(text), *(_bytes_of(fetch(part)) for part in parts)):
+        for data in _pieces(text, parts, fetch, staged):
             for start in range(0, len(data), CHUNK_BYTES):
                 chunk = data[start : start + CHUNK_BYTES]
                 hasher.update(chunk)
-                while chunk:
-                    with within("a write"):
-                        done = file.write(chunk)
-                        if not done:
-                            raise OSError(errno.EIO, "a write of nothing")
-                        _begin_write_back(file.fileno(), written, done)
-                    written += done
-                    chunk = chunk[done:]
-                if not half and written >= offset // 2:
+                file.write(chunk)
+                if not half and file.written >= offset // 2:
                     half = True
                     at_point("share-half")
-        with within_bytes("an fsync", written):
-            fsync(file.fileno())
+        with within_bytes("an fsync", file.written):
+            fsync(file.descriptor)
     except BaseException:
-        with within_bytes("a close", written), suppress(OSError):  # What failed first is what went wrong.
-            file.close()
+        with within_bytes("a close", file.written), suppress(OSError):  # What failed first is what went wrong.
+            os.close(file.descriptor)
         raise
-    with within_bytes("a close", written):
-        file.close()
-    return FileRecord(written, hasher.hexdigest())
+    with within_bytes("a close", file.written):
+        os.close(file.descriptor)
+    return FileRecord(file.written, hasher.hexdigest())
+
+
+def _pieces(
+    text: bytes, parts: Sequence[Part], fetch: Callable[[Part], torch.Tensor], staged: memoryview | None
+) -> Iterator[memoryview]:
+    """What a share is made of, front to back."""
+    opening = paged_memory(len(text))
+    opening[:] = text
+    yield opening
+    at = 0
+    if staged:
+        yield staged
+    for part in parts:
+        at += part.bytes
+        if not staged or at > len(staged):
+            yield _bytes_of(fetch(part))
+
+
+def paged_memory(count: int) -> memoryview:
+    """Fresh memory that begins at a page."""
+    return memoryview(mmap.mmap(-1, max(1, count), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))[:count]
+
+
+class _NewFile:
+    """A file that is written once, front to back.
+
+    Past the system's cache a write costs the processor nothing, and there is nothing to wait for at the fsync; but it
+    takes whole blocks, in memory and in the file, and not every file system can.
+    """
+
+    def __init__(self, path: Path, past_cache: bool) -> None:
+        self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        self.written = 0
+        self._past_cache = past_cache and turn_past_cache(self.descriptor, True)
+
+    def write(self, data: memoryview) -> None:
+        while data:
+            piece = data[: len(data) // BLOCK * BLOCK] if self._past_cache else data
+            if not piece:
+                self._past_cache = turn_past_cache(self.descriptor, False)
+                continue
+            try:
+                with within("a write"):
+                    done = os.write(self.descriptor, piece)
+                    if not self._past_cache:
+                        _begin_write_back(self.descriptor, self.written, done)
+            except OSError as error:
+                if not self._past_cache or error.errno != errno.EINVAL:
+                    raise
+                self._past_cache = turn_past_cache(self.descriptor, False)
+                continue
+            if not done:
+                raise OSError(errno.EIO, "a write of nothing")
+            self.written += done
+            data = data[done:]
 
 
 def _begin_write_back(descriptor: int, start: int, count: int) -> None:
@@ -151,7 +208,7 @@ def _header(parts: Sequence[Part]) -> tuple[bytes, int]:
     if partial:
         header["__metadata__"] = {PARTS: json.dumps(partial, separators=(",", ":"))}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % (BLOCK if offset >= _WORTH_A_BLOCK else 8))
     return len(text).to_bytes(8, "little") + text, offset
 
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
+DISKS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "overlay")
+"""File systems of a disk of this machine's, which are better written past the system's cache."""
 WRITE_THROUGH = ("goofys", "gcsfuse", "blobfuse2", "mount-s3")
 """Daemons that have uploaded a file when its close() returns."""
 WRITE_THROUGH_MODES = ("off", "minimal")

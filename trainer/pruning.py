@@ -30,7 +30,7 @@ from trainer.layout import (
     read_events,
     read_manifest,
 )
-from trainer.mounts import Proof, UploadLog, mount_of
+from trainer.mounts import DISKS, Proof, UploadLog, mount_of
 from trainer.patience import within
 from trainer.verify import problem
 
@@ -68,6 +68,8 @@ class Pruner:
         self._paths, self._attempt, self._ranks, self._say = paths, attempt, ranks, say
         self._keep_latest, self._keep_every = max(2, keep_latest), keep_every
         self._mount = mount_of(paths.root)
+        self.on_disk = self._mount.kind in DISKS
+        """Whether the run's folder lies on a disk of this machine's."""
         self._log = UploadLog(self._mount.log) if self._mount.proof is Proof.UPLOAD_LOG and self._mount.log else None
         self._known: set[CheckpointName] = set()
         self._waiting: dict[CheckpointName, Manifest] = {}
@@ -103,7 +105,7 @@ class Pruner:
             if name < min(self._known) and self._proves(name):
                 with suppress(LayoutError, FileNotFoundError):
                     manifest = read_manifest(self._paths.checkpoint(name))
-                    if problem(self._paths.checkpoint(name), manifest) is None:
+                    if problem(self._paths.checkpoint(name), manifest, self.on_disk) is None:
                         self._known.add(name)
             if len(self._known) >= self._keep_latest:
                 return
@@ -129,7 +131,7 @@ class Pruner:
             return
         try:
             if self._mount.proof is Proof.READ_BACK:
-                trouble = problem(self._paths.checkpoint(name), manifest)
+                trouble = problem(self._paths.checkpoint(name), manifest, self.on_disk)
                 if trouble is None:
                     self._known.add(name)
                 else:

@@ -359,6 +359,7 @@ class Saver:
             path,
             [*copy.parts, *own],
             lambda part: boundary.own[part.name] if part.name in boundary.own else copy.fetch(part),
+            copy.memory if self._pruner.on_disk else None,
         )
 
     def _await(self, key: str, beat: str) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer.checkpoint import in_order
+from trainer.checkpoint import in_order, paged_memory
 from trainer.shards import Part, ShardError, local
 
 RESERVE_BYTES = 256 << 20
@@ -32,6 +32,7 @@ class Copy:
         live: Mapping[str, torch.Tensor],
         steady: Collection[str],
         buffers: Mapping[str, torch.Tensor],
+        memory: memoryview,
     ) -> None:
         """Copy what cannot wait.
 
@@ -40,6 +41,7 @@ class Copy:
             live: The tensors of the run.
             steady: Names of those that nothing changes before the optimizer's next step.
             buffers: Host memory by tensor; empty where the share is to be written from the live tensors.
+            memory: All of it, in the order of the parts.
         """
         self.parts = in_order(parts)
         self.torn: str | None = None
@@ -50,6 +52,8 @@ class Copy:
             if held != part.sizes:
                 raise ShardError(f"{part.name}: this rank holds {held} of it, and its layout says {part.sizes}")
         self._buffers = buffers
+        self.memory = memory
+        """Where the parts lie side by side, in order; empty where they are not staged."""
         self._versions = {name: _version(tensor) for name, tensor in self._live.items()}
         for name in [name for name in self._live if buffers and name not in steady]:
             if self._live[name].device.type == "cpu":
@@ -89,6 +93,7 @@ class Staging:
     """The host memory that shares are copied to."""
 
     def __init__(self) -> None:
+        self._memory = memoryview(b"")
         self._buffers: dict[str, torch.Tensor] = {}
 
     def holds(self, parts: Sequence[Part]) -> bool:
@@ -108,19 +113,37 @@ class Staging:
             return False
         pinned = torch.cuda.is_available() and torch.cuda.is_initialized()
         try:
-            self._buffers = {part.name: torch.empty(part.sizes, dtype=part.dtype, pin_memory=pinned) for part in parts}
-        except (RuntimeError, MemoryError):  # A limit that nothing tells of before (RLIMIT_AS, no overcommitting).
+            self._memory, self._buffers = _side_by_side(in_order(parts), pinned)
+        except (
+            RuntimeError,
+            MemoryError,
+            OSError,
+        ):  # A limit that nothing tells of before (RLIMIT_AS, no overcommitting).
             self.drop()
             return False
         return True
 
     def drop(self) -> None:
         """Give the memory back."""
-        self._buffers = {}
+        self._memory, self._buffers = memoryview(b""), {}
 
     def begin(self, parts: Sequence[Part], live: Mapping[str, torch.Tensor], steady: Collection[str]) -> Copy:
         """A copy into this memory; where there is none, the live tensors themselves."""
-        return Copy(parts, live, steady, self._buffers)
+        return Copy(parts, live, steady, self._buffers, self._memory)
+
+
+def _side_by_side(parts: Sequence[Part], pinned: bool) -> tuple[memoryview, dict[str, torch.Tensor]]:
+    """Memory for parts as they follow one another in a share, from the start of a page: (all of it, by tensor)."""
+    count = sum(part.bytes for part in parts)
+    if pinned:
+        whole = torch.empty(max(1, count), dtype=torch.uint8, pin_memory=True)
+    else:
+        whole = torch.frombuffer(paged_memory(max(1, count)), dtype=torch.uint8)
+    buffers, at = {}, 0
+    for part in parts:
+        buffers[part.name] = whole[at : at + part.bytes].view(part.dtype).view(part.sizes)
+        at += part.bytes
+    return memoryview(whole.numpy())[:count], buffers
 
 
 def available_bytes() -> int:

@@ -15,11 +15,14 @@ from trainer.patience import within
 NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
-def problem(folder: Path, manifest: Manifest) -> str | None:
-    """What is not as the manifest says, as a sentence; None where the folder is whole. Reads and hashes every file."""
+def problem(folder: Path, manifest: Manifest, past_cache: bool = False) -> str | None:
+    """What is not as the manifest says, as a sentence; None where the folder is whole. Reads and hashes every file.
+
+    `past_cache` as of `hash_file`.
+    """
     for name, record in manifest.files.items():
         try:
-            found = file_problem(folder, name, record)
+            found = file_problem(folder, name, record, past_cache=past_cache)
         except OSError as error:
             return f"{name}: {error.strerror or error}"
         if found is not None:
@@ -28,7 +31,11 @@ def problem(folder: Path, manifest: Manifest) -> str | None:
 
 
 def file_problem(
-    folder: Path, name: str, record: FileRecord, told: Callable[[int], None] = lambda count: None
+    folder: Path,
+    name: str,
+    record: FileRecord,
+    told: Callable[[int], None] = lambda count: None,
+    past_cache: bool = False,
 ) -> str | None:
     """What is wrong with one file, as a sentence; None where it is as its manifest says. Reads and hashes it.
 
@@ -37,6 +44,7 @@ def file_problem(
         name: The file's name in the manifest.
         record: What the manifest says of it.
         told: Hears how many bytes each piece had that was read.
+        past_cache: As of `hash_file`.
 
     Raises:
         OSError: it cannot be read, which says nothing of whether it is whole.
@@ -49,7 +57,7 @@ def file_problem(
             return f"{name} is not a file"
         if found.st_size != record.bytes:
             return f"{name} has {found.st_size} bytes, its manifest says {record.bytes}"
-        if hash_file(path, told) != record.hash:
+        if hash_file(path, told, past_cache) != record.hash:
             return f"{name} does not hash to what its manifest says"
     except OSError as error:
         # A bucket's errors have no number.

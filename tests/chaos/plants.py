@@ -46,7 +46,7 @@ def hash_not_checked() -> None:
 
 def pruned_before_verified() -> None:
     """A committed checkpoint counts, read back or not."""
-    pruning.problem = lambda folder, manifest: None
+    pruning.problem = lambda folder, manifest, past_cache: None
 
 
 def buffer_copied_late() -> None:

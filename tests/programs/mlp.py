@@ -205,11 +205,11 @@ with SpotRun(config, binding={"model": f"mlp-{options.hidden}", "global_batch_si
     checkpoint.at_point = at_point
     real_problem = pruning.problem
 
-    def read_back(folder, manifest):
+    def read_back(folder, manifest, past_cache):
         faults.at(saves[0], "read-back")
         if options.hang_in_read_back:
             threading.Event().wait()
-        return real_problem(folder, manifest)
+        return real_problem(folder, manifest, past_cache)
 
     pruning.problem = read_back
     forward = threading.Event()
