@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -250,49 +251,60 @@ def machines(events: list[Event]) -> set[str]:
     return found | set(map(str, listed if isinstance(listed, list) else []))
 
 
-def run_id(paths: RunPaths, binding: Mapping[str, Any]) -> str:
-    """The run's identity: run.json's, else a hash of the binding configuration, so that two first attempts agree."""
-    with suppress(OSError, LayoutError):
-        known = read_json(paths.run_json).get("run_id")
-        if isinstance(known, str):
-            return known
-    return _new_run_id(binding)
-
-
-def _new_run_id(binding: Mapping[str, Any]) -> str:
+def new_run_id(binding: Mapping[str, Any]) -> str:
+    """A run's id at its beginning: a hash of the binding configuration, so that two first attempts agree."""
     return hashlib.sha256(json.dumps(dict(binding), sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def identity(paths: RunPaths, binding: Mapping[str, Any]) -> str | None:
+    """The run's id as its folder has it; None where nothing tells.
+
+    run.json's, as long as what binds this attempt or a checkpoint agrees with it, or there is none; else that of most
+    checkpoints. So neither a run.json nor a checkpoint that was copied here from another run makes this run another.
+
+    Raises:
+        OSError: the bucket cannot be read.
+    """
+    known, _ = _known_identity(paths)
+    if known == new_run_id(binding):
+        return known
+    ids = Counter[str]()
+    for name in list_checkpoints(paths):
+        with suppress(LayoutError, FileNotFoundError):
+            facts = read_manifest(paths.checkpoint(name)).facts
+            its = facts.get("run_id")
+            if not isinstance(its, str) or facts.get("attempt", str(name.attempt)) != str(name.attempt):
+                continue
+            if its == known:
+                return known
+            ids[its] += 1
+    return ids.most_common(1)[0][0] if ids else known
+
+
 def _keep_identity(paths: RunPaths, binding: Mapping[str, Any]) -> None:
-    """Write run.json where it is missing or torn, or disagrees with the newest manifest, which wins."""
+    """Write run.json where it is missing or torn, or is another run's."""
     known, torn = _known_identity(paths)
     end = time.monotonic() + BEING_WRITTEN_S
     while torn and time.monotonic() < end:  # Another first attempt may be writing it at this very moment.
         time.sleep(0.02)
         known, torn = _known_identity(paths)
-    truth: Any = None
-    for name in list_checkpoints(paths):
-        with suppress(LayoutError, OSError):
-            truth = read_manifest(paths.checkpoint(name)).facts.get("run_id")
-            break
-    if isinstance(known, str) and truth in (None, known):
+    true = identity(paths, binding) or new_run_id(binding)
+    if known == true:
         return
-    identity = truth if isinstance(truth, str) else known if isinstance(known, str) else None
-    if identity is None:
-        identity = _new_run_id(binding)
-    data = sealed({"layout_version": LAYOUT_VERSION, "run_id": identity})
+    data = sealed({"layout_version": LAYOUT_VERSION, "run_id": true})
     if torn or known is not None:
         paths.run_json.unlink(missing_ok=True)
     with suppress(FileExistsError):
         write_once(paths.run_json, data)
 
 
-def _known_identity(paths: RunPaths) -> tuple[Any, bool]:
+def _known_identity(paths: RunPaths) -> tuple[str | None, bool]:
     """(the run's id as run.json has it, whether that is torn)."""
     try:
         document = read_json(paths.run_json)
         check_seal(document)
-        return document.get("run_id"), False
+        known = document.get("run_id")
+        return (known, False) if isinstance(known, str) else (None, True)
     except FileNotFoundError:
         return None, False
     except LayoutError:

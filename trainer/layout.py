@@ -431,8 +431,12 @@ def sizes_agree(folder: Path, manifest: Manifest, size_of: Callable[[str], int] 
     return None
 
 
-def newest_committed(paths: RunPaths) -> tuple[CheckpointName, Manifest] | None:
+def newest_committed(paths: RunPaths, run_id: str | None = None) -> tuple[CheckpointName, Manifest] | None:
     """The newest checkpoint whose files have the sizes that its manifest says; None where there is none.
+
+    Args:
+        paths: The run's.
+        run_id: Another run's checkpoints are passed over; None: all count.
 
     Raises:
         LayoutVersionError: a newer release wrote it.
@@ -445,9 +449,14 @@ def newest_committed(paths: RunPaths) -> tuple[CheckpointName, Manifest] | None:
             raise
         except (LayoutError, FileNotFoundError):
             continue
-        if sizes_agree(paths.checkpoint(name), manifest) is None:
+        if is_of(manifest, run_id) and sizes_agree(paths.checkpoint(name), manifest) is None:
             return name, manifest
     return None
+
+
+def is_of(manifest: Manifest, run_id: str | None) -> bool:
+    """Whether a checkpoint is of this run, as far as both are known."""
+    return run_id is None or manifest.facts.get("run_id", run_id) == run_id
 
 
 def read_events(paths: RunPaths, attempt: AttemptName, names: Collection[str] = ()) -> list[Event]:

@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from trainer import export, interval, rng, state
-from trainer.attempt import persist, record, run_id, superseded
+from trainer.attempt import persist, record, superseded
 from trainer.hashing import fingerprint
 from trainer.layout import EXIT_PREEMPTED, EXIT_STOPPED, EXIT_SUPERSEDED, STOP_REQUEST_S, CheckpointName
 from trainer.notice import Notice
@@ -186,7 +186,6 @@ class Loop:
         self.pace = interval.Pace()
         self.costs: interval.Costs | None = None
         self.lives = interval.Lives(0.0, 0)
-        self.run_id = ""
         self._weights: list[int] = []
         self._buffers: dict[str, torch.Tensor] = {}
         self._fetched: dict[int, list[Micro]] = {}
@@ -261,7 +260,7 @@ class Loop:
     def restore(self) -> None:
         """Load the newest whole checkpoint, if there is one; records it and says so in a line."""
         run, started = self.run_, time.monotonic()
-        found = find_whole(self.together, run.paths, self._whole_state({}), run.between)
+        found = find_whole(self.together, run.paths, self._whole_state({}), run.between, run.run_id)
         counters: dict[str, Any] = {}
         checkpoint_name: CheckpointName | None = None
         if found.loaded:
@@ -307,7 +306,6 @@ class Loop:
         run, attempt = self.run_, self.run_.attempt
         assert attempt
         with within("reading the attempts' records", RECORDS_S):
-            self.run_id = run_id(run.paths, run.binding)
             lost = max(0, last_step_done(attempt) - self.done)
         fields = {
             "step": self.done,
@@ -632,7 +630,7 @@ class Loop:
     def _facts(self) -> dict[str, Any]:
         device = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
         return {
-            "run_id": self.run_id,
+            "run_id": self.run_.run_id,
             "step": self.done,
             "samples": self.done * self.config.global_batch_size,
             "world_size": self.together.world_size,

@@ -26,6 +26,7 @@ from trainer.layout import (
     Manifest,
     RunPaths,
     event_named,
+    is_of,
     list_checkpoints,
     read_events,
     read_manifest,
@@ -101,11 +102,15 @@ class Pruner:
         self._looked = True
         with within("listing checkpoints"):
             names = list_checkpoints(self._paths)
+        run_id = read_manifest(self._paths.checkpoint(max(self._known))).facts.get("run_id")
         for name in names:
             if name < min(self._known) and self._proves(name):
                 with suppress(LayoutError, FileNotFoundError):
                     manifest = read_manifest(self._paths.checkpoint(name))
-                    if problem(self._paths.checkpoint(name), manifest, self.on_disk) is None:
+                    whole = is_of(manifest, run_id) and not problem(
+                        self._paths.checkpoint(name), manifest, self.on_disk
+                    )
+                    if whole:
                         self._known.add(name)
             if len(self._known) >= self._keep_latest:
                 return

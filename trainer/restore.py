@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from trainer.attempt import pause
-from trainer.layout import EXIT_FAILED, MANIFEST, CheckpointName, Manifest, RunPaths, list_checkpoints
+from trainer.layout import EXIT_FAILED, MANIFEST, CheckpointName, Manifest, RunPaths, is_of, list_checkpoints
 from trainer.patience import within
 from trainer.reading import DamagedError, open_checkpoint, read
 from trainer.saving import BucketError, fatal_code
@@ -19,6 +19,7 @@ from trainer.state import State, rebuilt, wanted
 from trainer.together import Together
 
 READ_TRIES = 6
+FIRST_RETRY_S = 0.5
 UNSEEN_S = 20.0
 """How long a machine's mount may take to show what another machine's has shown."""
 
@@ -49,13 +50,22 @@ class Found:
     """Rank 0's: {checkpoint, reason} of each that was not whole, newest first."""
 
 
-def find_whole(together: Together, paths: RunPaths, live: State, between: Callable[[], None]) -> Found:
+def find_whole(
+    together: Together, paths: RunPaths, live: State, between: Callable[[], None], run_id: str | None = None
+) -> Found:
     """Load the newest checkpoint that all ranks find as its manifest says, newest first.
 
     Rank 0 chooses, each rank reads what it needs of `live`, every share is hashed by one rank at least, and one rank's
     doubt is enough for all to go on to the checkpoint before. A folder that vanishes meanwhile was pruned by another
     attempt: rank 0 lists again. A file that cannot be read is not damaged: it is tried again, and then the attempt
     ends, because to start from an older checkpoint, or from none, would throw steps away that are not lost.
+
+    Args:
+        together: The ranks.
+        paths: The run's.
+        live: The state that is to become the checkpoint's.
+        between: Called while waiting; raises to stop.
+        run_id: Rank 0's: another run's checkpoints are rejected; None: whatever lies there is this run's.
 
     Raises:
         LayoutVersionError: a newer release wrote one of them.
@@ -78,7 +88,7 @@ def find_whole(together: Together, paths: RunPaths, live: State, between: Callab
         name = CheckpointName.parse(choice)
         assert name
         with together.beating(f"beat/verdict/{turn}/{together.rank}"):
-            loaded, reason, code = _try_load(together, paths, name, live, between)
+            loaded, reason, code = _try_load(together, paths, name, live, between, run_id)
         digest = loaded.digest if loaded else None
         verdicts: list[Any] = together.gather(f"verdict/{turn}", [reason, code, digest], between)
         for why, code, _ in verdicts:
@@ -113,13 +123,21 @@ def load(folder: Path, live: State, rank: int = 0, ranks: int = 1) -> Loaded:
 
 
 def _try_load(
-    together: Together, paths: RunPaths, name: CheckpointName, live: State, between: Callable[[], None]
+    together: Together,
+    paths: RunPaths,
+    name: CheckpointName,
+    live: State,
+    between: Callable[[], None],
+    run_id: str | None,
 ) -> tuple[Loaded | None, str | None, int | None]:
     """(the checkpoint, what is wrong with it, the exit code where that cannot be known)."""
     folder, end = paths.checkpoint(name), time.monotonic() + UNSEEN_S
     while True:
         try:
-            return again(lambda: load(folder, live, together.rank, together.world_size), between), None, None
+            loaded = again(lambda: load(folder, live, together.rank, together.world_size), between)
+            if not is_of(loaded.manifest, run_id):
+                return None, f"it is another run's ({loaded.manifest.facts.get('run_id')}, and not {run_id})", None
+            return loaded, None, None
         except (FileNotFoundError, DamagedError) as error:
             gone = not again((folder / MANIFEST).exists, between)
             # Another machine's mount may show new files a little later than the mount of rank 0, who saw this one.
@@ -147,5 +165,5 @@ def again(read: Callable[[], Any], between: Callable[[], None]) -> Any:
             if code is not None or try_number == READ_TRIES - 1:
                 where = f"{error.filename}: " if error.filename else ""
                 raise ReadError(f"{where}{error.strerror or error}", EXIT_FAILED if code is None else code) from None
-        pause(0.5 * 2**try_number, between)
+        pause(FIRST_RETRY_S * 2**try_number, between)
     raise AssertionError

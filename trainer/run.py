@@ -104,6 +104,8 @@ class SpotRun:
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self.launched_at = float(os.environ.get("SKYSPOT_LAUNCHED_AT", time.monotonic()))
         self.attempt: Attempt | None = None
+        self.run_id: str | None = None
+        """Rank 0: which run this is; other runs' checkpoints do not count."""
         self.newest: Manifest | None = None
         """Rank 0: the newest checkpoint's, as it was when the attempt began."""
         self.attempt_name: AttemptName
@@ -348,7 +350,9 @@ class SpotRun:
     def _open_attempt(self) -> None:
         """Rank 0: write `start`, then look whether there is anything to do, before model or data are touched."""
         attempts.check_bucket(self.paths)
-        found = attempts.persist(self.paths, lambda: newest_committed(self.paths), self.between)
+        found = attempts.persist(
+            self.paths, lambda: newest_committed(self.paths, attempts.identity(self.paths, self.binding)), self.between
+        )
         self.newest = found[1] if found else None
         newest_step = self.newest.step if self.newest else 0
         launch = attempts.launch_id()
@@ -364,6 +368,7 @@ class SpotRun:
             if opened and self.paths.attempt(opened).is_dir()
             else attempts.open_attempt(self.paths, launch=launch, between=self.between, **facts)
         )
+        self.run_id = attempts.persist(self.paths, lambda: attempts.identity(self.paths, self.binding), self.between)
         self.link.say_attempt(self.paths.root, self.attempt.name)
         self._refuse_other_binding(self.newest)
         from trainer.verify import problem

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -15,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 import truth
+from wait import readable
 
 from trainer import attempt as attempts
-from trainer import checkpoint, patience, saving, staging
+from trainer import checkpoint, patience, restore, saving, staging
 from trainer.layout import RunPaths
 from trainer.records import Records
-from trainer.restore import find_whole
 from trainer.saving import Boundary, BucketError, Keeping, Saver
 from trainer.state import State
 from trainer.together import Together
@@ -41,8 +42,15 @@ class Plan:
     step_s: float = 0.0
     limit_s: float = 120.0
     """After how long a call into the bucket counts as hanging."""
+    begin_at: int = 0
+    """The step that it begins at where nothing is there to restore."""
+    home: Path | None = None
+    """A machine of its own, with what it remembers; None: all share one."""
     plant: Callable[[], None] = field(default=lambda: None)
     """Puts a fault into the code."""
+
+
+STANDS_STILL_S = 60.0
 
 
 class _Seat(Together):
@@ -55,6 +63,9 @@ def run(plan: Plan, say: Callable[[dict[str, Any]], None]) -> int:
     Says {"restored": step or None, "digest": ...}, then {"committed": step} after each save that counts.
     """
     saving.FIRST_RETRY_S = 0.01
+    restore.FIRST_RETRY_S = 0.001
+    if plan.home:
+        os.environ["HOME"] = str(plan.home)
     staging.RESERVE_BYTES = 0
     patience.LIMIT_S = plan.limit_s
     if plan.clock_s:
@@ -69,6 +80,7 @@ def run(plan: Plan, say: Callable[[dict[str, Any]], None]) -> int:
             os.kill(os.getpid(), signal.SIGKILL)
 
     checkpoint.at_point = at_point
+    threading.Thread(target=_leave_what_hangs, args=(say,), daemon=True).start()
     paths = RunPaths(plan.run_dir)
     binding = {"run": plan.run}
     attempt = attempts.open_attempt(paths, launch="chaos", config={}, binding=binding)
@@ -76,8 +88,12 @@ def run(plan: Plan, say: Callable[[dict[str, Any]], None]) -> int:
     tensors = {name: torch.from_numpy(array) for name, array in truth.state(plan.run, 0).items()}
     steady = frozenset(name for name in tensors if name != "model.seen")
     live = State(dict(sorted(tensors.items())), {}, frozenset({"model.seen"}), steady)
-    found = find_whole(together, paths, live, lambda: None)
-    step, name = 0, None
+    try:
+        run_id = restore.again(lambda: attempts.identity(paths, binding), lambda: None)
+        found = restore.find_whole(together, paths, live, lambda: None, run_id)
+    except BucketError as error:
+        return error.code
+    step, name = plan.begin_at, None
     if found.loaded:
         name = found.loaded.name
         for key, tensor in found.loaded.tensors.items():
@@ -85,7 +101,7 @@ def run(plan: Plan, say: Callable[[dict[str, Any]], None]) -> int:
                 tensors[key].copy_(tensor)
         step = found.loaded.plain["step"]
         attempts.record(attempt, "restored", step=step, checkpoint=str(name))
-        say({"restored": step, "folder_step": name.step,
+        say({"restored": step, "folder_step": name.step, "run": found.loaded.plain["run"],
              "digest": truth.digest({key: tensor.numpy() for key, tensor in tensors.items()})})  # fmt: skip
     else:
         attempts.record(attempt, "restored", step=0, checkpoint=None)
@@ -102,13 +118,13 @@ def run(plan: Plan, say: Callable[[dict[str, Any]], None]) -> int:
             step += 1
             for key, array in truth.state(plan.run, step).items():
                 tensors[key].copy_(torch.from_numpy(array))
-            facts = {"run_id": attempts.run_id(paths, binding), "step": step, "attempt": str(attempt.name),
+            facts = {"run_id": run_id, "step": step, "attempt": str(attempt.name),
                      "world_size": 1, "binding": binding, "config": {}}  # fmt: skip
             records.line({"step": step, "loss": 0.0})
             records.cut()
             _wait(saver)
             said = _tell(saver, said, say)
-            saver.start(Boundary(step, step, live, {}, {"step": step}, facts))
+            saver.start(Boundary(step, step, live, {}, {"step": step, "run": plan.run}, facts))
         tensors["model.seen"].fill_(-1)
         _wait(saver)
         _tell(saver, said, say)
@@ -118,12 +134,17 @@ def run(plan: Plan, say: Callable[[dict[str, Any]], None]) -> int:
     return 0
 
 
+def _leave_what_hangs(say: Callable[[dict[str, Any]], None]) -> None:
+    """As SpotRun: a call that hangs ends the attempt, whatever thread it is in."""
+    while not (overdue := patience.overdue()):
+        time.sleep(0.02)
+    say({"left": overdue.code})
+    os._exit(overdue.code)
+
+
 def _wait(saver: Saver) -> None:
-    """As SpotRun: a call that hangs ends the attempt."""
     while not saver.idle:
         saver._decided.wait(0.02)
-        if overdue := patience.overdue():
-            raise BucketError(overdue.what, overdue.code)
     saver.check()
 
 
@@ -142,6 +163,10 @@ class Child:
     pipe: int
     heard: list[dict[str, Any]] = field(default_factory=list)
     status: int | None = None
+    ordered: bool = False
+    """Whether it was to be killed."""
+    stood_still: bool = False
+    """It had to be killed because it did not end."""
     _rest: bytes = b""
 
     def listen(self) -> bool:
@@ -153,19 +178,48 @@ class Child:
 
     def kill(self) -> None:
         """As a machine that is taken."""
+        self.ordered = True
         os.kill(self.pid, signal.SIGKILL)
 
     def wait(self) -> None:
-        """Until it has ended, and all that it said is heard."""
-        while self.listen():
-            pass
+        """Until it has ended, and all that it said is heard; one that stands still is ended."""
+        end = time.monotonic() + STANDS_STILL_S
+        while readable(self.pipe, end - time.monotonic()):
+            if not self.listen():
+                break
+        else:
+            self.stood_still = True
+            os.kill(self.pid, signal.SIGKILL)
         os.close(self.pipe)
         _, self.status = os.waitpid(self.pid, 0)
+
+    def wait_until_it_leaves(self) -> None:
+        """Until it has said its last word: it may not be able to end before what it hangs in is let go."""
+        end = time.monotonic() + STANDS_STILL_S
+        while not self.left and readable(self.pipe, end - time.monotonic()):
+            if not self.listen():
+                return
+
+    @property
+    def lives(self) -> bool:
+        """Whether it has not ended yet."""
+        return self.status is None and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
     @property
     def was_killed(self) -> bool:
         """Whether a SIGKILL ended it; else it was over before."""
         return self.status is not None and os.WIFSIGNALED(self.status)
+
+    def end(self, allowed: set[int]) -> str | None:
+        """What is wrong with how it ended; None where nothing is."""
+        assert self.status is not None
+        if self.stood_still:
+            return f"did not end within {STANDS_STILL_S:g} s"
+        if os.WIFSIGNALED(self.status):
+            number = os.WTERMSIG(self.status)
+            return None if self.ordered and number == signal.SIGKILL else f"was ended by signal {number}"
+        code = os.WEXITSTATUS(self.status)
+        return None if code in allowed else f"ended with {code}"
 
     @property
     def restored(self) -> dict[str, Any] | None:
@@ -194,10 +248,11 @@ def start(plan: Plan) -> Child:
     pid = os.fork()
     if pid:
         os.close(theirs)
-        return Child(pid, ours)
+        return Child(pid, ours, ordered=plan.kill_at is not None)
     code = 70
     try:
         os.close(ours)
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with its worker.
 
         def say(what: dict[str, Any]) -> None:
             os.write(theirs, json.dumps(what).encode() + b"\n")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
-import selectors
 import shutil
 import time
 from collections.abc import Callable
@@ -13,12 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import truth
-from child import Child, Plan, start
+from child import STANDS_STILL_S, Child, Plan, start
 from stores import Place
+from wait import readable
 
 from trainer.checkpoint import POINTS
 
 STEPS = 4
+OTHER = 50
+"""How the other run is numbered, above this one."""
 Strike = Callable[["Scene"], bool]
 
 
@@ -49,20 +52,30 @@ class Scene:
 
 def _until_restored(child: Child) -> bool:
     """Wait until it has said what it restored; False where it is over before."""
-    while child.restored is None:
+    while child.restored is None and readable(child.pipe, STANDS_STILL_S):
         if not child.listen():
             return False
-    return True
+    return child.restored is not None
 
 
 def _let_go(child: Child, seconds: float) -> None:
     """Wait so long, or until it is over."""
-    with selectors.DefaultSelector() as selector:
-        selector.register(child.pipe, selectors.EVENT_READ)
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0 and selector.select(left):
-            if not child.listen():
-                return
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0 and readable(child.pipe, left):
+        if not child.listen():
+            return
+
+
+def _hangs(child: Child) -> bool:
+    """Wait until a thread of it waits for a mount's answer; False where it is over, or does so not within a second."""
+    end = time.monotonic() + 1
+    while child.lives and not child.left and time.monotonic() < end:
+        for task in Path(f"/proc/{child.pid}/task").glob("*/wchan"):
+            with contextlib.suppress(OSError):
+                if task.read_text() in ("request_wait_answer", "__fuse_simple_request", "fuse_simple_request"):
+                    return True
+        _let_go(child, 0.005)
+    return False
 
 
 # -- the machine is taken ----------------------------------------------------------------------------------------------
@@ -108,7 +121,7 @@ def damaged(damage: Callable[[Path, random.Random, Scene], bool], *names: str) -
         folder = folder_of(scene.behind, victim)
         file = folder / scene.draw.choice(names or sorted(path.name for path in folder.iterdir()))
         hit = damage(file, scene.draw, scene)
-        scene.before = truth.whole(scene.behind)
+        scene.before = truth.whole(scene.behind, scene.plan.run)
         scene.begin().wait()
         return hit
 
@@ -147,8 +160,14 @@ def copied_over(file: Path, draw: random.Random, scene: Scene) -> bool:
     others = [folder_of(scene.behind, whole) for whole in scene.before if folder_of(scene.behind, whole) != file.parent]
     if not others:
         return False
-    shutil.copyfile(draw.choice(others) / file.name, file)
-    return True
+    return _put(file, (draw.choice(others) / file.name).read_bytes())
+
+
+def _put(file: Path, data: bytes) -> bool:
+    """Put something else into a file; False where it is the same."""
+    same = file.read_bytes() == data
+    file.write_bytes(data)
+    return not same
 
 
 def exchanged(file: Path, draw: random.Random, scene: Scene) -> bool:
@@ -158,18 +177,25 @@ def exchanged(file: Path, draw: random.Random, scene: Scene) -> bool:
         return False
     other = draw.choice(others) / file.name
     mine, theirs = file.read_bytes(), other.read_bytes()
-    file.write_bytes(theirs)
     other.write_bytes(mine)
-    return True
+    return _put(file, theirs)
 
 
 def another_runs(file: Path, draw: random.Random, scene: Scene) -> bool:
     """A file of another run's checkpoint of the same form."""
-    theirs = truth.whole(scene.other)
-    if not theirs:
-        return False
-    shutil.copyfile(folder_of(scene.other, draw.choice(theirs)) / file.name, file)
-    return True
+    theirs = truth.whole(scene.other, scene.plan.run + OTHER)
+    return _put(file, (folder_of(scene.other, draw.choice(theirs)) / file.name).read_bytes())
+
+
+def another_runs_checkpoint(scene: Scene) -> bool:
+    """A whole checkpoint of another run among this run's; it is newer than all of them."""
+    theirs = folder_of(scene.other, scene.draw.choice(truth.whole(scene.other, scene.plan.run + OTHER)))
+    here = scene.behind / "checkpoints" / theirs.name
+    fresh = scene.behind.exists() and not here.exists()
+    if fresh:
+        shutil.copytree(theirs, here)
+    scene.begin().wait()
+    return fresh
 
 
 def grown(file: Path, draw: random.Random, scene: Scene) -> bool:
@@ -183,28 +209,40 @@ def grown(file: Path, draw: random.Random, scene: Scene) -> bool:
 SUFFIXES = ("share-00000.safetensors", "state.json", "MANIFEST.json", "")
 
 
-def failing(call: str, number: int, times: int = 1) -> Strike:
+def failing(call: str, number: int, times: int = 1, restoring: bool = False) -> Strike:
+    """A call fails, once or so many times: during the saves, or while the state is restored."""
+
     def strike(scene: Scene) -> bool:
         faults = scene.place.faults
         assert faults
+        after, suffix = scene.draw.randrange(4), scene.draw.choice(SUFFIXES)
+        if restoring:
+            suffix = suffix or SUFFIXES[0]
+            faults.fail(call, number, after=after, times=times, suffix=suffix)
         child = scene.begin(step_s=0.002)
-        _until_restored(child)
-        faults.fail(call, number, after=scene.draw.randrange(4), times=times, suffix=scene.draw.choice(SUFFIXES))
+        if not restoring:
+            _until_restored(child)
+            faults.fail(call, number, after=after, times=times, suffix=suffix)
         child.wait()
         return faults.clear() > 0
 
     return strike
 
 
-def hanging(call: str) -> Strike:
+def hanging(call: str, restoring: bool = False) -> Strike:
+    """A call does not return: the attempt ends by itself."""
+
     def strike(scene: Scene) -> bool:
         faults = scene.place.faults
         assert faults
+        after, suffix = scene.draw.randrange(4), scene.draw.choice(SUFFIXES[:3])
+        if restoring:
+            faults.hang(call, after=after, suffix=suffix)
         child = scene.begin(limit_s=0.1, step_s=0.002)
-        _until_restored(child)
-        faults.hang(call, after=scene.draw.randrange(4), suffix=scene.draw.choice(SUFFIXES[:3]))
-        while not child.left and child.listen():
-            pass
+        if not restoring:
+            _until_restored(child)
+            faults.hang(call, after=after, suffix=suffix)
+        child.wait_until_it_leaves()
         hits = faults.clear()
         child.wait()
         return hits > 0
@@ -213,16 +251,22 @@ def hanging(call: str) -> Strike:
 
 
 def frozen(scene: Scene) -> bool:
-    child = scene.begin(step_s=0.002)
+    """The mount's daemon stops; the machine is taken while the attempt hangs, or the attempt ends by itself."""
+    taken = scene.draw.random() < 0.5
+    child = scene.begin(step_s=0.002, limit_s=120.0 if taken else 0.3)
     _until_restored(child)
     _let_go(child, scene.draw.random() * scene.later_s)
     scene.place.freeze()
     try:
-        child.kill()
+        hit = _hangs(child)
+        if taken:
+            child.kill()
+        else:
+            child.wait_until_it_leaves()
     finally:
         scene.place.thaw()
     child.wait()
-    return child.was_killed
+    return hit
 
 
 def silently_torn(scene: Scene) -> bool:
@@ -254,7 +298,8 @@ def two_attempts(scene: Scene) -> bool:
         _until_restored(one)
         _let_go(one, scene.draw.random() * scene.later_s)
     two = scene.begin(step_s=0.003)
-    both = _until_restored(two) and one.status is None
+    both = one.lives  # It soon sees that it is outnumbered, and leaves.
+    both = _until_restored(two) and both
     if scene.draw.random() < 0.5:
         _let_go(two, scene.draw.random() * scene.later_s)
         scene.draw.choice([one, two]).kill()
@@ -271,7 +316,7 @@ def clock_jumps(scene: Scene) -> bool:
         os.utime(path, (when, when))
     child = scene.begin(clock_s=off, kill_at=(scene.draw.choice(POINTS), scene.draw.randint(1, STEPS)))
     child.wait()
-    return True
+    return bool(scene.before)
 
 
 def machine_lost_before_the_upload(scene: Scene) -> bool:
@@ -283,7 +328,8 @@ def machine_lost_before_the_upload(scene: Scene) -> bool:
     child.kill()
     scene.place.mount.kill()
     child.wait()
-    return True
+    there = truth.whole(scene.behind, scene.plan.run)
+    return child.committed > (there[0].step if there else 0)
 
 
 MANIFEST, STATE, SHARE = "MANIFEST.json", "state.json", "share-00000.safetensors"
@@ -304,6 +350,7 @@ EVERYWHERE: dict[str, Strike] = {
     "swapped": damaged(exchanged),
     "swapped manifests": damaged(exchanged, MANIFEST),
     "another run's file": damaged(another_runs),
+    "another run's checkpoint": another_runs_checkpoint,
     "two attempts alive": two_attempts,
     "clock jumps": clock_jumps,
 }
@@ -313,10 +360,13 @@ WHERE_CALLS_FAIL: dict[str, Strike] = {
     "EIO": failing("write", errno.EIO),
     "EIO for good": failing("write", errno.EIO, times=100),
     "EIO at a read": failing("read", errno.EIO),
+    "EIO at the restore": failing("read", errno.EIO, restoring=True),
+    "EIO at the restore for good": failing("read", errno.EIO, times=100, restoring=True),
     "fsync fails": failing("fsync", errno.EIO),
     "read-only": failing("create", errno.EROFS, times=100),
     "hung write": hanging("write"),
     "hung close": hanging("close"),
+    "hung read at the restore": hanging("read", restoring=True),
     "frozen daemon": frozen,
     "silently torn": silently_torn,
     "stale listing": stale,
@@ -332,5 +382,11 @@ BY_STORE: dict[str, dict[str, Strike]] = {
 }
 NOT_THE_NEWEST = {"stale listing"}
 """Here the newest whole checkpoint cannot be known; any whole one of this run will do, or none."""
+MAY_END_WITH = {
+    "ENOSPC": {1}, "read-only": {1}, "EIO for good": {1}, "EIO at a read": {1}, "EIO at the restore for good": {1},
+    "hung write": {75}, "hung close": {75}, "hung read at the restore": {75}, "frozen daemon": {75},
+    "two attempts alive": {76}, "stale listing": {76},
+}  # fmt: skip
+"""Besides 0, as the stop table says."""
 LIES = {"silently torn"}
 """Here what was committed need not be there: the store said it was."""

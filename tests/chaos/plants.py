@@ -17,7 +17,7 @@ def marker_written_early() -> None:
     """The manifest is written while a share still is."""
     real = checkpoint.write_share
 
-    def write_share(path: Path, parts: Any, fetch: Any) -> FileRecord:
+    def write_share(path: Path, parts: Any, fetch: Any, staged: Any = None) -> FileRecord:
         copy = Path("/dev/shm") / f"chaos-{path.parent.name}-{threading.get_ident()}"
         record = real(copy, parts, fetch)
         data = copy.read_bytes()
@@ -89,6 +89,11 @@ def oldest_first() -> None:
     restore.list_checkpoints = lambda paths: real(paths)[::-1]
 
 
+def another_run_not_noticed() -> None:
+    """Whatever lies in the run's folder is taken for the run's."""
+    restore.is_of = lambda manifest, run_id: True
+
+
 def both(*plants: Callable[[], None]) -> Callable[[], None]:
     def plant() -> None:
         for one in plants:
@@ -105,5 +110,6 @@ PLANTS: dict[str, tuple[str, Callable[[], None]]] = {
     "step before the copy": ("local", both(step_before_the_copy, change_not_noticed)),
     "read-back trusted on a cached mount": ("rclone-cached", read_back_trusted_on_a_cached_mount),
     "oldest first": ("local", oldest_first),
+    "another run not noticed": ("local", another_run_not_noticed),
 }
 """By name: the store that shows it, and the mistake."""

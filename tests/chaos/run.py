@@ -20,11 +20,12 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,13 @@ import bucket_lab  # noqa: E402
 import torch  # noqa: E402
 import truth  # noqa: E402
 from child import Plan, start  # noqa: E402
-from faults import BY_STORE, LIES, NOT_THE_NEWEST, STEPS, Scene  # noqa: E402
+from faults import BY_STORE, LIES, MAY_END_WITH, NOT_THE_NEWEST, OTHER, STEPS, Scene  # noqa: E402
 from plants import PLANTS  # noqa: E402
 from stores import NAMES, Place, missing, place  # noqa: E402
 
 EPISODE = 12
 """Faults that strike one run, one after the other."""
+WATCHED = {"kill at random", "two attempts alive", "frozen daemon", "machine lost before the upload"}
 WHOLE = {"local": 10_000, "sequential": 10_000, "rclone": 300, "rclone-cached": 300}
 PLANT_FAULTS = 2000
 
@@ -68,6 +70,8 @@ class Tally:
     none: Counter[str] = field(default_factory=Counter)
     wrong: list[dict[str, Any]] = field(default_factory=list)
     done: set[tuple[str, int]] = field(default_factory=set)
+    what: dict[str, Any] = field(default_factory=dict)
+    """Of which campaign: its seed, its stores' faults and its kinds."""
 
     def take(self, line: dict[str, Any]) -> None:
         """One fault is over, or one episode."""
@@ -99,6 +103,8 @@ def judge(scene: Scene, kind: str, after: list[truth.Whole]) -> str | None:
     for number, child in enumerate(scene.children):
         if child.crash:
             return f"attempt {number} crashed: {child.crash}"
+        if trouble := child.end({0, *MAY_END_WITH.get(kind, ())}):
+            return f"attempt {number} {trouble}"
         said = child.restored
         if said is None:
             continue
@@ -109,6 +115,8 @@ def judge(scene: Scene, kind: str, after: list[truth.Whole]) -> str | None:
             continue
         if said["digest"] != truth.digest(truth.state(scene.plan.run, step)) or said["folder_step"] != step:
             return f"attempt {number} restored a state that is not the one of step {step}"
+        if said["run"] != scene.plan.run:
+            return f"attempt {number} restored run {said['run']}'s counters"
         if kind in NOT_THE_NEWEST:
             continue
         newest = scene.before[0].step if scene.before else 0
@@ -124,14 +132,49 @@ def judge(scene: Scene, kind: str, after: list[truth.Whole]) -> str | None:
     return None
 
 
+class Watch:
+    """What is seen behind the mount while attempts live: once a checkpoint is whole there, one always is."""
+
+    def __init__(self, behind: Path, run: int) -> None:
+        self.wrong: str | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, args=(behind, run))
+        self._thread.start()
+
+    def _look(self, behind: Path, run: int) -> None:
+        seen, missed = False, 0
+        while not self._over.wait(0.01):
+            there = bool(truth.whole(behind, run))
+            seen, missed = seen or there, 0 if there else missed + 1
+            if seen and missed == 3:  # A look itself takes time, in which what it has listed may be deleted.
+                self.wrong = "for a moment no whole checkpoint was in the store"
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+@contextlib.contextmanager
+def watched(behind: Path, run: int, kind: str) -> Iterator[Watch]:
+    """Have a look taken all the time, unless the fault itself is what damages checkpoints."""
+    watch = Watch(behind, run)
+    if kind not in WATCHED:
+        watch.close()
+    try:
+        yield watch
+    finally:
+        watch.close()
+
+
 def episode(job: Job, where: Place, again: Callable[[], Place]) -> Iterator[dict[str, Any]]:
     """Strike one run; yields what came of each fault. `again` mounts the store anew."""
     draw = random.Random(f"{job.seed}/{job.store}/{job.episode}")
     run = job.episode % 50
+    homes = where.behind.parent / f"homes-{job.store}-{job.episode}"
     name, neighbour = f"{job.store}-{job.episode}", f"other-{job.store}-{job.episode}"
     plant = PLANTS[job.plant][1] if job.plant else (lambda: None)
     plan = Plan(where.root / name, run, STEPS, plant=plant)
-    start(Plan(where.root / neighbour, run + 50, 3)).wait()
+    start(Plan(where.root / neighbour, run + OTHER, 3, begin_at=1000, home=homes / "0")).wait()
     kinds = BY_STORE[job.store]
     later_s = 0.05
     for number in range(job.faults):
@@ -139,23 +182,31 @@ def episode(job: Job, where: Place, again: Callable[[], Place]) -> Iterator[dict
             where = again()
         kind = draw.choice([kind for kind in sorted(kinds) if not job.kinds or kind in job.kinds])
         behind = where.behind / name
+        # A mount that is new each time is a new machine each time; else a machine is taken now and then.
+        home = homes / str(number) if where.uploads_later or draw.random() < 0.2 else homes / "0"
+        plan = replace(plan, home=home)
         scene = Scene(
             where, plan.run_dir, behind, where.behind / neighbour, plan, random.Random(draw.random()),
-            truth.whole(behind), [], later_s,
+            truth.whole(behind, run), [], later_s,
         )  # fmt: skip
         begun = time.monotonic()
-        hit = kinds[kind](scene)
-        after = truth.whole(behind)
+        with watched(behind, run, kind) as watch:
+            hit = kinds[kind](scene)
+        after = truth.whole(behind, run)
         later_s = 0.7 * later_s + 0.3 * min(1.0, time.monotonic() - begun)
         said = next((child.restored for child in scene.children if child.restored), None)
-        wrong = judge(scene, kind, after)
+        wrong = judge(scene, kind, after) or watch.wrong
+        if not wrong and number == job.faults - 1 and not where.uploads_later:  # What does the last fault leave?
+            last = replace(scene, before=after, children=[])
+            last.begin().wait()
+            wrong = judge(last, "", truth.whole(behind, run))
         yield {
             "store": job.store, "kind": kind, "number": job.episode * EPISODE + number, "hit": int(hit),
             "restored": (said or {}).get("restored"), "wrong": wrong,
         }  # fmt: skip
         if wrong:
             return
-    for path in (where.behind / name, where.behind / neighbour):
+    for path in (where.behind / name, where.behind / neighbour, homes):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -245,16 +296,20 @@ def keep(tally: Tally, state: Path | None) -> None:
     """Write down how far the campaign is."""
     if state:
         counts = {name: dict(getattr(tally, name)) for name in ("struck", "hit", "restored", "none")}
-        state.write_text(json.dumps({**counts, "done": sorted(tally.done)}))
+        text = json.dumps({**counts, "done": sorted(tally.done), "wrong": tally.wrong, "what": tally.what})
+        state.with_suffix(".new").write_text(text)
+        state.with_suffix(".new").replace(state)
 
 
-def resumed(state: Path | None) -> Tally:
+def resumed(state: Path | None, what: dict[str, Any]) -> Tally:
     """A tally as it was kept; of episodes that were not over, the counts are kept too, and they are struck again."""
     if state is None or not state.exists():
-        return Tally()
+        return Tally(what=what)
     kept = json.loads(state.read_text())
+    if kept.get("what") != what:
+        raise SystemExit(f"{state} is of another campaign ({kept.get('what')}): delete it to begin this one")
     counters = {name: Counter(kept[name]) for name in ("struck", "hit", "restored", "none")}
-    return Tally(**counters, done={(store, number) for store, number in kept["done"]})
+    return Tally(**counters, done={(store, number) for store, number in kept["done"]}, wrong=kept["wrong"], what=what)
 
 
 def jobs_for(faults: dict[str, int], seed: int, kinds: tuple[str, ...]) -> list[Job]:
@@ -305,17 +360,19 @@ def main() -> int:
             print(line or f"{name}: NOT FOUND in {PLANT_FAULTS} faults")
         shutil.rmtree(folder, ignore_errors=True)
         return 0 if all(found.values()) else 1
+    only = tuple(options.kinds.split(",")) if options.kinds else ()
     if options.only:
         store, _, number = options.only.partition(":")
-        jobs = [Job(store, int(number) // EPISODE, options.seed, int(number) % EPISODE + 1)]
+        counts = {store: 1}
+        jobs = [Job(store, int(number) // EPISODE, options.seed, int(number) % EPISODE + 1, "", only)]
     else:
         stores = [store for store in options.stores.split(",") if store]
         for store in stores:
             if reason := missing(store):
                 print(f"{store}: left out, {reason}")
         counts = {store: options.faults or WHOLE[store] for store in stores if not missing(store)}
-        jobs = jobs_for(counts, options.seed, tuple(options.kinds.split(",")) if options.kinds else ())
-    tally = resumed(options.state)
+        jobs = jobs_for(counts, options.seed, only)
+    tally = resumed(options.state, {"seed": options.seed, "faults": counts, "kinds": list(only)})
     begun = time.monotonic()
     interrupted = False
     try:
@@ -328,7 +385,11 @@ def main() -> int:
     print(f"{count} faults struck, {hits} hit, {len(tally.wrong)} not survived, in {time.monotonic() - begun:.0f} s")
     for line in tally.wrong:
         print(f"WRONG at {line['store']}:{line['number']} ({line['kind']}): {line['wrong']}\nleft in {folder}")
-        print(f"again: python tests/chaos/run.py --seed {options.seed} --only {line['store']}:{line['number']}")
+        kinds = f" --kinds '{options.kinds}'" if options.kinds else ""
+        again = f"--seed {options.seed} --only {line['store']}:{line['number']}{kinds}"
+        print(f"again: python tests/chaos/run.py {again}")
+    if tally.wrong and options.state:
+        print(f"{options.state} keeps this: delete it once the fault is mended, to begin anew")
     if not tally.wrong:
         shutil.rmtree(folder, ignore_errors=True)
     return 130 if interrupted else 1 if tally.wrong else 0

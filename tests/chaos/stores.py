@@ -46,7 +46,7 @@ class Place:
 
 def missing(name: str) -> str | None:
     """Why there is no such store on this machine; None where there is."""
-    return None if name == "local" else bucket_lab.missing()
+    return None if name == "local" else faultfs.missing() if name == "sequential" else bucket_lab.missing()
 
 
 @contextlib.contextmanager

@@ -48,8 +48,13 @@ def digest(tensors: dict[str, np.ndarray]) -> str:
     return hashed.hexdigest()
 
 
-def whole(run_dir: Path) -> list[Whole]:
-    """The whole checkpoints of a run, newest first."""
+def run_id(run: int) -> str:
+    """How a run is called in its manifests."""
+    return hashlib.sha256(json.dumps({"run": run}, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def whole(run_dir: Path, run: int) -> list[Whole]:
+    """The whole checkpoints of a run in its folder, newest first; another run's do not count."""
     try:
         names = [path.name for path in (run_dir / "checkpoints").iterdir()]
     except FileNotFoundError:
@@ -57,12 +62,12 @@ def whole(run_dir: Path) -> list[Whole]:
     found = []
     for name in names:
         match = NAME.fullmatch(name)
-        if match and _is_whole(run_dir / "checkpoints" / name, int(match[1]), f"a{match[2]}-{match[3]}"):
+        if match and _is_whole(run_dir / "checkpoints" / name, int(match[1]), f"a{match[2]}-{match[3]}", run_id(run)):
             found.append(Whole(int(match[1]), int(match[2]), match[3], int(match[4])))
     return sorted(found, reverse=True)
 
 
-def _is_whole(folder: Path, step: int, attempt: str) -> bool:
+def _is_whole(folder: Path, step: int, attempt: str, its_run: str) -> bool:
     try:
         manifest = json.loads((folder / "MANIFEST.json").read_bytes().decode("utf-8"))
         files, seal = manifest["files"], manifest.pop("seal", None)
@@ -71,6 +76,8 @@ def _is_whole(folder: Path, step: int, attempt: str) -> bool:
             if hashlib.blake2b(text, digest_size=16).hexdigest() != seal:
                 return False
         if (manifest["step"], manifest["attempt"], manifest["kind"]) != (step, attempt, "checkpoint"):
+            return False
+        if manifest["run_id"] != its_run:
             return False
         if "state.json" not in files or "share-00000.safetensors" not in files:
             return False
