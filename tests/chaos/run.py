@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import os
 import random
@@ -213,6 +214,7 @@ def episode(job: Job, where: Place, again: Callable[[], Place]) -> Iterator[dict
 def work(jobs: list[Job], folder: Path, pipe: int) -> None:
     """A worker's life: its jobs, one after the other, each fault a line."""
     folder.mkdir()
+    gc.freeze()  # An attempt is a fork of this: what it does not touch it need not copy.
     with contextlib.ExitStack() as stack, contextlib.ExitStack() as mount:
         store = None
         if any(job.store.startswith("rclone") for job in jobs):
