@@ -29,6 +29,9 @@ from trainer.layout import (
     Manifest,
     RunPaths,
     from_json,
+    id_among,
+    is_of,
+    known_id,
     list_checkpoints,
     parse_event,
     read_manifest,
@@ -98,7 +101,20 @@ def look(paths: RunPaths, told: Callable[[int, int], None] = lambda done, of: No
                 found.append(one)
                 told(len(found), len(work))
         with_manifest = {name for name, files in sizes.items() if MANIFEST in files}
-        return [_timed(paths, one) for one in _recorded(found, _records(paths, names), with_manifest)]
+        recorded = _recorded(found, _records(paths, names), with_manifest)
+        return [_timed(paths, one) for one in _of_this_run(paths, list(recorded))]
+
+
+def _of_this_run(paths: RunPaths, found: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """The checkpoints; those of another run as such: a resume passes them by."""
+    there = [(name, one.manifest) for one in found if one.manifest and (name := CheckpointName.parse(one.name))]
+    run_id = id_among(known_id(paths)[0], there)
+    return [
+        one
+        if one.manifest is None or one.name == FINAL or is_of(one.manifest, run_id)
+        else replace(one, whole=False, problem=f"it is another run's ({one.manifest.facts['run_id']})", manifest=None)
+        for one in found
+    ]
 
 
 def _by_folder(sizes: Mapping[str, int]) -> dict[str, dict[str, int]]:

@@ -17,7 +17,16 @@ from support import clean_env
 from skyspot import checkpoints, which_run
 from skyspot.errors import SkyspotError, UsageError
 from trainer.hashing import hash_bytes
-from trainer.layout import MANIFEST, FileRecord, Manifest, RunPaths, list_attempts, list_checkpoints, to_json
+from trainer.layout import (
+    MANIFEST,
+    FileRecord,
+    Manifest,
+    RunPaths,
+    list_attempts,
+    list_checkpoints,
+    read_manifest,
+    to_json,
+)
 
 SHARE = "share-00000.safetensors"
 
@@ -213,6 +222,20 @@ def test_a_damaged_checkpoint_behind_a_whole_one_fails_too_and_the_summary_says_
     assert summary == "2 checkpoints committed: 1 whole, 1 damaged. A resume goes on from step 8."
     flipped_bit(newest(run_dir))
     assert skyspot("verify", run_dir).stdout.splitlines()[2].endswith("A resume starts from the first step.")
+
+
+def test_another_runs_checkpoint_is_said_and_a_resume_goes_on_behind_it(run_dir: Path) -> None:
+    paths = RunPaths(run_dir)
+    name = list_checkpoints(paths)[0]
+    theirs = paths.checkpoints / f"{name.step + 900:010d}-{name.attempt}-{name.save}"
+    shutil.copytree(paths.checkpoint(name), theirs)
+    manifest = read_manifest(theirs)
+    facts = {**manifest.facts, "step": name.step + 900, "run_id": "another"}
+    (theirs / MANIFEST).write_bytes(Manifest(manifest.kind, manifest.files, facts).to_json())
+    done = skyspot("verify", run_dir)
+    assert done.returncode == 1
+    assert "another run's (another)" in done.stdout
+    assert f"A resume goes on from step {name.step}." in done.stdout
 
 
 def test_every_damaged_file_is_named_and_many_are_counted(run_dir: Path) -> None:
@@ -474,7 +497,8 @@ def test_a_file_is_hashed_in_pieces_and_never_held_whole(run_dir: Path) -> None:
 
 def test_ctrl_c_does_not_wait_for_a_bucket_that_hangs() -> None:
     code = (
-        "import threading\n"
+        "import signal, threading\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # A job in the background ignores it.
         "from skyspot.checkpoints import _in_order\n"
         "for one in _in_order([int, threading.Event().wait, threading.Event().wait], 2): print(one, flush=True)\n"
     )

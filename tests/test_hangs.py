@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import bucket_lab
@@ -12,7 +13,7 @@ import pytest
 from bucket_lab import Mounted, mounted, until
 from support import PROGRAMS, clean_env
 
-from trainer.layout import RunPaths, list_checkpoints, read_manifest
+from trainer.layout import LayoutError, RunPaths, list_checkpoints, read_manifest
 from trainer.verify import problem
 
 pytestmark = pytest.mark.skipif(bucket_lab.missing() is not None, reason=str(bucket_lab.missing()))
@@ -25,7 +26,7 @@ def mount(tmp_path: Path) -> Iterator[Mounted]:
         yield mount
 
 
-def begin(run_dir: Path, *args: str) -> subprocess.Popen[str]:
+def begin(run_dir: Path, behind: Path, *args: str) -> subprocess.Popen[str]:
     """An attempt that would go on for a while, with a checkpoint behind it."""
     command = [
         sys.executable, "-m", "trainer.launch", "--grace", str(GRACE_S), PROGRAMS / "mlp.py", "--dir", run_dir,
@@ -34,22 +35,24 @@ def begin(run_dir: Path, *args: str) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         command, env=clean_env(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
-    until("a checkpoint is committed", lambda: any((run_dir / "checkpoints").glob("*/MANIFEST.json")), 60)
+    # Behind the mount: in the mount a file is seen before it is uploaded.
+    until("a checkpoint is in the store", lambda: is_whole(behind), 60)
     return process
 
 
 def is_whole(run_dir: Path) -> bool:
     paths = RunPaths(run_dir)
     for name in list_checkpoints(paths):
-        if (paths.checkpoint(name) / "MANIFEST.json").exists():
-            return problem(paths.checkpoint(name), read_manifest(paths.checkpoint(name))) is None
+        with suppress(LayoutError, OSError):  # It is just being written.
+            if problem(paths.checkpoint(name), read_manifest(paths.checkpoint(name))) is None:
+                return True
     return False
 
 
 def test_a_frozen_mount_and_a_sigterm_end_within_the_grace_and_nothing_holds_the_pipes(
     mount: Mounted, tmp_path: Path
 ) -> None:
-    process = begin(mount.point / "run")
+    process = begin(mount.point / "run", tmp_path / "s3" / "store" / "bucket" / "run")
     mount.freeze()
     process.send_signal(signal.SIGTERM)
     begun = time.monotonic()
@@ -60,7 +63,9 @@ def test_a_frozen_mount_and_a_sigterm_end_within_the_grace_and_nothing_holds_the
 
 
 def test_a_frozen_mount_is_left_by_itself_for_a_new_machine(mount: Mounted, tmp_path: Path) -> None:
-    process = begin(mount.point / "run", "--constant", "patience.LIMIT_S=2")
+    process = begin(
+        mount.point / "run", tmp_path / "s3" / "store" / "bucket" / "run", "--constant", "patience.LIMIT_S=2"
+    )
     mount.freeze()
     output, _ = process.communicate(timeout=2 + GRACE_S + 10)
     assert process.returncode == 75, output

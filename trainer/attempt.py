@@ -17,8 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from trainer.layout import (
     EXIT_PREEMPTED,
     LAYOUT_VERSION,
     AttemptName,
+    CheckpointName,
     Event,
     LayoutError,
     LayoutVersionError,
@@ -38,6 +38,8 @@ from trainer.layout import (
     check_version,
     event_named,
     file_safe,
+    id_among,
+    known_id,
     last_event_number,
     list_attempts,
     list_checkpoints,
@@ -265,29 +267,25 @@ def identity(paths: RunPaths, binding: Mapping[str, Any]) -> str | None:
     Raises:
         OSError: the bucket cannot be read.
     """
-    known, _ = _known_identity(paths)
+    known, _ = known_id(paths)
     if known == new_run_id(binding):
         return known
-    ids = Counter[str]()
+    return id_among(known, _manifests(paths))
+
+
+def _manifests(paths: RunPaths) -> Iterator[tuple[CheckpointName, Manifest]]:
     for name in list_checkpoints(paths):
         with suppress(LayoutError, FileNotFoundError):
-            facts = read_manifest(paths.checkpoint(name)).facts
-            its = facts.get("run_id")
-            if not isinstance(its, str) or facts.get("attempt", str(name.attempt)) != str(name.attempt):
-                continue
-            if its == known:
-                return known
-            ids[its] += 1
-    return ids.most_common(1)[0][0] if ids else known
+            yield name, read_manifest(paths.checkpoint(name))
 
 
 def _keep_identity(paths: RunPaths, binding: Mapping[str, Any]) -> None:
     """Write run.json where it is missing or torn, or is another run's."""
-    known, torn = _known_identity(paths)
+    known, torn = known_id(paths)
     end = time.monotonic() + BEING_WRITTEN_S
     while torn and time.monotonic() < end:  # Another first attempt may be writing it at this very moment.
         time.sleep(0.02)
-        known, torn = _known_identity(paths)
+        known, torn = known_id(paths)
     true = identity(paths, binding) or new_run_id(binding)
     if known == true:
         return
@@ -296,19 +294,6 @@ def _keep_identity(paths: RunPaths, binding: Mapping[str, Any]) -> None:
         paths.run_json.unlink(missing_ok=True)
     with suppress(FileExistsError):
         write_once(paths.run_json, data)
-
-
-def _known_identity(paths: RunPaths) -> tuple[str | None, bool]:
-    """(the run's id as run.json has it, whether that is torn)."""
-    try:
-        document = read_json(paths.run_json)
-        check_seal(document)
-        known = document.get("run_id")
-        return (known, False) if isinstance(known, str) else (None, True)
-    except FileNotFoundError:
-        return None, False
-    except LayoutError:
-        return None, True
 
 
 def check_release(paths: RunPaths) -> None:

@@ -23,7 +23,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -452,6 +453,41 @@ def newest_committed(paths: RunPaths, run_id: str | None = None) -> tuple[Checkp
         if is_of(manifest, run_id) and sizes_agree(paths.checkpoint(name), manifest) is None:
             return name, manifest
     return None
+
+
+def known_id(paths: RunPaths) -> tuple[str | None, bool]:
+    """(the run's id as run.json has it, whether that is torn).
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        document = read_json(paths.run_json)
+        check_seal(document)
+        known = document.get("run_id")
+        return (known, False) if isinstance(known, str) else (None, True)
+    except FileNotFoundError:
+        return None, False
+    except LayoutError:
+        return None, True
+
+
+def id_among(known: str | None, found: Iterable[tuple[CheckpointName, Manifest]]) -> str | None:
+    """Which run a folder is of: as run.json says, if a checkpoint agrees or there is none; else as most of them say.
+
+    Args:
+        known: What run.json says.
+        found: The folder's checkpoints, newest first; asked for no more of them than it takes.
+    """
+    ids = Counter[str]()
+    for name, manifest in found:
+        its = manifest.facts.get("run_id")
+        if not isinstance(its, str) or manifest.facts.get("attempt", str(name.attempt)) != str(name.attempt):
+            continue
+        if its == known:
+            return known
+        ids[its] += 1
+    return ids.most_common(1)[0][0] if ids else known
 
 
 def is_of(manifest: Manifest, run_id: str | None) -> bool:

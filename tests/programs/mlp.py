@@ -76,11 +76,15 @@ config = RunConfig(
 )
 
 
+begun: list[int] = []
+"""The steps of which a save has begun; its folder is made a little later."""
+
+
 def take_machine() -> None:
     """End everything at once, as a reclaimed machine does: the launcher dies, and its ranks with it."""
     if options.commit_first:
         end = time.monotonic() + 20
-        while any(not (folder / "MANIFEST.json").exists() for folder in (options.dir / "checkpoints").iterdir()):
+        while begun and not any((options.dir / "checkpoints").glob(f"{begun[-1]:010d}-*/MANIFEST.json")):
             assert time.monotonic() < end
             time.sleep(0.01)
     os.kill(os.getppid(), signal.SIGKILL)
@@ -138,7 +142,15 @@ with SpotRun(config, binding={"model": f"mlp-{options.hidden}", "global_batch_si
     import torch
     from torch import nn
 
-    from trainer import checkpoint, loop, pruning, rng, staging
+    from trainer import checkpoint, loop, pruning, rng, saving, staging
+
+    start_save = saving.Saver.start
+
+    def start(self, boundary) -> None:
+        begun.append(boundary.step)
+        start_save(self, boundary)
+
+    saving.Saver.start = start
 
     class Numbers:
         """Samples that are a pure function of their number."""
