@@ -2,9 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SIZE ?= 1GB
+ROUNDS ?= 5
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench e2e
+.PHONY: demo test lint bench e2e chaos
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Error: no $(PYTHON) on PATH. Say which one: make PYTHON=python3.11 ..." >&2; exit 1; }
@@ -26,8 +28,13 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(READY)
+bench: $(READY)  ## What the command line and a checkpoint cost, beside others; the latter into docs/performance.md.
 	$(BIN)/python bench/startup.py
+	$(BIN)/python -m bench.checkpoint --size $(SIZE) --rounds $(ROUNDS)
+
+chaos: $(READY)  ## 20,600 faults; goes on where it was interrupted. make chaos CHAOS="--faults 100 --stores local"
+	$(BIN)/python tests/chaos/run.py --state .chaos.json $(CHAOS)
+	@rm -f .chaos.json
 
 e2e: $(READY)  ## SkyPilot itself on a real Slurm, with the real trainer, on loopback; skipped where root or apt are not at hand.
 	$(BIN)/python tests/e2e/run.py

@@ -52,6 +52,14 @@ def _complete_run(ctx: click.Context, parameter: click.Parameter, incomplete: st
     return sorted(path.stem for path in Path(".skyspot").glob("*.yaml") if path.stem.startswith(incomplete))
 
 
+def _complete_run_or_folder(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
+    """Runs by name, and folders."""
+    from click.shell_completion import CompletionItem
+
+    found = [CompletionItem(name) for name in _complete_run(ctx, parameter, incomplete)]
+    return [*found, CompletionItem(incomplete, type="dir")] if incomplete or not found else found
+
+
 def _complete_gpus(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """Accelerators by name, after the last comma."""
     from skyspot.gpus import NAMES
@@ -85,7 +93,7 @@ SHARED: list[Any] = [
     click.option("--max-spend", metavar="USD", callback=_not_yet, expose_value=False, help="Not in this release."),
     click.option("--deadline", metavar="TIME", callback=_not_yet, expose_value=False, help="Not in this release."),
     click.option("--num-nodes", type=int, metavar="N", help="Nodes."),
-    click.option("--save-every", metavar="STEPS", help="Steps between checkpoints."),
+    click.option("--save-every", metavar="STEPS|auto", help="Steps between checkpoints."),
     click.option(
         "--strategy",
         type=click.Choice(["failover", "eager_next_region"], case_sensitive=False),
@@ -345,6 +353,49 @@ def cancel(job: str, grace: float, now: bool, yes: bool, verbose: bool) -> None:
     from skyspot import launch_cli
 
     launch_cli.cancel(job, grace, now, yes)
+
+
+@cli.group(cls=_Group)
+def checkpoints() -> None:
+    """List or verify a run's checkpoints.
+
+    RUN is the run's folder, its URL (s3://, gs://, az://, r2://, or whatever else fsspec reads), or its name: where
+    .skyspot/RUN.yaml is here, or in the bucket that skyspot.yaml names.
+    """
+
+
+@checkpoints.command("list", short_help="List them, newest first.")
+@click.argument("run", metavar="RUN", shell_complete=_complete_run_or_folder)
+@click.option("--json", "as_json", is_flag=True, help="For a program.")
+def checkpoints_list(run: str, as_json: bool) -> None:
+    """List a run's checkpoints, newest first: step, age, size, attempt, and whether sizes are as they should be.
+
+    Age is by the record of the attempt that saved it; ~ marks one that has none. Nothing is hashed.
+
+    \b
+    Examples: skyspot checkpoints list run-001
+              skyspot checkpoints list s3://my-checkpoints/run-001 --json
+    """  # noqa: D301
+    from skyspot import checkpoints_cli
+
+    checkpoints_cli.show(run, as_json)
+
+
+@checkpoints.command("verify", short_help="Read them again: does every file hash to what its manifest says?")
+@click.argument("run", metavar="RUN", shell_complete=_complete_run_or_folder)
+@click.option("--json", "as_json", is_flag=True, help="For a program.")
+def checkpoints_verify(run: str, as_json: bool) -> None:
+    """Read a run's checkpoints and its exported model again, and compare every file's hash with its manifest.
+
+    Exit status 0: a checkpoint is committed, and all that are committed are whole. What a preemption left of a save is
+    not committed: it is shown, and is no error.
+
+    \b
+    Example: skyspot checkpoints verify s3://my-checkpoints/run-001
+    """  # noqa: D301
+    from skyspot import checkpoints_cli
+
+    sys.exit(checkpoints_cli.verify(run, as_json))
 
 
 def main() -> None:

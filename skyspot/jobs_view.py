@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from rich.table import Table
 
 from skyspot.jobs import Seen
 from skyspot.launch import Before, Launch
+from skyspot.words import ago, clock, many
 
 _HIDDEN = "***"
 
@@ -73,7 +73,7 @@ def plan_lines(launch: Launch, before: Before) -> list[str]:
         lines.append("Secrets:     " + ", ".join(f"{name}={_HIDDEN}" for name in launch.secrets))
     if before.progress:
         done = f"step {before.progress.committed_step}" if before.progress.committed_step else "its start"
-        lines.append(f"Resumes:     {launch.name} from {done}, after {_many(before.progress.attempts, 'attempt')}")
+        lines.append(f"Resumes:     {launch.name} from {done}, after {many(before.progress.attempts, 'attempt')}")
     elif before.unread:
         lines.append(f"Run folder:  not looked at: {before.unread}")
     else:
@@ -135,11 +135,11 @@ def show_queue(seen: Sequence[Seen]) -> None:
         table.add_row(
             str(one.job.id),
             one.job.name,
-            f"{one.job.status} {_clock(one.job.duration_s)}".strip(),
+            f"{one.job.status} {clock(one.job.duration_s)}".strip(),
             "finished" if p and p.finished else steps,
             f"{p.loss:.3f}" if p and p.loss is not None else "-",
             str(p.attempts) if p else "-",
-            _age(p.committed_at) if p else "-",
+            ago(p.committed_at) if p else "-",
             " ".join(part for part in (one.job.resources, one.job.infra) if part),
         )
     Console(highlight=False).print(table)
@@ -174,23 +174,5 @@ def _or(value: int | None) -> str:
     return "-" if value is None else str(value)
 
 
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
-
-
 def _cut(text: str, limit: int = 240) -> str:
     return text if len(text) <= limit else f"{text[:limit]}..."
-
-
-def _age(at: float | None) -> str:
-    return "-" if at is None else f"{_clock(max(0.0, time.time() - at))} ago"
-
-
-def _clock(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    whole = round(seconds)
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if whole >= size:
-            return f"{whole // size}{unit}"
-    return f"{whole}s"

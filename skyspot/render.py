@@ -57,10 +57,6 @@ def task_yaml(options: Options) -> Rendered:
     if options.save_every is not None:
         if "save_every" not in declared:
             raise UsageError(f"--save-every: template {chosen.name} has no parameter save_every")
-        if options.save_every == "auto":
-            raise UsageError("--save-every auto is not in this release: give a number of steps")
-        if not re.fullmatch(r"\d{1,9}", options.save_every):
-            raise UsageError(f"--save-every: {shown(options.save_every)} is not a number of steps")
         given["save_every"] = options.save_every
     store = buckets.checkpoints(options.bucket)
     mounts: dict[str, Any] = {store.mount: store.source} if store.mount else {}
@@ -114,6 +110,9 @@ def _check_sizes(parameters: dict[str, Any]) -> None:
     Raises:
         UsageError: a size that is none, or a micro-batch that does not divide the batch.
     """
+    every = parameters.get("save_every")
+    if isinstance(every, str) and not re.fullmatch(r"0*[1-9]\d{0,8}|auto", every):
+        raise UsageError(f"--save-every: {shown(every)} is neither a number of steps above 0 nor auto")
     for name in ("max_steps", "global_batch_size", "micro_batch_size", "seq_len", "save_every"):
         value = parameters.get(name)
         if isinstance(value, int) and value < 1:

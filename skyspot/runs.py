@@ -7,6 +7,7 @@ there. Buckets are read through fsspec; what reads a cloud's is in the extra of 
 from __future__ import annotations
 
 import configparser
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 
 from skyspot.errors import SkyspotError
 from trainer.layout import (
+    MAX_JSON_BYTES,
     AttemptName,
     CheckpointName,
     LayoutError,
@@ -30,7 +32,14 @@ from trainer.layout import (
 
 CHECKPOINT_DIR = "SKYSPOT_CHECKPOINT_DIR"
 WRITTEN = ".skyspot"
-_EXTRAS = {"s3": "aws", "gs": "gcp", "r2": "aws", "az": "azure"}
+_EXTRAS = {
+    "s3": "aws", "s3a": "aws", "r2": "aws", "gs": "gcp", "gcs": "gcp", "az": "azure", "abfs": "azure", "abfss": "azure",
+}  # fmt: skip
+_LOGIN = {
+    "aws": "`aws configure`",
+    "gcp": "`gcloud auth application-default login`",
+    "azure": "AZURE_STORAGE_CONNECTION_STRING",
+}
 _STORES = {"s3": "s3", "gcs": "gs", "r2": "r2", "azure": "az"}
 
 
@@ -118,9 +127,9 @@ def _remote(url: str, inside: str) -> Path:
     if scheme == "https" and ".blob.core.windows.net/" in rest:
         host, _, rest = rest.partition("/")
         scheme, options = "az", {"account_name": host.partition(".")[0]}
-    if scheme not in _EXTRAS:
-        raise UnreadableError(f"{scheme}:// is not read from here")
-    extra = _EXTRAS[scheme]
+    if scheme in ("file", "local"):
+        return Path(rest, inside)
+    extra = _EXTRAS.get(scheme)
     if scheme == "r2":
         scheme, options = "s3", _r2_options()
     try:
@@ -129,8 +138,12 @@ def _remote(url: str, inside: str) -> Path:
         # Listings and contents change while we look.
         path: Any = UPath(f"{scheme}://{rest}", use_listings_cache=False, skip_instance_cache=True, **options)
         path.fs.invalidate_cache()  # Imports what reads this kind of bucket.
-    except ImportError:
+    except ImportError as error:
+        if extra is None:
+            raise UnreadableError(f"{scheme}:// is not read from here: {_first_line(error)}") from None
         raise UnreadableError(f"{url} cannot be read without pip install 'skyspot[{extra}]'") from None
+    except Exception as error:  # Whatever a file system's constructor makes of the URL.
+        raise UnreadableError(f"{url} is not read from here: {_first_line(error)}{_login(scheme, error)}") from error
     found: Path = path / inside if inside else path
     return found
 
@@ -240,10 +253,65 @@ def reading(paths: RunPaths) -> Iterator[None]:
     except Exception as error:
         if isinstance(paths.root, Path) and not isinstance(error, OSError):
             raise
-        text = str(error).strip().splitlines()
-        raise UnreadableError(
-            f"{paths.root} cannot be read from here: {text[0] if text else type(error).__name__}"
-        ) from error
+        remedy = _login(str(paths.root).partition("://")[0], error)
+        raise UnreadableError(f"{paths.root} cannot be read from here: {_first_line(error)}{remedy}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0].rstrip(".") if text else type(error).__name__
+
+
+def _login(scheme: str, error: BaseException) -> str:
+    """Where a bucket's credentials come from, where it is them that an error is about."""
+    extra = _EXTRAS.get(scheme)
+    if extra and (isinstance(error, PermissionError) or "credential" in f"{type(error).__name__} {error}".lower()):
+        return f". Credentials come from {_LOGIN[extra]}"
+    return ""
+
+
+def sizes_below(folder: Path) -> dict[str, int]:
+    """The size, in bytes, of every file below a folder, by its path relative to it, with `/`.
+
+    Of a bucket it takes one listing, however many there are.
+
+    Raises:
+        OSError: it cannot be listed. A folder that is not there has no file.
+    """
+    found: dict[str, int] = {}
+    if isinstance(folder, Path):
+        for parent, _, names in os.walk(folder):
+            for name in names:
+                with suppress(OSError):  # Pruned meanwhile, or a link to nothing.
+                    path = Path(parent, name)
+                    found[path.relative_to(folder).as_posix()] = path.stat().st_size
+        return found
+    bucket: Any = folder
+    prefix = f"{bucket.path.rstrip('/')}/"
+    try:
+        listed = bucket.fs.find(bucket.path, detail=True)
+    except FileNotFoundError:
+        return found
+    for name, info in listed.items():
+        if name.startswith(prefix):
+            size = info.get("size")
+            found[name[len(prefix) :]] = size if isinstance(size, int) else int(bucket.fs.size(name))
+    return found
+
+
+def read_listed(path: Path, size: int) -> bytes:
+    """What is in a small file whose size a listing gave; of a bucket in one request.
+
+    Raises:
+        LayoutError: it is too large to be one.
+        OSError: it cannot be read.
+    """
+    if size > MAX_JSON_BYTES:
+        raise LayoutError("too large to be one")
+    if isinstance(path, Path):
+        return path.read_bytes()
+    bucket: Any = path
+    return bytes(bucket.fs.cat_file(bucket.path, start=0, end=size)) if size else b""
 
 
 def _int(value: Any) -> int | None:

@@ -2,8 +2,10 @@
 
 import functools
 import shutil
+import socket
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,31 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_dir(half: Path, tmp_path: Path) -> Path:
     """A copy of the half-done run, to be damaged."""
     return Path(shutil.copytree(half, tmp_path / "run"))
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that a real S3 server on loopback serves as the bucket `mine`."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    folder = tmp_path / "store" / "mine"
+    folder.mkdir(parents=True)
+    rclone = Path(sys.executable).parent / "rclone"
+    server = subprocess.Popen(
+        [rclone, "serve", "s3", "--addr", address, "--auth-key", "accesskey1,secretkey12345", "--config", "/dev/null",
+         "--dir-cache-time", "0s", folder.parent],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert server.stderr
+    while "Starting s3 server" not in (line := server.stderr.readline()):
+        assert line, "the S3 server did not start"
+    for name, value in (
+        ("AWS_ENDPOINT_URL", f"http://{address}"),
+        ("AWS_ACCESS_KEY_ID", "accesskey1"),
+        ("AWS_SECRET_ACCESS_KEY", "secretkey12345"),
+        ("AWS_DEFAULT_REGION", "us-east-1"),
+    ):
+        monkeypatch.setenv(name, value)
+    yield folder
+    server.kill()
+    server.communicate()

@@ -44,8 +44,8 @@ def launch(
 ) -> Ended:
     """Run a program of tests/programs under the launcher to its end.
 
-    Several processes have a thread each, as on two cores: on more, the launcher's share of them would make the runs that
-    other tests compare with (which pin one thread) sum in another order.
+    Several processes have a thread each, as on two cores: on more, the launcher's share of them would make the runs
+    that other tests compare with (which pin one thread) sum in another order.
     """
     env = env or clean_env(**({"OMP_NUM_THREADS": "1"} if processes > 1 else {}))
     options = ["--processes", str(processes), "--grace", str(grace)]

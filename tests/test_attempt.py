@@ -1,11 +1,13 @@
 """Attempts: numbers, identity, what binds a run, and when a launch gets nowhere."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from trainer import attempt
+from trainer.attempt import identity
 from trainer.layout import (
     EXIT_PREEMPTED,
     AttemptName,
@@ -17,6 +19,7 @@ from trainer.layout import (
     from_json,
     is_safe_name,
     list_attempts,
+    newest_committed,
     read_events,
     read_manifest,
     read_metrics,
@@ -74,6 +77,33 @@ def test_a_torn_run_json_is_written_again_from_the_newest_manifest(paths: RunPat
     paths.run_json.write_text('{"layout_version": 1, "run_id": "another"}')
     begin(paths)
     assert json.loads(paths.run_json.read_text())["run_id"] == "the-true-one"
+
+
+def test_a_checkpoint_or_a_manifest_of_another_run_does_not_make_this_run_that_one(paths: RunPaths) -> None:
+    begin(paths)
+    own = json.loads(paths.run_json.read_text())["run_id"]
+    commit(paths, 2, run_id=own)
+    commit(paths, 4, run_id="another")
+    begin(paths)
+    assert json.loads(paths.run_json.read_text())["run_id"] == identity(paths, {}) == own
+    found = newest_committed(paths, own)
+    assert found
+    assert found[1].step == 2
+    commit(paths, 6, run_id=own)
+    paths.run_json.unlink()
+    begin(paths)
+    assert json.loads(paths.run_json.read_text())["run_id"] == own
+
+
+def test_a_manifest_in_the_place_of_another_attempts_is_no_witness_for_a_torn_run_json(paths: RunPaths) -> None:
+    begin(paths)
+    own = json.loads(paths.run_json.read_text())["run_id"]
+    commit(paths, 2, run_id=own, attempt="a0001-aaaaaa")
+    commit(paths, 4, run_id="another", attempt="a0007-bbbbbb")
+    commit(paths, 6, run_id="another", attempt="a0007-bbbbbb")
+    paths.run_json.write_text('{"layout')
+    begin(paths)
+    assert json.loads(paths.run_json.read_text())["run_id"] == own
 
 
 def test_another_binding_is_refused_by_name_and_may_be_allowed(paths: RunPaths) -> None:
@@ -240,3 +270,16 @@ def test_steps_are_lost_over_attempts_that_came_to_nothing_too(paths: RunPaths) 
     attempt.record(later, "restored", step=4)
     end(later, step=6)
     assert last_step_done(begin(paths)) == 6, "what was done before that restore was counted then"
+
+
+@pytest.mark.parametrize("place", range(0, 300, 7))
+def test_a_flipped_bit_of_a_manifest_is_found(place: int) -> None:
+    manifest = Manifest(
+        "checkpoint", {"a": FileRecord(1, "0" * 32)}, {"step": 12, "config": {"lr": 0.1, "who": "\u00e9"}}
+    )
+    data = bytearray(manifest.to_json())
+    data[place % len(data)] ^= 1 << place % 7
+    with suppress(LayoutError):
+        found = Manifest.parse(bytes(data))  # White space was hit, or the name of the seal itself.
+        assert found.files == manifest.files
+        assert {key: found.facts[key] for key in manifest.facts} == manifest.facts

@@ -20,6 +20,12 @@ def test_flags_beat_the_file(tmp_path: Path) -> None:
     assert (config.max_steps, config.lr, config.save_interval_steps, config.cpu) == (7, 1e-4, 2, True)
 
 
+def test_auto_is_no_number() -> None:
+    config = parse(["--checkpoint-dir", "/c/run", "--save-every", "auto"])
+    assert config.save_interval_steps is None
+    assert config.to_json()["save_interval_steps"] is None
+
+
 MISTAKES = [
     (["--max-stesp", "3"], "--max-steps"),
     (["--max-spend", "3"], "not in this release"),
@@ -27,7 +33,10 @@ MISTAKES = [
     (["--deadline", "3h"], "not in this release"),
     (["--shard"], "not in this release"),
     (["--grad-checkpointing"], "not in this release"),
-    (["--save-every", "auto"], "not in this release"),
+    (["--save-every", "often"], "whole number"),
+    (["--save-every", "0"], "above 0"),
+    (["--save-failures", "0"], "above 0"),
+    (["--keep-every", "-1"], "less than 0"),
     (["--micro-batch-size", "auto"], "not in this release"),
     (["--report-to", "wandb"], "not in this release"),
     (["--global-batch-size", "10"], "2 or 5 would"),

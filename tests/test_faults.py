@@ -14,7 +14,7 @@ from support import PROGRAMS, REPO, clean_env, event, losses, mlp, weights
 
 from trainer.checkpoint import POINTS
 from trainer.hashing import hash_file
-from trainer.layout import MANIFEST, CheckpointName, RunPaths, list_attempts, list_checkpoints, read_manifest
+from trainer.layout import MANIFEST, CheckpointName, RunPaths, list_attempts, list_checkpoints, read_manifest, sealed
 
 
 def newest(run_dir: Path) -> Path:
@@ -245,7 +245,7 @@ def test_a_pickle_in_the_bucket_is_never_opened(run_dir: Path, whole: Path, tmp_
     document = json.loads((folder / MANIFEST).read_bytes())
     document["files"][share_of(folder).name] = {"bytes": len(bomb), "hash": hash_file(share_of(folder))}
     document["files"]["state.pkl"] = {"bytes": len(bomb), "hash": hash_file(folder / "state.pkl")}
-    (folder / MANIFEST).write_text(json.dumps(document))
+    (folder / MANIFEST).write_bytes(sealed(document))
     ended = mlp(run_dir)
     assert ended.code == 0, ended.output
     assert not burnt.exists()
@@ -257,7 +257,7 @@ def test_a_pickle_in_the_bucket_is_never_opened(run_dir: Path, whole: Path, tmp_
 def test_a_checkpoint_of_a_newer_layout_is_refused_in_a_line(run_dir: Path) -> None:
     manifest = newest(run_dir) / MANIFEST
     document = json.loads(manifest.read_bytes())
-    manifest.write_text(json.dumps({**document, "layout_version": 99}))
+    manifest.write_bytes(sealed({**document, "layout_version": 99}))
     before = sorted(str(path) for path in (run_dir / "checkpoints").rglob("*"))
     ended = mlp(run_dir)
     assert ended.code == 1

@@ -27,6 +27,12 @@ def test_rendering_and_rehearsing_load_neither_torch_nor_sky() -> None:
     assert not loaded & {"torch", "sky", "transformers", "accelerate", "numpy"}
 
 
+def test_checkpoints_are_verified_without_torch_and_without_sky() -> None:
+    loaded = loaded_by("import skyspot.checkpoints_cli, trainer.verify")
+    assert {"rich", "xxhash"} <= loaded
+    assert not loaded & {"torch", "sky", "transformers", "accelerate", "numpy", "yaml", "upath", "fsspec"}
+
+
 def test_a_template_is_rendered_without_what_a_plain_yaml_needs() -> None:
     code = (
         "from skyspot.cli import main\n"
@@ -46,7 +52,7 @@ def test_the_contract_needs_the_standard_library_alone() -> None:
     outside = loaded_by("import trainer.layout") - set(sys.stdlib_module_names) - {"trainer", "__main__"}
     outside = {name for name in outside if not name.startswith(("_", "sitecustomize", "usercustomize"))}
     assert outside == set()
-    for module in ("launch", "rank", "notice", "attempt", "keeper"):
+    for module in ("launch", "rank", "notice", "attempt", "keeper", "mounts"):
         more = loaded_by(f"import trainer.{module}") - set(sys.stdlib_module_names) - {"trainer", "__main__"}
         assert {name for name in more if not name.startswith("_")} == set(), module
 
@@ -55,7 +61,8 @@ def test_imports_go_one_way() -> None:
     for path in (REPO / "trainer").glob("*.py"):
         assert not any(name.startswith("skyspot") for name in imported(path)), path
     for path in (REPO / "skyspot").glob("*.py"):
-        assert not [name for name in imported(path) if name.startswith("trainer.") and name != "trainer.layout"], path
+        known = ("trainer.layout", "trainer.verify")
+        assert not [name for name in imported(path) if name.startswith("trainer.") and name not in known], path
         talks_to_sky = "sky" in {name.partition(".")[0] for name in imported(path)}
         assert talks_to_sky == (path.name == "managed_jobs.py"), path
     for path in [*(REPO / "skyspot").glob("*.py"), *(REPO / "trainer").glob("*.py")]:

@@ -17,35 +17,43 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from trainer.layout import (
+    EXIT_FAILED,
     EXIT_PREEMPTED,
     LAYOUT_VERSION,
     AttemptName,
+    CheckpointName,
     Event,
     LayoutError,
     LayoutVersionError,
     Manifest,
     RunPaths,
+    check_seal,
     check_version,
     event_named,
     file_safe,
+    id_among,
+    known_id,
     last_event_number,
     list_attempts,
     list_checkpoints,
     read_events,
     read_json,
     read_manifest,
+    sealed,
     to_json,
     write_once,
 )
+from trainer.patience import within
 
 START_RETRY_S = 600.0
+BEING_WRITTEN_S = 1.0
 OWN_DOING_IN_A_ROW = 3
 ANY_END_IN_A_ROW = 10
 FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -133,7 +141,8 @@ def persist(paths: RunPaths, work: Callable[[], _T], between: Callable[[], None]
     end, wait_s, said = time.monotonic() + START_RETRY_S, 0.5, False
     while True:
         try:
-            return work()
+            with within("recording the attempt", START_RETRY_S, EXIT_FAILED):
+                return work()
         except OSError as error:
             if error.errno in _HOPELESS or time.monotonic() > end:
                 raise AttemptError(
@@ -244,38 +253,45 @@ def machines(events: list[Event]) -> set[str]:
     return found | set(map(str, listed if isinstance(listed, list) else []))
 
 
-def run_id(paths: RunPaths, binding: Mapping[str, Any]) -> str:
-    """The run's identity: run.json's, else a hash of the binding configuration, so that two first attempts agree."""
-    with suppress(OSError, LayoutError):
-        known = read_json(paths.run_json).get("run_id")
-        if isinstance(known, str):
-            return known
-    return _new_run_id(binding)
-
-
-def _new_run_id(binding: Mapping[str, Any]) -> str:
+def new_run_id(binding: Mapping[str, Any]) -> str:
+    """A run's id at its beginning: a hash of the binding configuration, so that two first attempts agree."""
     return hashlib.sha256(json.dumps(dict(binding), sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _keep_identity(paths: RunPaths, binding: Mapping[str, Any]) -> None:
-    """Write run.json where it is missing or torn, or disagrees with the newest manifest, which wins."""
-    known: Any = None
-    torn = paths.run_json.exists()
-    with suppress(FileNotFoundError, LayoutError):
-        known, torn = read_json(paths.run_json).get("run_id"), False
-    truth: Any = None
+def identity(paths: RunPaths, binding: Mapping[str, Any]) -> str | None:
+    """The run's id as its folder has it; None where nothing tells.
+
+    run.json's, as long as what binds this attempt or a checkpoint agrees with it, or there is none; else that of most
+    checkpoints. So neither a run.json nor a checkpoint that was copied here from another run makes this run another.
+
+    Raises:
+        OSError: the bucket cannot be read.
+    """
+    known, _ = known_id(paths)
+    if known == new_run_id(binding):
+        return known
+    return id_among(known, _manifests(paths))
+
+
+def _manifests(paths: RunPaths) -> Iterator[tuple[CheckpointName, Manifest]]:
     for name in list_checkpoints(paths):
-        with suppress(LayoutError, OSError):
-            truth = read_manifest(paths.checkpoint(name)).facts.get("run_id")
-            break
-    if isinstance(known, str) and truth in (None, known):
+        with suppress(LayoutError, FileNotFoundError):
+            yield name, read_manifest(paths.checkpoint(name))
+
+
+def _keep_identity(paths: RunPaths, binding: Mapping[str, Any]) -> None:
+    """Write run.json where it is missing or torn, or is another run's."""
+    known, torn = known_id(paths)
+    end = time.monotonic() + BEING_WRITTEN_S
+    while torn and time.monotonic() < end:  # Another first attempt may be writing it at this very moment.
+        time.sleep(0.02)
+        known, torn = known_id(paths)
+    true = identity(paths, binding) or new_run_id(binding)
+    if known == true:
         return
-    identity = truth if isinstance(truth, str) else known if isinstance(known, str) else None
-    if identity is None:
-        identity = _new_run_id(binding)
-    data = to_json({"layout_version": LAYOUT_VERSION, "run_id": identity})
-    if torn or paths.run_json.exists():
-        paths.run_json.unlink()
+    data = sealed({"layout_version": LAYOUT_VERSION, "run_id": true})
+    if torn or known is not None:
+        paths.run_json.unlink(missing_ok=True)
     with suppress(FileExistsError):
         write_once(paths.run_json, data)
 
@@ -288,7 +304,9 @@ def check_release(paths: RunPaths) -> None:
         OSError: it cannot be read.
     """
     try:
-        check_version(read_json(paths.run_json))
+        document = read_json(paths.run_json)
+        check_seal(document)
+        check_version(document)
     except LayoutVersionError as error:
         raise LayoutVersionError(f"{paths.run_json}: {error}") from None
     except (FileNotFoundError, LayoutError):

@@ -9,36 +9,33 @@ A share is a plain safetensors file. Nothing here unpickles anything.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+import mmap
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainer.hashing import Hasher, hash_bytes
-from trainer.layout import (
-    MANIFEST,
-    FileRecord,
-    LayoutError,
-    LayoutVersionError,
-    Manifest,
-    from_json,
-    fsync,
-    read_manifest,
-    to_json,
-    write_once,
-)
+from trainer.hashing import BLOCK, CHUNK_BYTES, Hasher, hash_bytes, turn_past_cache
+from trainer.layout import MANIFEST, STATE, FileRecord, Manifest, fsync, to_json, write_once
+from trainer.patience import within, within_bytes
+from trainer.shards import Part
 
-STATE = "state.json"
-CHUNK_BYTES = 8 << 20
+PARTS = "parts"
+"""In a share's `__metadata__`: JSON of {tensor: [shape of the whole, offsets]}, of tensors that it has parts of."""
+
+_WORTH_A_BLOCK = 1 << 20
+"""A share of so many bytes begins with a header of whole blocks."""
 
 POINTS = ("folder-made", "share-half", "share-written", "state-written", "manifest-half", "manifest-written")
 """Where a machine may be taken during a save; each is passed once a save, in this order, on rank 0."""
 
-_DTYPES = {
+DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
     "I8": torch.int8,
@@ -55,59 +52,22 @@ _DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
-SAVED_DTYPES = {dtype: name for name, dtype in _DTYPES.items()}
+SAVED_DTYPES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def _pass(point: str) -> None:
     """Nothing: tests put a kill in its place."""
 
 
+_SYNC_FILE_RANGE_WRITE = 2
+try:
+    _sync_file_range: Any = ctypes.CDLL(None).sync_file_range
+    _sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+except (OSError, AttributeError):
+    _sync_file_range = None  # Linux alone has it.
+
 at_point: Callable[[str], None] = _pass
 """Called with each of POINTS as a save passes it."""
-
-
-# With these a file of a checkpoint is not as it was written; any other error says nothing of the file.
-_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
-
-
-class DamagedError(Exception):
-    """A checkpoint is not whole; the message names the file and what is wrong with it."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A whole checkpoint in memory."""
-
-    folder: Path
-    manifest: Manifest
-    tensors: dict[str, torch.Tensor]
-    plain: dict[str, Any]
-
-
-def deal(sizes: Mapping[str, int], ranks: int, rank0: Collection[str] = ()) -> list[list[str]]:
-    """Which rank writes which tensor: each to the rank with the fewest bytes so far, the largest first.
-
-    A pure function of names and sizes in bytes, so that all ranks agree without a word. `rank0` names what differs
-    between ranks and counts as rank 0 has it (buffers: DistributedDataParallel sends rank 0's to the others).
-    """
-    shares: list[list[str]] = [[name for name in sorted(sizes) if name in rank0], *([] for _ in range(ranks - 1))]
-    filled = [sum(sizes[name] for name in share) for share in shares]
-    for name in sorted(sizes.keys() - set(rank0), key=lambda name: (-sizes[name], name)):
-        rank = min(range(ranks), key=lambda candidate: (filled[candidate], candidate))
-        shares[rank].append(name)
-        filled[rank] += sizes[name]
-    return shares
-
-
-def copy_share(
-    tensors: Mapping[str, torch.Tensor], rank: int, ranks: int, rank0: Collection[str] = ()
-) -> dict[str, torch.Tensor]:
-    """This rank's share of the tensors (see `deal`), copied to the host; contiguous."""
-    mine = deal({name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}, ranks, rank0)[rank]
-    return {
-        name: tensors[name].detach().to("cpu", copy=True, memory_format=torch.contiguous_format).contiguous()
-        for name in mine
-    }
 
 
 def share_name(rank: int) -> str:
@@ -119,57 +79,151 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
 
 
-def write_share(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileRecord:
-    """Stream tensors into a new safetensors file, front to back.
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileRecord:
+    """Stream whole tensors, on the host and contiguous, into a new safetensors file; errors as of `write_share`."""
+    parts = [
+        Part(name, tensor.dtype, tuple(tensor.shape), (0,) * tensor.ndim, tuple(tensor.shape), (0,))
+        for name, tensor in tensors.items()
+    ]
+    return write_share(path, parts, lambda part: tensors[part.name])
+
+
+def write_share(
+    path: Path, parts: Sequence[Part], fetch: Callable[[Part], torch.Tensor], staged: memoryview | None = None
+) -> FileRecord:
+    """Stream parts of tensors into a new safetensors file, front to back; at most one part of each tensor.
+
+    Args:
+        path: The file.
+        parts: What to write.
+        fetch: Gives the contents of a part, on the host and contiguous; asked for one after the other.
+        staged: The contents of the first of the parts (in_order), side by side, from the start of a page of memory:
+            they are written past the system's cache, where the file system can.
 
     Raises:
         OSError: a write, the fsync or the close failed.
     """
-    # Wide types first, so that every tensor starts at a multiple of its item's size.
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, Any] = {}
-    offset = 0
-    for name in names:
-        tensor = tensors[name]
-        end = offset + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": SAVED_DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    hasher, written, half = Hasher(), 0, False
-    with path.open("xb", buffering=0) as file:
-
-        def put(data: memoryview) -> None:
-            nonlocal written, half
+    parts = in_order(parts)
+    text, offset = _header(parts)
+    hasher, half = Hasher(), False
+    with within("opening a share"):
+        file = _NewFile(path, past_cache=bool(staged))
+    try:
+        for data in _pieces(text, parts, fetch, staged):
             for start in range(0, len(data), CHUNK_BYTES):
                 chunk = data[start : start + CHUNK_BYTES]
                 hasher.update(chunk)
-                while chunk:
-                    done = file.write(chunk)
-                    written += done
-                    chunk = chunk[done:]
-                if not half and written >= offset // 2:
+                file.write(chunk)
+                if not half and file.written >= offset // 2:
                     half = True
                     at_point("share-half")
+        with within_bytes("an fsync", file.written):
+            fsync(file.descriptor)
+    except BaseException:
+        with within_bytes("a close", file.written), suppress(OSError):  # What failed first is what went wrong.
+            os.close(file.descriptor)
+        raise
+    with within_bytes("a close", file.written):
+        os.close(file.descriptor)
+    return FileRecord(file.written, hasher.hexdigest())
 
-        put(memoryview(len(text).to_bytes(8, "little") + text))
-        for name in names:
-            put(_bytes_of(tensors[name]))
-        fsync(file.fileno())
-    return FileRecord(written, hasher.hexdigest())
+
+def _pieces(
+    text: bytes, parts: Sequence[Part], fetch: Callable[[Part], torch.Tensor], staged: memoryview | None
+) -> Iterator[memoryview]:
+    """What a share is made of, front to back."""
+    opening = paged_memory(len(text))
+    opening[:] = text
+    yield opening
+    at = 0
+    if staged:
+        yield staged
+    for part in parts:
+        at += part.bytes
+        if not staged or at > len(staged):
+            yield _bytes_of(fetch(part))
+
+
+def paged_memory(count: int) -> memoryview:
+    """Fresh memory that begins at a page."""
+    return memoryview(mmap.mmap(-1, max(1, count), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))[:count]
+
+
+class _NewFile:
+    """A file that is written once, front to back.
+
+    Past the system's cache a write costs the processor nothing, and there is nothing to wait for at the fsync; but it
+    takes whole blocks, in memory and in the file, and not every file system can.
+    """
+
+    def __init__(self, path: Path, past_cache: bool) -> None:
+        self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        self.written = 0
+        self._past_cache = past_cache and turn_past_cache(self.descriptor, True)
+
+    def write(self, data: memoryview) -> None:
+        while data:
+            piece = data[: len(data) // BLOCK * BLOCK] if self._past_cache else data
+            if not piece:
+                self._past_cache = turn_past_cache(self.descriptor, False)
+                continue
+            try:
+                with within("a write"):
+                    done = os.write(self.descriptor, piece)
+                    if not self._past_cache:
+                        _begin_write_back(self.descriptor, self.written, done)
+            except OSError as error:
+                if not self._past_cache or error.errno != errno.EINVAL:
+                    raise
+                self._past_cache = turn_past_cache(self.descriptor, False)
+                continue
+            if not done:
+                raise OSError(errno.EIO, "a write of nothing")
+            self.written += done
+            data = data[done:]
+
+
+def _begin_write_back(descriptor: int, start: int, count: int) -> None:
+    """Have the system begin to write to disk what it was given, instead of all at once at the fsync. A hint."""
+    if _sync_file_range is not None:
+        _sync_file_range(descriptor, start, count, _SYNC_FILE_RANGE_WRITE)
+
+
+def in_order(parts: Sequence[Part]) -> list[Part]:
+    """As they lie in a share: wide types first, so that each starts at a multiple of its item's size."""
+    return sorted(parts, key=lambda part: (-part.dtype.itemsize, part.name))
+
+
+def _header(parts: Sequence[Part]) -> tuple[bytes, int]:
+    """(what a safetensors file opens with, size of what follows in bytes)."""
+    header: dict[str, Any] = {}
+    offset = 0
+    for part in parts:
+        end = offset + part.bytes
+        header[part.name] = {
+            "dtype": SAVED_DTYPES[part.dtype], "shape": list(part.sizes), "data_offsets": [offset, end]
+        }  # fmt: skip
+        offset = end
+    partial = {part.name: [list(part.shape), list(part.offsets)] for part in parts if not part.whole}
+    if partial:
+        header["__metadata__"] = {PARTS: json.dumps(partial, separators=(",", ":"))}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % (BLOCK if offset >= _WORTH_A_BLOCK else 8))
+    return len(text).to_bytes(8, "little") + text, offset
 
 
 def write_state(folder: Path, plain: Mapping[str, Any]) -> FileRecord:
     """Write state.json."""
     data = to_json(plain)
-    write_once(folder / STATE, data)
+    with within_bytes("writing state.json", len(data)):
+        write_once(folder / STATE, data)
     return FileRecord(len(data), hash_bytes(data))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write MANIFEST.json: with its close() the folder is committed."""
     data = manifest.to_json()
-    with (folder / MANIFEST).open("xb") as file:
+    with within_bytes("writing MANIFEST.json", len(data)), (folder / MANIFEST).open("xb") as file:
         file.write(data[: len(data) // 2])
         file.flush()
         at_point("manifest-half")
@@ -177,97 +231,3 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         file.flush()
         fsync(file.fileno())
     at_point("manifest-written")
-
-
-def load(folder: Path) -> Loaded:
-    """Read a whole checkpoint into host memory; one pass reads and hashes.
-
-    Raises:
-        DamagedError: it is not committed, or not whole.
-        LayoutVersionError: a newer release wrote it.
-        FileNotFoundError: the folder is gone (pruned by another attempt meanwhile).
-        OSError: it cannot be read, which says nothing of whether it is whole.
-    """
-    try:
-        manifest = read_manifest(folder)
-    except LayoutVersionError:
-        raise
-    except LayoutError as error:
-        folder.stat()
-        raise DamagedError(str(error)) from None
-    tensors: dict[str, torch.Tensor] = {}
-    plain: dict[str, Any] = {}
-    if STATE not in manifest.files:
-        raise DamagedError("its manifest lists no state.json")
-    for name, record in manifest.files.items():
-        data = _read_file(folder / name, name, record)
-        try:
-            if name == STATE:
-                plain = from_json(bytes(data.numpy()))
-            elif name.endswith(".safetensors"):
-                tensors.update(_parse_share(data))
-        except (LayoutError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-            raise DamagedError(f"{name}: {error}") from None
-    if not isinstance(plain, dict):
-        raise DamagedError("state.json is not an object")
-    return Loaded(folder, manifest, tensors, plain)
-
-
-def _read_file(path: Path, name: str, record: FileRecord) -> torch.Tensor:
-    """The file's bytes as a uint8 tensor, hashed while they are read.
-
-    Raises:
-        DamagedError: the file is not as the manifest says.
-        OSError: it cannot be read.
-    """
-    try:
-        size = path.stat().st_size
-        if size != record.bytes:
-            raise DamagedError(f"{name} has {size} bytes, its manifest says {record.bytes}")
-        data = torch.empty(size, dtype=torch.uint8)
-        view, hasher, done = memoryview(data.numpy()) if size else memoryview(bytearray()), Hasher(), 0
-        with path.open("rb", buffering=0) as file:
-            while done < size:
-                count = file.readinto(view[done : done + CHUNK_BYTES])
-                if not count:
-                    raise DamagedError(f"{name} ends after {done} of {size} bytes")
-                hasher.update(view[done : done + count])
-                done += count
-    except OSError as error:
-        if error.errno not in _NOT_THERE:
-            raise
-        raise DamagedError(f"{name}: {error.strerror}") from None
-    if hasher.hexdigest() != record.hash:
-        raise DamagedError(f"{name} does not hash to what its manifest says")
-    return data
-
-
-def _parse_share(data: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, as views of its bytes.
-
-    Raises:
-        DamagedError: the header does not describe the bytes.
-    """
-    total = data.numel()
-    length = int.from_bytes(bytes(data[:8].numpy()), "little") if total >= 8 else -1
-    if not 0 <= length <= total - 8:
-        raise DamagedError("it is not a safetensors file")
-    header = from_json(bytes(data[8 : 8 + length].numpy()))
-    body = data[8 + length :]
-    found = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        dtype, shape, (start, end) = _DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
-        count = 1
-        for size in shape:
-            if not isinstance(size, int) or size < 0:
-                raise DamagedError(f"{name[:80]}: its shape cannot be {shape!r}")
-            count *= size
-        if not 0 <= start <= end <= body.numel() or end - start != count * dtype.itemsize:
-            raise DamagedError(f"{name[:80]}: its bytes and its shape disagree")
-        part = body[start:end]
-        if (8 + length + start) % dtype.itemsize:
-            part = part.clone()
-        found[name] = part.view(dtype).reshape(shape) if count else torch.empty(shape, dtype=dtype)
-    return found

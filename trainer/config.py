@@ -26,8 +26,6 @@ NOT_YET = {
     "--deadline": "a deadline",
     "--shard": "sharding",
     "--grad-checkpointing": "gradient checkpointing",
-    "--save-failures": "a limit for failed saves",
-    "--keep-every": "keeping every N-th checkpoint",
 }
 
 
@@ -49,8 +47,14 @@ class RunConfig:
     micro_batch_size: int = _option("samples a forward pass; divides the global batch size", default=4)
     seed: int = _option("of the order, the initial weights and every random number", default=0)
     precision: str = _option("of the arithmetic", default="fp32", choices=PRECISIONS)
-    save_interval_steps: int = _option("steps between checkpoints", default=20, flag="--save-every")
+    save_interval_steps: int | None = _option(
+        "steps between checkpoints; auto: from what a save costs and how often machines are taken",
+        default=20,
+        flag="--save-every",
+    )
+    save_failures: int = _option("failed saves in a row that end the attempt", default=3)
     keep_latest: int = _option("whole checkpoints to keep; at least 2", default=3)
+    keep_every: int = _option("checkpoints of every so many steps are kept for good; 0: none", default=0)
     grace_s: float = _option("seconds from SIGTERM to SIGKILL", default=25.0, flag="--grace")
     eval_interval_steps: int = _option("steps between evaluations; 0: none", default=0, flag="--eval-every")
     max_grad_norm: float = _option("gradients are clipped to this norm; 0: not at all", default=1.0)
@@ -68,12 +72,13 @@ class RunConfig:
         Raises:
             ConfigError: says which field, and what would do.
         """
-        _positive(self, "global_batch_size", "micro_batch_size", "save_interval_steps")
-        for name in ("max_steps", "processes"):
+        _positive(self, "global_batch_size", "micro_batch_size", "save_failures")
+        for name in ("max_steps", "processes", "save_interval_steps"):
             if getattr(self, name) is not None:
                 _positive(self, name)
         _at_least(self, "keep_latest", 2, "the newest may be the one that a preemption tore")
         _at_least(self, "eval_interval_steps", 0)
+        _at_least(self, "keep_every", 0)
         _at_least(self, "seed", 0)
         if self.seed >= 1 << 63:
             raise ConfigError(f"--seed: {self.seed} has more than 63 bits")
@@ -218,6 +223,8 @@ def _parser() -> argparse.ArgumentParser:
 def _metavar(item: dataclasses.Field[Any]) -> str:
     if item.metadata["choices"]:
         return "|".join(item.metadata["choices"])
+    if item.name == "save_interval_steps":
+        return "STEPS|auto"
     return {"int": "N", "int | None": "N", "float": "X", "float | None": "X", "Path": "FOLDER"}.get(
         str(item.type), "TEXT"
     )
@@ -260,7 +267,9 @@ def _converter(item: dataclasses.Field[Any]) -> Any:
 def _converted(item: dataclasses.Field[Any], value: Any) -> Any:
     """A value of the field's type, from text or from YAML."""
     flag, kind = flag_of(item), str(item.type).removesuffix(" | None")
-    if value == "auto" and item.name in ("save_interval_steps", "micro_batch_size"):
+    if value == "auto" and item.name == "save_interval_steps":
+        return None
+    if value == "auto" and item.name == "micro_batch_size":
         raise ConfigError(f"{flag} auto is not in this release: give a number")
     try:
         if kind == "int":

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -35,6 +35,7 @@ from trainer.layout import (
     sizes_agree,
     write_once,
 )
+from trainer.patience import within, within_bytes
 
 if TYPE_CHECKING:
     from trainer.config import TrainConfig
@@ -274,10 +275,12 @@ def _write_rows(path: Path, rows: np.ndarray, chosen: np.ndarray, between: Calla
             between()
             data = rows[chosen[start : start + per_piece]].tobytes()
             hasher.update(data)
-            file.write(data)
+            with within("writing prepared data"):
+                file.write(data)
             size += len(data)
-        file.flush()
-        fsync(file.fileno())
+        with within_bytes("an fsync of prepared data", size):
+            file.flush()
+            fsync(file.fileno())
     return FileRecord(size, hasher.hexdigest())
 
 
@@ -328,6 +331,11 @@ def _cache() -> Path:
     return Path.home() / ".cache" / "skyspot" / "tokens"
 
 
+def _read(file: BinaryIO) -> bytes:
+    with within("reading prepared data"):
+        return file.read(CHUNK_BYTES)
+
+
 def _fetch(source: Path, target: Path, record: FileRecord) -> None:
     """Copy a file to local disk; it appears there only when it hashed right."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -335,7 +343,7 @@ def _fetch(source: Path, target: Path, record: FileRecord) -> None:
     with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as copy:
         try:
             with source.open("rb") as file:
-                while chunk := file.read(CHUNK_BYTES):
+                while chunk := _read(file):
                     hasher.update(chunk)
                     copy.write(chunk)
             copy.flush()

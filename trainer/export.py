@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from torch import nn
 
 from trainer.attempt import newer_attempt, superseded
-from trainer.checkpoint import CHUNK_BYTES, write_manifest, write_share
-from trainer.hashing import Hasher
+from trainer.checkpoint import write_manifest, write_tensors
+from trainer.hashing import CHUNK_BYTES, Hasher
 from trainer.layout import EXIT_SUPERSEDED, CheckpointName, FileRecord, Manifest, fsync, read_manifest
+from trainer.patience import within, within_bytes
 from trainer.state import unwrap
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 def save_tensors(model: nn.Module, folder: Path) -> None:
     """Write a model's weights into `model.safetensors`: what is exported of a model that has no `save_pretrained`."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_share(folder / "model.safetensors", tensors)
+    write_tensors(folder / "model.safetensors", tensors)
 
 
 def export(run: SpotRun, model: nn.Module, save_model: Callable[[nn.Module, Path], None], last: CheckpointName) -> None:
@@ -58,14 +60,28 @@ def export(run: SpotRun, model: nn.Module, save_model: Callable[[nn.Module, Path
         write_manifest(final, Manifest("final", files, {**facts, "max_steps": last.step, "checkpoint": str(last)}))
 
 
+@contextmanager
+def _closed(writer: BinaryIO, count: int) -> Iterator[None]:
+    """Closes a file, in which some mounts upload it, and sees whether that hangs."""
+    try:
+        yield
+    finally:
+        with within_bytes("closing the exported model's file", count):
+            writer.close()
+
+
 def copy(source: Path, target: Path) -> FileRecord:
     """Copy a file front to back, hashing it."""
     hasher, size = Hasher(), 0
-    with source.open("rb") as reader, target.open("xb") as writer:
+    with within("making the exported model's file"):
+        writer = target.open("xb")
+    with source.open("rb") as reader, _closed(writer, source.stat().st_size):
         while chunk := reader.read(CHUNK_BYTES):
             hasher.update(chunk)
-            writer.write(chunk)
+            with within("writing the exported model"):
+                writer.write(chunk)
             size += len(chunk)
-        writer.flush()
-        fsync(writer.fileno())
+        with within_bytes("an fsync of the exported model", size):
+            writer.flush()
+            fsync(writer.fileno())
     return FileRecord(size, hasher.hexdigest())

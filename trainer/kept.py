@@ -58,14 +58,14 @@ class Keeper:
             self.leave = EXIT_FAILED
         return bool(data)
 
-    def close(self, code: int, cause: str, ended: bool) -> None:
-        """Have the end event written, unless a rank wrote one; within a few seconds."""
+    def close(self, code: int, cause: str, ended: bool, seconds: float = END_EVENT_S) -> None:
+        """Have the end event written, unless a rank wrote one; within so many seconds."""
         with suppress(OSError, subprocess.TimeoutExpired):
-            self._process.communicate(b"" if ended else f"end {code} {cause}\n".encode(), timeout=END_EVENT_S)
+            self._process.communicate(b"" if ended else f"end {code} {cause}\n".encode(), timeout=seconds)
         self._process.kill()
 
 
-def write_end(attempt: dict[str, str], code: int, cause: str) -> None:
+def write_end(attempt: dict[str, str], code: int, cause: str, seconds: float = END_EVENT_S) -> None:
     """Have the end event of a dead rank 0 written by a child, which may hang in the bucket in our stead."""
     command = [
         sys.executable,
@@ -80,6 +80,6 @@ def write_end(attempt: dict[str, str], code: int, cause: str) -> None:
     with suppress(OSError, subprocess.TimeoutExpired):
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
         try:
-            child.wait(END_EVENT_S)
+            child.wait(seconds)
         finally:
             child.kill()

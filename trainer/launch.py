@@ -29,13 +29,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.kept import STOPS, Keeper, write_end
+from trainer.kept import END_EVENT_S, STOPS, Keeper, write_end
 from trainer.layout import EXIT_FAILED, EXIT_PRECEDENCE, EXIT_PREEMPTED, EXIT_USAGE, STOP_REQUEST_S, file_safe
 from trainer.nodes import Nodes, NodesError, interface_of
 from trainer.rank import LISTENS, PEER_GONE
 
 KILL_AFTER_GRACE_S = 3.0
 LEAVE_AFTER_KILL_S = 5.0
+LEAST_END_EVENT_S = 0.5
+RELAY_S = 1.0
 LOOK_S = 0.5
 ZOMBIE_S = 2.0
 _PR_SET_PDEATHSIG = 1
@@ -393,20 +395,24 @@ class _Launch:
         if self._stopped:
             code = STOPS[self._stopped]
         first = self._ranks[0]
+        begun = time.monotonic()
+        # All that is left to do shares the time that there is: each step may meet the same dead mount.
+        leave_by = min(begun, self._kill_at or begun) + LEAVE_AFTER_KILL_S
         # Who said that it leaves is given a moment to do so; who cannot be reaped is left behind.
-        end = time.monotonic() + LEAVE_AFTER_KILL_S
         for rank in self._ranks:
-            while rank.process.poll() is None and not _is_zombie(rank.process.pid) and time.monotonic() < end:
-                if time.monotonic() > end - LEAVE_AFTER_KILL_S + 1:
+            while rank.process.poll() is None and not _is_zombie(rank.process.pid) and time.monotonic() < leave_by:
+                if time.monotonic() > begun + 1:
                     rank.process.kill()
                 time.sleep(0.005)
+        end_event_s = min(END_EVENT_S, max(LEAST_END_EVENT_S, leave_by - time.monotonic()))
         cause = "signal" if self._signalled else self._stopped or ("died" if code else "finished")
         if self._keeper:
-            self._keeper.close(code, cause, first.ended)
+            self._keeper.close(code, cause, first.ended, end_event_s)
         elif first.attempt and not first.ended:
-            write_end(first.attempt, code, cause)
+            write_end(first.attempt, code, cause, end_event_s)
+        relayed_by = time.monotonic() + RELAY_S
         for thread in self._relays:
-            thread.join(1.0)
+            thread.join(max(0.0, relayed_by - time.monotonic()))
         if self._stopped == "stop-request":
             self._await_cancel()
         return code

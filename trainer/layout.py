@@ -19,16 +19,20 @@ before it is checked, and nothing is ever unpickled.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 LAYOUT_VERSION = 1
 MANIFEST = "MANIFEST.json"
+STATE = "state.json"
+"""What every checkpoint has beside its shares."""
 MAX_JSON_BYTES = 256 << 20
 
 # Exit codes: 75 alone is in a task's `recover_on_exit_codes`.
@@ -50,6 +54,7 @@ _CHECKPOINT = re.compile(r"(\d{10})-(a\d{4,9}-[0-9a-f]{6})-(\d{1,6})")
 _EVENT = re.compile(r"(\d{4,9})-([a-z][a-z-]{0,31})\.json")
 _METRICS = re.compile(r"metrics-(\d{10})\.jsonl")
 _HASH = re.compile(r"[0-9a-f]{32}")
+_NO_FACTS = {"layout_version", "kind", "files", "seal"}
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
@@ -178,10 +183,7 @@ class Manifest:
     @property
     def step(self) -> int:
         """The step that the folder stands at; 0 where it has none."""
-        step = self.facts.get("step", 0)
-        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
-            raise LayoutError(f"step is {step!r}, not a count")
-        return step
+        return int(self.facts.get("step", 0))
 
     @property
     def total_bytes(self) -> int:
@@ -191,7 +193,7 @@ class Manifest:
     def to_json(self) -> bytes:
         """The manifest as it is written."""
         files = {name: {"bytes": record.bytes, "hash": record.hash} for name, record in sorted(self.files.items())}
-        return to_json({"layout_version": LAYOUT_VERSION, "kind": self.kind, **self.facts, "files": files})
+        return sealed({"layout_version": LAYOUT_VERSION, "kind": self.kind, **self.facts, "files": files})
 
     @classmethod
     def parse(cls, data: bytes) -> Manifest:
@@ -204,6 +206,7 @@ class Manifest:
         document = from_json(data)
         if not isinstance(document, dict):
             raise LayoutError("not a JSON object")
+        check_seal(document)
         check_version(document)
         kind, listed = document.get("kind"), document.get("files")
         if not isinstance(kind, str) or not isinstance(listed, dict):
@@ -219,7 +222,10 @@ class Manifest:
             if not isinstance(digest, str) or not _HASH.fullmatch(digest):
                 raise LayoutError(f"{name}: its hash is not one")
             files[name] = FileRecord(size, digest)
-        facts = {key: value for key, value in document.items() if key not in {"layout_version", "kind", "files"}}
+        facts = {key: value for key, value in document.items() if key not in _NO_FACTS}
+        step = facts.get("step", 0)
+        if type(step) is not int or step < 0:
+            raise LayoutError(f"step is {str(step)[:80]!r}, not a count")
         return cls(kind, files, facts)
 
 
@@ -235,6 +241,32 @@ class Event:
 def to_json(value: Any) -> bytes:
     """JSON as this layout writes it: ASCII, NaN refused (write None)."""
     return json.dumps(value, indent=1, allow_nan=False).encode("ascii")
+
+
+def sealed(document: Mapping[str, Any]) -> bytes:
+    """A JSON object that carries a hash of itself: a manifest is hashed by no other file."""
+    document = {key: document[key] for key in document if key != "seal"}
+    return to_json({**document, "seal": _seal(json.loads(to_json(document)))})
+
+
+def check_seal(document: Mapping[str, Any]) -> None:
+    """See that an object that carries a hash of itself is as it was written.
+
+    Raises:
+        LayoutError: it is not.
+    """
+    rest = {key: document[key] for key in document if key != "seal"}
+    try:
+        broken = len(rest) < len(document) and document["seal"] != _seal(rest)
+    except (RecursionError, ValueError) as error:
+        raise LayoutError(f"not what this layout writes ({error})") from None
+    if broken:
+        raise LayoutError("it does not hash to what it says itself")
+
+
+def _seal(document: Mapping[str, Any]) -> str:
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.blake2b(text.encode("ascii"), digest_size=16).hexdigest()
 
 
 def from_json(data: bytes) -> Any:
@@ -354,8 +386,20 @@ def list_metrics(paths: RunPaths, attempt: AttemptName) -> list[tuple[int, Path]
     return sorted((int(match[1]), paths.attempt(attempt) / name) for match, name in found if match)
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder.
+def read_whole(path: Path) -> bytes:
+    """What is in a small file.
+
+    Raises:
+        LayoutError: it is too large to be one.
+        OSError: it cannot be read.
+    """
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise LayoutError("too large to be one")
+    return path.read_bytes()
+
+
+def read_manifest(folder: Path, read: Callable[[Path], bytes] = read_whole) -> Manifest:
+    """The manifest of a folder; `read` gives a file's contents, or raises what `read_whole` does.
 
     Raises:
         LayoutError: it is missing (so the folder is not committed), unreadable or torn.
@@ -363,9 +407,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise LayoutError("MANIFEST.json is too large to be one")
-        return Manifest.parse(path.read_bytes())
+        return Manifest.parse(read(path))
     except FileNotFoundError:
         raise LayoutError("not committed: it has no MANIFEST.json") from None
     except LayoutVersionError as error:
@@ -374,14 +416,15 @@ def read_manifest(folder: Path) -> Manifest:
         raise LayoutError(f"not committed: MANIFEST.json: {error}") from None
 
 
-def sizes_agree(folder: Path, manifest: Manifest) -> str | None:
+def sizes_agree(folder: Path, manifest: Manifest, size_of: Callable[[str], int] | None = None) -> str | None:
     """The first listed file that is missing or has another size, as a sentence; None where all agree.
 
-    Cheap, and blind to flipped bits: who restores hashes as well.
+    Cheap, and blind to flipped bits: who restores hashes as well. `size_of` gives the size of a file of the manifest,
+    in bytes, or raises OSError: for who knows it from a listing.
     """
     for name, record in manifest.files.items():
         try:
-            size = (folder / name).stat().st_size
+            size = size_of(name) if size_of else (folder / name).stat().st_size
         except OSError as error:
             return f"{name}: {error.strerror or error}"
         if size != record.bytes:
@@ -389,8 +432,12 @@ def sizes_agree(folder: Path, manifest: Manifest) -> str | None:
     return None
 
 
-def newest_committed(paths: RunPaths) -> tuple[CheckpointName, Manifest] | None:
+def newest_committed(paths: RunPaths, run_id: str | None = None) -> tuple[CheckpointName, Manifest] | None:
     """The newest checkpoint whose files have the sizes that its manifest says; None where there is none.
+
+    Args:
+        paths: The run's.
+        run_id: Another run's checkpoints are passed over; None: all count.
 
     Raises:
         LayoutVersionError: a newer release wrote it.
@@ -403,17 +450,63 @@ def newest_committed(paths: RunPaths) -> tuple[CheckpointName, Manifest] | None:
             raise
         except (LayoutError, FileNotFoundError):
             continue
-        if sizes_agree(paths.checkpoint(name), manifest) is None:
+        if is_of(manifest, run_id) and sizes_agree(paths.checkpoint(name), manifest) is None:
             return name, manifest
     return None
 
 
-def read_events(paths: RunPaths, attempt: AttemptName) -> list[Event]:
-    """An attempt's events in order. One that is torn is left out: the machine was taken while it was written."""
+def known_id(paths: RunPaths) -> tuple[str | None, bool]:
+    """(the run's id as run.json has it, whether that is torn).
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        document = read_json(paths.run_json)
+        check_seal(document)
+        known = document.get("run_id")
+        return (known, False) if isinstance(known, str) else (None, True)
+    except FileNotFoundError:
+        return None, False
+    except LayoutError:
+        return None, True
+
+
+def id_among(known: str | None, found: Iterable[tuple[CheckpointName, Manifest]]) -> str | None:
+    """Which run a folder is of: as run.json says, if a checkpoint agrees or there is none; else as most of them say.
+
+    Args:
+        known: What run.json says.
+        found: The folder's checkpoints, newest first; asked for no more of them than it takes.
+    """
+    ids = Counter[str]()
+    for name, manifest in found:
+        its = manifest.facts.get("run_id")
+        if not isinstance(its, str) or manifest.facts.get("attempt", str(name.attempt)) != str(name.attempt):
+            continue
+        if its == known:
+            return known
+        ids[its] += 1
+    return ids.most_common(1)[0][0] if ids else known
+
+
+def is_of(manifest: Manifest, run_id: str | None) -> bool:
+    """Whether a checkpoint is of this run, as far as both are known."""
+    return run_id is None or manifest.facts.get("run_id", run_id) == run_id
+
+
+def read_events(paths: RunPaths, attempt: AttemptName, names: Collection[str] = ()) -> list[Event]:
+    """An attempt's events in order. One that is torn is left out: the machine was taken while it was written.
+
+    Args:
+        paths: The run's.
+        attempt: The attempt.
+        names: Only events of these names: each costs a request to the bucket. None: all.
+    """
     events = []
     for name in _names(paths.attempt(attempt)):
         match = _EVENT.fullmatch(name)
-        if not match:
+        if not match or (names and match[2] not in names):
             continue
         try:
             fields = read_json(paths.attempt(attempt) / name)
@@ -421,6 +514,12 @@ def read_events(paths: RunPaths, attempt: AttemptName) -> list[Event]:
         except (LayoutError, OSError):
             continue
     return sorted(events, key=lambda event: (event.number, event.name))
+
+
+def parse_event(file: str) -> tuple[int, str] | None:
+    """(number, event) of the name of an event's file; None where it is not one."""
+    found = _EVENT.fullmatch(file)
+    return (int(found[1]), found[2]) if found else None
 
 
 def last_event_number(paths: RunPaths, attempt: AttemptName) -> int:

@@ -13,7 +13,7 @@ import os
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,20 +23,27 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from trainer import checkpoint, export, rng, state
-from trainer.attempt import record, run_id, superseded
+from trainer import export, interval, rng, state
+from trainer.attempt import persist, record, superseded
+from trainer.hashing import fingerprint
 from trainer.layout import EXIT_PREEMPTED, EXIT_STOPPED, EXIT_SUPERSEDED, STOP_REQUEST_S, CheckpointName
 from trainer.notice import Notice
 from trainer.order import micro_steps, step_ids
+from trainer.patience import within
 from trainer.records import Records, last_step_done
 from trainer.restore import find_whole
 from trainer.run import HOLD_PAST_DEADLINE_S, Leaving, RunError, SpotRun, cause_of
-from trainer.saving import Saver, Snapshot
+from trainer.saving import Boundary, Keeping, Saver
 from trainer.show import Progress
 
 KINDS = ("", "sigterm", "sigint", "aws-notice", "stop-request")
 _CAUSES = {"superseded": "superseded", "aws-notice": "notice", "stop-request": "stop-request"}
 _MASK = (1 << 62) - 1
+MAX_THREADS = 1024
+RECORDS_S = 600.0
+"""How long reading what other attempts recorded may take."""
+SAY_WAITED_S = 1.0
+"""A wait of training's for a save that is worth a word."""
 
 
 class Samples(Protocol):
@@ -84,12 +91,14 @@ class Row:
     """Rank 0's time for a round of micro-steps."""
     save_ms: int = 0
     """Rank 0's time for a save; 0 where it has seen none."""
+    save_every: int = 0
+    """Rank 0: how many steps to leave between checkpoints."""
 
     def to_ints(self) -> list[int]:
         """The row as it travels."""
         return [
             self.stop, self.left_ms, self.superseded, self.next_weight, self.order, self.rng, self.round_ms,
-            self.save_ms,
+            self.save_ms, self.save_every,
         ]  # fmt: skip
 
 
@@ -105,14 +114,6 @@ class Stop:
 
 class StopInEvaluation(Exception):
     """A stop was agreed on while evaluating."""
-
-
-def fingerprint(*parts: bytes | int) -> int:
-    """62 bits of a hash of the parts."""
-    from trainer.hashing import hash_bytes
-
-    data = b"/".join(part if isinstance(part, bytes) else str(part).encode() for part in parts)
-    return int(hash_bytes(data), 16) & _MASK
 
 
 class Loop:
@@ -172,7 +173,19 @@ class Loop:
         self.left_s = 0.0
         """Until the agreed stop's deadline, when the ranks last told each other: the same on all."""
         self.restored_at = 0.0
-        self.run_id = ""
+        self.saved_at = 0
+        """The boundary that was last saved, or restored."""
+        self.save_every = 0
+        """Steps between checkpoints, as all ranks heard it from rank 0."""
+        self.chosen = 0
+        """Rank 0's choice, which the others have yet to hear."""
+        self._measured = 0
+        """The save that the interval was last chosen after."""
+        self._began = time.monotonic()
+        self._said_slow = False
+        self.pace = interval.Pace()
+        self.costs: interval.Costs | None = None
+        self.lives = interval.Lives(0.0, 0)
         self._weights: list[int] = []
         self._buffers: dict[str, torch.Tensor] = {}
         self._fetched: dict[int, list[Micro]] = {}
@@ -205,9 +218,8 @@ class Loop:
         records = Records(run.attempt) if run.attempt else None
         run.records = records
         self.records = records
-        self.saver = Saver(
-            self.together, run.paths, run.attempt, records, self.config.keep_latest, run.say, run.notices.heard
-        )
+        keeping = Keeping(self.config.keep_latest, self.config.keep_every, self.config.save_failures)
+        self.saver = Saver(self.together, run.paths, run.attempt, records, keeping, run.say, run.notices.heard)
         self.throw_away_pass()
         run.between()
         self.restore()
@@ -220,8 +232,8 @@ class Loop:
             self._evaluate_if_due()
             if self.stop or not self._step():
                 break
-            if self.done % self.config.save_interval_steps == 0 and self.done < self.max_steps and not self.stop:
-                self.saver.start(self._snapshot())
+            if self._save_is_due() and self.done < self.max_steps and not self.stop:
+                self._save()
             self.saver.check()
         if self.stop and self.done < self.max_steps:
             self._end_at(self.stop)
@@ -248,9 +260,9 @@ class Loop:
     def restore(self) -> None:
         """Load the newest whole checkpoint, if there is one; records it and says so in a line."""
         run, started = self.run_, time.monotonic()
-        found = find_whole(self.together, run.paths, run.between)
+        found = find_whole(self.together, run.paths, self._whole_state({}), run.between, run.run_id)
         counters: dict[str, Any] = {}
-        checkpoint_name, from_attempt = None, None
+        checkpoint_name: CheckpointName | None = None
         if found.loaded:
             manifest = found.loaded.manifest
             counters, extra = state.apply(
@@ -267,45 +279,55 @@ class Loop:
                     "asked for: ask for as many or more, or give the run another name"
                 )
             if manifest.facts.get("world_size") == self.together.world_size:
-                own = found.loaded.tensors.get(f"rng.{self.together.rank}")
+                own = found.loaded.tensors.get(f"{state.RANDOM}{self.together.rank}")
                 if own is not None:
                     rng.load_streams(own)
-                self.threads = manifest.facts.get("machine", {}).get("threads", self.threads)
+                machine = manifest.facts.get("machine")
+                threads = machine.get("threads") if isinstance(machine, Mapping) else None
+                if type(threads) is int and 0 < threads <= MAX_THREADS:
+                    self.threads = threads
                 torch.set_num_threads(self.threads)
-            name = CheckpointName.parse(found.loaded.folder.name)
-            assert name
-            checkpoint_name, from_attempt = name, name.attempt
+            checkpoint_name = found.loaded.name
             if self.records:
                 self.records.history = list(manifest.facts.get("metrics", []))
         self.saver.adopt(str(run.attempt_name), checkpoint_name)
+        self.saved_at = self._measured = self.done
         run.steps_done, run.committed_step = self.done, self.saver.committed_step
         self._whole_state({})  # What could not be saved is refused now, not at the first save.
         self.restored_at = time.monotonic()
-        if run.attempt is None:
-            return
-        self.run_id = run_id(run.paths, run.binding)
-        lost = max(0, last_step_done(run.attempt) - self.done)
         seconds = self.restored_at - started
-        record(
-            run.attempt,
-            "restored",
-            step=self.done,
-            samples=self.done * self.config.global_batch_size,
-            checkpoint=str(checkpoint_name) if checkpoint_name else None,
-            from_attempt=str(from_attempt) if from_attempt else None,
-            lost_steps=lost,
-            seconds=round(seconds, 4),
-            rejected=found.rejected,
+        # What the attempts before this one tell takes a request each: the others wait for it, and not in a collective.
+        self.together.rank0_does(
+            "restored", lambda: self._record_restore(checkpoint_name, found.rejected, seconds), run.between
         )
-        for refused in found.rejected:
+
+    def _record_restore(self, name: CheckpointName | None, rejected: list[dict[str, str]], seconds: float) -> None:
+        """Rank 0: record the restore, say it in a line, and learn what this run's saves have cost so far."""
+        run, attempt = self.run_, self.run_.attempt
+        assert attempt
+        with within("reading the attempts' records", RECORDS_S):
+            lost = max(0, last_step_done(attempt) - self.done)
+        fields = {
+            "step": self.done,
+            "samples": self.done * self.config.global_batch_size,
+            "checkpoint": str(name) if name else None,
+            "from_attempt": str(name.attempt) if name else None,
+            "lost_steps": lost,
+            "seconds": round(seconds, 4),
+            "rejected": rejected,
+        }
+        persist(run.paths, lambda: record(attempt, "restored", **fields), run.between)
+        for refused in rejected:
             run.say(f"checkpoint {refused['checkpoint']} is not whole: {refused['reason']}; taking the one before")
-        if checkpoint_name:
+        if name:
             run.say(
-                f"resumed at step {self.done} from checkpoint {checkpoint_name} of attempt {from_attempt}: "
+                f"resumed at step {self.done} from checkpoint {name} of attempt {name.attempt}: "
                 f"{self.done * self.config.global_batch_size} samples consumed, {lost} lost steps, {seconds:.1f} s"
             )
-        elif lost or found.rejected:
+        elif lost or rejected:
             run.say(f"starting from step 0: no whole checkpoint yet, {lost} lost steps")
+        with within("reading the attempts' records", RECORDS_S):
+            self._learn_what_saves_cost()
 
     # -- a step ------------------------------------------------------------------------------------------------------
 
@@ -329,7 +351,7 @@ class Loop:
 
     def _step(self) -> bool:
         """Do one step; False where a stop came that left no time for it (nothing has changed then)."""
-        started = time.monotonic()
+        started, busy = time.monotonic(), not self.saver.idle
         step, micros = self.done, self._fetch(self.done)
         total, losses, rows = sum(self._weights), [], []
         for number, micro in enumerate(micros):
@@ -349,7 +371,9 @@ class Loop:
         lr, norm = self._apply(step)
         self.done = self.run_.steps_done = step + 1
         self._keep_buffers()
-        self._after_step(step, losses, micros, rows, lr, norm, total, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        self._measure(seconds, beside_a_save=busy or not self.saver.idle)
+        self._after_step(step, losses, micros, rows, lr, norm, total, seconds)
         return True
 
     def _micro_step(
@@ -393,6 +417,7 @@ class Loop:
             rng=fingerprint(micro.index, torch.initial_seed()) if counted and micro else 0,
             round_ms=round(self.round_s * 1000),
             save_ms=math.ceil(save_s * 1000),
+            save_every=self._interval() if self.run_.rank == 0 else 0,
         )
 
     def _hear(self, rounds: Sequence[list[list[int]]], round_started: float | None) -> None:
@@ -402,6 +427,7 @@ class Loop:
         """
         rows = [Row(*row) for row in rounds[-1]]
         self._weights = [row.next_weight for row in rows]
+        self.save_every = rows[0].save_every
         if round_started is not None:
             seconds = time.monotonic() - round_started
             self.round_s = seconds if not self.round_s else 0.8 * self.round_s + 0.2 * seconds
@@ -432,6 +458,7 @@ class Loop:
         limit = self.config.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         factor = self.lr_factor(step + 1)
+        self.saver.await_copied()
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         if self.scaler:
@@ -577,10 +604,8 @@ class Loop:
         extra = {name: thing.state_dict() for name, thing in self.extra.items()}
         return state.collect(self.model, [self.optimizer], counters, extra, [self.begun])
 
-    def _snapshot(self, *, last: bool = False) -> Snapshot:
-        """Copy this rank's share of everything to the host; training waits for it."""
-        started = time.monotonic()
-        self.saver.wait()
+    def _boundary(self, *, last: bool = False) -> Boundary:
+        """What is to be saved of where the run stands."""
         whole = self._whole_state(
             {
                 "step": self.done,
@@ -588,26 +613,24 @@ class Loop:
                 "scaler": self.scaler.state_dict() if self.scaler else None,
             }
         )
-        rank, ranks = self.together.rank, self.together.world_size
-        share = checkpoint.copy_share(whole.tensors, rank, ranks, whole.buffers)
-        share[f"rng.{rank}"] = rng.save_streams()
+        rank = self.together.rank
         facts = self._facts() if self.run_.attempt else None
         if self.records:
             self.records.cut()
-        return Snapshot(
+        return Boundary(
             step=self.done,
             samples=self.done * self.config.global_batch_size,
-            share=share,
+            state=whole,
+            own={f"{state.RANDOM}{rank}": rng.save_streams()},
             plain=whole.plain if rank == 0 else None,
             facts=facts,
-            stall_s=time.monotonic() - started,
             last=last,
         )
 
     def _facts(self) -> dict[str, Any]:
         device = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
         return {
-            "run_id": self.run_id,
+            "run_id": self.run_.run_id,
             "step": self.done,
             "samples": self.done * self.config.global_batch_size,
             "world_size": self.together.world_size,
@@ -623,11 +646,67 @@ class Loop:
             "tokens": self.tokens,
         }
 
+    def _save_is_due(self) -> bool:
+        """The same on all ranks: where the interval is not given, it is rank 0's word of this step."""
+        if self.config.save_interval_steps is not None:
+            return self.done % self.config.save_interval_steps == 0
+        return self.done - self.saved_at >= self.save_every
+
+    def _save(self, *, last: bool = False) -> None:
+        """Begin to save where the run stands."""
+        since, self.saved_at = self.done - self.saved_at, self.done
+        self.saver.start(self._boundary(last=last))
+        waited_s = self.saver.waited_s
+        if waited_s > SAY_WAITED_S and not last and not self._said_slow:
+            self._said_slow = True
+            self.run_.say(
+                f"a save takes {self.saver.commit_s or 0.0:.1f} s, longer than the {since} steps between two: training "
+                f"waited {waited_s:.1f} s for it. Save less often (--save-every), or say auto"
+            )
+
+    # -- how often to save -------------------------------------------------------------------------------------------
+
+    def _learn_what_saves_cost(self) -> None:
+        """Rank 0: from the attempts before this one."""
+        if self.run_.attempt and self.config.save_interval_steps is None:
+            with suppress(OSError):  # Then this attempt learns it by itself.
+                self.lives, costs = interval.earlier(self.run_.paths, self.run_.attempt_name)
+                if costs:
+                    self._take_interval(costs)
+
+    def _interval(self) -> int:
+        """Rank 0: the steps to leave between checkpoints from now on."""
+        if self.config.save_interval_steps is not None:
+            return self.config.save_interval_steps
+        return self.chosen if self.costs else interval.first_steps(self.pace.step_s)
+
+    def _measure(self, step_s: float, beside_a_save: bool) -> None:
+        """Rank 0: take in how long a step took, and choose anew once a save is over."""
+        if self.config.save_interval_steps is not None or self.run_.attempt is None:
+            return
+        self.pace.step(step_s, beside_a_save)
+        saver = self.saver
+        if self._measured < self.saved_at == saver.committed_step and saver.idle and saver.commit_s is not None:
+            self._measured = self.saved_at
+            self._take_interval(self.pace.saved(saver.begun_s, saver.stall_s, saver.commit_s))
+
+    def _take_interval(self, costs: interval.Costs) -> None:
+        lived = interval.Lives(self.lives.seconds + time.monotonic() - self._began, self.lives.preemptions)
+        choice = interval.choose(costs, lived, interval.notice_seconds(self.config.grace_s))
+        before, self.costs, self.chosen = self.chosen, costs, choice.steps
+        if not before or not 1 / interval.SAY_FACTOR < choice.steps / before < interval.SAY_FACTOR:
+            self.run_.say(f"a checkpoint every {choice.steps} steps: {choice.why}")
+            if self.records:
+                self.records.event(
+                    "interval", steps=choice.steps, why=choice.why, step_s=costs.step_s, cost_s=costs.cost_s,
+                    commit_s=costs.commit_s,
+                )  # fmt: skip
+
     def _save_last(self, deadline: float | None, again: bool = False) -> None:
         """Save the boundary that was reached, unless it is committed already (or `again`: more is known of it)."""
         self.saver.wait()
         if self.done and (again or self.saver.committed_step != self.done):
-            self.saver.start(self._snapshot(last=True))
+            self._save(last=True)
             self.saver.wait(None if deadline is None else max(0.1, deadline - time.monotonic()))
         self.run_.committed_step = self.saver.committed_step
 
@@ -675,10 +754,15 @@ class Loop:
         """The last checkpoint, then the exported model."""
         run, saver = self.run_, self.saver
         self._save_last(self.stop.deadline if self.stop else None, again)
+        while not self.stop and saver.committed_step != self.done:
+            self._save(last=True)
+            saver.wait()  # Raises once too many saves in a row have failed.
+        # Rank 0's word: another rank may not have heard of the commit before the deadline.
+        if not self.together.rank0_does("last-committed", lambda: saver.committed_step == self.done):
+            assert self.stop
+            self._end_at(self.stop)
         if self.progress:
             self.progress.close()
-        if saver.committed is None or saver.committed.step != self.done:
-            raise RunError(f"the last checkpoint (step {self.done}) could not be written; nothing committed is lost")
         name = saver.committed
         # All steps are done: a stop that comes now is better answered by finishing.
         self.together.rank0_does("export", lambda: export.export(run, self.model, self.save_model, name))

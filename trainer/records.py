@@ -21,6 +21,7 @@ from trainer.attempt import Attempt, newer_attempt, record, stop_requested
 from trainer.hashing import hash_bytes
 from trainer.layout import AttemptName, list_attempts, list_metrics, read_events, read_metrics, to_json
 from trainer.layout import event_named as last_event
+from trainer.patience import within
 from trainer.show import say
 
 LOOK_S = 5.0
@@ -48,6 +49,8 @@ class Records:
         self._said: set[int | None] = set()
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._segment: _Segment | None = None
+        self._last: Path | None = None
+        """The newest metrics file: none is opened twice."""
         self._ended: list[_Segment] = []
         self._progress: dict[str, Any] = {}
         self._thread = threading.Thread(target=self._work, daemon=True, name="records")
@@ -78,7 +81,7 @@ class Records:
             try:
                 self._close_ended()
                 found.set_result([part for part in self.history if part["last_step"] <= step])
-            except OSError as error:
+            except BaseException as error:
                 found.set_exception(error)
 
         self._tasks.put(work)
@@ -95,17 +98,23 @@ class Records:
         look_at = 0.0
         while True:
             try:
-                self._tasks.get(timeout=max(0.01, look_at - time.monotonic()))()
+                task = self._tasks.get(timeout=max(0.01, look_at - time.monotonic()))
+                with within("writing the attempt's records"):
+                    task()
             except queue.Empty:
                 pass
             except OSError as error:
                 self._say(error)
+            except Exception as error:  # A record that cannot be made must not keep a save waiting.
+                say(f"a record of this attempt could not be made: {type(error).__name__}: {error}")
             if time.monotonic() >= look_at:
                 look_at = time.monotonic() + LOOK_S
                 try:
-                    self._write_progress()
-                    self.superseded_by = self.superseded_by or newer_attempt(self.attempt)
-                    self.stop_requested = self.stop_requested or stop_requested(self.attempt)
+                    with within("writing the attempt's progress"):
+                        self._write_progress()
+                    with within("looking for other attempts"):
+                        self.superseded_by = self.superseded_by or newer_attempt(self.attempt)
+                        self.stop_requested = self.stop_requested or stop_requested(self.attempt)
                 except OSError as error:
                     self._say(error)
 
@@ -118,6 +127,9 @@ class Records:
     def _append(self, step: int, data: bytes) -> None:
         if self._segment is None:
             path = self.attempt.paths.metrics(self.attempt.name, step)
+            if path == self._last:  # An evaluation at a boundary that was cut already.
+                path = self.attempt.paths.metrics(self.attempt.name, step + 1)
+            self._last = path
             self._segment = _Segment(path, step, step, [])
         segment = self._segment
         segment.lines.append(data)

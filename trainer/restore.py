@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from trainer.attempt import pause
-from trainer.checkpoint import DamagedError, Loaded, load
-from trainer.layout import EXIT_FAILED, CheckpointName, RunPaths, list_checkpoints
+from trainer.layout import EXIT_FAILED, MANIFEST, CheckpointName, Manifest, RunPaths, is_of, list_checkpoints
+from trainer.patience import within
+from trainer.reading import DamagedError, open_checkpoint, read
 from trainer.saving import BucketError, fatal_code
+from trainer.state import State, rebuilt, wanted
 from trainer.together import Together
 
 READ_TRIES = 6
+FIRST_RETRY_S = 0.5
+UNSEEN_S = 20.0
+"""How long a machine's mount may take to show what another machine's has shown."""
 
 
 class ReadError(BucketError):
     """The bucket cannot be read; the attempt starts nothing anew."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What this rank needs of a whole checkpoint, in memory."""
+
+    name: CheckpointName
+    manifest: Manifest
+    tensors: dict[str, torch.Tensor]
+    """On the host; cut over the ranks where the live ones are."""
+    plain: dict[str, Any]
+    digest: str
+    """The same on all ranks that have read the same."""
 
 
 @dataclass
@@ -28,13 +50,22 @@ class Found:
     """Rank 0's: {checkpoint, reason} of each that was not whole, newest first."""
 
 
-def find_whole(together: Together, paths: RunPaths, between: Callable[[], None]) -> Found:
-    """Load the newest checkpoint that every rank reads as its manifest says, newest first.
+def find_whole(
+    together: Together, paths: RunPaths, live: State, between: Callable[[], None], run_id: str | None = None
+) -> Found:
+    """Load the newest checkpoint that all ranks find as its manifest says, newest first.
 
-    Rank 0 chooses, each rank reads and hashes for itself, and one rank's doubt is enough for all to go on to the one
-    before. A folder that vanishes meanwhile was pruned by another attempt: rank 0 lists again. A file that cannot be
-    read is not damaged: it is tried again, and then the attempt ends, because to start from an older checkpoint, or
-    from none, would throw steps away that are not lost.
+    Rank 0 chooses, each rank reads what it needs of `live`, every share is hashed by one rank at least, and one rank's
+    doubt is enough for all to go on to the checkpoint before. A folder that vanishes meanwhile was pruned by another
+    attempt: rank 0 lists again. A file that cannot be read is not damaged: it is tried again, and then the attempt
+    ends, because to start from an older checkpoint, or from none, would throw steps away that are not lost.
+
+    Args:
+        together: The ranks.
+        paths: The run's.
+        live: The state that is to become the checkpoint's.
+        between: Called while waiting; raises to stop.
+        run_id: Rank 0's: another run's checkpoints are rejected; None: whatever lies there is this run's.
 
     Raises:
         LayoutVersionError: a newer release wrote one of them.
@@ -46,7 +77,8 @@ def find_whole(together: Together, paths: RunPaths, between: Callable[[], None])
         between()
 
         def choose() -> str | None:
-            names = [name for name in list_checkpoints(paths) if str(name) not in seen]
+            with within("listing checkpoints"):
+                names = [name for name in list_checkpoints(paths) if str(name) not in seen]
             return str(names[0]) if names else None
 
         choice = together.rank0_does(f"restore/{turn}", lambda: again(choose, between), between)
@@ -56,12 +88,14 @@ def find_whole(together: Together, paths: RunPaths, between: Callable[[], None])
         name = CheckpointName.parse(choice)
         assert name
         with together.beating(f"beat/verdict/{turn}/{together.rank}"):
-            loaded, reason, code = _try_load(paths, name, between)
-        verdicts: list[Any] = together.gather(f"verdict/{turn}", [reason, code], between)
-        for why, code in verdicts:
+            loaded, reason, code = _try_load(together, paths, name, live, between, run_id)
+        digest = loaded.digest if loaded else None
+        verdicts: list[Any] = together.gather(f"verdict/{turn}", [reason, code, digest], between)
+        for why, code, _ in verdicts:
             if code is not None:
                 raise ReadError(f"checkpoint {choice} cannot be read: {why}. Nothing that was committed is lost.", code)
-        problems = [(rank, why) for rank, (why, _) in enumerate(verdicts) if why is not None]
+        problems = [(rank, why) for rank, (why, _, _) in enumerate(verdicts) if why is not None]
+        problems += [(rank, "it reads otherwise than on rank 0") for rank, v in enumerate(verdicts) if v[2] != digest]
         if not problems:
             found.loaded = loaded
             return found
@@ -71,18 +105,47 @@ def find_whole(together: Together, paths: RunPaths, between: Callable[[], None])
         turn += 1
 
 
+def load(folder: Path, live: State, rank: int = 0, ranks: int = 1) -> Loaded:
+    """Read what a rank needs of a checkpoint; errors as of `reading.open_checkpoint` and `reading.read`.
+
+    Args:
+        folder: The checkpoint's.
+        live: The state that it shall become: says which tensors are cut over the ranks, and how.
+        rank: This rank.
+        ranks: How many there are: the shares are dealt to them to be hashed.
+    """
+    opened = open_checkpoint(folder)
+    mine = set(sorted(opened.headers)[rank::ranks])
+    parts = read(opened, wanted(live, opened.tensors, rank), mine.__contains__)
+    name = CheckpointName.parse(folder.name)
+    assert name
+    return Loaded(name, opened.manifest, rebuilt(live, opened.tensors, parts), opened.plain, opened.digest)
+
+
 def _try_load(
-    paths: RunPaths, name: CheckpointName, between: Callable[[], None]
+    together: Together,
+    paths: RunPaths,
+    name: CheckpointName,
+    live: State,
+    between: Callable[[], None],
+    run_id: str | None,
 ) -> tuple[Loaded | None, str | None, int | None]:
     """(the checkpoint, what is wrong with it, the exit code where that cannot be known)."""
-    try:
-        return again(lambda: load(paths.checkpoint(name)), between), None, None
-    except FileNotFoundError:
-        return None, "gone", None
-    except DamagedError as error:
-        return None, str(error), None
-    except ReadError as error:
-        return None, str(error), error.code
+    folder, end = paths.checkpoint(name), time.monotonic() + UNSEEN_S
+    while True:
+        try:
+            loaded = again(lambda: load(folder, live, together.rank, together.world_size), between)
+            if not is_of(loaded.manifest, run_id):
+                return None, f"it is another run's ({loaded.manifest.facts.get('run_id')}, and not {run_id})", None
+            return loaded, None, None
+        except (FileNotFoundError, DamagedError) as error:
+            gone = not again((folder / MANIFEST).exists, between)
+            # Another machine's mount may show new files a little later than the mount of rank 0, who saw this one.
+            if not gone or not together.rank or not together.several_nodes or time.monotonic() > end:
+                return None, "gone" if gone and not folder.exists() else str(error), None
+        except ReadError as error:
+            return None, str(error), error.code
+        pause(1.0, between)
 
 
 def again(read: Callable[[], Any], between: Callable[[], None]) -> Any:
@@ -102,5 +165,5 @@ def again(read: Callable[[], Any], between: Callable[[], None]) -> Any:
             if code is not None or try_number == READ_TRIES - 1:
                 where = f"{error.filename}: " if error.filename else ""
                 raise ReadError(f"{where}{error.strerror or error}", EXIT_FAILED if code is None else code) from None
-        pause(0.5 * 2**try_number, between)
+        pause(FIRST_RETRY_S * 2**try_number, between)
     raise AssertionError

@@ -40,6 +40,7 @@ from trainer.layout import (
 )
 from trainer.nodes import Nodes
 from trainer.notice import Notice, Notices
+from trainer.patience import overdue
 from trainer.rank import CRASHED, END_WRITTEN, STOPPED, Link
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ END_EVENT_S = 5.0
 SEE_ATTEMPT_S = 90.0
 LOOK_AT_STORE_S = 0.5
 LOOK_AT_BUCKET_S = 5.0
+LOOK_AT_BUCKET_CALLS_S = 0.5
 HOLD_PAST_DEADLINE_S = 10.0
 # With what an attempt ends once all ranks have agreed on why; anything else is a preemption.
 _STOP_CODES = {"superseded": EXIT_SUPERSEDED, "stop-request": EXIT_STOPPED}
@@ -102,6 +104,8 @@ class SpotRun:
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self.launched_at = float(os.environ.get("SKYSPOT_LAUNCHED_AT", time.monotonic()))
         self.attempt: Attempt | None = None
+        self.run_id: str | None = None
+        """Rank 0: which run this is; other runs' checkpoints do not count."""
         self.newest: Manifest | None = None
         """Rank 0: the newest checkpoint's, as it was when the attempt began."""
         self.attempt_name: AttemptName
@@ -129,6 +133,7 @@ class SpotRun:
         try:
             self.notices.install()
             self.link.watch(self._on_peer_gone)
+            threading.Thread(target=self._watch_the_bucket, daemon=True, name="bucket").start()
             self._refuse_without_launcher()
             opened, trouble = self._open_or_leave() if self.rank == 0 else (None, None)
             self.between()
@@ -230,7 +235,8 @@ class SpotRun:
         self.binding.update(values)
         if self.rank == 0:
             assert self.attempt
-            attempts.record(self.attempt, "bound", binding=self.binding)
+            attempt = self.attempt
+            attempts.persist(self.paths, lambda: attempts.record(attempt, "bound", binding=self.binding), self.between)
             self._refuse_other_binding(self.newest)
 
     def train(self, model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> None:
@@ -344,7 +350,9 @@ class SpotRun:
     def _open_attempt(self) -> None:
         """Rank 0: write `start`, then look whether there is anything to do, before model or data are touched."""
         attempts.check_bucket(self.paths)
-        found = attempts.persist(self.paths, lambda: newest_committed(self.paths), self.between)
+        found = attempts.persist(
+            self.paths, lambda: newest_committed(self.paths, attempts.identity(self.paths, self.binding)), self.between
+        )
         self.newest = found[1] if found else None
         newest_step = self.newest.step if self.newest else 0
         launch = attempts.launch_id()
@@ -360,6 +368,7 @@ class SpotRun:
             if opened and self.paths.attempt(opened).is_dir()
             else attempts.open_attempt(self.paths, launch=launch, between=self.between, **facts)
         )
+        self.run_id = attempts.persist(self.paths, lambda: attempts.identity(self.paths, self.binding), self.between)
         self.link.say_attempt(self.paths.root, self.attempt.name)
         self._refuse_other_binding(self.newest)
         from trainer.verify import problem
@@ -394,8 +403,9 @@ class SpotRun:
                 self._await_the_attempt_in_the_bucket()
                 self._hear_the_cloud(self.attempt_name, machine)
         tokens = self.together.gather("machine", machine, self.between)
-        if self.attempt:
-            attempts.record(self.attempt, "machines", machines=[token for token in tokens if token])
+        if attempt := self.attempt:
+            found = [token for token in tokens if token]
+            attempts.persist(self.paths, lambda: attempts.record(attempt, "machines", machines=found), self.between)
 
     def _await_the_attempt_in_the_bucket(self) -> None:
         """Two mounts of one bucket show each other's new files a little later; two buckets never do."""
@@ -434,6 +444,19 @@ class SpotRun:
                 if what is not None:
                     self._follow_a_crash(what)
                 store.check([CRASHED])  # Raises where rank 0 is gone.
+
+    def _watch_the_bucket(self) -> None:
+        """Leave where a call into the bucket does not return: nothing interrupts it, and a new machine mounts anew."""
+        while not (call := overdue()):
+            time.sleep(LOOK_AT_BUCKET_CALLS_S)
+        if self.final_is_whole:
+            self.leave(EXIT_DONE, "finished")
+        seconds = time.monotonic() - call.begun
+        error = f"{call.what} in {self.paths.root} has not returned for {seconds:.0f} s: its mount hangs"
+        print(f"Error: {error}. Nothing that was committed is lost.", file=sys.stderr, flush=True)
+        if call.code == EXIT_FAILED:
+            self._say_crashed(error)
+        self.leave(call.code, "mount-gone", error=error)
 
     def _follow_a_crash(self, what: str) -> NoReturn:
         if self.rank == 0:
@@ -548,6 +571,7 @@ def is_said_in_a_line(error: BaseException) -> bool:
         "ConfigError",
         "DataError",
         "ModelError",
+        "ShardError",
         "StateError",
         "BucketError",
         "LayoutError",

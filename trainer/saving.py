@@ -8,12 +8,13 @@ given up, and all ranks follow.
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +22,31 @@ import torch
 
 from trainer import checkpoint
 from trainer.attempt import FULL, REFUSED, Attempt, newer_attempt, record, superseded
+from trainer.hashing import fingerprint
 from trainer.layout import (
     EXIT_FAILED,
     EXIT_PREEMPTED,
     EXIT_SUPERSEDED,
-    MANIFEST,
+    STATE,
     AttemptName,
     CheckpointName,
     FileRecord,
     LayoutError,
     Manifest,
     RunPaths,
-    list_checkpoints,
     read_manifest,
 )
+from trainer.patience import within
+from trainer.pruning import Pruner
 from trainer.records import Records
+from trainer.shards import Part, deal, parts_of
+from trainer.staging import Copy, Staging
+from trainer.state import State, StateError
 from trainer.together import BEAT_S, PeerGoneError, Together, wait_for
-from trainer.verify import problem
 
 _MOUNT_GONE = {errno.ENOTCONN, errno.ESTALE, errno.ENODEV}
 TRIES = 6
-GIVEN_UP_IN_A_ROW = 3
+FIRST_RETRY_S = 0.5
 
 
 class BucketError(Exception):
@@ -74,20 +79,30 @@ def describe(error: OSError, where: Path) -> str:
 
 
 @dataclass
-class Snapshot:
-    """A rank's part of a run's state at a boundary, copied to the host."""
+class Boundary:
+    """What is to be saved: a run's state between two steps."""
 
     step: int
     samples: int
-    share: dict[str, torch.Tensor]
+    state: State
+    """The live tensors. What is `steady` of them may be copied until `Saver.await_copied` returns."""
+    own: dict[str, torch.Tensor]
+    """Small tensors of this rank alone, on the host."""
     plain: dict[str, Any] | None
     """Rank 0's: what goes into state.json."""
     facts: dict[str, Any] | None
     """Rank 0's: what the manifest says besides."""
-    stall_s: float
     last: bool = False
     """The attempt ends with it: it is tried again even in a hurry."""
-    started: float = field(default_factory=time.monotonic)
+
+
+@dataclass
+class Keeping:
+    """What is kept of a run's checkpoints, and how much trouble is borne."""
+
+    latest: int = 3
+    every: int = 0
+    failures: int = 3
 
 
 class Saver:
@@ -103,7 +118,7 @@ class Saver:
         paths: RunPaths,
         attempt: Attempt | None,
         records: Records | None,
-        keep_latest: int,
+        keeping: Keeping,
         say: Callable[[str], None],
         heard: threading.Event,
     ) -> None:
@@ -114,16 +129,23 @@ class Saver:
             paths: The run's.
             attempt: Rank 0's.
             records: Rank 0's.
-            keep_latest: How many checkpoints known to be whole are kept.
+            keeping: What is kept, and how much trouble is borne.
             say: Prints a line.
             heard: Set once this rank has heard that it has to stop: no wait is long from then on.
         """
         self.committed: CheckpointName | None = None
         self.commit_s: float | None = None
+        """Seconds from the boundary to the commit, of the last save."""
+        self.stall_s = 0.0
+        """Seconds that the training thread has waited for the save that was begun last."""
+        self.begun_s = 0.0
+        """The part of them that it waited at the boundary."""
+        self.waited_s = 0.0
+        """Seconds that it waited for the save before that one."""
         self._together, self._paths, self._attempt, self._records = together, paths, attempt, records
         self._store: Any = None
         self._attempt_name = attempt.name if attempt else None
-        self._keep_latest = max(2, keep_latest)
+        self._failures = keeping.failures
         self._say = say
         self._save = 0
         self._given_up = 0
@@ -133,16 +155,25 @@ class Saver:
         self._heard, self._hurried = heard, threading.Event()
         self._deadline = math.inf
         """Of the agreed stop (monotonic seconds): no further try starts after it."""
-        self._reading_back = threading.Lock()
-        self._whole: set[CheckpointName] = set()
-        self.prunes = not _is_fuse(paths.root)
+        self._begun = 0.0
+        self._staging = Staging()
+        self._copy: Copy | None = None
+        self._staged = True
+        """Whether all ranks have memory for their copies: else all wait until a save is decided."""
+        self._dealt: tuple[int, list[list[Part]]] | None = None
+        """(fingerprint of the parts, shares of all ranks)."""
+        self._all_at_once = False
+        """A tensor was changed while it was copied beside the training: from then on nothing is."""
+        self._said_short = False
+        self._pruner = Pruner(paths, attempt, keeping.latest, keeping.every, together.world_size, say)
 
     def adopt(self, attempt_name: str, restored: CheckpointName | None) -> None:
         """Learn the attempt's name (rank 0's word) and which checkpoint was found whole at the restore."""
         self._attempt_name = AttemptName.parse(attempt_name)
+        self._pruner.attempt_name = self._attempt_name
         if restored:
-            self._whole.add(restored)
             self.committed = restored
+            self._pruner.restored(restored)
 
     @property
     def committed_step(self) -> int | None:
@@ -154,13 +185,69 @@ class Saver:
         self._deadline = min(self._deadline, deadline)
         self._hurried.set()
 
-    def start(self, snapshot: Snapshot) -> None:
-        """Begin to write a snapshot; waits first for a save that is still under way."""
+    @property
+    def idle(self) -> bool:
+        """Whether no save is under way."""
+        return self._thread is None or self._decided.is_set()
+
+    def start(self, boundary: Boundary) -> None:
+        """Begin to save a boundary; waits first for a save that is still under way.
+
+        Training may go on when this returns, up to the optimizer's next step: then `await_copied`.
+
+        Raises:
+            StateError: the ranks' states are not made of the same tensors.
+            SaveError: the attempt cannot go on.
+        """
+        begun = time.monotonic()
         self.wait()
+        self.waited_s = time.monotonic() - begun
         self._store = self._store or self._together.connection()
+        self._begun = time.monotonic()
+        self._copy = self._begin_copy(boundary.state)
         self._decided.clear()
-        self._thread = threading.Thread(target=self._work, args=(snapshot,), daemon=True, name="save")
+        self._thread = threading.Thread(target=self._work, args=(boundary, self._copy), daemon=True, name="save")
         self._thread.start()
+        if not self._staged:
+            self.wait()
+        self.stall_s = self.begun_s = time.monotonic() - self._begun
+
+    def await_copied(self) -> None:
+        """Wait until the tensors of the boundary that is being saved may change."""
+        if self._copy is not None and not self._copy.copied.is_set():
+            begun = time.monotonic()
+            self._copy.copied.wait()
+            self.stall_s += time.monotonic() - begun
+
+    def _begin_copy(self, state: State) -> Copy:
+        """Agree with the others on what is saved, and whether there is memory for a copy; copy what cannot wait."""
+        rank, ranks = self._together.rank, self._together.world_size
+        parts = parts_of(state.tensors, ranks, state.buffers)
+        form = fingerprint(*(f"{part.name}{part.dtype}{part.shape}{part.offsets}{part.sizes}" for part in parts))
+        if self._dealt is None or self._dealt[0] != form:
+            self._dealt = form, deal(parts, ranks)
+        mine = self._dealt[1][rank]
+        here = range(
+            rank - self._together.local_rank, rank - self._together.local_rank + self._together.local_world_size
+        )
+        needed = sum(part.bytes for other in here for part in self._dealt[1][other])
+        fits = self._staging.holds(mine) or self._staging.allocate(mine, needed)
+        rows = self._together.exchange([form, int(fits)]).wait()
+        if any(row[0] != form for row in rows):
+            raise StateError(
+                "the ranks' states are not made of the same tensors: what is saved must have the same names, shapes "
+                "and types on every rank"
+            )
+        self._staged = all(row[1] for row in rows)
+        if not self._staged:
+            self._staging.drop()
+            if rank == 0 and not self._said_short:
+                self._said_short = True
+                self._say(
+                    f"no memory to copy {sum(part.bytes for part in parts) / 1e9:.1f} GB of state to: training waits "
+                    "while a checkpoint is written"
+                )
+        return self._staging.begin(mine, state.tensors, frozenset() if self._all_at_once else state.steady)
 
     def check(self) -> None:
         """Raise what went wrong in the background.
@@ -182,69 +269,72 @@ class Saver:
         self.check()
 
     def settle(self) -> None:
-        """Wait until all that follows the last save is done too, or a stop is heard."""
-        while self._thread and self._thread.is_alive() and not self._heard.is_set():
+        """Rank 0: wait until all that follows the last save is done too, or a stop is heard."""
+        while self._together.rank == 0 and self._thread and self._thread.is_alive() and not self._heard.is_set():
             self._thread.join(0.05)
 
-    def _work(self, snapshot: Snapshot) -> None:
+    def _work(self, boundary: Boundary, copy: Copy) -> None:
         try:
-            name = self._write(snapshot)
+            copy.run()
+            name = self._write(boundary, copy)
         except BaseException as error:
             self._error = error
             name = None
         finally:
             self._decided.set()
-        if name and self._together.rank == 0:
-            self._after_commit(snapshot, name)
+        if name:
+            self._after_commit(boundary, name)
 
-    def _write(self, snapshot: Snapshot) -> CheckpointName | None:
-        """Write a snapshot, in as many tries as it takes; the name of what is committed, None where it is given up.
+    def _write(self, boundary: Boundary, copy: Copy) -> CheckpointName | None:
+        """Write a boundary, in as many tries as it takes; the name of what is committed, None where it is given up.
 
         Raises:
             SaveError: the attempt cannot go on.
         """
         assert self._attempt_name
-        for try_number in range(TRIES):
+        for try_number in itertools.count():
             self._save += 1
-            verdict = self._try(snapshot, self._save, try_number)
+            verdict = self._try(boundary, copy, self._save, try_number)
             if verdict["code"] is not None:
                 raise SaveError(verdict["say"], verdict["code"])
             if verdict["say"] and self._together.rank == 0:
                 self._say(verdict["say"])
+            self._all_at_once = self._all_at_once or verdict["torn"]
             if verdict["committed"]:
-                self.committed, self._given_up = CheckpointName(snapshot.step, self._attempt_name, self._save), 0
-                self.commit_s = time.monotonic() - snapshot.started
+                self.committed, self._given_up = CheckpointName(boundary.step, self._attempt_name, self._save), 0
+                self.commit_s = time.monotonic() - self._begun
                 return self.committed
+            if verdict["torn"]:
+                return None  # No fault of the bucket's; from now on nothing is copied beside training.
             if verdict["retry_s"] is None:
                 break
-            self._pause(verdict["retry_s"])
+            self._pause(verdict["retry_s"], boundary.last)
         self._given_up += 1
-        if self._given_up == GIVEN_UP_IN_A_ROW and not self._hurried.is_set():
-            raise SaveError(f"{GIVEN_UP_IN_A_ROW} saves in a row failed: {verdict['say']}", EXIT_FAILED)
+        if self._given_up >= self._failures and not self._hurried.is_set():
+            raise SaveError(f"{self._given_up} saves in a row failed: {verdict['say']}", EXIT_FAILED)
         return None
 
-    def _pause(self, seconds: float) -> None:
-        """Give the bucket time, unless somebody is in a hurry."""
+    def _pause(self, seconds: float, last: bool) -> None:
+        """Give the bucket time; somebody in a hurry waits for the attempt's last save alone."""
         end = time.monotonic() + seconds
-        while time.monotonic() < end and not (self._hurried.is_set() or self._heard.is_set()):
+        while time.monotonic() < end and (last or not (self._hurried.is_set() or self._heard.is_set())):
             time.sleep(0.05)
 
-    def _try(self, snapshot: Snapshot, save: int, try_number: int) -> dict[str, Any]:
+    def _try(self, boundary: Boundary, copy: Copy, save: int, try_number: int) -> dict[str, Any]:
         """Write this rank's share into a new folder and learn what becomes of the save."""
         assert self._attempt_name
         rank, key = self._together.rank, f"save/{save}"
-        name = CheckpointName(snapshot.step, self._attempt_name, save)
+        name = CheckpointName(boundary.step, self._attempt_name, save)
         folder = self._paths.checkpoint(name)
         with self._together.beating(f"beat/{key}/{rank}"):
             word: dict[str, Any] = {}
             try:
-                folder.mkdir(parents=True, exist_ok=True)
-                if rank == 0:
-                    checkpoint.at_point("folder-made")
-                written = checkpoint.write_share(folder / checkpoint.share_name(rank), snapshot.share)
-                if rank == 0:
-                    checkpoint.at_point("share-written")
-                word = {"bytes": written.bytes, "hash": written.hash}
+                with within("making a folder"):
+                    folder.mkdir(parents=True, exist_ok=True)
+                checkpoint.at_point("folder-made")
+                written = self._write_share(folder / checkpoint.share_name(rank), boundary, copy)
+                checkpoint.at_point("share-written")
+                word = {"bytes": written.bytes, "hash": written.hash, "torn": copy.torn}
             except OSError as error:
                 word = {"error": describe(error, folder), "code": fatal_code(error)}
             self._store.set(f"{key}/share/{rank}", json.dumps(word))
@@ -254,9 +344,23 @@ class Saver:
             words = [
                 self._await(f"{key}/share/{other}", f"beat/{key}/{other}") for other in range(self._together.world_size)
             ]
-            verdict = self._commit(snapshot, folder, words, try_number)
+            verdict = self._commit(boundary, folder, words, try_number)
             self._store.set(f"{key}/verdict", json.dumps(verdict))
             return verdict
+
+    def _write_share(self, path: Path, boundary: Boundary, copy: Copy) -> FileRecord:
+        own = [
+            Part(
+                name, tensor.dtype, tuple(tensor.shape), (0,) * tensor.ndim, tuple(tensor.shape), (self._together.rank,)
+            )
+            for name, tensor in boundary.own.items()
+        ]
+        return checkpoint.write_share(
+            path,
+            [*copy.parts, *own],
+            lambda part: boundary.own[part.name] if part.name in boundary.own else copy.fetch(part),
+            copy.memory if self._pruner.on_disk else None,
+        )
 
     def _await(self, key: str, beat: str) -> Any:
         """A JSON value from the store, for as long as its writer's heart beats."""
@@ -268,11 +372,19 @@ class Saver:
                 raise PeerGoneError(f"no word of {key!r} for {self._together.timeout_s:g} s")
         return json.loads(self._store.get(key))
 
-    def _commit(self, snapshot: Snapshot, folder: Path, words: list[dict[str, Any]], try_number: int) -> dict[str, Any]:
+    def _commit(self, boundary: Boundary, folder: Path, words: list[dict[str, Any]], try_number: int) -> dict[str, Any]:
         """Rank 0: with every rank's word, write what makes the folder count; or say what to do instead."""
-        assert snapshot.plain is not None
-        assert snapshot.facts is not None
+        assert boundary.plain is not None
+        assert boundary.facts is not None
         assert self._records
+        verdict = {"committed": False, "retry_s": None, "code": None, "say": "", "torn": False}
+        torn = next((word["torn"] for word in words if word.get("torn")), None)
+        if torn:
+            say = (
+                f"{torn} was changed between two optimizer steps while the state was copied: the checkpoint of step "
+                f"{boundary.step} is dropped, and training waits for the copy from now on"
+            )
+            return {**verdict, "torn": True, "say": say}
         failed = [word for word in words if "error" in word]
         if not failed:
             try:
@@ -280,89 +392,49 @@ class Saver:
                     checkpoint.share_name(rank): FileRecord(word["bytes"], word["hash"])
                     for rank, word in enumerate(words)
                 }
-                files[checkpoint.STATE] = checkpoint.write_state(folder, snapshot.plain)
+                files[STATE] = checkpoint.write_state(folder, boundary.plain)
                 checkpoint.at_point("state-written")
-                newer = newer_attempt(self._attempt) if self._attempt else None
+                with within("listing attempts"):
+                    newer = newer_attempt(self._attempt) if self._attempt else None
                 if newer:
-                    return {
-                        "committed": False,
-                        "retry_s": None,
-                        "code": EXIT_SUPERSEDED,
-                        "say": superseded(newer),
-                    }
-                history = self._records.history_until(snapshot.step).result()
-                facts = {**snapshot.facts, "metrics": history}
-                checkpoint.write_manifest(folder, Manifest("checkpoint", files, facts))
-                return {"committed": True, "retry_s": None, "code": None, "say": ""}
+                    return {**verdict, "code": EXIT_SUPERSEDED, "say": superseded(newer)}
+                history = self._records.history_until(boundary.step).result()
+                checkpoint.write_manifest(folder, Manifest("checkpoint", files, {**boundary.facts, "metrics": history}))
+                return {**verdict, "committed": True}
             except OSError as error:
                 failed = [{"error": describe(error, folder), "code": fatal_code(error)}]
         code = next((word["code"] for word in failed if word["code"] is not None), None)
-        say = f"the checkpoint of step {snapshot.step} could not be written: {failed[0]['error']}"
-        retry_s = 0.5 * 2**try_number
-        late = time.monotonic() + retry_s > self._deadline or (self._hurried.is_set() and not snapshot.last)
-        if code is not None or try_number == TRIES - 1 or late:
-            return {"committed": False, "retry_s": None, "code": code, "say": say}
-        return {"committed": False, "retry_s": retry_s, "code": None, "say": f"{say}; trying again in {retry_s:g} s"}
+        say = f"the checkpoint of step {boundary.step} could not be written: {failed[0]['error']}"
+        retry_s = FIRST_RETRY_S * 2 ** min(try_number, TRIES)
+        enough = try_number >= TRIES - 1
+        if boundary.last and self._deadline < math.inf:  # What the deadline leaves belongs to this save.
+            retry_s, enough = min(retry_s, 2 * FIRST_RETRY_S), False
+        late = time.monotonic() + retry_s > self._deadline or (self._hurried.is_set() and not boundary.last)
+        if code is not None or enough or late:
+            return {**verdict, "code": code, "say": say}
+        return {**verdict, "retry_s": retry_s, "say": f"{say}; trying again in {retry_s:g} s"}
 
-    def _after_commit(self, snapshot: Snapshot, name: CheckpointName) -> None:
-        """Rank 0: record the save, read it back, and prune behind it. Nothing here can undo the commit."""
-        assert self._attempt
+    def _after_commit(self, boundary: Boundary, name: CheckpointName) -> None:
+        """Record the save, learn whether it is in the store, and prune behind it. Nothing here can undo the commit."""
         try:
-            folder = self._paths.checkpoint(name)
-            manifest = read_manifest(folder)
-            record(
-                self._attempt,
-                "saved",
-                step=snapshot.step,
-                checkpoint=str(name),
-                bytes=manifest.total_bytes,
-                stall_s=round(snapshot.stall_s, 4),
-                commit_s=round(self.commit_s or 0.0, 4),
-            )
-            # Under a deadline every second belongs to leaving in time; and one read-back at a time is enough.
-            if not self.prunes or self._hurried.is_set() or not self._reading_back.acquire(blocking=False):
+            if self._together.rank:
+                self._pruner.report(name, self._together.rank, self._store, self._hurried)
                 return
-            try:
-                if problem(folder, manifest) is None:
-                    self._whole.add(name)
-                    prune(self._paths, self._whole, self._keep_latest)
-            finally:
-                self._reading_back.release()
+            assert self._attempt
+            with within("reading MANIFEST.json"):
+                manifest = read_manifest(self._paths.checkpoint(name))
+            with within("recording a save"):
+                record(
+                    self._attempt,
+                    "saved",
+                    step=boundary.step,
+                    checkpoint=str(name),
+                    bytes=manifest.total_bytes,
+                    stall_s=round(self.stall_s, 4),
+                    commit_s=round(self.commit_s or 0.0, 4),
+                )
+            # Under a deadline every second belongs to leaving in time.
+            if not self._hurried.is_set():
+                self._pruner.committed(name, manifest, self._store, self._hurried)
         except (OSError, LayoutError) as error:
-            self._say(f"after the checkpoint of step {snapshot.step}: {error}")
-
-
-def prune(paths: RunPaths, whole: set[CheckpointName], keep_latest: int) -> None:
-    """Delete committed checkpoints that are older than the `keep_latest` newest of those known to be whole.
-
-    A checkpoint is deleted only behind at least two whole ones; its manifest goes first, so that what is left of it
-    after an interruption does not count. So does what an earlier preemption has left half written.
-    """
-    kept = sorted(whole, reverse=True)[: max(2, keep_latest)]
-    if len(kept) < max(2, keep_latest):
-        return
-    for name in list_checkpoints(paths):
-        folder = paths.checkpoint(name)
-        if name < kept[-1]:
-            (folder / MANIFEST).unlink(missing_ok=True)
-            for file in sorted(folder.iterdir()):
-                file.unlink()
-            folder.rmdir()
-            whole.discard(name)
-
-
-def _is_fuse(path: Path) -> bool:
-    """Whether the folder lies on a FUSE mount; there a read-back may come from a cache and proves nothing."""
-    try:
-        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    except OSError:
-        return False
-    best, kind = "", ""
-    resolved = str(path.resolve())
-    for line in mounts:
-        left, _, right = line.partition(" - ")
-        point = left.split(" ")[4].encode().decode("unicode_escape")
-        inside = resolved == point or resolved.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(best):
-            best, kind = point, right.split(" ")[0]
-    return kind.startswith("fuse")
+            self._say(f"after the checkpoint of step {boundary.step}: {error}")

@@ -16,6 +16,11 @@ import torch
 from torch import nn
 
 from trainer.checkpoint import SAVED_DTYPES
+from trainer.reading import Tensor
+from trainer.shards import Box, box_here, is_cut, like
+
+RANDOM = "rng."
+"""What the names of the ranks' random streams begin with."""
 
 Groups = list[dict[str, Any]]
 """The options of an optimizer's parameter groups."""
@@ -35,6 +40,8 @@ class State:
     """The rest, as tagged JSON (`encode`)."""
     buffers: frozenset[str]
     """Names of the model's buffers among the tensors."""
+    steady: frozenset[str]
+    """Names of the tensors that nothing changes before the optimizer's next step: parameters and optimizer state."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -90,6 +97,7 @@ def collect(
                         plain_state.setdefault(name, {})[key] = value
         first = {"begun": begun[index]} if begun else {}
         groups.append({"state": plain_state, "groups": options_of(optimizer), **first})
+    steady = frozenset(tensors)
     plain = {
         "optim": encode(groups, "optim", tensors),
         "counters": encode(dict(counters), "counters", tensors),
@@ -99,7 +107,7 @@ def collect(
         if tensor.dtype not in SAVED_DTYPES:
             raise StateError(f"{name}: {tensor.dtype} cannot be saved")
     buffers = frozenset(f"model.{name}" for name, _ in unwrap(model).named_buffers())
-    return State(dict(sorted(tensors.items())), plain, buffers)
+    return State(dict(sorted(tensors.items())), plain, buffers, steady - buffers)
 
 
 def apply(
@@ -147,6 +155,41 @@ def apply(
     return decode(plain.get("counters"), tensors), decode(plain.get("extra"), tensors)
 
 
+def wanted(live: State, stored: Mapping[str, Tensor], rank: int) -> dict[str, Box]:
+    """What a rank needs of a checkpoint's tensors: of those that are cut over the ranks its own part, of others all.
+
+    An optimizer's state is cut as the parameter is that it belongs to, where it has the parameter's shape: it may not
+    be there yet. Random streams are each rank's own.
+    """
+    found = {}
+    for name, tensor in stored.items():
+        if name.startswith(RANDOM) and name != f"{RANDOM}{rank}":
+            continue
+        cut = _cut_alike(name, tensor, live.tensors)
+        found[name] = box_here(cut, rank) if cut is not None else ((0,) * len(tensor.shape), tensor.shape)
+    return found
+
+
+def rebuilt(live: State, stored: Mapping[str, Tensor], parts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The parts that a rank read, as tensors of the whole run: cut over the ranks where the live ones are."""
+    found = {}
+    for name, part in parts.items():
+        cut = _cut_alike(name, stored[name], live.tensors)
+        found[name] = like(cut, part) if cut is not None else part
+    return found
+
+
+def _cut_alike(name: str, stored: Tensor, live: Mapping[str, torch.Tensor]) -> Any:
+    """The live DTensor that says how a stored tensor is cut; None where it is not."""
+    tensor = live.get(name)
+    if tensor is None and name.startswith("optim."):
+        parameter, _, _ = name.split(".", 2)[2].rpartition(".")
+        tensor = live.get(f"model.{parameter}")
+    if tensor is None or not is_cut(tensor) or tuple(tensor.shape) != stored.shape:
+        return None
+    return tensor
+
+
 def _optimizer_state(
     index: int,
     optimizer: torch.optim.Optimizer,
@@ -172,7 +215,7 @@ def _optimizer_state(
             values: dict[str, Any] = dict(saved["state"].get(name, {}))
             for key in [key for key in tensors if key.startswith(prefix) and "." not in key[len(prefix) :]]:
                 device = parameter.device if key != f"{prefix}step" or step_on_device else torch.device("cpu")
-                values[key[len(prefix) :]] = tensors[key].to(device, copy=True)
+                values[key[len(prefix) :]] = tensors[key].to(device)
             if values:
                 state[parameter] = values
     options = [dict(group) for group in saved["groups"]]
@@ -223,8 +266,15 @@ def decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     Raises:
         StateError: it was not made by `encode`.
     """
+    try:
+        return _decode(value, tensors)
+    except (RecursionError, TypeError) as error:
+        raise StateError(f"state.json holds what no state is made of ({error})") from None
+
+
+def _decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if isinstance(value, list):
-        return [decode(item, tensors) for item in value]
+        return [_decode(item, tensors) for item in value]
     if not isinstance(value, dict):
         return value
     if len(value) == 1:
@@ -232,9 +282,9 @@ def decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         if tag == "float" and inner in ("inf", "-inf", "nan"):
             return float(inner)
         if tag == "tuple" and isinstance(inner, list):
-            return tuple(decode(item, tensors) for item in inner)
+            return tuple(_decode(item, tensors) for item in inner)
         if tag == "dict" and isinstance(inner, list) and all(isinstance(p, list) and len(p) == 2 for p in inner):
-            return {decode(key, tensors): decode(item, tensors) for key, item in inner}
+            return {_decode(key, tensors): _decode(item, tensors) for key, item in inner}
         if tag == "tensor" and inner in tensors:
             return tensors[inner]
     raise StateError("state.json holds a value of no known type")

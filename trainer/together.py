@@ -82,6 +82,7 @@ class Together:
         self.rank = int(os.environ.get("RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self.local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self._nodes = Nodes.from_env()
         self.several_nodes = self.world_size > 1 and self._nodes.several
         self.timeout_s = timeout_s

@@ -20,7 +20,12 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--save-every", type=int, default=4)
+    parser.add_argument("--save-every", type=lambda text: None if text == "auto" else int(text), default=4)
+    parser.add_argument("--keep-every", type=int, default=0)
+    parser.add_argument("--save-failures", type=int, default=3)
+    parser.add_argument("--slow-save", type=float, default=0.0, help="seconds more for each save")
+    parser.add_argument("--hold-copy", action="store_true", help="a copy begins after the next forward pass has")
+    parser.add_argument("--meddle", action="store_true", help="a model that changes its weights in its forward pass")
     parser.add_argument("--eval-every", type=int, default=0)
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--micro", type=int, default=3)
@@ -62,6 +67,8 @@ config = RunConfig(
     eval_interval_steps=options.eval_every,
     precision=options.precision,
     keep_latest=options.keep_latest,
+    keep_every=options.keep_every,
+    save_failures=options.save_failures,
     grace_s=options.grace,
     peer_timeout_s=options.peer_timeout,
     allow_config_change=tuple(options.allow),
@@ -69,11 +76,15 @@ config = RunConfig(
 )
 
 
+begun: list[int] = []
+"""The steps of which a save has begun; its folder is made a little later."""
+
+
 def take_machine() -> None:
     """End everything at once, as a reclaimed machine does: the launcher dies, and its ranks with it."""
     if options.commit_first:
         end = time.monotonic() + 20
-        while any(not (folder / "MANIFEST.json").exists() for folder in (options.dir / "checkpoints").iterdir()):
+        while begun and not any((options.dir / "checkpoints").glob(f"{begun[-1]:010d}-*/MANIFEST.json")):
             assert time.monotonic() < end
             time.sleep(0.01)
     os.kill(os.getppid(), signal.SIGKILL)
@@ -131,7 +142,15 @@ with SpotRun(config, binding={"model": f"mlp-{options.hidden}", "global_batch_si
     import torch
     from torch import nn
 
-    from trainer import checkpoint, loop, rng, saving
+    from trainer import checkpoint, loop, pruning, rng, saving, staging
+
+    start_save = saving.Saver.start
+
+    def start(self, boundary) -> None:
+        begun.append(boundary.step)
+        start_save(self, boundary)
+
+    saving.Saver.start = start
 
     class Numbers:
         """Samples that are a pure function of their number."""
@@ -164,6 +183,11 @@ with SpotRun(config, binding={"model": f"mlp-{options.hidden}", "global_batch_si
         def forward(self, x):
             if self.training:
                 self.seen += 1
+            if options.meddle:
+                with torch.no_grad():
+                    for parameter in self.parameters():
+                        parameter.mul_(1.0)
+                forward.set()
             return self.body(x)
 
     def loss(model, batch):
@@ -187,18 +211,29 @@ with SpotRun(config, binding={"model": f"mlp-{options.hidden}", "global_batch_si
 
     def at_point(point: str) -> None:
         saves[0] += point == "folder-made"
+        time.sleep(options.slow_save if point == "folder-made" else 0)
         faults.at(saves[0], point)
 
     checkpoint.at_point = at_point
-    real_problem = saving.problem
+    real_problem = pruning.problem
 
-    def read_back(folder, manifest):
+    def read_back(folder, manifest, past_cache):
         faults.at(saves[0], "read-back")
         if options.hang_in_read_back:
             threading.Event().wait()
-        return real_problem(folder, manifest)
+        return real_problem(folder, manifest, past_cache)
 
-    saving.problem = read_back
+    pruning.problem = read_back
+    forward = threading.Event()
+    if options.hold_copy:
+        real_run = staging.Copy.run
+
+        def run_later(copy):
+            forward.clear()
+            forward.wait(5)
+            real_run(copy)
+
+        staging.Copy.run = run_later
     if options.unreadable:
         number, _, times = options.unreadable.partition(":")
         failures = [OSError(int(number), os.strerror(int(number)))] * int(times)

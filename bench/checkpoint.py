@@ -1,0 +1,166 @@
+"""What a checkpoint costs a training, beside torch.save, accelerate and torch.distributed.checkpoint, in one run.
+
+    make bench
+    python -m bench.checkpoint --size 1GB --rounds 5
+
+Writes docs/performance.md. At 1 GB it takes a quarter of an hour, 9 GB of memory, and 8 GB of the disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from bench import cgroup, machine, report
+from bench.report import Figures, Ranks, Short
+from bench.sizes import shown, size
+from bench.worker import LOADERS, SAVERS, Loading, Saving, Worker, WorkerError, prepare
+
+REPO = Path(__file__).resolve().parent.parent
+OWN_BYTES = 64 << 20
+"""What a process is left where memory is short, beside half of what a copy would take."""
+
+
+def main() -> None:
+    options = _parse()
+    prepare()
+    with tempfile.TemporaryDirectory(dir=options.folder, prefix="bench-") as name:
+        folder = Path(name)
+        figures = Figures(
+            command=f"python -m bench.checkpoint {' '.join(sys.argv[1:])}".strip(),
+            date=time.strftime("%Y-%m-%d", time.gmtime()),
+            machine=machine.describe(folder),
+            load=(machine.load(), 0.0),
+            state_bytes=options.size,
+            rounds=options.rounds,
+            threads=options.threads,
+            asked_s=options.forward_backward,
+        )
+        _save_and_load(figures, folder, options.forward_backward)
+        for scale in options.scales:
+            for ranks in options.ranks:
+                figures.ranks.append(
+                    _together(figures, folder, int(scale * options.size), ranks, options.forward_backward)
+                )
+        figures.short = _in_short_memory(figures, folder)
+    figures.load = (figures.load[0], machine.load())
+    options.report.parent.mkdir(parents=True, exist_ok=True)
+    options.report.write_text(report.written(figures))
+    if options.json:
+        options.json.write_text(json.dumps(asdict(figures), indent=1))
+    print(report.written(figures))
+    print(f"written to {options.report}", file=sys.stderr)
+
+
+def _parse() -> argparse.Namespace:
+    def numbers(text: str) -> list[float]:
+        return [float(part) for part in text.split(",")]
+
+    parser = argparse.ArgumentParser(description="What a checkpoint costs a training, beside what others offer.")
+    parser.add_argument("--size", type=size, default="1GB", help="of model and optimizer state (1GB)")
+    parser.add_argument("--rounds", type=int, default=5, help="that count; one more comes first (5)")
+    parser.add_argument("--report", type=Path, default=REPO / "docs" / "performance.md", help="where the report goes")
+    parser.add_argument("--json", type=Path, help="where every figure goes besides")
+    parser.add_argument("--folder", type=Path, help="on the disk that is written to (the system's temporary folder)")
+    parser.add_argument("--forward-backward", type=float, default=0.5, metavar="S", help="seconds at least (0.5)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=max(1, (os.cpu_count() or 1) // 2),
+        help="that training computes on (half the cores)",
+    )
+    parser.add_argument("--scales", type=numbers, default=[0.25, 1, 2], help="of --size, for ranks (0.25,1,2)")
+    parser.add_argument("--ranks", type=numbers, default=[1, 2], help="how many save together (1,2)")
+    return parser.parse_args()
+
+
+def _save_and_load(figures: Figures, folder: Path, forward_backward_s: float) -> None:
+    """Fill in all that compares the ways to save."""
+    workers = {
+        way: Worker(Saving, way, folder / str(index), figures.state_bytes, figures.threads)
+        for index, way in enumerate(SAVERS)
+    }
+    batch = 0
+    for way, worker in workers.items():
+        batch = batch or worker.ask("calibrate", forward_backward_s)
+        figures.forward_backward.append(worker.ask("warm", batch)["forward_backward"])
+        figures.first_stall[way], steps = worker.ask("first")
+        figures.steps, figures.saves[way] = max(figures.steps, steps + 1), []
+        _tell(f"{way}: the first save stalls {figures.first_stall[way]:.3f} s, {steps} steps beside it")
+    for number in range(1 + figures.rounds):
+        for way, worker in workers.items():
+            found = worker.ask("round", figures.steps, number % 2 == 0)
+            found["commit"] = worker.ask("commit")
+            if number:
+                figures.saves[way].append(found)
+                figures.step_s.append(found["step"])
+            _tell(f"{number} {way}: " + ", ".join(f"{what} {value:.3f}" for what, value in found.items()))
+    kept = {}
+    for way, worker in workers.items():
+        figures.extra_bytes[way] = worker.ask("extra_bytes")
+        kept[way] = worker.ask("kept")
+        worker.close()
+    for number in range(1 + figures.rounds):
+        for way, (saved, _) in LOADERS.items():
+            loading = Worker(Loading, way, figures.state_bytes)
+            took, alone_s = loading.ask("once", *kept[saved])
+            loading.close()
+            if number:
+                figures.loads.setdefault(way, []).append(took)
+                figures.load_alone += [] if alone_s is None else [alone_s]
+            _tell(f"{number} {way}: {took:.3f} s")
+
+
+def _together(figures: Figures, folder: Path, state_bytes: int, ranks: int, forward_backward_s: float) -> Ranks:
+    """Some ranks of one training, saving."""
+    ranks = int(ranks)
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        command = [
+            sys.executable, "-m", "trainer.launch", "--processes", str(ranks), str(REPO / "bench" / "ranks.py"),
+            "--size", f"{state_bytes / 1e6}MB", "--rounds", str(figures.rounds),
+            "--threads", str(max(1, figures.threads // ranks)),
+            "--forward-backward", str(forward_backward_s), "--folder", name, "--out", name,
+        ]  # fmt: skip
+        env = {**os.environ, "PYTHONPATH": str(REPO), "SKYSPOT_PROCESSES": ""}
+        done = subprocess.run(command, env=env, cwd=REPO, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+        each = [json.loads(Path(name, f"rank-{rank}.json").read_text()) for rank in range(ranks)]
+    _tell(f"{shown(state_bytes)}, {ranks} ranks: {each}")
+    return Ranks(state_bytes, each)
+
+
+def _in_short_memory(figures: Figures, folder: Path) -> Short | None:
+    """A save where there is half the memory that a copy would take; None where no limit can be set."""
+    group = cgroup.make("skyspot-bench")
+    if group is None:
+        return None
+    worker = Worker(Saving, report.OURS, folder / "short", figures.state_bytes, figures.threads, group)
+    short = Short(f"a control group (version {group.version})", figures.state_bytes // 2 + OWN_BYTES)
+    try:
+        worker.ask("warm", 8)
+        worker.ask("limit_memory", group, short.spare_bytes)
+        short.stall_s, _ = worker.ask("first")
+        short.said, short.extra_bytes = worker.ask("words"), worker.ask("extra_bytes")
+    except WorkerError as error:
+        short.trouble = str(error)
+    finally:
+        worker.close()
+        group.remove()
+    _tell(f"memory short: {short}")
+    return short
+
+
+def _tell(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Saving and restoring as trainer/loop.py does it."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from pathlib import Path
+
+from bench.training import Training
+from trainer import restore, rng, state
+from trainer.attempt import open_attempt
+from trainer.layout import AttemptName, RunPaths, list_checkpoints, read_manifest
+from trainer.records import Records
+from trainer.saving import Boundary, Keeping, Saver
+from trainer.together import Together
+
+
+class Ours:
+    """`trainer.saving.Saver`, driven by any number of ranks."""
+
+    def __init__(self, folder: Path, training: Training) -> None:
+        self.training = training
+        self.together = Together()
+        self.together.form_groups(on_gpu=False)
+        self.paths = RunPaths(folder / "run")
+        self.said: list[str] = []
+        self.begun = copy.deepcopy(state.options_of(training.optimizer))
+        attempt = None
+        if self.together.rank == 0:
+            attempt = open_attempt(self.paths, launch="bench", config={}, binding={})
+        name = self.together.rank0_does("attempt", lambda: str(attempt.name) if attempt else None)
+        self.records = Records(attempt) if attempt else None
+        self.saver = Saver(
+            self.together, self.paths, attempt, self.records, Keeping(latest=2), self.said.append, threading.Event()
+        )
+        self.saver.adopt(name, None)
+        self.attempt = AttemptName.parse(name)
+
+    def save(self, step: int) -> None:
+        """All that the training thread does for a save, up to where it trains on."""
+        rank = self.together.rank
+        whole = state.collect(
+            self.training.model, [self.training.optimizer], {"step": step, "evaluated": 0}, {}, [self.begun]
+        )
+        if self.records:
+            self.records.cut()
+        self.saver.start(
+            Boundary(
+                step=step,
+                samples=step,
+                state=whole,
+                own={f"{state.RANDOM}{rank}": rng.save_streams()},
+                plain=whole.plain if rank == 0 else None,
+                facts={"step": step, "world_size": self.together.world_size} if rank == 0 else None,
+            )
+        )
+
+    def before_step(self) -> None:
+        """What the optimizer waits for."""
+        self.saver.await_copied()
+
+    def durable(self) -> None:
+        """Wait until the save is committed."""
+        self.saver.await_copied()
+        self.saver.wait()
+        assert self.saver.committed, self.said
+
+    def over(self) -> bool:
+        """Whether all that follows a save is done too: its record, the read-back, the pruning."""
+        return not any(thread.name == "save" for thread in threading.enumerate())
+
+    def settle(self) -> None:
+        self.durable()
+        self.saver.settle()
+
+    def clear(self) -> None:
+        """Nothing: older checkpoints are deleted in the background, and that is timed with the rest."""
+
+    def kept(self) -> Path:
+        """The newest checkpoint."""
+        return self.paths.checkpoint(list_checkpoints(self.paths)[0])
+
+    def share_bytes(self) -> list[int]:
+        """What each rank staged and wrote of the newest checkpoint."""
+        files = read_manifest(self.kept()).files
+        return [record.bytes for name, record in sorted(files.items()) if name.startswith("share-")]
+
+
+def load(folder: Path, training: Training) -> None:
+    """Into a model just built, with every byte hashed."""
+    begun = copy.deepcopy(state.options_of(training.optimizer))
+    live = state.collect(training.model, [training.optimizer], {}, {}, [begun])
+    found = restore.load(folder, live)
+    state.apply(training.model, [training.optimizer], found.tensors, found.plain, [begun])

@@ -1,0 +1,109 @@
+"""Which run a person means: its folder, its URL, or its name in a project's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from skyspot import runs
+from skyspot.errors import SkyspotError, UsageError, did_you_mean, shown
+from skyspot.runs import Location
+from trainer.layout import MANIFEST, CheckpointName, RunPaths
+
+_OF_A_RUN = {"run.json", "attempts", "checkpoints", "final"}
+SHOWN = 5
+
+
+def opened(run: str, project: Path = Path()) -> RunPaths:
+    """The folder of a run that was begun, to be read from here.
+
+    Whatever has a `/` in it is a URL or a folder. A bare name is a run's folder here, or else a run that was launched
+    from this project (`.skyspot/<name>.yaml`), or else one in the bucket that skyspot.yaml names.
+
+    Raises:
+        UsageError: there is no such run; says where it was looked for.
+        UnreadableError: its bucket cannot be read from this machine; says why.
+        SkyspotError: what is there is not a run's folder.
+    """
+    paths = runs.open_run(_place(run, project))
+    _refuse_other(paths)
+    return paths
+
+
+def _place(run: str, project: Path) -> Location:
+    if "://" in run:
+        return Location("", run.rstrip("/"))
+    if not run:
+        raise UsageError("RUN is empty: give a run's folder, its URL or its name")
+    folder = Path(run)
+    is_name = "/" not in run and run not in (".", "..")
+    if is_name and not _begun(folder):
+        found = _written(run, project) or (None if folder.is_dir() else _in_the_bucket(run, project))
+        if found is not None:
+            return found
+    if not folder.is_dir():
+        raise UsageError(_unknown(run, project) if is_name else f"{run}: no such folder")
+    return Location(str(folder.absolute()), None)
+
+
+def _begun(folder: Path) -> bool:
+    return any((folder / name).exists() for name in _OF_A_RUN)
+
+
+def _written(name: str, project: Path) -> Location | None:
+    """Where the task YAML of a run has its folder; None where there is no such file."""
+    path = runs.written_task(name, project)
+    if not path.is_file():
+        return None
+    import yaml
+
+    from skyspot import jobs, task
+
+    try:
+        where = runs.location(task.load(path.read_text(encoding="utf-8")))
+    except (UnicodeDecodeError, yaml.YAMLError):
+        raise UsageError(f"{path} is not readable as YAML: give the run's folder or its URL") from None
+    if where is None:
+        raise UsageError(f"{path} names no {runs.CHECKPOINT_DIR}: give the run's folder or its URL")
+    return jobs.resolved(where)
+
+
+def _in_the_bucket(name: str, project: Path) -> Location | None:
+    """Where a run of this name would lie in the bucket of skyspot.yaml; None where that names none."""
+    from skyspot import buckets, jobs
+    from skyspot.options import NAME, SETTINGS, read_settings
+
+    bucket = read_settings(project / SETTINGS).get("bucket")
+    if not bucket or not NAME.fullmatch(name):
+        return None
+    store = buckets.checkpoints(bucket)
+    mounts = {store.mount: store.source} if store.mount else {}
+    where = runs.location({"envs": {runs.CHECKPOINT_DIR: f"{store.folder}/{name}"}, "file_mounts": mounts})
+    return jobs.resolved(where) if where else None
+
+
+def _unknown(name: str, project: Path) -> str:
+    near = did_you_mean(name, [path.stem for path in (project / runs.WRITTEN).glob("*.yaml")])
+    return (
+        f"no run {shown(name)} here: no folder of that name, no {runs.WRITTEN}/{name}.yaml, and no bucket in "
+        f"skyspot.yaml.{near or ' Give its folder or its URL, like s3://my-checkpoints/run-001'}"
+    )
+
+
+def _refuse_other(paths: RunPaths) -> None:
+    """Stop where a folder is none of a run's."""
+    with runs.reading(paths):
+        try:
+            names = sorted(entry.name for entry in paths.root.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            names = []
+    if _OF_A_RUN & set(names):
+        return
+    if not names:
+        raise SkyspotError(f"{paths.root}: nothing is there. `skyspot queue` shows runs that are about to begin")
+    if MANIFEST in names or any(CheckpointName.parse(name) for name in names):
+        raise SkyspotError(f"{paths.root} lies inside of a run's folder: give that one")
+    more = ", ..." if len(names) > SHOWN else ""
+    raise SkyspotError(
+        f"{paths.root} is not a run's folder: it has no checkpoints/ and no attempts/, but "
+        f"{', '.join(shown(name) for name in names[:SHOWN])}{more}"
+    )

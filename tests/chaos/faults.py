@@ -1,0 +1,392 @@
+"""What befalls a run: each fault is struck, and says whether it really hit."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import truth
+from child import STANDS_STILL_S, Child, Plan, start
+from stores import Place
+from wait import readable
+
+from trainer.checkpoint import POINTS
+
+STEPS = 4
+OTHER = 50
+"""How the other run is numbered, above this one."""
+Strike = Callable[["Scene"], bool]
+
+
+@dataclass
+class Scene:
+    """One run on one store, and what is to befall it now."""
+
+    place: Place
+    run_dir: Path
+    behind: Path
+    other: Path
+    """Another run's folder, behind the mount; whole checkpoints of it are there."""
+    plan: Plan
+    draw: random.Random
+    before: list[truth.Whole]
+    """What was whole in the store before the attempt began."""
+    children: list[Child]
+    """Attempts that were alive; the first is the one that restores what the fault has left."""
+    later_s: float
+    """How long an attempt of this kind takes, about."""
+
+    def begin(self, **changes: object) -> Child:
+        """Start an attempt."""
+        child = start(replace(self.plan, **changes))  # type: ignore[arg-type]
+        self.children.append(child)
+        return child
+
+
+def _until_restored(child: Child) -> bool:
+    """Wait until it has said what it restored; False where it is over before."""
+    while child.restored is None and readable(child.pipe, STANDS_STILL_S):
+        if not child.listen():
+            return False
+    return child.restored is not None
+
+
+def _let_go(child: Child, seconds: float) -> None:
+    """Wait so long, or until it is over."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0 and readable(child.pipe, left):
+        if not child.listen():
+            return
+
+
+def _hangs(child: Child) -> bool:
+    """Wait until a thread of it waits for a mount's answer; False where it is over, or does so not within a second."""
+    end = time.monotonic() + 1
+    while child.lives and not child.left and time.monotonic() < end:
+        for task in Path(f"/proc/{child.pid}/task").glob("*/wchan"):
+            with contextlib.suppress(OSError):
+                if task.read_text() in ("request_wait_answer", "__fuse_simple_request", "fuse_simple_request"):
+                    return True
+        _let_go(child, 0.005)
+    return False
+
+
+# -- the machine is taken ----------------------------------------------------------------------------------------------
+
+
+def kill_at_random(scene: Scene) -> bool:
+    child = scene.begin()
+    _until_restored(child)
+    _let_go(child, scene.draw.random() * scene.later_s)
+    child.kill()
+    child.wait()
+    return child.was_killed
+
+
+def kill_at(point: str) -> Strike:
+    def strike(scene: Scene) -> bool:
+        child = scene.begin(kill_at=(point, scene.draw.randint(1, STEPS)))
+        child.wait()
+        return child.was_killed
+
+    return strike
+
+
+def kill_at_the_start(scene: Scene) -> bool:
+    child = scene.begin()
+    _let_go(child, scene.draw.random() * 0.02)
+    child.kill()
+    child.wait()
+    return child.was_killed
+
+
+# -- files are not what they were --------------------------------------------------------------------------------------
+
+
+def damaged(damage: Callable[[Path, random.Random, Scene], bool], *names: str) -> Strike:
+    """Damage a file behind the mount, then look what the next attempt makes of it."""
+
+    def strike(scene: Scene) -> bool:
+        if not scene.before:
+            scene.begin().wait()
+            return False
+        victim = scene.before[0 if scene.draw.random() < 0.8 else -1]
+        folder = folder_of(scene.behind, victim)
+        file = folder / scene.draw.choice(names or sorted(path.name for path in folder.iterdir()))
+        hit = damage(file, scene.draw, scene)
+        scene.before = truth.whole(scene.behind, scene.plan.run)
+        scene.begin().wait()
+        return hit
+
+    return strike
+
+
+def folder_of(run_dir: Path, whole: truth.Whole) -> Path:
+    return run_dir / "checkpoints" / f"{whole.step:010d}-a{whole.attempt:04d}-{whole.token}-{whole.save}"
+
+
+def torn(file: Path, draw: random.Random, scene: Scene) -> bool:
+    size = file.stat().st_size
+    os.truncate(file, draw.randrange(size))
+    return True
+
+
+def flipped(file: Path, draw: random.Random, scene: Scene) -> bool:
+    data = bytearray(file.read_bytes())
+    data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+    file.write_bytes(data)
+    return True
+
+
+def emptied(file: Path, draw: random.Random, scene: Scene) -> bool:
+    os.truncate(file, 0)
+    return True
+
+
+def removed(file: Path, draw: random.Random, scene: Scene) -> bool:
+    file.unlink()
+    return True
+
+
+def copied_over(file: Path, draw: random.Random, scene: Scene) -> bool:
+    """Another checkpoint's file, twice now."""
+    others = [folder_of(scene.behind, whole) for whole in scene.before if folder_of(scene.behind, whole) != file.parent]
+    if not others:
+        return False
+    return _put(file, (draw.choice(others) / file.name).read_bytes())
+
+
+def _put(file: Path, data: bytes) -> bool:
+    """Put something else into a file; False where it is the same."""
+    same = file.read_bytes() == data
+    file.write_bytes(data)
+    return not same
+
+
+def exchanged(file: Path, draw: random.Random, scene: Scene) -> bool:
+    """Two checkpoints' files, each in the place of the other."""
+    others = [folder_of(scene.behind, whole) for whole in scene.before if folder_of(scene.behind, whole) != file.parent]
+    if not others:
+        return False
+    other = draw.choice(others) / file.name
+    mine, theirs = file.read_bytes(), other.read_bytes()
+    other.write_bytes(mine)
+    return _put(file, theirs)
+
+
+def another_runs(file: Path, draw: random.Random, scene: Scene) -> bool:
+    """A file of another run's checkpoint of the same form."""
+    theirs = truth.whole(scene.other, scene.plan.run + OTHER)
+    return _put(file, (folder_of(scene.other, draw.choice(theirs)) / file.name).read_bytes())
+
+
+def another_runs_checkpoint(scene: Scene) -> bool:
+    """A whole checkpoint of another run among this run's; it is newer than all of them."""
+    theirs = folder_of(scene.other, scene.draw.choice(truth.whole(scene.other, scene.plan.run + OTHER)))
+    here = scene.behind / "checkpoints" / theirs.name
+    fresh = scene.behind.exists() and not here.exists()
+    if fresh:
+        shutil.copytree(theirs, here)
+    scene.begin().wait()
+    return fresh
+
+
+def grown(file: Path, draw: random.Random, scene: Scene) -> bool:
+    with file.open("ab") as more:
+        more.write(draw.randbytes(draw.randint(1, 5000)))
+    return True
+
+
+# -- the store fails ---------------------------------------------------------------------------------------------------
+
+SUFFIXES = ("share-00000.safetensors", "state.json", "MANIFEST.json", "")
+
+
+def failing(call: str, number: int, times: int = 1, restoring: bool = False) -> Strike:
+    """A call fails, once or so many times: during the saves, or while the state is restored."""
+
+    def strike(scene: Scene) -> bool:
+        faults = scene.place.faults
+        assert faults
+        after, suffix = scene.draw.randrange(4), scene.draw.choice(SUFFIXES)
+        if restoring:
+            suffix = suffix or SUFFIXES[0]
+            faults.fail(call, number, after=after, times=times, suffix=suffix)
+        child = scene.begin(step_s=0.002)
+        if not restoring:
+            _until_restored(child)
+            faults.fail(call, number, after=after, times=times, suffix=suffix)
+        child.wait()
+        return faults.clear() > 0
+
+    return strike
+
+
+def hanging(call: str, restoring: bool = False) -> Strike:
+    """A call does not return: the attempt ends by itself."""
+
+    def strike(scene: Scene) -> bool:
+        faults = scene.place.faults
+        assert faults
+        after, suffix = scene.draw.randrange(4), scene.draw.choice(SUFFIXES[:3])
+        if restoring:
+            faults.hang(call, after=after, suffix=suffix)
+        child = scene.begin(limit_s=0.1, step_s=0.002)
+        if not restoring:
+            _until_restored(child)
+            faults.hang(call, after=after, suffix=suffix)
+        child.wait_until_it_leaves()
+        hits = faults.clear()
+        child.wait()
+        return hits > 0
+
+    return strike
+
+
+def frozen(scene: Scene) -> bool:
+    """The mount's daemon stops; the machine is taken while the attempt hangs, or the attempt ends by itself."""
+    taken = scene.draw.random() < 0.5
+    child = scene.begin(step_s=0.002, limit_s=120.0 if taken else 0.3)
+    _until_restored(child)
+    _let_go(child, scene.draw.random() * scene.later_s)
+    scene.place.freeze()
+    try:
+        hit = _hangs(child)
+        if taken:
+            child.kill()
+        else:
+            child.wait_until_it_leaves()
+    finally:
+        scene.place.thaw()
+    child.wait()
+    return hit
+
+
+def silently_torn(scene: Scene) -> bool:
+    """A store that says that all is well, and loses the end of what it was given."""
+    faults = scene.place.faults
+    assert faults
+    for _ in range(STEPS):
+        faults.tear(scene.draw.random(), suffix=SUFFIXES[0])
+    child = scene.begin()
+    child.wait()
+    return faults.clear() > 0
+
+
+def stale(scene: Scene) -> bool:
+    faults = scene.place.faults
+    assert faults
+    faults.stale(10)
+    scene.begin().wait()
+    return faults.clear() > 0
+
+
+# -- others, and the clock ---------------------------------------------------------------------------------------------
+
+
+def two_attempts(scene: Scene) -> bool:
+    """An old machine that is not dead yet, and its successor."""
+    one = scene.begin(step_s=0.003, steps=2 * STEPS)
+    if scene.draw.random() < 0.5:
+        _until_restored(one)
+        _let_go(one, scene.draw.random() * scene.later_s)
+    two = scene.begin(step_s=0.003)
+    both = one.lives  # It soon sees that it is outnumbered, and leaves.
+    both = _until_restored(two) and both
+    if scene.draw.random() < 0.5:
+        _let_go(two, scene.draw.random() * scene.later_s)
+        scene.draw.choice([one, two]).kill()
+    one.wait()
+    two.wait()
+    return both
+
+
+def clock_jumps(scene: Scene) -> bool:
+    """This machine's clock, and all that the store says of times, are off by years."""
+    off = scene.draw.choice([-1, 1]) * scene.draw.randrange(1, 10**9)
+    for path in [scene.behind.parent, *scene.behind.rglob("*")]:
+        when = time.time() + scene.draw.randrange(-(10**9), 10**9)
+        os.utime(path, (when, when))
+    child = scene.begin(clock_s=off, kill_at=(scene.draw.choice(POINTS), scene.draw.randint(1, STEPS)))
+    child.wait()
+    return bool(scene.before)
+
+
+def machine_lost_before_the_upload(scene: Scene) -> bool:
+    """The mount dies with the machine: what it had not uploaded is gone."""
+    assert scene.place.mount
+    child = scene.begin(step_s=0.03)
+    _until_restored(child)
+    _let_go(child, scene.draw.random() * 1.0)
+    child.kill()
+    scene.place.mount.kill()
+    child.wait()
+    there = truth.whole(scene.behind, scene.plan.run)
+    return child.committed > (there[0].step if there else 0)
+
+
+MANIFEST, STATE, SHARE = "MANIFEST.json", "state.json", "share-00000.safetensors"
+EVERYWHERE: dict[str, Strike] = {
+    "kill at random": kill_at_random,
+    "kill at the start": kill_at_the_start,
+    **{f"kill at {point}": kill_at(point) for point in POINTS},
+    "torn": damaged(torn),
+    "torn manifest": damaged(torn, MANIFEST),
+    "flipped bit": damaged(flipped),
+    "flipped bit in the manifest": damaged(flipped, MANIFEST),
+    "flipped bit in state.json": damaged(flipped, STATE),
+    "emptied": damaged(emptied),
+    "grown": damaged(grown),
+    "missing": damaged(removed),
+    "manifest before its share": damaged(removed, SHARE),
+    "duplicated": damaged(copied_over),
+    "swapped": damaged(exchanged),
+    "swapped manifests": damaged(exchanged, MANIFEST),
+    "another run's file": damaged(another_runs),
+    "another run's checkpoint": another_runs_checkpoint,
+    "two attempts alive": two_attempts,
+    "clock jumps": clock_jumps,
+}
+WHERE_CALLS_FAIL: dict[str, Strike] = {
+    "close() fails": failing("close", errno.EIO),
+    "ENOSPC": failing("write", errno.ENOSPC),
+    "EIO": failing("write", errno.EIO),
+    "EIO for good": failing("write", errno.EIO, times=100),
+    "EIO at a read": failing("read", errno.EIO),
+    "EIO at the restore": failing("read", errno.EIO, restoring=True),
+    "EIO at the restore for good": failing("read", errno.EIO, times=100, restoring=True),
+    "fsync fails": failing("fsync", errno.EIO),
+    "read-only": failing("create", errno.EROFS, times=100),
+    "hung write": hanging("write"),
+    "hung close": hanging("close"),
+    "hung read at the restore": hanging("read", restoring=True),
+    "frozen daemon": frozen,
+    "silently torn": silently_torn,
+    "stale listing": stale,
+}
+BY_STORE: dict[str, dict[str, Strike]] = {
+    "local": EVERYWHERE,
+    "sequential": {**EVERYWHERE, **WHERE_CALLS_FAIL},
+    "rclone": {
+        **{name: EVERYWHERE[name] for name in EVERYWHERE if name.startswith("kill") or name == "two attempts alive"},
+        "frozen daemon": frozen,
+    },
+    "rclone-cached": {"machine lost before the upload": machine_lost_before_the_upload},
+}
+NOT_THE_NEWEST = {"stale listing"}
+"""Here the newest whole checkpoint cannot be known; any whole one of this run will do, or none."""
+MAY_END_WITH = {
+    "ENOSPC": {1}, "read-only": {1}, "EIO for good": {1}, "EIO at a read": {1}, "EIO at the restore for good": {1},
+    "hung write": {75}, "hung close": {75}, "hung read at the restore": {75}, "frozen daemon": {75},
+    "two attempts alive": {76}, "stale listing": {76},
+}  # fmt: skip
+"""Besides 0, as the stop table says."""
+LIES = {"silently torn"}
+"""Here what was committed need not be there: the store said it was."""

@@ -1,0 +1,115 @@
+"""Mistakes in the code, to see that the campaign finds them. Each is made in the attempt's process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trainer import checkpoint, mounts, pruning, reading, restore, saving, staging
+from trainer.hashing import Hasher
+from trainer.layout import FileRecord
+
+
+def marker_written_early() -> None:
+    """The manifest is written while a share still is."""
+    real = checkpoint.write_share
+
+    def write_share(path: Path, parts: Any, fetch: Any, staged: Any = None) -> FileRecord:
+        copy = Path("/dev/shm") / f"chaos-{path.parent.name}-{threading.get_ident()}"
+        record = real(copy, parts, fetch)
+        data = copy.read_bytes()
+        copy.unlink()
+
+        def later() -> None:
+            time.sleep(0.01)
+            path.write_bytes(data)
+
+        threading.Thread(target=later).start()
+        return record
+
+    checkpoint.write_share = write_share
+
+
+def hash_not_checked() -> None:
+    """What is read is believed, as long as it has its size."""
+
+    class Believes(Hasher):
+        def hexdigest(self) -> Any:
+            return type("Any", (str,), {"__ne__": lambda self, other: False, "__eq__": lambda self, other: True,
+                                        "__hash__": str.__hash__})("x")  # fmt: skip
+
+    reading.Hasher = Believes  # type: ignore[misc]
+
+
+def pruned_before_verified() -> None:
+    """A committed checkpoint counts, read back or not."""
+    pruning.problem = lambda folder, manifest, past_cache: None
+
+
+def buffer_copied_late() -> None:
+    """Buffers are copied beside training, as parameters are."""
+    real = staging.Staging.begin
+    staging.Staging.begin = lambda self, parts, live, steady: real(self, parts, live, live.keys())  # type: ignore[method-assign]
+
+
+def step_before_the_copy() -> None:
+    """The optimizer does not wait for the copy."""
+    saving.Saver.await_copied = lambda self: None  # type: ignore[method-assign]
+    real = staging.Copy.run
+
+    def run(self: staging.Copy) -> None:
+        time.sleep(0.002)
+        real(self)
+
+    staging.Copy.run = run  # type: ignore[method-assign]
+
+
+def change_not_noticed() -> None:
+    """Nothing looks whether a tensor was changed while it was copied."""
+    staging._version = lambda tensor: 0
+
+
+def read_back_trusted_on_a_cached_mount() -> None:
+    """Read back through a cache, a checkpoint counts as in the store."""
+    real = mounts.mount_of
+
+    def mount_of(path: Path) -> mounts.Mount:
+        found = real(path)
+        return mounts.Mount(found.point, found.kind, mounts.Proof.READ_BACK)
+
+    pruning.mount_of = mount_of
+
+
+def oldest_first() -> None:
+    """The list of checkpoints is walked from its wrong end."""
+    real = restore.list_checkpoints
+    restore.list_checkpoints = lambda paths: real(paths)[::-1]
+
+
+def another_run_not_noticed() -> None:
+    """Whatever lies in the run's folder is taken for the run's."""
+    restore.is_of = lambda manifest, run_id: True
+
+
+def both(*plants: Callable[[], None]) -> Callable[[], None]:
+    def plant() -> None:
+        for one in plants:
+            one()
+
+    return plant
+
+
+PLANTS: dict[str, tuple[str, Callable[[], None]]] = {
+    "marker written early": ("local", marker_written_early),
+    "hash not checked": ("local", hash_not_checked),
+    "pruned before verified": ("sequential", pruned_before_verified),
+    "buffer copied late": ("local", both(buffer_copied_late, change_not_noticed)),
+    "step before the copy": ("local", both(step_before_the_copy, change_not_noticed)),
+    "read-back trusted on a cached mount": ("rclone-cached", read_back_trusted_on_a_cached_mount),
+    "oldest first": ("local", oldest_first),
+    "another run not noticed": ("local", another_run_not_noticed),
+}
+"""By name: the store that shows it, and the mistake."""

@@ -1,0 +1,401 @@
+"""The fault campaign: a tiny run, struck again and again; after each fault, is what is restored exactly what was saved?
+
+    python tests/chaos/run.py                                 the whole of it (make chaos)
+    python tests/chaos/run.py --faults 100 --stores local     a part
+    python tests/chaos/run.py --only local:1234               one episode again, up to that fault
+    python tests/chaos/run.py --plants                        mistakes planted in the code; each has to be found
+
+Seeded by --seed; --state FILE keeps count, and a campaign that was interrupted goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import json
+import os
+import random
+import selectors
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
+
+import bucket_lab  # noqa: E402
+import torch  # noqa: E402
+import truth  # noqa: E402
+from child import Plan, start  # noqa: E402
+from faults import BY_STORE, LIES, MAY_END_WITH, NOT_THE_NEWEST, OTHER, STEPS, Scene  # noqa: E402
+from plants import PLANTS  # noqa: E402
+from stores import NAMES, Place, missing, place  # noqa: E402
+
+EPISODE = 12
+"""Faults that strike one run, one after the other."""
+WATCHED = {"kill at random", "two attempts alive", "frozen daemon", "machine lost before the upload"}
+WHOLE = {"local": 10_000, "sequential": 10_000, "rclone": 300, "rclone-cached": 300}
+PLANT_FAULTS = 2000
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run on one store, and the faults that befall it."""
+
+    store: str
+    episode: int
+    seed: int
+    faults: int
+    plant: str = ""
+    kinds: tuple[str, ...] = ()
+    """Only these; none: all of the store's."""
+
+
+@dataclass
+class Tally:
+    """What has happened so far, by store and kind of fault."""
+
+    struck: Counter[str] = field(default_factory=Counter)
+    hit: Counter[str] = field(default_factory=Counter)
+    restored: Counter[str] = field(default_factory=Counter)
+    none: Counter[str] = field(default_factory=Counter)
+    wrong: list[dict[str, Any]] = field(default_factory=list)
+    done: set[tuple[str, int]] = field(default_factory=set)
+    what: dict[str, Any] = field(default_factory=dict)
+    """Of which campaign: its seed, its stores' faults and its kinds."""
+
+    def take(self, line: dict[str, Any]) -> None:
+        """One fault is over, or one episode."""
+        if "done" in line:
+            self.done.add((line["store"], line["done"]))
+            return
+        key = f"{line['store']}/{line['kind']}"
+        self.struck[key] += 1
+        self.hit[key] += line["hit"]
+        self.restored[key] += line["restored"] is not None
+        self.none[key] += line["restored"] is None
+        if line["wrong"]:
+            self.wrong.append(line)
+
+    def table(self) -> str:
+        """What has happened, as a table."""
+        lines = [f"{'store':14} {'fault':32} {'struck':>7} {'hit':>7} {'newest whole':>13} {'none':>6} {'WRONG':>6}"]
+        for store in NAMES:
+            for key in sorted(key for key in self.struck if key.startswith(f"{store}/")):
+                wrong = sum(f"{line['store']}/{line['kind']}" == key for line in self.wrong)
+                kind = key.partition("/")[2]
+                counts = (self.struck[key], self.hit[key], self.restored[key], self.none[key], wrong)
+                lines.append(f"{store:14} {kind:32} " + "{:7} {:7} {:13} {:6} {:6}".format(*counts))
+        return "\n".join(lines)
+
+
+def judge(scene: Scene, kind: str, after: list[truth.Whole]) -> str | None:
+    """What is wrong with how a fault was survived; None where nothing is."""
+    for number, child in enumerate(scene.children):
+        if child.crash:
+            return f"attempt {number} crashed: {child.crash}"
+        if trouble := child.end({0, *MAY_END_WITH.get(kind, ())}):
+            return f"attempt {number} {trouble}"
+        said = child.restored
+        if said is None:
+            continue
+        step = said["restored"]
+        if step is None:
+            if scene.before and kind not in NOT_THE_NEWEST:
+                return f"attempt {number} found nothing, and {scene.before[0]} was whole"
+            continue
+        if said["digest"] != truth.digest(truth.state(scene.plan.run, step)) or said["folder_step"] != step:
+            return f"attempt {number} restored a state that is not the one of step {step}"
+        if said["run"] != scene.plan.run:
+            return f"attempt {number} restored run {said['run']}'s counters"
+        if kind in NOT_THE_NEWEST:
+            continue
+        newest = scene.before[0].step if scene.before else 0
+        if step < newest or (number == 0 and step != newest):  # A later one may restore what the first has saved.
+            return f"attempt {number} restored step {step}, and the newest whole one was of step {newest}"
+    if scene.before and not after:
+        return f"no whole checkpoint is left; {scene.before[0]} was one"
+    if scene.before and after[0] < scene.before[0]:
+        return f"the newest whole checkpoint is {after[0]} now; it was {scene.before[0]}"
+    committed = max((child.committed for child in scene.children), default=0)
+    if kind not in LIES and not scene.place.uploads_later and committed > (after[0].step if after else 0):
+        return f"step {committed} was committed, and the newest whole checkpoint is {after[0] if after else 'none'}"
+    return None
+
+
+class Watch:
+    """What is seen behind the mount while attempts live: once a checkpoint is whole there, one always is."""
+
+    def __init__(self, behind: Path, run: int) -> None:
+        self.wrong: str | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, args=(behind, run))
+        self._thread.start()
+
+    def _look(self, behind: Path, run: int) -> None:
+        seen, missed = False, 0
+        while not self._over.wait(0.01):
+            there = bool(truth.whole(behind, run))
+            seen, missed = seen or there, 0 if there else missed + 1
+            if seen and missed == 3:  # A look itself takes time, in which what it has listed may be deleted.
+                self.wrong = "for a moment no whole checkpoint was in the store"
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+@contextlib.contextmanager
+def watched(behind: Path, run: int, kind: str) -> Iterator[Watch]:
+    """Have a look taken all the time, unless the fault itself is what damages checkpoints."""
+    watch = Watch(behind, run)
+    if kind not in WATCHED:
+        watch.close()
+    try:
+        yield watch
+    finally:
+        watch.close()
+
+
+def episode(job: Job, where: Place, again: Callable[[], Place]) -> Iterator[dict[str, Any]]:
+    """Strike one run; yields what came of each fault. `again` mounts the store anew."""
+    draw = random.Random(f"{job.seed}/{job.store}/{job.episode}")
+    run = job.episode % 50
+    homes = where.behind.parent / f"homes-{job.store}-{job.episode}"
+    name, neighbour = f"{job.store}-{job.episode}", f"other-{job.store}-{job.episode}"
+    plant = PLANTS[job.plant][1] if job.plant else (lambda: None)
+    plan = Plan(where.root / name, run, STEPS, plant=plant)
+    start(Plan(where.root / neighbour, run + OTHER, 3, begin_at=1000, home=homes / "0")).wait()
+    kinds = BY_STORE[job.store]
+    later_s = 0.05
+    for number in range(job.faults):
+        if where.uploads_later and number:
+            where = again()
+        kind = draw.choice([kind for kind in sorted(kinds) if not job.kinds or kind in job.kinds])
+        behind = where.behind / name
+        # A mount that is new each time is a new machine each time; else a machine is taken now and then.
+        home = homes / str(number) if where.uploads_later or draw.random() < 0.2 else homes / "0"
+        plan = replace(plan, home=home)
+        scene = Scene(
+            where, plan.run_dir, behind, where.behind / neighbour, plan, random.Random(draw.random()),
+            truth.whole(behind, run), [], later_s,
+        )  # fmt: skip
+        begun = time.monotonic()
+        with watched(behind, run, kind) as watch:
+            hit = kinds[kind](scene)
+        after = truth.whole(behind, run)
+        later_s = 0.7 * later_s + 0.3 * min(1.0, time.monotonic() - begun)
+        said = next((child.restored for child in scene.children if child.restored), None)
+        wrong = judge(scene, kind, after) or watch.wrong
+        if not wrong and number == job.faults - 1 and not where.uploads_later:  # What does the last fault leave?
+            last = replace(scene, before=after, children=[])
+            last.begin().wait()
+            wrong = judge(last, "", truth.whole(behind, run))
+        yield {
+            "store": job.store, "kind": kind, "number": job.episode * EPISODE + number, "hit": int(hit),
+            "restored": (said or {}).get("restored"), "wrong": wrong,
+        }  # fmt: skip
+        if wrong:
+            return
+    for path in (where.behind / name, where.behind / neighbour, homes):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def work(jobs: list[Job], folder: Path, pipe: int) -> None:
+    """A worker's life: its jobs, one after the other, each fault a line."""
+    folder.mkdir()
+    gc.freeze()  # An attempt is a fork of this: what it does not touch it need not copy.
+    with contextlib.ExitStack() as stack, contextlib.ExitStack() as mount:
+        store = None
+        if any(job.store.startswith("rclone") for job in jobs):
+            store = stack.enter_context(bucket_lab.store(folder / "s3"))
+        before, where = "", Place("", folder, folder)
+        for job in jobs:
+            mounted = folder / job.store
+            mounted.mkdir(exist_ok=True)
+
+            def again(name: str = job.store, mounted: Path = mounted) -> Place:
+                mount.close()
+                return mount.enter_context(place(name, mounted, store))
+
+            where = where if job.store == before and not where.uploads_later else again()
+            before = job.store
+            for line in episode(job, where, again):
+                os.write(pipe, json.dumps(line).encode() + b"\n")
+                if line["wrong"]:
+                    return
+            os.write(pipe, json.dumps({"store": job.store, "done": job.episode}).encode() + b"\n")
+
+
+def campaign(jobs: list[Job], workers: int, tally: Tally, state: Path | None, folder: Path) -> Tally:
+    """Have workers do the jobs; stops at the first fault that was not survived."""
+    todo = [job for job in jobs if (job.store, job.episode) not in tally.done]
+    pids, rests = {}, {}
+    with selectors.DefaultSelector() as selector:
+        for number in range(min(workers, len(todo))):
+            ours, theirs = os.pipe()
+            pid = os.fork()
+            if not pid:
+                code = 1
+                try:
+                    os.close(ours)
+                    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+                    work(todo[number::workers], folder / f"worker-{number}", theirs)
+                    code = 0
+                except SystemExit:
+                    pass
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    os._exit(code)
+            os.close(theirs)
+            pids[ours], rests[ours] = pid, b""
+            selector.register(ours, selectors.EVENT_READ)
+        total, begun, said, failed = sum(job.faults for job in todo), time.monotonic(), 0.0, False
+        try:
+            while pids and not tally.wrong:
+                for key, _ in selector.select():
+                    data = os.read(key.fd, 1 << 16)
+                    if not data:
+                        selector.unregister(key.fd)
+                        os.close(key.fd)
+                        failed = os.waitpid(pids.pop(key.fd), 0)[1] != 0 or failed
+                        continue
+                    *lines, rests[key.fd] = (rests[key.fd] + data).split(b"\n")
+                    for line in lines:
+                        tally.take(json.loads(line))
+                now = time.monotonic()
+                if now - said > (1 if sys.stdout.isatty() else 30):
+                    said = now
+                    count, hits = sum(tally.struck.values()), sum(tally.hit.values())
+                    show(f"{count} of {total} faults struck, {hits} hit, {len(tally.wrong)} wrong, {now - begun:.0f} s")
+                    keep(tally, state)
+        finally:
+            for pid in pids.values():
+                os.kill(pid, signal.SIGTERM)
+                os.waitpid(pid, 0)
+        keep(tally, state)
+        if failed:
+            raise SystemExit("a worker failed: the campaign says nothing")
+    return tally
+
+
+def show(text: str) -> None:
+    print(f"\r{text}" if sys.stdout.isatty() else text, end="" if sys.stdout.isatty() else "\n", flush=True)
+
+
+def keep(tally: Tally, state: Path | None) -> None:
+    """Write down how far the campaign is."""
+    if state:
+        counts = {name: dict(getattr(tally, name)) for name in ("struck", "hit", "restored", "none")}
+        text = json.dumps({**counts, "done": sorted(tally.done), "wrong": tally.wrong, "what": tally.what})
+        state.with_suffix(".new").write_text(text)
+        state.with_suffix(".new").replace(state)
+
+
+def resumed(state: Path | None, what: dict[str, Any]) -> Tally:
+    """A tally as it was kept; of episodes that were not over, the counts are kept too, and they are struck again."""
+    if state is None or not state.exists():
+        return Tally(what=what)
+    kept = json.loads(state.read_text())
+    if kept.get("what") != what:
+        raise SystemExit(f"{state} is of another campaign ({kept.get('what')}): delete it to begin this one")
+    counters = {name: Counter(kept[name]) for name in ("struck", "hit", "restored", "none")}
+    return Tally(**counters, done={(store, number) for store, number in kept["done"]}, wrong=kept["wrong"], what=what)
+
+
+def jobs_for(faults: dict[str, int], seed: int, kinds: tuple[str, ...]) -> list[Job]:
+    """The episodes of a campaign, the slow stores' first."""
+    found = []
+    for store in reversed(NAMES):
+        count = faults.get(store, 0)
+        for number in range(-(-count // EPISODE)):
+            found.append(Job(store, number, seed, min(EPISODE, count - number * EPISODE), "", kinds))
+    return found
+
+
+def planted(name: str, seed: int, workers: int, folder: Path) -> str | None:
+    """How many faults it took to find a planted mistake, in a line; None where it was not found."""
+    store = PLANTS[name][0]
+    if missing(store):
+        return f"{name}: not tried, {missing(store)}"
+    jobs = [Job(store, number, seed, EPISODE, name) for number in range(PLANT_FAULTS // EPISODE)]
+    folder.mkdir()
+    tally = campaign(jobs, workers, Tally(), None, folder)
+    if not tally.wrong:
+        return None
+    line = tally.wrong[0]
+    count, why = sum(tally.struck.values()), line["wrong"].splitlines()[0]
+    return f"{name}: found after {count} faults ({store}, {line['kind']}: {why})"
+
+
+def main() -> int:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faults", type=int, help="for each store; default: the whole campaign's")
+    parser.add_argument("--stores", default=",".join(NAMES))
+    parser.add_argument("--kinds", metavar="KIND,KIND", help="only these kinds of faults")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--state", type=Path)
+    parser.add_argument("--only", metavar="STORE:NUMBER")
+    parser.add_argument("--plants", nargs="?", const=",".join(PLANTS), metavar="NAME,NAME", help="default: all")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = Path(tempfile.mkdtemp(prefix="skyspot-chaos-"))
+    if options.plants:
+        found = {
+            name: planted(name, options.seed, options.workers, folder / name.replace(" ", "-"))
+            for name in options.plants.split(",")
+        }
+        for name, line in found.items():
+            print(line or f"{name}: NOT FOUND in {PLANT_FAULTS} faults")
+        shutil.rmtree(folder, ignore_errors=True)
+        return 0 if all(found.values()) else 1
+    only = tuple(options.kinds.split(",")) if options.kinds else ()
+    if options.only:
+        store, _, number = options.only.partition(":")
+        counts = {store: 1}
+        jobs = [Job(store, int(number) // EPISODE, options.seed, int(number) % EPISODE + 1, "", only)]
+    else:
+        stores = [store for store in options.stores.split(",") if store]
+        for store in stores:
+            if reason := missing(store):
+                print(f"{store}: left out, {reason}")
+        counts = {store: options.faults or WHOLE[store] for store in stores if not missing(store)}
+        jobs = jobs_for(counts, options.seed, only)
+    tally = resumed(options.state, {"seed": options.seed, "faults": counts, "kinds": list(only)})
+    begun = time.monotonic()
+    interrupted = False
+    try:
+        campaign(jobs, options.workers, tally, options.state, folder)
+    except KeyboardInterrupt:
+        interrupted = True
+        print(f"\ninterrupted{'; the same command goes on from here' if options.state else ''}")
+    print(f"\n{tally.table()}")
+    count, hits = sum(tally.struck.values()), sum(tally.hit.values())
+    print(f"{count} faults struck, {hits} hit, {len(tally.wrong)} not survived, in {time.monotonic() - begun:.0f} s")
+    for line in tally.wrong:
+        print(f"WRONG at {line['store']}:{line['number']} ({line['kind']}): {line['wrong']}\nleft in {folder}")
+        kinds = f" --kinds '{options.kinds}'" if options.kinds else ""
+        again = f"--seed {options.seed} --only {line['store']}:{line['number']}{kinds}"
+        print(f"again: python tests/chaos/run.py {again}")
+    if tally.wrong and options.state:
+        print(f"{options.state} keeps this: delete it once the fault is mended, to begin anew")
+    if not tally.wrong:
+        shutil.rmtree(folder, ignore_errors=True)
+    return 130 if interrupted else 1 if tally.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

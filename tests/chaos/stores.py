@@ -1,0 +1,67 @@
+"""Where the runs of a campaign lie: a local disk, a store that takes sequential writes only, and a bucket's mounts."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import bucket_lab
+import faultfs
+
+NAMES = ("local", "sequential", "rclone", "rclone-cached")
+
+
+@dataclass
+class Place:
+    """A store with a mount of it."""
+
+    name: str
+    root: Path
+    """Where the trainer sees it."""
+    behind: Path
+    """The store itself."""
+    faults: faultfs.Client | None = None
+    mount: bucket_lab.Mounted | None = None
+
+    @property
+    def uploads_later(self) -> bool:
+        """Whether a file that was closed may not be in the store yet."""
+        return self.name == "rclone-cached"
+
+    def freeze(self) -> None:
+        """Calls into the mount do not return any more."""
+        (self.mount or self._daemon()).freeze()
+
+    def thaw(self) -> None:
+        """They go on."""
+        (self.mount or self._daemon()).thaw()
+
+    def _daemon(self) -> bucket_lab.Mounted:
+        assert self.faults
+        return bucket_lab.Mounted(self.root, self.faults.daemon, Path())
+
+
+def missing(name: str) -> str | None:
+    """Why there is no such store on this machine; None where there is."""
+    return None if name == "local" else faultfs.missing() if name == "sequential" else bucket_lab.missing()
+
+
+@contextlib.contextmanager
+def place(name: str, folder: Path, store: bucket_lab.Store | None) -> Iterator[Place]:
+    """A store, mounted anew."""
+    if name == "local":
+        yield Place(name, folder, folder)
+    elif name == "sequential":
+        behind = folder / "behind"
+        behind.mkdir(exist_ok=True)
+        with faultfs.mounted(behind, folder / "m", name="goofys") as faults:
+            yield Place(name, faults.point, behind, faults=faults)
+    else:
+        assert store
+        options = ["--vfs-write-back", "0.1s", "--bwlimit", "400k"] if name == "rclone-cached" else []
+        shutil.rmtree(folder / "m", ignore_errors=True)
+        with bucket_lab.mounted(store, folder / "m", *options, cached=name == "rclone-cached") as mount:
+            yield Place(name, mount.point, store.behind, mount=mount)

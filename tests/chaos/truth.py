@@ -1,0 +1,93 @@
+"""What is true of a run's folder, found without the code under test: what is whole there, and what it holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+NAME = re.compile(r"(\d{10})-a(\d{4,9})-([0-9a-f]{6})-(\d{1,6})")
+WIDE, NARROW = 3000, 40
+ORDER = ("model.bias", "model.seen", "model.weight", "optim.0.bias.exp_avg", "optim.0.weight.exp_avg")
+
+
+@dataclass(frozen=True, order=True)
+class Whole:
+    """A checkpoint that is committed, and as its manifest says."""
+
+    step: int
+    attempt: int
+    token: str
+    save: int
+
+
+def state(run: int, step: int) -> dict[str, np.ndarray]:
+    """What a run's tensors hold at a boundary. Every element tells run and step, so that no mixture is missed."""
+    number = 1000.0 * (step + 100 * run)
+    wide, narrow = np.arange(WIDE) % 1000, np.arange(NARROW)
+    return {
+        "model.weight": (number + wide).astype(np.float32),
+        "model.bias": (number + narrow).astype(np.float32),
+        "model.seen": np.array([run, step, run * step], dtype=np.int64),
+        "optim.0.weight.exp_avg": (-number - wide).astype(np.float32),
+        "optim.0.bias.exp_avg": (-number - narrow).astype(np.float32),
+    }
+
+
+def digest(tensors: dict[str, np.ndarray]) -> str:
+    """Of all tensors of a state together."""
+    hashed = hashlib.sha256()
+    for name in ORDER:
+        hashed.update(name.encode() + tensors[name].tobytes())
+    return hashed.hexdigest()
+
+
+def run_id(run: int) -> str:
+    """How a run is called in its manifests."""
+    return hashlib.sha256(json.dumps({"run": run}, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def whole(run_dir: Path, run: int) -> list[Whole]:
+    """The whole checkpoints of a run in its folder, newest first; another run's do not count."""
+    try:
+        names = [path.name for path in (run_dir / "checkpoints").iterdir()]
+    except FileNotFoundError:
+        return []
+    found = []
+    for name in names:
+        match = NAME.fullmatch(name)
+        if match and _is_whole(run_dir / "checkpoints" / name, int(match[1]), f"a{match[2]}-{match[3]}", run_id(run)):
+            found.append(Whole(int(match[1]), int(match[2]), match[3], int(match[4])))
+    return sorted(found, reverse=True)
+
+
+def _is_whole(folder: Path, step: int, attempt: str, its_run: str) -> bool:
+    try:
+        manifest = json.loads((folder / "MANIFEST.json").read_bytes().decode("utf-8"))
+        files, seal = manifest["files"], manifest.pop("seal", None)
+        if seal is not None:
+            text = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
+            if hashlib.blake2b(text, digest_size=16).hexdigest() != seal:
+                return False
+        if (manifest["step"], manifest["attempt"], manifest["kind"]) != (step, attempt, "checkpoint"):
+            return False
+        if manifest["run_id"] != its_run:
+            return False
+        if "state.json" not in files or "share-00000.safetensors" not in files:
+            return False
+        for name, record in files.items():
+            path = folder / name
+            if not stat.S_ISREG(path.lstat().st_mode):
+                return False
+            data = path.read_bytes()
+            if len(data) != record["bytes"] or xxhash.xxh3_128_hexdigest(data) != record["hash"]:
+                return False
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return True

@@ -1,0 +1,57 @@
+"""The bench of checkpoints works and writes a complete report; what it finds is not asserted here."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import REPO, clean_env
+
+WAYS = ["skyspot", "torch.save + fsync", "accelerate.save_state", "DCP save", "DCP async_save"]
+BOUNDS = [
+    "training thread blocked",
+    "training thread blocked, of torch.save + fsync",
+    "training seconds lost per save, of torch.save + fsync",
+    "commit with training idle, of torch.save + fsync",
+    "extra memory, one rank",
+    "extra memory, all 2 ranks of a node",
+    "restore with verification, of DCP's load without",
+]
+
+
+def test_the_bench_writes_a_report_with_every_way_to_save_and_every_bound(tmp_path: Path) -> None:
+    path, figures = tmp_path / "performance.md", tmp_path / "figures.json"
+    command = [
+        sys.executable, "-m", "bench.checkpoint", "--size", "8MB", "--rounds", "1", "--forward-backward", "0.02",
+        "--scales", "1", "--ranks", "2", "--folder", str(tmp_path), "--report", str(path), "--json", str(figures),
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=REPO, env=clean_env(), capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr
+    report = path.read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in report.splitlines() if line.startswith("| ")]
+    for name in (*WAYS, *BOUNDS):
+        assert any(row[0] == name and all(row[1:]) for row in rows), f"no whole row {name!r} in\n{report}"
+    for what in ("CPU", "Memory", "System", "Disk", "Python", "torch", "accelerate", "safetensors", "xxhash"):
+        assert re.search(rf"{what}:? \S", report), f"{what} is not in\n{report}"
+    assert "no memory to copy 0.0 GB" in report or "no control group could be made" in report
+    found = json.loads(figures.read_text())
+    assert {way: len(rounds) for way, rounds in found["saves"].items()}.keys() >= set(WAYS)
+    assert all(took > 0 for rounds in found["loads"].values() for took in rounds)
+    staged = [rank["staged"] for rank in found["ranks"][0]["each"]]
+    assert sum(staged) == pytest.approx(found["state_bytes"], rel=0.05), "two ranks staged more than one state"
+    assert max(staged) < 0.6 * sum(staged), "the ranks' shares are not halves"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figures.json", "performance.md"], "it left files"
+
+
+def test_a_size_that_is_none_is_said_in_a_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.checkpoint", "--size", "8XB"],
+        cwd=REPO, env=clean_env(), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "'8XB' is no size: say 1GB, or 250MB" in done.stderr
+    assert "Traceback" not in done.stderr

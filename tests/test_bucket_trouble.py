@@ -1,0 +1,117 @@
+"""Saves into a store that refuses: tried again, given up, or the end of the attempt, as the stop table has it."""
+
+import errno
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import bucket_lab
+import faultfs
+import pytest
+from bucket_lab import until
+from support import PROGRAMS, clean_env, event, mlp
+
+from trainer.layout import RunPaths, list_checkpoints, read_manifest
+from trainer.verify import problem
+
+pytestmark = pytest.mark.skipif(bucket_lab.missing() is not None, reason=str(bucket_lab.missing()))
+SHARE = "share-00000.safetensors"
+
+
+@pytest.fixture
+def faults(tmp_path: Path) -> Iterator[faultfs.Client]:
+    (tmp_path / "behind").mkdir()
+    with faultfs.mounted(tmp_path / "behind", tmp_path / "m") as client:
+        yield client
+
+
+def begin(run_dir: Path, *args: str) -> subprocess.Popen[str]:
+    """An attempt with a committed checkpoint, and more to come."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer.launch", "--grace", "5", PROGRAMS / "mlp.py", "--dir", run_dir,
+         "--slow", "0.01", "--save-every", "5", "--constant", "saving.FIRST_RETRY_S=0.01", *args],
+        env=clean_env(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    until("a checkpoint is committed", lambda: any((run_dir / "checkpoints").glob("*/MANIFEST.json")), 60)
+    return process
+
+
+def newest_is_whole(run_dir: Path) -> bool:
+    paths = RunPaths(run_dir)
+    committed = [name for name in list_checkpoints(paths) if (paths.checkpoint(name) / "MANIFEST.json").exists()]
+    return problem(paths.checkpoint(committed[0]), read_manifest(paths.checkpoint(committed[0]))) is None
+
+
+@pytest.mark.parametrize(
+    ("call", "number", "code", "words"),
+    [
+        ("create", errno.EROFS, 1, "Give this machine the right to write there"),
+        ("write", errno.ENOTCONN, 75, "Transport endpoint is not connected"),
+        ("close", errno.EIO, 1, "2 saves in a row failed"),
+    ],
+)
+def test_a_store_that_refuses_for_good_ends_the_attempt(
+    faults: faultfs.Client, tmp_path: Path, call: str, number: int, code: int, words: str
+) -> None:
+    process = begin(faults.point / "run", "--steps", "3000", "--save-failures", "2")
+    faults.fail(call, number, times=1000, suffix=SHARE)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    assert words in output
+    assert newest_is_whole(tmp_path / "behind" / "run")
+    assert event(tmp_path / "behind" / "run", "end")["code"] == code
+
+
+def test_a_write_that_fails_for_a_moment_costs_no_checkpoint(faults: faultfs.Client, tmp_path: Path) -> None:
+    process = begin(faults.point / "run", "--steps", "40", "--save-every", "3", "--keep-latest", "2")
+    faults.fail("close", errno.EIO, suffix=SHARE)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert faults.clear() == 1
+    assert "could not be written: " in output
+    assert "trying again in" in output
+    assert newest_is_whole(tmp_path / "behind" / "run")
+    # Nothing shows what a mount of an unknown kind has stored: all is kept, and said at the tenth save.
+    assert "10 checkpoints, " in output
+    assert "nothing shows what a mount of this kind (fuse.faultfs) has uploaded" in output
+    steps = {name.step for name in list_checkpoints(RunPaths(tmp_path / "behind" / "run"))}
+    assert steps >= set(range(3, 40, 3))
+
+
+def test_a_second_of_trouble_at_a_stop_does_not_cost_the_last_boundary(faults: faultfs.Client, tmp_path: Path) -> None:
+    process = begin(faults.point / "run", "--steps", "3000")
+    faults.fail("create", errno.EIO, times=25, suffix=SHARE)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    assert faults.clear() >= 20, output
+    ended = event(tmp_path / "behind" / "run", "end")
+    assert ended["committed_step"] == ended["step"]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "options", "code"),
+    [
+        (8, (), 0),  # More than one save bears; the next one is made.
+        (10_000, (), 1),
+        (10_000, ("--fault", "sigterm@9", "--grace", "2"), 75),  # A stop in the last step, and nothing can be saved.
+    ],
+)
+def test_the_last_save_bears_as_much_as_any_other(
+    faults: faultfs.Client, tmp_path: Path, trouble: int, options: tuple[str, ...], code: int
+) -> None:
+    faults.fail("create", errno.EIO, times=trouble, suffix=SHARE)
+    ended = mlp(faults.point / "run", "--steps", 10, "--save-every", 100, "--constant", "saving.FIRST_RETRY_S=0.01",
+                *options, grace=5)  # fmt: skip
+    assert ended.code == code, ended.output
+    assert event(tmp_path / "behind" / "run", "end")["code"] == code
+
+
+def test_saves_that_take_longer_than_their_interval_are_said(tmp_path: Path) -> None:
+    command = [sys.executable, PROGRAMS / "mlp.py", "--dir", tmp_path / "run", "--slow-save", "4", "--steps", "7",
+               "--save-every", "3", "--constant", "loop.SAY_WAITED_S=0.1"]  # fmt: skip
+    done = subprocess.run(command, env=clean_env(), text=True, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("longer than the 3 steps between two: training waited") == 1

@@ -1,0 +1,54 @@
+"""A part of the fault campaign (make chaos), and mistakes in the code that it has to find."""
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import bucket_lab
+import pytest
+from support import REPO, clean_env
+
+RUN = REPO / "tests" / "chaos" / "run.py"
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder with a short name: the address of a socket in it is 107 bytes at most."""
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        yield Path(folder)
+
+
+def campaign(*args: str, folder: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, RUN, *args], env=clean_env(TMPDIR=str(folder)), capture_output=True, text=True, timeout=timeout
+    )
+
+
+def struck(done: subprocess.CompletedProcess[str]) -> tuple[int, int, int]:
+    found = re.search(r"(\d+) faults struck, (\d+) hit, (\d+) not survived", done.stdout)
+    assert found, done.stdout + done.stderr
+    return int(found[1]), int(found[2]), int(found[3])
+
+
+def test_two_hundred_faults_are_survived(short: Path) -> None:
+    counts = {"local": 96}
+    if bucket_lab.missing() is None:
+        counts |= {"sequential": 84, "rclone": 12, "rclone-cached": 8}
+    done = [campaign("--stores", store, "--faults", str(count), folder=short) for store, count in counts.items()]
+    totals = [struck(one) for one in done]
+    assert [total[0] for total in totals] == list(counts.values())
+    assert sum(total[1] for total in totals) > 0.75 * sum(
+        counts.values()
+    )  # The others came too late, or found nothing.
+    assert [total[2] for total in totals] == [0] * len(totals), "".join(one.stdout for one in done)
+    assert not any(short.iterdir())
+
+
+@pytest.mark.parametrize("plant", ["hash not checked", "buffer copied late"])
+def test_a_mistake_in_the_code_is_found(short: Path, plant: str) -> None:
+    done = campaign("--plants", plant, folder=short)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(rf"{plant}: found after \d+ faults", done.stdout), done.stdout

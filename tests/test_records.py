@@ -1,0 +1,31 @@
+"""What rank 0 writes beside the checkpoints."""
+
+from pathlib import Path
+
+from trainer import attempt as attempts
+from trainer.hashing import hash_file
+from trainer.layout import RunPaths, read_metrics
+from trainer.records import Records
+
+
+def test_an_evaluation_at_a_boundary_that_was_cut_writes_over_nothing(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path / "run")
+    attempt = attempts.open_attempt(paths, launch="l", config={}, binding={})
+    records = Records(attempt)
+    for step in (1, 2):
+        records.line({"step": step, "loss": 1.0})
+        records.cut()
+        records.line({"step": step, "eval_loss": 2.0})
+    records.line({"step": 3, "loss": 1.0})
+    records.cut()
+    history = records.history_until(3).result(10)
+    assert len({part["path"] for part in history}) == len(history)
+    assert [part["hash"] for part in history] == [hash_file(paths.root / part["path"]) for part in history]
+    lines = [line for part in history for line in read_metrics((paths.root / part["path"]).read_bytes())]
+    assert [(line["step"], "loss" in line) for line in lines] == [
+        (1, True),
+        (1, False),
+        (2, True),
+        (2, False),
+        (3, True),
+    ]

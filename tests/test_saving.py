@@ -1,0 +1,127 @@
+"""How a save goes: beside training, without memory, of a model that meddles, kept for good; how often."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from bucket_lab import until
+from support import PROGRAMS, REPO, clean_env, event, losses, mlp, weights
+
+from trainer.interval import Costs, Lives, Pace, choose
+from trainer.layout import RunPaths, list_attempts, list_checkpoints, read_events, read_manifest
+from trainer.verify import problem
+
+
+def test_without_memory_for_a_copy_training_waits_and_it_is_said(tmp_path: Path, undisturbed) -> None:
+    ended = mlp(tmp_path / "run", "--constant", "staging.RESERVE_BYTES=1e17", processes=2)
+    assert ended.code == 0, ended.output
+    assert ended.output.count("no memory to copy") == 1
+    assert [name.step for name in list_checkpoints(RunPaths(tmp_path / "run"))] == [12, 8, 4]
+    # Step 8's, that was written from the live tensors, leads to the same end.
+    shutil.rmtree(tmp_path / "run" / "final")
+    shutil.rmtree(RunPaths(tmp_path / "run").checkpoint(list_checkpoints(RunPaths(tmp_path / "run"))[0]))
+    assert mlp(tmp_path / "run", processes=2).code == 0
+    assert losses(tmp_path / "run") == losses(undisturbed(2))
+    assert weights(tmp_path / "run") == weights(undisturbed(2))
+
+
+def test_a_model_that_changes_its_weights_while_they_are_copied_is_not_saved_torn(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    # The copy is held up until the next forward pass has meddled with what it copies.
+    ended = mlp(run_dir, "--meddle", "--hold-copy", "--steps", "12", "--save-every", "2")
+    assert ended.code == 0, ended.output
+    assert ended.output.count("was changed between two optimizer steps while the state was copied") == 1
+    saved = [dict(found.fields)["step"] for found in read_events(RunPaths(run_dir), *list_attempts(RunPaths(run_dir)))
+             if found.name == "saved"]  # fmt: skip
+    assert saved == [4, 6, 8, 10, 12]
+
+
+def test_checkpoints_of_every_so_many_steps_are_kept_for_good(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    ended = mlp(run_dir, "--save-every", "1", "--keep-latest", "2", "--keep-every", "5", "--slow", "0.03")
+    assert ended.code == 0, ended.output
+    steps = {name.step for name in list_checkpoints(RunPaths(run_dir))}
+    assert {5, 10, 11, 12} <= steps
+    assert steps.isdisjoint({1, 2, 3, 4})
+
+
+def test_the_interval_sets_itself_and_says_why(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    auto = ("--save-every", "auto", "--steps", "60", "--constant", "interval.FIRST_S=0.05")
+    first = mlp(run_dir, *auto, "--fault", "kill@45", processes=2)
+    assert first.code != 0
+    said = [line for line in first.output.splitlines() if line.startswith("a checkpoint every")]
+    assert said
+    assert "0 preemptions in" in said[0]
+    assert "one in 2 h assumed" in said[0]
+    chosen = event(run_dir, "interval")
+    assert chosen["steps"]
+    second = mlp(run_dir, *auto, processes=2)
+    assert second.code == 0, second.output
+    said = [line for line in second.output.splitlines() if line.startswith("a checkpoint every")]
+    assert "1 preemption in" in said[0]  # What the attempts before found holds from the start.
+
+
+@pytest.mark.parametrize(
+    ("costs", "lives", "steps"),
+    [
+        # FACTS: M = 2 h: a stall of 1 s -> 120 s; of 30 s -> 657 s.
+        (Costs(1.0, 1.0, 2.0), Lives(0.0, 0), 120),
+        (Costs(1.0, 30.0, 31.0), Lives(0.0, 0), 657),
+        (Costs(0.5, 1.0, 2.0), Lives(0.0, 0), 240),
+        (Costs(1.0, 1.0, 100.0), Lives(0.0, 0), 200),  # At least twice what a save takes.
+        (Costs(1.0, 1.0, 2.0), Lives(7200.0, 3), 85),  # Preempted every hour.
+        (Costs(900.0, 1.0, 2.0), Lives(0.0, 0), 1),
+    ],
+)
+def test_the_interval_is_youngs_and_dalys(costs: Costs, lives: Lives, steps: int) -> None:
+    assert choose(costs, lives, 120.0).steps == steps
+
+
+def test_a_save_that_does_not_fit_the_notice_is_said() -> None:
+    assert "a notice of 30 s may be too short" in choose(Costs(1.0, 1.0, 20.0), Lives(0.0, 0), 30.0).why
+    assert "may be too short" not in choose(Costs(1.0, 1.0, 20.0), Lives(0.0, 0), 120.0).why
+
+
+def test_a_save_costs_the_wait_and_what_the_steps_beside_it_are_slower() -> None:
+    pace = Pace()
+    for seconds in (1.0, 1.1, 0.9, 1.0):
+        pace.step(seconds, beside_a_save=False)
+    for seconds in (1.25, 1.15):
+        pace.step(seconds, beside_a_save=True)
+    assert pace.saved(0.1, 0.15, 3.0).cost_s == pytest.approx(0.5)
+    assert pace.saved(0.1, 0.15, 3.0).cost_s == pytest.approx(0.15)
+
+
+def test_a_save_commits_after_home_and_the_payload_were_deleted(tmp_path: Path) -> None:
+    home, run_dir = tmp_path / "home", tmp_path / "run"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", home / "env"], check=True)
+    [packages] = home.glob("env/lib/python3*/site-packages")
+    packages.rmdir()
+    packages.symlink_to(sysconfig.get_paths()["purelib"])
+    shutil.copytree(REPO / "trainer", home / "skyspot" / "trainer")
+    shutil.copy(PROGRAMS / "mlp.py", home / "mlp.py")
+    process = subprocess.Popen(
+        [home / "env/bin/python", "-m", "trainer.launch", home / "mlp.py", "--dir", run_dir, "--steps", "3000",
+         "--save-every", "3000", "--slow", "0.01"],
+        env=clean_env(HOME=str(home), PYTHONPATH=str(home / "skyspot")), cwd=tmp_path,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    until("the first step is done", lambda: process.poll() is not None or event_if_any(run_dir, "first-step"), 60)
+    shutil.rmtree(home)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    ended = event(run_dir, "end")
+    assert ended["committed_step"] == ended["step"]
+    paths = RunPaths(run_dir)
+    [name] = list_checkpoints(paths)
+    assert problem(paths.checkpoint(name), read_manifest(paths.checkpoint(name))) is None
+
+
+def event_if_any(run_dir: Path, name: str) -> dict[str, object]:
+    return event(run_dir, name) if list_attempts(RunPaths(run_dir)) else {}

@@ -1,0 +1,58 @@
+"""What is under way in the bucket, and until when it has to be over. Standard library only.
+
+A mount whose server is gone does not fail: a write() to it never returns, and cannot be interrupted. So whoever touches
+the bucket says before how long that may take, and a thread of each rank looks whether something is overdue.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from trainer.layout import EXIT_PREEMPTED
+
+SLOWEST_BYTES_PER_S = 10e6
+LIMIT_S = 120.0
+"""How long one call may take."""
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    """One call that has not returned."""
+
+    what: str
+    begun: float
+    until: float
+    code: int
+    """With what the attempt ends once it is overdue."""
+
+
+_number = itertools.count()
+_under_way: dict[int, UnderWay] = {}
+
+
+@contextmanager
+def within(what: str, seconds: float | None = None, code: int = EXIT_PREEMPTED) -> Iterator[None]:
+    """Say that what happens inside has to be over within so many seconds (`LIMIT_S` where it is not said)."""
+    key, now = next(_number), time.monotonic()
+    _under_way[key] = UnderWay(what, now, now + (LIMIT_S if seconds is None else seconds), code)
+    try:
+        yield
+    finally:
+        del _under_way[key]
+
+
+@contextmanager
+def within_bytes(what: str, count: int) -> Iterator[None]:
+    """The same for a call that moves `count` bytes: some mounts upload a whole file inside close()."""
+    with within(what, LIMIT_S + count / SLOWEST_BYTES_PER_S):
+        yield
+
+
+def overdue() -> UnderWay | None:
+    """A call that should have returned by now; None where there is none."""
+    now = time.monotonic()
+    return next((call for call in list(_under_way.values()) if now > call.until), None)

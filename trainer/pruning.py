@@ -1,0 +1,265 @@
+"""Which checkpoints are known to be whole in the store itself, and the deletion of those that they make superfluous.
+
+A bucket's mount may show a file that has not been uploaded yet: read back through the mount it is whole, and lost with
+the machine all the same. What proves that a file is in the store depends on the mount (mounts.py); a checkpoint counts
+here only once it is proven, and nothing is deleted but behind two that count. Rank 0 alone deletes.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path, PurePath
+from typing import Any
+
+from trainer.attempt import Attempt, machine_token, machines
+from trainer.checkpoint import share_name
+from trainer.layout import (
+    MANIFEST,
+    STATE,
+    AttemptName,
+    CheckpointName,
+    LayoutError,
+    Manifest,
+    RunPaths,
+    event_named,
+    is_of,
+    list_checkpoints,
+    read_events,
+    read_manifest,
+)
+from trainer.mounts import DISKS, Proof, UploadLog, mount_of
+from trainer.patience import within
+from trainer.verify import problem
+
+DEAD_S = 600.0
+"""An attempt that has changed nothing for so long, watched from here, writes nothing any more."""
+LOOK_S = 1.0
+UPLOADED_S = 3600.0
+"""A share that is not in the store after so long is waited for no more: its checkpoint does not count."""
+SAY_EVERY = 10
+
+
+class Pruner:
+    """What this attempt knows of the checkpoints in the store."""
+
+    def __init__(
+        self,
+        paths: RunPaths,
+        attempt: Attempt | None,
+        keep_latest: int,
+        keep_every: int,
+        ranks: int,
+        say: Callable[[str], None],
+    ) -> None:
+        """Know nothing yet.
+
+        Args:
+            paths: The run's.
+            attempt: Rank 0's; None on other ranks.
+            keep_latest: How many of those that count are kept; 2 at least.
+            keep_every: Checkpoints of steps that this divides are kept for good; 0: none.
+            ranks: How many write shares.
+            say: Prints a line.
+        """
+        self.attempt_name = attempt.name if attempt else None
+        self._paths, self._attempt, self._ranks, self._say = paths, attempt, ranks, say
+        self._keep_latest, self._keep_every = max(2, keep_latest), keep_every
+        self._mount = mount_of(paths.root)
+        self.on_disk = self._mount.kind in DISKS
+        """Whether the run's folder lies on a disk of this machine's."""
+        self._log = UploadLog(self._mount.log) if self._mount.proof is Proof.UPLOAD_LOG and self._mount.log else None
+        self._known: set[CheckpointName] = set()
+        self._waiting: dict[CheckpointName, Manifest] = {}
+        self._saves = 0
+        self._at_work = threading.Lock()
+        self._living = Living(paths)
+        self._looked = False
+
+    def restored(self, name: CheckpointName) -> None:
+        """This attempt has read that checkpoint whole."""
+        with suppress(OSError):  # Then it does not count, and more is kept.
+            if self._attempt and self._proves(name):
+                self._known.add(name)
+
+    def _proves(self, name: CheckpointName) -> bool:
+        """Whether to read a checkpoint whole proves that it is in the store.
+
+        Read by way of a cache it does where another machine wrote it: this one's cache has never seen it.
+        """
+        if self._mount.proof is Proof.READ_BACK:
+            return True
+        with within("reading an attempt's records"):
+            by = machines(read_events(self._paths, name.attempt, ("start", "machines")))
+        assert self._attempt
+        return "None" not in by and not by & {self._attempt.machine, machine_token()}
+
+    def _look_for_another(self) -> None:
+        """Where uploads cannot be seen, or not yet: read more of other machines' checkpoints, until enough count."""
+        self._looked = True
+        with within("listing checkpoints"):
+            names = list_checkpoints(self._paths)
+        run_id = read_manifest(self._paths.checkpoint(max(self._known))).facts.get("run_id")
+        for name in names:
+            if name < min(self._known) and self._proves(name):
+                with suppress(LayoutError, FileNotFoundError):
+                    manifest = read_manifest(self._paths.checkpoint(name))
+                    whole = is_of(manifest, run_id) and not problem(
+                        self._paths.checkpoint(name), manifest, self.on_disk
+                    )
+                    if whole:
+                        self._known.add(name)
+            if len(self._known) >= self._keep_latest:
+                return
+
+    def report(self, name: CheckpointName, rank: int, store: Any, hurried: threading.Event) -> None:
+        """Other ranks: tell rank 0 once this rank's share is in the store, where only this machine's mount knows."""
+        if self._log is None:
+            return
+        share, end = self._inside(name) / share_name(rank), time.monotonic() + UPLOADED_S
+        while not self._log.has(share):
+            if time.monotonic() > end or hurried.wait(LOOK_S):
+                return
+        store.set(_key(name, rank), "1")
+
+    def committed(self, name: CheckpointName, manifest: Manifest, store: Any, hurried: threading.Event) -> None:
+        """Rank 0: a checkpoint is committed. See what is in the store by now, and delete what may be deleted.
+
+        Raises:
+            OSError: the bucket fails; what was found so far stands.
+        """
+        self._saves += 1
+        if not self._at_work.acquire(blocking=False):  # One at a time is enough; the next save looks again.
+            return
+        try:
+            if self._mount.proof is Proof.READ_BACK:
+                trouble = problem(self._paths.checkpoint(name), manifest, self.on_disk)
+                if trouble is None:
+                    self._known.add(name)
+                else:
+                    self._say(f"checkpoint {name} does not read back as it was written: {trouble}")
+            elif self._known and not self._looked:
+                self._look_for_another()
+            if self._log is not None:
+                self._waiting[name] = manifest
+                for waiting in list(self._waiting):
+                    if self._is_uploaded(waiting, self._log, store):
+                        self._known.add(waiting)
+                        del self._waiting[waiting]
+            if not hurried.is_set():
+                self.prune()
+            if self._saves % SAY_EVERY == 0 and self._mount.proof is Proof.NOTHING:
+                self._say_what_is_kept()
+        finally:
+            self._at_work.release()
+
+    def prune(self) -> None:
+        """Delete what is older than the newest that count, and what dead attempts left half written among it.
+
+        The manifest goes first: what is left of a checkpoint after an interruption does not count, and goes later.
+        """
+        kept = sorted(self._known, reverse=True)[: self._keep_latest]
+        if len(kept) < self._keep_latest:
+            return
+        with within("listing checkpoints"):
+            names = list_checkpoints(self._paths)
+        trouble = None
+        for name in names:
+            if name < kept[-1]:
+                try:
+                    self._delete_if_idle(name)
+                except OSError as error:  # The others go all the same.
+                    trouble = trouble or error
+        self._delete_torn_tokens()
+        if trouble:
+            raise trouble
+
+    def _delete_if_idle(self, name: CheckpointName) -> None:
+        """Delete an old checkpoint, unless it is kept for good, or half written by somebody who may be alive."""
+        folder = self._paths.checkpoint(name)
+        with within("looking for a manifest"):
+            committed = (folder / MANIFEST).exists()
+        if committed and self._keep_every and name.step % self._keep_every == 0:
+            return
+        if committed or name.attempt == self.attempt_name or not self._living.may_write(name.attempt):
+            delete(folder)
+            self._known.discard(name)
+
+    def _delete_torn_tokens(self) -> None:
+        """Prepared data that a dead attempt did not finish."""
+        with suppress(FileNotFoundError):
+            for folder in sorted(self._paths.tokens.iterdir()):
+                name = AttemptName.parse("-".join(folder.name.rsplit("-", 2)[-2:]))
+                if not name or name == self.attempt_name or (folder / MANIFEST).exists():
+                    continue
+                if not self._living.may_write(name):
+                    delete(folder)
+
+    def _inside(self, name: CheckpointName) -> PurePath:
+        return self._mount.inside(self._paths.checkpoint(name))
+
+    def _is_uploaded(self, name: CheckpointName, log: UploadLog, store: Any) -> bool:
+        inside = self._inside(name)
+        return all(log.has(inside / file) for file in (share_name(0), STATE, MANIFEST)) and all(
+            store.check([_key(name, rank)]) for rank in range(1, self._ranks)
+        )
+
+    def _say_what_is_kept(self) -> None:
+        total, count = 0, 0
+        for name in list_checkpoints(self._paths):
+            with suppress(LayoutError, OSError):
+                total += read_manifest(self._paths.checkpoint(name)).total_bytes
+                count += 1
+        self._say(
+            f"{count} checkpoints, {total / 1e9:.1f} GB, are kept in {self._paths.checkpoints}: nothing shows what a "
+            f"mount of this kind ({self._mount.kind}) has uploaded, so none is deleted that may be the last whole one"
+        )
+
+
+class Living:
+    """Which attempts may be writing still. No clocks are compared: what changes while it is watched is alive."""
+
+    def __init__(self, paths: RunPaths) -> None:
+        self._paths = paths
+        self._seen: dict[AttemptName, tuple[bytes, float]] = {}
+
+    def may_write(self, name: AttemptName) -> bool:
+        """Whether an attempt may be alive: it has not ended, and cannot be seen to be gone."""
+        with within("reading an attempt's records"):
+            events = read_events(self._paths, name, ("start", "machines", "end"))
+            if event_named(events, "end"):
+                return False
+            start = event_named(events, "start") or {}
+            here = start.get("host") == socket.gethostname() and machines(events) == {machine_token()}
+            if here and Path("/proc/self").exists() and not Path(f"/proc/{start.get('pid')}").exists():
+                return False
+            now = b""
+            with suppress(OSError):
+                now = self._paths.progress(name).read_bytes()
+        before, since = self._seen.get(name, (None, 0.0))
+        if before != now:
+            self._seen[name] = now, time.monotonic()
+            return True
+        return time.monotonic() - since < DEAD_S
+
+
+def delete(folder: Path) -> None:
+    """Delete a folder of files, the manifest first; what is gone already, by another attempt's hand, is no error."""
+    for file in [folder / MANIFEST, *_files(folder)]:
+        with within("deleting a file"), suppress(FileNotFoundError):
+            file.unlink()
+    with within("deleting a folder"), suppress(FileNotFoundError):
+        folder.rmdir()
+
+
+def _files(folder: Path) -> list[Path]:
+    with within("listing a folder"), suppress(FileNotFoundError):
+        return sorted(folder.iterdir())
+    return []
+
+
+def _key(name: CheckpointName, rank: int) -> str:
+    return f"uploaded/{name}/{rank}"
