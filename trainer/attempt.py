@@ -267,10 +267,12 @@ def identity(paths: RunPaths, binding: Mapping[str, Any]) -> str | None:
     Raises:
         OSError: the bucket cannot be read.
     """
-    known, _ = known_id(paths)
-    if known == new_run_id(binding):
-        return known
-    return id_among(known, _manifests(paths))
+    return _agreed(known_id(paths)[0], paths, binding)
+
+
+def _agreed(known: str | None, paths: RunPaths, binding: Mapping[str, Any]) -> str | None:
+    """`identity`, where it is known what run.json says."""
+    return known if known == new_run_id(binding) else id_among(known, _manifests(paths))
 
 
 def _manifests(paths: RunPaths) -> Iterator[tuple[CheckpointName, Manifest]]:
@@ -286,7 +288,7 @@ def _keep_identity(paths: RunPaths, binding: Mapping[str, Any]) -> None:
     while torn and time.monotonic() < end:  # Another first attempt may be writing it at this very moment.
         time.sleep(0.02)
         known, torn = known_id(paths)
-    true = identity(paths, binding) or new_run_id(binding)
+    true = _agreed(known, paths, binding) or new_run_id(binding)
     if known == true:
         return
     data = sealed({"layout_version": LAYOUT_VERSION, "run_id": true})

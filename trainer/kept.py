@@ -65,7 +65,7 @@ class Keeper:
         self._process.kill()
 
 
-def write_end(attempt: dict[str, str], code: int, cause: str, seconds: float = END_EVENT_S) -> None:
+def write_end(attempt: dict[str, str], code: int, cause: str, seconds: float) -> None:
     """Have the end event of a dead rank 0 written by a child, which may hang in the bucket in our stead."""
     command = [
         sys.executable,

@@ -105,7 +105,7 @@ def find_whole(
         turn += 1
 
 
-def load(folder: Path, live: State, rank: int = 0, ranks: int = 1) -> Loaded:
+def load(folder: Path, live: State, rank: int = 0, ranks: int = 1, run_id: str | None = None) -> Loaded:
     """Read what a rank needs of a checkpoint; errors as of `reading.open_checkpoint` and `reading.read`.
 
     Args:
@@ -113,8 +113,11 @@ def load(folder: Path, live: State, rank: int = 0, ranks: int = 1) -> Loaded:
         live: The state that it shall become: says which tensors are cut over the ranks, and how.
         rank: This rank.
         ranks: How many there are: the shares are dealt to them to be hashed.
+        run_id: Another run's checkpoint counts as damaged, and is not read; None: any is this run's.
     """
     opened = open_checkpoint(folder)
+    if not is_of(opened.manifest, run_id):
+        raise DamagedError(f"it is another run's ({opened.manifest.facts.get('run_id')}, and not {run_id})")
     mine = set(sorted(opened.headers)[rank::ranks])
     parts = read(opened, wanted(live, opened.tensors, rank), mine.__contains__)
     name = CheckpointName.parse(folder.name)
@@ -134,10 +137,7 @@ def _try_load(
     folder, end = paths.checkpoint(name), time.monotonic() + UNSEEN_S
     while True:
         try:
-            loaded = again(lambda: load(folder, live, together.rank, together.world_size), between)
-            if not is_of(loaded.manifest, run_id):
-                return None, f"it is another run's ({loaded.manifest.facts.get('run_id')}, and not {run_id})", None
-            return loaded, None, None
+            return again(lambda: load(folder, live, together.rank, together.world_size, run_id), between), None, None
         except (FileNotFoundError, DamagedError) as error:
             gone = not again((folder / MANIFEST).exists, between)
             # Another machine's mount may show new files a little later than the mount of rank 0, who saw this one.

@@ -350,9 +350,9 @@ class SpotRun:
     def _open_attempt(self) -> None:
         """Rank 0: write `start`, then look whether there is anything to do, before model or data are touched."""
         attempts.check_bucket(self.paths)
-        found = attempts.persist(
-            self.paths, lambda: newest_committed(self.paths, attempts.identity(self.paths, self.binding)), self.between
-        )
+        known = attempts.persist(self.paths, lambda: attempts.identity(self.paths, self.binding), self.between)
+        self.run_id = known or attempts.new_run_id(self.binding)
+        found = attempts.persist(self.paths, lambda: newest_committed(self.paths, self.run_id), self.between)
         self.newest = found[1] if found else None
         newest_step = self.newest.step if self.newest else 0
         launch = attempts.launch_id()
@@ -368,7 +368,6 @@ class SpotRun:
             if opened and self.paths.attempt(opened).is_dir()
             else attempts.open_attempt(self.paths, launch=launch, between=self.between, **facts)
         )
-        self.run_id = attempts.persist(self.paths, lambda: attempts.identity(self.paths, self.binding), self.between)
         self.link.say_attempt(self.paths.root, self.attempt.name)
         self._refuse_other_binding(self.newest)
         from trainer.verify import problem

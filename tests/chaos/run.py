@@ -43,7 +43,12 @@ from stores import NAMES, Place, missing, place  # noqa: E402
 
 EPISODE = 12
 """Faults that strike one run, one after the other."""
-WATCHED = {"kill at random", "two attempts alive", "frozen daemon", "machine lost before the upload"}
+WATCHED = {  # Not where the fault itself damages checkpoints.
+    "kill at random",
+    "two attempts alive",
+    "frozen daemon",
+    "machine lost before the upload",
+}
 WHOLE = {"local": 10_000, "sequential": 10_000, "rclone": 300, "rclone-cached": 300}
 PLANT_FAULTS = 2000
 
@@ -140,7 +145,6 @@ class Watch:
         self.wrong: str | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, args=(behind, run))
-        self._thread.start()
 
     def _look(self, behind: Path, run: int) -> None:
         seen, missed = False, 0
@@ -150,21 +154,12 @@ class Watch:
             if seen and missed == 3:  # A look itself takes time, in which what it has listed may be deleted.
                 self.wrong = "for a moment no whole checkpoint was in the store"
 
-    def close(self) -> None:
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
-
-
-@contextlib.contextmanager
-def watched(behind: Path, run: int, kind: str) -> Iterator[Watch]:
-    """Have a look taken all the time, unless the fault itself is what damages checkpoints."""
-    watch = Watch(behind, run)
-    if kind not in WATCHED:
-        watch.close()
-    try:
-        yield watch
-    finally:
-        watch.close()
 
 
 def episode(job: Job, where: Place, again: Callable[[], Place]) -> Iterator[dict[str, Any]]:
@@ -191,7 +186,8 @@ def episode(job: Job, where: Place, again: Callable[[], Place]) -> Iterator[dict
             truth.whole(behind, run), [], later_s,
         )  # fmt: skip
         begun = time.monotonic()
-        with watched(behind, run, kind) as watch:
+        watch = Watch(behind, run)
+        with watch if kind in WATCHED else contextlib.nullcontext():
             hit = kinds[kind](scene)
         after = truth.whole(behind, run)
         later_s = 0.7 * later_s + 0.3 * min(1.0, time.monotonic() - begun)
