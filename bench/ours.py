@@ -36,12 +36,19 @@ class Ours:
         self.saver.adopt(name, None)
         self.attempt = AttemptName.parse(name)
 
+    def prepare(self) -> None:
+        """What the loop does after an attempt's first step."""
+        self.saver.prepare(self._state(0))
+
+    def _state(self, step: int) -> state.State:
+        return state.collect(
+            self.training.model, [self.training.optimizer], {"step": step, "evaluated": 0}, {}, [self.begun]
+        )
+
     def save(self, step: int) -> None:
         """All that the training thread does for a save, up to where it trains on."""
         rank = self.together.rank
-        whole = state.collect(
-            self.training.model, [self.training.optimizer], {"step": step, "evaluated": 0}, {}, [self.begun]
-        )
+        whole = self._state(step)
         if self.records:
             self.records.cut()
         self.saver.start(

@@ -41,6 +41,8 @@ def main() -> None:
         training.step()
     without, stalls, commits, rank = peak_bytes(), [], [], together.rank
     reset_peak()
+    ours.prepare()
+    training.step()
     for count in range(1 + options.rounds):
         together.exchange([0]).wait()
         begun = time.perf_counter()

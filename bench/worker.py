@@ -127,6 +127,9 @@ class Saving:
 
     def first(self) -> tuple[float, int]:
         """Save for the first time: (seconds that the training thread was blocked, steps beside it)."""
+        if prepare := getattr(self.saver, "prepare", None):  # skyspot: after an attempt's first step.
+            prepare()
+            self.training.step()
         stall_s, steps = self._save_beside(None)
         self.saver.settle()
         self.saver.clear()

@@ -198,6 +198,16 @@ def test_an_older_attempt_that_is_still_alive_is_not_joined(
     assert_as(undisturbed(2), run_dir)
 
 
+def test_a_save_that_finds_a_newer_attempt_ends_all_machines_with_76(tmp_path: Path, task: str) -> None:
+    """The other machine is waiting for the first in a collective by then; a lost peer would have it come back."""
+    run_dir = tmp_path / "run"
+    newer = ("--fault", "outnumber:state-written@1", "--slow-save", "0.5", "--late-check")
+    ended = start(run_dir, *newer, *IMPATIENT, task=task).end()
+    assert codes(ended) == [76, 76], ended
+    assert event(run_dir, "end", -2)["cause"] == "superseded"
+    assert not list(run_dir.glob("checkpoints/*/MANIFEST.json"))
+
+
 OLD_STORE = """
 import sys, time
 import torch.distributed as dist

@@ -7,12 +7,17 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import psutil
 import pytest
+import torch
 from bucket_lab import until
+from safetensors.torch import load_file
 from support import PROGRAMS, REPO, clean_env, event, losses, mlp, weights
 
+from trainer import staging
 from trainer.interval import Costs, Lives, Pace, choose
 from trainer.layout import RunPaths, list_attempts, list_checkpoints, read_events, read_manifest
+from trainer.shards import Part
 from trainer.verify import problem
 
 
@@ -38,6 +43,58 @@ def test_a_model_that_changes_its_weights_while_they_are_copied_is_not_saved_tor
     saved = [dict(found.fields)["step"] for found in read_events(RunPaths(run_dir), *list_attempts(RunPaths(run_dir)))
              if found.name == "saved"]  # fmt: skip
     assert saved == [4, 6, 8, 10, 12]
+
+
+def test_an_average_of_the_weights_is_resumed_exactly_and_neither_lost_nor_made_up(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert mlp(whole, "--ema").code == 0
+    assert mlp(broken, "--ema", "--fault", "kill@6", "--commit-first").code != 0
+    forgotten = mlp(broken)
+    assert forgotten.code == 1
+    assert "has extra 'ema', which would be lost: register it as before" in forgotten.output
+    assert "Traceback" not in forgotten.output
+    assert mlp(broken, "--ema").code == 0
+    averages = [
+        {name: tensor.numpy().tobytes() for name, tensor in tensors.items() if name.startswith("extra.ema.")}
+        for tensors in (saved_last(whole), saved_last(broken))
+    ]
+    assert len(averages[0]) > 10
+    assert averages[0] == averages[1]
+    # And the other way round.
+    plain = tmp_path / "plain"
+    assert mlp(plain, "--fault", "kill@6", "--commit-first").code != 0
+    made_up = mlp(plain, "--ema")
+    assert made_up.code == 1
+    assert "extra 'ema' is registered, and checkpoint" in made_up.output
+    assert "Traceback" not in made_up.output
+
+
+def saved_last(run_dir: Path) -> dict[str, torch.Tensor]:
+    folder = RunPaths(run_dir).checkpoint(list_checkpoints(RunPaths(run_dir))[0])
+    return load_file(folder / "share-00000.safetensors")
+
+
+def test_memory_for_copies_is_there_before_the_first_save() -> None:
+    """What is handed out while a save copies would hold training up; what lies there already stays."""
+    parts = [Part("a", torch.uint8, (64 << 20,), (0,), (64 << 20,), (0,))]
+    memory = staging.Staging()
+    assert memory.allocate(parts, 64 << 20)
+    before = resident_bytes()
+    live = {"a": torch.full((64 << 20,), 7, dtype=torch.uint8)}
+    copied = memory.begin(parts, live, live.keys())
+    copied.run()
+    assert resident_bytes() - before > 120 << 20, "the copy, and what was copied"
+    memory.populate()
+    assert copied.fetch(parts[0]).eq(7).all()
+    fresh = staging.Staging()
+    assert fresh.allocate(parts, 64 << 20)
+    before = resident_bytes()
+    fresh.populate()
+    assert resident_bytes() - before > 60 << 20
+
+
+def resident_bytes() -> int:
+    return psutil.Process().memory_info().rss
 
 
 def test_checkpoints_of_every_so_many_steps_are_kept_for_good(tmp_path: Path) -> None:

@@ -158,6 +158,15 @@ def is_whole(paths: RunPaths, folder: str) -> bool:
         return False
 
 
+def _whole_folder(paths: RunPaths, key: str) -> str | None:
+    """The whole folder of prepared data that is there for a key."""
+    with within("looking for prepared data"):
+        if not paths.tokens.is_dir():
+            return None
+        names = sorted(entry.name for entry in os.scandir(paths.tokens) if entry.name.startswith(f"{key}-"))
+        return next((name for name in names if is_whole(paths, name)), None)
+
+
 def prepare(paths: RunPaths, attempt: AttemptName, config: TrainConfig, between: Callable[[], None]) -> str:
     """Pack the data into `tokens/<key>-<attempt>/`, or find the whole folder that is there; returns its name.
 
@@ -172,10 +181,9 @@ def prepare(paths: RunPaths, attempt: AttemptName, config: TrainConfig, between:
         OSError: the bucket cannot be written.
     """
     key = data_key(config)
-    if paths.tokens.is_dir():
-        for name in sorted(entry.name for entry in os.scandir(paths.tokens) if entry.name.startswith(f"{key}-")):
-            if is_whole(paths, name):
-                return name
+    found = _whole_folder(paths, key)
+    if found:
+        return found
     encode, vocab_size, end = _encoder(config)
     dtype = "<u2" if vocab_size <= 1 << 16 else "<u4"
     # Packed on local disk first: how many samples there are decides which are held out.
@@ -199,7 +207,8 @@ def prepare(paths: RunPaths, attempt: AttemptName, config: TrainConfig, between:
         chosen = np.zeros(samples, dtype=bool)
         chosen[np.arange(held_out) * samples // held_out] = True
         folder = paths.tokens / f"{key}-{attempt}"
-        folder.mkdir(parents=True)
+        with within("making a folder for prepared data"):
+            folder.mkdir(parents=True)
         files = {
             "train.bin": _write_rows(folder / "train.bin", rows, np.flatnonzero(~chosen), between),
             "held_out.bin": _write_rows(folder / "held_out.bin", rows, np.flatnonzero(chosen), between),
@@ -214,7 +223,8 @@ def prepare(paths: RunPaths, attempt: AttemptName, config: TrainConfig, between:
         "n_train": samples - held_out,
         "n_held_out": held_out,
     }
-    write_once(folder / MANIFEST, Manifest("tokens", files, facts).to_json())
+    with within("writing MANIFEST.json of prepared data"):
+        write_once(folder / MANIFEST, Manifest("tokens", files, facts).to_json())
     return folder.name
 
 
@@ -270,17 +280,22 @@ def _write_rows(path: Path, rows: np.ndarray, chosen: np.ndarray, between: Calla
     """Stream some rows into a new file, front to back."""
     hasher, size = Hasher(), 0
     per_piece = max(1, PIECE_BYTES // rows[0].nbytes)
-    with path.open("xb") as file:
+    with within("opening a file of prepared data"):
+        file = path.open("xb", buffering=0)
+    try:
         for start in range(0, len(chosen), per_piece):
             between()
-            data = rows[chosen[start : start + per_piece]].tobytes()
+            data = memoryview(rows[chosen[start : start + per_piece]].tobytes())
             hasher.update(data)
-            with within("writing prepared data"):
-                file.write(data)
             size += len(data)
+            while data:
+                with within("writing prepared data"):
+                    data = data[file.write(data) :]
         with within_bytes("an fsync of prepared data", size):
-            file.flush()
             fsync(file.fileno())
+    finally:
+        with within_bytes("a close of prepared data", size):
+            file.close()
     return FileRecord(size, hasher.hexdigest())
 
 
@@ -306,7 +321,8 @@ def open_tokens(
     source, end = paths.tokens / folder, time.monotonic() + patience_s
     while True:
         try:
-            manifest = read_manifest(source)
+            with within("reading MANIFEST.json of prepared data"):
+                manifest = read_manifest(source)
             break
         except LayoutVersionError:
             raise
@@ -342,7 +358,9 @@ def _fetch(source: Path, target: Path, record: FileRecord) -> None:
     hasher = Hasher()
     with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as copy:
         try:
-            with source.open("rb") as file:
+            with within("opening prepared data"):
+                file = source.open("rb")
+            with file:
                 while chunk := _read(file):
                     hasher.update(chunk)
                     copy.write(chunk)

@@ -10,8 +10,10 @@ import json
 import math
 import os
 import statistics
+import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +106,57 @@ class Pace:
         slower = sum(seconds - self.step_s for seconds in self._beside)
         self._beside = []
         return Costs(self.step_s, max(stall_s, begun_s + slower, 1e-3), commit_s)
+
+
+class Interval:
+    """Rank 0's word on how many steps to leave between checkpoints: as given, or chosen anew after each save."""
+
+    def __init__(self, given: int | None, notice_s: float, tell: Callable[[Choice, Costs], None]) -> None:
+        """Begin with nothing known.
+
+        Args:
+            given: Steps; None where they are to be chosen.
+            notice_s: Seconds from the word to the end of the machine.
+            tell: Called with a choice that is worth a word, and what it was made from.
+        """
+        self._given, self._notice_s, self._tell = given, notice_s, tell
+        self._pace, self._lives, self._began = Pace(), Lives(0.0, 0), time.monotonic()
+        self._choice: Choice | None = None
+        self._looked_at = 0
+        """The save that was last chosen after, as the step it is of."""
+
+    @property
+    def steps(self) -> int:
+        """To leave between checkpoints from now on."""
+        if self._given is not None:
+            return self._given
+        return self._choice.steps if self._choice else first_steps(self._pace.step_s)
+
+    def learn(self, paths: RunPaths, name: AttemptName, step: int) -> None:
+        """Take in what the attempts before this one tell, which goes on from `step`; unreadable, they tell nothing."""
+        self._looked_at = step
+        if self._given is None:
+            with suppress(OSError):
+                self._lives, costs = earlier(paths, name)
+                if costs:
+                    self._choose(costs)
+
+    def stepped(self, seconds: float, beside_a_save: bool) -> None:
+        """A step was done."""
+        if self._given is None:
+            self._pace.step(seconds, beside_a_save)
+
+    def saved(self, step: int, begun_s: float, stall_s: float, commit_s: float) -> None:
+        """The save of a step is over, at a cost as of `Pace.saved`; to say so again changes nothing."""
+        if self._given is None and step > self._looked_at:
+            self._looked_at = step
+            self._choose(self._pace.saved(begun_s, stall_s, commit_s))
+
+    def _choose(self, costs: Costs) -> None:
+        lived = Lives(self._lives.seconds + time.monotonic() - self._began, self._lives.preemptions)
+        before, self._choice = self._choice, choose(costs, lived, self._notice_s)
+        if not before or not 1 / SAY_FACTOR < self._choice.steps / before.steps < SAY_FACTOR:
+            self._tell(self._choice, costs)
 
 
 def choose(costs: Costs, lives: Lives, notice_s: float) -> Choice:

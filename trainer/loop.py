@@ -10,10 +10,9 @@ from __future__ import annotations
 import copy
 import math
 import os
-import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,13 +31,11 @@ from trainer.order import micro_steps, step_ids
 from trainer.patience import within
 from trainer.records import Records, last_step_done
 from trainer.restore import find_whole
+from trainer.rounds import CAUSES, KINDS, MASK, Row, Stop, from_bits, to_bits
 from trainer.run import HOLD_PAST_DEADLINE_S, Leaving, RunError, SpotRun, cause_of
 from trainer.saving import Boundary, Keeping, Saver
 from trainer.show import Progress
 
-KINDS = ("", "sigterm", "sigint", "aws-notice", "stop-request")
-_CAUSES = {"superseded": "superseded", "aws-notice": "notice", "stop-request": "stop-request"}
-_MASK = (1 << 62) - 1
 MAX_THREADS = 1024
 RECORDS_S = 600.0
 """How long reading what other attempts recorded may take."""
@@ -69,51 +66,6 @@ class Micro:
     batch: Any
     weight: int
     """0 where the rank only keeps the others company."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """What one rank tells the others at a micro-step."""
-
-    stop: int = 0
-    """Index into KINDS of the notice that this rank heard, or of the request that rank 0 found; 0: neither."""
-    left_ms: int = 0
-    """Until that notice's deadline."""
-    superseded: int = 0
-    """Rank 0: a newer attempt exists."""
-    next_weight: int = 0
-    """The weight of this rank's part of the next step."""
-    order: int = 0
-    """Fingerprint of the samples of this micro-step."""
-    rng: int = 0
-    """Fingerprint of the generators' seeds of this micro-step."""
-    round_ms: int = 0
-    """Rank 0's time for a round of micro-steps."""
-    save_ms: int = 0
-    """Rank 0's time for a save; 0 where it has seen none."""
-    save_every: int = 0
-    """Rank 0: how many steps to leave between checkpoints."""
-
-    def to_ints(self) -> list[int]:
-        """The row as it travels."""
-        return [
-            self.stop, self.left_ms, self.superseded, self.next_weight, self.order, self.rng, self.round_ms,
-            self.save_ms, self.save_every,
-        ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Stop:
-    """An agreed stop, the same on all ranks."""
-
-    kind: str
-    """One of KINDS, or `superseded`."""
-    deadline: float
-    """On this rank's monotonic clock."""
-
-
-class StopInEvaluation(Exception):
-    """A stop was agreed on while evaluating."""
 
 
 class Loop:
@@ -177,15 +129,10 @@ class Loop:
         """The boundary that was last saved, or restored."""
         self.save_every = 0
         """Steps between checkpoints, as all ranks heard it from rank 0."""
-        self.chosen = 0
-        """Rank 0's choice, which the others have yet to hear."""
-        self._measured = 0
-        """The save that the interval was last chosen after."""
-        self._began = time.monotonic()
+        self.interval = interval.Interval(
+            self.config.save_interval_steps, interval.notice_seconds(self.config.grace_s), self._tell_interval
+        )
         self._said_slow = False
-        self.pace = interval.Pace()
-        self.costs: interval.Costs | None = None
-        self.lives = interval.Lives(0.0, 0)
         self._weights: list[int] = []
         self._buffers: dict[str, torch.Tensor] = {}
         self._fetched: dict[int, list[Micro]] = {}
@@ -220,6 +167,7 @@ class Loop:
         self.records = records
         keeping = Keeping(self.config.keep_latest, self.config.keep_every, self.config.save_failures)
         self.saver = Saver(self.together, run.paths, run.attempt, records, keeping, run.say, run.notices.heard)
+        run.trouble = lambda: self.saver.trouble
         self.throw_away_pass()
         run.between()
         self.restore()
@@ -228,10 +176,14 @@ class Loop:
         if self.done < self.max_steps:
             row = Row(next_weight=sum(micro.weight for micro in self._fetch(self.done)))
             self._hear([self.together.exchange(row.to_ints()).wait()], None)
+        prepared = False
         while self.done < self.max_steps and not self.stop:
             self._evaluate_if_due()
             if self.stop or not self._step():
                 break
+            if not prepared:
+                prepared = True
+                self.saver.prepare(self._whole_state({}))
             if self._save_is_due() and self.done < self.max_steps and not self.stop:
                 self._save()
             self.saver.check()
@@ -268,8 +220,7 @@ class Loop:
             counters, extra = state.apply(
                 self.model, [self.optimizer], found.loaded.tensors, found.loaded.plain, [self.begun]
             )
-            for name, thing in self.extra.items():
-                thing.load_state_dict(extra[name])
+            self._load_extra(extra, checkpoint_name=str(found.loaded.name))
             if self.scaler and counters.get("scaler"):
                 self.scaler.load_state_dict(counters["scaler"])
             self.done, self.evaluated = counters["step"], counters["evaluated"]
@@ -291,7 +242,7 @@ class Loop:
             if self.records:
                 self.records.history = list(manifest.facts.get("metrics", []))
         self.saver.adopt(str(run.attempt_name), checkpoint_name)
-        self.saved_at = self._measured = self.done
+        self.saved_at = self.done
         run.steps_done, run.committed_step = self.done, self.saver.committed_step
         self._whole_state({})  # What could not be saved is refused now, not at the first save.
         self.restored_at = time.monotonic()
@@ -300,6 +251,22 @@ class Loop:
         self.together.rank0_does(
             "restored", lambda: self._record_restore(checkpoint_name, found.rejected, seconds), run.between
         )
+
+    def _load_extra(self, saved: Mapping[str, Any], checkpoint_name: str) -> None:
+        """Load what a user registered.
+
+        Raises:
+            StateError: other things are registered than were saved.
+        """
+        for name in sorted(saved.keys() ^ self.extra.keys()):
+            raise state.StateError(
+                f"extra {name!r} is registered, and checkpoint {checkpoint_name} has none: a run goes on with what it "
+                "was begun with; begin another one"
+                if name in self.extra
+                else f"checkpoint {checkpoint_name} has extra {name!r}, which would be lost: register it as before"
+            )
+        for name, thing in self.extra.items():
+            thing.load_state_dict(saved[name])
 
     def _record_restore(self, name: CheckpointName | None, rejected: list[dict[str, str]], seconds: float) -> None:
         """Rank 0: record the restore, say it in a line, and learn what this run's saves have cost so far."""
@@ -327,7 +294,7 @@ class Loop:
         elif lost or rejected:
             run.say(f"starting from step 0: no whole checkpoint yet, {lost} lost steps")
         with within("reading the attempts' records", RECORDS_S):
-            self._learn_what_saves_cost()
+            self.interval.learn(run.paths, attempt.name, self.done)
 
     # -- a step ------------------------------------------------------------------------------------------------------
 
@@ -372,7 +339,8 @@ class Loop:
         self.done = self.run_.steps_done = step + 1
         self._keep_buffers()
         seconds = time.monotonic() - started
-        self._measure(seconds, beside_a_save=busy or not self.saver.idle)
+        if self.records:
+            self._take_in_costs(seconds, busy)
         self._after_step(step, losses, micros, rows, lr, norm, total, seconds)
         return True
 
@@ -417,7 +385,7 @@ class Loop:
             rng=fingerprint(micro.index, torch.initial_seed()) if counted and micro else 0,
             round_ms=round(self.round_s * 1000),
             save_ms=math.ceil(save_s * 1000),
-            save_every=self._interval() if self.run_.rank == 0 else 0,
+            save_every=self.interval.steps if self.run_.rank == 0 else 0,
         )
 
     def _hear(self, rounds: Sequence[list[list[int]]], round_started: float | None) -> None:
@@ -441,7 +409,7 @@ class Loop:
         elif asked:
             self.stop = Stop(KINDS[first.stop], time.monotonic() + self.left_s)
         if self.stop:
-            self.run_.stopping = _CAUSES.get(self.stop.kind, "signal")
+            self.run_.stopping = CAUSES.get(self.stop.kind, "signal")
             self.saver.hurry(self.stop.deadline)
 
     def _fits(self, rounds_left: int, rank0: Row) -> bool:
@@ -491,8 +459,8 @@ class Loop:
             if all(map(math.isfinite, said[: len(parts)]))
             else None
         )
-        order = sum(Row(*row).order for told in rows for row in told) & _MASK
-        seeds = sum(Row(*row).rng for told in rows for row in told) & _MASK
+        order = sum(Row(*row).order for told in rows for row in told) & MASK
+        seeds = sum(Row(*row).rng for told in rows for row in told) & MASK
         self.records.line(
             {
                 "step": step + 1,
@@ -534,9 +502,9 @@ class Loop:
 
     def _gather_losses(self, losses: list[torch.Tensor]) -> list[float]:
         """The loss sums of all ranks' micro-steps, in the order of micro-steps."""
-        mine = [_to_bits(value) for value in torch.stack(losses).double().tolist()] if losses else []
+        mine = [to_bits(value) for value in torch.stack(losses).double().tolist()] if losses else []
         rows = self.together.exchange(mine).wait()
-        return [_from_bits(row[number]) for number in range(len(mine)) for row in rows]
+        return [from_bits(row[number]) for number in range(len(mine)) for row in rows]
 
     # -- evaluation --------------------------------------------------------------------------------------------------
 
@@ -586,8 +554,8 @@ class Loop:
             self._put_buffers_back(own)
             for module, training in modes.items():  # Not model.train(): some may be frozen in eval mode.
                 module.training = training
-        rows = self.together.exchange([_to_bits(math.fsum(losses)), sum(weights)]).wait()
-        return math.fsum(_from_bits(row[0]) for row in rows) / max(1, sum(row[1] for row in rows))
+        rows = self.together.exchange([to_bits(math.fsum(losses)), sum(weights)]).wait()
+        return math.fsum(from_bits(row[0]) for row in rows) / max(1, sum(row[1] for row in rows))
 
     # -- boundaries --------------------------------------------------------------------------------------------------
 
@@ -664,43 +632,20 @@ class Loop:
                 f"waited {waited_s:.1f} s for it. Save less often (--save-every), or say auto"
             )
 
-    # -- how often to save -------------------------------------------------------------------------------------------
-
-    def _learn_what_saves_cost(self) -> None:
-        """Rank 0: from the attempts before this one."""
-        if self.run_.attempt and self.config.save_interval_steps is None:
-            with suppress(OSError):  # Then this attempt learns it by itself.
-                self.lives, costs = interval.earlier(self.run_.paths, self.run_.attempt_name)
-                if costs:
-                    self._take_interval(costs)
-
-    def _interval(self) -> int:
-        """Rank 0: the steps to leave between checkpoints from now on."""
-        if self.config.save_interval_steps is not None:
-            return self.config.save_interval_steps
-        return self.chosen if self.costs else interval.first_steps(self.pace.step_s)
-
-    def _measure(self, step_s: float, beside_a_save: bool) -> None:
-        """Rank 0: take in how long a step took, and choose anew once a save is over."""
-        if self.config.save_interval_steps is not None or self.run_.attempt is None:
-            return
-        self.pace.step(step_s, beside_a_save)
+    def _take_in_costs(self, step_s: float, beside_a_save: bool) -> None:
+        """Rank 0: how long a step took, and what a save that is over has cost."""
         saver = self.saver
-        if self._measured < self.saved_at == saver.committed_step and saver.idle and saver.commit_s is not None:
-            self._measured = self.saved_at
-            self._take_interval(self.pace.saved(saver.begun_s, saver.stall_s, saver.commit_s))
+        self.interval.stepped(step_s, beside_a_save or not saver.idle)
+        if self.saved_at == saver.committed_step and saver.idle and saver.commit_s is not None:
+            self.interval.saved(self.saved_at, saver.begun_s, saver.stall_s, saver.commit_s)
 
-    def _take_interval(self, costs: interval.Costs) -> None:
-        lived = interval.Lives(self.lives.seconds + time.monotonic() - self._began, self.lives.preemptions)
-        choice = interval.choose(costs, lived, interval.notice_seconds(self.config.grace_s))
-        before, self.costs, self.chosen = self.chosen, costs, choice.steps
-        if not before or not 1 / interval.SAY_FACTOR < choice.steps / before < interval.SAY_FACTOR:
-            self.run_.say(f"a checkpoint every {choice.steps} steps: {choice.why}")
-            if self.records:
-                self.records.event(
-                    "interval", steps=choice.steps, why=choice.why, step_s=costs.step_s, cost_s=costs.cost_s,
-                    commit_s=costs.commit_s,
-                )  # fmt: skip
+    def _tell_interval(self, choice: interval.Choice, costs: interval.Costs) -> None:
+        self.run_.say(f"a checkpoint every {choice.steps} steps: {choice.why}")
+        if self.records:
+            self.records.event(
+                "interval", steps=choice.steps, why=choice.why, step_s=costs.step_s, cost_s=costs.cost_s,
+                commit_s=costs.commit_s,
+            )  # fmt: skip
 
     def _save_last(self, deadline: float | None, again: bool = False) -> None:
         """Save the boundary that was reached, unless it is committed already (or `again`: more is known of it)."""
@@ -791,11 +736,3 @@ def to_device(batch: Any, device: torch.device) -> Any:
 def finite(value: float) -> float | None:
     """The value; None where it is not a finite number, because JSON has none."""
     return value if math.isfinite(value) else None
-
-
-def _to_bits(value: float) -> int:
-    return int(struct.unpack("<q", struct.pack("<d", value))[0])
-
-
-def _from_bits(bits: int) -> float:
-    return float(struct.unpack("<d", struct.pack("<q", bits))[0])

@@ -116,6 +116,8 @@ class SpotRun:
         self.peer_gone = threading.Event()
         self.stopping: str | None = None
         """The cause that all ranks have agreed to stop for; from then on a peer's leaving is expected."""
+        self.trouble: Callable[[], BaseException | None] = lambda: None
+        """What all ranks are about to leave for; where another has left for it already, it is no lost peer."""
         self.final_is_whole = False
         self.steps_done = 0
         self.committed_step: int | None = None
@@ -467,6 +469,8 @@ class SpotRun:
         self.peer_gone.set()
         time.sleep(PEER_GONE_PATIENCE_S if not self.stopping else self.config.grace_s)
         if not self.final_is_whole:
+            if trouble := self.trouble():
+                self._end_with(trouble)
             self._leave_with_the_others("another rank is gone")
 
     def _leave_with_the_others(self, error: str) -> NoReturn:
@@ -478,6 +482,8 @@ class SpotRun:
 
     def _end_with(self, error: BaseException) -> NoReturn:
         """Turn whatever ended the attempt into its exit code; says it once."""
+        if self.world_size > 1 and self._is_peer_trouble(error):
+            error = self.trouble() or error
         if not (self.world_size > 1 and self._is_peer_trouble(error)):
             self._ending.set()
         if isinstance(error, Leaving):

@@ -162,8 +162,8 @@ class Saver:
         """Whether all ranks have memory for their copies: else all wait until a save is decided."""
         self._dealt: tuple[int, list[list[Part]]] | None = None
         """(fingerprint of the parts, shares of all ranks)."""
-        self._all_at_once = False
-        """A tensor was changed while it was copied beside the training: from then on nothing is."""
+        self._at_once = False
+        """A tensor was changed while it was copied beside the training: from then on training waits for the copy."""
         self._said_short = False
         self._pruner = Pruner(paths, attempt, keeping.latest, keeping.every, together.world_size, say)
 
@@ -184,6 +184,11 @@ class Saver:
         """All ranks have agreed to stop by then (monotonic seconds): an older boundary's save is not tried again."""
         self._deadline = min(self._deadline, deadline)
         self._hurried.set()
+
+    @property
+    def trouble(self) -> BucketError | None:
+        """What the attempt ends with, known to all ranks; the others may leave for it before this one has looked."""
+        return self._error if isinstance(self._error, BucketError) else None
 
     @property
     def idle(self) -> bool:
@@ -208,8 +213,10 @@ class Saver:
         self._decided.clear()
         self._thread = threading.Thread(target=self._work, args=(boundary, self._copy), daemon=True, name="save")
         self._thread.start()
+        if self._at_once:
+            self._copy.copied.wait()
         if not self._staged:
-            self.wait()
+            self.wait(None if self._deadline == math.inf else max(0.1, self._deadline - time.monotonic()))
         self.stall_s = self.begun_s = time.monotonic() - self._begun
 
     def await_copied(self) -> None:
@@ -219,8 +226,23 @@ class Saver:
             self._copy.copied.wait()
             self.stall_s += time.monotonic() - begun
 
+    def prepare(self, state: State) -> None:
+        """Have memory for copies before the first save needs it: the system clears what it has not given out yet.
+
+        Every rank calls it at the same step, with a state as it will be saved.
+
+        Raises:
+            StateError: the ranks' states are not made of the same tensors.
+        """
+        self._agree(state)
+        threading.Thread(target=self._staging.populate, daemon=True, name="memory").start()
+
     def _begin_copy(self, state: State) -> Copy:
-        """Agree with the others on what is saved, and whether there is memory for a copy; copy what cannot wait."""
+        """Copy what cannot wait."""
+        return self._staging.begin(self._agree(state), state.tensors, state.steady)
+
+    def _agree(self, state: State) -> list[Part]:
+        """Agree with the others on what is saved, and whether there is memory for a copy; this rank's share."""
         rank, ranks = self._together.rank, self._together.world_size
         parts = parts_of(state.tensors, ranks, state.buffers)
         form = fingerprint(*(f"{part.name}{part.dtype}{part.shape}{part.offsets}{part.sizes}" for part in parts))
@@ -247,7 +269,7 @@ class Saver:
                     f"no memory to copy {sum(part.bytes for part in parts) / 1e9:.1f} GB of state to: training waits "
                     "while a checkpoint is written"
                 )
-        return self._staging.begin(mine, state.tensors, frozenset() if self._all_at_once else state.steady)
+        return mine
 
     def check(self) -> None:
         """Raise what went wrong in the background.
@@ -299,7 +321,7 @@ class Saver:
                 raise SaveError(verdict["say"], verdict["code"])
             if verdict["say"] and self._together.rank == 0:
                 self._say(verdict["say"])
-            self._all_at_once = self._all_at_once or verdict["torn"]
+            self._at_once = self._at_once or verdict["torn"]
             if verdict["committed"]:
                 self.committed, self._given_up = CheckpointName(boundary.step, self._attempt_name, self._save), 0
                 self.commit_s = time.monotonic() - self._begun

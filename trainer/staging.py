@@ -7,6 +7,7 @@ Where there is none to spare, nothing is copied: the share is written from the l
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -21,6 +22,14 @@ from trainer.shards import Part, ShardError, local
 
 RESERVE_BYTES = 256 << 20
 """Memory that is left to everything else."""
+POPULATED_BYTES = 4 << 20
+"""Handed out in one call, during which others may not ask for memory."""
+_MADV_POPULATE_WRITE = 23
+try:
+    _madvise: Any = ctypes.CDLL(None, use_errno=True).madvise
+    _madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+except (OSError, AttributeError):
+    _madvise = None
 
 
 class Copy:
@@ -93,7 +102,7 @@ class Staging:
     """The host memory that shares are copied to."""
 
     def __init__(self) -> None:
-        self._memory = memoryview(b"")
+        self._whole = torch.empty(0, dtype=torch.uint8)
         self._buffers: dict[str, torch.Tensor] = {}
 
     def holds(self, parts: Sequence[Part]) -> bool:
@@ -113,7 +122,7 @@ class Staging:
             return False
         pinned = torch.cuda.is_available() and torch.cuda.is_initialized()
         try:
-            self._memory, self._buffers = _side_by_side(in_order(parts), pinned)
+            self._whole, self._buffers = _side_by_side(in_order(parts), pinned)
         except (
             RuntimeError,
             MemoryError,
@@ -123,17 +132,27 @@ class Staging:
             return False
         return True
 
+    def populate(self) -> None:
+        """Have the system hand out the memory now, in small pieces, beside training; what lies there stays as it is."""
+        whole = self._whole
+        if _madvise is None or (torch.cuda.is_available() and whole.is_pinned()):
+            return
+        for at in range(0, whole.numel(), POPULATED_BYTES):
+            count = min(POPULATED_BYTES, whole.numel() - at)
+            if whole is not self._whole or _madvise(whole.data_ptr() + at, count, _MADV_POPULATE_WRITE):
+                return  # It was given back; or the system cannot, and the first copy takes longer.
+
     def drop(self) -> None:
         """Give the memory back."""
-        self._memory, self._buffers = memoryview(b""), {}
+        self._whole, self._buffers = torch.empty(0, dtype=torch.uint8), {}
 
     def begin(self, parts: Sequence[Part], live: Mapping[str, torch.Tensor], steady: Collection[str]) -> Copy:
         """A copy into this memory; where there is none, the live tensors themselves."""
-        return Copy(parts, live, steady, self._buffers, self._memory)
+        return Copy(parts, live, steady, self._buffers, memoryview(self._whole.numpy()))
 
 
-def _side_by_side(parts: Sequence[Part], pinned: bool) -> tuple[memoryview, dict[str, torch.Tensor]]:
-    """Memory for parts as they follow one another in a share, from the start of a page: (all of it, by tensor)."""
+def _side_by_side(parts: Sequence[Part], pinned: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Memory for parts as they follow one another in a share, from the start of a page: (its bytes, by tensor)."""
     count = sum(part.bytes for part in parts)
     if pinned:
         whole = torch.empty(max(1, count), dtype=torch.uint8, pin_memory=True)
@@ -143,7 +162,7 @@ def _side_by_side(parts: Sequence[Part], pinned: bool) -> tuple[memoryview, dict
     for part in parts:
         buffers[part.name] = whole[at : at + part.bytes].view(part.dtype).view(part.sizes)
         at += part.bytes
-    return memoryview(whole.numpy())[:count], buffers
+    return whole[:count], buffers
 
 
 def available_bytes() -> int:

@@ -109,6 +109,7 @@ def run(plan: Plan, say: Callable[[dict[str, Any]], None]) -> int:
     records = Records(attempt)
     saver = Saver(together, paths, attempt, records, Keeping(2, 0, 3), lambda text: None, threading.Event())
     saver.adopt(str(attempt.name), name)
+    saver.prepare(live)
     said = 0
     try:
         for _ in range(plan.steps):

@@ -4,6 +4,7 @@ python -m trainer.launch --processes 3 tests/programs/mlp.py --dir RUN [--fault 
 """
 
 import argparse
+import copy
 import os
 import signal
 import threading
@@ -49,6 +50,8 @@ def parse() -> argparse.Namespace:
         "--overflow-at", type=int, default=None, help="a step whose loss is too large for half precision"
     )
     parser.add_argument("--batch-norm", action="store_true", help="a model with buffers that each rank fills by itself")
+    parser.add_argument("--late-check", action="store_true", help="rank 0 looks at its save once it is decided")
+    parser.add_argument("--ema", action="store_true", help="an average of the weights, registered as an extra")
     parser.add_argument("--lazy", action="store_true", help="a model with a parameter that has no shape yet")
     parser.add_argument("--hang-in-read-back", action="store_true")
     parser.add_argument("--unreadable", default="", help="ERRNO:TIMES that a share cannot be opened, then it can")
@@ -119,6 +122,8 @@ class Faults:
                 request.touch()
                 while not run.records.stop_requested:
                     time.sleep(0.01)
+            elif kind == "outnumber":
+                (run.paths.attempts / "a0099-ffffff").mkdir()
             elif what == "raise":
                 raise ValueError("a bug of the program's own")
             else:
@@ -151,6 +156,15 @@ with SpotRun(config, binding={"model": f"mlp-{options.hidden}", "global_batch_si
         start_save(self, boundary)
 
     saving.Saver.start = start
+    check_save = saving.Saver.check
+
+    def check(self) -> None:
+        if options.late_check and run.rank == 0:
+            while not self.idle:
+                time.sleep(0.01)
+        check_save(self)
+
+    saving.Saver.check = check
 
     class Numbers:
         """Samples that are a pure function of their number."""
@@ -275,9 +289,21 @@ with SpotRun(config, binding={"model": f"mlp-{options.hidden}", "global_batch_si
             local["step"] += 1
             return 1.0 - local["step"] / (options.steps + 1)
 
+    extra = {}
+    if options.ema:
+        extra["ema"] = average = copy.deepcopy(model)
+
+        def follow(*_: object) -> None:
+            with torch.no_grad():
+                for kept, new in zip(average.parameters(), model.parameters(), strict=True):
+                    kept.lerp_(new, 0.2)
+
+        optimizer.register_step_post_hook(follow)
+
     run.train(
         model,
         optimizer,
+        extra=extra,
         samples=Numbers(),
         held_out=Numbers() if options.eval_every else None,
         loss=loss,

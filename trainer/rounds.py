@@ -1,0 +1,64 @@
+"""What the ranks tell each other at each micro-step, beside its computation, and what all conclude from it alike."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+KINDS = ("", "sigterm", "sigint", "aws-notice", "stop-request")
+"""Why a rank asks for a stop, by the number that travels."""
+CAUSES = {"superseded": "superseded", "aws-notice": "notice", "stop-request": "stop-request"}
+"""The end event's cause, by the kind of a stop; a signal otherwise."""
+MASK = (1 << 62) - 1
+"""What a sum of fingerprints is cut to."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one rank tells the others at a micro-step."""
+
+    stop: int = 0
+    """Index into KINDS of the notice that this rank heard, or of the request that rank 0 found; 0: neither."""
+    left_ms: int = 0
+    """Until that notice's deadline."""
+    superseded: int = 0
+    """Rank 0: a newer attempt exists."""
+    next_weight: int = 0
+    """The weight of this rank's part of the next step."""
+    order: int = 0
+    """Fingerprint of the samples of this micro-step."""
+    rng: int = 0
+    """Fingerprint of the generators' seeds of this micro-step."""
+    round_ms: int = 0
+    """Rank 0's time for a round of micro-steps."""
+    save_ms: int = 0
+    """Rank 0's time for a save; 0 where it has seen none."""
+    save_every: int = 0
+    """Rank 0: how many steps to leave between checkpoints."""
+
+    def to_ints(self) -> list[int]:
+        """The row as it travels."""
+        return [
+            self.stop, self.left_ms, self.superseded, self.next_weight, self.order, self.rng, self.round_ms,
+            self.save_ms, self.save_every,
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stop:
+    """An agreed stop, the same on all ranks."""
+
+    kind: str
+    """One of KINDS, or `superseded`."""
+    deadline: float
+    """On this rank's monotonic clock."""
+
+
+def to_bits(value: float) -> int:
+    """A float as an integer of the same bits: how a loss travels in a row."""
+    return int(struct.unpack("<q", struct.pack("<d", value))[0])
+
+
+def from_bits(bits: int) -> float:
+    """What `to_bits` was given."""
+    return float(struct.unpack("<d", struct.pack("<q", bits))[0])
