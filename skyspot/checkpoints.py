@@ -28,6 +28,7 @@ from trainer.layout import (
     LayoutVersionError,
     Manifest,
     RunPaths,
+    belongs,
     from_json,
     id_among,
     is_of,
@@ -155,8 +156,12 @@ def _look_at(folder: Path, name: CheckpointName | None, sizes: Mapping[str, int]
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         return sizes[file]
 
-    problem = _lacks(one.name, manifest) or sizes_agree(folder, manifest, None if isinstance(folder, Path) else size_of)
-    whole = False if problem else None
+    problem, whole = _lacks(one.name, manifest), None
+    try:
+        problem = problem or sizes_agree(folder, manifest, None if isinstance(folder, Path) else size_of)
+        whole = False if problem else None
+    except OSError as error:
+        problem = f"its files cannot be looked at: {error.strerror or error}"
     return replace(one, bytes=manifest.total_bytes, committed=True, whole=whole, problem=problem, manifest=manifest)
 
 
@@ -166,7 +171,10 @@ def _is_of_the_file(folder: Path, error: OSError) -> bool:
 
 
 def _lacks(name: str, manifest: Manifest) -> str | None:
-    """What a manifest has to list and does not."""
+    """What a manifest has to say and does not."""
+    parsed = CheckpointName.parse(name)
+    if parsed and not belongs(manifest, parsed):
+        return "its manifest is another checkpoint's"
     if name != FINAL and STATE not in manifest.files:
         return f"its manifest lists no {STATE}"
     return None if manifest.files else "its manifest lists no file"

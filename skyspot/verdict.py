@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.layout import LayoutError, Manifest, RunPaths, list_checkpoints, read_manifest, read_metrics
+from trainer.layout import LayoutError, Manifest, RunPaths, is_safe_name, list_checkpoints, read_manifest, read_metrics
 
 FALL = 0.2
 DRIFT = 1e-5
@@ -59,7 +59,8 @@ def read_history(paths: RunPaths) -> History | None:
     lines: dict[int, dict[str, Any]] = {}
     for part in final.facts.get("metrics") or []:
         try:
-            data = (paths.root / str(part["path"])).read_bytes()
+            name = str(part["path"])
+            data = (paths.root / name).read_bytes() if is_safe_name(name) else b""
         except (OSError, TypeError, KeyError):
             continue
         for line in read_metrics(data):

@@ -1,6 +1,9 @@
 """Attempts: numbers, identity, what binds a run, and when a launch gets nowhere."""
 
+import errno
 import json
+import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -199,6 +202,72 @@ def test_a_torn_event_is_left_out_and_its_number_is_not_used_again(paths: RunPat
     (paths.attempt(one.name) / "0002-saved.json").write_text('{"st')
     attempt.record(one, "end", code=0)
     assert [(event.number, event.name) for event in read_events(paths, one.name)] == [(1, "start"), (3, "end")]
+
+
+def test_a_record_does_not_need_a_listing_that_shows_the_one_before(paths: RunPaths, monkeypatch) -> None:
+    one = begin(paths)
+    attempt.record(one, "saved", step=1)
+    monkeypatch.setattr(attempt, "last_event_number", lambda paths, name: 1)
+    attempt.record(one, "saved", step=2)
+    attempt.record(one, "saved", step=3)
+    assert [(event.number, event.fields.get("step")) for event in read_events(paths, one.name)] == [
+        (1, None), (2, 1), (3, 2), (4, 3),
+    ]  # fmt: skip
+
+
+def test_a_file_that_cannot_be_looked_at_is_not_missing(paths: RunPaths, monkeypatch) -> None:
+    folder = paths.checkpoints / f"0000000004-{begin(paths).name}-1"
+    folder.mkdir(parents=True)
+    write_once(folder / "MANIFEST.json", Manifest("checkpoint", {"a": FileRecord(1, "0" * 32)}, {"step": 4}).to_json())
+    (folder / "a").write_bytes(b"a")
+    found = newest_committed(paths)
+    assert found
+    assert found[1].step == 4
+    real = Path.stat
+
+    def stat(path: Path, **more: bool) -> os.stat_result:
+        if path.name == "a":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, **more)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    with pytest.raises(OSError, match="Input/output error"):
+        newest_committed(paths)
+
+
+def test_a_checkpoints_folder_that_was_copied_is_not_the_newest(paths: RunPaths) -> None:
+    name = begin(paths).name
+    folder = paths.checkpoints / f"0000000004-{name}-1"
+    folder.mkdir(parents=True)
+    write_once(folder / "MANIFEST.json", Manifest("checkpoint", {}, {"step": 4, "attempt": str(name)}).to_json())
+    shutil.copytree(folder, paths.checkpoints / f"0000000008-{name}-2")
+    found = newest_committed(paths)
+    assert found
+    assert found[0].step == 4
+
+
+def test_who_opens_an_attempt_without_knowing_the_run_leaves_its_identity_to_who_does(paths: RunPaths) -> None:
+    opened = attempt.open_attempt(paths, launch="l", config={}, binding=None)
+    assert not paths.run_json.exists()
+    attempt.adopt(paths, opened.name, "l", binding={"seed": 1})
+    assert json.loads(paths.run_json.read_bytes())["run_id"] == attempt.new_run_id({"seed": 1})
+
+
+def test_a_mount_that_is_gone_once_the_attempt_is_recorded_is_a_matter_for_a_new_machine(paths: RunPaths) -> None:
+    def gone() -> None:
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+
+    with pytest.raises(attempt.AttemptError, match="not connected") as error:
+        attempt.persist(paths, gone, begun=True)
+    assert error.value.code == 75
+    failures = [OSError(errno.EIO, "x")] * 2
+
+    def fails_for_a_moment() -> str:
+        if failures:
+            raise failures.pop()
+        return "done"
+
+    assert attempt.persist(paths, fails_for_a_moment, begun=True) == "done"
 
 
 BAD_MANIFESTS = [

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,56 @@ def test_a_share_that_cannot_be_read_ends_the_attempt_and_starts_nothing_anew(
     assert list_checkpoints(RunPaths(run_dir)) == kept
     assert mlp(run_dir).code == 0
     assert event(run_dir, "restored")["step"] == 8
+
+
+def test_a_checkpoint_that_cannot_be_read_for_good_costs_steps_but_not_the_run(run_dir: Path) -> None:
+    done = mlp(run_dir, "--unreadable", f"{errno.EIO}:99:8", "--constant", "restore.READ_TRIES=2")
+    assert done.code == 0, done.output
+    restored = event(run_dir, "restored")
+    assert restored["step"] == 4
+    assert [one["reason"] for one in restored["rejected"]] == ["it cannot be read: Input/output error"]  # type: ignore[attr-defined]
+    assert sorted(losses(run_dir)) == list(range(1, 13))
+
+
+def test_a_checkpoint_that_could_not_be_read_is_asked_for_again_once_an_older_one_can(run_dir: Path) -> None:
+    done = mlp(run_dir, "--unreadable", f"{errno.EIO}:3:8", "--constant", "restore.READ_TRIES=2")
+    assert done.code == 0, done.output
+    restored = event(run_dir, "restored")
+    assert (restored["step"], restored["rejected"]) == (8, [])
+
+
+# The bucket fails for a moment; for good; the mount is gone; a machine that is about to be taken, and fails for that.
+@pytest.mark.parametrize(
+    ("trouble", "options", "code"),
+    [
+        (f"{errno.EIO}:2", (), 0),
+        (f"{errno.EIO}:99", ("--constant", "restore.READ_TRIES=2"), 1),
+        (f"{errno.ENOTCONN}:1", (), 75),
+        (f"{errno.EACCES}:1", ("--fault", "sigterm:export@12"), 75),
+    ],
+)
+def test_a_bucket_that_fails_at_the_export(run_dir: Path, trouble: str, options: tuple[str, ...], code: int) -> None:
+    ended = mlp(run_dir, "--unexportable", trouble, "--constant", "restore.FIRST_RETRY_S=0.1", *options)
+    assert ended.code == code, ended.output
+    assert "Traceback" not in ended.output
+    assert (run_dir / "final" / "MANIFEST.json").exists() == (code == 0)
+    assert event(run_dir, "end")["code"] == code
+    if code:
+        assert mlp(run_dir).code == 0
+        assert (run_dir / "final" / "MANIFEST.json").exists()
+        assert event(run_dir, "restored")["step"] == 12
+
+
+def test_the_model_of_another_run_is_neither_taken_for_this_ones_nor_deleted(tmp_path: Path, run_dir: Path) -> None:
+    other = tmp_path / "other"
+    assert mlp(other, "--seed", 8).code == 0
+    shutil.copytree(other / "final", run_dir / "final")
+    before = {path: path.read_bytes() for path in sorted((run_dir / "final").iterdir())}
+    done = mlp(run_dir)
+    assert done.code == 1
+    assert "final holds the model of another run" in done.output
+    assert "Traceback" not in done.output
+    assert {path: path.read_bytes() for path in sorted((run_dir / "final").iterdir())} == before
 
 
 def test_two_processes_say_once_what_both_cannot_read(run_dir: Path) -> None:

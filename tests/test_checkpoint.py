@@ -176,6 +176,18 @@ SHARE = checkpoint.share_name(0)
 HOSTILE = {
     "shape-huge": (SHARE, tensor(shape=[10**18])),
     "shape-huge-zero": (SHARE, tensor(shape=[10**18, 0], data_offsets=[0, 0])),
+    "shape-nothing-of-much": (
+        SHARE,
+        header(lambda document: document.update(
+            {"model.more": {"dtype": "F32", "shape": [1 << 61, 1 << 61, 0], "data_offsets": [0, 0]}})),
+    ),
+    "metrics-text": (MANIFEST, manifest(metrics="all")),
+    "metrics-without-steps": (MANIFEST, manifest(metrics=[{"path": "attempts/x"}])),
+    "metrics-outside": (
+        MANIFEST,
+        manifest(metrics=[{"path": "../x", "bytes": 1, "hash": "0", "first_step": 1, "last_step": 2}]),
+    ),
+    "state-no-optimizer": (STATE, lambda data: data.replace(b'"groups"', b'"other"')),
     "shape-negative": (SHARE, tensor(shape=[-2])),
     "shape-bool": (SHARE, tensor(shape=[True, 2])),
     "shape-float": (SHARE, tensor(shape=[2.0])),

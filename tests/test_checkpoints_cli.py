@@ -130,6 +130,12 @@ def manifest_of_another(folder: Path) -> None:
     shutil.copy(oldest(folder.parent.parent) / MANIFEST, folder / MANIFEST)
 
 
+def folder_of_another(folder: Path) -> None:
+    """Whole, hash by hash, and a resume passes it by."""
+    shutil.rmtree(folder)
+    shutil.copytree(oldest(folder.parent.parent), folder)
+
+
 def a_pipe(folder: Path) -> None:
     missing(folder)
     os.mkfifo(folder / SHARE)
@@ -162,7 +168,8 @@ NOT_COMMITTED = "not committed: it has no MANIFEST.json"
         (newer_layout, "layout version 99; this release reads up to 1. Upgrade", "Upgrade skyspot", None),
         (file_outside, "it lists a file outside of its folder", "it lists a file outside of its folder", False),
         (no_state, "its manifest lists no state.json", "its manifest lists no state.json", False),
-        (manifest_of_another, "sizes agree", f"{SHARE} does not hash to what its manifest says", False),
+        (manifest_of_another, "its manifest is another checkpoint's", "its manifest is another checkpoint's", False),
+        (folder_of_another, "its manifest is another checkpoint's", "its manifest is another checkpoint's", False),
         (a_pipe, "sizes agree", f"{SHARE} is not a file", False),
         (a_loop, f"{SHARE}: Too many levels of symbolic links", f"{SHARE} is missing", False),
         (unreadable, "sizes agree", f"{SHARE} cannot be read: Input/output error", None),
@@ -205,7 +212,7 @@ def test_what_pruning_took_is_no_error_and_a_manifest_that_is_lost_is(run_dir: P
     no_manifest(gone)
     record(run_dir, checkpoint=gone.name, time=time.time())
     assert verified(run_dir, code=1)[gone.name]["committed"] is True, "only one newer one is committed"
-    shutil.copytree(newest(run_dir), run_dir / "checkpoints" / f"0000000012-{attempt}-3")
+    edit(shutil.copytree(newest(run_dir), run_dir / "checkpoints" / f"0000000012-{attempt}-3"), step=12)
     one = verified(run_dir)[gone.name]
     assert (one["committed"], one["problem"]) == (False, NOT_COMMITTED)
 

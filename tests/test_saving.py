@@ -78,7 +78,7 @@ def test_memory_for_copies_is_there_before_the_first_save() -> None:
     """What is handed out while a save copies would hold training up; what lies there already stays."""
     parts = [Part("a", torch.uint8, (64 << 20,), (0,), (64 << 20,), (0,))]
     memory = staging.Staging()
-    assert memory.allocate(parts, 64 << 20)
+    assert memory.allocate(parts)
     before = resident_bytes()
     live = {"a": torch.full((64 << 20,), 7, dtype=torch.uint8)}
     copied = memory.begin(parts, live, live.keys())
@@ -87,7 +87,7 @@ def test_memory_for_copies_is_there_before_the_first_save() -> None:
     memory.populate()
     assert copied.fetch(parts[0]).eq(7).all()
     fresh = staging.Staging()
-    assert fresh.allocate(parts, 64 << 20)
+    assert fresh.allocate(parts)
     before = resident_bytes()
     fresh.populate()
     assert resident_bytes() - before > 60 << 20

@@ -39,6 +39,7 @@ from trainer.layout import (
     event_named,
     file_safe,
     id_among,
+    is_of,
     known_id,
     last_event_number,
     list_attempts,
@@ -64,8 +65,17 @@ _lock = threading.Lock()
 _T = TypeVar("_T")
 
 
+MOUNT_GONE = {errno.ENOTCONN, errno.ESTALE, errno.ENODEV}
+_numbers: dict[Path, int] = {}
+"""The last event that this process wrote, by attempt: a listing may not show it yet."""
+
+
 class AttemptError(Exception):
-    """The attempt cannot be recorded in the bucket."""
+    """The bucket cannot be used before the first step; the attempt ends with `code`."""
+
+    def __init__(self, message: str, code: int = EXIT_FAILED) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass(frozen=True)
@@ -127,27 +137,39 @@ def check_bucket(paths: RunPaths) -> None:
         )
 
 
-def persist(paths: RunPaths, work: Callable[[], _T], between: Callable[[], None] = lambda: None) -> _T:
+def persist(
+    paths: RunPaths,
+    work: Callable[[], _T],
+    between: Callable[[], None] = lambda: None,
+    *,
+    begun: bool = False,
+    limit_s: float | None = None,
+) -> _T:
     """Do something in the bucket before training begins, again and again for ten minutes while the bucket refuses it.
 
     Args:
         paths: The run's.
         work: What to do; may be done twice.
         between: Called while waiting; raises to stop.
+        begun: Whether the attempt is recorded: then a mount that is gone, or hangs, is a matter for a new machine.
+        limit_s: How long one try may take, once it is; None: as long as any call.
 
     Raises:
         AttemptError: it cannot be done; at once where waiting cannot help.
     """
     end, wait_s, said = time.monotonic() + START_RETRY_S, 0.5, False
+    limit_s, code = (limit_s, EXIT_PREEMPTED) if begun else (START_RETRY_S, EXIT_FAILED)
     while True:
         try:
-            with within("recording the attempt", START_RETRY_S, EXIT_FAILED):
+            with within("a call before the first step", limit_s, code):
                 return work()
         except OSError as error:
-            if error.errno in _HOPELESS or time.monotonic() > end:
+            gone = begun and error.errno in MOUNT_GONE
+            if gone or error.errno in _HOPELESS or time.monotonic() > end:
                 raise AttemptError(
                     f"{paths.root}: {error.strerror or error}. The attempt cannot be recorded there, so nothing was "
-                    "trained; nothing that was committed is lost."
+                    "trained; nothing that was committed is lost.",
+                    EXIT_PREEMPTED if gone else EXIT_FAILED,
                 ) from None
             if not said:
                 said = True
@@ -176,11 +198,19 @@ def open_attempt(
     *,
     launch: str,
     config: Mapping[str, Any],
-    binding: Mapping[str, Any],
+    binding: Mapping[str, Any] | None,
     between: Callable[[], None] = lambda: None,
     **facts: Any,
 ) -> Attempt:
     """Begin an attempt: take the next number and write its `start` event.
+
+    Args:
+        paths: The run's.
+        launch: The launch's id.
+        config: For whoever reads the record.
+        binding: What binds the run; None where that is not known, nor which run it is (`adopt`).
+        between: Called while waiting; raises to stop.
+        facts: What `start` says besides.
 
     Raises:
         AttemptError: the bucket refused that for ten minutes, or at once where waiting cannot help.
@@ -193,7 +223,7 @@ def open_attempt(
         "python": platform.python_version(),
         "setup_s": setup_seconds(),
         "config": dict(config),
-        "binding": dict(binding),
+        "binding": dict(binding or {}),
         **facts,
     }
 
@@ -207,14 +237,20 @@ def open_attempt(
 
     attempt = persist(paths, take_a_number, between)
     persist(paths, lambda: record(attempt, "start", launch=launch, machine=attempt.machine, **fields), between)
-    persist(paths, lambda: _keep_identity(paths, binding), between)
+    if binding is not None:
+        persist(paths, lambda: keep_identity(paths, binding), between)
     return attempt
 
 
-def adopt(paths: RunPaths, name: AttemptName, launch: str, **facts: Any) -> Attempt:
-    """Take over the attempt that the launcher's child opened for a script which turns out to keep records itself."""
+def adopt(paths: RunPaths, name: AttemptName, launch: str, binding: Mapping[str, Any], **facts: Any) -> Attempt:
+    """Take over the attempt that the launcher's child opened for a script which turns out to keep records itself.
+
+    Raises:
+        OSError: it cannot be recorded.
+    """
     attempt = Attempt(paths, name, launch, machine_token())
-    record(attempt, "bound", **facts)
+    record(attempt, "bound", binding=binding, **facts)
+    keep_identity(paths, binding)
     return attempt
 
 
@@ -225,9 +261,11 @@ def record(attempt: Attempt, event: str, **fields: Any) -> None:
         OSError: it could not be written.
     """
     with _lock:
-        number = 1 + last_event_number(attempt.paths, attempt.name)
+        folder = attempt.paths.attempt(attempt.name)
+        number = 1 + max(last_event_number(attempt.paths, attempt.name), _numbers.get(folder, 0))
         path = attempt.paths.event(attempt.name, number, event)
         write_once(path, to_json({"time": round(time.time(), 3), **fields}))
+        _numbers[folder] = number
 
 
 def newer_attempt(attempt: Attempt) -> AttemptName | None:
@@ -281,7 +319,7 @@ def _manifests(paths: RunPaths) -> Iterator[tuple[CheckpointName, Manifest]]:
             yield name, read_manifest(paths.checkpoint(name))
 
 
-def _keep_identity(paths: RunPaths, binding: Mapping[str, Any]) -> None:
+def keep_identity(paths: RunPaths, binding: Mapping[str, Any]) -> None:
     """Write run.json where it is missing or torn, or is another run's."""
     known, torn = known_id(paths)
     end = time.monotonic() + BEING_WRITTEN_S
@@ -315,20 +353,33 @@ def check_release(paths: RunPaths) -> None:
         pass
 
 
-def is_finished(paths: RunPaths, binding: Mapping[str, Any], problem: Callable[[Path, Manifest], str | None]) -> bool:
+def is_finished(
+    paths: RunPaths, run_id: str | None, binding: Mapping[str, Any], problem: Callable[[Path, Manifest], str | None]
+) -> bool:
     """Whether `final/` is whole, and of the very length that is asked for.
 
     Args:
         paths: The run's.
+        run_id: Which run this is.
         binding: Its `max_steps` and `epochs` say where training ends, as far as they are known.
         problem: Reads and hashes a folder's files.
+
+    Raises:
+        AttemptError: it is another run's model, which would be deleted at the end.
+        OSError: it cannot be read.
     """
     try:
-        manifest = read_manifest(paths.final)
+        with within("reading MANIFEST.json"):
+            manifest = read_manifest(paths.final)
     except LayoutVersionError:
         raise
-    except (LayoutError, OSError):
+    except LayoutError:
         return False
+    if not is_of(manifest, run_id):
+        raise AttemptError(
+            f"{paths.final} holds the model of another run ({manifest.facts['run_id']}, and this is {run_id}): move "
+            "it away, or give this run another name or folder. Nothing was changed"
+        )
     if manifest.kind != "final" or manifest.facts.get("step") != manifest.facts.get("max_steps"):
         return False
     then = manifest.facts.get("binding")

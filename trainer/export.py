@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -14,12 +14,16 @@ from torch import nn
 from trainer.attempt import newer_attempt, superseded
 from trainer.checkpoint import write_manifest, write_tensors
 from trainer.hashing import CHUNK_BYTES, Hasher
-from trainer.layout import EXIT_SUPERSEDED, CheckpointName, FileRecord, Manifest, fsync, read_manifest
+from trainer.layout import EXIT_SUPERSEDED, MANIFEST, CheckpointName, FileRecord, Manifest, fsync, read_manifest
 from trainer.patience import within, within_bytes
+from trainer.restore import ReadError, again
 from trainer.state import unwrap
 
 if TYPE_CHECKING:
     from trainer.run import SpotRun
+
+EMPTY_S = 600.0
+"""Each of its files takes a request or two."""
 
 
 def save_tensors(model: nn.Module, folder: Path) -> None:
@@ -32,32 +36,57 @@ def export(run: SpotRun, model: nn.Module, save_model: Callable[[nn.Module, Path
     """Make `final/` from the model as it stands, which is as the `last` checkpoint has it; rank 0 alone.
 
     save_pretrained seeks and renames, which a bucket's mount may refuse: it writes to local disk, and the files are
-    then copied front to back, MANIFEST.json last.
+    then copied front to back, MANIFEST.json last; all of them again where the bucket fails for a moment.
+
+    Raises:
+        ReadError: the bucket cannot be written.
     """
+    with tempfile.TemporaryDirectory(prefix="skyspot-final-") as made:
+        _let_a_newer_one(run)
+        save_model(unwrap(model), Path(made))
+        try:
+            again(lambda: _publish(run, Path(made), last), lambda: None, told=())
+        except ReadError as error:
+            raise ReadError(
+                f"the model could not be exported: {error}. Checkpoint {last} is whole: the next attempt exports it",
+                error.code,
+            ) from None
+
+
+def _let_a_newer_one(run: SpotRun) -> None:
     from trainer.run import Leaving
 
-    def let_a_newer_one() -> None:
+    with within("looking for other attempts"):
         newer = newer_attempt(run.attempt) if run.attempt else None
-        if newer:
-            raise Leaving(EXIT_SUPERSEDED, "superseded", superseded(newer))
+    if newer:
+        raise Leaving(EXIT_SUPERSEDED, "superseded", superseded(newer))
 
-    let_a_newer_one()
-    final = run.paths.final
-    with tempfile.TemporaryDirectory(prefix="skyspot-final-") as made:
-        save_model(unwrap(model), Path(made))
-        let_a_newer_one()
+
+def _publish(run: SpotRun, made: Path, last: CheckpointName) -> None:
+    """Copy the files that were made to an empty `final/`."""
+    _let_a_newer_one(run)
+    final, files = run.paths.final, {}
+    _empty(final)
+    for source in sorted(path for path in made.rglob("*") if path.is_file()):
+        name = source.relative_to(made).as_posix()
+        _let_a_newer_one(run)
+        with within("making a folder for the exported model"):
+            (final / name).parent.mkdir(parents=True, exist_ok=True)
+        files[name] = copy(source, final / name)
+    with within("reading MANIFEST.json"):
+        kept = read_manifest(run.paths.checkpoint(last)).facts
+    facts = {key: kept.get(key) for key in ("run_id", "step", "config", "binding", "metrics")}
+    write_manifest(final, Manifest("final", files, {**facts, "max_steps": last.step, "checkpoint": str(last)}))
+
+
+def _empty(final: Path) -> None:
+    """Delete what is there, the manifest first: what is left after an interruption does not count."""
+    with within("deleting an older exported model", EMPTY_S):
+        with suppress(FileNotFoundError):
+            (final / MANIFEST).unlink()
         if final.exists():
             shutil.rmtree(final)
         final.mkdir(parents=True)
-        files = {}
-        for source in sorted(path for path in Path(made).rglob("*") if path.is_file()):
-            name = source.relative_to(made).as_posix()
-            let_a_newer_one()
-            (final / name).parent.mkdir(parents=True, exist_ok=True)
-            files[name] = copy(source, final / name)
-        kept = read_manifest(run.paths.checkpoint(last)).facts
-        facts = {key: kept.get(key) for key in ("run_id", "step", "config", "binding", "metrics")}
-        write_manifest(final, Manifest("final", files, {**facts, "max_steps": last.step, "checkpoint": str(last)}))
 
 
 @contextmanager

@@ -34,7 +34,7 @@ FIRST_S = 60.0
 FIRST_STEPS = 20
 IDLE_SHARE = 2.0
 """An interval is at least so many times as long as a save takes."""
-NOTICE_S = {"aws": 120.0, "gcp": 30.0, "azure": 30.0}
+NOTICE_S = {"aws": 120.0, "gcp": 30.0, "azure": 30.0, "runpod": 5.0}
 """What the clouds give between the word and the end."""
 SAY_FACTOR = 1.25
 """A new choice is said where it differs by so much."""

@@ -36,7 +36,7 @@ def keep(run_dir: Path) -> None:
         attempts.check_bucket(paths)
         newest = attempts.persist(paths, lambda: newest_committed(paths, attempts.identity(paths, {})))
         step = newest[1].step if newest else 0
-        attempt = attempts.open_attempt(paths, launch=attempts.launch_id(), config={}, binding={}, newest_step=step)
+        attempt = attempts.open_attempt(paths, launch=attempts.launch_id(), config={}, binding=None, newest_step=step)
     except (attempts.AttemptError, LayoutError) as error:
         print(f"Error: {error}", file=sys.stderr)
         _say(f"leave {EXIT_FAILED}")

@@ -46,6 +46,9 @@ EXIT_NO_PROGRESS = 80
 # What a launcher returns when its ranks gave several: the first of these that any rank gave.
 EXIT_PRECEDENCE = (EXIT_FAILED, EXIT_NO_PROGRESS, EXIT_STOPPED, EXIT_SUPERSEDED, EXIT_PREEMPTED, EXIT_DONE)
 
+# With these errors a file is not as it was written; any other error says nothing of the file.
+NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
+
 STOP_REQUEST_S = 120.0
 """How long a stop that was asked for (`RunPaths.stop`) may take, and is held for SkyPilot's cancel."""
 
@@ -421,11 +424,16 @@ def sizes_agree(folder: Path, manifest: Manifest, size_of: Callable[[str], int] 
 
     Cheap, and blind to flipped bits: who restores hashes as well. `size_of` gives the size of a file of the manifest,
     in bytes, or raises OSError: for who knows it from a listing.
+
+    Raises:
+        OSError: a file cannot be looked at, which says nothing of it.
     """
     for name, record in manifest.files.items():
         try:
             size = size_of(name) if size_of else (folder / name).stat().st_size
         except OSError as error:
+            if error.errno not in NOT_THERE and not isinstance(error, FileNotFoundError):
+                raise
             return f"{name}: {error.strerror or error}"
         if size != record.bytes:
             return f"{name}: {size} bytes, its manifest says {record.bytes}"
@@ -450,7 +458,11 @@ def newest_committed(paths: RunPaths, run_id: str | None = None) -> tuple[Checkp
             raise
         except (LayoutError, FileNotFoundError):
             continue
-        if is_of(manifest, run_id) and sizes_agree(paths.checkpoint(name), manifest) is None:
+        if (
+            belongs(manifest, name)
+            and is_of(manifest, run_id)
+            and sizes_agree(paths.checkpoint(name), manifest) is None
+        ):
             return name, manifest
     return None
 
@@ -488,6 +500,12 @@ def id_among(known: str | None, found: Iterable[tuple[CheckpointName, Manifest]]
             return known
         ids[its] += 1
     return ids.most_common(1)[0][0] if ids else known
+
+
+def belongs(manifest: Manifest, name: CheckpointName) -> bool:
+    """Whether a checkpoint's manifest is of its own folder, and not copied there with another one's files."""
+    step, attempt = manifest.step, manifest.facts.get("attempt", str(name.attempt))
+    return (manifest.kind, step, attempt) == ("checkpoint", name.step, str(name.attempt))
 
 
 def is_of(manifest: Manifest, run_id: str | None) -> bool:

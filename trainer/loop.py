@@ -223,7 +223,9 @@ class Loop:
             self._load_extra(extra, checkpoint_name=str(found.loaded.name))
             if self.scaler and counters.get("scaler"):
                 self.scaler.load_state_dict(counters["scaler"])
-            self.done, self.evaluated = counters["step"], counters["evaluated"]
+            self.done, self.evaluated = manifest.step, counters.get("evaluated")
+            if counters.get("step") != self.done or type(self.evaluated) is not int:
+                raise state.StateError(f"checkpoint {found.loaded.name}: its state.json is of another step")
             if self.done > self.max_steps:
                 raise RunError(
                     f"{run.paths.root} stands at step {self.done} already, which is beyond the {self.max_steps} steps "
@@ -272,8 +274,8 @@ class Loop:
         """Rank 0: record the restore, say it in a line, and learn what this run's saves have cost so far."""
         run, attempt = self.run_, self.run_.attempt
         assert attempt
-        with within("reading the attempts' records", RECORDS_S):
-            lost = max(0, last_step_done(attempt) - self.done)
+        done = persist(run.paths, lambda: last_step_done(attempt), run.between, begun=True, limit_s=RECORDS_S)
+        lost = max(0, done - self.done)
         fields = {
             "step": self.done,
             "samples": self.done * self.config.global_batch_size,
@@ -283,7 +285,7 @@ class Loop:
             "seconds": round(seconds, 4),
             "rejected": rejected,
         }
-        persist(run.paths, lambda: record(attempt, "restored", **fields), run.between)
+        persist(run.paths, lambda: record(attempt, "restored", **fields), run.between, begun=True)
         for refused in rejected:
             run.say(f"checkpoint {refused['checkpoint']} is not whole: {refused['reason']}; taking the one before")
         if name:
@@ -628,8 +630,8 @@ class Loop:
         if waited_s > SAY_WAITED_S and not last and not self._said_slow:
             self._said_slow = True
             self.run_.say(
-                f"a save takes {self.saver.commit_s or 0.0:.1f} s, longer than the {since} steps between two: training "
-                f"waited {waited_s:.1f} s for it. Save less often (--save-every), or say auto"
+                f"a save takes longer than the {since} steps between two: training waited {waited_s:.1f} s for it. "
+                "Save less often (--save-every), or say auto"
             )
 
     def _take_in_costs(self, step_s: float, beside_a_save: bool) -> None:
@@ -710,10 +712,22 @@ class Loop:
             self.progress.close()
         name = saver.committed
         # All steps are done: a stop that comes now is better answered by finishing.
-        self.together.rank0_does("export", lambda: export.export(run, self.model, self.save_model, name))
+        self.together.rank0_does("export", lambda: self._export(name))
         run.final_is_whole = True
         run.say(f"finished: {self.max_steps} steps, model in {run.paths.final}")
         saver.settle()
+
+    def _export(self, name: CheckpointName) -> None:
+        """Rank 0: make `final/`; where this machine is going, what fails for that is for the next one to do."""
+        try:
+            export.export(self.run_, self.model, self.save_model, name)
+        except Exception as error:
+            notice = self.run_.notices.first()
+            if not self.stop and not notice:
+                raise
+            self.run_.say(f"the model is not exported yet ({error}): the next attempt does it")
+            cause = CAUSES.get(self.stop.kind, "signal") if self.stop else cause_of(notice) if notice else ""
+            self.run_.leave(EXIT_PREEMPTED, cause, notice=notice)
 
 
 def _refuse_lazy(model: nn.Module) -> None:

@@ -25,6 +25,7 @@ from trainer.layout import (
     LayoutError,
     Manifest,
     RunPaths,
+    belongs,
     event_named,
     is_of,
     list_checkpoints,
@@ -102,18 +103,20 @@ class Pruner:
         self._looked = True
         with within("listing checkpoints"):
             names = list_checkpoints(self._paths)
-        run_id = read_manifest(self._paths.checkpoint(max(self._known))).facts.get("run_id")
+        run_id = self._read_manifest(max(self._known)).facts.get("run_id")
         for name in names:
             if name < min(self._known) and self._proves(name):
                 with suppress(LayoutError, FileNotFoundError):
-                    manifest = read_manifest(self._paths.checkpoint(name))
-                    whole = is_of(manifest, run_id) and not problem(
-                        self._paths.checkpoint(name), manifest, self.on_disk
-                    )
-                    if whole:
+                    manifest = self._read_manifest(name)
+                    mine = belongs(manifest, name) and is_of(manifest, run_id)
+                    if mine and not problem(self._paths.checkpoint(name), manifest, self.on_disk):
                         self._known.add(name)
             if len(self._known) >= self._keep_latest:
                 return
+
+    def _read_manifest(self, name: CheckpointName) -> Manifest:
+        with within("reading MANIFEST.json"):
+            return read_manifest(self._paths.checkpoint(name))
 
     def report(self, name: CheckpointName, rank: int, store: Any, hurried: threading.Event) -> None:
         """Other ranks: tell rank 0 once this rank's share is in the store, where only this machine's mount knows."""
@@ -190,13 +193,12 @@ class Pruner:
 
     def _delete_torn_tokens(self) -> None:
         """Prepared data that a dead attempt did not finish."""
-        with suppress(FileNotFoundError):
-            for folder in sorted(self._paths.tokens.iterdir()):
-                name = AttemptName.parse("-".join(folder.name.rsplit("-", 2)[-2:]))
-                if not name or name == self.attempt_name or (folder / MANIFEST).exists():
-                    continue
-                if not self._living.may_write(name):
-                    delete(folder)
+        for folder in _files(self._paths.tokens):
+            name = AttemptName.parse("-".join(folder.name.rsplit("-", 2)[-2:]))
+            with within("looking for a manifest"):
+                whole = (folder / MANIFEST).exists()
+            if name and name != self.attempt_name and not whole and not self._living.may_write(name):
+                delete(folder)
 
     def _inside(self, name: CheckpointName) -> PurePath:
         return self._mount.inside(self._paths.checkpoint(name))
@@ -209,9 +211,11 @@ class Pruner:
 
     def _say_what_is_kept(self) -> None:
         total, count = 0, 0
-        for name in list_checkpoints(self._paths):
+        with within("listing checkpoints"):
+            names = list_checkpoints(self._paths)
+        for name in names:
             with suppress(LayoutError, OSError):
-                total += read_manifest(self._paths.checkpoint(name)).total_bytes
+                total += self._read_manifest(name).total_bytes
                 count += 1
         self._say(
             f"{count} checkpoints, {total / 1e9:.1f} GB, are kept in {self._paths.checkpoints}: nothing shows what a "

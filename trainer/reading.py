@@ -23,18 +23,20 @@ from trainer.checkpoint import DTYPES, PARTS
 from trainer.hashing import CHUNK_BYTES, Hasher, hash_bytes
 from trainer.layout import (
     MAX_JSON_BYTES,
+    NOT_THERE,
     STATE,
     CheckpointName,
     FileRecord,
     LayoutError,
     LayoutVersionError,
     Manifest,
+    belongs,
     from_json,
+    is_safe_name,
     read_manifest,
 )
 from trainer.patience import within
 from trainer.shards import Box
-from trainer.verify import NOT_THERE
 
 _MAX_DIMS = 64
 _VIEWS = 256
@@ -105,13 +107,16 @@ def open_checkpoint(folder: Path) -> Opened:
     except LayoutVersionError:
         raise
     except LayoutError as error:
-        folder.stat()
+        with within("looking for a folder"):
+            folder.stat()
         raise DamagedError(str(error)) from None
     named = CheckpointName.parse(folder.name)
-    if named and (manifest.step, manifest.facts.get("attempt", str(named.attempt))) != (named.step, str(named.attempt)):
+    if named and not belongs(manifest, named):
         raise DamagedError("its manifest is another checkpoint's")
     if STATE not in manifest.files:
         raise DamagedError("its manifest lists no state.json")
+    if not _is_history(manifest.facts.get("metrics", [])):
+        raise DamagedError("its manifest's list of metrics cannot be one")
     headers, found = {}, {}
     for name, record in sorted(manifest.files.items()):
         with _damage(name), within(f"reading {name}"):
@@ -173,6 +178,18 @@ def read(opened: Opened, wanted: Mapping[str, Box], hashes: Callable[[str], bool
 # -- what is in it -----------------------------------------------------------------------------------------------------
 
 
+def _is_history(metrics: object) -> bool:
+    """Whether it lists files of metrics, as layout.py says."""
+    return isinstance(metrics, list) and all(
+        isinstance(part, dict)
+        and isinstance(part.get("path"), str)
+        and is_safe_name(part["path"])
+        and isinstance(part.get("hash"), str)
+        and all(_is_count(part.get(key)) for key in ("bytes", "first_step", "last_step"))
+        for part in metrics
+    )
+
+
 def _read_state(folder: Path, record: FileRecord) -> dict[str, Any]:
     if record.bytes > MAX_JSON_BYTES:
         raise DamagedError(f"state.json of {record.bytes} bytes cannot be one")
@@ -213,6 +230,8 @@ def _understand(
             _is_count(number) for number in (*sizes, *shape, *offsets, start, end)
         ):
             raise DamagedError(f"{name[:80]}: its shape cannot be {str(sizes)[:80]}")
+        if any(math.prod(max(1, n) for n in of) * dtype.itemsize >= 1 << 63 for of in (sizes, shape)):
+            raise DamagedError(f"{name[:80]}: no tensor has the shape {str(shape)[:80]}")
         if any(at + extent > whole for at, extent, whole in zip(offsets, sizes, shape, strict=True)):
             raise DamagedError(f"{name[:80]}: a part of it lies outside of it")
         if not start <= end <= body or end - start != math.prod(sizes) * dtype.itemsize:
@@ -371,7 +390,9 @@ def _cut(length: int) -> Iterator[int]:
 
 def _read_some(path: Path, name: str, targets: Sequence[_Target]) -> None:
     """Read what is wanted of a file that another rank hashes."""
-    with path.open("rb", buffering=0) as file:
+    with within(f"opening {name}"):
+        file = path.open("rb", buffering=0)
+    with file:
         for target in targets:
             file.seek(target.start)
             done = 0

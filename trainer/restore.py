@@ -57,8 +57,9 @@ def find_whole(
 
     Rank 0 chooses, each rank reads what it needs of `live`, every share is hashed by one rank at least, and one rank's
     doubt is enough for all to go on to the checkpoint before. A folder that vanishes meanwhile was pruned by another
-    attempt: rank 0 lists again. A file that cannot be read is not damaged: it is tried again, and then the attempt
-    ends, because to start from an older checkpoint, or from none, would throw steps away that are not lost.
+    attempt: rank 0 lists again. A file that cannot be read is not damaged: it is tried again, for half a minute. Then
+    an older checkpoint is taken, if one can be read; the attempt ends if none can, because to start from none would
+    throw away what is not lost.
 
     Args:
         together: The ranks.
@@ -70,9 +71,11 @@ def find_whole(
     Raises:
         LayoutVersionError: a newer release wrote one of them.
         PeerGoneError: another rank is gone.
-        ReadError: some rank cannot read the bucket.
+        ReadError: the mount is gone on some rank, or no checkpoint can be read though there are some.
     """
     found, seen, turn = Found(), set[str](), 0
+    unreadable: dict[str, ReadError] = {}
+    asked_twice = False
     while True:
         between()
 
@@ -83,6 +86,8 @@ def find_whole(
 
         choice = together.rank0_does(f"restore/{turn}", lambda: again(choose, between), between)
         if choice is None:
+            if unreadable:
+                raise next(iter(unreadable.values()))
             return found
         seen.add(choice)
         name = CheckpointName.parse(choice)
@@ -91,18 +96,35 @@ def find_whole(
             loaded, reason, code = _try_load(together, paths, name, live, between, run_id)
         digest = loaded.digest if loaded else None
         verdicts: list[Any] = together.gather(f"verdict/{turn}", [reason, code, digest], between)
-        for why, code, _ in verdicts:
-            if code is not None:
-                raise ReadError(f"checkpoint {choice} cannot be read: {why}. Nothing that was committed is lost.", code)
+        turn += 1
+        cannot = [(code == EXIT_FAILED, rank, why, code) for rank, (why, code, _) in enumerate(verdicts) if code]
+        if cannot:
+            _, rank, why, code = min(cannot)
+            error = ReadError(f"checkpoint {choice} cannot be read: {why}. Nothing that was committed is lost.", code)
+            if code != EXIT_FAILED:
+                raise error
+            unreadable[choice] = error
+            found.rejected.append({"checkpoint": choice, "reason": _on(rank, f"it cannot be read: {why}")})
+            continue
         problems = [(rank, why) for rank, (why, _, _) in enumerate(verdicts) if why is not None]
         problems += [(rank, "it reads otherwise than on rank 0") for rank, v in enumerate(verdicts) if v[2] != digest]
+        if not problems and unreadable and not asked_twice:
+            # The bucket answers again: so may the newer ones that it would not give.
+            asked_twice = True
+            seen.difference_update({choice, *unreadable})
+            found.rejected = [one for one in found.rejected if one["checkpoint"] not in unreadable]
+            unreadable, loaded = {}, None
+            continue
         if not problems:
             found.loaded = loaded
             return found
         rank, why = problems[0]
         if why != "gone":
-            found.rejected.append({"checkpoint": choice, "reason": why if rank == 0 else f"{why} (rank {rank})"})
-        turn += 1
+            found.rejected.append({"checkpoint": choice, "reason": _on(rank, why)})
+
+
+def _on(rank: int, why: str) -> str:
+    return why if rank == 0 else f"{why} (rank {rank})"
 
 
 def load(folder: Path, live: State, rank: int = 0, ranks: int = 1, run_id: str | None = None) -> Loaded:
@@ -139,26 +161,41 @@ def _try_load(
         try:
             return again(lambda: load(folder, live, together.rank, together.world_size, run_id), between), None, None
         except (FileNotFoundError, DamagedError) as error:
-            gone = not again((folder / MANIFEST).exists, between)
+            gone = not _is_there(folder / MANIFEST, between)
             # Another machine's mount may show new files a little later than the mount of rank 0, who saw this one.
             if not gone or not together.rank or not together.several_nodes or time.monotonic() > end:
-                return None, "gone" if gone and not folder.exists() else str(error), None
+                return None, "gone" if gone and not _is_there(folder, between) else str(error), None
         except ReadError as error:
             return None, str(error), error.code
         pause(1.0, between)
 
 
-def again(read: Callable[[], Any], between: Callable[[], None]) -> Any:
+def _is_there(path: Path, between: Callable[[], None]) -> bool:
+    def look() -> bool:
+        with within(f"looking for {path.name}"):
+            return path.exists()
+
+    return bool(again(look, between))
+
+
+def again(
+    read: Callable[[], Any], between: Callable[[], None], told: tuple[type[OSError], ...] = (FileNotFoundError,)
+) -> Any:
     """Read, and read again after a while where the bucket fails.
 
+    Args:
+        read: What to do; may be done several times.
+        between: Called while waiting; raises to stop.
+        told: Errors that say something of a file, and nothing of the bucket.
+
     Raises:
-        FileNotFoundError: it is not there.
+        OSError: of those that are `told`.
         ReadError: it fails for good.
     """
     for try_number in range(READ_TRIES):
         try:
             return read()
-        except FileNotFoundError:
+        except told:
             raise
         except OSError as error:
             code = fatal_code(error)

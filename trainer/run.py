@@ -14,6 +14,7 @@ The `with` block is the attempt's whole life: when it ends, so does the process,
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import threading
@@ -40,7 +41,7 @@ from trainer.layout import (
 )
 from trainer.nodes import Nodes
 from trainer.notice import Notice, Notices
-from trainer.patience import overdue
+from trainer.patience import overdue, within
 from trainer.rank import CRASHED, END_WRITTEN, STOPPED, Link
 
 if TYPE_CHECKING:
@@ -198,12 +199,14 @@ class SpotRun:
         """Rank 0: what `Records` looks for as soon as training has begun."""
         if self.records is None and time.monotonic() >= self._look_at_bucket:
             self._look_at_bucket = time.monotonic() + LOOK_AT_BUCKET_S
-            with suppress(OSError):
+            newer, stop_requested = None, False
+            with suppress(OSError), within("looking for other attempts"):
                 newer = attempts.newer_attempt(attempt)
-                if newer:
-                    self._stop_all(EXIT_SUPERSEDED, "superseded", attempts.superseded(newer))
-                if attempts.stop_requested(attempt):
-                    self._stop_all(EXIT_STOPPED, "stop-request", "a stop was asked for before the first step")
+                stop_requested = attempts.stop_requested(attempt)
+            if newer:
+                self._stop_all(EXIT_SUPERSEDED, "superseded", attempts.superseded(newer))
+            if stop_requested:
+                self._stop_all(EXIT_STOPPED, "stop-request", "a stop was asked for before the first step")
 
     def _stop_all(self, code: int, cause: str, message: str, notice: Notice | None = None) -> NoReturn:
         """Leave, and let the other machines do so for the same reason."""
@@ -238,7 +241,7 @@ class SpotRun:
         if self.rank == 0:
             assert self.attempt
             attempt = self.attempt
-            attempts.persist(self.paths, lambda: attempts.record(attempt, "bound", binding=self.binding), self.between)
+            self._ask(lambda: attempts.record(attempt, "bound", binding=self.binding))
             self._refuse_other_binding(self.newest)
 
     def train(self, model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> None:
@@ -347,7 +350,8 @@ class SpotRun:
         except Exception as error:
             if not Nodes.from_env().several:
                 raise
-            return [EXIT_FAILED, "peer-crashed", f"rank 0: {one_line(error)}"], error
+            code = getattr(error, "code", EXIT_FAILED)
+            return [code, "peer-crashed" if code == EXIT_FAILED else "error", f"rank 0: {one_line(error)}"], error
 
     def _open_attempt(self) -> None:
         """Rank 0: write `start`, then look whether there is anything to do, before model or data are touched."""
@@ -365,29 +369,37 @@ class SpotRun:
             "newest_step": newest_step,
         }
         opened = AttemptName.parse(os.environ.get("SKYSPOT_ATTEMPT", ""))
-        self.attempt = (
-            attempts.adopt(self.paths, opened, launch, **facts)
-            if opened and self.paths.attempt(opened).is_dir()
-            else attempts.open_attempt(self.paths, launch=launch, between=self.between, **facts)
-        )
+        if opened and self._ask(self.paths.attempt(opened).is_dir):
+            self.attempt = self._ask(lambda: attempts.adopt(self.paths, opened, launch, **facts))
+        else:
+            self.attempt = attempts.open_attempt(self.paths, launch=launch, between=self.between, **facts)
         self.link.say_attempt(self.paths.root, self.attempt.name)
         self._refuse_other_binding(self.newest)
         from trainer.verify import problem
 
-        if attempts.is_finished(self.paths, self.binding, problem):
+        def finished() -> bool:
+            return attempts.is_finished(self.paths, self.run_id, self.binding, problem)
+
+        if self._ask(finished, math.inf):  # Reads all of it; each read has a limit of its own.
             self.final_is_whole = True
             raise Leaving(EXIT_DONE, "already-finished", f"already finished: {self.paths.final} is whole")
-        if attempts.stop_requested(self.attempt):
+        attempt = self.attempt
+        if self._ask(lambda: attempts.stop_requested(attempt)):
             asked = self.paths.stop(self.attempt.launch)
             raise Leaving(EXIT_STOPPED, "stop-request", f"not started: {asked} asks this launch to stop")
-        stuck = attempts.no_progress(self.attempt, newest_step)
+        stuck = self._ask(lambda: attempts.no_progress(attempt, newest_step))
         if stuck:
             raise Leaving(EXIT_NO_PROGRESS, "no-progress", stuck)
         self._hear_the_cloud(self.attempt.name, self.attempt.machine)
 
+    def _ask(self, work: Callable[[], Any], limit_s: float | None = None) -> Any:
+        """Do something in the bucket between the attempt's start and its first step; arguments as of `persist`."""
+        return attempts.persist(self.paths, work, self.between, begun=True, limit_s=limit_s)
+
     def _hear_the_cloud(self, name: AttemptName, machine: str) -> None:
         """Ask the cloud's metadata service from now on: one rank on each machine, as each has notices of its own."""
-        self.notices.ignored = frozenset(attempts.ignored_notices(self.paths, name, machine))
+        ignored = self._ask(lambda: attempts.ignored_notices(self.paths, name, machine))
+        self.notices.ignored = frozenset(ignored)
         self.notices.poll_metadata()
 
     def _meet_the_other_machines(self) -> None:
@@ -406,12 +418,12 @@ class SpotRun:
         tokens = self.together.gather("machine", machine, self.between)
         if attempt := self.attempt:
             found = [token for token in tokens if token]
-            attempts.persist(self.paths, lambda: attempts.record(attempt, "machines", machines=found), self.between)
+            self._ask(lambda: attempts.record(attempt, "machines", machines=found))
 
     def _await_the_attempt_in_the_bucket(self) -> None:
         """Two mounts of one bucket show each other's new files a little later; two buckets never do."""
         folder, end = self.paths.attempt(self.attempt_name), time.monotonic() + SEE_ATTEMPT_S
-        while not folder.is_dir():
+        while not self._ask(folder.is_dir):
             self.between()
             if time.monotonic() > end:
                 raise RunError(
@@ -422,9 +434,8 @@ class SpotRun:
 
     def _refuse_other_binding(self, newest: Manifest | None) -> None:
         assert self.attempt
-        trouble = attempts.binding_problem(
-            self.paths, self.attempt, self.binding, self.config.allow_config_change, newest
-        )
+        attempt, allowed = self.attempt, self.config.allow_config_change
+        trouble = self._ask(lambda: attempts.binding_problem(self.paths, attempt, self.binding, allowed, newest))
         if trouble:
             raise Leaving(EXIT_FAILED, "refused", trouble)
 

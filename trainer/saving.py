@@ -7,7 +7,6 @@ given up, and all ranks follow.
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
 import math
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 
 from trainer import checkpoint
-from trainer.attempt import FULL, REFUSED, Attempt, newer_attempt, record, superseded
+from trainer.attempt import FULL, MOUNT_GONE, REFUSED, Attempt, newer_attempt, record, superseded
 from trainer.hashing import fingerprint
 from trainer.layout import (
     EXIT_FAILED,
@@ -44,7 +43,6 @@ from trainer.staging import Copy, Staging
 from trainer.state import State, StateError
 from trainer.together import BEAT_S, PeerGoneError, Together, wait_for
 
-_MOUNT_GONE = {errno.ENOTCONN, errno.ESTALE, errno.ENODEV}
 TRIES = 6
 FIRST_RETRY_S = 0.5
 
@@ -65,7 +63,7 @@ def fatal_code(error: OSError) -> int | None:
     """The exit code that a failed write ends the attempt with at once; None where it is worth another try."""
     if error.errno in FULL | REFUSED:
         return EXIT_FAILED
-    return EXIT_PREEMPTED if error.errno in _MOUNT_GONE else None
+    return EXIT_PREEMPTED if error.errno in MOUNT_GONE else None
 
 
 def describe(error: OSError, where: Path) -> str:
@@ -253,14 +251,18 @@ class Saver:
             rank - self._together.local_rank, rank - self._together.local_rank + self._together.local_world_size
         )
         needed = sum(part.bytes for other in here for part in self._dealt[1][other])
-        fits = self._staging.holds(mine) or self._staging.allocate(mine, needed)
-        rows = self._together.exchange([form, int(fits)]).wait()
+        holds = self._staging.holds(mine)
+        # Whether there is room for all is asked before any rank takes its part of it.
+        rows = self._together.exchange([form, int(holds), int(holds or self._staging.has_room(needed))]).wait()
         if any(row[0] != form for row in rows):
             raise StateError(
                 "the ranks' states are not made of the same tensors: what is saved must have the same names, shapes "
                 "and types on every rank"
             )
-        self._staged = all(row[1] for row in rows)
+        self._staged = all(row[2] for row in rows)
+        if self._staged and not all(row[1] for row in rows):
+            got = self._together.exchange([int(holds or self._staging.allocate(mine))]).wait()
+            self._staged = all(row[0] for row in got)
         if not self._staged:
             self._staging.drop()
             if rank == 0 and not self._said_short:
@@ -445,18 +447,26 @@ class Saver:
             assert self._attempt
             with within("reading MANIFEST.json"):
                 manifest = read_manifest(self._paths.checkpoint(name))
-            with within("recording a save"):
-                record(
-                    self._attempt,
-                    "saved",
-                    step=boundary.step,
-                    checkpoint=str(name),
-                    bytes=manifest.total_bytes,
-                    stall_s=round(self.stall_s, 4),
-                    commit_s=round(self.commit_s or 0.0, 4),
-                )
+            self._record(boundary.step, name, manifest.total_bytes)
             # Under a deadline every second belongs to leaving in time.
             if not self._hurried.is_set():
                 self._pruner.committed(name, manifest, self._store, self._hurried)
         except (OSError, LayoutError) as error:
             self._say(f"after the checkpoint of step {boundary.step}: {error}")
+
+    def _record(self, step: int, name: CheckpointName, count: int) -> None:
+        """Record a save; without the record it counts as much."""
+        assert self._attempt
+        try:
+            with within("recording a save"):
+                record(
+                    self._attempt,
+                    "saved",
+                    step=step,
+                    checkpoint=str(name),
+                    bytes=count,
+                    stall_s=round(self.stall_s, 4),
+                    commit_s=round(self.commit_s or 0.0, 4),
+                )
+        except OSError as error:
+            self._say(f"the checkpoint of step {step} could not be recorded: {error}")

@@ -112,14 +112,17 @@ class Staging:
             for part in parts
         )
 
-    def allocate(self, parts: Sequence[Part], needed: int) -> bool:
-        """Ask for memory for such a share; False where the machine has not the `needed` bytes for all of its ranks.
+    def has_room(self, needed: int) -> bool:
+        """Whether the machine has `needed` bytes to spare, once what this rank holds is given back."""
+        self.drop()
+        return needed + RESERVE_BYTES <= available_bytes()
+
+    def allocate(self, parts: Sequence[Part]) -> bool:
+        """Ask for memory for such a share; whether it was given.
 
         It is pinned where there is a GPU, so that copies run beside the computation.
         """
         self.drop()
-        if needed + RESERVE_BYTES > available_bytes():
-            return False
         pinned = torch.cuda.is_available() and torch.cuda.is_initialized()
         try:
             self._whole, self._buffers = _side_by_side(in_order(parts), pinned)

@@ -50,9 +50,15 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """A model's parameters and buffers by name, tied ones once."""
+    """A model's parameters and buffers by name, tied ones once; caches of types that cannot be saved are left out."""
     named = {f"model.{name}": tensor for name, tensor in unwrap(model).named_parameters()}
-    return named | {f"model.{name}": tensor for name, tensor in unwrap(model).named_buffers()}
+    buffers = {f"model.{name}": tensor for name, tensor in unwrap(model).named_buffers()}
+    for prefix, module in unwrap(model).named_modules():
+        for name in module._non_persistent_buffers_set:
+            key = f"model.{prefix}.{name}" if prefix else f"model.{name}"
+            if key in buffers and buffers[key].dtype not in SAVED_DTYPES:  # A table of rotations, say, in complex64.
+                del buffers[key]
+    return named | buffers
 
 
 def options_of(optimizer: torch.optim.Optimizer) -> Groups:
@@ -140,10 +146,13 @@ def apply(
     if not isinstance(saved_optimizers, list) or len(saved_optimizers) != len(optimizers):
         raise StateError(f"the checkpoint does not hold {len(optimizers)} optimizer(s)")
     named = dict(unwrap(model).named_parameters())
-    restored = [
-        _optimizer_state(index, optimizer, saved, tensors, named, begun[index] if begun else [])
-        for index, (optimizer, saved) in enumerate(zip(optimizers, saved_optimizers, strict=True))
-    ]
+    try:
+        restored = [
+            _optimizer_state(index, optimizer, saved, tensors, named, begun[index] if begun else [])
+            for index, (optimizer, saved) in enumerate(zip(optimizers, saved_optimizers, strict=True))
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise StateError(f"state.json holds no optimizer's state ({type(error).__name__}: {error})") from error
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(found[name])
@@ -212,7 +221,7 @@ def _optimizer_state(
             if name is None:
                 raise StateError(f"optimizer {index} holds a parameter that the model does not have")
             prefix = f"optim.{index}.{name}."
-            values: dict[str, Any] = dict(saved["state"].get(name, {}))
+            values: dict[str, Any] = _moved(saved["state"].get(name, {}), parameter.device)
             for key in [key for key in tensors if key.startswith(prefix) and "." not in key[len(prefix) :]]:
                 device = parameter.device if key != f"{prefix}step" or step_on_device else torch.device("cpu")
                 values[key[len(prefix) :]] = tensors[key].to(device)
@@ -223,6 +232,17 @@ def _optimizer_state(
         for key in [key for key in group if key in now and key in then and not _alike(now[key], then[key])]:
             del group[key]
     return state, options
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """A tree of an optimizer's values, its tensors on a device."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _moved(item, device) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_moved(item, device) for item in value)
+    return value
 
 
 def _alike(one: Any, other: Any) -> bool:

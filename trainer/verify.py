@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import stat
 from collections.abc import Callable
 from pathlib import Path
 
 from trainer.hashing import hash_file
-from trainer.layout import FileRecord, Manifest
+from trainer.layout import NOT_THERE, FileRecord, Manifest
 from trainer.patience import within
-
-# With these a file is not as it was written; any other error says nothing of the file.
-NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
 def problem(folder: Path, manifest: Manifest, past_cache: bool = False) -> str | None:

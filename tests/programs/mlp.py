@@ -54,7 +54,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ema", action="store_true", help="an average of the weights, registered as an extra")
     parser.add_argument("--lazy", action="store_true", help="a model with a parameter that has no shape yet")
     parser.add_argument("--hang-in-read-back", action="store_true")
-    parser.add_argument("--unreadable", default="", help="ERRNO:TIMES that a share cannot be opened, then it can")
+    parser.add_argument(
+        "--unreadable", default="", help="ERRNO:TIMES[:STEP] that a share cannot be opened"
+    )
+    parser.add_argument("--unexportable", default="", help="ERRNO:TIMES that a file of final/ cannot be made")
     parser.add_argument("--without", choices=["throw-away", "rng", "order", "lr"])
     return parser.parse_args()
 
@@ -147,7 +150,7 @@ with SpotRun(config, binding={"model": f"mlp-{options.hidden}", "global_batch_si
     import torch
     from torch import nn
 
-    from trainer import checkpoint, loop, pruning, rng, saving, staging
+    from trainer import checkpoint, export, loop, pruning, rng, saving, staging
 
     start_save = saving.Saver.start
 
@@ -249,16 +252,29 @@ with SpotRun(config, binding={"model": f"mlp-{options.hidden}", "global_batch_si
 
         staging.Copy.run = run_later
     if options.unreadable:
-        number, _, times = options.unreadable.partition(":")
+        number, times, *step = options.unreadable.split(":")
         failures = [OSError(int(number), os.strerror(int(number)))] * int(times)
+        of = f"{int(step[0]):010d}-" if step else ""
         real_open = Path.open
 
         def open_(path, mode="r", *args, **more):
-            if "r" in mode and path.name.startswith("share-") and failures:
+            if "r" in mode and path.name.startswith("share-") and path.parent.name.startswith(of) and failures:
                 raise failures.pop()
             return real_open(path, mode, *args, **more)
 
         Path.open = open_
+    if options.unexportable:
+        number, times = map(int, options.unexportable.split(":"))
+        refusals = [OSError(number, os.strerror(number))] * times
+        real_copy = export.copy
+
+        def copy_(source, target):
+            faults.at(run.steps_done, "export")
+            if refusals:
+                raise refusals.pop()
+            return real_copy(source, target)
+
+        export.copy = copy_
 
     torch.manual_seed(options.seed)
     model = Net()

@@ -1,0 +1,557 @@
+"""What counts as in the store, what goes behind that, and what stays: whatever a living attempt writes."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bucket_lab
+import pytest
+import torch
+import torch.distributed as dist
+from bucket_lab import Store, mounted, until
+from support import clean_env
+
+from trainer import pruning
+from trainer.attempt import Attempt, machine_token, open_attempt, record
+from trainer.checkpoint import share_name, write_manifest, write_state, write_tensors
+from trainer.layout import (
+    EXIT_PREEMPTED,
+    MANIFEST,
+    STATE,
+    AttemptName,
+    CheckpointName,
+    Manifest,
+    RunPaths,
+    list_checkpoints,
+    read_manifest,
+)
+from trainer.mounts import Mount, Proof, UploadLog
+from trainer.pruning import DEAD_S, Living, Pruner, delete
+from trainer.verify import problem
+
+needs_rclone = pytest.mark.skipif(bucket_lab.missing() is not None, reason=str(bucket_lab.missing()))
+ATTEMPT = """
+import sys
+from pathlib import Path
+from trainer.attempt import open_attempt
+from trainer.layout import RunPaths
+print(open_attempt(RunPaths(Path(sys.argv[1])), launch="l", config={}, binding={}).name, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def on_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes this process one of the machine of a name; it begins on `here`."""
+
+    def move(name: str) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path / "machines" / name))
+
+    move("here")
+    return move
+
+
+@pytest.fixture
+def paths(tmp_path: Path, on_machine: Callable[[str], None]) -> RunPaths:
+    return RunPaths(tmp_path / "run")
+
+
+def begin(paths: RunPaths) -> Attempt:
+    return open_attempt(paths, launch="l", config={}, binding={})
+
+
+def end(attempt: Attempt) -> None:
+    record(attempt, "end", code=EXIT_PREEMPTED, cause="signal")
+
+
+@contextmanager
+def running(paths: RunPaths) -> Iterator[tuple[AttemptName, Callable[[], None]]]:
+    """(name, kill) of an attempt in a process of its own that waits to be killed."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", ATTEMPT, paths.root], env=clean_env(), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+
+    def kill() -> None:
+        process.kill()
+        process.communicate()
+
+    try:
+        assert process.stdout
+        name = AttemptName.parse(process.stdout.readline().decode().strip())
+        assert name
+        yield name, kill
+    finally:
+        kill()
+
+
+def half(paths: RunPaths, by: AttemptName, step: int) -> CheckpointName:
+    """A checkpoint that its attempt has not committed."""
+    name = CheckpointName(step, by, 1)
+    folder = paths.checkpoint(name)
+    folder.mkdir(parents=True)
+    write_tensors(folder / share_name(0), {"a": torch.full((5,), step)})
+    return name
+
+
+def commit(paths: RunPaths, by: AttemptName, step: int, ranks: int = 1, **facts: object) -> CheckpointName:
+    """A whole checkpoint."""
+    name = CheckpointName(step, by, 1)
+    folder = paths.checkpoint(name)
+    folder.mkdir(parents=True)
+    files = {
+        share_name(rank): write_tensors(folder / share_name(rank), {"a": torch.full((5,), step)})
+        for rank in range(ranks)
+    }
+    files[STATE] = write_state(folder, {})
+    write_manifest(folder, Manifest("checkpoint", files, {"step": step, "attempt": str(by), **facts}))
+    return name
+
+
+def damage(paths: RunPaths, name: CheckpointName) -> None:
+    """Flip a bit of a share."""
+    share = paths.checkpoint(name) / share_name(0)
+    data = bytearray(share.read_bytes())
+    data[-1] ^= 1
+    share.write_bytes(data)
+
+
+def steps(paths: RunPaths) -> list[int]:
+    return [name.step for name in list_checkpoints(paths)]
+
+
+@dataclass
+class Rank0:
+    """What rank 0 of an attempt does behind its saves."""
+
+    pruner: Pruner
+    attempt: Attempt
+    said: list[str]
+    store: Any
+
+    @classmethod
+    def of(cls, attempt: Attempt, *, latest: int = 2, every: int = 0, ranks: int = 1, store: Any = None) -> Rank0:
+        said: list[str] = []
+        pruner = Pruner(attempt.paths, attempt, latest, every, ranks, said.append)
+        return cls(pruner, attempt, said, store or dist.HashStore())
+
+    def after(self, name: CheckpointName, hurried: bool = False) -> None:
+        """A save was committed."""
+        hurry = threading.Event()
+        if hurried:
+            hurry.set()
+        self.pruner.committed(name, read_manifest(self.attempt.paths.checkpoint(name)), self.store, hurry)
+
+    def save(self, *steps: int) -> None:
+        for step in steps:
+            self.after(commit(self.attempt.paths, self.attempt.name, step))
+
+
+# -- who lives ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Clock:
+    now: float = 5000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Stands until it is put forward."""
+    stands = Clock()
+    monkeypatch.setattr(time, "monotonic", stands)
+    return stands
+
+
+def test_an_attempt_of_this_machine_writes_for_as_long_as_its_process_is_there(paths: RunPaths) -> None:
+    living = Living(paths)
+    with running(paths) as (name, kill):
+        assert [living.may_write(name) for _ in range(3)] == [True, True, True]
+        kill()
+        assert not living.may_write(name)
+        assert not Living(paths).may_write(name), "nor does who has not seen it before wait"
+
+
+def from_another_machine(paths: RunPaths, name: AttemptName, on_machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_machine("there")
+
+
+def from_another_host_with_the_same_home(
+    paths: RunPaths, name: AttemptName, on_machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "there")
+
+
+def of_two_machines(paths: RunPaths, name: AttemptName, on_machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    record(Attempt(paths, name, "l", machine_token()), "machines", machines=[machine_token(), "0123456789abcdef"])
+
+
+def with_a_torn_start(paths: RunPaths, name: AttemptName, on_machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths.event(name, 1, "start").write_text('{"host"')
+
+
+def without_records(paths: RunPaths, name: AttemptName, on_machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(paths.attempt(name))
+
+
+UNSEEN = [
+    from_another_machine,
+    from_another_host_with_the_same_home,
+    of_two_machines,
+    with_a_torn_start,
+    without_records,
+]
+
+
+@pytest.mark.parametrize("change", UNSEEN, ids=lambda change: change.__name__)
+def test_an_attempt_whose_process_cannot_be_seen_is_dead_after_600_s_of_silence(
+    paths: RunPaths, on_machine: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch, change: Callable[..., None]
+) -> None:
+    with running(paths) as (name, kill):
+        kill()
+        change(paths, name, on_machine, monkeypatch)
+    living = Living(paths)
+    assert living.may_write(name)
+    clock.now += DEAD_S - 1
+    assert living.may_write(name)
+    clock.now += 1
+    assert not living.may_write(name)
+
+
+def test_an_attempt_lives_for_as_long_as_its_progress_changes_whatever_its_clock_says(
+    paths: RunPaths, on_machine: Any, clock: Clock
+) -> None:
+    on_machine("there")
+    name = begin(paths).name
+    on_machine("here")
+    living = Living(paths)
+    for number in range(4):
+        paths.progress(name).write_text(f'{{"time": 0, "step": {number}}}')
+        assert living.may_write(name)
+        clock.now += DEAD_S - 1
+        assert living.may_write(name)
+        clock.now += 1 + number
+    assert not living.may_write(name)
+    assert Living(paths).may_write(name), "who has not watched it cannot know"
+
+
+def test_an_attempt_that_has_ended_writes_no_more_wherever_it_was(paths: RunPaths, on_machine: Any) -> None:
+    on_machine("there")
+    ended, torn = begin(paths), begin(paths)
+    end(ended)
+    end(torn)
+    paths.event(torn.name, 2, "end").write_text('{"time"')
+    on_machine("here")
+    assert not Living(paths).may_write(ended.name)
+    assert Living(paths).may_write(torn.name), "whose end is torn, it may have been taken, or be writing it"
+
+
+# -- what goes, on a mount that writes through -------------------------------------------------------------------------
+
+
+def test_nothing_goes_but_behind_two_that_read_back_whole(paths: RunPaths) -> None:
+    mine = Rank0.of(begin(paths), latest=1)
+    mine.save(1)
+    assert steps(paths) == [1]
+    damaged = commit(paths, mine.attempt.name, 2)
+    damage(paths, damaged)
+    mine.after(damaged)
+    assert steps(paths) == [2, 1]
+    assert mine.said == [
+        f"checkpoint {damaged} does not read back as it was written: share-00000.safetensors does not hash to what its "
+        "manifest says"
+    ]
+    mine.save(3)
+    assert steps(paths) == [3, 2, 1], "of two that are newer, one is damaged"
+    mine.save(4)
+    assert steps(paths) == [4, 3]
+
+
+def test_what_was_read_whole_at_the_restore_counts(paths: RunPaths) -> None:
+    before = begin(paths)
+    names = [commit(paths, before.name, step) for step in (1, 2, 3)]
+    stranger, mine = Rank0.of(begin(paths)), Rank0.of(begin(paths))
+    stranger.save(4)
+    assert steps(paths) == [4, 3, 2, 1]
+    mine.pruner.restored(names[2])
+    mine.after(commit(paths, mine.attempt.name, 5))
+    assert steps(paths) == [5, 4, 3]
+
+
+def test_in_a_hurry_nothing_is_deleted(paths: RunPaths) -> None:
+    mine = Rank0.of(begin(paths))
+    mine.save(1, 2)
+    mine.after(commit(paths, mine.attempt.name, 3), hurried=True)
+    assert steps(paths) == [3, 2, 1]
+    mine.save(4)
+    assert steps(paths) == [4, 3]
+
+
+def test_what_a_living_attempt_writes_stays_and_goes_once_it_is_dead(paths: RunPaths) -> None:
+    with running(paths) as (other, kill):
+        mine = Rank0.of(begin(paths), every=5)
+        for step in (5, 6, 50):
+            half(paths, other, step)
+        commit(paths, other, 7)
+        half(paths, mine.attempt.name, 8)
+        mine.save(10, 11, 12)
+        # 7 is written to no more, and 8 was given up; 10 is kept for good.
+        assert steps(paths) == [50, 12, 11, 10, 6, 5]
+        kill()
+        mine.save(13)
+        assert steps(paths) == [50, 13, 12, 10], "half a checkpoint is not kept for good, and a newer one stays"
+
+
+def test_a_prune_that_was_interrupted_is_finished_by_a_later_attempt(paths: RunPaths) -> None:
+    with running(paths) as (first, kill):
+        names = [commit(paths, first, step) for step in (1, 2, 3)]
+        # What cannot be deleted interrupts it as a preemption would.
+        obstacle = paths.checkpoint(names[1]) / share_name(1)
+        obstacle.mkdir()
+        mine = Rank0.of(begin(paths))
+        mine.save(4)
+        with pytest.raises(OSError, match=obstacle.name):
+            mine.save(5)
+        assert steps(paths) == [5, 4, 2], "the others go all the same"
+        assert not (paths.checkpoint(names[1]) / MANIFEST).exists()
+        assert (paths.checkpoint(names[1]) / STATE).exists()
+        obstacle.rmdir()
+        mine.save(6)
+        assert steps(paths) == [6, 5, 2], "it looks like something that the first attempt, which lives, is writing"
+        kill()
+        later = Rank0.of(begin(paths))
+        later.save(7, 8)
+        assert steps(paths) == [8, 7]
+
+
+def test_a_prune_of_its_own_that_was_interrupted_is_finished_by_the_same_attempt(paths: RunPaths) -> None:
+    mine = Rank0.of(begin(paths))
+    mine.save(1, 2)
+    obstacle = paths.checkpoint(CheckpointName(1, mine.attempt.name, 1)) / "zzz"
+    obstacle.mkdir()
+    with pytest.raises(OSError, match="zzz"):
+        mine.save(3)
+    assert steps(paths) == [3, 2, 1]
+    obstacle.rmdir()
+    mine.save(4)
+    assert steps(paths) == [4, 3]
+
+
+def test_prepared_data_that_a_dead_attempt_did_not_finish_goes(paths: RunPaths) -> None:
+    with running(paths) as (other, kill):
+        mine = Rank0.of(begin(paths))
+        kept = {f"whole-{other}", f"mine-{mine.attempt.name}", "a0001-notes", "something"}
+        for folder in (*kept, f"torn-{other}"):
+            (paths.tokens / folder).mkdir(parents=True)
+            (paths.tokens / folder / "train.bin").write_bytes(b"1")
+        (paths.tokens / f"whole-{other}" / MANIFEST).write_bytes(b"{}")
+        mine.save(1, 2)
+        assert {folder.name for folder in paths.tokens.iterdir()} == {*kept, f"torn-{other}"}
+        kill()
+        mine.save(3)
+        assert {folder.name for folder in paths.tokens.iterdir()} == kept
+
+
+def test_two_that_delete_the_same_folders_do_not_disturb_each_other(paths: RunPaths) -> None:
+    mine = begin(paths).name
+    for step in range(60):
+        commit(paths, mine, step, ranks=4)
+    folders = [paths.checkpoint(name) for name in list_checkpoints(paths)]
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(lambda: [delete(folder) for folder in folders]) for _ in range(2)]:
+            done.result()
+    assert steps(paths) == []
+
+
+# -- several ranks behind mounts with a cache --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store() -> dist.TCPStore:
+    """Rank 0's."""
+    return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+def connection(store: dist.TCPStore) -> dist.TCPStore:
+    """Another rank's."""
+    return dist.TCPStore("127.0.0.1", store.port, is_master=False, wait_for_workers=False)
+
+
+@pytest.fixture
+def seen_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Have what is made from now on take the temporary folder for a mount with a cache."""
+
+    def see(proof: Proof, log: Path | None = None) -> None:
+        found = Mount(tmp_path.resolve(), "rclone with a cache", proof, log)
+        monkeypatch.setattr(pruning, "mount_of", lambda path: found)
+        monkeypatch.setattr(pruning, "LOOK_S", 0.01)
+
+    return see
+
+
+def uploaded(log: Path, paths: RunPaths, name: CheckpointName, *files: str) -> None:
+    """As rclone says it; `seen_as` has the mount begin above the run's folder."""
+    with log.open("a") as lines:
+        for file in files:
+            path = f"{paths.root.name}/checkpoints/{name}/{file}"
+            lines.write(f"2026/11/25 19:31:56 INFO  : {path}: vfs cache: upload succeeded try #1\n")
+
+
+SHARES = [share_name(rank) for rank in range(3)]
+
+
+@pytest.mark.parametrize("late", [*SHARES, STATE, MANIFEST])
+def test_a_checkpoint_counts_once_all_machines_have_uploaded_what_their_ranks_wrote(
+    paths: RunPaths, tmp_path: Path, store: dist.TCPStore, seen_as: Callable[..., None], late: str
+) -> None:
+    """Rank 0 runs on a machine of its own, ranks 1 and 2 share one."""
+    logs = {tmp_path / "one.log": [SHARES[0], STATE, MANIFEST], tmp_path / "two.log": SHARES[1:]}
+    one, two = logs
+    for log in logs:
+        log.touch()
+    attempt = begin(paths)
+    seen_as(Proof.UPLOAD_LOG, one)
+    mine = Rank0.of(attempt, ranks=3, store=store)
+    seen_as(Proof.UPLOAD_LOG, two)
+    others = {rank: (Pruner(paths, None, 2, 0, 3, print), connection(store)) for rank in (1, 2)}
+    names = [commit(paths, attempt.name, step, ranks=3) for step in (1, 2, 3)]
+    for name in names:
+        for log, files in logs.items():
+            uploaded(log, paths, name, *(file for file in files if file != late or name == names[0]))
+    hurried = threading.Event()
+    with ThreadPoolExecutor(6) as pool:
+        reports = [
+            pool.submit(pruner.report, name, rank, connected, hurried)
+            for name in names
+            for rank, (pruner, connected) in others.items()
+        ]
+        waiting = 2 if late in SHARES[1:] else 0
+        until("the others have reported", lambda: sum(report.done() for report in reports) == 6 - waiting)
+        for name in names:
+            mine.after(name)
+        assert steps(paths) == [3, 2, 1], "only the first is in the store"
+        for log, files in logs.items():
+            if late in files:
+                uploaded(log, paths, names[1], late)
+                uploaded(log, paths, names[2], late)
+        until("all have reported", lambda: all(report.done() for report in reports))
+        for report in reports:
+            report.result()
+    mine.after(commit(paths, attempt.name, 4, ranks=3))
+    assert steps(paths) == [4, 3, 2], "and the newest, of which nothing is in the store, is none to count on"
+    mine.save(5)
+    assert steps(paths) == [5, 4, 3, 2]
+
+
+@pytest.mark.parametrize("why", ["a hurry", "an upload that never comes"])
+def test_a_rank_reports_no_share_that_it_has_not_seen_uploaded(
+    paths: RunPaths,
+    tmp_path: Path,
+    store: dist.TCPStore,
+    seen_as: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    why: str,
+) -> None:
+    log, hurried = tmp_path / "log", threading.Event()
+    attempt = begin(paths)
+    seen_as(Proof.UPLOAD_LOG, log)
+    monkeypatch.setattr(pruning, "UPLOADED_S", 60.0 if why == "a hurry" else 0.1)
+    name = commit(paths, attempt.name, 1, ranks=2)
+    uploaded(log, paths, name, share_name(0), STATE, MANIFEST)
+    other = Pruner(paths, None, 2, 0, 2, print)
+    with ThreadPoolExecutor(1) as pool:
+        report = pool.submit(other.report, name, 1, connection(store), hurried)
+        if why == "a hurry":
+            time.sleep(0.1)
+            assert not report.done()
+            hurried.set()
+        until("it has given up", report.done, 5)
+        report.result()
+        assert not store.check([f"uploaded/{name}/1"])
+        uploaded(log, paths, name, share_name(1))
+        other.report(name, 1, connection(store), hurried)
+        assert store.check([f"uploaded/{name}/1"])
+
+
+@pytest.mark.parametrize("proof", [Proof.READ_BACK, Proof.NOTHING])
+def test_a_rank_whose_machine_has_no_log_of_uploads_reports_nothing(
+    paths: RunPaths, store: dist.TCPStore, seen_as: Callable[..., None], proof: Proof
+) -> None:
+    seen_as(proof)
+    name = commit(paths, begin(paths).name, 1, ranks=2)
+    Pruner(paths, None, 2, 0, 2, print).report(name, 1, connection(store), threading.Event())
+    assert not store.check([f"uploaded/{name}/1"])
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    with bucket_lab.store(tmp_path_factory.mktemp("s3")) as serving:
+        yield serving
+
+
+@needs_rclone
+@pytest.mark.parametrize("comes", [True, False], ids=["that comes", "that is lost"])
+def test_on_two_machines_nothing_goes_before_the_share_of_the_other_one(
+    bucket: Store, tmp_path: Path, store: dist.TCPStore, monkeypatch: pytest.MonkeyPatch, comes: bool
+) -> None:
+    monkeypatch.setattr(pruning, "LOOK_S", 0.05)
+    quick, later = ("--vfs-write-back", "0.1s", "--dir-cache-time", "0.1s"), ("--vfs-write-back", "60s")
+    with (
+        mounted(bucket, tmp_path / "one", *quick, cached=True) as one,
+        mounted(bucket, tmp_path / "two", *(quick if comes else later), cached=True) as two,
+    ):
+        run = f"run-{comes}"
+        here, there, behind = RunPaths(one.point / run), RunPaths(two.point / run), RunPaths(bucket.behind / run)
+        mine = Rank0.of(begin(here), ranks=2, store=store)
+        other = Pruner(there, None, 2, 0, 2, print)
+        hurried, reports = threading.Event(), []
+        log = UploadLog(one.log)
+
+        def save(step: int) -> CheckpointName:
+            name = CheckpointName(step, mine.attempt.name, 1)
+            files = {}
+            for rank, paths in enumerate((here, there)):
+                paths.checkpoint(name).mkdir(parents=True, exist_ok=True)
+                tensors = {f"a{rank}": torch.full((5,), step)}
+                files[share_name(rank)] = write_tensors(paths.checkpoint(name) / share_name(rank), tensors)
+            files[STATE] = write_state(here.checkpoint(name), {})
+            facts = {"step": step, "attempt": str(name.attempt)}
+            write_manifest(here.checkpoint(name), Manifest("checkpoint", files, facts))
+            reports.append(pool.submit(other.report, name, 1, connection(store), hurried))
+            mine.after(name)
+            return name
+
+        with ThreadPoolExecutor() as pool:
+            names = [save(step) for step in (1, 2, 3, 4)]
+            inside = f"{run}/checkpoints/{names[3]}"
+            until("rank 0's are there", lambda: log.has(f"{inside}/{MANIFEST}"))
+            if comes:
+                until("rank 1's are there", lambda: all(report.done() for report in reports))
+            names.append(save(5))
+            gone = [name for name in names if not (here.checkpoint(name) / MANIFEST).exists()]
+            hurried.set()
+        whole = [name for name in list_checkpoints(behind) if is_whole(behind, name)]
+        if comes:
+            assert gone == names[:2]
+            assert whole[:2] in (names[3:1:-1], names[:2:-1])
+        else:
+            assert not problem(there.checkpoint(names[4]), read_manifest(here.checkpoint(names[4]))) or True
+            assert gone == []
+            assert whole == []
+
+
+def is_whole(paths: RunPaths, name: CheckpointName) -> bool:
+    return problem(paths.checkpoint(name), read_manifest(paths.checkpoint(name))) is None
