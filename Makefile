@@ -21,7 +21,7 @@ demo: $(READY)  ## Rehearse the default task: a real training run, preempted in 
 	@$(BIN)/skyspot rehearse
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
