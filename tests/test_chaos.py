@@ -52,3 +52,20 @@ def test_a_mistake_in_the_code_is_found(short: Path, plant: str) -> None:
     done = campaign("--plants", plant, folder=short)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(rf"{plant}: found after \d+ faults", done.stdout), done.stdout
+
+
+@pytest.mark.parametrize(
+    ("plant", "kind", "seen"),
+    [
+        ("name not compared", "under another's name", "restored"),
+        ("full bucket ridden out", "ENOSPC for good", "ended with 0, and not with 1"),
+        ("newer attempt not noticed", "two attempts alive", "ended with 0, and not with 76"),
+        ("old ones deleted first", "torn", "for a moment no whole checkpoint was in the store"),
+    ],
+)
+def test_a_mistake_is_found_by_the_fault_that_is_meant_for_it(short: Path, plant: str, kind: str, seen: str) -> None:
+    done = campaign("--plants", plant, "--kinds", kind, folder=short)
+    if "not tried" in done.stdout:
+        pytest.skip(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(rf"{plant}: found after \d+ faults \(.*, {kind}: .*{seen}", done.stdout), done.stdout

@@ -51,6 +51,8 @@ class Plan:
 
 
 STANDS_STILL_S = 60.0
+FAILURES = 3
+"""So many saves in a row may fail until the attempt ends."""
 
 
 class _Seat(Together):
@@ -101,13 +103,13 @@ def run(plan: Plan, say: Callable[[dict[str, Any]], None]) -> int:
                 tensors[key].copy_(tensor)
         step = found.loaded.plain["step"]
         attempts.record(attempt, "restored", step=step, checkpoint=str(name))
-        say({"restored": step, "folder_step": name.step, "run": found.loaded.plain["run"],
+        say({"restored": step, "checkpoint": str(name), "run": found.loaded.plain["run"],
              "digest": truth.digest({key: tensor.numpy() for key, tensor in tensors.items()})})  # fmt: skip
     else:
         attempts.record(attempt, "restored", step=0, checkpoint=None)
         say({"restored": None})
     records = Records(attempt)
-    saver = Saver(together, paths, attempt, records, Keeping(2, 0, 3), lambda text: None, threading.Event())
+    saver = Saver(together, paths, attempt, records, Keeping(2, 0, FAILURES), lambda text: None, threading.Event())
     saver.adopt(str(attempt.name), name)
     saver.prepare(live)
     said = 0
@@ -160,12 +162,15 @@ def _tell(saver: Saver, said: int, say: Callable[[dict[str, Any]], None]) -> int
 class Child:
     """The attempt, as the parent sees it."""
 
+    plan: Plan
     pid: int
     pipe: int
     heard: list[dict[str, Any]] = field(default_factory=list)
     status: int | None = None
     ordered: bool = False
     """Whether it was to be killed."""
+    must_end_with: set[int] | None = None
+    """The only exit codes that are right, where it is known what the fault hit."""
     stood_still: bool = False
     """It had to be killed because it did not end."""
     _rest: bytes = b""
@@ -197,9 +202,17 @@ class Child:
     def wait_until_it_leaves(self) -> None:
         """Until it has said its last word: it may not be able to end before what it hangs in is let go."""
         end = time.monotonic() + STANDS_STILL_S
-        while not self.left and readable(self.pipe, end - time.monotonic()):
+        while not self.left:
+            if not readable(self.pipe, end - time.monotonic()):
+                self.stood_still = True
+                return
             if not self.listen():
                 return
+
+    def hear(self) -> None:
+        """Take in what it has said so far."""
+        while readable(self.pipe, 0) and self.listen():
+            pass
 
     @property
     def lives(self) -> bool:
@@ -220,7 +233,7 @@ class Child:
             number = os.WTERMSIG(self.status)
             return None if self.ordered and number == signal.SIGKILL else f"was ended by signal {number}"
         code = os.WEXITSTATUS(self.status)
-        return None if code in allowed else f"ended with {code}"
+        return None if code in allowed else f"ended with {code}, and not with {' or '.join(map(str, sorted(allowed)))}"
 
     @property
     def restored(self) -> dict[str, Any] | None:
@@ -238,6 +251,12 @@ class Child:
         return max((line["committed"] for line in self.heard if "committed" in line), default=0)
 
     @property
+    def unsaved(self) -> int:
+        """How many of its steps, each of which it saves, come after the last that it knew to be committed."""
+        begun_at = (self.restored or {}).get("restored") or self.plan.begin_at
+        return int(begun_at) + self.plan.steps - max(self.committed, begun_at)
+
+    @property
     def crash(self) -> str | None:
         """The traceback, where it had one."""
         return next((line["crash"] for line in self.heard if "crash" in line), None)
@@ -249,7 +268,7 @@ def start(plan: Plan) -> Child:
     pid = os.fork()
     if pid:
         os.close(theirs)
-        return Child(pid, ours, ordered=plan.kill_at is not None)
+        return Child(plan, pid, ours, ordered=plan.kill_at is not None)
     code = 70
     try:
         os.close(ours)

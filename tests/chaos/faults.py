@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import truth
-from child import STANDS_STILL_S, Child, Plan, start
+from child import FAILURES, STANDS_STILL_S, Child, Plan, start
 from stores import Place
 from wait import readable
+from watch import Watch
 
 from trainer.checkpoint import POINTS
 
@@ -42,9 +43,14 @@ class Scene:
     """Attempts that were alive; the first is the one that restores what the fault has left."""
     later_s: float
     """How long an attempt of this kind takes, about."""
+    watch: Watch
+    """Looks behind the mount while attempts live."""
+    at_once: bool = False
+    """Two attempts began together: the first may restore what the second has saved."""
 
     def begin(self, **changes: object) -> Child:
         """Start an attempt."""
+        self.watch.begin()
         child = start(replace(self.plan, **changes))  # type: ignore[arg-type]
         self.children.append(child)
         return child
@@ -129,7 +135,7 @@ def damaged(damage: Callable[[Path, random.Random, Scene], bool], *names: str) -
 
 
 def folder_of(run_dir: Path, whole: truth.Whole) -> Path:
-    return run_dir / "checkpoints" / f"{whole.step:010d}-a{whole.attempt:04d}-{whole.token}-{whole.save}"
+    return run_dir / "checkpoints" / str(whole)
 
 
 def torn(file: Path, draw: random.Random, scene: Scene) -> bool:
@@ -198,6 +204,23 @@ def another_runs_checkpoint(scene: Scene) -> bool:
     return fresh
 
 
+def under_anothers_name(scene: Scene) -> bool:
+    """A whole checkpoint's folder, once more: where a newer one would lie, of a later step or a later attempt."""
+    if not scene.before:
+        scene.begin().wait()
+        return False
+    newest, copied = scene.before[0], scene.draw.choice(scene.before)
+    if scene.draw.random() < 0.5:
+        name = replace(copied, step=newest.step + scene.draw.randint(1, STEPS))
+    else:
+        name = replace(copied, step=newest.step, attempt=newest.attempt + 1)
+    fresh = not folder_of(scene.behind, name).exists()
+    if fresh:
+        shutil.copytree(folder_of(scene.behind, copied), folder_of(scene.behind, name))
+    scene.begin().wait()
+    return fresh
+
+
 def grown(file: Path, draw: random.Random, scene: Scene) -> bool:
     with file.open("ab") as more:
         more.write(draw.randbytes(draw.randint(1, 5000)))
@@ -206,27 +229,100 @@ def grown(file: Path, draw: random.Random, scene: Scene) -> bool:
 
 # -- the store fails ---------------------------------------------------------------------------------------------------
 
-SUFFIXES = ("share-00000.safetensors", "state.json", "MANIFEST.json", "")
+FILES = ("share-00000.safetensors", "state.json", "MANIFEST.json")
+RECORDS = (".jsonl", "-saved.json")
+"""Of these the first has to be there before a manifest is written; the second can be done without."""
+ANY = ("",)
+FOR_GOOD = 10**6
+CALLS = ("open", "create", "write", "close", "fsync", "mkdir", "unlink", "read", "list")
+ENDS = {errno.ENOSPC: 1, errno.EROFS: 1, errno.ENOTCONN: 75}
+"""What the stop table says of a store that is full, read-only or gone. Anything else is tried again."""
 
 
 def failing(call: str, number: int, times: int = 1, restoring: bool = False) -> Strike:
-    """A call fails, once or so many times: during the saves, or while the state is restored."""
+    """A call fails, once or for good: during the saves, or while the state is restored."""
 
     def strike(scene: Scene) -> bool:
         faults = scene.place.faults
         assert faults
-        after, suffix = scene.draw.randrange(4), scene.draw.choice(SUFFIXES)
+        after, suffix = scene.draw.randrange(4), scene.draw.choice(_files_of(call, restoring))
+        # For good: with more steps, so that enough saves fail in a row even where the first ones go well.
+        steps = STEPS + FAILURES if times > 1 and not restoring else STEPS
         if restoring:
-            suffix = suffix or SUFFIXES[0]
             faults.fail(call, number, after=after, times=times, suffix=suffix)
-        child = scene.begin(step_s=0.002)
+        child = scene.begin(step_s=0.002, steps=steps)
         if not restoring:
             _until_restored(child)
             faults.fail(call, number, after=after, times=times, suffix=suffix)
         child.wait()
-        return faults.clear() > 0
+        hits = faults.clear()
+        if hits and restoring:
+            child.must_end_with = _ends_reading(child, number, times)
+        elif hits:
+            child.must_end_with = _ends_saving(child, call, number, times, suffix)
+        return hits > 0
 
     return strike
+
+
+def _files_of(call: str, restoring: bool) -> tuple[str, ...]:
+    """What a call may fail on, as the ends of paths."""
+    if restoring:
+        return FILES
+    return FILES + RECORDS + ANY if call in ("write", "create") else FILES + ANY
+
+
+def _ends_reading(child: Child, number: int, times: int) -> set[int]:
+    """With what an attempt ends that could not read, once or for good.
+
+    Where it has restored all the same, the calls that failed were those of a read-back, which costs nothing.
+    """
+    return {0} if times == 1 or child.restored else {ENDS.get(number, 1)}
+
+
+def _ends_saving(child: Child, call: str, number: int, times: int, suffix: str) -> set[int]:
+    """With what an attempt ends that could not save, once or for good."""
+    code = ENDS.get(number)
+    if times == 1 and code:
+        # A record's only failed write is made good, or done without; of any file it is not known which it was.
+        return {code} if suffix in FILES else {0} if suffix in RECORDS else {0, code}
+    if times == 1 or call == "read":  # Tried again; and what does not read back does not count, no more.
+        return {0}
+    if code:
+        return {code} if child.unsaved else {0}  # All saved: what failed was done without.
+    return {1} if child.unsaved >= FAILURES else {0}
+
+
+def newest_unreadable(scene: Scene) -> bool:
+    """A file of the newest checkpoint cannot be read for good: an older one is taken, but nothing is begun anew."""
+    faults = scene.place.faults
+    assert faults
+    if scene.before:
+        suffix = f"{scene.before[0]}/{scene.draw.choice(FILES)}"
+        faults.fail("read", errno.EIO, times=FOR_GOOD, suffix=suffix)
+    child = scene.begin()
+    child.wait()
+    hits = faults.clear()
+    if hits:
+        scene.before = scene.before[1:]
+        child.must_end_with = {0} if scene.before else {1}
+    return hits > 0
+
+
+def gone(scene: Scene) -> bool:
+    """The mount is gone: whatever is asked of it fails."""
+    faults = scene.place.faults
+    assert faults
+    child = scene.begin(step_s=0.002, steps=STEPS + FAILURES)
+    _until_restored(child)
+    _let_go(child, scene.draw.random() * scene.later_s)
+    for call in CALLS:
+        faults.fail(call, errno.ENOTCONN, times=FOR_GOOD)
+    child.wait()
+    hits = faults.clear()
+    if hits:
+        child.must_end_with = {75} if child.unsaved else {0}
+    return hits > 0
 
 
 def hanging(call: str, restoring: bool = False) -> Strike:
@@ -235,7 +331,7 @@ def hanging(call: str, restoring: bool = False) -> Strike:
     def strike(scene: Scene) -> bool:
         faults = scene.place.faults
         assert faults
-        after, suffix = scene.draw.randrange(4), scene.draw.choice(SUFFIXES[:3])
+        after, suffix = scene.draw.randrange(4), scene.draw.choice(FILES)
         if restoring:
             faults.hang(call, after=after, suffix=suffix)
         child = scene.begin(limit_s=0.1, step_s=0.002)
@@ -243,11 +339,18 @@ def hanging(call: str, restoring: bool = False) -> Strike:
             _until_restored(child)
             faults.hang(call, after=after, suffix=suffix)
         child.wait_until_it_leaves()
+        left_for_it = _left_for_a_hang(child)  # Before it is let go: an attempt that waited on would go on now.
         hits = faults.clear()
         child.wait()
+        child.must_end_with = left_for_it if hits else None
         return hits > 0
 
     return strike
+
+
+def _left_for_a_hang(child: Child) -> set[int]:
+    """With what an attempt has to leave that hangs; with all saved it may be over before that takes too long."""
+    return {75} if child.unsaved else {0, 75}
 
 
 def frozen(scene: Scene) -> bool:
@@ -263,6 +366,7 @@ def frozen(scene: Scene) -> bool:
             child.kill()
         else:
             child.wait_until_it_leaves()
+            child.must_end_with = _left_for_a_hang(child) if hit else None
     finally:
         scene.place.thaw()
     child.wait()
@@ -274,7 +378,7 @@ def silently_torn(scene: Scene) -> bool:
     faults = scene.place.faults
     assert faults
     for _ in range(STEPS):
-        faults.tear(scene.draw.random(), suffix=SUFFIXES[0])
+        faults.tear(scene.draw.random(), suffix=FILES[0])
     child = scene.begin()
     child.wait()
     return faults.clear() > 0
@@ -283,7 +387,7 @@ def silently_torn(scene: Scene) -> bool:
 def stale(scene: Scene) -> bool:
     faults = scene.place.faults
     assert faults
-    faults.stale(10)
+    faults.stale(10 ** scene.draw.uniform(-1, 1))  # Of the last attempt's files some are seen, or none.
     scene.begin().wait()
     return faults.clear() > 0
 
@@ -294,12 +398,19 @@ def stale(scene: Scene) -> bool:
 def two_attempts(scene: Scene) -> bool:
     """An old machine that is not dead yet, and its successor."""
     one = scene.begin(step_s=0.003, steps=2 * STEPS)
-    if scene.draw.random() < 0.5:
+    scene.at_once = scene.draw.random() < 0.5
+    if not scene.at_once:
         _until_restored(one)
         _let_go(one, scene.draw.random() * scene.later_s)
     two = scene.begin(step_s=0.003)
     both = one.lives  # It soon sees that it is outnumbered, and leaves.
     both = _until_restored(two) and both
+    if not scene.at_once:  # Else they may have taken the same number, or each other's.
+        two.must_end_with = {0}
+        one.hear()
+        # The save under way may have looked for a newer attempt before there was one; the next one has not.
+        if one.lives and one.unsaved > 1:
+            one.must_end_with = {76}
     if scene.draw.random() < 0.5:
         _let_go(two, scene.draw.random() * scene.later_s)
         scene.draw.choice([one, two]).kill()
@@ -351,19 +462,24 @@ EVERYWHERE: dict[str, Strike] = {
     "swapped manifests": damaged(exchanged, MANIFEST),
     "another run's file": damaged(another_runs),
     "another run's checkpoint": another_runs_checkpoint,
+    "under another's name": under_anothers_name,
     "two attempts alive": two_attempts,
     "clock jumps": clock_jumps,
 }
 WHERE_CALLS_FAIL: dict[str, Strike] = {
     "close() fails": failing("close", errno.EIO),
     "ENOSPC": failing("write", errno.ENOSPC),
+    "ENOSPC for good": failing("write", errno.ENOSPC, times=FOR_GOOD),
     "EIO": failing("write", errno.EIO),
-    "EIO for good": failing("write", errno.EIO, times=100),
+    "EIO for good": failing("write", errno.EIO, times=FOR_GOOD),
     "EIO at a read": failing("read", errno.EIO),
     "EIO at the restore": failing("read", errno.EIO, restoring=True),
-    "EIO at the restore for good": failing("read", errno.EIO, times=100, restoring=True),
+    "EIO at the restore for good": failing("read", errno.EIO, times=FOR_GOOD, restoring=True),
+    "newest unreadable": newest_unreadable,
     "fsync fails": failing("fsync", errno.EIO),
-    "read-only": failing("create", errno.EROFS, times=100),
+    "mount gone": gone,
+    "mount gone at the restore": failing("read", errno.ENOTCONN, times=FOR_GOOD, restoring=True),
+    "read-only": failing("create", errno.EROFS, times=FOR_GOOD),
     "hung write": hanging("write"),
     "hung close": hanging("close"),
     "hung read at the restore": hanging("read", restoring=True),
@@ -383,10 +499,12 @@ BY_STORE: dict[str, dict[str, Strike]] = {
 NOT_THE_NEWEST = {"stale listing"}
 """Here the newest whole checkpoint cannot be known; any whole one of this run will do, or none."""
 MAY_END_WITH = {
-    "ENOSPC": {1}, "read-only": {1}, "EIO for good": {1}, "EIO at a read": {1}, "EIO at the restore for good": {1},
     "hung write": {75}, "hung close": {75}, "hung read at the restore": {75}, "frozen daemon": {75},
     "two attempts alive": {76}, "stale listing": {76},
 }  # fmt: skip
-"""Besides 0, as the stop table says."""
+"""Besides 0, where it is not known what the fault hit: a call may be slow by itself, or two attempts begin at once.
+
+Where it is known, the strike says with what the attempt must end (`Child.must_end_with`).
+"""
 LIES = {"silently torn"}
 """Here what was committed need not be there: the store said it was."""

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from trainer import checkpoint, mounts, pruning, reading, restore, saving, staging
@@ -94,6 +95,35 @@ def another_run_not_noticed() -> None:
     restore.is_of = lambda manifest, run_id: True
 
 
+def full_bucket_ridden_out() -> None:
+    """A write that fails is tried again and again, and a save that is given up costs nothing, whatever the reason."""
+    saving.fatal_code = lambda error: None
+    saving.Saver._given_up = property(lambda self: 0, lambda self, count: None)  # type: ignore[assignment]
+
+
+def newer_attempt_not_noticed() -> None:
+    """A save does not look whether a newer attempt has begun."""
+    saving.newer_attempt = lambda attempt: None
+
+
+def name_not_compared() -> None:
+    """A manifest is believed in whatever folder it lies."""
+    reading.CheckpointName = SimpleNamespace(parse=lambda text: None)  # type: ignore[assignment,misc]
+
+
+def old_ones_deleted_first() -> None:
+    """Room is made for a checkpoint before it is written."""
+    real = checkpoint.write_share
+
+    def write_share(path: Path, *args: Any) -> FileRecord:
+        for folder in path.parents[1].iterdir():
+            if folder != path.parent:
+                pruning.delete(folder)
+        return real(path, *args)
+
+    checkpoint.write_share = write_share
+
+
 def both(*plants: Callable[[], None]) -> Callable[[], None]:
     def plant() -> None:
         for one in plants:
@@ -111,5 +141,9 @@ PLANTS: dict[str, tuple[str, Callable[[], None]]] = {
     "read-back trusted on a cached mount": ("rclone-cached", read_back_trusted_on_a_cached_mount),
     "oldest first": ("local", oldest_first),
     "another run not noticed": ("local", another_run_not_noticed),
+    "full bucket ridden out": ("sequential", full_bucket_ridden_out),
+    "newer attempt not noticed": ("local", newer_attempt_not_noticed),
+    "name not compared": ("local", name_not_compared),
+    "old ones deleted first": ("local", old_ones_deleted_first),
 }
 """By name: the store that shows it, and the mistake."""

@@ -21,7 +21,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections import Counter
@@ -40,15 +39,10 @@ from child import Plan, start  # noqa: E402
 from faults import BY_STORE, LIES, MAY_END_WITH, NOT_THE_NEWEST, OTHER, STEPS, Scene  # noqa: E402
 from plants import PLANTS  # noqa: E402
 from stores import NAMES, Place, missing, place  # noqa: E402
+from watch import Watch  # noqa: E402
 
 EPISODE = 12
 """Faults that strike one run, one after the other."""
-WATCHED = {  # Not where the fault itself damages checkpoints.
-    "kill at random",
-    "two attempts alive",
-    "frozen daemon",
-    "machine lost before the upload",
-}
 WHOLE = {"local": 10_000, "sequential": 10_000, "rclone": 300, "rclone-cached": 300}
 PLANT_FAULTS = 2000
 
@@ -94,7 +88,7 @@ class Tally:
 
     def table(self) -> str:
         """What has happened, as a table."""
-        lines = [f"{'store':14} {'fault':32} {'struck':>7} {'hit':>7} {'newest whole':>13} {'none':>6} {'WRONG':>6}"]
+        lines = [f"{'store':14} {'fault':32} {'struck':>7} {'hit':>7} {'restored':>13} {'none':>6} {'WRONG':>6}"]
         for store in NAMES:
             for key in sorted(key for key in self.struck if key.startswith(f"{store}/")):
                 wrong = sum(f"{line['store']}/{line['kind']}" == key for line in self.wrong)
@@ -109,7 +103,7 @@ def judge(scene: Scene, kind: str, after: list[truth.Whole]) -> str | None:
     for number, child in enumerate(scene.children):
         if child.crash:
             return f"attempt {number} crashed: {child.crash}"
-        if trouble := child.end({0, *MAY_END_WITH.get(kind, ())}):
+        if trouble := child.end(child.must_end_with or {0, *MAY_END_WITH.get(kind, ())}):
             return f"attempt {number} {trouble}"
         said = child.restored
         if said is None:
@@ -119,47 +113,26 @@ def judge(scene: Scene, kind: str, after: list[truth.Whole]) -> str | None:
             if scene.before and kind not in NOT_THE_NEWEST:
                 return f"attempt {number} found nothing, and {scene.before[0]} was whole"
             continue
-        if said["digest"] != truth.digest(truth.state(scene.plan.run, step)) or said["folder_step"] != step:
-            return f"attempt {number} restored a state that is not the one of step {step}"
+        found = truth.named(said["checkpoint"])
+        assert found
+        if said["digest"] != truth.digest(truth.state(scene.plan.run, step)) or found.step != step:
+            return f"attempt {number} restored a state that is not the one of {found}"
         if said["run"] != scene.plan.run:
             return f"attempt {number} restored run {said['run']}'s counters"
         if kind in NOT_THE_NEWEST:
             continue
-        newest = scene.before[0].step if scene.before else 0
-        if step < newest or (number == 0 and step != newest):  # A later one may restore what the first has saved.
-            return f"attempt {number} restored step {step}, and the newest whole one was of step {newest}"
+        newest = scene.before[0] if scene.before else None
+        later = number > 0 or scene.at_once  # Then it may have restored what another one has saved meanwhile.
+        if found != newest and not (later and (newest is None or found > newest)):
+            return f"attempt {number} restored {found}, and the newest whole one was {newest}"
     if scene.before and not after:
         return f"no whole checkpoint is left; {scene.before[0]} was one"
     if scene.before and after[0] < scene.before[0]:
         return f"the newest whole checkpoint is {after[0]} now; it was {scene.before[0]}"
     committed = max((child.committed for child in scene.children), default=0)
     if kind not in LIES and not scene.place.uploads_later and committed > (after[0].step if after else 0):
-        return f"step {committed} was committed, and the newest whole checkpoint is {after[0] if after else 'none'}"
+        return f"step {committed} was committed, and the newest whole checkpoint is {after[0] if after else None}"
     return None
-
-
-class Watch:
-    """What is seen behind the mount while attempts live: once a checkpoint is whole there, one always is."""
-
-    def __init__(self, behind: Path, run: int) -> None:
-        self.wrong: str | None = None
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, args=(behind, run))
-
-    def _look(self, behind: Path, run: int) -> None:
-        seen, missed = False, 0
-        while not self._over.wait(0.01):
-            there = bool(truth.whole(behind, run))
-            seen, missed = seen or there, 0 if there else missed + 1
-            if seen and missed == 3:  # A look itself takes time, in which what it has listed may be deleted.
-                self.wrong = "for a moment no whole checkpoint was in the store"
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
 
 
 def episode(job: Job, where: Place, again: Callable[[], Place]) -> Iterator[dict[str, Any]]:
@@ -181,22 +154,22 @@ def episode(job: Job, where: Place, again: Callable[[], Place]) -> Iterator[dict
         # A mount that is new each time is a new machine each time; else a machine is taken now and then.
         home = homes / str(number) if where.uploads_later or draw.random() < 0.2 else homes / "0"
         plan = replace(plan, home=home)
-        scene = Scene(
-            where, plan.run_dir, behind, where.behind / neighbour, plan, random.Random(draw.random()),
-            truth.whole(behind, run), [], later_s,
-        )  # fmt: skip
-        begun = time.monotonic()
-        watch = Watch(behind, run)
-        with watch if kind in WATCHED else contextlib.nullcontext():
+        with Watch(behind, run) as watch:
+            scene = Scene(
+                where, plan.run_dir, behind, where.behind / neighbour, plan, random.Random(draw.random()),
+                truth.whole(behind, run), [], later_s, watch,
+            )  # fmt: skip
+            begun = time.monotonic()
             hit = kinds[kind](scene)
         after = truth.whole(behind, run)
         later_s = 0.7 * later_s + 0.3 * min(1.0, time.monotonic() - begun)
         said = next((child.restored for child in scene.children if child.restored), None)
         wrong = judge(scene, kind, after) or watch.wrong
         if not wrong and number == job.faults - 1 and not where.uploads_later:  # What does the last fault leave?
-            last = replace(scene, before=after, children=[])
-            last.begin().wait()
-            wrong = judge(last, "", truth.whole(behind, run))
+            with Watch(behind, run) as watch:
+                last = replace(scene, before=after, children=[], watch=watch, at_once=False)
+                last.begin().wait()
+            wrong = judge(last, "", truth.whole(behind, run)) or watch.wrong
         yield {
             "store": job.store, "kind": kind, "number": job.episode * EPISODE + number, "hit": int(hit),
             "restored": (said or {}).get("restored"), "wrong": wrong,
@@ -320,12 +293,12 @@ def jobs_for(faults: dict[str, int], seed: int, kinds: tuple[str, ...]) -> list[
     return found
 
 
-def planted(name: str, seed: int, workers: int, folder: Path) -> str | None:
+def planted(name: str, seed: int, kinds: tuple[str, ...], workers: int, folder: Path) -> str | None:
     """How many faults it took to find a planted mistake, in a line; None where it was not found."""
     store = PLANTS[name][0]
     if missing(store):
         return f"{name}: not tried, {missing(store)}"
-    jobs = [Job(store, number, seed, EPISODE, name) for number in range(PLANT_FAULTS // EPISODE)]
+    jobs = [Job(store, number, seed, EPISODE, name, kinds) for number in range(PLANT_FAULTS // EPISODE)]
     folder.mkdir()
     tally = campaign(jobs, workers, Tally(), None, folder)
     if not tally.wrong:
@@ -349,16 +322,16 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(prefix="skyspot-chaos-"))
+    only = tuple(options.kinds.split(",")) if options.kinds else ()
     if options.plants:
         found = {
-            name: planted(name, options.seed, options.workers, folder / name.replace(" ", "-"))
+            name: planted(name, options.seed, only, options.workers, folder / name.replace(" ", "-"))
             for name in options.plants.split(",")
         }
         for name, line in found.items():
             print(line or f"{name}: NOT FOUND in {PLANT_FAULTS} faults")
         shutil.rmtree(folder, ignore_errors=True)
         return 0 if all(found.values()) else 1
-    only = tuple(options.kinds.split(",")) if options.kinds else ()
     if options.only:
         store, _, number = options.only.partition(":")
         counts = {store: 1}

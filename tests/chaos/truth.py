@@ -26,6 +26,10 @@ class Whole:
     token: str
     save: int
 
+    def __str__(self) -> str:
+        """How its folder is called."""
+        return f"{self.step:010d}-a{self.attempt:04d}-{self.token}-{self.save}"
+
 
 def state(run: int, step: int) -> dict[str, np.ndarray]:
     """What a run's tensors hold at a boundary. Every element tells run and step, so that no mixture is missed."""
@@ -59,15 +63,23 @@ def whole(run_dir: Path, run: int) -> list[Whole]:
         names = [path.name for path in (run_dir / "checkpoints").iterdir()]
     except FileNotFoundError:
         return []
-    found = []
-    for name in names:
-        match = NAME.fullmatch(name)
-        if match and _is_whole(run_dir / "checkpoints" / name, int(match[1]), f"a{match[2]}-{match[3]}", run_id(run)):
-            found.append(Whole(int(match[1]), int(match[2]), match[3], int(match[4])))
-    return sorted(found, reverse=True)
+    found = [checkpoint(run_dir / "checkpoints" / name, run_id(run)) for name in names]
+    return sorted((one for one in found if one), reverse=True)
 
 
-def _is_whole(folder: Path, step: int, attempt: str, its_run: str) -> bool:
+def named(name: str) -> Whole | None:
+    """The checkpoint that a folder's name is one of; None where it is none's."""
+    match = NAME.fullmatch(name)
+    return Whole(int(match[1]), int(match[2]), match[3], int(match[4])) if match else None
+
+
+def checkpoint(folder: Path, its_run: str) -> Whole | None:
+    """The checkpoint in a folder; None where it is not whole, is not what the folder's name says, or another run's."""
+    found = named(folder.name)
+    return found if found and _is_whole(folder, found, its_run) else None
+
+
+def _is_whole(folder: Path, name: Whole, its_run: str) -> bool:
     try:
         manifest = json.loads((folder / "MANIFEST.json").read_bytes().decode("utf-8"))
         files, seal = manifest["files"], manifest.pop("seal", None)
@@ -75,7 +87,8 @@ def _is_whole(folder: Path, step: int, attempt: str, its_run: str) -> bool:
             text = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
             if hashlib.blake2b(text, digest_size=16).hexdigest() != seal:
                 return False
-        if (manifest["step"], manifest["attempt"], manifest["kind"]) != (step, attempt, "checkpoint"):
+        said = (manifest["step"], manifest["attempt"], manifest["kind"])
+        if said != (name.step, f"a{name.attempt:04d}-{name.token}", "checkpoint"):
             return False
         if manifest["run_id"] != its_run:
             return False
