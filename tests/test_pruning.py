@@ -9,8 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from trainer.layout import (
     STATE,
     AttemptName,
     CheckpointName,
+    LayoutError,
     Manifest,
     RunPaths,
     list_checkpoints,
@@ -95,6 +95,13 @@ def running(paths: RunPaths) -> Iterator[tuple[AttemptName, Callable[[], None]]]
         kill()
 
 
+def beside(work: Callable[..., None], *args: object) -> threading.Thread:
+    """A thread that does something, and keeps no failed test waiting."""
+    thread = threading.Thread(target=work, args=args, daemon=True)
+    thread.start()
+    return thread
+
+
 def half(paths: RunPaths, by: AttemptName, step: int) -> CheckpointName:
     """A checkpoint that its attempt has not committed."""
     name = CheckpointName(step, by, 1)
@@ -104,15 +111,17 @@ def half(paths: RunPaths, by: AttemptName, step: int) -> CheckpointName:
     return name
 
 
-def commit(paths: RunPaths, by: AttemptName, step: int, ranks: int = 1, **facts: object) -> CheckpointName:
-    """A whole checkpoint."""
+def commit(
+    paths: RunPaths, by: AttemptName, step: int, ranks: int = 1, others: RunPaths | None = None, **facts: object
+) -> CheckpointName:
+    """A whole checkpoint; `others`: the run's folder as the ranks but the first see it."""
     name = CheckpointName(step, by, 1)
+    files = {}
+    for rank in range(ranks):
+        folder = (others or paths if rank else paths).checkpoint(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        files[share_name(rank)] = write_tensors(folder / share_name(rank), {"a": torch.full((5,), step)})
     folder = paths.checkpoint(name)
-    folder.mkdir(parents=True)
-    files = {
-        share_name(rank): write_tensors(folder / share_name(rank), {"a": torch.full((5,), step)})
-        for rank in range(ranks)
-    }
     files[STATE] = write_state(folder, {})
     write_manifest(folder, Manifest("checkpoint", files, {"step": step, "attempt": str(by), **facts}))
     return name
@@ -124,6 +133,12 @@ def damage(paths: RunPaths, name: CheckpointName) -> None:
     data = bytearray(share.read_bytes())
     data[-1] ^= 1
     share.write_bytes(data)
+
+
+def is_whole(paths: RunPaths, name: CheckpointName) -> bool:
+    with suppress(LayoutError):
+        return problem(paths.checkpoint(name), read_manifest(paths.checkpoint(name))) is None
+    return False
 
 
 def steps(paths: RunPaths) -> list[int]:
@@ -352,7 +367,9 @@ def test_a_prune_of_its_own_that_was_interrupted_is_finished_by_the_same_attempt
 
 def test_prepared_data_that_a_dead_attempt_did_not_finish_goes(paths: RunPaths) -> None:
     with running(paths) as (other, kill):
-        mine = Rank0.of(begin(paths))
+        with running(paths) as (name, kill_the_opener):
+            kill_the_opener()
+        mine = Rank0.of(Attempt(paths, name, "l", machine_token()))  # As one that a child of the launcher's opened.
         kept = {f"whole-{other}", f"mine-{mine.attempt.name}", "a0001-notes", "something"}
         for folder in (*kept, f"torn-{other}"):
             (paths.tokens / folder).mkdir(parents=True)
@@ -367,12 +384,13 @@ def test_prepared_data_that_a_dead_attempt_did_not_finish_goes(paths: RunPaths) 
 
 def test_two_that_delete_the_same_folders_do_not_disturb_each_other(paths: RunPaths) -> None:
     mine = begin(paths).name
-    for step in range(60):
+    for step in range(20):
         commit(paths, mine, step, ranks=4)
     folders = [paths.checkpoint(name) for name in list_checkpoints(paths)]
-    with ThreadPoolExecutor(2) as pool:
-        for done in [pool.submit(lambda: [delete(folder) for folder in folders]) for _ in range(2)]:
-            done.result()
+    other = beside(lambda: [delete(folder) for folder in folders])
+    for folder in folders:
+        delete(folder)
+    other.join()
     assert steps(paths) == []
 
 
@@ -431,25 +449,21 @@ def test_a_checkpoint_counts_once_all_machines_have_uploaded_what_their_ranks_wr
     for name in names:
         for log, files in logs.items():
             uploaded(log, paths, name, *(file for file in files if file != late or name == names[0]))
-    hurried = threading.Event()
-    with ThreadPoolExecutor(6) as pool:
-        reports = [
-            pool.submit(pruner.report, name, rank, connected, hurried)
-            for name in names
-            for rank, (pruner, connected) in others.items()
-        ]
-        waiting = 2 if late in SHARES[1:] else 0
-        until("the others have reported", lambda: sum(report.done() for report in reports) == 6 - waiting)
-        for name in names:
-            mine.after(name)
-        assert steps(paths) == [3, 2, 1], "only the first is in the store"
-        for log, files in logs.items():
-            if late in files:
-                uploaded(log, paths, names[1], late)
-                uploaded(log, paths, names[2], late)
-        until("all have reported", lambda: all(report.done() for report in reports))
-        for report in reports:
-            report.result()
+    reports = [
+        beside(pruner.report, name, rank, connected, threading.Event())
+        for name in names
+        for rank, (pruner, connected) in others.items()
+    ]
+    waiting = 2 if late in SHARES[1:] else 0
+    until("the others have reported", lambda: sum(report.is_alive() for report in reports) == waiting, 5)
+    for name in names:
+        mine.after(name)
+    assert steps(paths) == [3, 2, 1], "only the first is in the store"
+    for log, files in logs.items():
+        if late in files:
+            uploaded(log, paths, names[1], late)
+            uploaded(log, paths, names[2], late)
+    until("all have reported", lambda: not any(report.is_alive() for report in reports), 5)
     mine.after(commit(paths, attempt.name, 4, ranks=3))
     assert steps(paths) == [4, 3, 2], "and the newest, of which nothing is in the store, is none to count on"
     mine.save(5)
@@ -472,18 +486,16 @@ def test_a_rank_reports_no_share_that_it_has_not_seen_uploaded(
     name = commit(paths, attempt.name, 1, ranks=2)
     uploaded(log, paths, name, share_name(0), STATE, MANIFEST)
     other = Pruner(paths, None, 2, 0, 2, print)
-    with ThreadPoolExecutor(1) as pool:
-        report = pool.submit(other.report, name, 1, connection(store), hurried)
-        if why == "a hurry":
-            time.sleep(0.1)
-            assert not report.done()
-            hurried.set()
-        until("it has given up", report.done, 5)
-        report.result()
-        assert not store.check([f"uploaded/{name}/1"])
-        uploaded(log, paths, name, share_name(1))
-        other.report(name, 1, connection(store), hurried)
-        assert store.check([f"uploaded/{name}/1"])
+    report = beside(other.report, name, 1, connection(store), hurried)
+    if why == "a hurry":
+        time.sleep(0.1)
+        assert report.is_alive()
+        hurried.set()
+    until("it has given up", lambda: not report.is_alive(), 5)
+    assert not store.check([f"uploaded/{name}/1"])
+    uploaded(log, paths, name, share_name(1))
+    other.report(name, 1, connection(store), hurried)
+    assert store.check([f"uploaded/{name}/1"])
 
 
 @pytest.mark.parametrize("proof", [Proof.READ_BACK, Proof.NOTHING])
@@ -503,55 +515,128 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 
 
 @needs_rclone
-@pytest.mark.parametrize("comes", [True, False], ids=["that comes", "that is lost"])
-def test_on_two_machines_nothing_goes_before_the_share_of_the_other_one(
+@pytest.mark.parametrize("comes", [True, False], ids=["that comes", "that is lost with its machine"])
+def test_on_two_machines_nothing_goes_before_a_share_of_the_other_one(
     bucket: Store, tmp_path: Path, store: dist.TCPStore, monkeypatch: pytest.MonkeyPatch, comes: bool
 ) -> None:
     monkeypatch.setattr(pruning, "LOOK_S", 0.05)
-    quick, later = ("--vfs-write-back", "0.1s", "--dir-cache-time", "0.1s"), ("--vfs-write-back", "60s")
+    quick, late = ("--vfs-write-back", "0.1s"), ("--vfs-write-back", "60s")
     with (
         mounted(bucket, tmp_path / "one", *quick, cached=True) as one,
-        mounted(bucket, tmp_path / "two", *(quick if comes else later), cached=True) as two,
+        mounted(bucket, tmp_path / "two", *(quick if comes else late), cached=True) as two,
     ):
-        run = f"run-{comes}"
+        run = tmp_path.name
         here, there, behind = RunPaths(one.point / run), RunPaths(two.point / run), RunPaths(bucket.behind / run)
-        mine = Rank0.of(begin(here), ranks=2, store=store)
-        other = Pruner(there, None, 2, 0, 2, print)
-        hurried, reports = threading.Event(), []
-        log = UploadLog(one.log)
-
-        def save(step: int) -> CheckpointName:
-            name = CheckpointName(step, mine.attempt.name, 1)
-            files = {}
-            for rank, paths in enumerate((here, there)):
-                paths.checkpoint(name).mkdir(parents=True, exist_ok=True)
-                tensors = {f"a{rank}": torch.full((5,), step)}
-                files[share_name(rank)] = write_tensors(paths.checkpoint(name) / share_name(rank), tensors)
-            files[STATE] = write_state(here.checkpoint(name), {})
-            facts = {"step": step, "attempt": str(name.attempt)}
-            write_manifest(here.checkpoint(name), Manifest("checkpoint", files, facts))
-            reports.append(pool.submit(other.report, name, 1, connection(store), hurried))
-            mine.after(name)
-            return name
-
-        with ThreadPoolExecutor() as pool:
-            names = [save(step) for step in (1, 2, 3, 4)]
-            inside = f"{run}/checkpoints/{names[3]}"
-            until("rank 0's are there", lambda: log.has(f"{inside}/{MANIFEST}"))
-            if comes:
-                until("rank 1's are there", lambda: all(report.done() for report in reports))
-            names.append(save(5))
-            gone = [name for name in names if not (here.checkpoint(name) / MANIFEST).exists()]
-            hurried.set()
-        whole = [name for name in list_checkpoints(behind) if is_whole(behind, name)]
+        mine, log = Rank0.of(begin(here), ranks=2, store=store), UploadLog(one.log)
+        other, hurried = Pruner(there, None, 2, 0, 2, print), threading.Event()
+        names, reports = [], []
+        for step in (1, 2, 3, 4):
+            names.append(commit(here, mine.attempt.name, step, ranks=2, others=there))
+            reports.append(beside(other.report, names[-1], 1, connection(store), hurried))
+            mine.after(names[-1])
+        files = [f"{run}/checkpoints/{name}/{file}" for name in names for file in (share_name(0), STATE, MANIFEST)]
+        until("all of rank 0's are in the store", lambda: all(log.has(file) for file in files))
         if comes:
-            assert gone == names[:2]
-            assert whole[:2] in (names[3:1:-1], names[:2:-1])
+            until("all of rank 1's are", lambda: not any(report.is_alive() for report in reports))
+        names.append(commit(here, mine.attempt.name, 5, ranks=2, others=there))
+        mine.after(names[4])
+        hurried.set()
+        until("nobody reports any more", lambda: not any(report.is_alive() for report in reports), 5)
+        gone = [name for name in names if not (here.checkpoint(name) / MANIFEST).exists()]
+        whole = [name for name in names if name not in gone and is_whole(behind, name)]
+        if comes:
+            assert gone in (names[:2], names[:3])
+            assert len(whole) >= 2
         else:
-            assert not problem(there.checkpoint(names[4]), read_manifest(here.checkpoint(names[4]))) or True
             assert gone == []
             assert whole == []
+            assert all((there.checkpoint(name) / share_name(1)).read_bytes() for name in names), "it reads back there"
 
 
-def is_whole(paths: RunPaths, name: CheckpointName) -> bool:
-    return problem(paths.checkpoint(name), read_manifest(paths.checkpoint(name))) is None
+# -- what another machine wrote, read back through a cache -------------------------------------------------------------
+
+
+HERE, THERE, ELSEWHERE = "here", "there", "elsewhere"
+
+
+@pytest.mark.parametrize("proof", [Proof.UPLOAD_LOG, Proof.NOTHING])
+@pytest.mark.parametrize(
+    ("machines", "proven"),
+    [([THERE], True), ([THERE, ELSEWHERE], True), ([HERE], False), ([THERE, HERE], False), ([HERE, THERE], False)],
+    ids=lambda value: " and ".join(value) if isinstance(value, list) else "",
+)
+def test_behind_a_cache_it_counts_what_was_read_whole_and_written_by_other_machines_alone(
+    paths: RunPaths,
+    tmp_path: Path,
+    on_machine: Callable[[str], None],
+    seen_as: Callable[..., None],
+    proof: Proof,
+    machines: list[str],
+    proven: bool,
+) -> None:
+    before = began_on(machines, paths, on_machine)
+    names = [commit(paths, before.name, step) for step in (1, 2, 3)]
+    (tmp_path / "log").touch()
+    seen_as(proof, tmp_path / "log")
+    mine = Rank0.of(begin(paths))
+    mine.pruner.restored(names[2])
+    mine.save(4)
+    assert steps(paths) == ([4, 3, 2] if proven else [4, 3, 2, 1])
+
+
+def began_on(names: list[str], paths: RunPaths, on_machine: Callable[[str], None]) -> Attempt:
+    """An attempt of some machines, rank 0's first; this process is back `here` afterwards."""
+    tokens = []
+    for name in reversed(names):
+        on_machine(name)
+        tokens.append(machine_token())
+    attempt = begin(paths)
+    if len(tokens) > 1:
+        record(attempt, "machines", machines=tokens)
+    on_machine(HERE)
+    return attempt
+
+
+def test_behind_a_cache_nothing_counts_whose_writer_is_not_known(
+    paths: RunPaths, on_machine: Callable[[str], None], seen_as: Callable[..., None]
+) -> None:
+    before = began_on([THERE], paths, on_machine)
+    names = [commit(paths, before.name, step) for step in (1, 2, 3)]
+    paths.event(before.name, 1, "start").write_text('{"machine"')
+    seen_as(Proof.NOTHING)
+    mine = Rank0.of(begin(paths))
+    mine.pruner.restored(names[2])
+    mine.save(4)
+    assert steps(paths) == [4, 3, 2, 1]
+
+
+def test_behind_a_cache_a_machine_that_was_given_another_token_meanwhile_is_the_same(
+    paths: RunPaths, on_machine: Callable[[str], None], seen_as: Callable[..., None]
+) -> None:
+    names = [commit(paths, begin(paths).name, step) for step in (1, 2, 3)]
+    seen_as(Proof.NOTHING)
+    mine = Rank0.of(begin(paths))
+    on_machine(ELSEWHERE)  # As where its home is deleted while the attempt runs.
+    mine.pruner.restored(names[2])
+    mine.save(4)
+    assert steps(paths) == [4, 3, 2, 1]
+
+
+def test_behind_a_cache_older_ones_of_other_machines_are_read_until_enough_count(
+    paths: RunPaths, on_machine: Callable[[str], None], seen_as: Callable[..., None]
+) -> None:
+    there = began_on([THERE], paths, on_machine).name
+    for step in (0, 1, 2):
+        commit(paths, there, step, run_id="ours")
+    commit(paths, there, 3, run_id="another's")
+    commit(paths, begin(paths).name, 4, run_id="ours")
+    damage(paths, commit(paths, there, 5, run_id="ours"))
+    half(paths, there, 6)
+    restored = commit(paths, there, 7, run_id="ours")
+    seen_as(Proof.NOTHING)
+    mine = Rank0.of(begin(paths))
+    mine.pruner.restored(restored)
+    mine.save(8)
+    assert steps(paths) == [8, 7, 6, 5, 4, 3, 2], "2 is the first that counts beside 7"
+    mine.save(9, 10)
+    assert steps(paths) == [10, 9, 8, 7, 6, 5, 4, 3, 2], "what this one wrote counts for nothing here"

@@ -6,6 +6,9 @@ python -m trainer.launch --processes 4 tests/programs/sharded.py --dir FOLDER
 import argparse
 import json
 import math
+import os
+import socket
+import threading
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,8 +19,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from trainer import checkpoint, layout, restore, shards, state
-from trainer.layout import AttemptName, CheckpointName, Manifest
+from trainer import restore, shards, state
+from trainer.attempt import open_attempt
+from trainer.layout import RunPaths, list_checkpoints
+from trainer.records import Records
+from trainer.saving import Boundary, Keeping, Saver
+from trainer.together import Together
 
 
 class Net(nn.Module):
@@ -83,59 +90,104 @@ def whole_of(tensors: dict[str, torch.Tensor]) -> dict[str, bytes]:
     return found
 
 
-def save(folder: Path, live: state.State, rank: int, ranks: int, group: dist.ProcessGroup) -> None:
-    """What the Saver does, by the ranks of a group."""
-    folder.mkdir(parents=True, exist_ok=True)
-    share = shards.deal(shards.parts_of(live.tensors, ranks, live.buffers), ranks)[rank]
-    path = folder / checkpoint.share_name(rank)
-    record = checkpoint.write_share(path, share, lambda part: shards.local(live.tensors[part.name]).contiguous())
-    records = [None] * ranks
-    dist.all_gather_object(records, record, group=group)
-    if rank == 0:
-        files = {checkpoint.share_name(other): record for other, record in enumerate(records)}
-        files[layout.STATE] = checkpoint.write_state(folder, live.plain)
-        checkpoint.write_manifest(folder, Manifest("checkpoint", files, {"step": 2}))
-    dist.barrier(group)
+def seat(name: str, ranks: int, everybody: Together, group: dist.ProcessGroup) -> Together | None:
+    """This process' seat among the first few ranks, with a store of their own; None where it has none."""
+    listener = socket.create_server(("127.0.0.1", 0)) if everybody.rank == 0 else None
+    port = everybody.rank0_does(f"store/{name}", lambda: listener.getsockname()[1] if listener else None)
+    if everybody.rank >= ranks:
+        return None
+    # As the launcher tells its processes.
+    os.environ.update(WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks), SKYSPOT_STORE_PORT=str(port))
+    if listener:
+        os.environ["SKYSPOT_LISTEN_FD"] = str(listener.detach())
+    together = Together()
+    together._control = group if ranks > 1 else None  # form_groups makes the default group, too, and there is one.
+    return together
+
+
+def save(together: Together, paths: RunPaths, mesh: DeviceMesh | None) -> None:
+    """As trainer/loop.py does: in the background; this rank waits for its copy, and steps on."""
+    rank, said = together.rank, []
+    attempt = open_attempt(paths, launch="sharded", config={}, binding={}) if rank == 0 else None
+    name = together.rank0_does(f"attempt/{paths.root.name}", lambda: str(attempt.name) if attempt else None)
+    records = Records(attempt) if attempt else None
+    saver = Saver(together, paths, attempt, records, Keeping(), said.append, threading.Event())
+    saver.adopt(name, None)
+    model, optimizers = trained(mesh, 1)
+    live = state.collect(model, optimizers, {}, {"mine": extra(mesh, 1)})
+    assert live.steady.isdisjoint(live.buffers)
+    saver.prepare(live)
+    if records:
+        records.cut()
+    saver.start(
+        Boundary(
+            step=2,
+            samples=2,
+            state=live,
+            own={f"{state.RANDOM}{rank}": own_of(rank)},
+            plain=live.plain if rank == 0 else None,
+            facts={"step": 2, "world_size": together.world_size} if rank == 0 else None,
+        )
+    )
+    for tensor in live.tensors.keys() - live.steady:
+        shards.local(live.tensors[tensor]).add_(1)
+    saver.await_copied()
+    for optimizer in optimizers:
+        optimizer.step()
+    saver.wait()
+    assert saver.committed, said
+    saver.settle()
+    assert not said  # Neither was there no memory for copies, nor did it read back otherwise.
+
+
+def own_of(rank: int) -> torch.Tensor:
+    """In place of a rank's random streams."""
+    return torch.tensor([rank, 7 * rank], dtype=torch.uint8)
+
+
+def load(together: Together, paths: RunPaths, mesh: DeviceMesh | None) -> tuple[dict[str, bytes], float, bool]:
+    """(all tensors as they are after a restore, how much of them this rank has read, whether its own is its own)."""
+    model, optimizers = trained(mesh, 2)
+    for optimizer in optimizers:
+        optimizer.state.clear()  # As in a new attempt: no step was done yet.
+    live = state.collect(model, optimizers, {}, {"mine": extra(mesh, -1)})
+    [name] = list_checkpoints(paths)
+    loaded = restore.load(paths.checkpoint(name), live, together.rank, together.world_size)
+    own = loaded.tensors.pop(f"{state.RANDOM}{together.rank}", None)
+    is_own = loaded.manifest.facts["world_size"] <= together.rank if own is None else own.equal(own_of(together.rank))
+    held = sum(shards.local(tensor).numel() for tensor in loaded.tensors.values())
+    everything = sum(math.prod(tensor.shape) for tensor in loaded.tensors.values())
+    _, got = state.apply(model, optimizers, loaded.tensors, loaded.plain)
+    return whole_of(state.collect(model, optimizers, {}, got).tensors), held / everything, is_own
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--dir", type=Path, required=True)
     base = parser.parse_args().dir
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    rank, world = dist.get_rank(), dist.get_world_size()
-    groups = [dist.new_group(list(range(count))) for count in range(1, world + 1)]
-    meshes = [DeviceMesh("cpu", list(range(count))) for count in range(1, world + 1)]
-    layouts = [(count, True) for count in range(1, world + 1)] + [(2, False)]
+    everybody = Together(timeout_s=60.0)
+    everybody.form_groups(on_gpu=False)
+    rank, world = everybody.rank, everybody.world_size
+    groups = {count: dist.new_group(list(range(count)), timeout=timedelta(seconds=60)) for count in range(1, world)}
+    meshes = {count: DeviceMesh("cpu", list(range(count))) for count in range(1, world + 1)}
+    layouts = {f"{count}-cut": (count, True) for count in meshes} | {"2-whole": (2, False)}
+    seats = {name: seat(name, ranks, everybody, groups[ranks]) for name, (ranks, _) in layouts.items() if ranks < world}
+    seats[f"{world}-cut"] = everybody
     reference = whole_of(state.collect(*trained(None, 1), {}, {"mine": extra(None, 1)}).tensors)
     said = []
-
-    def folder_of(ranks: int, cut: bool) -> Path:
-        return base / str(CheckpointName(2, AttemptName(ranks, "0000ff" if cut else "000000"), 1))
-
-    for ranks, cut in layouts:
-        if rank < ranks:
-            model, optimizers = trained(meshes[ranks - 1] if cut else None, 1)
-            live = state.collect(model, optimizers, {}, {"mine": extra(meshes[ranks - 1] if cut else None, 1)})
-            assert live.steady.isdisjoint(live.buffers)
-            save(folder_of(ranks, cut), live, rank, ranks, groups[ranks - 1])
+    for name, (ranks, cut) in layouts.items():
+        if together := seats[name]:
+            save(together, RunPaths(base / name), meshes[ranks] if cut else None)
         dist.barrier()
-    for from_ranks, from_cut in layouts:
-        for ranks, cut in layouts:
-            if rank < ranks:
-                model, optimizers = trained(meshes[ranks - 1] if cut else None, 2)
-                for optimizer in optimizers:
-                    optimizer.state.clear()  # As in a new attempt: no step was done yet.
-                live = state.collect(model, optimizers, {}, {"mine": extra(meshes[ranks - 1] if cut else None, -1)})
-                loaded = restore.load(folder_of(from_ranks, from_cut), live, rank, ranks)
-                held = sum(shards.local(tensor).numel() for tensor in loaded.tensors.values())
-                everything = sum(math.prod(tensor.shape) for tensor in loaded.tensors.values())
-                _, got = state.apply(model, optimizers, loaded.tensors, loaded.plain)
-                same = whole_of(state.collect(model, optimizers, {}, got).tensors) == reference
-                said.append({"from": [from_ranks, from_cut], "to": [ranks, cut], "same": same,
-                             "held": held / everything})  # fmt: skip
+    for saved, there in layouts.items():
+        for name, (ranks, cut) in layouts.items():
+            if together := seats[name]:
+                got, held, is_own = load(together, RunPaths(base / saved), meshes[ranks] if cut else None)
+                said.append({"from": there, "to": (ranks, cut), "same": got == reference and is_own, "held": held})
             dist.barrier()
     (base / f"said-{rank}.json").write_text(json.dumps(said))
+    everybody.say_left()
+    everybody.await_others_left(10)
     dist.destroy_process_group()
 
 
