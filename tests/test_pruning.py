@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import subprocess
@@ -640,3 +641,78 @@ def test_behind_a_cache_older_ones_of_other_machines_are_read_until_enough_count
     assert steps(paths) == [8, 7, 6, 5, 4, 3, 2], "2 is the first that counts beside 7"
     mine.save(9, 10)
     assert steps(paths) == [10, 9, 8, 7, 6, 5, 4, 3, 2], "what this one wrote counts for nothing here"
+
+
+# -- what was believed and not so --------------------------------------------------------------------------------------
+
+
+def test_a_machine_without_a_home_is_one_machine_all_the_same(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/proc/nowhere")
+    before = begin(paths)
+    names = [commit(paths, before.name, step) for step in (1, 2, 3)]
+    monkeypatch.setattr(pruning, "mount_of", lambda path: Mount(path.parent, "rclone with a cache", Proof.NOTHING))
+    mine = Rank0.of(begin(paths))
+    mine.pruner.restored(names[2])
+    mine.save(4)
+    assert steps(paths) == [4, 3, 2, 1]
+
+
+def test_whose_machines_cannot_all_be_read_may_have_been_this_one(
+    paths: RunPaths, on_machine: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = machine_token()
+    on_machine("there")
+    before = begin(paths)
+    record(before, "machines", machines=[machine_token(), here])
+    paths.event(before.name, 2, "machines").write_text('{"machi')
+    names = [commit(paths, before.name, step, ranks=2) for step in (1, 2, 3)]
+    on_machine("here")
+    monkeypatch.setattr(pruning, "mount_of", lambda path: Mount(path.parent, "rclone with a cache", Proof.NOTHING))
+    mine = Rank0.of(begin(paths))
+    mine.pruner.restored(names[2])
+    mine.save(4)
+    assert steps(paths) == [4, 3, 2, 1]
+
+
+def test_an_attempt_whose_process_is_seen_is_alive_however_long_it_is_silent(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    living, name = Living(paths), begin(paths).name  # This very process.
+    assert living.may_write(name)
+    real = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: real() + DEAD_S)
+    assert living.may_write(name)
+
+
+def test_another_process_under_the_number_of_one_that_is_gone_is_not_it(paths: RunPaths) -> None:
+    name = begin(paths).name
+    event = paths.event(name, 1, "start")
+    fields = json.loads(event.read_bytes())
+    assert Living(paths).may_write(name)
+    event.write_text(json.dumps({**fields, "pid_started": fields["pid_started"] - 1}))
+    assert not Living(paths).may_write(name)
+
+
+def test_the_launchers_keeper_lives_on_where_a_listing_fails(paths: RunPaths, tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom trainer import keeper\n"
+        "keeper.LOOK_S = 0.05\nkeeper.keep(Path(sys.argv[1]))\n"
+    )
+    keeper = subprocess.Popen(
+        [sys.executable, "-c", program, paths.root], env=clean_env(), text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert keeper.stdout
+        name = keeper.stdout.readline().split()[1]
+        paths.attempts.rename(tmp_path / "aside")
+        paths.attempts.symlink_to(paths.attempts)  # Every listing fails with ELOOP.
+        with pytest.raises(subprocess.TimeoutExpired):
+            keeper.wait(1)
+        paths.attempts.unlink()
+        (tmp_path / "aside").rename(paths.attempts)
+        (paths.attempts / f"a{int(name[1:5]) + 1:04d}-ffffff").mkdir()
+        assert keeper.stdout.readline() == "superseded\n"
+    finally:
+        keeper.kill()
+        keeper.communicate()

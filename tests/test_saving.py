@@ -10,14 +10,17 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 from bucket_lab import until
 from safetensors.torch import load_file
 from support import PROGRAMS, REPO, clean_env, event, losses, mlp, weights
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from trainer import staging
 from trainer.interval import Costs, Lives, Pace, choose
 from trainer.layout import RunPaths, list_attempts, list_checkpoints, read_events, read_manifest
-from trainer.shards import Part
+from trainer.shards import Part, parts_of
 from trainer.verify import problem
 
 
@@ -91,6 +94,27 @@ def test_memory_for_copies_is_there_before_the_first_save() -> None:
     before = resident_bytes()
     fresh.populate()
     assert resident_bytes() - before > 60 << 20
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_tensor_that_is_changed_while_it_is_copied_is_noticed_cut_over_ranks_or_not(cut: bool) -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        weight = torch.ones(4)
+        if cut:
+            weight = distribute_tensor(weight, DeviceMesh("cpu", [0]), [Shard(0)])
+        live, memory = {"weight": weight}, staging.Staging()
+        parts = parts_of(live, 1)
+        assert memory.allocate(parts)
+        untouched = memory.begin(parts, live, live.keys())
+        untouched.run()
+        assert untouched.torn is None
+        copy = memory.begin(parts, live, live.keys())
+        weight.mul_(7)
+        copy.run()
+        assert copy.torn == "weight"
+    finally:
+        dist.destroy_process_group()
 
 
 def resident_bytes() -> int:

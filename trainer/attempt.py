@@ -59,13 +59,14 @@ OWN_DOING_IN_A_ROW = 3
 ANY_END_IN_A_ROW = 10
 FULL = {errno.ENOSPC, errno.EDQUOT}
 REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
+MOUNT_GONE = {errno.ENOTCONN, errno.ESTALE, errno.ENODEV}
 # Waiting helps against none of these.
 _HOPELESS = FULL | REFUSED | {errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EISDIR}
 _lock = threading.Lock()
 _T = TypeVar("_T")
 
 
-MOUNT_GONE = {errno.ENOTCONN, errno.ESTALE, errno.ENODEV}
+_PROCESS_TOKEN = secrets.token_hex(8)
 _numbers: dict[Path, int] = {}
 """The last event that this process wrote, by attempt: a listing may not show it yet."""
 
@@ -105,10 +106,23 @@ def machine_token() -> str:
         if re.fullmatch(r"[0-9a-f]{16}", token):
             return token
     token = secrets.token_hex(8)
-    with suppress(OSError):
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(token)
+    except OSError:  # Nowhere to keep it: then as long as the system runs.
+        with suppress(OSError):
+            boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+            return hashlib.sha256(boot).hexdigest()[:16]
+        return _PROCESS_TOKEN
     return token
+
+
+def process_started(pid: object) -> int | None:
+    """When a process of this machine started, in ticks since the system did; None where there is none, or no /proc."""
+    with suppress(OSError, ValueError, IndexError):
+        state, *fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return None if state in (b"Z", b"X") else int(fields[18])
+    return None
 
 
 def check_bucket(paths: RunPaths) -> None:
@@ -220,6 +234,7 @@ def open_attempt(
         "layout_version": LAYOUT_VERSION,
         "host": socket.gethostname(),
         "pid": os.getpid(),
+        "pid_started": process_started(os.getpid()),
         "python": platform.python_version(),
         "setup_s": setup_seconds(),
         "config": dict(config),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import selectors
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from trainer import attempt as attempts
@@ -57,12 +58,13 @@ def keep(run_dir: Path) -> None:
     selector.register(sys.stdin.buffer, selectors.EVENT_READ)
     said = False
     while not selector.select(LOOK_S):
-        if not said and attempts.newer_attempt(attempt):
-            _say("superseded")
-            said = True
-        elif not said and attempts.stop_requested(attempt):
-            _say("stop-request")
-            said = True
+        with suppress(OSError):  # A bucket that does not answer now is asked again.
+            if not said and attempts.newer_attempt(attempt):
+                _say("superseded")
+                said = True
+            elif not said and attempts.stop_requested(attempt):
+                _say("stop-request")
+                said = True
     words = sys.stdin.readline().split()
     if len(words) == 3 and words[0] == "end":
         write_end(paths, attempt.name, int(words[1]), words[2])

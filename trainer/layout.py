@@ -513,13 +513,19 @@ def is_of(manifest: Manifest, run_id: str | None) -> bool:
     return run_id is None or manifest.facts.get("run_id", run_id) == run_id
 
 
-def read_events(paths: RunPaths, attempt: AttemptName, names: Collection[str] = ()) -> list[Event]:
+def read_events(
+    paths: RunPaths, attempt: AttemptName, names: Collection[str] = (), *, all_of_them: bool = False
+) -> list[Event]:
     """An attempt's events in order. One that is torn is left out: the machine was taken while it was written.
 
     Args:
         paths: The run's.
         attempt: The attempt.
         names: Only events of these names: each costs a request to the bucket. None: all.
+        all_of_them: Leave none out.
+
+    Raises:
+        LayoutError, OSError: `all_of_them` are wanted, and one cannot be read.
     """
     events = []
     for name in _names(paths.attempt(attempt)):
@@ -530,7 +536,8 @@ def read_events(paths: RunPaths, attempt: AttemptName, names: Collection[str] = 
             fields = read_json(paths.attempt(attempt) / name)
             events.append(Event(int(match[1]), match[2], fields))
         except (LayoutError, OSError):
-            continue
+            if all_of_them:
+                raise
     return sorted(events, key=lambda event: (event.number, event.name))
 
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any
 
-from trainer.attempt import Attempt, machine_token, machines
+from trainer.attempt import Attempt, machine_token, machines, process_started
 from trainer.checkpoint import share_name
 from trainer.layout import (
     MANIFEST,
@@ -93,8 +93,11 @@ class Pruner:
         """
         if self._mount.proof is Proof.READ_BACK:
             return True
-        with within("reading an attempt's records"):
-            by = machines(read_events(self._paths, name.attempt, ("start", "machines")))
+        try:
+            with within("reading an attempt's records"):
+                by = machines(read_events(self._paths, name.attempt, ("start", "machines"), all_of_them=True))
+        except (LayoutError, OSError):
+            return False  # It may have been this machine too.
         assert self._attempt
         return "None" not in by and not by & {self._attempt.machine, machine_token()}
 
@@ -236,10 +239,8 @@ class Living:
             events = read_events(self._paths, name, ("start", "machines", "end"))
             if event_named(events, "end"):
                 return False
-            start = event_named(events, "start") or {}
-            here = start.get("host") == socket.gethostname() and machines(events) == {machine_token()}
-            if here and Path("/proc/self").exists() and not Path(f"/proc/{start.get('pid')}").exists():
-                return False
+            if (seen := self._is_seen(name)) is not None:
+                return seen
             now = b""
             with suppress(OSError):
                 now = self._paths.progress(name).read_bytes()
@@ -248,6 +249,21 @@ class Living:
             self._seen[name] = now, time.monotonic()
             return True
         return time.monotonic() - since < DEAD_S
+
+    def _is_seen(self, name: AttemptName) -> bool | None:
+        """Whether the process of an attempt of this machine alone lives; None where that is not to be seen."""
+        try:
+            events = read_events(self._paths, name, ("start", "machines"), all_of_them=True)
+        except (LayoutError, OSError):
+            return None
+        start = event_named(events, "start") or {}
+        here = start.get("host") == socket.gethostname() and machines(events) == {machine_token()}
+        if not here or process_started("self") is None:
+            return None
+        started = process_started(start.get("pid"))
+        if started is None or "pid_started" not in start:
+            return False if started is None else None
+        return bool(started == start["pid_started"])
 
 
 def delete(folder: Path) -> None:

@@ -379,11 +379,13 @@ class Saver:
             )
             for name, tensor in boundary.own.items()
         ]
+        parts = [*copy.parts, *own]
+        side_by_side = checkpoint.in_order(parts)[: len(copy.parts)] == copy.parts  # Nothing of its own in between.
         return checkpoint.write_share(
             path,
-            [*copy.parts, *own],
+            parts,
             lambda part: boundary.own[part.name] if part.name in boundary.own else copy.fetch(part),
-            copy.memory if self._pruner.on_disk else None,
+            copy.memory if side_by_side and self._pruner.on_disk else None,
         )
 
     def _await(self, key: str, beat: str) -> Any:

@@ -63,12 +63,14 @@ class Copy:
         self._buffers = buffers
         self.memory = memory
         """Where the parts lie side by side, in order; empty where they are not staged."""
-        self._versions = {name: _version(tensor) for name, tensor in self._live.items()}
+        # Of a tensor that is cut over the ranks, not of the part that is here: its own version never grows.
+        self._watched = {part.name: live[part.name] for part in self.parts}
+        self._versions = {name: _version(tensor) for name, tensor in self._watched.items()}
         for name in [name for name in self._live if buffers and name not in steady]:
             if self._live[name].device.type == "cpu":
                 _copy(self._live.pop(name), buffers[name])
             else:  # On the device, in the order of the computation: nothing waits for it.
-                self._live[name] = self._live[name].clone()
+                self._live[name] = self._watched[name] = self._live[name].clone()
                 self._versions[name] = _version(self._live[name])
         self._stream = _behind_the_computation(self._live.values()) if buffers else None
         self.copied = threading.Event()
@@ -81,15 +83,17 @@ class Copy:
                 with torch.cuda.stream(self._stream) if self._stream else nullcontext():
                     for name, tensor in self._live.items():
                         _copy(tensor, self._buffers[name])
-                        if not self._stream and _version(tensor) != self._versions[name]:
+                        if not self._stream and self._changed(name):
                             self.torn = name
                 if self._stream:
                     self._stream.synchronize()
-                    changed = (name for name, tensor in self._live.items() if _version(tensor) != self._versions[name])
-                    self.torn = next(changed, None)
-                self._live = {}
+                    self.torn = next((name for name in self._live if self._changed(name)), None)
+                self._live, self._watched = {}, {}
         finally:
             self.copied.set()
+
+    def _changed(self, name: str) -> bool:
+        return _version(self._watched[name]) != self._versions[name]
 
     def fetch(self, part: Part) -> torch.Tensor:
         """A part's contents, on the host and contiguous."""

@@ -54,9 +54,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ema", action="store_true", help="an average of the weights, registered as an extra")
     parser.add_argument("--lazy", action="store_true", help="a model with a parameter that has no shape yet")
     parser.add_argument("--hang-in-read-back", action="store_true")
-    parser.add_argument(
-        "--unreadable", default="", help="ERRNO:TIMES[:STEP] that a share cannot be opened"
-    )
+    parser.add_argument("--unreadable", default="", help="ERRNO:TIMES[:STEP] that a share cannot be opened")
     parser.add_argument("--unexportable", default="", help="ERRNO:TIMES that a file of final/ cannot be made")
     parser.add_argument("--without", choices=["throw-away", "rng", "order", "lr"])
     return parser.parse_args()
