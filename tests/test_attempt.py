@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer import attempt
+from trainer import attempt, layout
 from trainer.attempt import identity
 from trainer.layout import (
     EXIT_PREEMPTED,
@@ -233,6 +233,50 @@ def test_a_file_that_cannot_be_looked_at_is_not_missing(paths: RunPaths, monkeyp
     monkeypatch.setattr(Path, "stat", stat)
     with pytest.raises(OSError, match="Input/output error"):
         newest_committed(paths)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_a_newest_checkpoint_that_cannot_be_looked_at_for_good_does_not_keep_the_run(
+    paths: RunPaths, monkeypatch, number: int
+) -> None:
+    monkeypatch.setattr(attempt, "UNREADABLE_S", 0.3)
+    monkeypatch.setattr(attempt, "START_RETRY_S", 2.0)
+    name = begin(paths).name
+    for step in (4, 8):
+        folder = paths.checkpoints / f"{step:010d}-{name}-1"
+        folder.mkdir(parents=True)
+        found = Manifest("checkpoint", {"a": FileRecord(1, "0" * 32)}, {"step": step})
+        write_once(folder / "MANIFEST.json", found.to_json())
+        (folder / "a").write_bytes(b"a")
+    real, refused = Path.stat, {8}
+
+    def stat(path: Path, **more: bool) -> os.stat_result:
+        if path.name == "a" and int(path.parent.name[:10]) in refused:
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, **more)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    older = attempt.newest_readable(paths, None)
+    assert older
+    assert older[0].step == 4
+    refused.add(4)
+    with pytest.raises(attempt.AttemptError, match=f"-1/a: {os.strerror(number)}. "):
+        attempt.newest_readable(paths, None)
+
+
+def test_what_tells_why_attempts_ended_is_read_and_not_each_of_their_saves(paths: RunPaths, monkeypatch) -> None:
+    one = begin(paths)
+    for step in range(20):
+        attempt.record(one, "saved", step=step)
+    end(one)
+    now, read = begin(paths), []
+    real = layout.read_json
+    monkeypatch.setattr(layout, "read_json", lambda path: read.append(path.name) or real(path))
+    attempt.no_progress(now, 0)
+    attempt.ignored_notices(paths, now.name, now.machine)
+    attempt.binding_problem(paths, now, {}, (), None)
+    assert read
+    assert not [name for name in read if "saved" in name]
 
 
 def test_a_checkpoints_folder_that_was_copied_is_not_the_newest(paths: RunPaths) -> None:

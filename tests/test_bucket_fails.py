@@ -59,13 +59,13 @@ def test_a_checkpoint_that_could_not_be_read_is_asked_for_again_once_an_older_on
     ("trouble", "options", "code"),
     [
         (f"{errno.EIO}:2", (), 0),
-        (f"{errno.EIO}:99", ("--constant", "restore.READ_TRIES=2"), 1),
+        (f"{errno.EIO}:99", (), 1),
         (f"{errno.ENOTCONN}:1", (), 75),
         (f"{errno.EACCES}:1", ("--fault", "sigterm:export@12"), 75),
     ],
 )
 def test_a_bucket_that_fails_at_the_export(run_dir: Path, trouble: str, options: tuple[str, ...], code: int) -> None:
-    ended = mlp(run_dir, "--unexportable", trouble, "--constant", "restore.FIRST_RETRY_S=0.1", *options)
+    ended = mlp(run_dir, "--unexportable", trouble, "--constant", "attempt.START_RETRY_S=1", *options)
     assert ended.code == code, ended.output
     assert "Traceback" not in ended.output
     assert (run_dir / "final" / "MANIFEST.json").exists() == (code == 0)

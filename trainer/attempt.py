@@ -44,6 +44,7 @@ from trainer.layout import (
     last_event_number,
     list_attempts,
     list_checkpoints,
+    newest_committed,
     read_events,
     read_json,
     read_manifest,
@@ -55,6 +56,7 @@ from trainer.patience import within
 
 START_RETRY_S = 600.0
 BEING_WRITTEN_S = 1.0
+UNREADABLE_S = 30.0
 OWN_DOING_IN_A_ROW = 3
 ANY_END_IN_A_ROW = 10
 FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -132,7 +134,11 @@ def check_bucket(paths: RunPaths) -> None:
         AttemptError: no bucket is mounted where SKYSPOT_MOUNT says, or the folder that the run's folder goes into is
         missing.
     """
-    mount = os.environ.get("SKYSPOT_MOUNT")
+    with within("looking at the mount", START_RETRY_S, EXIT_FAILED):
+        _check_bucket(paths, os.environ.get("SKYSPOT_MOUNT"))
+
+
+def _check_bucket(paths: RunPaths, mount: str | None) -> None:
     if not mount:
         if not paths.root.parent.is_dir():
             raise AttemptError(
@@ -180,9 +186,11 @@ def persist(
         except OSError as error:
             gone = begun and error.errno in MOUNT_GONE
             if gone or error.errno in _HOPELESS or time.monotonic() > end:
+                what = "The attempt cannot be recorded there, so nothing was trained"
+                what = "It cannot be read or written" if begun else what
                 raise AttemptError(
-                    f"{paths.root}: {error.strerror or error}. The attempt cannot be recorded there, so nothing was "
-                    "trained; nothing that was committed is lost.",
+                    f"{error.filename or paths.root}: {error.strerror or error}. {what}; nothing that was committed is "
+                    "lost.",
                     EXIT_PREEMPTED if gone else EXIT_FAILED,
                 ) from None
             if not said:
@@ -190,6 +198,21 @@ def persist(
                 print(f"{paths.root}: {error.strerror or error}; asking again for a while", file=sys.stderr, flush=True)
         pause(wait_s, between)
         wait_s = min(30.0, 2 * wait_s)
+
+
+def newest_readable(
+    paths: RunPaths, run_id: str | None, between: Callable[[], None] = lambda: None
+) -> tuple[CheckpointName, Manifest] | None:
+    """The newest committed checkpoint (`newest_committed`); errors as of `persist`.
+
+    One that cannot be looked at for half a minute, or is forbidden, is passed over where there is another.
+    """
+    end = time.monotonic() + UNREADABLE_S
+
+    def pass_over(error: OSError) -> bool:
+        return error.errno in REFUSED or (error.errno not in MOUNT_GONE and time.monotonic() > end)
+
+    return persist(paths, lambda: newest_committed(paths, run_id, pass_over), between)
 
 
 def pause(seconds: float, between: Callable[[], None]) -> None:
@@ -279,7 +302,11 @@ def record(attempt: Attempt, event: str, **fields: Any) -> None:
         folder = attempt.paths.attempt(attempt.name)
         number = 1 + max(last_event_number(attempt.paths, attempt.name), _numbers.get(folder, 0))
         path = attempt.paths.event(attempt.name, number, event)
-        write_once(path, to_json({"time": round(time.time(), 3), **fields}))
+        try:
+            write_once(path, to_json({"time": round(time.time(), 3), **fields}))
+        except FileExistsError:  # Of a try that failed half-way, and that the listing does not show yet.
+            _numbers[folder] = number
+            raise
         _numbers[folder] = number
 
 
@@ -393,7 +420,7 @@ def is_finished(
     if not is_of(manifest, run_id):
         raise AttemptError(
             f"{paths.final} holds the model of another run ({manifest.facts['run_id']}, and this is {run_id}): move "
-            "it away, or give this run another name or folder. Nothing was changed"
+            "it away, or give this run another name or folder. It is left as it is"
         )
     if manifest.kind != "final" or manifest.facts.get("step") != manifest.facts.get("max_steps"):
         return False
@@ -432,7 +459,7 @@ def no_progress(attempt: Attempt, newest_step: int, *, sees_progress: bool = Tru
     for name in reversed(list_attempts(attempt.paths)):
         if name >= attempt.name:
             continue
-        events = read_events(attempt.paths, name)
+        events = read_events(attempt.paths, name, ("start", "machines", "restored", "end"))
         if (event_named(events, "start") or {}).get("launch") != attempt.launch:
             break
         before.append((name, events))
@@ -499,7 +526,7 @@ def _first_binding(paths: RunPaths, attempt: Attempt) -> Mapping[str, Any] | Non
     for name in list_attempts(paths):
         if name == attempt.name:
             continue
-        events = read_events(paths, name)
+        events = read_events(paths, name, ("start", "bound", "end"))
         start = event_named(events, "start")
         if start and ended(events).get("cause") != "refused":
             return {**(start.get("binding") or {}), **((event_named(events, "bound") or {}).get("binding") or {})}
@@ -512,7 +539,7 @@ def ignored_notices(paths: RunPaths, name: AttemptName, machine: str) -> set[str
     for other in list_attempts(paths):
         if other == name:
             continue
-        events = read_events(paths, other)
+        events = read_events(paths, other, ("start", "machines", "end"))
         notice = ended(events).get("notice")
         if machine in machines(events) and isinstance(notice, Mapping):
             found.add(str(notice.get("id")))

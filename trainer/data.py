@@ -151,10 +151,14 @@ def tokenizer_name(config: TrainConfig) -> str:
 
 
 def is_whole(paths: RunPaths, folder: str) -> bool:
-    """Whether a folder of prepared data is committed and has the sizes that its manifest says."""
+    """Whether a folder of prepared data is committed and has the sizes that its manifest says.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
     try:
         return sizes_agree(paths.tokens / folder, read_manifest(paths.tokens / folder)) is None
-    except (LayoutError, OSError):
+    except LayoutError:
         return False
 
 
@@ -208,6 +212,8 @@ def prepare(paths: RunPaths, attempt: AttemptName, config: TrainConfig, between:
         chosen[np.arange(held_out) * samples // held_out] = True
         folder = paths.tokens / f"{key}-{attempt}"
         with within("making a folder for prepared data"):
+            if folder.exists():  # Of a try of this attempt's that failed half-way.
+                shutil.rmtree(folder)
             folder.mkdir(parents=True)
         files = {
             "train.bin": _write_rows(folder / "train.bin", rows, np.flatnonzero(~chosen), between),

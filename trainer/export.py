@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -11,12 +12,11 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from torch import nn
 
-from trainer.attempt import newer_attempt, superseded
+from trainer.attempt import AttemptError, newer_attempt, persist, superseded
 from trainer.checkpoint import write_manifest, write_tensors
 from trainer.hashing import CHUNK_BYTES, Hasher
 from trainer.layout import EXIT_SUPERSEDED, MANIFEST, CheckpointName, FileRecord, Manifest, fsync, read_manifest
 from trainer.patience import within, within_bytes
-from trainer.restore import ReadError, again
 from trainer.state import unwrap
 
 if TYPE_CHECKING:
@@ -39,16 +39,23 @@ def export(run: SpotRun, model: nn.Module, save_model: Callable[[nn.Module, Path
     then copied front to back, MANIFEST.json last; all of them again where the bucket fails for a moment.
 
     Raises:
-        ReadError: the bucket cannot be written.
+        AttemptError: the bucket cannot be written, for ten minutes.
     """
+
+    def in_time() -> None:
+        if run.notices.first():
+            raise InterruptedError("no time is left to try again")
+
+    def work() -> None:
+        _publish(run, Path(made), last)
+
     with tempfile.TemporaryDirectory(prefix="skyspot-final-") as made:
-        _let_a_newer_one(run)
         save_model(unwrap(model), Path(made))
         try:
-            again(lambda: _publish(run, Path(made), last), lambda: None, told=())
-        except ReadError as error:
-            raise ReadError(
-                f"the model could not be exported: {error}. Checkpoint {last} is whole: the next attempt exports it",
+            persist(run.paths, work, in_time, begun=True, limit_s=math.inf)  # Each call has a limit of its own.
+        except AttemptError as error:
+            raise AttemptError(
+                f"the model could not be exported: {error} Checkpoint {last} is whole: the next attempt exports it",
                 error.code,
             ) from None
 

@@ -8,6 +8,7 @@ makes it resume exactly is in run.py and loop.py.
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
 
         # 2. Data: packed once per run, on rank 0, into the bucket; then read from a local copy.
         folder = run.rank0_does("tokens", lambda: prepared_tokens(run, config))
-        tokens = data.open_tokens(run.paths, folder, between=run.between)
+        tokens = run.ask(lambda: data.open_tokens(run.paths, folder, between=run.between), math.inf)
         samples = PackedSamples(tokens.train)
         if len(samples) < config.global_batch_size:
             raise RunError(
@@ -105,7 +106,7 @@ def prepared_tokens(run: SpotRun, config: TrainConfig) -> str:
 
     assert run.attempt
     named = run.newest.facts.get("tokens") if run.newest else None
-    kept = named if isinstance(named, str) and data.is_whole(run.paths, named) else None
+    kept = named if isinstance(named, str) and run.ask(lambda: data.is_whole(run.paths, named)) else None
     try:
         key = data.data_key(config)
     except data.DataError as error:
@@ -116,7 +117,8 @@ def prepared_tokens(run: SpotRun, config: TrainConfig) -> str:
     run.bind(data_key=key)
     if kept and kept.startswith(key):
         return kept
-    return data.prepare(run.paths, run.attempt.name, config, run.between)
+    attempt = run.attempt.name
+    return str(run.ask(lambda: data.prepare(run.paths, attempt, config, run.between), math.inf))
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

@@ -9,8 +9,11 @@ It says on stdout what the launcher has to know: `attempt NAME`, `leave CODE`, `
 
 from __future__ import annotations
 
+import os
 import selectors
 import sys
+import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,11 +26,21 @@ from trainer.layout import (
     LayoutError,
     RunPaths,
     event_named,
-    newest_committed,
     read_events,
 )
+from trainer.patience import overdue
 
 LOOK_S = 5.0
+LOOK_AT_CALLS_S = 0.5
+
+
+def _leave_what_hangs() -> None:
+    """As SpotRun: a call that hangs is left, whatever it is."""
+    while not (call := overdue()):
+        time.sleep(LOOK_AT_CALLS_S)
+    print(f"Error: {call.what} has not returned: the bucket's mount hangs", file=sys.stderr, flush=True)
+    _say(f"leave {call.code}")
+    os._exit(0)
 
 
 def keep(run_dir: Path) -> None:
@@ -35,19 +48,22 @@ def keep(run_dir: Path) -> None:
     paths = RunPaths(run_dir)
     try:
         attempts.check_bucket(paths)
-        newest = attempts.persist(paths, lambda: newest_committed(paths, attempts.identity(paths, {})))
+        newest = attempts.newest_readable(paths, attempts.persist(paths, lambda: attempts.identity(paths, {})))
         step = newest[1].step if newest else 0
         attempt = attempts.open_attempt(paths, launch=attempts.launch_id(), config={}, binding=None, newest_step=step)
+        stop = attempts.persist(paths, lambda: attempts.stop_requested(attempt), begun=True)
+        stuck = attempts.persist(
+            paths, lambda: attempts.no_progress(attempt, step, sees_progress=newest is not None), begun=True
+        )
     except (attempts.AttemptError, LayoutError) as error:
         print(f"Error: {error}", file=sys.stderr)
-        _say(f"leave {EXIT_FAILED}")
+        _say(f"leave {getattr(error, 'code', EXIT_FAILED)}")
         return
-    if attempts.stop_requested(attempt):
+    if stop:
         print(f"not started: {paths.stop(attempt.launch)} asks this launch to stop", file=sys.stderr)
         attempts.record(attempt, "end", code=EXIT_STOPPED, cause="stop-request", step=0)
         _say(f"leave {EXIT_STOPPED}")
         return
-    stuck = attempts.no_progress(attempt, step, sees_progress=newest is not None)
     if stuck:
         print(f"Error: {stuck}", file=sys.stderr)
         attempts.record(attempt, "end", code=EXIT_NO_PROGRESS, cause="no-progress", step=0, error=stuck)
@@ -102,6 +118,7 @@ def main() -> None:
             if name:
                 write_end(RunPaths(Path(sys.argv[4])), name, int(sys.argv[2]), sys.argv[3])
         else:
+            threading.Thread(target=_leave_what_hangs, daemon=True).start()
             keep(Path(sys.argv[1]))
     except OSError as error:
         print(f"the attempt's end could not be recorded: {error}", file=sys.stderr)

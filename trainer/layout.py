@@ -440,30 +440,37 @@ def sizes_agree(folder: Path, manifest: Manifest, size_of: Callable[[str], int] 
     return None
 
 
-def newest_committed(paths: RunPaths, run_id: str | None = None) -> tuple[CheckpointName, Manifest] | None:
+def newest_committed(
+    paths: RunPaths, run_id: str | None = None, pass_over: Callable[[OSError], bool] = lambda error: False
+) -> tuple[CheckpointName, Manifest] | None:
     """The newest checkpoint whose files have the sizes that its manifest says; None where there is none.
 
     Args:
         paths: The run's.
         run_id: Another run's checkpoints are passed over; None: all count.
+        pass_over: Whether one that cannot be looked at for this is passed over, if another one can.
 
     Raises:
         LayoutVersionError: a newer release wrote it.
         OSError: the bucket cannot be read.
     """
+    unreadable: OSError | None = None
     for name in list_checkpoints(paths):
         try:
             manifest = read_manifest(paths.checkpoint(name))
+            mine = belongs(manifest, name) and is_of(manifest, run_id)
+            if mine and sizes_agree(paths.checkpoint(name), manifest) is None:
+                return name, manifest
         except LayoutVersionError:
             raise
         except (LayoutError, FileNotFoundError):
             continue
-        if (
-            belongs(manifest, name)
-            and is_of(manifest, run_id)
-            and sizes_agree(paths.checkpoint(name), manifest) is None
-        ):
-            return name, manifest
+        except OSError as error:
+            if not pass_over(error):
+                raise
+            unreadable = unreadable or error
+    if unreadable:
+        raise unreadable
     return None
 
 
@@ -510,7 +517,7 @@ def belongs(manifest: Manifest, name: CheckpointName) -> bool:
 
 def is_of(manifest: Manifest, run_id: str | None) -> bool:
     """Whether a checkpoint is of this run, as far as both are known."""
-    return run_id is None or manifest.facts.get("run_id", run_id) == run_id
+    return run_id is None or manifest.facts.get("run_id") in (None, run_id)
 
 
 def read_events(

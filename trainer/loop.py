@@ -32,13 +32,11 @@ from trainer.patience import within
 from trainer.records import Records, last_step_done
 from trainer.restore import find_whole
 from trainer.rounds import CAUSES, KINDS, MASK, Row, Stop, from_bits, to_bits
-from trainer.run import HOLD_PAST_DEADLINE_S, Leaving, RunError, SpotRun, cause_of
+from trainer.run import HOLD_PAST_DEADLINE_S, RECORDS_S, Leaving, RunError, SpotRun, cause_of
 from trainer.saving import Boundary, Keeping, Saver
 from trainer.show import Progress
 
 MAX_THREADS = 1024
-RECORDS_S = 600.0
-"""How long reading what other attempts recorded may take."""
 SAY_WAITED_S = 1.0
 """A wait of training's for a save that is worth a word."""
 
@@ -723,11 +721,11 @@ class Loop:
             export.export(self.run_, self.model, self.save_model, name)
         except Exception as error:
             notice = self.run_.notices.first()
-            if not self.stop and not notice:
+            stop = self.stop or (Stop(notice.kind, notice.deadline) if notice else None)
+            if not stop:
                 raise
             self.run_.say(f"the model is not exported yet ({error}): the next attempt does it")
-            cause = CAUSES.get(self.stop.kind, "signal") if self.stop else cause_of(notice) if notice else ""
-            self.run_.leave(EXIT_PREEMPTED, cause, notice=notice)
+            self._end_at(stop)
 
 
 def _refuse_lazy(model: nn.Module) -> None:

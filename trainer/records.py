@@ -178,7 +178,7 @@ def last_step_done(attempt: Attempt) -> int:
     """
     paths, steps = attempt.paths, [0]
     for name in reversed([name for name in list_attempts(paths) if name < attempt.name]):
-        events = read_events(paths, name)
+        events = read_events(paths, name, ("restored", "end"))
         ended = last_event(events, "end")
         if ended and isinstance(ended.get("step"), int):
             steps.append(ended["step"])

@@ -160,11 +160,15 @@ def _try_load(
     while True:
         try:
             return again(lambda: load(folder, live, together.rank, together.world_size, run_id), between), None, None
+        except ReadError as error:
+            return None, str(error), error.code
         except (FileNotFoundError, DamagedError) as error:
+            problem = error
+        try:
             gone = not _is_there(folder / MANIFEST, between)
             # Another machine's mount may show new files a little later than the mount of rank 0, who saw this one.
             if not gone or not together.rank or not together.several_nodes or time.monotonic() > end:
-                return None, "gone" if gone and not _is_there(folder, between) else str(error), None
+                return None, "gone" if gone and not _is_there(folder, between) else str(problem), None
         except ReadError as error:
             return None, str(error), error.code
         pause(1.0, between)
@@ -178,24 +182,17 @@ def _is_there(path: Path, between: Callable[[], None]) -> bool:
     return bool(again(look, between))
 
 
-def again(
-    read: Callable[[], Any], between: Callable[[], None], told: tuple[type[OSError], ...] = (FileNotFoundError,)
-) -> Any:
+def again(read: Callable[[], Any], between: Callable[[], None]) -> Any:
     """Read, and read again after a while where the bucket fails.
 
-    Args:
-        read: What to do; may be done several times.
-        between: Called while waiting; raises to stop.
-        told: Errors that say something of a file, and nothing of the bucket.
-
     Raises:
-        OSError: of those that are `told`.
+        FileNotFoundError: it is not there.
         ReadError: it fails for good.
     """
     for try_number in range(READ_TRIES):
         try:
             return read()
-        except told:
+        except FileNotFoundError:
             raise
         except OSError as error:
             code = fatal_code(error)

@@ -62,6 +62,8 @@ LOOK_AT_STORE_S = 0.5
 LOOK_AT_BUCKET_S = 5.0
 LOOK_AT_BUCKET_CALLS_S = 0.5
 HOLD_PAST_DEADLINE_S = 10.0
+RECORDS_S = 600.0
+"""How long reading what other attempts recorded may take: each tells it in a few objects of its own."""
 # With what an attempt ends once all ranks have agreed on why; anything else is a preemption.
 _STOP_CODES = {"superseded": EXIT_SUPERSEDED, "stop-request": EXIT_STOPPED}
 
@@ -241,7 +243,7 @@ class SpotRun:
         if self.rank == 0:
             assert self.attempt
             attempt = self.attempt
-            self._ask(lambda: attempts.record(attempt, "bound", binding=self.binding))
+            self.ask(lambda: attempts.record(attempt, "bound", binding=self.binding))
             self._refuse_other_binding(self.newest)
 
     def train(self, model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> None:
@@ -358,7 +360,7 @@ class SpotRun:
         attempts.check_bucket(self.paths)
         known = attempts.persist(self.paths, lambda: attempts.identity(self.paths, self.binding), self.between)
         self.run_id = known or attempts.new_run_id(self.binding)
-        found = attempts.persist(self.paths, lambda: newest_committed(self.paths, self.run_id), self.between)
+        found = attempts.newest_readable(self.paths, self.run_id, self.between)
         self.newest = found[1] if found else None
         newest_step = self.newest.step if self.newest else 0
         launch = attempts.launch_id()
@@ -369,8 +371,8 @@ class SpotRun:
             "newest_step": newest_step,
         }
         opened = AttemptName.parse(os.environ.get("SKYSPOT_ATTEMPT", ""))
-        if opened and self._ask(self.paths.attempt(opened).is_dir):
-            self.attempt = self._ask(lambda: attempts.adopt(self.paths, opened, launch, **facts))
+        if opened and self.ask(self.paths.attempt(opened).is_dir):
+            self.attempt = self.ask(lambda: attempts.adopt(self.paths, opened, launch, **facts))
         else:
             self.attempt = attempts.open_attempt(self.paths, launch=launch, between=self.between, **facts)
         self.link.say_attempt(self.paths.root, self.attempt.name)
@@ -380,25 +382,30 @@ class SpotRun:
         def finished() -> bool:
             return attempts.is_finished(self.paths, self.run_id, self.binding, problem)
 
-        if self._ask(finished, math.inf):  # Reads all of it; each read has a limit of its own.
+        if self.ask(finished, math.inf):  # Reads all of it; each read has a limit of its own.
             self.final_is_whole = True
             raise Leaving(EXIT_DONE, "already-finished", f"already finished: {self.paths.final} is whole")
         attempt = self.attempt
-        if self._ask(lambda: attempts.stop_requested(attempt)):
+        if self.ask(lambda: attempts.stop_requested(attempt)):
             asked = self.paths.stop(self.attempt.launch)
             raise Leaving(EXIT_STOPPED, "stop-request", f"not started: {asked} asks this launch to stop")
-        stuck = self._ask(lambda: attempts.no_progress(attempt, newest_step))
+        stuck = self.ask(lambda: attempts.no_progress(attempt, newest_step), RECORDS_S)
         if stuck:
             raise Leaving(EXIT_NO_PROGRESS, "no-progress", stuck)
         self._hear_the_cloud(self.attempt.name, self.attempt.machine)
 
-    def _ask(self, work: Callable[[], Any], limit_s: float | None = None) -> Any:
-        """Do something in the bucket between the attempt's start and its first step; arguments as of `persist`."""
+    def ask(self, work: Callable[[], Any], limit_s: float | None = None) -> Any:
+        """Do something in the bucket between the attempt's start and its first step; see `attempt.persist`.
+
+        Args:
+            work: What to do; may be done several times.
+            limit_s: How long one try may take; infinite where each of its calls has a limit of its own.
+        """
         return attempts.persist(self.paths, work, self.between, begun=True, limit_s=limit_s)
 
     def _hear_the_cloud(self, name: AttemptName, machine: str) -> None:
         """Ask the cloud's metadata service from now on: one rank on each machine, as each has notices of its own."""
-        ignored = self._ask(lambda: attempts.ignored_notices(self.paths, name, machine))
+        ignored = self.ask(lambda: attempts.ignored_notices(self.paths, name, machine), RECORDS_S)
         self.notices.ignored = frozenset(ignored)
         self.notices.poll_metadata()
 
@@ -418,12 +425,12 @@ class SpotRun:
         tokens = self.together.gather("machine", machine, self.between)
         if attempt := self.attempt:
             found = [token for token in tokens if token]
-            self._ask(lambda: attempts.record(attempt, "machines", machines=found))
+            self.ask(lambda: attempts.record(attempt, "machines", machines=found))
 
     def _await_the_attempt_in_the_bucket(self) -> None:
         """Two mounts of one bucket show each other's new files a little later; two buckets never do."""
         folder, end = self.paths.attempt(self.attempt_name), time.monotonic() + SEE_ATTEMPT_S
-        while not self._ask(folder.is_dir):
+        while not self.ask(folder.is_dir):
             self.between()
             if time.monotonic() > end:
                 raise RunError(
@@ -435,7 +442,9 @@ class SpotRun:
     def _refuse_other_binding(self, newest: Manifest | None) -> None:
         assert self.attempt
         attempt, allowed = self.attempt, self.config.allow_config_change
-        trouble = self._ask(lambda: attempts.binding_problem(self.paths, attempt, self.binding, allowed, newest))
+        trouble = self.ask(
+            lambda: attempts.binding_problem(self.paths, attempt, self.binding, allowed, newest), RECORDS_S
+        )
         if trouble:
             raise Leaving(EXIT_FAILED, "refused", trouble)
 
@@ -523,6 +532,8 @@ class SpotRun:
                 print(f"rank {self.rank}: {error}", file=sys.stderr)
             self._leave_with_the_others(f"another rank is gone ({one_line(error)})")
         code = getattr(error, "code", EXIT_FAILED)
+        if isinstance(error, OSError) and error.errno in attempts.MOUNT_GONE:
+            code = EXIT_PREEMPTED
         code = code if isinstance(code, int) and code in (EXIT_FAILED, EXIT_PREEMPTED, EXIT_SUPERSEDED) else EXIT_FAILED
         # Said before the others hear of it: the first machine to leave has SkyPilot kill the others.
         in_a_line, first = is_said_in_a_line(error), self._first_to_say(one_line(error))

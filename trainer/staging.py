@@ -106,7 +106,7 @@ class Staging:
     """The host memory that shares are copied to."""
 
     def __init__(self) -> None:
-        self._whole = torch.empty(0, dtype=torch.uint8)
+        self._whole, self._pinned = torch.empty(0, dtype=torch.uint8), False
         self._buffers: dict[str, torch.Tensor] = {}
 
     def holds(self, parts: Sequence[Part]) -> bool:
@@ -127,7 +127,7 @@ class Staging:
         It is pinned where there is a GPU, so that copies run beside the computation.
         """
         self.drop()
-        pinned = torch.cuda.is_available() and torch.cuda.is_initialized()
+        self._pinned = pinned = torch.cuda.is_available() and torch.cuda.is_initialized()
         try:
             self._whole, self._buffers = _side_by_side(in_order(parts), pinned)
         except (
@@ -142,7 +142,7 @@ class Staging:
     def populate(self) -> None:
         """Have the system hand out the memory now, in small pieces, beside training; what lies there stays as it is."""
         whole = self._whole
-        if _madvise is None or (torch.cuda.is_available() and whole.is_pinned()):
+        if _madvise is None or self._pinned:
             return
         for at in range(0, whole.numel(), POPULATED_BYTES):
             count = min(POPULATED_BYTES, whole.numel() - at)
