@@ -26,14 +26,22 @@ def mount(tmp_path: Path) -> Iterator[Mounted]:
         yield mount
 
 
-def begin(run_dir: Path, behind: Path, *args: str) -> subprocess.Popen[str]:
+@pytest.fixture
+def behind(tmp_path: Path) -> Path:
+    """The run's folder in the store itself."""
+    return tmp_path / "s3" / "store" / "bucket" / "run"
+
+
+def begin(run_dir: Path, behind: Path, processes: int, *args: str) -> subprocess.Popen[str]:
     """An attempt that would go on for a while, with a checkpoint behind it."""
     command = [
-        sys.executable, "-m", "trainer.launch", "--grace", str(GRACE_S), PROGRAMS / "mlp.py", "--dir", run_dir,
-        "--grace", str(GRACE_S), "--steps", "2000", "--save-every", "5", "--slow", "0.02", *args,
+        sys.executable, "-m", "trainer.launch", "--processes", str(processes), "--grace", str(GRACE_S),
+        PROGRAMS / "mlp.py", "--dir", run_dir, "--grace", str(GRACE_S), "--steps", "2000", "--save-every", "5",
+        "--slow", "0.02", *args,
     ]  # fmt: skip
+    env = clean_env(OMP_NUM_THREADS="1")
     process = subprocess.Popen(
-        command, env=clean_env(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
     # Behind the mount: in the mount a file is seen before it is uploaded.
     until("a checkpoint is in the store", lambda: is_whole(behind), 60)
@@ -49,25 +57,25 @@ def is_whole(run_dir: Path) -> bool:
     return False
 
 
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_frozen_mount_and_a_sigterm_end_within_the_grace_and_nothing_holds_the_pipes(
-    mount: Mounted, tmp_path: Path
+    mount: Mounted, behind: Path, processes: int
 ) -> None:
-    process = begin(mount.point / "run", tmp_path / "s3" / "store" / "bucket" / "run")
+    process = begin(mount.point / "run", behind, processes)
     mount.freeze()
     process.send_signal(signal.SIGTERM)
     begun = time.monotonic()
     output, _ = process.communicate(timeout=GRACE_S + 10)  # To the end of its pipe, too.
     assert process.returncode == 75, output
     assert time.monotonic() - begun < GRACE_S + 10
-    assert is_whole(tmp_path / "s3" / "store" / "bucket" / "run")
+    assert is_whole(behind)
 
 
-def test_a_frozen_mount_is_left_by_itself_for_a_new_machine(mount: Mounted, tmp_path: Path) -> None:
-    process = begin(
-        mount.point / "run", tmp_path / "s3" / "store" / "bucket" / "run", "--constant", "patience.LIMIT_S=2"
-    )
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_frozen_mount_is_left_by_itself_for_a_new_machine(mount: Mounted, behind: Path, processes: int) -> None:
+    process = begin(mount.point / "run", behind, processes, "--constant", "patience.LIMIT_S=2")
     mount.freeze()
     output, _ = process.communicate(timeout=2 + GRACE_S + 10)
     assert process.returncode == 75, output
     assert "its mount hangs" in output
-    assert is_whole(tmp_path / "s3" / "store" / "bucket" / "run")
+    assert is_whole(behind)
