@@ -138,12 +138,12 @@ def test_lines_of_several_ranks_are_not_mixed(tmp_path: Path) -> None:
 
 def test_each_rank_gets_what_torchrun_would_give_it(tmp_path: Path) -> None:
     body = (
-        "names = 'RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR OMP_NUM_THREADS OMP_WAIT_POLICY'\n"
+        "names = 'RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR OMP_NUM_THREADS GOMP_SPINCOUNT'\n"
         "print(*[os.environ[name] for name in names.split()], bool(os.environ['MASTER_PORT']))\n"
     )
     lines = sorted(run(script(tmp_path, body)).stdout.splitlines())
     threads = max(1, (os.cpu_count() or 1) // 2)
-    assert lines == [f"{rank} {rank} 2 2 127.0.0.1 {threads} PASSIVE True" for rank in (0, 1)]
+    assert lines == [f"{rank} {rank} 2 2 127.0.0.1 {threads} 5000 True" for rank in (0, 1)]
 
 
 def test_a_plain_torch_script_of_several_processes_finds_its_peers(tmp_path: Path) -> None:
