@@ -598,6 +598,14 @@ def began_on(names: list[str], paths: RunPaths, on_machine: Callable[[str], None
     return attempt
 
 
+def left_behind(paths: RunPaths, restored: CheckpointName) -> list[int]:
+    """The steps that are there after an attempt has restored a checkpoint and saved step 4."""
+    mine = Rank0.of(begin(paths))
+    mine.pruner.restored(restored)
+    mine.save(4)
+    return steps(paths)
+
+
 def test_behind_a_cache_nothing_counts_whose_writer_is_not_known(
     paths: RunPaths, on_machine: Callable[[str], None], seen_as: Callable[..., None]
 ) -> None:
@@ -605,10 +613,7 @@ def test_behind_a_cache_nothing_counts_whose_writer_is_not_known(
     names = [commit(paths, before.name, step) for step in (1, 2, 3)]
     paths.event(before.name, 1, "start").write_text('{"machine"')
     seen_as(Proof.NOTHING)
-    mine = Rank0.of(begin(paths))
-    mine.pruner.restored(names[2])
-    mine.save(4)
-    assert steps(paths) == [4, 3, 2, 1]
+    assert left_behind(paths, names[2]) == [4, 3, 2, 1]
 
 
 def test_behind_a_cache_a_machine_that_was_given_another_token_meanwhile_is_the_same(
@@ -646,32 +651,24 @@ def test_behind_a_cache_older_ones_of_other_machines_are_read_until_enough_count
 # -- what was believed and not so --------------------------------------------------------------------------------------
 
 
-def test_a_machine_without_a_home_is_one_machine_all_the_same(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_a_home_is_one_machine_all_the_same(
+    paths: RunPaths, seen_as: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", "/proc/nowhere")
     before = begin(paths)
     names = [commit(paths, before.name, step) for step in (1, 2, 3)]
-    monkeypatch.setattr(pruning, "mount_of", lambda path: Mount(path.parent, "rclone with a cache", Proof.NOTHING))
-    mine = Rank0.of(begin(paths))
-    mine.pruner.restored(names[2])
-    mine.save(4)
-    assert steps(paths) == [4, 3, 2, 1]
+    seen_as(Proof.NOTHING)
+    assert left_behind(paths, names[2]) == [4, 3, 2, 1]
 
 
 def test_whose_machines_cannot_all_be_read_may_have_been_this_one(
-    paths: RunPaths, on_machine: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+    paths: RunPaths, on_machine: Callable[[str], None], seen_as: Callable[..., None]
 ) -> None:
-    here = machine_token()
-    on_machine("there")
-    before = begin(paths)
-    record(before, "machines", machines=[machine_token(), here])
+    before = began_on([THERE, HERE], paths, on_machine)
     paths.event(before.name, 2, "machines").write_text('{"machi')
     names = [commit(paths, before.name, step, ranks=2) for step in (1, 2, 3)]
-    on_machine("here")
-    monkeypatch.setattr(pruning, "mount_of", lambda path: Mount(path.parent, "rclone with a cache", Proof.NOTHING))
-    mine = Rank0.of(begin(paths))
-    mine.pruner.restored(names[2])
-    mine.save(4)
-    assert steps(paths) == [4, 3, 2, 1]
+    seen_as(Proof.NOTHING)
+    assert left_behind(paths, names[2]) == [4, 3, 2, 1]
 
 
 def test_an_attempt_whose_process_is_seen_is_alive_however_long_it_is_silent(

@@ -186,8 +186,8 @@ def persist(
         except OSError as error:
             gone = begun and error.errno in MOUNT_GONE
             if gone or error.errno in _HOPELESS or time.monotonic() > end:
-                what = "The attempt cannot be recorded there, so nothing was trained"
-                what = "It cannot be read or written" if begun else what
+                recorded = "The attempt cannot be recorded there, so nothing was trained"
+                what = "It cannot be read or written" if begun else recorded
                 raise AttemptError(
                     f"{error.filename or paths.root}: {error.strerror or error}. {what}; nothing that was committed is "
                     "lost.",

@@ -13,7 +13,6 @@ import os
 import selectors
 import sys
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,16 +27,14 @@ from trainer.layout import (
     event_named,
     read_events,
 )
-from trainer.patience import overdue
+from trainer.patience import await_overdue
 
 LOOK_S = 5.0
-LOOK_AT_CALLS_S = 0.5
 
 
 def _leave_what_hangs() -> None:
     """As SpotRun: a call that hangs is left, whatever it is."""
-    while not (call := overdue()):
-        time.sleep(LOOK_AT_CALLS_S)
+    call = await_overdue()
     print(f"Error: {call.what} has not returned: the bucket's mount hangs", file=sys.stderr, flush=True)
     _say(f"leave {call.code}")
     os._exit(0)

@@ -46,8 +46,7 @@ EXIT_NO_PROGRESS = 80
 # What a launcher returns when its ranks gave several: the first of these that any rank gave.
 EXIT_PRECEDENCE = (EXIT_FAILED, EXIT_NO_PROGRESS, EXIT_STOPPED, EXIT_SUPERSEDED, EXIT_PREEMPTED, EXIT_DONE)
 
-# With these errors a file is not as it was written; any other error says nothing of the file.
-NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
+_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 STOP_REQUEST_S = 120.0
 """How long a stop that was asked for (`RunPaths.stop`) may take, and is held for SkyPilot's cancel."""
@@ -419,6 +418,12 @@ def read_manifest(folder: Path, read: Callable[[Path], bytes] = read_whole) -> M
         raise LayoutError(f"not committed: MANIFEST.json: {error}") from None
 
 
+def says_not_there(error: OSError) -> bool:
+    """Whether an error tells that a file is not as it was written; any other says nothing of the file."""
+    # A bucket's errors have no number.
+    return error.errno in _NOT_THERE or isinstance(error, FileNotFoundError)
+
+
 def sizes_agree(folder: Path, manifest: Manifest, size_of: Callable[[str], int] | None = None) -> str | None:
     """The first listed file that is missing or has another size, as a sentence; None where all agree.
 
@@ -432,7 +437,7 @@ def sizes_agree(folder: Path, manifest: Manifest, size_of: Callable[[str], int] 
         try:
             size = size_of(name) if size_of else (folder / name).stat().st_size
         except OSError as error:
-            if error.errno not in NOT_THERE and not isinstance(error, FileNotFoundError):
+            if not says_not_there(error):
                 raise
             return f"{name}: {error.strerror or error}"
         if size != record.bytes:

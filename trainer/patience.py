@@ -17,6 +17,7 @@ from trainer.layout import EXIT_PREEMPTED
 SLOWEST_BYTES_PER_S = 10e6
 LIMIT_S = 120.0
 """How long one call may take."""
+LOOK_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -56,3 +57,10 @@ def overdue() -> UnderWay | None:
     """A call that should have returned by now; None where there is none."""
     now = time.monotonic()
     return next((call for call in list(_under_way.values()) if now > call.until), None)
+
+
+def await_overdue() -> UnderWay:
+    """Wait until a call should have returned and has not; for a thread of its own."""
+    while not (call := overdue()):
+        time.sleep(LOOK_S)
+    return call

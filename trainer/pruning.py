@@ -236,8 +236,7 @@ class Living:
     def may_write(self, name: AttemptName) -> bool:
         """Whether an attempt may be alive: it has not ended, and cannot be seen to be gone."""
         with within("reading an attempt's records"):
-            events = read_events(self._paths, name, ("start", "machines", "end"))
-            if event_named(events, "end"):
+            if event_named(read_events(self._paths, name, ("end",)), "end"):
                 return False
             if (seen := self._is_seen(name)) is not None:
                 return seen

@@ -23,7 +23,6 @@ from trainer.checkpoint import DTYPES, PARTS
 from trainer.hashing import CHUNK_BYTES, Hasher, hash_bytes
 from trainer.layout import (
     MAX_JSON_BYTES,
-    NOT_THERE,
     STATE,
     CheckpointName,
     FileRecord,
@@ -34,6 +33,7 @@ from trainer.layout import (
     from_json,
     is_safe_name,
     read_manifest,
+    says_not_there,
 )
 from trainer.patience import within
 from trainer.shards import Box
@@ -428,7 +428,7 @@ def _damage(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in NOT_THERE:
+        if not says_not_there(error):
             raise
         raise DamagedError(f"{name}: {error.strerror}") from None
     except DamagedError as error:

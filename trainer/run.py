@@ -41,7 +41,7 @@ from trainer.layout import (
 )
 from trainer.nodes import Nodes
 from trainer.notice import Notice, Notices
-from trainer.patience import overdue, within
+from trainer.patience import await_overdue, within
 from trainer.rank import CRASHED, END_WRITTEN, STOPPED, Link
 
 if TYPE_CHECKING:
@@ -60,7 +60,6 @@ END_EVENT_S = 5.0
 SEE_ATTEMPT_S = 90.0
 LOOK_AT_STORE_S = 0.5
 LOOK_AT_BUCKET_S = 5.0
-LOOK_AT_BUCKET_CALLS_S = 0.5
 HOLD_PAST_DEADLINE_S = 10.0
 RECORDS_S = 600.0
 """How long reading what other attempts recorded may take: each tells it in a few objects of its own."""
@@ -468,8 +467,7 @@ class SpotRun:
 
     def _watch_the_bucket(self) -> None:
         """Leave where a call into the bucket does not return: nothing interrupts it, and a new machine mounts anew."""
-        while not (call := overdue()):
-            time.sleep(LOOK_AT_BUCKET_CALLS_S)
+        call = await_overdue()
         if self.final_is_whole:
             self.leave(EXIT_DONE, "finished")
         seconds = time.monotonic() - call.begun

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer.hashing import hash_file
-from trainer.layout import NOT_THERE, FileRecord, Manifest
+from trainer.layout import FileRecord, Manifest, says_not_there
 from trainer.patience import within
 
 
@@ -56,8 +56,7 @@ def file_problem(
         if hash_file(path, told, past_cache) != record.hash:
             return f"{name} does not hash to what its manifest says"
     except OSError as error:
-        # A bucket's errors have no number.
-        if error.errno not in NOT_THERE and not isinstance(error, FileNotFoundError):
+        if not says_not_there(error):
             raise
         return f"{name} is missing"
     return None
