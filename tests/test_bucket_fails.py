@@ -88,8 +88,9 @@ def test_the_model_of_another_run_is_neither_taken_for_this_ones_nor_deleted(tmp
     assert {path: path.read_bytes() for path in sorted((run_dir / "final").iterdir())} == before
 
 
-def test_two_processes_say_once_what_both_cannot_read(run_dir: Path) -> None:
-    done = mlp(run_dir, "--unreadable", f"{errno.EACCES}:99", processes=2)
+@pytest.mark.parametrize("options", [(), ("--last-to-say",)], ids=["at-once", "the-other-gone"])
+def test_two_processes_say_once_what_both_cannot_read(run_dir: Path, options: tuple[str, ...]) -> None:
+    done = mlp(run_dir, "--unreadable", f"{errno.EACCES}:99", *options, processes=2)
     assert done.code == 1
     assert done.output.count("Error:") == 1
 

@@ -21,6 +21,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -118,6 +119,14 @@ def reserve_port() -> socket.socket:
     return reserved
 
 
+def _shared_file() -> int:
+    """A file without a name that the ranks inherit; in memory where that can be had, as the disk may be full."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("said")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
 class _Launch:
     """One start of all ranks of this machine."""
 
@@ -137,6 +146,8 @@ class _Launch:
         self._kill_at: float | None = None
         self._killed = False
         self._reserved: socket.socket | None = None
+        self._said = _shared_file()
+        """What the ranks have said of their ends: a mistake that all of them meet is said once."""
         self._keeper_dir = keeper_dir if nodes.leads else None
         self._keeper: Keeper | None = None
 
@@ -198,14 +209,14 @@ class _Launch:
         for rank in range(self._processes):
             (rank_reads, to_rank), (from_rank, rank_writes) = os.pipe(), os.pipe()
             (out, rank_out), (err, rank_err) = os.pipe(), os.pipe()
-            inherited = [rank_reads, rank_writes, *([listener.fileno()] if listener and rank == 0 else [])]
+            inherited = [rank_reads, rank_writes, self._said, *([listener.fileno()] if listener and rank == 0 else [])]
             process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.DEVNULL,
                 stdout=rank_out,
                 stderr=rank_err,
                 pass_fds=inherited,
-                env=self._environment(rank, listener, f"{rank_reads},{rank_writes}"),
+                env=self._environment(rank, listener, f"{rank_reads},{rank_writes},{self._said}"),
                 preexec_fn=in_child,
             )
             for descriptor in (rank_reads, rank_writes, rank_out, rank_err):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import threading
@@ -20,20 +21,36 @@ END_WRITTEN = "end-written"
 class Link:
     """Words to and from the launcher; without a launcher, words to nobody."""
 
-    def __init__(self, read: int | None = None, write: int | None = None) -> None:
-        self._read, self._write = read, write
+    def __init__(self, read: int | None = None, write: int | None = None, said: int | None = None) -> None:
+        self._read, self._write, self._said = read, write, said
 
     @classmethod
     def from_env(cls) -> Link:
-        """The link that the launcher left in SKYSPOT_LINK, as two file descriptors."""
+        """The link that the launcher left in SKYSPOT_LINK, as three file descriptors."""
         text = os.environ.get("SKYSPOT_LINK", "")
         try:
-            read, write = (int(part) for part in text.split(","))
-            os.fstat(read)
-            os.fstat(write)
+            read, write, said = (int(part) for part in text.split(","))
+            for descriptor in (read, write, said):
+                os.fstat(descriptor)
         except (ValueError, OSError):
             return cls()
-        return cls(read, write)
+        return cls(read, write, said)
+
+    def is_first_to_say(self, what: str) -> bool:
+        """Whether no other rank of this machine has asked that of the same words, be it gone since or not."""
+        if self._said is None:
+            return True
+        line = repr(what).encode() + b"\n"
+        with suppress(OSError):
+            fcntl.lockf(self._said, fcntl.LOCK_EX)
+            try:
+                said = os.pread(self._said, os.fstat(self._said).st_size, 0)
+                if line in said.splitlines(keepends=True):
+                    return False
+                os.pwrite(self._said, line, len(said))
+            finally:
+                fcntl.lockf(self._said, fcntl.LOCK_UN)
+        return True
 
     def say_attempt(self, run_dir: Path, attempt: object) -> None:
         """Name the attempt, so that the launcher can have its end recorded if this rank dies."""

@@ -546,7 +546,13 @@ class SpotRun:
         self.leave(code, "superseded" if code == EXIT_SUPERSEDED else "error", error=one_line(error))
 
     def _first_to_say(self, what: str) -> bool:
-        """Whether no other rank has said the same: a mistake that all of them meet is one mistake."""
+        """Whether no other rank has said the same: a mistake that all of them meet is one mistake.
+
+        Asked of the launcher's file first: rank 0 does not wait for the others where it fails, and its store goes with
+        it. It does on several machines.
+        """
+        if not self.link.is_first_to_say(what):
+            return False
         with suppress(Exception):  # No store any more: better twice than not at all.
             return self.together.is_first(f"said/{what}")
         return True

@@ -55,6 +55,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--lazy", action="store_true", help="a model with a parameter that has no shape yet")
     parser.add_argument("--hang-in-read-back", action="store_true")
     parser.add_argument("--unreadable", default="", help="ERRNO:TIMES[:STEP] that a share cannot be opened")
+    parser.add_argument("--last-to-say", action="store_true", help="rank 1 says why it ends when another rank is gone")
     parser.add_argument("--unexportable", default="", help="ERRNO:TIMES that a file of final/ cannot be made")
     parser.add_argument("--without", choices=["throw-away", "rng", "order", "lr"])
     return parser.parse_args()
@@ -261,6 +262,9 @@ with SpotRun(config, binding={"model": f"mlp-{options.hidden}", "global_batch_si
             return real_open(path, mode, *args, **more)
 
         Path.open = open_
+    if options.last_to_say and run.rank == 1:
+        first_to_say = run._first_to_say
+        run._first_to_say = lambda what: run.peer_gone.wait(60) and first_to_say(what)
     if options.unexportable:
         number, times = map(int, options.unexportable.split(":"))
         refusals = [OSError(number, os.strerror(number))] * times
