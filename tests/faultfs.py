@@ -45,9 +45,9 @@ class Client:
         """
         self._order(do="fault", call=call, errno=number, after=after, times=times, suffix=suffix)
 
-    def hang(self, call: str, *, after: int = 0, suffix: str = "") -> None:
-        """Have a call not return until `clear`."""
-        self._order(do="fault", call=call, errno=0, after=after, times=1, suffix=suffix)
+    def hang(self, call: str, *, after: int = 0, times: int = 1, suffix: str = "") -> None:
+        """Have a call not return until `clear`, so many times. Not even SIGKILL ends a process that waits for it."""
+        self._order(do="fault", call=call, errno=0, after=after, times=times, suffix=suffix)
 
     def delay(self, call: str, seconds: float, *, after: int = 0, times: int = 1, suffix: str = "") -> None:
         """Have a call take so much longer."""

@@ -1,5 +1,6 @@
 """A mount whose daemon does not answer: no call into it returns, and the attempt ends all the same."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import bucket_lab
+import faultfs
 import pytest
 from bucket_lab import Mounted, mounted, until
 from support import PROGRAMS, clean_env
@@ -79,3 +81,111 @@ def test_a_frozen_mount_is_left_by_itself_for_a_new_machine(mount: Mounted, behi
     assert process.returncode == 75, output
     assert "its mount hangs" in output
     assert is_whole(behind)
+
+
+# -- a daemon that takes orders and does not answer: not even SIGKILL ends a process that waits for it -----------------
+
+CALLS = ("open", "create", "write", "close", "fsync", "mkdir", "unlink", "read", "list")
+
+
+@pytest.fixture
+def faults(tmp_path: Path) -> Iterator[faultfs.Client]:
+    (tmp_path / "behind").mkdir()
+    with faultfs.mounted(tmp_path / "behind", tmp_path / "m") as client:
+        yield client
+
+
+def hang_for_good(faults: faultfs.Client) -> None:
+    for call in CALLS:
+        faults.hang(call, times=1000)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_mount_that_never_answers_and_a_sigterm_end_within_the_grace_and_nothing_holds_the_pipes(
+    faults: faultfs.Client, tmp_path: Path, processes: int
+) -> None:
+    process = begin(faults.point / "run", tmp_path / "behind" / "run", processes)
+    hang_for_good(faults)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=GRACE_S + 10)  # To the end of its pipe, too.
+    assert process.returncode == 75, output
+    assert is_whole(tmp_path / "behind" / "run")
+
+
+def test_a_rank_that_dies_while_the_mount_never_answers_is_recorded_by_nobody_and_nothing_holds_the_pipes(
+    faults: faultfs.Client, tmp_path: Path
+) -> None:
+    process = begin(faults.point / "run", tmp_path / "behind" / "run", 1)
+    hang_for_good(faults)
+    [rank] = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(rank), signal.SIGKILL)
+    output, _ = process.communicate(timeout=GRACE_S + 10)
+    assert process.returncode == 75, output
+    assert is_whole(tmp_path / "behind" / "run")
+
+
+def test_a_script_under_the_keeper_ends_as_well(faults: faultfs.Client, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "trainer.launch", "--grace", str(GRACE_S), "--checkpoint-dir",
+               faults.point / "run", tmp_path / "script.py"]  # fmt: skip
+    (tmp_path / "script.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(600)\n")
+    process = subprocess.Popen(command, env=clean_env(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert process.stdout
+    assert process.stdout.readline() == "begun\n"
+    hang_for_good(faults)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=GRACE_S + 10)
+    assert process.returncode == 75, output
+
+
+# -- before the first step ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(tmp_path: Path) -> dict[str, str]:
+    """An environment in which a call counts as hanging after a second."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "from trainer import attempt, patience\npatience.LIMIT_S = attempt.START_RETRY_S = attempt.RECORDS_S = 1.0\n"
+    )
+    return clean_env(PYTHONPATH=str(tmp_path / "site"))
+
+
+@pytest.mark.parametrize(
+    ("call", "suffix"), [("write", "train.bin"), ("close", "held_out.bin"), ("create", "train.bin"), ("list", "tokens")]
+)
+def test_a_mount_that_hangs_while_data_is_prepared_is_left(
+    faults: faultfs.Client, impatient: dict[str, str], call: str, suffix: str
+) -> None:
+    command = [sys.executable, "-m", "trainer", "--processes", "1", "--checkpoint-dir", faults.point / "run",
+               "--max-steps", "2", "--warmup-steps", "1"]  # fmt: skip
+    (faults.point / "run" / "tokens").mkdir(parents=True)
+    faults.hang(call, suffix=suffix)
+    done = subprocess.run(command, env=impatient, text=True, capture_output=True, timeout=60)
+    assert done.returncode == 75, done.stdout + done.stderr
+    assert "its mount hangs" in done.stderr
+    assert faults.clear() == 1
+    again = subprocess.run(command, env=clean_env(), text=True, capture_output=True, timeout=120)
+    assert again.returncode == 0, again.stdout + again.stderr
+
+
+@pytest.mark.parametrize(
+    ("call", "suffix", "code"),
+    [
+        ("create", "-start.json", 1),  # Nothing is recorded: a new machine would not get any further.
+        ("read", "-start.json", 75),
+        ("list", "attempts", 1),
+    ],
+)
+def test_a_mount_that_hangs_under_the_keeper_is_left(
+    faults: faultfs.Client, tmp_path: Path, impatient: dict[str, str], call: str, suffix: str, code: int
+) -> None:
+    (tmp_path / "script.py").write_text("print('done')\n")
+    command = [sys.executable, "-m", "trainer.launch", "--checkpoint-dir", faults.point / "run", tmp_path / "script.py"]
+    first = subprocess.run(command, env=impatient, text=True, capture_output=True, timeout=60)
+    assert first.returncode == 0, first.stderr
+    faults.hang(call, suffix=suffix)
+    second = subprocess.run(command, env=impatient, text=True, capture_output=True, timeout=60)
+    assert second.returncode == code, second.stderr
+    assert second.stdout == ""
+    assert "the bucket's mount hangs" in second.stderr
+    assert faults.clear() == 1
