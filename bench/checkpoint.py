@@ -28,7 +28,8 @@ OWN_BYTES = 64 << 20
 """What a process is left where memory is short, beside half of what a copy would take."""
 
 
-def main() -> None:
+def main() -> int:
+    """Measure, and write the report; 1 where a bound does not hold."""
     options = _parse()
     prepare()
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="bench-") as name:
@@ -57,6 +58,10 @@ def main() -> None:
         options.json.write_text(json.dumps(asdict(figures), indent=1))
     print(report.written(figures))
     print(f"written to {options.report}", file=sys.stderr)
+    broken = report.broken(figures)
+    for line in broken:
+        print(f"does not hold: {line}", file=sys.stderr)
+    return 1 if broken else 0
 
 
 def _parse() -> argparse.Namespace:
@@ -163,4 +168,4 @@ def _tell(line: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from support import REPO, clean_env
 
+from bench import report
+
 WAYS = ["skyspot", "torch.save + fsync", "accelerate.save_state", "DCP save", "DCP async_save"]
 BOUNDS = [
     "training thread blocked",
@@ -45,6 +47,34 @@ def test_the_bench_writes_a_report_with_every_way_to_save_and_every_bound(tmp_pa
     assert sum(staged) == pytest.approx(found["state_bytes"], rel=0.05), "two ranks staged more than one state"
     assert max(staged) < 0.6 * sum(staged), "the ranks' shares are not halves"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figures.json", "performance.md"], "it left files"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, ""),
+        ({"stall": 0.2}, "training thread blocked"),
+        ({"lost": 1.6}, "seconds lost per save"),
+        ({"commit": 4.0}, "commit with training idle"),
+        ({"load": 1.6}, "restore with verification"),
+        ({"extra": 1.5}, "extra memory, one rank"),
+        ({"ranks": 1.2}, "all 2 ranks"),
+        ({"load": 1.6, "state_bytes": 8_000_000}, ""),
+    ],
+)
+def test_a_bound_that_does_not_hold_is_said(change: dict[str, float], said: str) -> None:
+    found = {"stall": 0.007, "lost": 0.4, "commit": 1.5, "load": 0.8, "extra": 1.01, "ranks": 0.5, "state_bytes": 1e9}
+    found |= change
+    size = int(found["state_bytes"])
+    save = {"stall": found["stall"], "lost": found["lost"], "commit": found["commit"]}
+    figures = report.Figures("", "", {}, (0, 0), size, 1, 1, 0.5)
+    figures.saves = {report.OURS: [save], report.TORCH: [{"stall": 3.0, "lost": 3.0, "commit": 3.0}]}
+    figures.loads = {report.OURS: [found["load"]], report.DCP: [1.0]}
+    figures.extra_bytes = {report.OURS: int(found["extra"] * size)}
+    figures.ranks = [report.Ranks(size, [{"extra": found["ranks"] * size}] * 2)]
+    broken = report.broken(figures)
+    assert len(broken) == bool(said), broken
+    assert said in "".join(broken)
 
 
 def test_a_size_that_is_none_is_said_in_a_line() -> None:
