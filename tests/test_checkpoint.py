@@ -12,7 +12,17 @@ from torch import nn
 
 from trainer import checkpoint, restore, state
 from trainer.hashing import hash_file
-from trainer.layout import MANIFEST, STATE, FileRecord, LayoutError, LayoutVersionError, Manifest, sealed
+from trainer.layout import (
+    MANIFEST,
+    STATE,
+    CheckpointName,
+    FileRecord,
+    LayoutError,
+    LayoutVersionError,
+    Manifest,
+    RunPaths,
+    sealed,
+)
 from trainer.reading import DamagedError, open_checkpoint
 from trainer.shards import Part, deal, local, parts_of
 
@@ -81,6 +91,46 @@ def test_what_comes_back_is_what_was_saved(tmp_path: Path, ranks: int) -> None:
         assert again[name].dtype == tensor.dtype
         assert torch.equal(again[name], tensor), name
     assert model.head.weight is model.embed.weight
+
+
+class Seat:
+    """A rank's seat, as far as the restore looks at it."""
+
+    def __init__(self, rank: int, several_nodes: bool) -> None:
+        self.rank, self.world_size, self.several_nodes = rank, 2, several_nodes
+
+
+@pytest.mark.parametrize(
+    ("seat", "patience_s", "found"),
+    [
+        (Seat(1, True), 60.0, True),
+        (Seat(1, True), 0.0, False),
+        (Seat(0, True), 60.0, False),  # Who saw it there, and sees it no more, saw it pruned.
+        (Seat(1, False), 60.0, False),
+    ],
+)
+def test_another_machines_mount_may_show_a_checkpoint_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seat: Seat, patience_s: float, found: bool
+) -> None:
+    monkeypatch.setattr(restore, "UNSEEN_S", patience_s)
+    paths, name = RunPaths(tmp_path / "run"), CheckpointName.parse(NAME)
+    model, optimizers, _ = made(1.0)
+    live = collected(model, optimizers)
+    aside, folder = write(tmp_path / NAME, live, 2), paths.checkpoint(name)
+    folder.parent.mkdir(parents=True)
+    waits: list[None] = []
+
+    def between() -> None:  # Called while it waits.
+        waits.append(None)
+        if not folder.exists():
+            aside.rename(folder)
+
+    loaded, reason, code = restore._try_load(seat, paths, name, live, between, None)
+    assert code is None
+    assert bool(waits) == found
+    assert (reason is None) == found == (loaded is not None), reason
+    if not found:
+        assert reason == "gone"
 
 
 def test_ranks_share_what_all_of_them_hold_and_nobody_writes_twice() -> None:

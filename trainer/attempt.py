@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from trainer import patience
 from trainer.layout import (
     EXIT_FAILED,
     EXIT_PREEMPTED,
@@ -57,6 +58,8 @@ from trainer.patience import within
 START_RETRY_S = 600.0
 BEING_WRITTEN_S = 1.0
 UNREADABLE_S = 30.0
+RECORDS_S = 600.0
+"""How long reading what other attempts recorded may take: each tells it in a few objects of its own."""
 OWN_DOING_IN_A_ROW = 3
 ANY_END_IN_A_ROW = 10
 FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -411,8 +414,7 @@ def is_finished(
         OSError: it cannot be read.
     """
     try:
-        with within("reading MANIFEST.json"):
-            manifest = read_manifest(paths.final)
+        manifest = patience.read_manifest(paths.final)
     except LayoutVersionError:
         raise
     except LayoutError:

@@ -31,11 +31,10 @@ from trainer.layout import (
     Manifest,
     RunPaths,
     fsync,
-    read_manifest,
     sizes_agree,
     write_once,
 )
-from trainer.patience import within, within_bytes
+from trainer.patience import read_manifest, within, within_bytes
 
 if TYPE_CHECKING:
     from trainer.config import TrainConfig
@@ -327,8 +326,7 @@ def open_tokens(
     source, end = paths.tokens / folder, time.monotonic() + patience_s
     while True:
         try:
-            with within("reading MANIFEST.json of prepared data"):
-                manifest = read_manifest(source)
+            manifest = read_manifest(source)
             break
         except LayoutVersionError:
             raise

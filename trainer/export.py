@@ -15,8 +15,8 @@ from torch import nn
 from trainer.attempt import AttemptError, newer_attempt, persist, superseded
 from trainer.checkpoint import write_manifest, write_tensors
 from trainer.hashing import CHUNK_BYTES, Hasher
-from trainer.layout import EXIT_SUPERSEDED, MANIFEST, CheckpointName, FileRecord, Manifest, fsync, read_manifest
-from trainer.patience import within, within_bytes
+from trainer.layout import EXIT_SUPERSEDED, MANIFEST, CheckpointName, FileRecord, Manifest, fsync
+from trainer.patience import read_manifest, within, within_bytes
 from trainer.state import unwrap
 
 if TYPE_CHECKING:
@@ -80,8 +80,7 @@ def _publish(run: SpotRun, made: Path, last: CheckpointName) -> None:
         with within("making a folder for the exported model"):
             (final / name).parent.mkdir(parents=True, exist_ok=True)
         files[name] = copy(source, final / name)
-    with within("reading MANIFEST.json"):
-        kept = read_manifest(run.paths.checkpoint(last)).facts
+    kept = read_manifest(run.paths.checkpoint(last)).facts
     facts = {key: kept.get(key) for key in ("run_id", "step", "config", "binding", "metrics")}
     write_manifest(final, Manifest("final", files, {**facts, "max_steps": last.step, "checkpoint": str(last)}))
 

@@ -50,7 +50,10 @@ def keep(run_dir: Path) -> None:
         attempt = attempts.open_attempt(paths, launch=attempts.launch_id(), config={}, binding=None, newest_step=step)
         stop = attempts.persist(paths, lambda: attempts.stop_requested(attempt), begun=True)
         stuck = attempts.persist(
-            paths, lambda: attempts.no_progress(attempt, step, sees_progress=newest is not None), begun=True
+            paths,
+            lambda: attempts.no_progress(attempt, step, sees_progress=newest is not None),
+            begun=True,
+            limit_s=attempts.RECORDS_S,
         )
     except (attempts.AttemptError, LayoutError) as error:
         print(f"Error: {error}", file=sys.stderr)

@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from trainer import export, interval, rng, state
-from trainer.attempt import persist, record, superseded
+from trainer.attempt import RECORDS_S, persist, record, superseded
 from trainer.hashing import fingerprint
 from trainer.layout import EXIT_PREEMPTED, EXIT_STOPPED, EXIT_SUPERSEDED, STOP_REQUEST_S, CheckpointName
 from trainer.notice import Notice
@@ -32,7 +32,7 @@ from trainer.patience import within
 from trainer.records import Records, last_step_done
 from trainer.restore import find_whole
 from trainer.rounds import CAUSES, KINDS, MASK, Row, Stop, from_bits, to_bits
-from trainer.run import HOLD_PAST_DEADLINE_S, RECORDS_S, Leaving, RunError, SpotRun, cause_of
+from trainer.run import HOLD_PAST_DEADLINE_S, Leaving, RunError, SpotRun, cause_of
 from trainer.saving import Boundary, Keeping, Saver
 from trainer.show import Progress
 

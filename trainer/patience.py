@@ -11,8 +11,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
-from trainer.layout import EXIT_PREEMPTED
+from trainer import layout
+from trainer.layout import EXIT_PREEMPTED, Manifest
 
 SLOWEST_BYTES_PER_S = 10e6
 LIMIT_S = 120.0
@@ -51,6 +53,12 @@ def within_bytes(what: str, count: int) -> Iterator[None]:
     """The same for a call that moves `count` bytes: some mounts upload a whole file inside close()."""
     with within(what, LIMIT_S + count / SLOWEST_BYTES_PER_S):
         yield
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """`layout.read_manifest`, and it has to be over in time."""
+    with within(f"reading MANIFEST.json of {folder.name}"):
+        return layout.read_manifest(folder)
 
 
 def overdue() -> UnderWay | None:

@@ -30,10 +30,9 @@ from trainer.layout import (
     is_of,
     list_checkpoints,
     read_events,
-    read_manifest,
 )
 from trainer.mounts import DISKS, Proof, UploadLog, mount_of
-from trainer.patience import within
+from trainer.patience import read_manifest, within
 from trainer.verify import problem
 
 DEAD_S = 600.0
@@ -106,20 +105,16 @@ class Pruner:
         self._looked = True
         with within("listing checkpoints"):
             names = list_checkpoints(self._paths)
-        run_id = self._read_manifest(max(self._known)).facts.get("run_id")
+        run_id = read_manifest(self._paths.checkpoint(max(self._known))).facts.get("run_id")
         for name in names:
             if name < min(self._known) and self._proves(name):
                 with suppress(LayoutError, FileNotFoundError):
-                    manifest = self._read_manifest(name)
+                    manifest = read_manifest(self._paths.checkpoint(name))
                     mine = belongs(manifest, name) and is_of(manifest, run_id)
                     if mine and not problem(self._paths.checkpoint(name), manifest, self.on_disk):
                         self._known.add(name)
             if len(self._known) >= self._keep_latest:
                 return
-
-    def _read_manifest(self, name: CheckpointName) -> Manifest:
-        with within("reading MANIFEST.json"):
-            return read_manifest(self._paths.checkpoint(name))
 
     def report(self, name: CheckpointName, rank: int, store: Any, hurried: threading.Event) -> None:
         """Other ranks: tell rank 0 once this rank's share is in the store, where only this machine's mount knows."""
@@ -218,7 +213,7 @@ class Pruner:
             names = list_checkpoints(self._paths)
         for name in names:
             with suppress(LayoutError, OSError):
-                total += self._read_manifest(name).total_bytes
+                total += read_manifest(self._paths.checkpoint(name)).total_bytes
                 count += 1
         self._say(
             f"{count} checkpoints, {total / 1e9:.1f} GB, are kept in {self._paths.checkpoints}: nothing shows what a "

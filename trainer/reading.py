@@ -32,10 +32,9 @@ from trainer.layout import (
     belongs,
     from_json,
     is_safe_name,
-    read_manifest,
     says_not_there,
 )
-from trainer.patience import within
+from trainer.patience import read_manifest, within
 from trainer.shards import Box
 
 _MAX_DIMS = 64
@@ -102,8 +101,7 @@ def open_checkpoint(folder: Path) -> Opened:
         OSError: it cannot be read, which says nothing of whether it is whole.
     """
     try:
-        with within("reading MANIFEST.json"):
-            manifest = read_manifest(folder)
+        manifest = read_manifest(folder)
     except LayoutVersionError:
         raise
     except LayoutError as error:

@@ -61,8 +61,6 @@ SEE_ATTEMPT_S = 90.0
 LOOK_AT_STORE_S = 0.5
 LOOK_AT_BUCKET_S = 5.0
 HOLD_PAST_DEADLINE_S = 10.0
-RECORDS_S = 600.0
-"""How long reading what other attempts recorded may take: each tells it in a few objects of its own."""
 # With what an attempt ends once all ranks have agreed on why; anything else is a preemption.
 _STOP_CODES = {"superseded": EXIT_SUPERSEDED, "stop-request": EXIT_STOPPED}
 
@@ -388,7 +386,7 @@ class SpotRun:
         if self.ask(lambda: attempts.stop_requested(attempt)):
             asked = self.paths.stop(self.attempt.launch)
             raise Leaving(EXIT_STOPPED, "stop-request", f"not started: {asked} asks this launch to stop")
-        stuck = self.ask(lambda: attempts.no_progress(attempt, newest_step), RECORDS_S)
+        stuck = self.ask(lambda: attempts.no_progress(attempt, newest_step), attempts.RECORDS_S)
         if stuck:
             raise Leaving(EXIT_NO_PROGRESS, "no-progress", stuck)
         self._hear_the_cloud(self.attempt.name, self.attempt.machine)
@@ -404,7 +402,7 @@ class SpotRun:
 
     def _hear_the_cloud(self, name: AttemptName, machine: str) -> None:
         """Ask the cloud's metadata service from now on: one rank on each machine, as each has notices of its own."""
-        ignored = self.ask(lambda: attempts.ignored_notices(self.paths, name, machine), RECORDS_S)
+        ignored = self.ask(lambda: attempts.ignored_notices(self.paths, name, machine), attempts.RECORDS_S)
         self.notices.ignored = frozenset(ignored)
         self.notices.poll_metadata()
 
@@ -442,7 +440,7 @@ class SpotRun:
         assert self.attempt
         attempt, allowed = self.attempt, self.config.allow_config_change
         trouble = self.ask(
-            lambda: attempts.binding_problem(self.paths, attempt, self.binding, allowed, newest), RECORDS_S
+            lambda: attempts.binding_problem(self.paths, attempt, self.binding, allowed, newest), attempts.RECORDS_S
         )
         if trouble:
             raise Leaving(EXIT_FAILED, "refused", trouble)

@@ -33,9 +33,8 @@ from trainer.layout import (
     LayoutError,
     Manifest,
     RunPaths,
-    read_manifest,
 )
-from trainer.patience import within
+from trainer.patience import read_manifest, within
 from trainer.pruning import Pruner
 from trainer.records import Records
 from trainer.shards import Part, deal, parts_of
@@ -447,8 +446,7 @@ class Saver:
                 self._pruner.report(name, self._together.rank, self._store, self._hurried)
                 return
             assert self._attempt
-            with within("reading MANIFEST.json"):
-                manifest = read_manifest(self._paths.checkpoint(name))
+            manifest = read_manifest(self._paths.checkpoint(name))
             self._record(boundary.step, name, manifest.total_bytes)
             # Under a deadline every second belongs to leaving in time.
             if not self._hurried.is_set():
