@@ -21,7 +21,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from trainer.attempt import Attempt
     from trainer.config import RunConfig
     from trainer.records import Records
-    from trainer.together import Heartbeat, Together
+    from trainer.together import Together
 
 PEER_GONE_PATIENCE_S = 2.0
 CRASH_PATIENCE_S = 5.0
@@ -126,7 +126,7 @@ class SpotRun:
         """This rank has a reason of its own to leave, and is about to say it."""
         self._serve_on_s = LEAVE_LAST_S
         """How long rank 0 serves the store for the others once it leaves."""
-        self._alive: Heartbeat | None = None
+        self._alive = ExitStack()
         self._look_at_store = self._look_at_bucket = 0.0
 
     # -- the attempt's life ------------------------------------------------------------------------------------------
@@ -155,8 +155,7 @@ class SpotRun:
             if self.together.several_nodes:
                 self._meet_the_other_machines()
             if self.world_size > 1:
-                self._alive = self.together.beating(f"beat/ready/{self.rank}")
-                self._alive.__enter__()
+                self._alive.enter_context(self.together.beating(f"beat/ready/{self.rank}"))
             self.between()
         except BaseException as error:
             self._end_with(error)
@@ -223,8 +222,7 @@ class SpotRun:
     def await_all_ready(self) -> None:
         """Wait for the other ranks before the first collective, however long they load; each gives signs of life."""
         self.together.gather("ready", True, self.between)
-        if self._alive:
-            self._alive.__exit__()
+        self._alive.close()
 
     def rank0_does(self, name: str, work: Callable[[], Any]) -> Any:
         """Let rank 0 do something that may take long (download, prepare, ...); every rank gets its JSON value."""

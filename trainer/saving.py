@@ -13,6 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import torch
 from trainer import checkpoint
 from trainer.attempt import FULL, MOUNT_GONE, REFUSED, Attempt, newer_attempt, record, superseded
 from trainer.hashing import fingerprint
+from trainer.heart import BEAT_S
 from trainer.layout import (
     EXIT_FAILED,
     EXIT_PREEMPTED,
@@ -40,7 +42,7 @@ from trainer.records import Records
 from trainer.shards import Part, deal, parts_of
 from trainer.staging import Copy, Staging
 from trainer.state import State, StateError
-from trainer.together import BEAT_S, PeerGoneError, Together, wait_for
+from trainer.together import PeerGoneError, Together, wait_for
 
 TRIES = 6
 FIRST_RETRY_S = 0.5
@@ -141,6 +143,7 @@ class Saver:
         """Seconds that it waited for the save before that one."""
         self._together, self._paths, self._attempt, self._records = together, paths, attempt, records
         self._store: Any = None
+        self._connecting = threading.Lock()
         self._attempt_name = attempt.name if attempt else None
         self._failures = keeping.failures
         self._say = say
@@ -204,7 +207,6 @@ class Saver:
         begun = time.monotonic()
         self.wait()
         self.waited_s = time.monotonic() - begun
-        self._store = self._store or self._together.connection()
         self._begun = time.monotonic()
         self._copy = self._begin_copy(boundary.state)
         self._decided.clear()
@@ -232,7 +234,18 @@ class Saver:
             StateError: the ranks' states are not made of the same tensors.
         """
         self._agree(state)
-        threading.Thread(target=self._staging.populate, daemon=True, name="memory").start()
+
+        def get_ready() -> None:
+            self._staging.populate()
+            with suppress(Exception):  # A dead store is the first save's trouble.
+                self._connect()
+
+        threading.Thread(target=get_ready, daemon=True, name="memory").start()
+
+    def _connect(self) -> None:
+        """Have a connection to the store for this writer; takes long where the name server does not answer."""
+        with self._connecting:
+            self._store = self._store or self._together.connection()
 
     def _begin_copy(self, state: State) -> Copy:
         """Copy what cannot wait."""
@@ -299,6 +312,7 @@ class Saver:
     def _work(self, boundary: Boundary, copy: Copy) -> None:
         try:
             copy.run()
+            self._connect()
             name = self._write(boundary, copy)
         except BaseException as error:
             self._error = error

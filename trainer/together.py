@@ -12,20 +12,19 @@ import os
 import re
 import secrets
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from trainer.heart import BEAT_S, Heart
 from trainer.nodes import Nodes, NodesError
 from trainer.rank import CRASHED
 
-BEAT_S = 1.0
 FIRST_SEAT_S = 660.0
 BIND_PATIENCE_S = 60.0
 CONNECT_S = 5.0
@@ -87,6 +86,7 @@ class Together:
         self.several_nodes = self.world_size > 1 and self._nodes.several
         self.timeout_s = timeout_s
         self._control: dist.ProcessGroup | None = None
+        self._heart = Heart(self.connection)
         port = os.environ.get("SKYSPOT_STORE_PORT") or os.environ.get("MASTER_PORT") or 0
         self._address = (os.environ.get("MASTER_ADDR", ""), int(port))
         self._seats = b""
@@ -267,9 +267,9 @@ class Together:
         self.publish(done, value)
         return value
 
-    def beating(self, key: str) -> Heartbeat:
-        """A context in which a heartbeat goes out under `key`."""
-        return Heartbeat(self.connection, key)
+    def beating(self, key: str) -> AbstractContextManager[None]:
+        """A context in which a heartbeat goes out under `key`, for as long as others may wait for this rank."""
+        return self._heart.beating(key) if self.world_size > 1 else nullcontext()
 
     def gather(self, name: str, value: Any, between: Callable[[], None] = lambda: None) -> list[Any]:
         """Every rank's JSON value, on every rank; each rank beats while it waits."""
@@ -310,27 +310,3 @@ def wait_for(store: Any, key: str, seconds: float) -> bool:
         time.sleep(min(left, pause))
         pause = min(0.05, 2 * pause)
     return True
-
-
-class Heartbeat:
-    """A thread that leaves a sign of life in the store."""
-
-    def __init__(self, connect: Callable[[], Any], key: str) -> None:
-        self._connect, self._key = connect, key
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True, name=f"beat {key}")
-
-    def _beat(self) -> None:
-        with suppress(Exception):  # A dead store ends the attempt elsewhere.
-            store = self._connect()
-            while True:
-                store.set(self._key, repr(time.monotonic()))
-                if self._over.wait(BEAT_S):
-                    return
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *exc: object) -> None:
-        self._over.set()
-        self._thread.join()
