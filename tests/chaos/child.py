@@ -1,11 +1,14 @@
-"""One attempt of a tiny run, in a process of its own: restores, says what it got, trains on, saves. The real code."""
+"""One attempt of a tiny run, in processes of its own: restores, says what it got, trains on, saves. The real code."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
+import selectors
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -16,15 +19,18 @@ from typing import Any
 import numpy as np
 import torch
 import truth
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
 from wait import readable
 
 from trainer import attempt as attempts
 from trainer import checkpoint, patience, restore, saving, staging
-from trainer.layout import RunPaths
+from trainer.layout import EXIT_PRECEDENCE, EXIT_PREEMPTED, RunPaths
 from trainer.records import Records
 from trainer.saving import Boundary, BucketError, Keeping, Saver
+from trainer.shards import local
 from trainer.state import State
-from trainer.together import Together
+from trainer.together import Together, is_peer_trouble
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,12 @@ class Plan:
     run: int
     steps: int
     """How many to do and save after the restore."""
+    ranks: int = 1
+    """Its processes. Where they are several, two of the tensors are cut over them."""
     kill_at: tuple[str, int] | None = None
     """(one of checkpoint.POINTS, which save of this attempt)."""
+    kill_rank: int = 0
+    """Whom that befalls."""
     clock_s: float = 0.0
     """How far its clock is off."""
     step_s: float = 0.0
@@ -53,16 +63,20 @@ class Plan:
 STANDS_STILL_S = 60.0
 FAILURES = 3
 """So many saves in a row may fail until the attempt ends."""
+PEER_GONE_PATIENCE_S = 0.1
+"""How long a rank goes on that has heard of another's end: it may have a reason of its own to leave with."""
 
 
-class _Seat(Together):
-    """A rank that is alone."""
-
-
-def run(plan: Plan, say: Callable[[dict[str, Any]], None]) -> int:
-    """The attempt's life; returns its exit code.
+def run(plan: Plan, rank: int, told: int, say: Callable[[dict[str, Any]], None]) -> int:
+    """A rank's life; returns its exit code.
 
     Says {"restored": step or None, "digest": ...}, then {"committed": step} after each save that counts.
+
+    Args:
+        plan: What the attempt does.
+        rank: Which of its processes this is.
+        told: Something can be read there once another rank is gone.
+        say: Says it to the campaign.
     """
     saving.FIRST_RETRY_S = 0.01
     restore.FIRST_RETRY_S = 0.001
@@ -78,63 +92,104 @@ def run(plan: Plan, say: Callable[[dict[str, Any]], None]) -> int:
 
     def at_point(point: str) -> None:
         saves[0] += point == "folder-made"
-        if plan.kill_at == (point, saves[0]):
+        if plan.kill_at == (point, saves[0]) and plan.kill_rank == rank:
             os.kill(os.getpid(), signal.SIGKILL)
 
     checkpoint.at_point = at_point
     threading.Thread(target=_leave_what_hangs, args=(say,), daemon=True).start()
+    savers: list[Saver] = []
+    if plan.ranks > 1:
+        threading.Thread(target=_leave_with_the_others, args=(told, savers, say), daemon=True).start()
+    try:
+        _train(plan, rank, say, savers)
+    except BucketError as error:
+        return error.code
+    except Exception as error:
+        if plan.ranks == 1 or not is_peer_trouble(error):
+            raise
+        return _code_without_a_peer(savers)
+    return 0
+
+
+def _train(plan: Plan, rank: int, say: Callable[[dict[str, Any]], None], savers: list[Saver]) -> None:
     paths = RunPaths(plan.run_dir)
     binding = {"run": plan.run}
-    attempt = attempts.open_attempt(paths, launch="chaos", config={}, binding=binding)
-    together = _Seat()
-    tensors = {name: torch.from_numpy(array) for name, array in truth.state(plan.run, 0).items()}
+    attempt = attempts.open_attempt(paths, launch="chaos", config={}, binding=binding) if rank == 0 else None
+    together = Together(timeout_s=30.0)
+    together.form_groups(on_gpu=False)
+    attempt_name = together.rank0_does("attempt", lambda: str(attempt.name) if attempt else None)
+    tensors = _tensors(plan, rank)
     steady = frozenset(name for name in tensors if name != "model.seen")
     live = State(dict(sorted(tensors.items())), {}, frozenset({"model.seen"}), steady)
-    try:
-        run_id = restore.again(lambda: attempts.identity(paths, binding), lambda: None)
-        found = restore.find_whole(together, paths, live, lambda: None, run_id)
-    except BucketError as error:
-        return error.code
-    step, name = plan.begin_at, None
+    run_id = restore.again(lambda: attempts.identity(paths, binding), lambda: None) if attempt else None
+    found = restore.find_whole(together, paths, live, lambda: None, run_id)
+    step, name = plan.begin_at, found.loaded.name if found.loaded else None
+    if attempt:
+        restored = name.step if name else 0
+        attempts.record(attempt, "restored", step=restored, checkpoint=str(name) if name else None)
     if found.loaded:
-        name = found.loaded.name
         for key, tensor in found.loaded.tensors.items():
             if key in tensors:
-                tensors[key].copy_(tensor)
+                local(tensors[key]).copy_(local(tensor))
         step = found.loaded.plain["step"]
-        attempts.record(attempt, "restored", step=step, checkpoint=str(name))
         say({"restored": step, "checkpoint": str(name), "run": found.loaded.plain["run"],
-             "digest": truth.digest({key: tensor.numpy() for key, tensor in tensors.items()})})  # fmt: skip
+             "digest": truth.digest({key: local(tensor).numpy() for key, tensor in tensors.items()})})  # fmt: skip
     else:
-        attempts.record(attempt, "restored", step=0, checkpoint=None)
         say({"restored": None})
-    records = Records(attempt)
+    records = Records(attempt) if attempt else None
     saver = Saver(together, paths, attempt, records, Keeping(2, 0, FAILURES), lambda text: None, threading.Event())
-    saver.adopt(str(attempt.name), name)
+    savers.append(saver)
+    saver.adopt(attempt_name, name)
     saver.prepare(live)
     said = 0
-    try:
-        for _ in range(plan.steps):
-            tensors["model.seen"].fill_(-1)  # A forward pass: buffers change at once.
-            time.sleep(plan.step_s)
-            saver.await_copied()
-            step += 1
-            for key, array in truth.state(plan.run, step).items():
-                tensors[key].copy_(torch.from_numpy(array))
-            facts = {"run_id": run_id, "step": step, "attempt": str(attempt.name),
-                     "world_size": 1, "binding": binding, "config": {}}  # fmt: skip
+    for _ in range(plan.steps):
+        tensors["model.seen"].fill_(-1)  # A forward pass: buffers change at once.
+        time.sleep(plan.step_s)
+        saver.await_copied()
+        step += 1
+        for key, array in truth.cut(truth.state(plan.run, step), rank, plan.ranks).items():
+            local(tensors[key]).copy_(torch.from_numpy(array))
+        facts = {"run_id": run_id, "step": step, "attempt": attempt_name,
+                 "world_size": plan.ranks, "binding": binding, "config": {}}  # fmt: skip
+        if records:
             records.line({"step": step, "loss": 0.0})
             records.cut()
-            _wait(saver)
-            said = _tell(saver, said, say)
-            saver.start(Boundary(step, step, live, {}, {"step": step, "run": plan.run}, facts))
-        tensors["model.seen"].fill_(-1)
         _wait(saver)
-        _tell(saver, said, say)
-        saver.settle()
-    except BucketError as error:
-        return error.code
-    return 0
+        said = _tell(saver, said, say)
+        saver.start(Boundary(step, step, live, {}, {"step": step, "run": plan.run}, facts))
+    tensors["model.seen"].fill_(-1)
+    _wait(saver)
+    _tell(saver, said, say)
+    saver.settle()
+    together.say_left()
+    together.await_others_left(STANDS_STILL_S)
+
+
+def _tensors(plan: Plan, rank: int) -> dict[str, torch.Tensor]:
+    """The state of step 0, as this rank has it."""
+    mine = truth.cut(truth.state(plan.run, 0), rank, plan.ranks)
+    tensors = {name: torch.from_numpy(array) for name, array in mine.items()}
+    if plan.ranks > 1:
+        mesh = DeviceMesh("cpu", list(range(plan.ranks)))
+        for name in truth.CUT:
+            tensors[name] = DTensor.from_local(
+                tensors[name], mesh, [Shard(0)], run_check=False, shape=torch.Size([truth.WIDE]), stride=(1,)
+            )
+    return tensors
+
+
+def _leave_with_the_others(told: int, savers: list[Saver], say: Callable[[dict[str, Any]], None]) -> None:
+    """As SpotRun: a rank whose peer is gone leaves soon, with what the attempt ends with."""
+    os.read(told, 1)
+    time.sleep(PEER_GONE_PATIENCE_S)
+    code = _code_without_a_peer(savers)
+    say({"left": code})
+    os._exit(code)
+
+
+def _code_without_a_peer(savers: list[Saver]) -> int:
+    trouble = savers[0].trouble if savers else None
+    return trouble.code if trouble else EXIT_PREEMPTED
 
 
 def _leave_what_hangs(say: Callable[[dict[str, Any]], None]) -> None:
@@ -160,32 +215,67 @@ def _tell(saver: Saver, said: int, say: Callable[[dict[str, Any]], None]) -> int
 
 @dataclass
 class Child:
-    """The attempt, as the parent sees it."""
+    """The attempt, as the campaign sees it, and its launcher."""
 
     plan: Plan
-    pid: int
+    pids: list[int]
+    """By rank."""
     pipe: int
+    tell: list[int]
+    """By rank: where it hears that another one is gone."""
     heard: list[dict[str, Any]] = field(default_factory=list)
-    status: int | None = None
+    statuses: list[int] = field(default_factory=list)
     ordered: bool = False
-    """Whether it was to be killed."""
+    """Whether it, or a rank of it, was to be killed."""
     must_end_with: set[int] | None = None
     """The only exit codes that are right, where it is known what the fault hit."""
     stood_still: bool = False
     """It had to be killed because it did not end."""
+    trained_s: float = 0.0
+    """How long it went on after its restore."""
+    _restored_at: float = 0.0
     _rest: bytes = b""
+    _looks: threading.Thread | None = None
+
+    def __post_init__(self) -> None:
+        """Look who leaves, where there are others to tell."""
+        if self.plan.ranks > 1:
+            self._looks = threading.Thread(target=self._see_who_leaves, daemon=True)
+            self._looks.start()
+
+    def _see_who_leaves(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            for pid in self.pids:
+                selector.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
+            while selector.get_map():
+                for key, _ in selector.select():
+                    selector.unregister(key.fd)
+                    os.close(key.fd)  # type: ignore[arg-type]
+                    ended = os.waitid(os.P_PID, key.data, os.WEXITED | os.WNOWAIT)
+                    if ended and (ended.si_code, ended.si_status) != (os.CLD_EXITED, 0):
+                        self._tell_all()
+
+    def _tell_all(self) -> None:
+        """Tell all ranks that one is gone."""
+        for pipe in self.tell:
+            with contextlib.suppress(BrokenPipeError):  # That one has left as well.
+                os.write(pipe, b"x")
 
     def listen(self) -> bool:
         """Take in what it says; False once it says no more."""
         data = os.read(self.pipe, 65536)
         *lines, self._rest = (self._rest + data).split(b"\n")
         self.heard += [json.loads(line) for line in lines]
+        self._restored_at = self._restored_at or (time.monotonic() if self.restores else 0.0)
+        if any(json.loads(line).get("left") for line in lines):  # It may hang on, and be no more than a zombie.
+            self._tell_all()
         return bool(data)
 
-    def kill(self) -> None:
-        """As a machine that is taken."""
+    def kill(self, rank: int | None = None) -> None:
+        """As a machine that is taken; with a rank, that one alone."""
         self.ordered = True
-        os.kill(self.pid, signal.SIGKILL)
+        for pid in self.pids if rank is None else [self.pids[rank]]:
+            os.kill(pid, signal.SIGKILL)
 
     def wait(self) -> None:
         """Until it has ended, and all that it said is heard; one that stands still is ended."""
@@ -195,9 +285,14 @@ class Child:
                 break
         else:
             self.stood_still = True
-            os.kill(self.pid, signal.SIGKILL)
+            self.kill()
         os.close(self.pipe)
-        _, self.status = os.waitpid(self.pid, 0)
+        self.trained_s = time.monotonic() - self._restored_at if self._restored_at else 0.0
+        if self._looks:
+            self._looks.join()
+        self.statuses = [os.waitpid(pid, 0)[1] for pid in self.pids]
+        for pipe in self.tell:
+            os.close(pipe)
 
     def wait_until_it_leaves(self) -> None:
         """Until it has said its last word: it may not be able to end before what it hangs in is let go."""
@@ -216,34 +311,50 @@ class Child:
 
     @property
     def lives(self) -> bool:
-        """Whether it has not ended yet."""
-        return self.status is None and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        """Whether it (its first rank) has not ended yet."""
+        if self.statuses:
+            return False
+        return os.waitid(os.P_PID, self.pids[0], os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
     @property
     def was_killed(self) -> bool:
-        """Whether a SIGKILL ended it; else it was over before."""
-        return self.status is not None and os.WIFSIGNALED(self.status)
+        """Whether a SIGKILL ended one of its ranks; else it was over before."""
+        return any(map(os.WIFSIGNALED, self.statuses))
 
     def end(self, allowed: set[int]) -> str | None:
         """What is wrong with how it ended; None where nothing is."""
-        assert self.status is not None
+        assert self.statuses
         if self.stood_still:
             return f"did not end within {STANDS_STILL_S:g} s"
-        if os.WIFSIGNALED(self.status):
-            number = os.WTERMSIG(self.status)
-            return None if self.ordered and number == signal.SIGKILL else f"was ended by signal {number}"
-        code = os.WEXITSTATUS(self.status)
+        numbers = {os.WTERMSIG(status) for status in self.statuses if os.WIFSIGNALED(status)}
+        if numbers - ({signal.SIGKILL} if self.ordered else set()):
+            return f"was ended by signal {max(numbers)}"
+        codes = {os.WEXITSTATUS(status) for status in self.statuses if os.WIFEXITED(status)}
+        if numbers:  # The others leave because of it, unless all was done.
+            wrong = codes - allowed - {0, EXIT_PREEMPTED}
+            return f"ended with {max(wrong)}, and a rank was killed" if wrong else None
+        code = next((known for known in EXIT_PRECEDENCE if known in codes), max(codes))  # As the launcher.
         return None if code in allowed else f"ended with {code}, and not with {' or '.join(map(str, sorted(allowed)))}"
 
     @property
+    def restores(self) -> list[dict[str, Any]]:
+        """What its ranks said of their restore."""
+        return [line for line in self.heard if "restored" in line]
+
+    @property
     def restored(self) -> dict[str, Any] | None:
-        """What it said of its restore."""
-        return next((line for line in self.heard if "restored" in line), None)
+        """What the first one said of it."""
+        return next(iter(self.restores), None)
+
+    @property
+    def all_restored(self) -> bool:
+        """Whether all its ranks have restored."""
+        return len(self.restores) == self.plan.ranks
 
     @property
     def left(self) -> bool:
         """Whether it has said its last word. A thread in a call that hangs keeps its pipe open even after its end."""
-        return any("left" in line for line in self.heard)
+        return len({line["rank"] for line in self.heard if "left" in line}) == self.plan.ranks
 
     @property
     def committed(self) -> int:
@@ -265,21 +376,43 @@ class Child:
 def start(plan: Plan) -> Child:
     """Fork an attempt: what takes seconds to import is there already."""
     ours, theirs = os.pipe()
-    pid = os.fork()
-    if pid:
-        os.close(theirs)
-        return Child(plan, pid, ours, ordered=plan.kill_at is not None)
+    listener = socket.create_server(("127.0.0.1", 0)) if plan.ranks > 1 else None
+    tell, pids = [], []
+    for rank in range(plan.ranks):
+        told, telling = os.pipe()
+        tell.append(telling)
+        pid = os.fork()
+        if not pid:
+            os.close(ours)
+            _live(plan, rank, told, theirs, listener)
+        os.close(told)
+        pids.append(pid)
+    os.close(theirs)
+    if listener:
+        listener.close()
+    return Child(plan, pids, ours, tell, ordered=plan.kill_at is not None)
+
+
+def _live(plan: Plan, rank: int, told: int, pipe: int, listener: socket.socket | None) -> None:
+    """What becomes of the fork; never returns."""
     code = 70
     try:
-        os.close(ours)
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with its worker.
+        if listener:  # As the launcher tells its processes.
+            ranks, place = str(plan.ranks), listener.getsockname()
+            os.environ.update(
+                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=ranks, LOCAL_WORLD_SIZE=ranks,
+                MASTER_ADDR=place[0], SKYSPOT_STORE_PORT=str(place[1]), SKYSPOT_LISTEN_FD=str(listener.fileno()),
+            )  # fmt: skip
+            if rank:
+                listener.close()
 
         def say(what: dict[str, Any]) -> None:
-            os.write(theirs, json.dumps(what).encode() + b"\n")
+            os.write(pipe, json.dumps({"rank": rank, **what}).encode() + b"\n")
 
         try:
             np.random.seed(int.from_bytes(os.urandom(4), "little"))
-            code = run(plan, say)
+            code = run(plan, rank, told, say)
         except BaseException:
             import traceback
 

@@ -21,6 +21,8 @@ from watch import Watch
 from trainer.checkpoint import POINTS
 
 STEPS = 4
+OF_EACH_RANK = ("folder-made", "share-half", "share-written")
+"""The points of the protocol that every rank comes to."""
 OTHER = 50
 """How the other run is numbered, above this one."""
 Strike = Callable[["Scene"], bool]
@@ -42,7 +44,7 @@ class Scene:
     children: list[Child]
     """Attempts that were alive; the first is the one that restores what the fault has left."""
     later_s: float
-    """How long an attempt of this kind takes, about."""
+    """How long an attempt goes on after its restore, about."""
     watch: Watch
     """Looks behind the mount while attempts live."""
     at_once: bool = False
@@ -51,17 +53,32 @@ class Scene:
     def begin(self, **changes: object) -> Child:
         """Start an attempt."""
         self.watch.begin()
+        if self.place.ranks > 1:
+            ranks = self.draw.randint(1, self.place.ranks)
+            point, _ = changes.get("kill_at") or ("", 0)  # type: ignore[misc]
+            changes |= {"ranks": ranks, "kill_rank": self.draw.randrange(ranks) if point in OF_EACH_RANK else 0}
         child = start(replace(self.plan, **changes))  # type: ignore[arg-type]
         self.children.append(child)
         return child
 
+    def rank_of(self, child: Child) -> int | None:
+        """A rank of an attempt; None: all of them."""
+        if child.plan.ranks == 1 or self.draw.random() < 0.3:
+            return None
+        return self.draw.randrange(child.plan.ranks)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """A checkpoint's, as far as faults are meant for them by name."""
+        return FILES if self.place.ranks == 1 else (*FILES, SECOND_SHARE)
+
 
 def _until_restored(child: Child) -> bool:
     """Wait until it has said what it restored; False where it is over before."""
-    while child.restored is None and readable(child.pipe, STANDS_STILL_S):
+    while not child.all_restored and readable(child.pipe, STANDS_STILL_S):
         if not child.listen():
             return False
-    return child.restored is not None
+    return child.all_restored
 
 
 def _let_go(child: Child, seconds: float) -> None:
@@ -76,7 +93,7 @@ def _hangs(child: Child) -> bool:
     """Wait until a thread of it waits for a mount's answer; False where it is over, or does so not within a second."""
     end = time.monotonic() + 1
     while child.lives and not child.left and time.monotonic() < end:
-        for task in Path(f"/proc/{child.pid}/task").glob("*/wchan"):
+        for task in (task for pid in child.pids for task in Path(f"/proc/{pid}/task").glob("*/wchan")):
             with contextlib.suppress(OSError):
                 if task.read_text() in ("request_wait_answer", "__fuse_simple_request", "fuse_simple_request"):
                     return True
@@ -91,7 +108,7 @@ def kill_at_random(scene: Scene) -> bool:
     child = scene.begin()
     _until_restored(child)
     _let_go(child, scene.draw.random() * scene.later_s)
-    child.kill()
+    child.kill(scene.rank_of(child))
     child.wait()
     return child.was_killed
 
@@ -108,7 +125,7 @@ def kill_at(point: str) -> Strike:
 def kill_at_the_start(scene: Scene) -> bool:
     child = scene.begin()
     _let_go(child, scene.draw.random() * 0.02)
-    child.kill()
+    child.kill(scene.rank_of(child))
     child.wait()
     return child.was_killed
 
@@ -161,9 +178,15 @@ def removed(file: Path, draw: random.Random, scene: Scene) -> bool:
     return True
 
 
+def _others(file: Path, scene: Scene) -> list[Path]:
+    """Other checkpoints with a file of that name: one rank alone writes fewer."""
+    folders = [folder_of(scene.behind, whole) for whole in scene.before]
+    return [folder for folder in folders if folder != file.parent and (folder / file.name).exists()]
+
+
 def copied_over(file: Path, draw: random.Random, scene: Scene) -> bool:
     """Another checkpoint's file, twice now."""
-    others = [folder_of(scene.behind, whole) for whole in scene.before if folder_of(scene.behind, whole) != file.parent]
+    others = _others(file, scene)
     if not others:
         return False
     return _put(file, (draw.choice(others) / file.name).read_bytes())
@@ -178,7 +201,7 @@ def _put(file: Path, data: bytes) -> bool:
 
 def exchanged(file: Path, draw: random.Random, scene: Scene) -> bool:
     """Two checkpoints' files, each in the place of the other."""
-    others = [folder_of(scene.behind, whole) for whole in scene.before if folder_of(scene.behind, whole) != file.parent]
+    others = _others(file, scene)
     if not others:
         return False
     other = draw.choice(others) / file.name
@@ -230,6 +253,7 @@ def grown(file: Path, draw: random.Random, scene: Scene) -> bool:
 # -- the store fails ---------------------------------------------------------------------------------------------------
 
 FILES = ("share-00000.safetensors", "state.json", "MANIFEST.json")
+SECOND_SHARE = "share-00001.safetensors"
 RECORDS = (".jsonl", "-saved.json")
 """Of these the first has to be there before a manifest is written; the second can be done without."""
 ANY = ("",)
@@ -245,7 +269,7 @@ def failing(call: str, number: int, times: int = 1, restoring: bool = False) -> 
     def strike(scene: Scene) -> bool:
         faults = scene.place.faults
         assert faults
-        after, suffix = scene.draw.randrange(4), scene.draw.choice(_files_of(call, restoring))
+        after, suffix = scene.draw.randrange(4), scene.draw.choice(_files_of(scene, call, restoring))
         # For good: with more steps, so that enough saves fail in a row even where the first ones go well.
         steps = STEPS + FAILURES if times > 1 and not restoring else STEPS
         if restoring:
@@ -265,11 +289,11 @@ def failing(call: str, number: int, times: int = 1, restoring: bool = False) -> 
     return strike
 
 
-def _files_of(call: str, restoring: bool) -> tuple[str, ...]:
+def _files_of(scene: Scene, call: str, restoring: bool) -> tuple[str, ...]:
     """What a call may fail on, as the ends of paths."""
     if restoring:
-        return FILES
-    return FILES + RECORDS + ANY if call in ("write", "create") else FILES + ANY
+        return scene.files
+    return scene.files + RECORDS + ANY if call in ("write", "create") else scene.files + ANY
 
 
 def _ends_reading(child: Child, number: int, times: int) -> set[int]:
@@ -285,7 +309,7 @@ def _ends_saving(child: Child, call: str, number: int, times: int, suffix: str) 
     code = ENDS.get(number)
     if times == 1 and code:
         # A record's only failed write is made good, or done without; of any file it is not known which it was.
-        return {code} if suffix in FILES else {0} if suffix in RECORDS else {0, code}
+        return {code} if suffix in (*FILES, SECOND_SHARE) else {0} if suffix in RECORDS else {0, code}
     if times == 1 or call == "read":  # Tried again; and what does not read back does not count, no more.
         return {0}
     if code:
@@ -298,7 +322,7 @@ def newest_unreadable(scene: Scene) -> bool:
     faults = scene.place.faults
     assert faults
     if scene.before:
-        suffix = f"{scene.before[0]}/{scene.draw.choice(FILES)}"
+        suffix = f"{scene.before[0]}/{scene.draw.choice(scene.files)}"
         faults.fail("read", errno.EIO, times=FOR_GOOD, suffix=suffix)
     child = scene.begin()
     child.wait()
@@ -331,7 +355,7 @@ def hanging(call: str, restoring: bool = False) -> Strike:
     def strike(scene: Scene) -> bool:
         faults = scene.place.faults
         assert faults
-        after, suffix = scene.draw.randrange(4), scene.draw.choice(FILES)
+        after, suffix = scene.draw.randrange(4), scene.draw.choice(scene.files)
         if restoring:
             faults.hang(call, after=after, suffix=suffix)
         child = scene.begin(limit_s=0.1, step_s=0.002)
@@ -490,6 +514,8 @@ WHERE_CALLS_FAIL: dict[str, Strike] = {
 BY_STORE: dict[str, dict[str, Strike]] = {
     "local": EVERYWHERE,
     "sequential": {**EVERYWHERE, **WHERE_CALLS_FAIL},
+    "local-ranks": EVERYWHERE,
+    "sequential-ranks": {**EVERYWHERE, **WHERE_CALLS_FAIL},
     "rclone": {
         **{name: EVERYWHERE[name] for name in EVERYWHERE if name.startswith("kill") or name == "two attempts alive"},
         "frozen daemon": frozen,

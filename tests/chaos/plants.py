@@ -9,16 +9,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from trainer import checkpoint, mounts, pruning, reading, restore, saving, staging
+from trainer import checkpoint, mounts, pruning, reading, restore, saving, staging, together
 from trainer.hashing import Hasher
 from trainer.layout import FileRecord
 
 
-def marker_written_early() -> None:
-    """The manifest is written while a share still is."""
+def marker_written_early(but: str = "") -> None:
+    """The manifest is written while a share still is; one of the name `but` is there in time."""
     real = checkpoint.write_share
 
     def write_share(path: Path, parts: Any, fetch: Any, staged: Any = None) -> FileRecord:
+        if path.name == but:
+            return real(path, parts, fetch, staged)
         copy = Path("/dev/shm") / f"chaos-{path.parent.name}-{threading.get_ident()}"
         record = real(copy, parts, fetch)
         data = copy.read_bytes()
@@ -124,6 +126,17 @@ def old_ones_deleted_first() -> None:
     checkpoint.write_share = write_share
 
 
+def doubt_not_heard() -> None:
+    """What the first rank finds of a checkpoint is what counts, whatever another one has read."""
+    real = together.Together.gather
+
+    def gather(self: Any, name: str, value: Any, *args: Any) -> list[Any]:
+        found = real(self, name, value, *args)
+        return [found[0]] * len(found) if name.startswith("verdict/") else found
+
+    together.Together.gather = gather  # type: ignore[method-assign]
+
+
 def both(*plants: Callable[[], None]) -> Callable[[], None]:
     def plant() -> None:
         for one in plants:
@@ -145,5 +158,7 @@ PLANTS: dict[str, tuple[str, Callable[[], None]]] = {
     "newer attempt not noticed": ("local", newer_attempt_not_noticed),
     "name not compared": ("local", name_not_compared),
     "old ones deleted first": ("local", old_ones_deleted_first),
+    "another rank's share not waited for": ("local-ranks", lambda: marker_written_early(checkpoint.share_name(0))),
+    "another rank's doubt not heard": ("local-ranks", doubt_not_heard),
 }
 """By name: the store that shows it, and the mistake."""

@@ -32,6 +32,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
 
+os.environ["TORCH_CPP_LOG_LEVEL"] = "FATAL"  # Before torch: a rank whose peer was killed has much to say.
+
 import bucket_lab  # noqa: E402
 import torch  # noqa: E402
 import truth  # noqa: E402
@@ -43,7 +45,10 @@ from watch import Watch  # noqa: E402
 
 EPISODE = 12
 """Faults that strike one run, one after the other."""
-WHOLE = {"local": 10_000, "sequential": 10_000, "rclone": 300, "rclone-cached": 300}
+WHOLE = {
+    "local": 10_000, "sequential": 10_000, "local-ranks": 600, "sequential-ranks": 900, "rclone": 300,
+    "rclone-cached": 300,
+}  # fmt: skip
 PLANT_FAULTS = 2000
 
 
@@ -109,16 +114,20 @@ def judge(scene: Scene, kind: str, after: list[truth.Whole]) -> str | None:
         if said is None:
             continue
         step = said["restored"]
+        if any(other.get("checkpoint") != said.get("checkpoint") for other in child.restores):
+            return f"attempt {number}: its ranks restored {[other.get('checkpoint') for other in child.restores]}"
         if step is None:
             if scene.before and kind not in NOT_THE_NEWEST:
                 return f"attempt {number} found nothing, and {scene.before[0]} was whole"
             continue
         found = truth.named(said["checkpoint"])
         assert found
-        if said["digest"] != truth.digest(truth.state(scene.plan.run, step)) or found.step != step:
-            return f"attempt {number} restored a state that is not the one of {found}"
-        if said["run"] != scene.plan.run:
-            return f"attempt {number} restored run {said['run']}'s counters"
+        for said in child.restores:
+            mine = truth.cut(truth.state(scene.plan.run, step), said["rank"], child.plan.ranks)
+            if said["digest"] != truth.digest(mine) or found.step != step:
+                return f"attempt {number} restored a state that is not the one of {found}"
+            if said["run"] != scene.plan.run:
+                return f"attempt {number} restored run {said['run']}'s counters"
         if kind in NOT_THE_NEWEST:
             continue
         newest = scene.before[0] if scene.before else None
@@ -143,7 +152,7 @@ def episode(job: Job, where: Place, again: Callable[[], Place]) -> Iterator[dict
     name, neighbour = f"{job.store}-{job.episode}", f"other-{job.store}-{job.episode}"
     plant = PLANTS[job.plant][1] if job.plant else (lambda: None)
     plan = Plan(where.root / name, run, STEPS, plant=plant)
-    start(Plan(where.root / neighbour, run + OTHER, 3, begin_at=1000, home=homes / "0")).wait()
+    start(Plan(where.root / neighbour, run + OTHER, 3, ranks=where.ranks, begin_at=1000, home=homes / "0")).wait()
     kinds = BY_STORE[job.store]
     later_s = 0.05
     for number in range(job.faults):
@@ -159,10 +168,11 @@ def episode(job: Job, where: Place, again: Callable[[], Place]) -> Iterator[dict
                 where, plan.run_dir, behind, where.behind / neighbour, plan, random.Random(draw.random()),
                 truth.whole(behind, run), [], later_s, watch,
             )  # fmt: skip
-            begun = time.monotonic()
             hit = kinds[kind](scene)
         after = truth.whole(behind, run)
-        later_s = 0.7 * later_s + 0.3 * min(1.0, time.monotonic() - begun)
+        for child in scene.children:
+            if child.trained_s and not child.was_killed:
+                later_s = 0.7 * later_s + 0.3 * min(1.0, child.trained_s)
         said = next((child.restored for child in scene.children if child.restored), None)
         wrong = judge(scene, kind, after) or watch.wrong
         if not wrong and number == job.faults - 1 and not where.uploads_later:  # What does the last fault leave?
@@ -183,6 +193,8 @@ def episode(job: Job, where: Place, again: Callable[[], Place]) -> Iterator[dict
 def work(jobs: list[Job], folder: Path, pipe: int) -> None:
     """A worker's life: its jobs, one after the other, each fault a line."""
     folder.mkdir()
+    if any(job.store.endswith("-ranks") for job in jobs):
+        import torch._dynamo  # A second, and the first tensor that is cut would do so in each process.  # noqa: F401
     gc.freeze()  # An attempt is a fork of this: what it does not touch it need not copy.
     with contextlib.ExitStack() as stack, contextlib.ExitStack() as mount:
         store = None

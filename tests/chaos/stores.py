@@ -11,7 +11,9 @@ from pathlib import Path
 import bucket_lab
 import faultfs
 
-NAMES = ("local", "sequential", "rclone", "rclone-cached")
+NAMES = ("local", "sequential", "local-ranks", "sequential-ranks", "rclone", "rclone-cached")
+MOST_RANKS = 3
+"""Of an attempt, on the stores that are for several."""
 
 
 @dataclass
@@ -25,6 +27,8 @@ class Place:
     """The store itself."""
     faults: faultfs.Client | None = None
     mount: bucket_lab.Mounted | None = None
+    ranks: int = 1
+    """How many an attempt has at most."""
 
     @property
     def uploads_later(self) -> bool:
@@ -46,19 +50,22 @@ class Place:
 
 def missing(name: str) -> str | None:
     """Why there is no such store on this machine; None where there is."""
-    return None if name == "local" else faultfs.missing() if name == "sequential" else bucket_lab.missing()
+    if name.startswith("rclone"):
+        return bucket_lab.missing()
+    return faultfs.missing() if name.startswith("sequential") else None
 
 
 @contextlib.contextmanager
 def place(name: str, folder: Path, store: bucket_lab.Store | None) -> Iterator[Place]:
     """A store, mounted anew."""
-    if name == "local":
-        yield Place(name, folder, folder)
-    elif name == "sequential":
+    ranks = MOST_RANKS if name.endswith("-ranks") else 1
+    if name.startswith("local"):
+        yield Place(name, folder, folder, ranks=ranks)
+    elif name.startswith("sequential"):
         behind = folder / "behind"
         behind.mkdir(exist_ok=True)
         with faultfs.mounted(behind, folder / "m", name="goofys") as faults:
-            yield Place(name, faults.point, behind, faults=faults)
+            yield Place(name, faults.point, behind, faults=faults, ranks=ranks)
     else:
         assert store
         options = ["--vfs-write-back", "0.1s", "--bwlimit", "400k"] if name == "rclone-cached" else []

@@ -14,6 +14,8 @@ import xxhash
 
 NAME = re.compile(r"(\d{10})-a(\d{4,9})-([0-9a-f]{6})-(\d{1,6})")
 WIDE, NARROW = 3000, 40
+CUT = ("model.weight", "optim.0.weight.exp_avg")
+"""What is cut over the ranks, where there are several."""
 ORDER = ("model.bias", "model.seen", "model.weight", "optim.0.bias.exp_avg", "optim.0.weight.exp_avg")
 
 
@@ -50,6 +52,14 @@ def digest(tensors: dict[str, np.ndarray]) -> str:
     for name in ORDER:
         hashed.update(name.encode() + tensors[name].tobytes())
     return hashed.hexdigest()
+
+
+def cut(tensors: dict[str, np.ndarray], rank: int, ranks: int) -> dict[str, np.ndarray]:
+    """What one of several ranks has of a state."""
+    rows = -(-WIDE // ranks)
+    return {
+        name: array[rank * rows : (rank + 1) * rows].copy() if name in CUT else array for name, array in tensors.items()
+    }
 
 
 def run_id(run: int) -> str:
