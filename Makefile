@@ -32,7 +32,7 @@ bench: $(READY)  ## What the command line and a checkpoint cost, beside others; 
 	$(BIN)/python bench/startup.py
 	$(BIN)/python -m bench.checkpoint --size $(SIZE) --rounds $(ROUNDS)
 
-chaos: $(READY)  ## 20,600 faults; goes on where it was interrupted. make chaos CHAOS="--faults 100 --stores local"
+chaos: $(READY)  ## 22,100 faults; goes on where it was interrupted. make chaos CHAOS="--faults 100 --stores local"
 	$(BIN)/python tests/chaos/run.py --state .chaos.json $(CHAOS)
 	@rm -f .chaos.json
 

@@ -75,9 +75,10 @@ class Keeper:
 
 def _relay(errors: int) -> None:
     """Pass on what a child says on stderr. It hangs in the bucket, and must not hold the job's own pipe meanwhile."""
-    with os.fdopen(errors, "rb") as lines, suppress(OSError):
+    with os.fdopen(errors, "rb") as lines:
         for line in lines:
-            os.write(2, line)
+            with suppress(OSError):  # Nobody reads any more; the child must not notice.
+                os.write(2, line)
 
 
 def write_end(attempt: dict[str, str], code: int, cause: str, seconds: float) -> None:

@@ -121,10 +121,12 @@ def reserve_port() -> socket.socket:
 
 def _shared_file() -> int:
     """A file without a name that the ranks inherit; in memory where that can be had, as the disk may be full."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("said")
-    with tempfile.TemporaryFile() as file:
+    with suppress(OSError):
+        if hasattr(os, "memfd_create"):
+            return os.memfd_create("said")
+    with suppress(OSError), tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
+    return os.open(os.devnull, os.O_RDWR)  # Then each rank says it.
 
 
 class _Launch:

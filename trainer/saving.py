@@ -143,7 +143,7 @@ class Saver:
         """Seconds that it waited for the save before that one."""
         self._together, self._paths, self._attempt, self._records = together, paths, attempt, records
         self._store: Any = None
-        self._connecting = threading.Lock()
+        self._connecting, self._connect_s = threading.Lock(), 0.0
         self._attempt_name = attempt.name if attempt else None
         self._failures = keeping.failures
         self._say = say
@@ -312,7 +312,9 @@ class Saver:
     def _work(self, boundary: Boundary, copy: Copy) -> None:
         try:
             copy.run()
+            begun = time.monotonic()
             self._connect()
+            self._connect_s = time.monotonic() - begun
             name = self._write(boundary, copy)
         except BaseException as error:
             self._error = error
@@ -339,7 +341,7 @@ class Saver:
             self._at_once = self._at_once or verdict["torn"]
             if verdict["committed"]:
                 self.committed, self._given_up = CheckpointName(boundary.step, self._attempt_name, self._save), 0
-                self.commit_s = time.monotonic() - self._begun
+                self.commit_s = time.monotonic() - self._begun - self._connect_s
                 return self.committed
             if verdict["torn"]:
                 return None  # No fault of the bucket's; from now on nothing is copied beside training.

@@ -330,10 +330,12 @@ class Child:
         if numbers - ({signal.SIGKILL} if self.ordered else set()):
             return f"was ended by signal {max(numbers)}"
         codes = {os.WEXITSTATUS(status) for status in self.statuses if os.WIFEXITED(status)}
+        if strange := codes - set(EXIT_PRECEDENCE):
+            return f"ended with {max(strange)}"
         if numbers:  # The others leave because of it, unless all was done.
-            wrong = codes - allowed - {0, EXIT_PREEMPTED}
+            wrong = codes - (allowed - {0}) - {EXIT_PREEMPTED} - (set() if self.unsaved else {0})
             return f"ended with {max(wrong)}, and a rank was killed" if wrong else None
-        code = next((known for known in EXIT_PRECEDENCE if known in codes), max(codes))  # As the launcher.
+        code = next(known for known in EXIT_PRECEDENCE if known in codes)  # As the launcher.
         return None if code in allowed else f"ended with {code}, and not with {' or '.join(map(str, sorted(allowed)))}"
 
     @property

@@ -171,7 +171,7 @@ def episode(job: Job, where: Place, again: Callable[[], Place]) -> Iterator[dict
             hit = kinds[kind](scene)
         after = truth.whole(behind, run)
         for child in scene.children:
-            if child.trained_s and not child.was_killed:
+            if child.trained_s and (not child.was_killed or child.trained_s > later_s):
                 later_s = 0.7 * later_s + 0.3 * min(1.0, child.trained_s)
         said = next((child.restored for child in scene.children if child.restored), None)
         wrong = judge(scene, kind, after) or watch.wrong
