@@ -334,6 +334,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(prefix="skyspot-chaos-"))
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")  # torch makes it when a tensor is first cut.
     only = tuple(options.kinds.split(",")) if options.kinds else ()
     if options.plants:
         found = {
