@@ -400,6 +400,8 @@ def _live(plan: Plan, rank: int, told: int, pipe: int, listener: socket.socket |
     code = 70
     try:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with its worker.
+        for ours in (1, 2):  # What it has to say goes through the pipe.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), ours)
         if listener:  # As the launcher tells its processes.
             ranks, place = str(plan.ranks), listener.getsockname()
             os.environ.update(

@@ -32,8 +32,6 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
 
-os.environ["TORCH_CPP_LOG_LEVEL"] = "FATAL"  # Before torch: a rank whose peer was killed has much to say.
-
 import bucket_lab  # noqa: E402
 import torch  # noqa: E402
 import truth  # noqa: E402
