@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from bench.sizes import shown, tensor_count
 
 OURS, TORCH, DCP = "skyspot", "torch.save + fsync", "DCP load"
+MEANT_BYTES = 1e9
+"""The bounds are meant for a state of that size, or more."""
 STALL_S = 0.060
 ONE_COPY = 1.1
 """What counts as one copy: the state, and a tenth for all else that a save needs."""
@@ -102,7 +104,7 @@ Each way to save has a process of its own. They take turns: one round that is sh
 
 def broken(figures: Figures) -> list[str]:
     """The bounds that did not hold, in a line each; they are meant for 1 GB: below that, none."""
-    if figures.state_bytes < 1e9:
+    if figures.state_bytes < MEANT_BYTES:
         return []
     return [f"{what}: {found}, bound {bound}" for what, found, bound, holds in _checked(figures) if not holds]
 
@@ -127,7 +129,7 @@ def _bounds(figures: Figures) -> str:
         ["What", "Found", "Bound", "Holds"],
         [[what, found, bound, "yes" if holds else "**no**"] for what, found, bound, holds in _checked(figures)],
     )
-    note = "" if figures.state_bytes >= 1e9 else "\n\nThe bounds are meant for 1 GB; this state is smaller."
+    note = "" if figures.state_bytes >= MEANT_BYTES else "\n\nThe bounds are meant for 1 GB; this state is smaller."
     return f"## The bounds\n\n{table}{note}"
 
 

@@ -7,8 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    import faultfs
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -32,6 +36,18 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Pat
 def whole(undisturbed: Callable[[int], Path]) -> Path:
     """With one process."""
     return undisturbed(1)
+
+
+@pytest.fixture
+def faults(tmp_path: Path) -> Iterator["faultfs.Client"]:
+    """A file system that fails or hangs where it is told to, mounted over tmp_path / "behind"."""
+    import faultfs
+
+    if reason := faultfs.missing():
+        pytest.skip(reason)
+    (tmp_path / "behind").mkdir()
+    with faultfs.mounted(tmp_path / "behind", tmp_path / "m") as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

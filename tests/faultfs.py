@@ -23,6 +23,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+CALLS = ("open", "create", "write", "close", "fsync", "mkdir", "unlink", "read", "list")
+"""What can be told to fail or to hang."""
+
 
 class Client:
     """The file system's remote control."""
@@ -40,8 +43,7 @@ class Client:
     def fail(self, call: str, number: int, *, after: int = 0, times: int = 1, suffix: str = "") -> None:
         """Have a call fail on paths that end in `suffix`: `times` in a row, after it went well `after` times.
 
-        Calls: open, create, write, close, fsync, mkdir, unlink, read, list. `unlink` is `rmdir`, too; `close` is each
-        close() of a file, also of one that was read.
+        Of `CALLS`, `unlink` is `rmdir`, too; `close` is each close() of a file, also of one that was read.
         """
         self._order(do="fault", call=call, errno=number, after=after, times=times, suffix=suffix)
 

@@ -4,7 +4,6 @@ import errno
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import bucket_lab
@@ -18,13 +17,6 @@ from trainer.verify import problem
 
 pytestmark = pytest.mark.skipif(bucket_lab.missing() is not None, reason=str(bucket_lab.missing()))
 SHARE = "share-00000.safetensors"
-
-
-@pytest.fixture
-def faults(tmp_path: Path) -> Iterator[faultfs.Client]:
-    (tmp_path / "behind").mkdir()
-    with faultfs.mounted(tmp_path / "behind", tmp_path / "m") as client:
-        yield client
 
 
 def begin(run_dir: Path, *args: str) -> subprocess.Popen[str]:

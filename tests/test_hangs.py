@@ -85,20 +85,9 @@ def test_a_frozen_mount_is_left_by_itself_for_a_new_machine(mount: Mounted, behi
 
 # -- a daemon that takes orders and does not answer: not even SIGKILL ends a process that waits for it -----------------
 
-CALLS = ("open", "create", "write", "close", "fsync", "mkdir", "unlink", "read", "list")
-
-
-@pytest.fixture
-def faults(tmp_path: Path) -> Iterator[faultfs.Client]:
-    if reason := faultfs.missing():
-        pytest.skip(reason)
-    (tmp_path / "behind").mkdir()
-    with faultfs.mounted(tmp_path / "behind", tmp_path / "m") as client:
-        yield client
-
 
 def hang_for_good(faults: faultfs.Client) -> None:
-    for call in CALLS:
+    for call in faultfs.CALLS:
         faults.hang(call, times=1000)
 
 

@@ -53,7 +53,6 @@ from trainer.layout import (
     to_json,
     write_once,
 )
-from trainer.patience import within
 
 START_RETRY_S = 600.0
 BEING_WRITTEN_S = 1.0
@@ -137,7 +136,7 @@ def check_bucket(paths: RunPaths) -> None:
         AttemptError: no bucket is mounted where SKYSPOT_MOUNT says, or the folder that the run's folder goes into is
         missing.
     """
-    with within("looking at the mount", START_RETRY_S, EXIT_FAILED):
+    with patience.within("looking at the mount", START_RETRY_S, EXIT_FAILED):
         _check_bucket(paths, os.environ.get("SKYSPOT_MOUNT"))
 
 
@@ -184,7 +183,7 @@ def persist(
     limit_s, code = (limit_s, EXIT_PREEMPTED) if begun else (START_RETRY_S, EXIT_FAILED)
     while True:
         try:
-            with within("a call before the first step", limit_s, code):
+            with patience.within("a call before the first step", limit_s, code):
                 return work()
         except OSError as error:
             gone = begun and error.errno in MOUNT_GONE

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 from contextlib import suppress
 from pathlib import Path
 
 from trainer.layout import EXIT_FAILED, EXIT_STOPPED, EXIT_SUPERSEDED
 
 END_EVENT_S = 5.0
-LAST_WORDS_S = 0.5
 STOPS = {"superseded": EXIT_SUPERSEDED, "stop-request": EXIT_STOPPED}
 """What the keeper may say of an attempt that has to end, and what the launcher then leaves with."""
 
@@ -29,7 +27,8 @@ class Keeper:
         self.stop: str | None = None
         """Why the attempt has to end: one of STOPS."""
         self._heard = b""
-        errors, its_errors = os.pipe()
+        self.errors, its_errors = os.pipe()
+        """What it says on stderr, to be passed on. It hangs in the bucket, and must not hold the job's own pipe."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "trainer.keeper", str(run_dir)],
             stdin=subprocess.PIPE,
@@ -39,8 +38,6 @@ class Keeper:
             start_new_session=True,
         )
         os.close(its_errors)
-        self._relay = threading.Thread(target=_relay, args=(errors,), daemon=True)
-        self._relay.start()
         assert self._process.stdout
         self.pipe = self._process.stdout.fileno()
         """Readable when there is something to listen to."""
@@ -70,15 +67,6 @@ class Keeper:
         with suppress(OSError, subprocess.TimeoutExpired):
             self._process.communicate(b"" if ended else f"end {code} {cause}\n".encode(), timeout=seconds)
         self._process.kill()
-        self._relay.join(LAST_WORDS_S)
-
-
-def _relay(errors: int) -> None:
-    """Pass on what a child says on stderr. It hangs in the bucket, and must not hold the job's own pipe meanwhile."""
-    with os.fdopen(errors, "rb") as lines:
-        for line in lines:
-            with suppress(OSError):  # Nobody reads any more; the child must not notice.
-                os.write(2, line)
 
 
 def write_end(attempt: dict[str, str], code: int, cause: str, seconds: float) -> None:

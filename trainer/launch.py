@@ -164,12 +164,14 @@ class _Launch:
         if self._keeper_dir:
             self._keeper = Keeper(self._keeper_dir, self._launch_id)
             self._selector.register(self._keeper.pipe, selectors.EVENT_READ, "keeper")
+            self._begin_relay(self._keeper.errors, 2)
             while not self._keeper.attempt and self._keeper.leave is None and not self._signalled:
                 self._take_in(None)
             if self._signalled or self._keeper.leave is not None:
                 code = EXIT_PREEMPTED if self._signalled else self._keeper.leave
                 assert code is not None
                 self._keeper.close(code, "signal", ended=not self._signalled)
+                self._end_relays()
                 return code
         self._start_ranks()
         while not self._over():
@@ -231,9 +233,7 @@ class _Launch:
         for source, target, rank in pipes:
             raw = rank == 0 and (self._processes == 1 or os.isatty(target))
             ends = (b"\n", b"\r") if rank == 0 else (b"\n",)  # A bar's lines end with \r, terminal or not.
-            thread = threading.Thread(target=self._relay, args=(source, target, raw, ends), daemon=True)
-            thread.start()
-            self._relays.append(thread)
+            self._begin_relay(source, target, raw, ends)
 
     def _environment(self, rank: int, listener: socket.socket | None, link: str) -> dict[str, str]:
         nodes = self._nodes
@@ -275,8 +275,19 @@ class _Launch:
             env["SKYSPOT_ATTEMPT"] = self._keeper.attempt
         return env
 
+    def _begin_relay(self, source: int, target: int, raw: bool = False, ends: tuple[bytes, ...] = (b"\n",)) -> None:
+        thread = threading.Thread(target=self._relay, args=(source, target, raw, ends), daemon=True)
+        thread.start()
+        self._relays.append(thread)
+
+    def _end_relays(self) -> None:
+        """Let what was said come out; who hangs holds its end open."""
+        relayed_by = time.monotonic() + RELAY_S
+        for thread in self._relays:
+            thread.join(max(0.0, relayed_by - time.monotonic()))
+
     def _relay(self, source: int, target: int, raw: bool, ends: tuple[bytes, ...]) -> None:
-        """Copy a rank's output to ours: as it comes (a bar on a terminal), or line by line, so that no two mix."""
+        """Copy a child's output to ours: as it comes (a bar on a terminal), or line by line, so that no two mix."""
         kept, open_ = b"", True
         while True:
             try:
@@ -427,9 +438,7 @@ class _Launch:
             self._keeper.close(code, cause, first.ended, end_event_s)
         elif first.attempt and not first.ended:
             write_end(first.attempt, code, cause, end_event_s)
-        relayed_by = time.monotonic() + RELAY_S
-        for thread in self._relays:
-            thread.join(max(0.0, relayed_by - time.monotonic()))
+        self._end_relays()
         if self._stopped == "stop-request":
             self._await_cancel()
         return code

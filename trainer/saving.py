@@ -13,7 +13,6 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,8 +141,7 @@ class Saver:
         self.waited_s = 0.0
         """Seconds that it waited for the save before that one."""
         self._together, self._paths, self._attempt, self._records = together, paths, attempt, records
-        self._store: Any = None
-        self._connecting, self._connect_s = threading.Lock(), 0.0
+        self._store: Any = together.connection()  # Here: no save shall wait for what a connection may take.
         self._attempt_name = attempt.name if attempt else None
         self._failures = keeping.failures
         self._say = say
@@ -234,18 +232,7 @@ class Saver:
             StateError: the ranks' states are not made of the same tensors.
         """
         self._agree(state)
-
-        def get_ready() -> None:
-            self._staging.populate()
-            with suppress(Exception):  # A dead store is the first save's trouble.
-                self._connect()
-
-        threading.Thread(target=get_ready, daemon=True, name="memory").start()
-
-    def _connect(self) -> None:
-        """Have a connection to the store for this writer; takes long where the name server does not answer."""
-        with self._connecting:
-            self._store = self._store or self._together.connection()
+        threading.Thread(target=self._staging.populate, daemon=True, name="memory").start()
 
     def _begin_copy(self, state: State) -> Copy:
         """Copy what cannot wait."""
@@ -312,9 +299,6 @@ class Saver:
     def _work(self, boundary: Boundary, copy: Copy) -> None:
         try:
             copy.run()
-            begun = time.monotonic()
-            self._connect()
-            self._connect_s = time.monotonic() - begun
             name = self._write(boundary, copy)
         except BaseException as error:
             self._error = error
@@ -341,7 +325,7 @@ class Saver:
             self._at_once = self._at_once or verdict["torn"]
             if verdict["committed"]:
                 self.committed, self._given_up = CheckpointName(boundary.step, self._attempt_name, self._save), 0
-                self.commit_s = time.monotonic() - self._begun - self._connect_s
+                self.commit_s = time.monotonic() - self._begun
                 return self.committed
             if verdict["torn"]:
                 return None  # No fault of the bucket's; from now on nothing is copied beside training.

@@ -83,7 +83,7 @@ def run(plan: Plan, rank: int, told: int, say: Callable[[dict[str, Any]], None])
     if plan.home:
         os.environ["HOME"] = str(plan.home)
     staging.RESERVE_BYTES = 0
-    patience.LIMIT_S = plan.limit_s
+    patience.LIMIT_S, patience.LOOK_S = plan.limit_s, 0.02
     if plan.clock_s:
         real = time.time
         time.time = lambda: real() + plan.clock_s
@@ -194,8 +194,7 @@ def _code_without_a_peer(savers: list[Saver]) -> int:
 
 def _leave_what_hangs(say: Callable[[dict[str, Any]], None]) -> None:
     """As SpotRun: a call that hangs ends the attempt, whatever thread it is in."""
-    while not (overdue := patience.overdue()):
-        time.sleep(0.02)
+    overdue = patience.await_overdue()
     say({"left": overdue.code})
     os._exit(overdue.code)
 
@@ -265,9 +264,10 @@ class Child:
         """Take in what it says; False once it says no more."""
         data = os.read(self.pipe, 65536)
         *lines, self._rest = (self._rest + data).split(b"\n")
-        self.heard += [json.loads(line) for line in lines]
+        words = [json.loads(line) for line in lines]
+        self.heard += words
         self._restored_at = self._restored_at or (time.monotonic() if self.restores else 0.0)
-        if any(json.loads(line).get("left") for line in lines):  # It may hang on, and be no more than a zombie.
+        if any(word.get("left") for word in words):  # It may hang on, and be no more than a zombie.
             self._tell_all()
         return bool(data)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import faultfs
 import truth
 from child import FAILURES, STANDS_STILL_S, Child, Plan, start
 from stores import Place
@@ -70,7 +71,7 @@ class Scene:
     @property
     def files(self) -> tuple[str, ...]:
         """A checkpoint's, as far as faults are meant for them by name."""
-        return FILES if self.place.ranks == 1 else (*FILES, SECOND_SHARE)
+        return FILES if self.place.ranks == 1 else FILES_OF_SEVERAL
 
 
 def _until_restored(child: Child) -> bool:
@@ -254,11 +255,11 @@ def grown(file: Path, draw: random.Random, scene: Scene) -> bool:
 
 FILES = ("share-00000.safetensors", "state.json", "MANIFEST.json")
 SECOND_SHARE = "share-00001.safetensors"
+FILES_OF_SEVERAL = (*FILES, SECOND_SHARE)
 RECORDS = (".jsonl", "-saved.json")
 """Of these the first has to be there before a manifest is written; the second can be done without."""
 ANY = ("",)
 FOR_GOOD = 10**6
-CALLS = ("open", "create", "write", "close", "fsync", "mkdir", "unlink", "read", "list")
 ENDS = {errno.ENOSPC: 1, errno.EROFS: 1, errno.ENOTCONN: 75}
 """What the stop table says of a store that is full, read-only or gone. Anything else is tried again."""
 
@@ -315,7 +316,7 @@ def _ends_saving(child: Child, call: str, number: int, times: int, suffix: str) 
     code = ENDS.get(number)
     if times == 1 and code:
         # A record's only failed write is made good, or done without; of any file it is not known which it was.
-        return {code} if suffix in (*FILES, SECOND_SHARE) else {0} if suffix in RECORDS else {0, code}
+        return {code} if suffix in FILES_OF_SEVERAL else {0} if suffix in RECORDS else {0, code}
     if times == 1 or call == "read":  # Tried again; and what does not read back does not count, no more.
         return {0}
     if code:
@@ -346,7 +347,7 @@ def gone(scene: Scene) -> bool:
     child = scene.begin(step_s=0.002, steps=STEPS + FAILURES)
     _until_restored(child)
     _let_go(child, scene.draw.random() * scene.later_s)
-    for call in CALLS:
+    for call in faultfs.CALLS:
         faults.fail(call, errno.ENOTCONN, times=FOR_GOOD)
     child.wait()
     hits = faults.clear()
