@@ -30,6 +30,8 @@ from skyspot.errors import SkyspotError
 from skyspot.job import Job, Mount
 
 MARK = "SKYSPOT_REHEARSAL"
+LEAVE_S = 30.0
+"""What SkyPilot gives those whom a script leaves behind, from their SIGTERM on (sky.skylet.subprocess_daemon)."""
 
 
 @functools.cache
@@ -44,7 +46,7 @@ def namespace_command() -> tuple[str, ...] | None:
         script.write_text("exit 42\n")
         build.write_text(_namespace_script(root, {}, (), frozenset()))
         try:
-            done = subprocess.run([*command, str(build), str(root), str(script)], capture_output=True, timeout=20)
+            done = subprocess.run([*command, str(build), str(root), str(script), "1"], capture_output=True, timeout=20)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return command if done.returncode == 42 else None
@@ -70,6 +72,8 @@ class Machine:
         self.process: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
         self.started = 0.0
+        self._leaving: float | None = None
+        """Until when what the script left behind may go by itself, where there is no namespace."""
         for place in (self.home, self.home / "sky_workdir", folder / "tmp", self.home / "skyspot"):
             place.mkdir(parents=True, exist_ok=True)
         if job.workdir:
@@ -134,8 +138,8 @@ class Machine:
             read_only = frozenset(mount.target for mount in self.job.mounts if mount.read_only)
             needed = (self.folder.parent.parent, Path(sys.prefix), Path(sys.base_prefix))
             build.write_text(_namespace_script(root, self._absolute(), needed, read_only))
-            command = [*enter, str(build), str(root), str(script)]
-        self.started = time.monotonic()
+            command = [*enter, str(build), str(root), str(script), str(LEAVE_S)]
+        self.started, self._leaving = time.monotonic(), None
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command,
@@ -166,9 +170,18 @@ class Machine:
             self._guard = None
 
     def poll(self) -> int | None:
-        """The exit status of what was started; None while it runs."""
+        """The exit status of what was started; None while it runs, or what it left behind has time to leave."""
         assert self.process
-        return self.process.poll()
+        code = self.process.poll()
+        if code is None or namespace_command():  # In a namespace it ends when all have left (inside.py).
+            return code
+        left = self._processes()
+        if self._leaving is None:
+            self._leaving = time.monotonic() + LEAVE_S
+            for process in left:
+                with suppress(psutil.NoSuchProcess):
+                    process.terminate()
+        return None if left and time.monotonic() < self._leaving else code
 
     def signal(self, number: int) -> None:
         """Signal the task's process group, as SkyPilot does."""

@@ -279,20 +279,48 @@ def test_when_skyspot_is_killed_its_machines_go_with_it(tmp_path: Path, namespac
         time.sleep(0.02)
 
 
-def test_the_script_is_signalled_with_its_group_and_is_not_the_first_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("namespace", [True, False])
+def test_what_the_script_leaves_behind_at_sigterm_has_time_to_save_as_under_skypilot(
+    tmp_path: Path, namespace: bool
+) -> None:
+    """The shell is gone at once at SIGTERM; the program that it waited for is not."""
+    if namespace and machine.namespace_command() is None:
+        pytest.skip("no mount namespace here")
     (tmp_path / "task.yaml").write_text(
         "file_mounts: {/checkpoints: {name: bbb, mode: MOUNT}}\n"
         "run: |\n"
         "  [ $$ != 1 ] || exit 9\n"
-        "  bash -c 'trap \"echo heard > /checkpoints/child; exit\" TERM; while :; do sleep 0.05; done' &\n"
-        "  sleep 0.6\n"
+        '  bash -c \'trap "sleep 0.5; echo heard > /checkpoints/child; exit" TERM; echo > /checkpoints/began;'
+        " until [ -e /checkpoints/result ]; do sleep 0.05; done' &\n"
+        "  sleep 1\n"
         "  echo x > /checkpoints/result\n"
+        "  wait\n"
     )
     args = ["task.yaml", "--kinds", "sigterm", "--preemptions", 1, "--compare", "result", "--keep", "kept"]
-    done = rehearse(*args, cwd=tmp_path)
+    done = rehearse(*args, cwd=tmp_path, env={} if namespace else {"SKYSPOT_REHEARSE_WITHOUT_NAMESPACE": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "SIGTERM" in done.stdout, done.stdout
     assert (tmp_path / "kept" / "preempted" / "bucket" / "child").read_text() == "heard\n"
-    assert not (tmp_path / "kept" / "reference" / "bucket" / "child").exists()
+
+
+@pytest.mark.parametrize("namespace", [True, False])
+def test_what_the_script_leaves_behind_goes_with_the_machine_when_it_does_not_hear(
+    tmp_path: Path, namespace: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if namespace and machine.namespace_command() is None:
+        pytest.skip("no mount namespace here")
+    if not namespace:
+        monkeypatch.setattr(machine, "namespace_command", lambda: None)
+    monkeypatch.setattr(machine, "LEAVE_S", 0.5)
+    mark = f"600.{secrets.randbelow(10**9)}"
+    run = f"(trap '' TERM; exec setsid sleep {mark}) &\nsleep 0.2\nexit 7\n"
+    taken = machine.Machine(job.read("run: unused\n", tmp_path, {}, None), tmp_path / "r/leg/m", {}, {})
+    taken.start(run)
+    while (code := taken.poll()) is None:
+        time.sleep(0.02)
+    assert code == 7
+    taken.take()
+    assert not sleeping(mark)
 
 
 def test_a_machine_that_has_hardly_begun_is_taken_at_once(tmp_path: Path) -> None:
