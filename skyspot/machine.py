@@ -216,10 +216,15 @@ class Machine:
         if not namespace_command():
             return
         assert self.process
-        with suppress(psutil.Error, subprocess.TimeoutExpired):
-            first = psutil.Process(self.process.pid).children()
-            for process in first:
-                process.kill()
+        pid = self.process.pid
+        try:  # At once, and not after a look at every process: a save that is to be hit may be over in no time.
+            first = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        except OSError:
+            with suppress(psutil.Error):
+                first = [process.pid for process in psutil.Process(pid).children()]
+        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            for number in first:
+                os.kill(number, signal.SIGKILL)
             if first:  # Else it has not come so far yet.
                 self.process.wait(10)
 

@@ -85,6 +85,7 @@ class _Stage:
         self.job, self.settings, self.view, self.folder, self.server = job, settings, view, folder, server
         self.legs: list[Leg] = []
         self.reference_s = 0.0
+        """What the undisturbed run took, from its machine's start on."""
         self.written_s = 0.0
         """How long the undisturbed run went on after it had first written into its bucket; 0 where it never did."""
         self.records = False
@@ -98,7 +99,6 @@ class _Stage:
                 False, False, f"not checked: the task fails undisturbed.\n{reference.failure}"
             )
             return
-        self.reference_s = reference.seconds
         paths = self._paths("reference")
         history = verdict.read_history(paths) if paths else None
         self.records = history is not None
@@ -200,8 +200,8 @@ class _Stage:
             )
             try:
                 row, code = self._attempt(strike, number, count, leg.rows[-1] if leg.rows else None)
-                if not self.reference_s:
-                    self.written_s = watch.alive_s()
+                if name == "reference":
+                    self.reference_s, self.written_s = time.monotonic() - machine.started, watch.alive_s()
             finally:
                 machine.take()
             self._fill(row, watch)

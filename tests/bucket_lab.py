@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -78,24 +77,20 @@ def store(folder: Path) -> Iterator[Store]:
     """Serve a folder as S3 on loopback."""
     behind = folder / "store" / BUCKET
     behind.mkdir(parents=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     server = child(
-        RCLONE, "serve", "s3", behind.parent, "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY},{SECRET}",
+        RCLONE, "serve", "s3", behind.parent, "--addr", "127.0.0.1:0", "--auth-key", f"{KEY},{SECRET}",
         "--config", "/dev/null", "--force-path-style", log=folder / "s3.log",
     )  # fmt: skip
 
-    def answers() -> bool:
-        assert server.poll() is None, (folder / "s3.log").read_text()
-        with contextlib.suppress(OSError):
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return True
-        return False
+    def address() -> str | None:
+        said = (folder / "s3.log").read_text()
+        assert server.poll() is None, said
+        found = re.search(r"Starting s3 server on \[(http://[^/]+)/\]", said)
+        return found and found[1]
 
     try:
-        until("the S3 server answers", answers)
-        yield Store(behind, f"http://127.0.0.1:{port}")
+        until("the S3 server answers", address)
+        yield Store(behind, str(address()))
     finally:
         end(server)
 

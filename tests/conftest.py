@@ -2,7 +2,6 @@
 
 import functools
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -73,19 +72,18 @@ def run_dir(half: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder that a real S3 server on loopback serves as the bucket `mine`."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
     folder = tmp_path / "store" / "mine"
     folder.mkdir(parents=True)
     rclone = Path(sys.executable).parent / "rclone"
     server = subprocess.Popen(
-        [rclone, "serve", "s3", "--addr", address, "--auth-key", "accesskey1,secretkey12345", "--config", "/dev/null",
-         "--dir-cache-time", "0s", folder.parent],
+        [rclone, "serve", "s3", "--addr", "127.0.0.1:0", "--auth-key", "accesskey1,secretkey12345",
+         "--config", "/dev/null", "--dir-cache-time", "0s", folder.parent],
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert server.stderr
     while "Starting s3 server" not in (line := server.stderr.readline()):
         assert line, "the S3 server did not start"
+    address = line.split("[http://")[1].split("/")[0]
     for name, value in (
         ("AWS_ENDPOINT_URL", f"http://{address}"),
         ("AWS_ACCESS_KEY_ID", "accesskey1"),

@@ -36,7 +36,7 @@ def test_a_killed_mount_has_uploaded_nothing_and_only_its_own_cache_knows_the_fi
 
 
 def test_uploads_are_slow_where_they_should_be(bucket: Store, tmp_path: Path) -> None:
-    data = bytes(100_000)
+    data = bytes(400_000)
     options = ("--vfs-write-back", "0s", "--bwlimit", "100k", "--buffer-size", "0")
     with mounted(bucket, tmp_path, *options, cached=True) as mount:
         (mount.point / "big").write_bytes(data)

@@ -55,7 +55,7 @@ def test_a_preempted_run_is_bit_identical_to_an_undisturbed_one(
     [
         ("sigterm@6", ()),
         ("sigterm:share-half@1", ()),
-        ("sigterm:read-back@1", ("--hang-in-read-back",)),
+        ("sigterm:read-back@1", ("--hang-in-read-back", "--slow", 0.05)),
         ("sigterm:eval@6", ("--eval-every", 3)),
     ],
 )
@@ -81,7 +81,7 @@ def test_without_this_rule_a_resume_is_not_exact(tmp_path: Path, rule: str, proc
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     # More than 1 MB of parameters: DistributedDataParallel makes more than one bucket of them.
     # With a save each second step the one of step 2 is committed at the kill: that of step 4 has waited for it.
-    size = ("--hidden", 512, "--save-every", 2) if rule == "throw-away" else ()
+    size = ("--hidden", 512, "--save-every", 2) if rule == "throw-away" else ("--commit-first",)
     finish(whole, *size, "--without", rule, processes=processes, faults=[])
     finish(broken, *size, "--without", rule, processes=processes, faults=[("kill@6",)])
     assert column(whole, shows_in) != column(broken, shows_in)
@@ -129,8 +129,8 @@ def test_a_step_that_does_not_fit_the_grace_is_dropped_and_its_boundary_saved(tm
     whole, run_dir = tmp_path / "whole", tmp_path / "run"
     small = ("--steps", 4, "--micro", 2, "--batch-norm")
     assert mlp(whole, *small).code == 0
-    # A step is 6 micro-steps of 0.5 s; when the word comes, in the first of them, 2.5 s are left.
-    stopped = mlp(run_dir, *small, "--slow", 0.5, "--grace", 2.5, "--fault", "sigterm@2", grace=2.5)
+    # A step is 6 micro-steps of 0.8 s; when the word comes, in the first of them, 4 s are left.
+    stopped = mlp(run_dir, *small, "--slow", 0.8, "--grace", 4, "--fault", "sigterm@2", grace=4)
     assert stopped.code == 75, stopped.output
     assert (event(run_dir, "end")["step"], event(run_dir, "end")["committed_step"]) == (2, 2)
     assert mlp(run_dir, *small).code == 0

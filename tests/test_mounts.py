@@ -1,5 +1,6 @@
 """What a folder lies on, and what shows that a file is in the store: on real mounts of a real S3 server."""
 
+import socket
 import subprocess
 import sys
 import threading
@@ -97,7 +98,7 @@ def test_a_cached_mount_that_is_taken_for_one_that_writes_through_is_found_out(
 @pytest.mark.parametrize("prefix", ["", "team/x"])
 def test_with_a_cache_the_log_knows_what_is_in_the_store(bucket: Store, tmp_path: Path, prefix: str) -> None:
     (bucket.behind / prefix).mkdir(parents=True, exist_ok=True)
-    with mounted(bucket, tmp_path, "--vfs-write-back", "0.7s", cached=True, prefix=prefix) as mount:
+    with mounted(bucket, tmp_path, "--vfs-write-back", "4s", cached=True, prefix=prefix) as mount:
         found = mount_of(mount.point)
         assert (found.kind, found.proof, found.log) == ("rclone with a cache", Proof.UPLOAD_LOG, mount.log)
         log = UploadLog(mount.log)
@@ -184,7 +185,9 @@ def test_a_process_that_only_names_the_mount_point_is_not_its_daemon(cached: Mou
 @needs_rclone
 def test_of_two_daemons_that_differ_none_is_believed(cached: Mounted, tmp_path: Path) -> None:
     """One of them waits for a store that does not answer, and mounts there later, or never."""
-    other = child(RCLONE, "mount", ":http:", cached.point, "--http-url", "http://127.0.0.1:9", log=tmp_path / "log")
+    store = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{store.getsockname()[1]}"
+    other = child(RCLONE, "mount", ":http:", cached.point, "--http-url", url, log=tmp_path / "log")
     try:
         until("it is there", lambda: Path(f"/proc/{other.pid}/comm").read_text() == "rclone\n" or other.poll())
         other.send_signal(19)
@@ -192,6 +195,7 @@ def test_of_two_daemons_that_differ_none_is_believed(cached: Mounted, tmp_path: 
         assert mount_of(cached.point) == Mount(cached.point, "fuse.rclone", Proof.NOTHING)
     finally:
         end(other)
+        store.close()
 
 
 def as_seen_by(*command: str, path: Path) -> str:

@@ -307,6 +307,31 @@ def test_what_was_read_whole_at_the_restore_counts(paths: RunPaths) -> None:
     assert steps(paths) == [5, 4, 3]
 
 
+def test_what_is_committed_while_another_is_read_back_is_looked_at_after_that(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, go_on, real = threading.Event(), threading.Event(), pruning.problem
+
+    def slow(folder: Path, *more: Any) -> str | None:
+        if CheckpointName.parse(folder.name).step == 2:  # type: ignore[union-attr]
+            reading.set()
+            assert go_on.wait(60)
+        return real(folder, *more)
+
+    monkeypatch.setattr(pruning, "problem", slow)
+    mine = Rank0.of(begin(paths))
+    mine.save(1)
+    thread = beside(mine.save, 2)
+    assert reading.wait(60)
+    mine.save(3, 4)
+    assert steps(paths) == [4, 3, 2, 1], "neither read nor waited"
+    go_on.set()
+    thread.join(60)
+    assert steps(paths) == [4, 3, 2], "those of 2 and 4 were read; that of 3 is no older"
+    mine.save(5)
+    assert steps(paths) == [5, 4]
+
+
 def test_in_a_hurry_nothing_is_deleted(paths: RunPaths) -> None:
     mine = Rank0.of(begin(paths))
     mine.save(1, 2)

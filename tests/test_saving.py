@@ -130,10 +130,18 @@ def test_checkpoints_of_every_so_many_steps_are_kept_for_good(tmp_path: Path) ->
     assert steps.isdisjoint({1, 2, 3, 4})
 
 
+def test_the_end_of_a_run_waits_for_what_follows_each_of_its_saves(tmp_path: Path) -> None:
+    """The read-back of the last save but one ends after the last save: it prunes all the same."""
+    run_dir = tmp_path / "run"
+    ended = mlp(run_dir, "--save-every", "2", "--keep-latest", "2", "--late-read-back", "5")
+    assert ended.code == 0, ended.output
+    assert [name.step for name in list_checkpoints(RunPaths(run_dir))] == [12, 10]
+
+
 def test_the_interval_sets_itself_and_says_why(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     auto = ("--save-every", "auto", "--steps", "60", "--constant", "interval.FIRST_S=0.05")
-    first = mlp(run_dir, *auto, "--fault", "kill@45", processes=2)
+    first = mlp(run_dir, *auto, "--fault", "kill@45", "--slow", "0.02", processes=2)
     assert first.code != 0
     said = [line for line in first.output.splitlines() if line.startswith("a checkpoint every")]
     assert said

@@ -11,6 +11,8 @@ from support import clean_env, column, event, losses, train, weights
 from trainer.layout import RunPaths, list_attempts, list_checkpoints
 
 SHORT = ("--max-steps", 8, "--save-every", 3, "--warmup-steps", 2, "--seq-len", 32, "--cpu")
+LONGER = (*SHORT, "--max-steps", 24)
+"""So long that it is not over before a signal arrives that was sent at step 4."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def strike(run_dir: Path, step: int, number: int, *args: object, env: dict[str, 
 
 def test_the_bundled_program_is_bit_identical_after_preemptions(tmp_path: Path, corpus: Path) -> None:
     """With two processes; the rehearsal of the default task shows it with one."""
-    args = (*SHORT, "--data", corpus, "--processes", 2, "--eval-every", 4)
+    args = (*LONGER, "--data", corpus, "--processes", 2, "--eval-every", 4)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert train("--checkpoint-dir", whole, *args).code == 0
     strike(broken, 1, 9, *args)
@@ -53,7 +55,7 @@ def test_the_bundled_program_is_bit_identical_after_preemptions(tmp_path: Path, 
     done = train("--checkpoint-dir", broken, *args)
     assert done.code == 0, done.output
     assert losses(whole) == losses(broken)
-    assert sorted(losses(whole)) == list(range(1, 9))
+    assert sorted(losses(whole)) == list(range(1, 25))
     assert weights(whole) == weights(broken)
     assert len(weights(whole)) > 40
     assert column(whole, "order") == column(broken, "order")
@@ -99,17 +101,17 @@ def test_a_resume_says_in_a_line_where_it_goes_on(tmp_path: Path, corpus: Path) 
     run_dir = tmp_path / "run"
     text = tmp_path / "text.txt"
     text.write_bytes(corpus.read_bytes())
-    assert strike(run_dir, 4, 15, *SHORT, "--data", text) == 75
+    assert strike(run_dir, 4, 15, *LONGER, "--data", text) == 75
     # With other data than it was begun with it is refused, and nothing is lost.
     (tmp_path / "other.txt").write_text("x" * 5000)
     kept = list_checkpoints(RunPaths(run_dir))
-    refused = train("--checkpoint-dir", run_dir, *SHORT, "--data", tmp_path / "other.txt")
+    refused = train("--checkpoint-dir", run_dir, *LONGER, "--data", tmp_path / "other.txt")
     assert refused.code == 1, refused.output
     assert "--allow-config-change data_key" in refused.output
     assert list_checkpoints(RunPaths(run_dir)) == kept
     # Without the text it goes on with what was prepared of it.
     text.unlink()
-    done = train("--checkpoint-dir", run_dir, *SHORT, "--data", text)
+    done = train("--checkpoint-dir", run_dir, *LONGER, "--data", text)
     assert done.code == 0, done.output
     assert "goes on with the data that was prepared for it" in done.output
     said = [line for line in done.output.splitlines() if line.startswith("resumed at step")]

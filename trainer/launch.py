@@ -36,7 +36,7 @@ from trainer.nodes import Nodes, NodesError, interface_of
 from trainer.rank import LISTENS, PEER_GONE
 
 KILL_AFTER_GRACE_S = 3.0
-LEAVE_AFTER_KILL_S = 5.0
+LEAVE_AFTER_KILL_S = 4.0
 LEAST_END_EVENT_S = 0.5
 RELAY_S = 1.0
 LOOK_S = 0.5

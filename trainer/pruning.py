@@ -7,6 +7,7 @@ here only once it is proven, and nothing is deleted but behind two that count. R
 
 from __future__ import annotations
 
+import queue
 import socket
 import threading
 import time
@@ -74,8 +75,10 @@ class Pruner:
         self._log = UploadLog(self._mount.log) if self._mount.proof is Proof.UPLOAD_LOG and self._mount.log else None
         self._known: set[CheckpointName] = set()
         self._waiting: dict[CheckpointName, Manifest] = {}
-        self._saves = 0
+        self._saves = self._said_at = 0
         self._at_work = threading.Lock()
+        self._todo: queue.SimpleQueue[tuple[CheckpointName, Manifest]] = queue.SimpleQueue()
+        """Committed checkpoints that nobody has looked at yet."""
         self._living = Living(paths)
         self._looked = False
 
@@ -129,33 +132,45 @@ class Pruner:
     def committed(self, name: CheckpointName, manifest: Manifest, store: Any, hurried: threading.Event) -> None:
         """Rank 0: a checkpoint is committed. See what is in the store by now, and delete what may be deleted.
 
+        One at a time: whoever finds another at work leaves it to that one, which looks at the newest when it is done.
+
         Raises:
             OSError: the bucket fails; what was found so far stands.
         """
         self._saves += 1
-        if not self._at_work.acquire(blocking=False):  # One at a time is enough; the next save looks again.
-            return
-        try:
-            if self._mount.proof is Proof.READ_BACK:
-                trouble = problem(self._paths.checkpoint(name), manifest, self.on_disk)
-                if trouble is None:
-                    self._known.add(name)
-                else:
-                    self._say(f"checkpoint {name} does not read back as it was written: {trouble}")
-            elif self._known and not self._looked:
-                self._look_for_another()
-            if self._log is not None:
-                self._waiting[name] = manifest
-                for waiting in list(self._waiting):
-                    if self._is_uploaded(waiting, self._log, store):
-                        self._known.add(waiting)
-                        del self._waiting[waiting]
-            if not hurried.is_set():
-                self.prune()
-            if self._saves % SAY_EVERY == 0 and self._mount.proof is Proof.NOTHING:
-                self._say_what_is_kept()
-        finally:
-            self._at_work.release()
+        self._todo.put((name, manifest))
+        while not self._todo.empty() and self._at_work.acquire(blocking=False):
+            try:
+                found = []
+                while not self._todo.empty():  # Only who is at work takes out.
+                    found.append(self._todo.get())
+                if found:
+                    self._look_behind(*max(found, key=lambda one: one[0]), store, hurried)
+            finally:
+                self._at_work.release()
+            if hurried.is_set():
+                return
+
+    def _look_behind(self, name: CheckpointName, manifest: Manifest, store: Any, hurried: threading.Event) -> None:
+        if self._mount.proof is Proof.READ_BACK:
+            trouble = problem(self._paths.checkpoint(name), manifest, self.on_disk)
+            if trouble is None:
+                self._known.add(name)
+            else:
+                self._say(f"checkpoint {name} does not read back as it was written: {trouble}")
+        elif self._known and not self._looked:
+            self._look_for_another()
+        if self._log is not None:
+            self._waiting[name] = manifest
+            for waiting in list(self._waiting):
+                if self._is_uploaded(waiting, self._log, store):
+                    self._known.add(waiting)
+                    del self._waiting[waiting]
+        if not hurried.is_set():
+            self.prune()
+        if self._saves - self._said_at >= SAY_EVERY and self._mount.proof is Proof.NOTHING:
+            self._said_at = self._saves
+            self._say_what_is_kept()
 
     def prune(self) -> None:
         """Delete what is older than the newest that count, and what dead attempts left half written among it.

@@ -148,7 +148,8 @@ class Saver:
         self._save = 0
         self._given_up = 0
         self._error: BaseException | None = None
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
+        """Of the last save, and of those before it whose checkpoints are still looked after."""
         self._decided = threading.Event()
         self._heard, self._hurried = heard, threading.Event()
         self._deadline = math.inf
@@ -191,7 +192,7 @@ class Saver:
     @property
     def idle(self) -> bool:
         """Whether no save is under way."""
-        return self._thread is None or self._decided.is_set()
+        return not self._threads or self._decided.is_set()
 
     def start(self, boundary: Boundary) -> None:
         """Begin to save a boundary; waits first for a save that is still under way.
@@ -208,8 +209,9 @@ class Saver:
         self._begun = time.monotonic()
         self._copy = self._begin_copy(boundary.state)
         self._decided.clear()
-        self._thread = threading.Thread(target=self._work, args=(boundary, self._copy), daemon=True, name="save")
-        self._thread.start()
+        thread = threading.Thread(target=self._work, args=(boundary, self._copy), daemon=True, name="save")
+        self._threads = [*(one for one in self._threads if one.is_alive()), thread]
+        thread.start()
         if self._at_once:
             self._copy.copied.wait()
         if not self._staged:
@@ -287,14 +289,15 @@ class Saver:
         Raises:
             SaveError: the attempt cannot go on.
         """
-        if self._thread:
+        if self._threads:
             self._decided.wait(seconds)
         self.check()
 
     def settle(self) -> None:
-        """Rank 0: wait until all that follows the last save is done too, or a stop is heard."""
-        while self._together.rank == 0 and self._thread and self._thread.is_alive() and not self._heard.is_set():
-            self._thread.join(0.05)
+        """Rank 0: wait until all that follows the saves is done too, or a stop is heard."""
+        for thread in self._threads if self._together.rank == 0 else ():
+            while thread.is_alive() and not self._heard.is_set():
+                thread.join(0.05)
 
     def _work(self, boundary: Boundary, copy: Copy) -> None:
         try:

@@ -5,15 +5,17 @@ python -m trainer.launch --processes 3 tests/programs/mlp.py --dir RUN [--fault 
 
 import argparse
 import copy
+import itertools
 import os
 import signal
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 
 from trainer.config import RunConfig
+from trainer.layout import LayoutError, read_manifest
 from trainer.run import SpotRun
 
 
@@ -53,6 +55,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--late-check", action="store_true", help="rank 0 looks at its save once it is decided")
     parser.add_argument("--ema", action="store_true", help="an average of the weights, registered as an extra")
     parser.add_argument("--lazy", action="store_true", help="a model with a parameter that has no shape yet")
+    parser.add_argument("--late-read-back", type=int, metavar="N", help="the N-th ends after the run's last save")
     parser.add_argument("--hang-in-read-back", action="store_true")
     parser.add_argument("--unreadable", default="", help="ERRNO:TIMES[:STEP] that a share cannot be opened")
     parser.add_argument("--last-to-say", action="store_true", help="rank 1 says why it ends when another rank is gone")
@@ -85,11 +88,17 @@ begun: list[int] = []
 """The steps of which a save has begun; its folder is made a little later."""
 
 
+def is_committed(folder: Path) -> bool:
+    with suppress(LayoutError, OSError):  # It is there before it is written.
+        return bool(read_manifest(folder).files)
+    return False
+
+
 def take_machine() -> None:
     """End everything at once, as a reclaimed machine does: the launcher dies, and its ranks with it."""
     if options.commit_first:
-        end = time.monotonic() + 20
-        while begun and not any((options.dir / "checkpoints").glob(f"{begun[-1]:010d}-*/MANIFEST.json")):
+        end = time.monotonic() + 60
+        while begun and not any(map(is_committed, (options.dir / "checkpoints").glob(f"{begun[-1]:010d}-*"))):
             assert time.monotonic() < end
             time.sleep(0.01)
     os.kill(os.getppid(), signal.SIGKILL)
@@ -233,8 +242,15 @@ with SpotRun(config, binding={"model": f"mlp-{options.hidden}", "global_batch_si
     checkpoint.at_point = at_point
     real_problem = pruning.problem
 
+    reads = itertools.count(1)
+
     def read_back(folder, manifest, past_cache):
-        faults.at(saves[0], "read-back")
+        number = next(reads)
+        faults.at(number, "read-back")
+        if number == options.late_read_back:
+            while not any(map(is_committed, run.paths.checkpoints.glob(f"{options.steps:010d}-*"))):
+                time.sleep(0.01)
+            time.sleep(0.5)  # The run is over.
         if options.hang_in_read_back:
             threading.Event().wait()
         return real_problem(folder, manifest, past_cache)
