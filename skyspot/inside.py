@@ -6,6 +6,7 @@ The process that is started stays outside and waits; its child is the first proc
 it goes, the kernel kills everything else inside, whatever session, group or environment it went into: so a machine is
 taken by killing one process. It dies with whoever started it, too. When the script has left, what it started gets
 SIGTERM and SECONDS to leave, as under SkyPilot: at SIGTERM a shell is gone at once, while what it waited for saves.
+SCRIPT.left is there from then on.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ def _inside(build: str, root: str, script: str, seconds: float) -> int:
     while True:  # As the first process inside, it is the parent of all that lost theirs.
         pid, status = os.wait()
         if pid == task:
+            with open(f"{script}.left", "x"):  # noqa: PTH123 (quick to start: no pathlib)
+                pass
             _see_off(seconds)
             return _status(status)
 

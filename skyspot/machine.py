@@ -30,6 +30,8 @@ from skyspot.errors import SkyspotError
 from skyspot.job import Job, Mount
 
 MARK = "SKYSPOT_REHEARSAL"
+LEFT = "run.sh.left"
+"""In a namespace, the file that is there once the script has left."""
 LEAVE_S = 30.0
 """What SkyPilot gives those whom a script leaves behind, from their SIGTERM on (sky.skylet.subprocess_daemon)."""
 
@@ -72,8 +74,8 @@ class Machine:
         self.process: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
         self.started = 0.0
-        self._leaving: float | None = None
-        """Until when what the script left behind may go by itself, where there is no namespace."""
+        self.left_at: float | None = None
+        """When the script was seen to have left (monotonic seconds); what it left behind may have time to leave."""
         for place in (self.home, self.home / "sky_workdir", folder / "tmp", self.home / "skyspot"):
             place.mkdir(parents=True, exist_ok=True)
         if job.workdir:
@@ -130,6 +132,7 @@ class Machine:
     def start(self, commands: str) -> None:
         """Run a script on the machine, in the background; its output goes into `log`."""
         script = self.folder / "run.sh"
+        (self.folder / LEFT).unlink(missing_ok=True)
         enter = namespace_command()
         script.write_text(f"cd ~/sky_workdir\n{commands if enter else self._rewritten(commands)}\n")
         command = ["bash", str(script)]
@@ -139,7 +142,7 @@ class Machine:
             needed = (self.folder.parent.parent, Path(sys.prefix), Path(sys.base_prefix))
             build.write_text(_namespace_script(root, self._absolute(), needed, read_only))
             command = [*enter, str(build), str(root), str(script), str(LEAVE_S)]
-        self.started, self._leaving = time.monotonic(), None
+        self.started, self.left_at = time.monotonic(), None
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command,
@@ -173,15 +176,17 @@ class Machine:
         """The exit status of what was started; None while it runs, or what it left behind has time to leave."""
         assert self.process
         code = self.process.poll()
+        first = self.left_at is None and (code is not None or (self.folder / LEFT).exists())
+        if first:
+            self.left_at = time.monotonic()
         if code is None or namespace_command():  # In a namespace it ends when all have left (inside.py).
             return code
-        left = self._processes()
-        if self._leaving is None:
-            self._leaving = time.monotonic() + LEAVE_S
-            for process in left:
-                with suppress(psutil.NoSuchProcess):
-                    process.terminate()
-        return None if left and time.monotonic() < self._leaving else code
+        behind = self._processes()
+        for process in behind if first else ():
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+        assert self.left_at is not None
+        return None if behind and time.monotonic() < self.left_at + LEAVE_S else code
 
     def signal(self, number: int) -> None:
         """Signal the task's process group, as SkyPilot does."""

@@ -201,7 +201,9 @@ class _Stage:
             try:
                 row, code = self._attempt(strike, number, count, leg.rows[-1] if leg.rows else None)
                 if name == "reference":
-                    self.reference_s, self.written_s = time.monotonic() - machine.started, watch.alive_s()
+                    over = machine.left_at or time.monotonic()
+                    self.reference_s = over - machine.started
+                    self.written_s = max(0.0, over - (watch.alive_since or over))
             finally:
                 machine.take()
             self._fill(row, watch)
@@ -271,7 +273,7 @@ class _Stage:
                 return Row(number, "finished", "finished", processes), 0
             if status is not None:
                 return Row(number, "failed", f"left by itself with exit {status}", processes), status
-            if strike.due(step):
+            if machine.left_at is None and strike.due(step):  # Of what is over nothing can be taken.
                 return strike.take(number, processes)
             time.sleep(LOOK_S)
 

@@ -293,8 +293,12 @@ def test_what_the_script_leaves_behind_at_sigterm_has_time_to_save_as_under_skyp
         "file_mounts: {/checkpoints: {name: bbb, mode: MOUNT}}\n"
         "run: |\n"
         "  [ $$ != 1 ] || exit 9\n"
-        '  bash -c \'trap "sleep 0.5; echo heard > /checkpoints/child; exit" TERM; echo > /checkpoints/began;'
-        " until [ -e /checkpoints/result ]; do sleep 0.05; done' &\n"
+        "  cat > ~/child.sh <<'END'\n"
+        "  trap 'trap \"\" TERM; sleep 0.5; echo heard > /checkpoints/child; exit' TERM\n"
+        "  echo > /checkpoints/began\n"
+        "  until [ -e /checkpoints/result ]; do sleep 0.05; done\n"
+        "  END\n"
+        "  bash ~/child.sh &\n"
         "  sleep 1\n"
         "  echo x > /checkpoints/result\n"
         "  wait\n"
@@ -314,16 +318,33 @@ def test_what_the_script_leaves_behind_goes_with_the_machine_when_it_does_not_he
         pytest.skip("no mount namespace here")
     if not namespace:
         monkeypatch.setattr(machine, "namespace_command", lambda: None)
-    monkeypatch.setattr(machine, "LEAVE_S", 0.5)
+    monkeypatch.setattr(machine, "LEAVE_S", 3.0)
     mark = f"600.{secrets.randbelow(10**9)}"
-    run = f"(trap '' TERM; exec setsid sleep {mark}) &\nsleep 0.2\nexit 7\n"
+    run = f"(trap '' TERM; touch ready; exec setsid sleep {mark}) &\nuntil [ -e ready ]; do sleep 0.02; done\nexit 7\n"
     taken = machine.Machine(job.read("run: unused\n", tmp_path, {}, None), tmp_path / "r/leg/m", {}, {})
     taken.start(run)
     while (code := taken.poll()) is None:
         time.sleep(0.02)
     assert code == 7
+    assert time.monotonic() - taken.started >= 3, "it was not deaf"
     taken.take()
     assert not sleeping(mark)
+
+
+def test_a_script_that_has_left_is_not_struck_while_what_it_left_behind_leaves(tmp_path: Path) -> None:
+    (tmp_path / "task.yaml").write_text(
+        "file_mounts: {/checkpoints: {name: bbb, mode: MOUNT}}\n"
+        "run: |\n"
+        "  [ ! -e /checkpoints/result ] || echo > /checkpoints/undisturbed\n"
+        "  (trap '' TERM; exec sleep 4) &\n"
+        "  echo > /checkpoints/began\n"
+        "  sleep 1\n"
+        "  echo x > /checkpoints/result\n"
+    )
+    args = ["task.yaml", "--kinds", "kill", "--preemptions", 1, "--compare", "result", "--keep", "kept"]
+    done = rehearse(*args, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not (tmp_path / "kept" / "preempted" / "bucket" / "undisturbed").exists(), "it was over when it was struck"
 
 
 def test_a_machine_that_has_hardly_begun_is_taken_at_once(tmp_path: Path) -> None:
@@ -478,7 +499,8 @@ def test_a_bucket_of_data_is_not_taken_for_the_checkpoints(tmp_path: Path) -> No
 def test_a_folder_below_tmp_may_hold_the_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "task.yaml").write_text(
         f"envs: {{SKYSPOT_CHECKPOINT_DIR: {tmp_path}/r}}\n"
-        'run: |\n  sleep 2\n  mkdir -p "$SKYSPOT_CHECKPOINT_DIR"\n  echo x > "$SKYSPOT_CHECKPOINT_DIR/result"\n'
+        'run: |\n  case "$SKYPILOT_TASK_ID $HOME" in *-preempted-*machine-01/*) sleep 600;; *) sleep 1;; esac\n'
+        '  mkdir -p "$SKYSPOT_CHECKPOINT_DIR"\n  echo x > "$SKYSPOT_CHECKPOINT_DIR/result"\n'
     )
     done = rehearse("task.yaml", "--kinds", "kill", "--preemptions", 1, "--compare", "r/result", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

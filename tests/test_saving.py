@@ -133,9 +133,11 @@ def test_checkpoints_of_every_so_many_steps_are_kept_for_good(tmp_path: Path) ->
 def test_the_end_of_a_run_waits_for_what_follows_each_of_its_saves(tmp_path: Path) -> None:
     """The read-back of the last save but one ends after the last save: it prunes all the same."""
     run_dir = tmp_path / "run"
-    ended = mlp(run_dir, "--save-every", "2", "--keep-latest", "2", "--late-read-back", "5")
+    assert mlp(run_dir, "--fault", "kill@5", "--commit-first").code != 0
+    ended = mlp(run_dir, "--keep-latest", "2", "--late-read-back", "1")
     assert ended.code == 0, ended.output
-    assert [name.step for name in list_checkpoints(RunPaths(run_dir))] == [12, 10]
+    assert event(run_dir, "restored")["step"] == 4
+    assert [name.step for name in list_checkpoints(RunPaths(run_dir))] == [12, 8]
 
 
 def test_the_interval_sets_itself_and_says_why(tmp_path: Path) -> None:

@@ -139,21 +139,27 @@ class Pruner:
         """
         self._saves += 1
         self._todo.put((name, manifest))
+        trouble = None
         while not self._todo.empty() and self._at_work.acquire(blocking=False):
             try:
-                found = []
+                found = {}
                 while not self._todo.empty():  # Only who is at work takes out.
-                    found.append(self._todo.get())
+                    found.update([self._todo.get()])
                 if found:
-                    self._look_behind(*max(found, key=lambda one: one[0]), store, hurried)
+                    self._look_behind(found, store, hurried)
+            except OSError as error:  # Those that came meanwhile are looked at all the same.
+                trouble = trouble or error
             finally:
                 self._at_work.release()
             if hurried.is_set():
-                return
+                break
+        if trouble:
+            raise trouble
 
-    def _look_behind(self, name: CheckpointName, manifest: Manifest, store: Any, hurried: threading.Event) -> None:
+    def _look_behind(self, committed: dict[CheckpointName, Manifest], store: Any, hurried: threading.Event) -> None:
         if self._mount.proof is Proof.READ_BACK:
-            trouble = problem(self._paths.checkpoint(name), manifest, self.on_disk)
+            name = max(committed)  # Each would be read whole: the newest is enough.
+            trouble = problem(self._paths.checkpoint(name), committed[name], self.on_disk)
             if trouble is None:
                 self._known.add(name)
             else:
@@ -161,7 +167,7 @@ class Pruner:
         elif self._known and not self._looked:
             self._look_for_another()
         if self._log is not None:
-            self._waiting[name] = manifest
+            self._waiting.update(committed)
             for waiting in list(self._waiting):
                 if self._is_uploaded(waiting, self._log, store):
                     self._known.add(waiting)

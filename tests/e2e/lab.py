@@ -57,6 +57,7 @@ NOTES = LOG / "notes.log"
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 # Each answer costs SkyPilot a process that imports it anew, and it looks at its jobs every 15 s itself.
 QUEUE_AGE_S = 10
+ERRORS_IN_A_ROW = 3
 
 
 def user_environment(**more: str) -> dict[str, str]:
@@ -243,7 +244,8 @@ def sinfo() -> str:
 def _s3() -> None:
     daemon(
         "s3", BIN / "rclone", "serve", "s3", "--addr", f"{HOST_IP}:{S3_PORT}", "--auth-key", f"{S3_KEY},{S3_SECRET}",
-        "--vfs-cache-mode", "full", "--cache-dir", STATE / "s3cache", "--config", "/dev/null", S3_DATA,
+        "--vfs-cache-mode", "full", "--vfs-write-back", "0s", "--cache-dir", STATE / "s3cache", "--config", "/dev/null",
+        S3_DATA,
     )  # fmt: skip
     # "vastdata" is the store of SkyPilot's that takes any S3 endpoint.
     _users_file(
@@ -313,9 +315,12 @@ class Lab:
         self.project = PROJECT
         self.started = time.monotonic()
         self._lock = threading.Lock()
+        self._answered, self._closed = threading.Condition(), threading.Event()
+        self._asking: threading.Thread | None = None
         self._agent: subprocess.Popen[str] | None = None
-        self._queue: list[dict[str, Any]] = []
-        self._asked = 0.0
+        self._queue: list[dict[str, Any]] | None = None
+        self._errors: list[str] = []
+        """Since the last answer."""
 
     def clock(self) -> float:
         """Seconds since this object was made."""
@@ -335,25 +340,43 @@ class Lab:
         return call("sky", *arguments, check=check, timeout=timeout, cwd=PROJECT)
 
     def queue(self) -> list[dict[str, Any]]:
-        """SkyPilot's managed jobs through its SDK, as of 10 seconds ago at most."""
-        with self._lock:
-            if time.monotonic() - self._asked < QUEUE_AGE_S:
-                return self._queue
-            if self._agent is None:
-                with (LOG / "queue-agent.log").open("ab") as log:
-                    self._agent = subprocess.Popen(
-                        as_user([CLIENT / "bin" / "python", FILES / "sky_queue.py"]), text=True, cwd=HOME,
-                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=user_environment(),
-                    )  # fmt: skip
-            assert self._agent.stdin
-            assert self._agent.stdout
-            self._agent.stdin.write("\n")
-            self._agent.stdin.flush()
-            answer = json.loads(self._agent.stdout.readline() or '{"error": "the agent ended; see queue-agent.log"}')
-            if "error" in answer:
-                raise AssertionError(f"SkyPilot's queue: {answer['error']}")
-            self._queue, self._asked = answer["jobs"], time.monotonic()
+        """SkyPilot's managed jobs through its SDK, as they last were; only the first call waits for an answer.
+
+        Whoever watches a run to strike it at a step must not wait here meanwhile: it could be over by then.
+
+        Raises:
+            AssertionError: SkyPilot could not say, several times in a row.
+        """
+        with self._answered:
+            if self._asking is None:
+                self._asking = threading.Thread(target=self._ask_again, daemon=True, name="queue")
+                self._asking.start()
+            self._answered.wait_for(lambda: self._queue is not None or self._errors)
+            if self._queue is None or len(self._errors) >= ERRORS_IN_A_ROW:
+                raise AssertionError(f"SkyPilot's queue: {self._errors[-1]}")
             return self._queue
+
+    def _ask_again(self) -> None:
+        with (LOG / "queue-agent.log").open("ab") as log:
+            self._agent = subprocess.Popen(
+                as_user([CLIENT / "bin" / "python", FILES / "sky_queue.py"]), text=True, cwd=HOME,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=user_environment(),
+            )  # fmt: skip
+        assert self._agent.stdin
+        assert self._agent.stdout
+        while not self._closed.is_set():
+            try:
+                self._agent.stdin.write("\n")
+                self._agent.stdin.flush()
+                answer = json.loads(self._agent.stdout.readline())
+            except (OSError, ValueError):
+                answer = {"error": "the agent ended; see queue-agent.log"}
+            with self._answered:
+                self._queue = answer.get("jobs", self._queue)
+                self._errors = [*self._errors, answer["error"]] if "error" in answer else []
+                self._answered.notify_all()
+            self._closed.wait(QUEUE_AGE_S)
+        self._agent.communicate(timeout=20)  # It ends when its stdin does; both of its pipes are closed.
 
     def squeue(self) -> list[tuple[str, str, str, str, str]]:
         """Slurm's jobs: (id, name, state, partition, nodes)."""
@@ -366,8 +389,9 @@ class Lab:
 
     def close(self) -> None:
         """End the queue's agent."""
-        if self._agent:
-            self._agent.communicate(timeout=20)  # It ends when its stdin does; both of its pipes are closed.
+        self._closed.set()
+        if self._asking:
+            self._asking.join(60)
 
 
 def processes_of(allocation: str) -> list[int]:

@@ -48,7 +48,7 @@ def launch(lab: Lab, name: str, *options: Any, task: str = "finetune", infra: st
     ]
     arguments = [task, "-n", name, *where, "--env", "OMP_NUM_THREADS=1", *options]
     submit(lab, arguments)
-    job_id = until(f"{name} in the queue", lambda: newest(lab, name), 60)
+    job_id = until(f"{name} in the queue", lambda: newest(lab, name), PATIENCE_S)
     lab.note(f"{name}: submitted as job {job_id}")
     return Job(lab, name, job_id, RunPaths(lab.shared / name))
 
@@ -166,7 +166,7 @@ class Job:
 
     def log(self) -> str:
         """What the job printed, as `sky jobs logs` shows it."""
-        done = self.lab.sky("jobs", "logs", self.id, "--no-follow", check=False, timeout=60)
+        done = self.lab.sky("jobs", "logs", self.id, "--no-follow", check=False)
         return done.stdout + done.stderr
 
     def story(self) -> str:

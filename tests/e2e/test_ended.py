@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import Lab, call, kill, processes_of, train_here, until
-from managed import Job, launch, newest
+from managed import PATIENCE_S, Job, launch, newest
 from place import CLOSING, CLUSTER, MOUNTS, ON_DEMAND, REPO, S3_DATA, SPOT
 from scenarios import scenario
 from test_preempted import Ended, template_options, undisturbed, verdict  # noqa: F401  (a fixture)
@@ -58,7 +58,7 @@ def failed(lab: Lab, name: str, source: str) -> Ended:
     program = lab.project / f"{name}.py"
     program.write_text(source)
     job = launch_program(lab, name, program)
-    return Ended(job, job.wait("FAILED"), job.recoveries)
+    return Ended(job, job.wait("FAILED", seconds=4 * PATIENCE_S), job.recoveries)  # Of up to four machines.
 
 
 # -- what the user sees ------------------------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ def cancelled(lab: Lab) -> Watched:
     job.wait("CANCELLED")
     end = job.events()["end"]
     again = lab.skyspot("launch", "-n", "cancelled", "-y", "-d")
-    later = Job(lab, "cancelled", until("the second job", lambda: _newer(lab, job), 60), job.run)
+    later = Job(lab, "cancelled", until("the second job", lambda: _newer(lab, job), PATIENCE_S), job.run)
     status = later.wait("SUCCEEDED")
     return Watched(
         job, partition, queue, table, sky_queue, log, refused, done.stdout + done.stderr, end,
@@ -238,11 +238,13 @@ def in_a_bucket(lab: Lab) -> Ended:
     done = lab.skyspot("launch", *arguments, "-y", "-d")
     assert f"Using .skyspot/{name}.yaml as it was edited by hand" in done.stderr
     store = RunPaths(S3_DATA / "skyspot-lab" / name)
-    job = Job(lab, name, until("it is in the queue", lambda: newest(lab, name), 30), store)
+    job = Job(lab, name, until("it is in the queue", lambda: newest(lab, name), PATIENCE_S), store)
     job.wait_committed(20)
     job.scancel()
     job.wait_attempts(2)
-    return Ended(job, job.wait("SUCCEEDED"), job.recoveries)
+    status = job.wait("SUCCEEDED")
+    until("the model is in the store", (store.final / "MANIFEST.json").exists, PATIENCE_S)
+    return Ended(job, status, job.recoveries)
 
 
 def test_checkpoints_on_an_s3_mount_survive_too(in_a_bucket: Ended, undisturbed: Path) -> None:  # noqa: F811

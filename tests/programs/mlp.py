@@ -55,7 +55,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--late-check", action="store_true", help="rank 0 looks at its save once it is decided")
     parser.add_argument("--ema", action="store_true", help="an average of the weights, registered as an extra")
     parser.add_argument("--lazy", action="store_true", help="a model with a parameter that has no shape yet")
-    parser.add_argument("--late-read-back", type=int, metavar="N", help="the N-th ends after the run's last save")
+    parser.add_argument("--late-read-back", type=int, metavar="N", help="the N-th ends after all else")
     parser.add_argument("--hang-in-read-back", action="store_true")
     parser.add_argument("--unreadable", default="", help="ERRNO:TIMES[:STEP] that a share cannot be opened")
     parser.add_argument("--last-to-say", action="store_true", help="rank 1 says why it ends when another rank is gone")
@@ -106,7 +106,7 @@ def take_machine() -> None:
 
 
 class Faults:
-    """What goes wrong, and when: at how many steps done, or (`save:POINT@N`) in this attempt's N-th save."""
+    """What goes wrong, and when: at how many steps done, or (`KIND:POINT@N`) in its N-th save or read-back."""
 
     def __init__(self) -> None:
         self.left = [(what, int(step)) for what, _, step in (fault.partition("@") for fault in options.fault)]
@@ -248,9 +248,9 @@ with SpotRun(config, binding={"model": f"mlp-{options.hidden}", "global_batch_si
         number = next(reads)
         faults.at(number, "read-back")
         if number == options.late_read_back:
-            while not any(map(is_committed, run.paths.checkpoints.glob(f"{options.steps:010d}-*"))):
+            while not run.final_is_whole:
                 time.sleep(0.01)
-            time.sleep(0.5)  # The run is over.
+            time.sleep(2)  # Nothing else is left to be done.
         if options.hang_in_read_back:
             threading.Event().wait()
         return real_problem(folder, manifest, past_cache)
