@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,8 +14,10 @@ import bucket_lab
 import faultfs
 import pytest
 from bucket_lab import Mounted, mounted, until
-from support import PROGRAMS, clean_env
+from support import PROGRAMS, clean_env, mlp
 
+from trainer import patience
+from trainer.hashing import hash_file
 from trainer.layout import LayoutError, RunPaths, list_checkpoints, read_manifest
 from trainer.verify import problem
 
@@ -126,6 +129,37 @@ def test_a_script_under_the_keeper_ends_as_well(faults: faultfs.Client, tmp_path
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=GRACE_S + 30)
     assert process.returncode == 75, output
+
+
+# -- a close after reading: FUSE asks the daemon then too --------------------------------------------------------------
+
+
+def test_a_file_that_was_read_and_does_not_close_ends_the_attempt_that_restores(
+    faults: faultfs.Client, tmp_path: Path
+) -> None:
+    assert mlp(faults.point / "run", "--fault", "kill@6", "--commit-first").code != 0
+    faults.hang("close", after=1, suffix=".safetensors")  # After its header was read, and it was opened again.
+    ended = mlp(faults.point / "run", "--constant", "patience.LIMIT_S=2")
+    assert ended.code == 75, ended.output
+    assert "its mount hangs" in ended.output
+    assert faults.clear() == 1
+
+
+def test_a_file_that_is_read_back_and_does_not_close_is_overdue(
+    faults: faultfs.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the run's end would wait for its read-back for good."""
+    monkeypatch.setattr(patience, "LIMIT_S", 0.2)
+    path = faults.point / "a.bin"
+    path.write_bytes(b"x" * 100)
+    faults.hang("close", suffix=".bin")
+    reading = threading.Thread(target=hash_file, args=(path,), daemon=True)
+    reading.start()
+    until("it is overdue", patience.overdue)
+    faults.clear()
+    reading.join(60)
+    assert not reading.is_alive()
+    assert patience.overdue() is None
 
 
 # -- before the first step ---------------------------------------------------------------------------------------------

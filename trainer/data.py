@@ -34,7 +34,7 @@ from trainer.layout import (
     sizes_agree,
     write_once,
 )
-from trainer.patience import read_manifest, within, within_bytes
+from trainer.patience import opened, read_manifest, within, within_bytes
 
 if TYPE_CHECKING:
     from trainer.config import TrainConfig
@@ -362,9 +362,7 @@ def _fetch(source: Path, target: Path, record: FileRecord) -> None:
     hasher = Hasher()
     with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as copy:
         try:
-            with within("opening prepared data"):
-                file = source.open("rb")
-            with file:
+            with opened(source, "prepared data") as file:
                 while chunk := _read(file):
                     hasher.update(chunk)
                     copy.write(chunk)

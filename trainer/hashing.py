@@ -11,7 +11,7 @@ from pathlib import Path
 
 import xxhash
 
-from trainer.patience import within
+from trainer.patience import opened, within
 
 CHUNK_BYTES = 8 << 20
 BLOCK = 4096
@@ -55,9 +55,7 @@ def hash_file(path: Path, told: Callable[[int], None] = lambda count: None, past
     """
     # One buffer for all pieces: fresh memory for each costs more than reading. It begins at a page.
     hasher, buffer, at = Hasher(), memoryview(mmap.mmap(-1, CHUNK_BYTES)), 0
-    with within("opening a file"):
-        file = path.open("rb", buffering=0)
-    with file:
+    with opened(path, "a file") as file:
         past_cache = past_cache and turn_past_cache(file.fileno(), True)
         while True:
             if past_cache and at % BLOCK:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from trainer import layout
 from trainer.layout import EXIT_PREEMPTED, Manifest
@@ -53,6 +54,21 @@ def within_bytes(what: str, count: int) -> Iterator[None]:
     """The same for a call that moves `count` bytes: some mounts upload a whole file inside close()."""
     with within(what, LIMIT_S + count / SLOWEST_BYTES_PER_S):
         yield
+
+
+@contextmanager
+def opened(path: Path, what: str) -> Iterator[BinaryIO]:
+    """A file to be read without a buffer; opening and closing it has to be over in time: FUSE asks its daemon at both.
+
+    Who reads from it says `within` for each call.
+    """
+    with within(f"opening {what}"):
+        file = path.open("rb", buffering=0)
+    try:
+        yield file  # type: ignore[misc]  # A FileIO: it reads as any binary file does.
+    finally:
+        with within(f"closing {what}"):
+            file.close()
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -34,7 +34,7 @@ from trainer.layout import (
     is_safe_name,
     says_not_there,
 )
-from trainer.patience import read_manifest, within
+from trainer.patience import opened, read_manifest, within
 from trainer.shards import Box
 
 _MAX_DIMS = 64
@@ -344,9 +344,7 @@ def _read_all(path: Path, name: str, record: FileRecord, header: bytes, targets:
     opening = memoryview(bytearray(len(header)))
     pieces = _pieces([_Target(0, len(header), opening), *targets], record.bytes, scratch)
     hasher, done = Hasher(), 0
-    with within(f"opening {name}"):
-        file = path.open("rb", buffering=0)
-    with file:
+    with opened(path, name) as file:
         views: list[memoryview] = []
         for piece in pieces:
             if piece.obj is scratch.obj and any(view.obj is scratch.obj for view in views):
@@ -388,9 +386,7 @@ def _cut(length: int) -> Iterator[int]:
 
 def _read_some(path: Path, name: str, targets: Sequence[_Target]) -> None:
     """Read what is wanted of a file that another rank hashes."""
-    with within(f"opening {name}"):
-        file = path.open("rb", buffering=0)
-    with file:
+    with opened(path, name) as file:
         for target in targets:
             file.seek(target.start)
             done = 0

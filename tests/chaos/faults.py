@@ -514,6 +514,7 @@ WHERE_CALLS_FAIL: dict[str, Strike] = {
     "hung write": hanging("write"),
     "hung close": hanging("close"),
     "hung read at the restore": hanging("read", restoring=True),
+    "hung close at the restore": hanging("close", restoring=True),
     "frozen daemon": frozen,
     "silently torn": silently_torn,
     "stale listing": stale,
@@ -532,7 +533,8 @@ BY_STORE: dict[str, dict[str, Strike]] = {
 NOT_THE_NEWEST = {"stale listing"}
 """Here the newest whole checkpoint cannot be known; any whole one of this run will do, or none."""
 MAY_END_WITH = {
-    "hung write": {75}, "hung close": {75}, "hung read at the restore": {75}, "frozen daemon": {75},
+    "hung write": {75}, "hung close": {75}, "hung read at the restore": {75},
+    "hung close at the restore": {75}, "frozen daemon": {75},
     "two attempts alive": {76}, "stale listing": {76},
 }  # fmt: skip
 """Besides 0, where it is not known what the fault hit: a call may be slow by itself, or two attempts begin at once.
