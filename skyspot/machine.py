@@ -221,7 +221,7 @@ class Machine:
         if not namespace_command():
             return
         assert self.process
-        pid = self.process.pid
+        pid, first = self.process.pid, list[int]()
         try:  # At once, and not after a look at every process: a save that is to be hit may be over in no time.
             first = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
         except OSError:

@@ -1,7 +1,6 @@
 """Saves into a store that refuses: tried again, given up, or the end of the attempt, as the stop table has it."""
 
 import errno
-import re
 import signal
 import subprocess
 import sys
@@ -58,7 +57,7 @@ def test_a_store_that_refuses_for_good_ends_the_attempt(
 
 
 def test_a_write_that_fails_for_a_moment_costs_no_checkpoint(faults: faultfs.Client, tmp_path: Path) -> None:
-    process = begin(faults.point / "run", "--steps", "40", "--save-every", "3", "--keep-latest", "2")
+    process = begin(faults.point / "run", "--steps", "40", "--save-every", "3", "--keep-latest", "2", "--slow", "0.05")
     faults.fail("close", errno.EIO, suffix=SHARE)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
@@ -67,7 +66,7 @@ def test_a_write_that_fails_for_a_moment_costs_no_checkpoint(faults: faultfs.Cli
     assert "trying again in" in output
     assert newest_is_whole(tmp_path / "behind" / "run")
     # Nothing shows what a mount of an unknown kind has stored: all is kept, and said at the tenth save.
-    assert re.search(r"\b1\d checkpoints, ", output)
+    assert "10 checkpoints, " in output
     assert "nothing shows what a mount of this kind (fuse.faultfs) has uploaded" in output
     steps = {name.step for name in list_checkpoints(RunPaths(tmp_path / "behind" / "run"))}
     assert steps >= set(range(3, 40, 3))
