@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from skyspot.errors import UsageError, did_you_mean, shown
+from skyspot.errors import UsageError, shown
 
 # SkyPilot matches names exactly and would look for a misspelt one for ever.
 NAMES = (
@@ -53,16 +53,55 @@ def parse(text: str) -> list[list[Accelerators]]:
             lower = name.lower()
             kinds = [known for known in NAMES if known.lower() == lower or known.lower().startswith(f"{lower}-")]
             if not kinds:
-                raise UsageError(f"--gpus: there is no kind of {shown(name)}.{did_you_mean(name, NAMES)}")
+                raise UsageError(f"--gpus: there is no kind of {shown(name)}.{did_you_mean_gpu(name)}")
             groups.append([Accelerators(kind, count) for kind in kinds])
             continue
         exact = next((known for known in NAMES if known.lower() == name.lower()), None)
         if exact is None and _TPU.fullmatch(name.lower()):
             exact = name.lower()
         if exact is None:
-            raise UsageError(f"--gpus: no accelerator is called {shown(name)}.{did_you_mean(name, NAMES)}")
+            raise UsageError(f"--gpus: no accelerator is called {shown(name)}.{did_you_mean_gpu(name)}")
         groups.append([Accelerators(exact, count)])
     return groups
+
+
+def did_you_mean_gpu(name: str) -> str:
+    """` Did you mean 'A100'?` for `A1OO`, `A-100` or `A1000`; nothing where nothing is near."""
+    costs = [(_cost(name.upper(), known.upper()), at, known) for at, known in enumerate(NAMES)]
+    cost, _, nearest = min(costs)
+    return f" Did you mean {nearest!r}?" if cost <= max(1.0, 0.4 * len(name)) else ""
+
+
+# What the eye takes for one another.
+_LOOK_ALIKE = ("O0", "Q0", "I1", "L1", "S5", "B8", "Z2")
+
+
+def _cost(written: str, meant: str) -> float:
+    """How far a person is from having meant a name: the edits, where what looks alike counts little.
+
+    A letter for the digit that looks like it, a separator, and a character typed twice cost less than an edit.
+    """
+    row = [0.0]
+    for character in meant:
+        row.append(row[-1] + _gap(character, ""))
+    for i, one in enumerate(written):
+        above, row = row, [row[0] + _gap(one, written[i - 1 : i])]
+        for j, other in enumerate(meant):
+            swap = _swap(one, other)
+            row.append(min(above[j] + swap, above[j + 1] + _gap(one, written[i - 1 : i]), row[j] + _gap(other, "")))
+    return row[-1]
+
+
+def _swap(one: str, other: str) -> float:
+    if one == other:
+        return 0.0
+    if any(one in pair and other in pair for pair in _LOOK_ALIKE):
+        return 0.1
+    return 0.1 if one in "-_ " and other in "-_ " else 1.0
+
+
+def _gap(character: str, before: str) -> float:
+    return 0.2 if character in "-_ " else 0.5 if character == before else 1.0
 
 
 def hints(groups: list[list[Accelerators]]) -> list[str]:

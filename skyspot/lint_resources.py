@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from skyspot.errors import did_you_mean, shown
-from skyspot.gpus import NAMES
+from skyspot.gpus import NAMES, did_you_mean_gpu
 from skyspot.ladder import NO_SPOT, STRATEGIES
 from skyspot.lint_task import OWN_MACHINES, At, Finding, Level, Rung, Task
 
@@ -205,7 +205,7 @@ def _unknown(rung: Rung, name: str, line: int) -> Finding | None:
     if parts:
         reason = f"{shown(name)} may be any of {', '.join(parts[:4])}, and SkyPilot refuses to guess"
         return Finding(line, "error", "unknown-gpu", reason, "Write one of them in full")
-    near = did_you_mean(name, known).strip()
+    near = did_you_mean_gpu(name).strip()
     # Without a place, SkyPilot still asks the Kubernetes clusters that it knows, whose names nobody else knows.
     level: Level = "error" if near or rung.cloud else "warning"
     reason = f"SkyPilot's catalogs have no accelerator {shown(name)}: nothing is ever found for it"

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ from click.testing import CliRunner, Result
 from support import REPO
 from support_sky import CATALOGS, run_sky
 
-from skyspot import cli, gpus, render
+from skyspot import cli, gpus, lint, render
+from skyspot.errors import UsageError
 from skyspot.options import Options
 
 EXAMPLE = [
@@ -491,3 +493,28 @@ def test_skypilot_refuses_what_we_would_never_write(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert "spot_recovery" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("A1OO", "A100"), ("a1oo", "A100"), ("AlOO", "A100"), ("H1O0", "H100"), ("HI00", "H100"), ("A1000", "A100"),
+        ("A-100", "A100"), ("A100_80GB", "A100-80GB"), ("A10080GB", "A100-80GB"), ("L4O", "L40"), ("L4OS", "L40S"),
+        ("VI00", "V100"), ("T04", "T4"), ("RTX409O", "RTX4090"), ("RTX-4090", "RTX4090"), ("tpu-v5p-l6", "tpu-v5p-8"),
+        ("H2OO", "H200"), ("AlOG", "A10G"), ("MI30OX", "MI300X"),
+    ],
+)  # fmt: skip
+def test_the_nearest_accelerator_is_the_one_that_looks_like_it(written: str, meant: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"Did you mean '{meant}'?")):
+        gpus.parse(f"{written}:8")
+    assert [f.remedy for f in lint.findings(f"resources: {{accelerators: '{written}:8', infra: aws}}\n")] in (
+        [f"Did you mean '{meant}'?"],
+        [],  # A TPU, or a part of one name alone: SkyPilot takes it.
+    )
+
+
+@pytest.mark.parametrize("written", ["quantum", "MYGPU", "XYZ", "nvidia"])
+def test_what_is_near_to_no_accelerator_gets_no_guess(written: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        gpus.parse(f"{written}:8")
+    assert "Did you mean" not in str(refused.value)
