@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ _HIDDEN = "***"
 def _table(*columns: str, right: Sequence[str] = ()) -> Table:
     found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in columns:
-        wide = column in ("resources", "where", "accelerators")
+        wide = column == "resources"
         found.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=not wide)
     return found
 
@@ -34,13 +35,33 @@ def rungs(task: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{**shared, **entry} for entry in entries if isinstance(entry, Mapping)]
 
 
-def _accelerators(rung: Mapping[str, Any]) -> str:
+def _accelerators(rung: Mapping[str, Any]) -> list[str]:
+    """What would do, each as NAME:COUNT."""
     asked = rung.get("accelerators") or rung.get("gpus")
     if isinstance(asked, Mapping):
-        return " or ".join(f"{name}:{count}" for name, count in asked.items())
+        # {A100: 8}, and {A100:8} too, which YAML reads as a key without a value.
+        return [str(name) if count is None else f"{name}:{_number(count)}" for name, count in asked.items()]
     if isinstance(asked, Sequence) and not isinstance(asked, str):
-        return " or ".join(map(str, asked))
-    return str(asked) if asked else str(rung.get("instance_type") or "CPU")
+        return [str(name) for name in asked]
+    return [str(asked or rung.get("instance_type") or "CPU")]
+
+
+def _number(count: Any) -> str:
+    return f"{count:g}" if isinstance(count, float) else str(count)
+
+
+def _lines(parts: Sequence[str], joint: str, width: int) -> str:
+    """Parts joined, on as few lines as fit into the width; a part is never broken."""
+    end = joint.rstrip()
+    lines = [parts[0]]
+    for at, part in enumerate(parts[1:], 2):
+        after = len(end) if at < len(parts) else 0
+        if len(lines[-1]) + len(joint) + len(part) + after <= width:
+            lines[-1] += joint + part
+        else:
+            lines[-1] += end
+            lines.append(f"  {part}")
+    return "\n".join(lines)
 
 
 def _place(rung: Mapping[str, Any]) -> str:
@@ -61,14 +82,14 @@ def plan_lines(launch: Launch, before: Before) -> list[str]:
     if launch.where:
         lines.append(f"Checkpoints: {launch.where}")
     if launch.makes_bucket:
-        lines.append(f"Bucket:      {launch.makes_bucket}, which SkyPilot makes where it is missing, and keeps")
+        lines.append(f"Bucket:      {launch.makes_bucket}; SkyPilot makes it if it is missing, and keeps it")
     trainer = launch.path.parent / launch.name / "trainer"
     if launch.trainer and trainer.is_dir():
         lines.append(f"Trainer:     {trainer}, kept from before (--update-trainer replaces it)")
     envs = task.get("envs") or {}
     own = [name for name in envs if not str(name).startswith("SKYSPOT_")] if isinstance(envs, Mapping) else []
     if own:
-        lines.append("Environment: " + ", ".join(f"{name}={_HIDDEN}" for name in own))
+        lines.append(f"Environment: {_first([str(name) for name in own], 3)}")
     if launch.secrets:
         lines.append("Secrets:     " + ", ".join(f"{name}={_HIDDEN}" for name in launch.secrets))
     if before.progress:
@@ -81,26 +102,50 @@ def plan_lines(launch: Launch, before: Before) -> list[str]:
     return lines
 
 
+def _first(names: Sequence[str], limit: int) -> str:
+    """The first names of many, and how many more there are."""
+    more = len(names) - limit
+    return ", ".join(names) if more <= 1 else f"{', '.join(names[:limit])} and {more} more"
+
+
 def show_plan(launch: Launch, before: Before) -> None:
     """The table of what will be asked for, rung by rung, and where the checkpoints go."""
-    task = launch.task
-    nodes = task.get("num_nodes") or 1
-    table = _table("", "accelerators", "nodes", "market", "where", "USD/h a node, at most", right=("", "nodes"))
-    for number, rung in enumerate(rungs(task), 1):
-        cost = rung.get("max_hourly_cost")
-        table.add_row(
-            str(number),
-            _accelerators(rung),
-            str(nodes),
-            _market(rung),
-            _place(rung),
-            "-" if cost is None else str(cost),
-        )
     console = Console(highlight=False)
-    console.print(f"Run {launch.name}: what SkyPilot is asked for, the first that is to be had", markup=False)
-    console.print(table)
+    console.print(f"Run {launch.name}. {_order(launch.task)}", markup=False)
+    console.print(_rung_table(launch.task, console.width))
     for line in plan_lines(launch, before):
         click.echo(line)
+
+
+def _order(task: Mapping[str, Any]) -> str:
+    resources = task.get("resources")
+    listed = resources if isinstance(resources, Mapping) else {}
+    if listed.get("ordered"):
+        return "SkyPilot will try these in order and use the first one available:"
+    if listed.get("any_of"):
+        return "SkyPilot will use the cheapest of these that is available:"
+    return "SkyPilot will look for:"
+
+
+def _rung_table(task: Mapping[str, Any], width: int) -> Table:
+    """The rungs for a terminal of that width: accelerators and places are broken between their parts alone."""
+    asked = rungs(task) or [{}]
+    nodes = str(task.get("num_nodes") or 1)
+    costs = ["-" if rung.get("max_hourly_cost") is None else str(rung["max_hourly_cost"]) for rung in asked]
+    limited = any(cost != "-" for cost in costs)
+    names = ["", "accelerators", "nodes", "market", "where", *(["max USD/h"] if limited else [])]
+    markets = [_market(rung) for rung in asked]
+    taken = len(str(len(asked))) + len("nodes") + max(map(len, [*markets, "market"])) + 2 * len(names)
+    left = width - taken - (max(map(len, [*costs, "max USD/h"])) if limited else 0)
+    places = [re.split("(?<=[/:])", _place(rung)) for rung in asked]
+    longest = max(len("".join(place)) for place in places)
+    kinds = [_lines(_accelerators(rung), " or ", max(left - longest, left // 2)) for rung in asked]
+    used = max(len(line) for kind in [*kinds, "accelerators"] for line in kind.split("\n"))
+    table = _table(*names, right=("", "nodes", "max USD/h"))
+    for number, (kind, market, place, cost) in enumerate(zip(kinds, markets, places, costs, strict=True), 1):
+        where = _lines(place, "", left - used)
+        table.add_row(str(number), kind, nodes, market, where, *([cost] if limited else []))
+    return table
 
 
 def plan_json(launch: Launch, before: Before, job_id: int | None, state: str) -> dict[str, Any]:

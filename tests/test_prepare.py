@@ -121,7 +121,7 @@ def test_a_secrets_value_is_in_no_file_and_in_nothing_that_is_shown(
         assert value not in shown + written
     assert found.secrets == {"HF_TOKEN": "hf-very-secret", "WANDB_API_KEY": "from-the-environment"}
     assert "HF_TOKEN=***" in shown
-    assert "MINE=***" in shown
+    assert "Environment: MINE" in shown
     assert "env-value" not in shown
     assert "A100:8" in shown
 
@@ -155,3 +155,54 @@ def test_a_mistake_is_said_before_skypilot_is_asked(tmp_path: Path, args: list[s
     assert done.returncode == code
     assert says in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+# -- what is shown -----------------------------------------------------------------------------------------------------
+
+
+def shown(here: Path, text: str, columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> str:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    (here / "mine.yaml").write_text(text)
+    jobs_view.show_plan(prepare(here, task="mine.yaml"), NEW)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("{A100:1}", "A100:1 "), ("{A100: 8}", "A100:8 "), ("{A100: 0.5}", "A100:0.5 "), ("{A100: 8.0}", "A100:8 "),
+        ("{A100:1, V100: 2}", "A100:1 or V100:2 "), ("[A100:8, L4:8]", "A100:8 or L4:8 "), ("A100:8", "A100:8 "),
+    ],
+)  # fmt: skip
+def test_accelerators_are_shown_as_they_are_meant(here: Path, asked: str, said: str, monkeypatch, capsys) -> None:
+    out = shown(here, f"resources: {{accelerators: {asked}}}\nrun: nvidia-smi\n", 80, monkeypatch, capsys)
+    assert said in out
+    assert "None" not in out
+
+
+LADDER = """\
+resources:
+  max_hourly_cost: 12.5
+  ordered:
+    - {accelerators: A100-80GB-SXM:8, infra: slurm/runpod-cluster}
+    - {accelerators: A100-80GB:8, use_spot: true, infra: k8s/arn:aws:eks:us-east-1:123456789012:cluster/my-training-eks}
+    - {accelerators: [A100-80GB-SXM:8, A100-80GB:8, H100-SXM:8], use_spot: true}
+run: nvidia-smi
+"""
+
+
+@pytest.mark.parametrize("columns", [80, 100, 120])
+def test_the_plan_breaks_no_word(here: Path, columns: int, monkeypatch, capsys) -> None:
+    out = shown(here, LADDER, columns, monkeypatch, capsys)
+    assert max(map(len, out.splitlines())) <= columns
+    words = "slurm/runpod-cluster A100-80GB-SXM:8 H100-SXM:8 my-training-eks 12.5 as it is there"
+    for word in (*words.split(), "max USD/h"):
+        assert word in out, f"{word} is broken in\n{out}"
+
+
+def test_the_plan_names_a_few_variables_and_counts_the_rest(here: Path, monkeypatch, capsys) -> None:
+    envs = ", ".join(f"VARIABLE_{at}: x" for at in range(30))
+    out = shown(here, f"envs: {{{envs}, SKYSPOT_X: y}}\nrun: nvidia-smi\n", 80, monkeypatch, capsys)
+    assert "Environment: VARIABLE_0, VARIABLE_1, VARIABLE_2 and 27 more\n" in out
+    few = shown(here, "envs: {A: x, B: y}\nrun: nvidia-smi\n", 80, monkeypatch, capsys)
+    assert "Environment: A, B\n" in few
