@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets as random_words
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ def task_yaml(options: Options) -> Rendered:
     if data is not None and "data" in declared:
         given["data"] = data
     parameters = template.values(chosen, given)
+    _bend_defaults(parameters, given)
     _check_sizes(parameters)
     if chosen.trainer:
         mounts["~/skyspot/trainer"] = f".skyspot/{name}/trainer"
@@ -102,6 +104,19 @@ def task_yaml(options: Options) -> Rendered:
     return Rendered(
         name, with_header(template.render(chosen, context), name, _source(chosen.path)), tuple(notes), chosen.trainer
     )
+
+
+def _bend_defaults(parameters: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Adapt the sizes that were not given to those that were, as the trainer does."""
+    whole, part = parameters.get("global_batch_size"), parameters.get("micro_batch_size")
+    if isinstance(whole, int) and isinstance(part, int) and whole > 0 and part > 0:
+        if "micro_batch_size" not in given:
+            parameters["micro_batch_size"] = next(size for size in range(part, 0, -1) if whole % size == 0)
+        elif "global_batch_size" not in given:
+            parameters["global_batch_size"] = -(-whole // part) * part
+    steps, warmup = parameters.get("max_steps"), parameters.get("warmup_steps")
+    if isinstance(steps, int) and isinstance(warmup, int) and steps > 0 and "warmup_steps" not in given:
+        parameters["warmup_steps"] = min(steps, warmup)
 
 
 def _check_sizes(parameters: dict[str, Any]) -> None:

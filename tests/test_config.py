@@ -39,7 +39,7 @@ MISTAKES = [
     (["--keep-every", "-1"], "less than 0"),
     (["--micro-batch-size", "auto"], "not in this release"),
     (["--report-to", "wandb"], "not in this release"),
-    (["--global-batch-size", "10"], "2 or 5 would"),
+    (["--global-batch-size", "10", "--micro-batch-size", "4"], "2 or 5 would"),
     (["--global-batch-size", "0"], "above 0"),
     (["--max-steps", "1.5"], "whole number"),
     (["--lr", "nan"], "number"),
@@ -92,6 +92,42 @@ def test_what_binds_a_run_leaves_out_what_a_smaller_machine_may_change() -> None
     assert parse(["--checkpoint-dir", "x", "--seed", "1"]).binding() != one
 
 
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ([], (8, 4, 6)),
+        (["--max-steps", "2"], (8, 4, 2)),
+        (["--global-batch-size", "6"], (6, 3, 6)),
+        (["--global-batch-size", "2"], (2, 2, 6)),
+        (["--global-batch-size", "7"], (7, 1, 6)),
+        (["--micro-batch-size", "16"], (16, 16, 6)),
+        (["--micro-batch-size", "3"], (9, 3, 6)),
+        (["--micro-batch-size", "2"], (8, 2, 6)),
+        (["--epochs", "1"], (8, 4, 6)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_default_gives_way_to_what_is_given(args: list[str], expected: tuple[int, int, int]) -> None:
+    config = parse(["--checkpoint-dir", "x", *args])
+    assert (config.global_batch_size, config.micro_batch_size, config.warmup_for(config.max_steps or 60)) == expected
+
+
+def test_a_default_warm_up_binds_by_its_name_so_that_a_short_run_can_be_made_longer() -> None:
+    assert parse(["--checkpoint-dir", "x", "--max-steps", "2"]).binding()["warmup_steps"] == 6
+    assert parse(["--checkpoint-dir", "x", "--max-steps", "2"]).to_json()["warmup_steps"] == 6
+    assert parse(["--checkpoint-dir", "x", "--epochs", "1"]).warmup_for(3) == 3
+
+
+@pytest.mark.parametrize("args", [["--max-steps", "2", "--warmup-steps", "6"], ["--warmup-steps", "61"]])
+def test_a_warm_up_that_was_given_does_not_give_way(args: list[str]) -> None:
+    with pytest.raises(ConfigError, match="is more than --max-steps"):
+        parse(["--checkpoint-dir", "x", *args])
+
+
+def test_a_users_own_config_bends_its_default_batch_too(tmp_path: Path) -> None:
+    assert RunConfig(checkpoint_dir=tmp_path, global_batch_size=6).micro_batch_size == 3
+
+
 def test_epochs_become_steps_when_the_data_is_known() -> None:
     assert parse(["--checkpoint-dir", "x", "--epochs", "2"]).steps_for(100) == 25
 
@@ -99,3 +135,22 @@ def test_epochs_become_steps_when_the_data_is_known() -> None:
 def test_a_users_own_config_needs_but_a_folder(tmp_path: Path) -> None:
     config = RunConfig(checkpoint_dir=tmp_path)
     assert config.to_json()["checkpoint_dir"] == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"max_steps": "2"}, ("2", "8", "4", "2")),
+        ({"global_batch_size": "6"}, ("60", "6", "3", "6")),
+        ({"micro_batch_size": "16"}, ("60", "16", "16", "6")),
+    ],
+)
+def test_a_templates_default_gives_way_as_the_trainers_does(given: dict[str, str], expected: tuple[str, ...]) -> None:
+    import yaml
+
+    from skyspot.options import Options
+    from skyspot.render import task_yaml
+
+    envs = yaml.safe_load(task_yaml(Options(name="run-001", parameters=given)).text)["envs"]
+    names = ("MAX_STEPS", "GLOBAL_BATCH_SIZE", "MICRO_BATCH_SIZE", "WARMUP_STEPS")
+    assert tuple(envs[f"SKYSPOT_{name}"] for name in names) == expected

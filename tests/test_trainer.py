@@ -126,7 +126,7 @@ MISTAKES = [
     (["--max-spend", "3"], 2, "not in this release"),
     (["--seed", str(2**63)], 2, "more than 63 bits"),
     (["--peer-timeout", "0"], 2, "less than 1"),
-    (["--epochs", "1", "--warmup-steps", "6", "--seq-len", "32", "--data", "{corpus}"], 1, "--warmup-steps 6 are more"),
+    (["--epochs", "1", "--warmup-steps", "6", "--seq-len", "32", "--data", "{corpus}"], 1, "--warmup-steps 6 is more"),
     (["--global-batch-size", "9", "--micro-batch-size", "2"], 2, "does not divide"),
     (["--data", "/nowhere/at/all"], 1, "no such folder"),
     (["--data", "{corpus}", "--global-batch-size", "400"], 1, "samples"),

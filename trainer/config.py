@@ -20,6 +20,9 @@ import yaml
 PRECISIONS = ("fp32", "bf16", "fp16")
 SCHEDULES = ("cosine", "linear", "constant")
 DEFAULT_MAX_STEPS = 60
+DEFAULT_WARMUP_STEPS = 6
+DEFAULT_GLOBAL_BATCH_SIZE = 8
+DEFAULT_MICRO_BATCH_SIZE = 4
 # Named in the interface, built in a later release: refused rather than ignored.
 NOT_YET = {
     "--max-spend": "a spend limit",
@@ -43,8 +46,13 @@ class RunConfig:
 
     checkpoint_dir: Path = _option("the run's folder, in the mounted bucket")
     max_steps: int | None = _option("optimizer steps in all", default=None)
-    global_batch_size: int = _option("samples a step, whatever machines are there", default=8)
-    micro_batch_size: int = _option("samples a forward pass; divides the global batch size", default=4)
+    global_batch_size: int | None = _option(
+        "samples per step, on any number of machines (default: 8, or the next multiple of --micro-batch-size)",
+        default=None,
+    )
+    micro_batch_size: int | None = _option(
+        "samples per forward pass; divides --global-batch-size (default: 4, or the next smaller divisor)", default=None
+    )
     seed: int = _option("of the order, the initial weights and every random number", default=0)
     precision: str = _option("of the arithmetic", default="fp32", choices=PRECISIONS)
     save_interval_steps: int | None = _option(
@@ -67,13 +75,15 @@ class RunConfig:
     deterministic: bool = _option("deterministic algorithms, for bit-identical resumes on a GPU", default=False)
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense.
+        """Fill in the batch sizes that were not given, and refuse what makes no sense.
+
+        A default never makes a given value impossible: it gives way.
 
         Raises:
             ConfigError: says which field, and what would do.
         """
-        _positive(self, "global_batch_size", "micro_batch_size", "save_failures")
-        for name in ("max_steps", "processes", "save_interval_steps"):
+        _positive(self, "save_failures")
+        for name in ("global_batch_size", "micro_batch_size", "max_steps", "processes", "save_interval_steps"):
             if getattr(self, name) is not None:
                 _positive(self, name)
         _at_least(self, "keep_latest", 2, "the newest may be the one that a preemption tore")
@@ -87,6 +97,9 @@ class RunConfig:
             _at_least(self, name, 0)
         if self.precision not in PRECISIONS:
             raise ConfigError(f"--precision: {self.precision!r} is none of {', '.join(PRECISIONS)}")
+        self._fill_in_batch_sizes()
+        assert self.global_batch_size
+        assert self.micro_batch_size
         if self.global_batch_size % self.micro_batch_size:
             divisors = [n for n in range(1, self.global_batch_size + 1) if self.global_batch_size % n == 0]
             near = sorted(divisors, key=lambda n: abs(n - self.micro_batch_size))[:2]
@@ -94,6 +107,16 @@ class RunConfig:
                 f"--micro-batch-size {self.micro_batch_size} does not divide --global-batch-size "
                 f"{self.global_batch_size}; {' or '.join(map(str, sorted(near)))} would"
             )
+
+    def _fill_in_batch_sizes(self) -> None:
+        whole, part = self.global_batch_size, self.micro_batch_size
+        if whole is None:
+            part = part or DEFAULT_MICRO_BATCH_SIZE
+            whole = -(-DEFAULT_GLOBAL_BATCH_SIZE // part) * part
+        elif part is None:
+            part = next(size for size in range(DEFAULT_MICRO_BATCH_SIZE, 0, -1) if whole % size == 0)
+        object.__setattr__(self, "global_batch_size", whole)
+        object.__setattr__(self, "micro_batch_size", part)
 
     def to_json(self) -> dict[str, Any]:
         """The settings as they are recorded."""
@@ -114,7 +137,10 @@ class TrainConfig(RunConfig):
     seq_len: int = _option("tokens a sample", default=128)
     lr: float = _option("peak learning rate", default=1e-3)
     lr_schedule: str = _option("of the learning rate", default="cosine", choices=SCHEDULES)
-    warmup_steps: int = _option("steps to the peak learning rate", default=6)
+    warmup_steps: int | None = _option(
+        f"steps to the peak learning rate (default: {DEFAULT_WARMUP_STEPS}, or all steps of a shorter run)",
+        default=None,
+    )
     weight_decay: float = _option("of AdamW, on matrices", default=0.1)
     beta1: float = _option("of AdamW", default=0.9)
     beta2: float = _option("of AdamW", default=0.95)
@@ -125,7 +151,8 @@ class TrainConfig(RunConfig):
         super().__post_init__()
         _positive(self, "lr")
         _at_least(self, "seq_len", 2, "the first token of a sample is not predicted")
-        _at_least(self, "warmup_steps", 0)
+        if self.warmup_steps is not None:
+            _at_least(self, "warmup_steps", 0)
         _at_least(self, "weight_decay", 0)
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
@@ -138,8 +165,8 @@ class TrainConfig(RunConfig):
             object.__setattr__(self, "max_steps", DEFAULT_MAX_STEPS)
         if self.lr_schedule not in SCHEDULES:
             raise ConfigError(f"--lr-schedule: {self.lr_schedule!r} is none of {', '.join(SCHEDULES)}")
-        if self.max_steps is not None and self.warmup_steps > self.max_steps:
-            raise ConfigError(f"--warmup-steps {self.warmup_steps} are more than --max-steps {self.max_steps}")
+        if self.max_steps is not None:
+            self.warmup_for(self.max_steps)
         if self.report_to != "none":
             raise ConfigError(f"--report-to {self.report_to}: not in this release; say none")
 
@@ -154,7 +181,28 @@ class TrainConfig(RunConfig):
             "model", "seq_len", "global_batch_size", "seed", "lr", "lr_schedule", "warmup_steps", "weight_decay",
             "beta1", "beta2", "max_grad_norm", "max_steps", "epochs",
         )  # fmt: skip
-        return {"optimizer": "adamw", **{name: getattr(self, name) for name in names}}
+        return {"optimizer": "adamw", **{name: getattr(self, name) for name in names}, **self._warmup()}
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as they are recorded."""
+        return {**super().to_json(), **self._warmup()}
+
+    def _warmup(self) -> dict[str, int]:
+        """The warm-up as it is recorded: the default as it is named, so that a run may become longer."""
+        return {"warmup_steps": DEFAULT_WARMUP_STEPS if self.warmup_steps is None else self.warmup_steps}
+
+    def warmup_for(self, max_steps: int) -> int:
+        """Steps to the peak learning rate in a run of `max_steps`.
+
+        Raises:
+            ConfigError: more were given than the run has.
+        """
+        if self.warmup_steps is None:
+            return min(DEFAULT_WARMUP_STEPS, max_steps)
+        if self.warmup_steps > max_steps:
+            end = f"--max-steps {max_steps}" if self.max_steps is not None else f"the {max_steps} steps of the run"
+            raise ConfigError(f"--warmup-steps {self.warmup_steps} is more than {end}")
+        return self.warmup_steps
 
     def steps_for(self, n_samples: int) -> int:
         """Where training ends, for a number of samples."""

@@ -75,8 +75,7 @@ def main(argv: list[str] | None = None) -> None:
                 f"{config.data}: {len(samples)} samples are fewer than a batch of {config.global_batch_size}"
             )
         max_steps = config.steps_for(len(samples))
-        if config.warmup_steps > max_steps:
-            raise RunError(f"--warmup-steps {config.warmup_steps} are more than the {max_steps} steps of the run")
+        warmup_steps = config.warmup_for(max_steps)
 
         # 3. Model and optimizer: the same initial weights on every rank, from the seed.
         seed_all(config.seed)
@@ -93,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
             loss=loss_sum,
             max_steps=max_steps,
             lr_factor=lambda step: lr_factor(
-                step, schedule=config.lr_schedule, warmup_steps=config.warmup_steps, max_steps=max_steps
+                step, schedule=config.lr_schedule, warmup_steps=warmup_steps, max_steps=max_steps
             ),
             save_model=lambda trained, path: models.save_model(trained, config, path),
             tokens=folder,
