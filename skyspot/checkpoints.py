@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from skyspot import runs
+from skyspot import aside, runs
 from trainer.layout import (
     MANIFEST,
     STATE,
@@ -89,6 +89,11 @@ def look(paths: RunPaths, told: Callable[[int, int], None] = lambda done, of: No
     Raises:
         UnreadableError: the folder cannot be read from here.
     """
+    # A child process cannot tell us of each.
+    return aside.call(paths.root, _look, paths, *(() if aside.is_apart(paths.root) else (told,)))
+
+
+def _look(paths: RunPaths, told: Callable[[int, int], None] = lambda done, of: None) -> list[Checkpoint]:
     with runs.reading(paths):
         names = list_checkpoints(paths)
         sizes = _by_folder(runs.sizes_below(paths.checkpoints)) if names else {}
@@ -294,6 +299,15 @@ class _Read:
 
 
 def _file(folder: Path, name: str, record: FileRecord, told: Callable[[int], None]) -> _Read:
+    if not aside.is_apart(folder):
+        return _hashed(folder, name, record, told)
+    try:
+        return aside.call(folder, _hashed, folder, name, record)
+    finally:
+        told(record.bytes)
+
+
+def _hashed(folder: Path, name: str, record: FileRecord, told: Callable[[int], None] = lambda count: None) -> _Read:
     from trainer.verify import file_problem
 
     left = record.bytes
@@ -320,7 +334,7 @@ def _judged(paths: RunPaths, one: Checkpoint, read: Sequence[_Read]) -> Checkpoi
     problems = [*([lacks] if lacks else []), *(file.problem for file in read if file.problem)]
     if not problems:
         return replace(one, whole=True, problem=None)
-    changed = _changed(_folder(paths, one), one.manifest)
+    changed = aside.call(paths.root, _changed, _folder(paths, one), one.manifest)
     if changed:
         return replace(one, committed=False, whole=None, problem=changed)
     more = f"; and {len(problems) - SAID} files more" if len(problems) > SAID else ""

@@ -17,6 +17,10 @@ class UsageError(SkyspotError):
     exit_code = 2
 
 
+class UnreadableError(SkyspotError):
+    """A run's folder cannot be read from this machine; the message says why."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` Did you mean 'nearest'?`, or nothing where nothing is near."""
     lower: dict[str, str] = {}

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from skyspot import task
+from skyspot.envs import as_text, filled_in
 from skyspot.errors import UsageError, did_you_mean, shown
-from skyspot.options import as_text
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def read(text: str, base: Path, stand_ins: Mapping[str, Path], payload: Path | N
     left = dict(stand_ins)
     mounts = [
         _mount(str(target), source, base, left, payload)
-        for target, source in _with_envs(document.get("file_mounts") or {}, document.get("envs") or {}).items()
+        for target, source in filled_in(document.get("file_mounts") or {}, document.get("envs") or {}).items()
     ]
     known = {mount.target for mount in mounts}
     for target in left:
@@ -144,7 +143,7 @@ def read(text: str, base: Path, stand_ins: Mapping[str, Path], payload: Path | N
     for mount in mounts:
         if mount.survives and mount.folder is None and mount.source and not mount.holds(folder or "/checkpoints"):
             notes.append(f"{mount.target} starts empty; --mount {mount.target}=FOLDER puts files there.")
-    workdir = document.get("workdir")
+    workdir = filled_in(document.get("workdir"), document.get("envs"))
     if isinstance(workdir, str):
         place = base / Path(workdir).expanduser()
         if not place.is_dir():
@@ -167,15 +166,6 @@ def read(text: str, base: Path, stand_ins: Mapping[str, Path], payload: Path | N
         notes=tuple(notes),
         unset_secrets=frozenset(str(key) for key, value in secrets.items() if value is None),
     )
-
-
-def _with_envs(value: Any, envs: Mapping[str, Any]) -> Any:
-    """file_mounts with the task's own variables put in, as SkyPilot does."""
-    if isinstance(value, Mapping):
-        return {_with_envs(str(key), envs): _with_envs(item, envs) for key, item in value.items()}
-    if isinstance(value, str):
-        return Template(value).safe_substitute({str(key): as_text(item) for key, item in envs.items()})
-    return value
 
 
 def _mount(target: str, source: Any, base: Path, stand_ins: dict[str, Path], payload: Path | None) -> Mount:

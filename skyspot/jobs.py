@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as TookTooLong
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
 
 import yaml
 
-from skyspot import managed_jobs, runs, task
+from skyspot import aside, managed_jobs, runs, task
 from skyspot.errors import SkyspotError, UsageError, did_you_mean, shown
 from skyspot.managed_jobs import Job
 from skyspot.runs import Location, Progress, UnreadableError
+from skyspot.yamledit import UNREADABLE
 from trainer.layout import (
     AttemptName,
     LayoutError,
@@ -28,9 +28,12 @@ from trainer.layout import (
 )
 
 READ_S = 20.0
+"""How long the queue waits for all buckets, and then for SkyPilot's reasons."""
+LOOKERS = 32
 WATCH_S = 20.0
 LOOK_S = 1.0
 STARTING_LOOKS = 5
+_T = TypeVar("_T")
 _NO_MACHINE = ("PENDING", "STARTING", "RECOVERING")
 
 
@@ -48,32 +51,31 @@ class Seen:
 
 def look(jobs: Sequence[Job]) -> list[Seen]:
     """Each job with its training, and why it waits where it has no machine."""
-    with ThreadPoolExecutor(8) as pool:
-        asked = [(job, pool.submit(_progress, job)) for job in jobs]
-        seen = []
-        for job, future in asked:
-            progress, unread = None, ""
-            try:
-                progress = future.result(READ_S)
-                unread = "" if progress else "nothing written yet"
-            except (UnreadableError, LayoutError) as error:
-                unread = str(error)
-            except TookTooLong:
-                unread = f"its bucket gave no answer within {READ_S:.0f} s"
-            seen.append(Seen(job, progress, unread))
-    starting = [one.job.id for one in seen if one.job.status in _NO_MACHINE][:STARTING_LOOKS]
-    return [_with_reason(one) if one.job.id in starting else one for one in seen]
+    looked = aside.each([partial(_look, job) for job in jobs], READ_S, LOOKERS)
+    seen = [
+        one or Seen(job, None, f"its bucket gave no answer within {READ_S:.0f} s")
+        for job, one in zip(jobs, looked, strict=True)
+    ]
+    starting = [number for number, one in enumerate(seen) if one.job.status in _NO_MACHINE][:STARTING_LOOKS]
+    asked = aside.each([partial(_reason, seen[number].job) for number in starting], READ_S, 1)
+    for number, why in zip(starting, asked, strict=True):
+        waits_for = why or seen[number].job.details or "SkyPilot has not said why yet"
+        seen[number] = replace(seen[number], waits_for=waits_for)
+    return seen
 
 
-def _progress(job: Job) -> Progress | None:
-    return runs.progress(open_job(job))
+def _look(job: Job) -> Seen:
+    try:
+        progress = runs.progress(open_job(job))
+    except (SkyspotError, LayoutError) as error:
+        return Seen(job, None, str(error))
+    return Seen(job, progress, "" if progress else "nothing written yet")
 
 
-def _with_reason(seen: Seen) -> Seen:
-    why = None
+def _reason(job: Job) -> str | None:
     with suppress(SkyspotError):
-        why = managed_jobs.last_refusal(seen.job.id)
-    return Seen(seen.job, seen.progress, seen.unread, why or seen.job.details or "SkyPilot has not said why yet")
+        return managed_jobs.last_refusal(job.id)
+    return None
 
 
 def open_job(job: Job) -> RunPaths:
@@ -92,7 +94,7 @@ def open_job(job: Job) -> RunPaths:
 
 def _task_of(job: Job) -> dict[str, Any]:
     """The task that was submitted. SkyPilot keeps it behind a document of its own that holds the job's name alone."""
-    with suppress(yaml.YAMLError):
+    with suppress(*UNREADABLE):
         for document in yaml.safe_load_all(job.task):
             if isinstance(document, dict) and "envs" in document:
                 return document
@@ -106,9 +108,17 @@ def _written(name: str) -> Location | None:
 
 
 def resolved(where: Location) -> Location:
-    """A location whose bucket SkyPilot made, with the URL that SkyPilot knows."""
+    """A location whose bucket SkyPilot made, with the URL that SkyPilot knows.
+
+    Raises:
+        UnreadableError: SkyPilot does not list its buckets.
+    """
     if where.url is None and where.made is not None:
-        return Location(where.inside, managed_jobs.bucket_url(where.made), where.made)
+        try:
+            url = managed_jobs.bucket_url(where.made)
+        except SkyspotError as error:
+            raise UnreadableError(f"SkyPilot does not say where its bucket {where.made} is ({error})") from error
+        return Location(where.inside, url, where.made)
     return where
 
 
@@ -124,7 +134,7 @@ def pick(jobs: Sequence[Job], target: str, confirm: Callable[[str], bool] | None
         UsageError: there is none (the nearest name is given), or several live and nobody said which.
     """
     found = [job for job in jobs if job.name == target] or [
-        job for job in jobs if target.isdigit() and job.id == int(target)
+        job for job in jobs if str(job.id) == (target.lstrip("0") if target.isascii() else "")
     ]
     if not found:
         near = did_you_mean(target, [job.name for job in jobs])
@@ -155,35 +165,49 @@ def ask_to_save(job: Job, grace_s: float, say: Callable[[str], None]) -> bool:
         return False
     try:
         paths = open_job(job)
-        with runs.reading(paths):
-            attempt = _attempt_of(job, paths)
-            if attempt is None:
-                say(f"{paths.root}: no attempt of job {job.id} there yet")
-                return False
-            if ended(paths, attempt):
+        attempt = _asked(_attempt_of, paths, job.id)
+        if attempt is None:
+            say(f"{paths.root}: no attempt of job {job.id} there yet")
+            return False
+        if _asked(ended, paths, attempt):
+            return True
+        say(f"asking {attempt} to save and stop")
+        if not _progresses(paths, attempt):
+            say(f"{attempt} shows no progress within {WATCH_S:.0f} s")
+            return False
+        _asked(_request_stop, paths, _asked(_launch_of, paths, attempt))
+        end = time.monotonic() + grace_s
+        while time.monotonic() < end:
+            if _asked(ended, paths, attempt):
+                say(f"{attempt} saved and stopped")
                 return True
-            say(f"asking {attempt} to save and stop")
-            if not _progresses(paths, attempt):
-                say(f"{attempt} shows no progress within {WATCH_S:.0f} s")
-                return False
-            _request_stop(paths, _launch_of(paths, attempt))
-            end = time.monotonic() + grace_s
-            while time.monotonic() < end:
-                if ended(paths, attempt):
-                    say(f"{attempt} saved and stopped")
-                    return True
-                time.sleep(LOOK_S)
-    except (UnreadableError, LayoutError) as error:
+            time.sleep(LOOK_S)
+    except (SkyspotError, LayoutError) as error:
         say(f"{error}; SIGTERM will have it save")
         return False
     say(f"{attempt} has not stopped within {grace_s:.0f} s")
     return False
 
 
-def _attempt_of(job: Job, paths: RunPaths) -> AttemptName | None:
+def _asked(function: Callable[..., _T], paths: RunPaths, *args: Any) -> _T:
+    """What a function of a run's folder gives.
+
+    Raises:
+        UnreadableError: the folder cannot be read from here, or does not answer.
+    """
+    found: _T = aside.call(paths.root, _within, function, paths, *args, seconds=aside.ANSWER_S)
+    return found
+
+
+def _within(function: Callable[..., _T], paths: RunPaths, *args: Any) -> _T:
+    with runs.reading(paths):
+        return function(paths, *args)
+
+
+def _attempt_of(paths: RunPaths, job_id: int) -> AttemptName | None:
     """The newest attempt, where it is this job's: SkyPilot's task id ends in the job's id and the task's number."""
     attempts = list_attempts(paths)
-    if attempts and _launch_of(paths, attempts[-1]).endswith(f"_{job.id}-0"):
+    if attempts and _launch_of(paths, attempts[-1]).endswith(f"_{job_id}-0"):
         return attempts[-1]
     return None
 
@@ -199,18 +223,18 @@ def ended(paths: RunPaths, attempt: AttemptName) -> bool:
 
 def _progresses(paths: RunPaths, attempt: AttemptName) -> bool:
     """Whether the attempt's progress file changes, or its end appears, within the time of watching."""
-
-    def now() -> bytes:
-        with suppress(OSError):
-            return paths.progress(attempt).read_bytes()
-        return b""
-
-    first, end = now(), time.monotonic() + WATCH_S
+    first, end = _asked(_progress_file, paths, attempt), time.monotonic() + WATCH_S
     while time.monotonic() < end:
-        if now() != first or ended(paths, attempt):
+        if _asked(_progress_file, paths, attempt) != first or _asked(ended, paths, attempt):
             return True
         time.sleep(LOOK_S)
     return False
+
+
+def _progress_file(paths: RunPaths, attempt: AttemptName) -> bytes:
+    with suppress(OSError):
+        return paths.progress(attempt).read_bytes()
+    return b""
 
 
 def _request_stop(paths: RunPaths, launch: str) -> None:

@@ -12,12 +12,14 @@ from typing import Any
 import yaml
 
 from skyspot import lint, managed_jobs, payload, runs, task
+from skyspot.envs import as_text
 from skyspot.errors import SkyspotError, UsageError
 from skyspot.lint import Finding
 from skyspot.managed_jobs import Job
 from skyspot.options import SETTINGS, Options
 from skyspot.render import rendered_from, task_yaml, with_header
 from skyspot.runs import Location, Progress, UnreadableError
+from skyspot.shell import commands, options
 from trainer.layout import LayoutError, RunPaths
 
 
@@ -146,13 +148,18 @@ def _difference(document: Mapping[str, Any], paths: RunPaths) -> str | None:
     The trainer compares all that binds a run when it starts; this sees what stands in the task's envs, before a
     machine is paid for.
     """
-    with runs.reading(paths):
-        bound = runs.binding(paths)
+    bound = runs.binding(paths)
     envs = document.get("envs")
-    allowed = str(document.get("run") or "")
+    envs = {str(key): as_text(value) for key, value in envs.items()} if isinstance(envs, Mapping) else {}
+    allowed = {
+        word.text
+        for command in commands(str(document.get("run") or ""), envs)
+        if command.program not in ("echo", "printf")
+        for word in options(command, "--allow-config-change")
+    }
     for field, value in sorted(bound.items()):
-        asked = (envs or {}).get(f"SKYSPOT_{field.upper()}") if isinstance(envs, Mapping) else None
-        if asked is None or f"--allow-config-change {field}" in allowed or _same(value, str(asked)):
+        asked = envs.get(f"SKYSPOT_{field.upper()}")
+        if asked is None or field in allowed or _same(value, asked):
             continue
         return f"{field} is {value!r} in the run and {asked!r} here"
     return None

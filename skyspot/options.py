@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from skyspot.envs import as_text
 from skyspot.errors import UsageError, did_you_mean, shown
 from skyspot.ladder import STRATEGIES, check_infra
 from skyspot.yamltext import refuse_unwritable
@@ -246,10 +247,3 @@ def _typed(where: str, name: str, value: Any) -> Any:
     if isinstance(value, (dict, list)):
         raise problem
     return as_text(value)
-
-
-def as_text(value: Any) -> str:
-    """A YAML value as the text that an environment variable holds."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return "" if value is None else str(value)

@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from skyspot import aside
+from skyspot.envs import filled_in
 from skyspot.errors import SkyspotError
+from skyspot.errors import UnreadableError as UnreadableError
 from trainer.layout import (
     MAX_JSON_BYTES,
     AttemptName,
@@ -41,10 +44,6 @@ _LOGIN = {
     "azure": "AZURE_STORAGE_CONNECTION_STRING",
 }
 _STORES = {"s3": "s3", "gcs": "gs", "r2": "r2", "azure": "az"}
-
-
-class UnreadableError(SkyspotError):
-    """A run's folder cannot be read from this machine; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -85,18 +84,23 @@ def location(task: Mapping[str, Any]) -> Location | None:
     folder = envs.get(CHECKPOINT_DIR) if isinstance(envs, Mapping) else None
     if not isinstance(folder, str) or not folder.startswith("/"):
         return None
-    for target, source in mounts.items() if isinstance(mounts, Mapping) else ():
-        point = str(target).rstrip("/")
-        if isinstance(source, Mapping) and (folder == point or folder.startswith(f"{point}/")):
-            inside = folder[len(point) :].strip("/")
-            url, name, store = source.get("source"), source.get("name"), source.get("store")
-            if isinstance(url, str) and "://" in url:
-                return Location(inside, url.rstrip("/"))
-            scheme = _STORES.get(str(store).lower()) if store else None
-            if isinstance(name, str):
-                return Location(inside, f"{scheme}://{name}") if scheme else Location(inside, None, name)
-            return None
-    return Location(folder, None)
+    mounts = filled_in(mounts, envs) if isinstance(mounts, Mapping) else {}
+    points = [
+        (str(target).rstrip("/"), source)
+        for target, source in mounts.items()
+        if isinstance(source, Mapping) and f"{folder}/".startswith(f"{str(target).rstrip('/')}/")
+    ]
+    if not points:
+        return Location(folder, None)
+    point, source = max(points, key=lambda found: len(found[0]))  # The innermost.
+    inside = folder[len(point) :].strip("/")
+    url, name, store = source.get("source"), source.get("name"), source.get("store")
+    if isinstance(url, str) and "://" in url:
+        return Location(inside, url.rstrip("/"))
+    scheme = _STORES.get(str(store).lower()) if store else None
+    if isinstance(name, str):
+        return Location(inside, f"{scheme}://{name}") if scheme else Location(inside, None, name)
+    return None
 
 
 def written_task(name: str, folder: Path = Path()) -> Path:
@@ -114,7 +118,7 @@ def open_run(where: Location) -> RunPaths:
         raise UnreadableError(f"SkyPilot made the bucket {where.made}, and has not said in which store")
     if where.url is None:
         root = Path(where.inside)
-        if not root.parent.is_dir():
+        if not aside.call(root, os.path.isdir, root.parent, seconds=aside.ANSWER_S):
             raise UnreadableError(f"{root.parent} is not on this machine")
         return RunPaths(root)
     return RunPaths(_remote(where.url, where.inside))
@@ -165,8 +169,12 @@ def progress(paths: RunPaths) -> Progress | None:
     """How far the run has come; None where nothing was begun.
 
     Raises:
-        UnreadableError: the bucket did not let us look.
+        UnreadableError: the bucket did not let us look, or did not answer.
     """
+    return aside.call(paths.root, _progress, paths, seconds=aside.ANSWER_S)
+
+
+def _progress(paths: RunPaths) -> Progress | None:
     with reading(paths):
         attempts = list_attempts(paths)
         if not attempts:
@@ -216,7 +224,19 @@ def binding(paths: RunPaths) -> Mapping[str, Any]:
 
     As the trainer has it: the newest committed checkpoint says, or, while there is none, the first attempt that was
     not refused.
+
+    Raises:
+        UnreadableError: the bucket did not let us look, or did not answer.
     """
+    return aside.call(paths.root, _binding, paths, seconds=aside.ANSWER_S)
+
+
+def _binding(paths: RunPaths) -> Mapping[str, Any]:
+    with reading(paths):
+        return _bound(paths)
+
+
+def _bound(paths: RunPaths) -> Mapping[str, Any]:
     for name in list_checkpoints(paths):
         with suppress(LayoutError, OSError):
             found = read_manifest(paths.checkpoint(name)).facts.get("binding")

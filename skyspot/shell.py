@@ -95,12 +95,16 @@ def _module(arguments: list[str]) -> str | None:
 
 def option(command: Command, name: str) -> Word | None:
     """The value of `--name VALUE` or `--name=VALUE`, where it is there."""
+    return next(options(command, name), None)
+
+
+def options(command: Command, name: str) -> Iterator[Word]:
+    """The values of `--name VALUE` or `--name=VALUE`, each time that it is there."""
     for word, following in zip(command.words, (*command.words[1:], None), strict=True):
-        if word.text == name:
-            return following
-        if word.text.startswith(f"{name}="):
-            return Word(word.text[len(name) + 1 :], word.line)
-    return None
+        if word.text == name and following is not None:
+            yield following
+        elif word.text.startswith(f"{name}="):
+            yield Word(word.text[len(name) + 1 :], word.line)
 
 
 def _commands(script: str, variables: dict[str, str], depth: int) -> Iterator[Command]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
-from skyspot import runs
+from skyspot import aside, runs
 from skyspot.errors import SkyspotError, UsageError, did_you_mean, shown
 from skyspot.runs import Location
 from trainer.layout import MANIFEST, CheckpointName, RunPaths
@@ -25,7 +26,7 @@ def opened(run: str, project: Path = Path()) -> RunPaths:
         SkyspotError: what is there is not a run's folder.
     """
     paths = runs.open_run(_place(run, project))
-    _refuse_other(paths)
+    _refuse_other(paths.root, aside.call(paths.root, _names, paths, seconds=aside.ANSWER_S))
     return paths
 
 
@@ -36,17 +37,19 @@ def _place(run: str, project: Path) -> Location:
         raise UsageError("RUN is empty: give a run's folder, its URL or its name")
     folder = Path(run)
     is_name = "/" not in run and run not in (".", "..")
-    if is_name and not _begun(folder):
-        found = _written(run, project) or (None if folder.is_dir() else _in_the_bucket(run, project))
+    is_folder, begun = aside.call(folder, _kind, folder, seconds=aside.ANSWER_S)
+    if is_name and not begun:
+        found = _written(run, project) or (None if is_folder else _in_the_bucket(run, project))
         if found is not None:
             return found
-    if not folder.is_dir():
+    if not is_folder:
         raise UsageError(_unknown(run, project) if is_name else f"{run}: no such folder")
     return Location(str(folder.absolute()), None)
 
 
-def _begun(folder: Path) -> bool:
-    return any((folder / name).exists() for name in _OF_A_RUN)
+def _kind(folder: Path) -> tuple[bool, bool]:
+    """Whether it is a folder, and a run's."""
+    return folder.is_dir(), any((folder / name).exists() for name in _OF_A_RUN)
 
 
 def _written(name: str, project: Path) -> Location | None:
@@ -89,21 +92,23 @@ def _unknown(name: str, project: Path) -> str:
     )
 
 
-def _refuse_other(paths: RunPaths) -> None:
+def _names(paths: RunPaths) -> list[str]:
+    """What a folder holds."""
+    with runs.reading(paths), suppress(FileNotFoundError, NotADirectoryError):
+        return sorted(entry.name for entry in paths.root.iterdir())
+    return []
+
+
+def _refuse_other(root: Path, names: list[str]) -> None:
     """Stop where a folder is none of a run's."""
-    with runs.reading(paths):
-        try:
-            names = sorted(entry.name for entry in paths.root.iterdir())
-        except (FileNotFoundError, NotADirectoryError):
-            names = []
     if _OF_A_RUN & set(names):
         return
     if not names:
-        raise SkyspotError(f"{paths.root}: nothing is there. `skyspot queue` shows runs that are about to begin")
+        raise SkyspotError(f"{root}: nothing is there. `skyspot queue` shows runs that are about to begin")
     if MANIFEST in names or any(CheckpointName.parse(name) for name in names):
-        raise SkyspotError(f"{paths.root} lies inside of a run's folder: give that one")
+        raise SkyspotError(f"{root} lies inside of a run's folder: give that one")
     more = ", ..." if len(names) > SHOWN else ""
     raise SkyspotError(
-        f"{paths.root} is not a run's folder: it has no checkpoints/ and no attempts/, but "
+        f"{root} is not a run's folder: it has no checkpoints/ and no attempts/, but "
         f"{', '.join(shown(name) for name in names[:SHOWN])}{more}"
     )

@@ -12,7 +12,7 @@ import pytest
 from support import mlp
 
 from skyspot import jobs, launch, managed_jobs, runs
-from skyspot.errors import UsageError
+from skyspot.errors import SkyspotError, UsageError
 from skyspot.managed_jobs import Job
 from skyspot.runs import Location, UnreadableError
 from trainer.layout import RunPaths
@@ -33,6 +33,11 @@ def job(id: int, name: str = "run-001", status: str = "RUNNING", task: str = "")
         ("/checkpoints/r", {"/checkpoints": {"name": "n", "mode": "MOUNT"}}, Location("r", None, "n")),
         ("/checkpoints/r", {"/checkpoints": {"name": "n", "store": "s3"}}, Location("r", "s3://n")),
         ("/checkpoints2/r", {"/checkpoints": {"source": "s3://b"}}, Location("/checkpoints2/r", None)),
+        ("/c/d/r", {"/c": {"source": "s3://b"}, "/c/d": {"source": "gs://i"}}, Location("r", "gs://i")),
+        ("/c/d/r", {"/c/d/": {"source": "gs://i"}, "/c": {"source": "s3://b"}}, Location("r", "gs://i")),
+        ("/c/r", {"/c": {"source": "s3://$BUCKET/${TEAM}"}}, Location("r", "s3://mine/a-team")),
+        ("/c/r", {"/${WHERE}": {"name": "n-$TEAM", "store": "s3"}}, Location("r", "s3://n-a-team")),
+        ("/c/r", {"/c": {"source": "s3://$NOWHERE"}}, Location("r", "s3://$NOWHERE")),
         ("/mnt/efs/r", None, Location("/mnt/efs/r", None)),
         ("relative", None, None),
         (None, {"/checkpoints": {"source": "s3://b"}}, None),
@@ -40,7 +45,8 @@ def job(id: int, name: str = "run-001", status: str = "RUNNING", task: str = "")
     ],
 )
 def test_a_runs_place_is_read_from_its_task(folder: object, mounts: object, where: Location | None) -> None:
-    assert runs.location({"envs": {"SKYSPOT_CHECKPOINT_DIR": folder}, "file_mounts": mounts}) == where
+    envs = {"SKYSPOT_CHECKPOINT_DIR": folder, "BUCKET": "mine", "TEAM": "a-team", "WHERE": "c"}
+    assert runs.location({"envs": envs, "file_mounts": mounts}) == where
 
 
 def test_a_place_that_is_not_here_is_said_in_a_line(tmp_path: Path) -> None:
@@ -134,6 +140,14 @@ def test_of_several_living_jobs_the_newest_is_asked_for() -> None:
             jobs.pick(JOBS, "twins", confirm)
 
 
+@pytest.mark.parametrize(
+    "target", ["²", "٣", "9" * 5000, "-1", ""], ids=["superscript", "arabic", "long", "sign", "empty"]
+)
+def test_what_is_no_id_is_refused_in_a_line(target: str) -> None:
+    with pytest.raises(UsageError, match="no managed job is called"):
+        jobs.pick([job(3)], target, None)
+
+
 def test_an_unknown_job_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(UsageError, match=r"no managed job is called 'agian'\. Did you mean 'again'\?"):
         jobs.pick(JOBS, "agian", None)
@@ -151,6 +165,38 @@ def test_a_run_that_cannot_be_read_is_left_to_sigterm() -> None:
     task = "envs: {SKYSPOT_CHECKPOINT_DIR: /nowhere/at/all}\nrun: x"
     assert not jobs.ask_to_save(job(1, task=task), 1.0, said.append)
     assert "SIGTERM will have it save" in said[0]
+
+
+MADE = "envs: {SKYSPOT_CHECKPOINT_DIR: /c/r}\nfile_mounts: {/c: {name: mine, mode: MOUNT}}\nrun: x"
+
+
+@pytest.fixture
+def no_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SkyPilot's list of its buckets fails."""
+
+    def fails(name: str) -> str:
+        raise SkyspotError("SkyPilot refused: no credentials for gcp")
+
+    monkeypatch.setattr(managed_jobs, "bucket_url", fails)
+
+
+@pytest.mark.usefixtures("no_listing")
+def test_where_skypilot_cannot_list_its_buckets_the_row_says_so() -> None:
+    seen = jobs.look([job(1, task=MADE), job(2, task="run: x")])
+    assert [one.job.id for one in seen] == [1, 2]
+    assert "SkyPilot does not say where its bucket mine is (SkyPilot refused: no credentials" in seen[0].unread
+
+
+@pytest.mark.usefixtures("no_listing")
+def test_where_skypilot_cannot_list_its_buckets_cancel_cancels() -> None:
+    said: list[str] = []
+    assert not jobs.ask_to_save(job(1, task=MADE), 1.0, said.append)
+    assert "SIGTERM will have it save" in said[0]
+
+
+def test_a_jobs_task_that_is_no_yaml_is_said_in_its_row() -> None:
+    seen = jobs.look([job(1, name="x", task="a: !!int nonsense"), job(2, name="x", task="[" * 3000)])
+    assert [one.unread for one in seen] == ["its task names no SKYSPOT_CHECKPOINT_DIR"] * 2
 
 
 def test_a_job_whose_attempt_is_not_there_yet_is_not_waited_for(begun: Path) -> None:
@@ -172,12 +218,25 @@ def test_a_job_whose_attempt_is_not_there_yet_is_not_waited_for(begun: Path) -> 
         ({"SKYSPOT_MODEL": "mlp-64"}, "", "model is 'mlp-32' in the run and 'mlp-64' here"),
         ({"SKYSPOT_MAX_STEPS": "many"}, "", "max_steps is 12 in the run and 'many' here"),
         ({"SKYSPOT_SEED": "8"}, "python -m trainer --allow-config-change seed", None),
+        ({"SKYSPOT_SEED": "8"}, "python -m trainer --allow-config-change=seed", None),
+        ({"SKYSPOT_SEED": "8"}, "python -m trainer --allow-config-change lr \\\n  --allow-config-change 'seed'", None),
+        ({"SKYSPOT_SEED": "8"}, "python -m trainer --allow-config-change  $WHAT", None),
+        (
+            {"SKYSPOT_SEED": "8"},
+            "python -m trainer --allow-config-change seed_of_something",
+            "seed is 7 in the run and '8' here",
+        ),
+        (
+            {"SKYSPOT_SEED": "8"},
+            "echo --allow-config-change lr  # not --allow-config-change seed",
+            "seed is 7 in the run and '8' here",
+        ),
     ],
 )
 def test_another_binding_configuration_is_seen_before_a_machine_is_paid_for(
     begun: Path, envs: dict[str, str], run: str, field: str | None
 ) -> None:
-    assert launch._difference({"envs": envs, "run": run}, RunPaths(begun)) == field
+    assert launch._difference({"envs": {**envs, "WHAT": "seed"}, "run": run}, RunPaths(begun)) == field
 
 
 @pytest.mark.parametrize(

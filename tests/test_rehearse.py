@@ -733,3 +733,9 @@ def test_our_own_trainer_resumes_exactly_where_paths_are_rewritten(tmp_path: Pat
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout)["legs"][1]["verdict"]["text"].startswith("bit-identical: 24 of 24 losses")
+
+
+def test_a_workdir_is_filled_in_from_the_tasks_envs(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    found = job.read("envs: {WHERE: here}\nworkdir: ./${WHERE}\nrun: x\n", tmp_path, {}, None)
+    assert found.workdir == tmp_path / "here"

@@ -1,0 +1,144 @@
+"""Commands whose bucket does not answer: they say so within their limit, and Ctrl-C ends them at once.
+
+A process that has called into a hung mount is never reaped, so each command here is a real process that has to be.
+"""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from support import clean_env
+
+from skyspot import aside
+
+if TYPE_CHECKING:
+    import faultfs
+
+ENDS_S = 45
+"""A command has to end by then; one that hangs would not end at all."""
+
+# A command with a queue of SkyPilot's that holds these jobs, and limits that a test has time for.
+PROGRAM = """
+import sys
+from skyspot import aside, cli, jobs, managed_jobs
+from skyspot.managed_jobs import Job
+tasks, limit, words = eval(sys.argv[1])
+listed = [Job(n, f"run-{n}", "RUNNING", "1x", "aws", 0, 1e9, 60.0, "", task) for n, task in enumerate(tasks, 1)]
+managed_jobs.queue = lambda *args, **more: listed
+managed_jobs.cancel = lambda id: print("cancelled", id)
+jobs.READ_S = aside.ANSWER_S = limit
+sys.argv[1:] = words
+cli.main()
+"""
+
+
+def task(folder: object) -> str:
+    return f'envs: {{SKYSPOT_CHECKPOINT_DIR: "{folder}"}}\nrun: x'
+
+
+def start(tasks: list[str], *words: str, limit: float = 1.0, cwd: Path | None = None, **env: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, repr((tasks, limit, list(words)))],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd,
+        env=clean_env(COLUMNS="200", **env), start_new_session=True,
+    )  # fmt: skip
+
+
+def ended(process: subprocess.Popen) -> tuple[int, str]:
+    """Its exit status and all that it said; it ends by itself."""
+    try:
+        out, err = process.communicate(timeout=ENDS_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail("the command hangs")
+    return process.returncode, out + err
+
+
+@pytest.fixture
+def hung(faults: "faultfs.Client", tmp_path: Path) -> Iterator["faultfs.Client"]:
+    """A mount at tmp_path / "m" / "mount" whose listings never come, until the test is over."""
+    (tmp_path / "behind" / "run" / "attempts").mkdir(parents=True)
+    faults.hang("list", times=1000)
+    yield faults
+    faults.clear()
+
+
+@pytest.fixture
+def silent() -> Iterator[dict[str, str]]:
+    """An S3 server that takes every connection and never answers, as an environment."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.getsockname()[1]}",
+            "AWS_ACCESS_KEY_ID": "x",
+            "AWS_SECRET_ACCESS_KEY": "y",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+
+S3 = 'envs: {SKYSPOT_CHECKPOINT_DIR: /c/run}\nfile_mounts: {/c: {source: "s3://mine"}}\nrun: x'
+
+
+def test_a_hung_mount_is_said_in_its_row_and_the_queue_ends(hung: "faultfs.Client", tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    code, said = ended(start([task(tmp_path / "m" / "mount" / "run"), task(tmp_path / "run")] * 5, "queue", limit=3.0))
+    assert code == 0, said
+    assert said.count("bucket gave no answer within 3 s") == 5
+    assert said.count("nothing written yet") == 5, "a hung bucket takes the others' rows with it"
+
+
+def test_a_server_that_never_answers_is_said_in_its_row(silent: dict[str, str]) -> None:
+    code, said = ended(start([S3] * 20, "queue", "--json", **silent))
+    assert code == 0, said
+    assert [row["unread"] for row in json.loads(said)] == ["its bucket gave no answer within 1 s"] * 20
+
+
+@pytest.mark.parametrize("words", [["queue"], ["cancel", "1"], ["checkpoints", "list", "m/mount/run"]], ids=" ".join)
+def test_ctrl_c_ends_a_command_that_waits_for_a_hung_mount(
+    hung: "faultfs.Client", tmp_path: Path, words: list[str]
+) -> None:
+    process = start([task(tmp_path / "m" / "mount" / "run")], *words, limit=1000.0, cwd=tmp_path)
+    end = time.monotonic() + ENDS_S
+    while not hung.hits() and time.monotonic() < end:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    code, said = ended(process)
+    assert (code, said.strip()) == (130, "Interrupted.")
+
+
+def test_cancel_cancels_a_job_whose_bucket_hangs(hung: "faultfs.Client", tmp_path: Path) -> None:
+    code, said = ended(start([task(tmp_path / "m" / "mount" / "run")], "cancel", "1"))
+    assert code == 0, said
+    assert "does not answer: nothing within 1 s; SIGTERM will have it save" in said
+    assert "cancelled 1" in said
+
+
+@pytest.mark.parametrize("command", ["list", "verify"])
+def test_checkpoints_says_that_a_mount_hangs(hung: "faultfs.Client", tmp_path: Path, command: str) -> None:
+    code, said = ended(start([], "checkpoints", command, "m/mount/run", cwd=tmp_path))
+    assert (code, said) == (1, f"Error: {tmp_path}/m/mount/run does not answer: nothing within 1 s\n")
+
+
+def test_a_launch_says_that_it_could_not_look_into_a_hung_bucket(hung: "faultfs.Client", tmp_path: Path) -> None:
+    (tmp_path / "t.yaml").write_text(task(tmp_path / "m" / "mount" / "run"))
+    code, said = ended(start([], "launch", "t.yaml", "--dryrun", cwd=tmp_path))
+    assert code == 0, said
+    assert "not looked at" in said
+    assert "does not answer" in said
+
+
+def test_what_may_hang_is_told_by_its_mount_through_links(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/proc/self")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "relative").symlink_to("../link")
+    (tmp_path / "loop").symlink_to("loop")
+    assert aside._may_hang(tmp_path / "link" / "run")
+    assert aside._may_hang(tmp_path / "folder" / "relative" / "run")
+    for disk in (tmp_path / "folder", tmp_path / "loop" / "x", tmp_path / "folder" / ".." / "run"):
+        assert aside._may_hang(disk) == aside._may_hang(tmp_path)
