@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trainer import patience
+from trainer import patience, scratch
 from trainer.layout import (
     EXIT_FAILED,
     EXIT_PREEMPTED,
@@ -61,7 +61,7 @@ RECORDS_S = 600.0
 """How long reading what other attempts recorded may take: each tells it in a few objects of its own."""
 OWN_DOING_IN_A_ROW = 3
 ANY_END_IN_A_ROW = 10
-FULL = {errno.ENOSPC, errno.EDQUOT}
+FULL = scratch.FULL
 REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 MOUNT_GONE = {errno.ENOTCONN, errno.ESTALE, errno.ENODEV}
 # Waiting helps against none of these.
@@ -178,6 +178,7 @@ def persist(
 
     Raises:
         AttemptError: it cannot be done; at once where waiting cannot help.
+        ScratchError: a disk of this machine's is full, and not the bucket.
     """
     end, wait_s, said = time.monotonic() + START_RETRY_S, 0.5, False
     limit_s, code = (limit_s, EXIT_PREEMPTED) if begun else (START_RETRY_S, EXIT_FAILED)
@@ -186,13 +187,15 @@ def persist(
             with patience.within("a call before the first step", limit_s, code):
                 return work()
         except OSError as error:
+            where = scratch.blamed(error, paths.root)
+            if error.errno in FULL and not where.startswith(str(paths.root)):
+                raise scratch.full(Path(where), error.strerror) from None
             gone = begun and error.errno in MOUNT_GONE
             if gone or error.errno in _HOPELESS or time.monotonic() > end:
                 recorded = "The attempt cannot be recorded there, so nothing was trained"
                 what = "It cannot be read or written" if begun else recorded
                 raise AttemptError(
-                    f"{error.filename or paths.root}: {error.strerror or error}. {what}; nothing that was committed is "
-                    "lost.",
+                    f"{where}: {error.strerror or error}. {what}; nothing that was committed is lost.",
                     EXIT_PREEMPTED if gone else EXIT_FAILED,
                 ) from None
             if not said:

@@ -79,17 +79,23 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileRecord:
-    """Stream whole tensors, on the host and contiguous, into a new safetensors file; errors as of `write_share`."""
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> FileRecord:
+    """Stream whole tensors, from wherever they are, into a new safetensors file; errors as of `write_share`."""
     parts = [
         Part(name, tensor.dtype, tuple(tensor.shape), (0,) * tensor.ndim, tuple(tensor.shape), (0,))
         for name, tensor in tensors.items()
     ]
-    return write_share(path, parts, lambda part: tensors[part.name])
+    return write_share(path, parts, lambda part: tensors[part.name].detach().cpu().contiguous(), metadata=metadata)
 
 
 def write_share(
-    path: Path, parts: Sequence[Part], fetch: Callable[[Part], torch.Tensor], staged: memoryview | None = None
+    path: Path,
+    parts: Sequence[Part],
+    fetch: Callable[[Part], torch.Tensor],
+    staged: memoryview | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> FileRecord:
     """Stream parts of tensors into a new safetensors file, front to back; at most one part of each tensor.
 
@@ -99,12 +105,13 @@ def write_share(
         fetch: Gives the contents of a part, on the host and contiguous; asked for one after the other.
         staged: The contents of the first of the parts (in_order), side by side, from the start of a page of memory:
             they are written past the system's cache, where the file system can.
+        metadata: What the file's header says besides.
 
     Raises:
         OSError: a write, the fsync or the close failed.
     """
     parts = in_order(parts)
-    text, offset = _header(parts)
+    text, offset = _header(parts, metadata)
     hasher, half = Hasher(), False
     with within("opening a share"):
         file = _NewFile(path, past_cache=bool(staged))
@@ -194,7 +201,7 @@ def in_order(parts: Sequence[Part]) -> list[Part]:
     return sorted(parts, key=lambda part: (-part.dtype.itemsize, part.name))
 
 
-def _header(parts: Sequence[Part]) -> tuple[bytes, int]:
+def _header(parts: Sequence[Part], metadata: Mapping[str, str] | None = None) -> tuple[bytes, int]:
     """(what a safetensors file opens with, size of what follows in bytes)."""
     header: dict[str, Any] = {}
     offset = 0
@@ -205,8 +212,9 @@ def _header(parts: Sequence[Part]) -> tuple[bytes, int]:
         }  # fmt: skip
         offset = end
     partial = {part.name: [list(part.shape), list(part.offsets)] for part in parts if not part.whole}
-    if partial:
-        header["__metadata__"] = {PARTS: json.dumps(partial, separators=(",", ":"))}
+    more = {PARTS: json.dumps(partial, separators=(",", ":"))} if partial else {}
+    if metadata or more:
+        header["__metadata__"] = {**(metadata or {}), **more}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % (BLOCK if offset >= _WORTH_A_BLOCK else 8))
     return len(text).to_bytes(8, "little") + text, offset

@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
             lr_factor=lambda step: lr_factor(
                 step, schedule=config.lr_schedule, warmup_steps=warmup_steps, max_steps=max_steps
             ),
-            save_model=lambda trained, path: models.save_model(trained, config, path),
+            save_model=lambda trained, path, write: models.save_model(trained, config, path, write),
             tokens=folder,
         )
 

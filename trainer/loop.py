@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -80,7 +79,7 @@ class Loop:
         max_steps: int | None = None,
         lr_factor: Callable[[int], float] = lambda step: 1.0,
         held_out: Samples | None = None,
-        save_model: Callable[[nn.Module, Path], None] = export.save_tensors,
+        save_model: Callable[..., None] = export.save_tensors,
         extra: Mapping[str, Any] | None = None,
         tokens: str | None = None,
     ) -> None:
@@ -96,7 +95,8 @@ class Loop:
                 when an attempt begins and looks whether the run is finished.
             lr_factor: What each group's initial learning rate is multiplied by, for the step (from 1) about to be done.
             held_out: What to evaluate on, every `eval_interval_steps`.
-            save_model: Writes the trained model into an empty local folder, for `final/`.
+            save_model: Writes the trained model into an empty local folder, for `final/`. Where it takes `write` too
+                (`export.Write`), it may stream large tensors through that, and no local disk has to hold them.
             extra: Objects with `state_dict` and `load_state_dict`, saved with the model (an EMA copy, say).
             tokens: The folder of prepared data that the checkpoints shall name.
         """
@@ -111,6 +111,7 @@ class Loop:
         self.accelerator = self._accelerator()
         self.device = self.accelerator.device
         _refuse_lazy(model)
+        export.check_save_model(save_model)
         self.model: nn.Module = self.accelerator.prepare(model)
         self.scaler = torch.amp.GradScaler(self.device.type) if self.config.precision == "fp16" else None
         for group in optimizer.param_groups:

@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from trainer import attempt as attempts
+from trainer import scratch
 from trainer.layout import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -280,6 +281,7 @@ class SpotRun:
                     self.together.say_left()
                 elif code == EXIT_DONE or self.stopping or across:
                     self.together.await_others_left(self._serve_on_s)
+            scratch.remove_all()
             self.link.say_exit(code)
             for stream in (sys.stdout, sys.stderr):
                 with suppress(Exception):
@@ -594,6 +596,7 @@ def is_said_in_a_line(error: BaseException) -> bool:
     """Whether the message of an error is written for the user."""
     names = {
         "RunError",
+        "ScratchError",
         "AttemptError",
         "ConfigError",
         "DataError",

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from trainer.checkpoint import SAVED_DTYPES
+from trainer.names import unwrap
 from trainer.reading import Tensor
 from trainer.shards import Box, box_here, is_cut, like
 
@@ -42,11 +43,6 @@ class State:
     """Names of the model's buffers among the tensors."""
     steady: frozenset[str]
     """Names of the tensors that nothing changes before the optimizer's next step: parameters and optimizer state."""
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The user's module inside DistributedDataParallel."""
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -284,15 +284,15 @@ with SpotRun(config, binding={"model": f"mlp-{options.hidden}", "global_batch_si
     if options.unexportable:
         number, times = map(int, options.unexportable.split(":"))
         refusals = [OSError(number, os.strerror(number))] * times
-        real_copy = export.copy
+        real_write = export.write_tensors
 
-        def copy_(source, target):
+        def write(target, tensors, metadata=None):
             faults.at(run.steps_done, "export")
             if refusals:
                 raise refusals.pop()
-            return real_copy(source, target)
+            return real_write(target, tensors, metadata)
 
-        export.copy = copy_
+        export.write_tensors = write
 
     torch.manual_seed(options.seed)
     model = Net()

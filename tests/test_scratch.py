@@ -1,0 +1,107 @@
+"""Temporary folders: gone however their process ends, and the right disk is blamed where one is full."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from support import clean_env
+
+from trainer import attempt, scratch
+from trainer.layout import EXIT_PREEMPTED, RunPaths
+
+HOLDER = """
+import os, signal, sys
+from pathlib import Path
+from trainer import scratch
+with scratch.folder("tokens") as made:
+    (made / "packed").write_bytes(b"0" * 1000)
+    print("made", flush=True)
+    {then}
+"""
+LEAVE = """
+    from trainer.config import RunConfig
+    from trainer.run import SpotRun
+    SpotRun(RunConfig(checkpoint_dir=Path("/nowhere"), max_steps=1)).leave(75, "peer-gone")
+"""
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The one place where temporary folders may go."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(scratch, "places", lambda: [folder])
+    return folder
+
+
+def start(temporary: Path, then: str) -> subprocess.Popen[str]:
+    env = clean_env(TMPDIR=str(temporary))
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER.format(then=then)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=env,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "made\n"
+    return process
+
+
+def test_a_folder_is_gone_when_its_process_leaves_the_trainer(temporary: Path) -> None:
+    process = start(temporary, LEAVE.strip())
+    process.communicate()
+    assert process.returncode == EXIT_PREEMPTED
+    assert list(temporary.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_deleted_and_what_a_living_one_has_is_not(temporary: Path) -> None:
+    killed, living = (start(temporary, "sys.stdin.read()") for _ in range(2))
+    (temporary / "skyspot-mine").mkdir()  # Not made by the trainer: it carries no mark.
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert len(list(temporary.iterdir())) == 3
+    with scratch.folder("final") as made:
+        assert len(list(temporary.iterdir())) == 3
+        assert list(made.iterdir()) == []
+    assert len(list(temporary.iterdir())) == 2
+    living.communicate("")
+    assert [path.name for path in temporary.iterdir()] == ["skyspot-mine"]
+
+
+def of_size(free: int) -> Callable[[object], object]:
+    return lambda path: SimpleNamespace(f_bavail=free, f_frsize=1, f_favail=1, f_files=1)
+
+
+@pytest.mark.parametrize("free", [0, 1 << 40])
+def test_the_disk_that_is_full_is_blamed(
+    temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int
+) -> None:
+    paths = RunPaths(tmp_path / "run")
+    monkeypatch.setattr(os, "statvfs", of_size(free))
+    monkeypatch.setattr(scratch, "_on_one_disk", lambda one, other: False)
+
+    def write() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # A write names no file.
+
+    with pytest.raises((attempt.AttemptError, scratch.ScratchError), match="No space left on device") as raised:
+        attempt.persist(paths, write)
+    blamed = paths.root if free else temporary
+    assert str(raised.value).startswith(f"{blamed}: ")
+
+
+def test_who_writes_to_a_local_disk_says_so(temporary: Path, tmp_path: Path) -> None:
+    def write() -> None:
+        with scratch.local(temporary):
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with pytest.raises(scratch.ScratchError, match="set TMPDIR to a folder with room") as raised:
+        attempt.persist(RunPaths(tmp_path / "run"), write)
+    assert str(raised.value).startswith(f"{temporary}: ")
+    assert raised.value.code == EXIT_PREEMPTED
