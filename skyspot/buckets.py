@@ -6,13 +6,16 @@ import getpass
 import hashlib
 import os
 import re
+import secrets
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from skyspot.errors import UsageError, shown
 
 MOUNT_POINT = "/checkpoints"
 DATA_POINT = "/data"
+USER_ID = Path(".config", "skyspot", "user-id")
 # No quote, `$` or blank: SkyPilot substitutes environment variables inside file_mounts.
 _BUCKET = re.compile(r"(s3|gs|r2)://([a-z0-9][a-z0-9._-]{1,220}[a-z0-9])(?:/([A-Za-z0-9._=/-]*))?")
 _AZURE = re.compile(
@@ -92,10 +95,32 @@ def data(url: str) -> Store:
 
 
 def default_bucket_name() -> str:
-    """`skyspot-<user>-<hash>`: the same for a user on a machine, another one for everybody else."""
+    """`skyspot-<user>-<hash>`: the same for a user whatever the machine is called, another one for everybody else."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):
         user = "user"
     safe = re.sub(r"[^a-z0-9]+", "-", user.lower()).strip("-")[:20] or "user"
-    return f"skyspot-{safe}-{hashlib.sha256(f'{user}@{os.uname().nodename}'.encode()).hexdigest()[:8]}"
+    known = _user_id() or hashlib.sha256(f"{user}@{os.uname().nodename}".encode()).hexdigest()[:8]
+    return f"skyspot-{safe}-{known}"
+
+
+def _user_id() -> str | None:
+    """The user's number, which is made up once and kept under HOME; None where it cannot be kept."""
+    try:
+        path = Path.home() / USER_ID
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            made = path.with_name(f".{path.name}-{os.getpid()}")
+            made.write_text(f"{secrets.token_hex(4)}\n", encoding="ascii")
+            try:
+                path.hardlink_to(made)
+            except FileExistsError:  # Another command was quicker.
+                pass
+            except OSError:  # No links there.
+                made.replace(path)
+            made.unlink(missing_ok=True)
+        found = path.read_text(encoding="ascii").strip()
+    except (OSError, RuntimeError, UnicodeDecodeError):
+        return None
+    return found if re.fullmatch("[0-9a-f]{8}", found) else None

@@ -186,7 +186,7 @@ def render(options: Any, output: Path | None, diff: bool, as_json: bool) -> None
     Examples: skyspot render --gpus A100:8,L4:8 --on-demand-last -n run-001 -o .
               skyspot render --diff old.yaml
     """  # noqa: D301
-    from skyspot.render import task_yaml
+    from skyspot.render import headed, task_yaml
 
     if diff and (output is not None or as_json):
         raise click.UsageError("--diff prints the change and nothing else: leave out -o and --json.")
@@ -204,7 +204,7 @@ def render(options: Any, output: Path | None, diff: bool, as_json: bool) -> None
     if output is not None:
         from skyspot import payload
 
-        path = payload.write(rendered, output)
+        path = payload.write(headed(rendered, Path(options.task)), output)
     if as_json:
         document = {"name": rendered.name, "path": str(path) if path else None, "notes": list(rendered.notes)}
         click.echo(json.dumps({**document, "yaml": rendered.text}, indent=2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from skyspot.errors import SkyspotError, UsageError
 from skyspot.lint import Finding
 from skyspot.managed_jobs import Job
 from skyspot.options import SETTINGS, Options
-from skyspot.render import rendered_from, task_yaml, with_header
+from skyspot.render import headed, task_yaml
 from skyspot.runs import Location, Progress, UnreadableError
 from skyspot.shell import commands, options
 from trainer.layout import LayoutError, RunPaths
@@ -86,8 +85,8 @@ def prepare(options: Options, folder: Path) -> Launch:
         name = rendered.name
         path = runs.written_task(name, folder)
         lines, linted = rendered.text, Path(options.task) if rendered.before is not None else path
-        if rendered_from(rendered.text) is None:  # A plain YAML: the header tells later who changed what.
-            rendered = dataclasses.replace(rendered, text=with_header(rendered.text, name, Path(options.task).name))
+        if not (path.exists() and rendered.before is not None and path.samefile(options.task)):
+            rendered = headed(rendered, Path(options.task))
         text, more = payload.chosen(rendered, path, Path(options.task))
         if text != rendered.text:
             lines, linted = text, path

@@ -60,7 +60,7 @@ def chosen(rendered: Rendered, path: Path, source: Path) -> tuple[str, tuple[str
     known = _read(path)
     if known == rendered.text or not edited_by_hand(known):
         return rendered.text, ()
-    if rendered_from(known) == rendered_from(rendered.text):
+    if rendered_from(known) is not None and rendered_from(known) == rendered_from(rendered.text):
         return known, (f"Using {path} as it was edited by hand",)
     raise _edited(path, known, rendered.text)
 

@@ -214,13 +214,15 @@ class _Stage:
                 leg.finished = True
                 break
             if row.kind == "failed":
-                leg.failure = f"exit {code}; its last lines:\n" + "\n".join(
-                    f"  {line}" for line in machine.last_lines()
-                )
+                printed = [f"  {line}" for line in machine.last_lines()]
+                leg.failure = "\n".join([f"exit {code}{'; its last lines:' if printed else ''}", *printed])
                 if code not in self.job.recover_on or code == EXIT_NO_PROGRESS:
                     break
             elif row.hit or len([one for one in leg.rows if not one.hit]) > 3:
                 pending.pop(0)
+        else:
+            last = leg.failure or leg.rows[-1].ended
+            leg.failure = f"it was started {len(leg.rows)} times, and did not finish. The last time: {last}"
         leg.seconds = time.monotonic() - started
         self._goodput(leg)
         self.view.leg_done(leg)

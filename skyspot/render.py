@@ -6,7 +6,7 @@ import hashlib
 import re
 import secrets as random_words
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from skyspot import __version__, buckets, gpus, ladder, template
 from skyspot.errors import UsageError, shown
 from skyspot.options import NAME, Options, flag, flags_alone
 
-_HEADER = re.compile(r"\A# Rendered by skyspot (\S+) from (\S+) \(([0-9a-f]{6,64})\)\.")
+_HEADER = re.compile(r"\A# Rendered by skyspot (\S+) from (.+?) \(([0-9a-f]{6,64})\)\.")
+_SECOND = "#   sky jobs launch "
 _ADJECTIVES = "amber brave calm deft eager fleet grand happy ideal jolly keen lucid merry noble quick sunny tidy vivid"
 _NOUNS = "badger comet delta ember falcon glacier harbor island juniper kestrel lagoon meadow otter pebble quartz river"
 
@@ -164,8 +165,19 @@ def with_header(body: str, name: str, source: str) -> str:
     digest = hashlib.sha256(body.encode()).hexdigest()[:6]
     return (
         f"# Rendered by skyspot {__version__} from {source} ({digest}). Written with its payload (`-o .`)"
-        f" it works alone:\n#   sky jobs launch .skyspot/{name}.yaml -n {name}\n{body}"
+        f" it works alone:\n{_SECOND}.skyspot/{name}.yaml -n {name}\n{body}"
     )
+
+
+def headed(rendered: Rendered, source: Path) -> Rendered:
+    """What is written of it: a plain YAML under a header of its own, which tells later who changed what."""
+    if rendered.before is None:
+        return rendered
+    body = rendered.text.removeprefix("\ufeff")
+    if _HEADER.match(body):  # It was written for a run, or copied from what was.
+        body = body.partition("\n")[2]
+        body = body.partition("\n")[2] if body.startswith(_SECOND) else body
+    return replace(rendered, text=with_header(body, rendered.name, _source(source)))
 
 
 def edited_by_hand(text: str) -> bool:

@@ -12,7 +12,7 @@ from skyspot.metadata_server import AwsMetadata
 from skyspot.preempt import Preemption, Watch
 from skyspot.rehearsal import Row
 from skyspot.rehearse_view import View
-from trainer.layout import EXIT_PREEMPTED
+from trainer.layout import EXIT_PREEMPTED, CheckpointName
 
 NOTICE_S = 120.0
 NOTICE_WITHOUT_RECORDS_S = 10.0
@@ -135,4 +135,5 @@ def _short(torn: str | None) -> str:
     if torn is None:
         return "nothing"
     parts = torn.split("/")
-    return f"checkpoint {int(parts[-2].split('-')[0])}" if parts[-2:-1] and parts[-2][:10].isdigit() else parts[-1]
+    name = CheckpointName.parse(parts[-2]) if len(parts) > 1 else None
+    return f"checkpoint {name.step}" if name else parts[-1]

@@ -100,7 +100,7 @@ def no_proof(reference: History) -> str | None:
     first, last = (reference.lines.get(step, {}).get("loss") for step in (1, reference.steps))
     if reference.model != "tiny" or not isinstance(first, float) or not isinstance(last, float):
         return None
-    if not last <= (1 - FALL) * first:  # Nor where it is no number.
+    if _hardly_fell(first, last):
         return f"the loss fell from {first:.3f} to {last:.3f}, by less than 20 %: a proof needs a longer run"
     return None if reference.dropout else "the model has no dropout, so that wrong random numbers would not show"
 
@@ -185,7 +185,7 @@ def _notes(reference: History, other: History) -> list[str]:
         if reference.machine.get(key) != other.machine.get(key):
             notes.append(f"{what} changed: {reference.machine.get(key)} and {other.machine.get(key)}")
     first, last = reference.lines.get(1, {}).get("loss"), reference.lines.get(reference.steps, {}).get("loss")
-    if isinstance(first, float) and isinstance(last, float) and last > (1 - FALL) * first:
+    if isinstance(first, float) and isinstance(last, float) and _hardly_fell(first, last):
         notes.append(
             f"the loss fell from {first:.3f} to {last:.3f}, less than 20 %: train longer for a proof worth having"
         )
@@ -194,11 +194,18 @@ def _notes(reference: History, other: History) -> list[str]:
     return notes
 
 
+def _hardly_fell(first: float, last: float) -> bool:
+    """Whether a loss fell by less than 20 % of what it was, or is no number."""
+    return not (last < first and first - last >= FALL * abs(first))
+
+
 def fall(history: History) -> str | None:
     """How far the loss fell, as a sentence."""
     first, last = history.lines.get(1, {}).get("loss"), history.lines.get(history.steps, {}).get("loss")
     if not isinstance(first, float) or not isinstance(last, float):
         return None
+    if first <= 0:  # There is no per cent of it.
+        return f"the loss went from {first:.3f} to {last:.3f}"
     return f"the loss fell from {first:.3f} to {last:.3f} ({1 - last / first:.0%})"
 
 

@@ -11,7 +11,9 @@ import psutil
 import pytest
 from support import clean_env, event, launch
 
+from trainer.launch import LaunchError, process_count
 from trainer.layout import RunPaths, list_attempts, read_events
+from trainer.nodes import Nodes, NodesError
 
 HEAD = "import os, signal, sys, time\nrank = int(os.environ['RANK'])\n"
 
@@ -180,6 +182,18 @@ def test_what_cannot_be_launched_is_refused_in_a_line(tmp_path: Path, setup, env
     assert done.stdout == ""
     assert remedy in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["\u00b2", "\u0663", "9" * 5000, "-1", "1.0", " 1"], ids=lambda text: ascii(text)[:9])
+def test_what_is_no_number_is_refused_in_a_line(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKYSPOT_PROCESSES", text)
+    with pytest.raises(LaunchError, match="SKYSPOT_PROCESSES"):
+        process_count(None, cpu=True)
+    with pytest.raises(NodesError, match="SKYPILOT_NUM_NODES"):
+        Nodes.from_env({"SKYPILOT_NUM_NODES": text})
+    monkeypatch.delenv("SKYSPOT_PROCESSES")
+    monkeypatch.setenv("SKYPILOT_NUM_GPUS_PER_NODE", text)
+    assert process_count(None, cpu=False) >= 1
 
 
 def test_where_rank_0_dies_its_end_is_recorded_by_a_child(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from support import clean_env
 
 from skyspot import jobs_view, launch, payload
 from skyspot.errors import SkyspotError, UsageError
 from skyspot.launch import Before
 from skyspot.options import Options
+from skyspot.render import edited_by_hand, with_header
 
 NEW = Before(None, None, "", None)
 
@@ -73,6 +75,32 @@ def test_a_plain_yaml_that_changes_is_written_again(here: Path) -> None:
     again = prepare(here, task="mine.yaml")
     assert "echo two" in again.text
     assert again.text.startswith("# Rendered by skyspot")
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["my task.yaml", "a (copy).yaml", "l\u00e4uft.yml", "two\nlines.yaml", ".skyspot/other.yaml", "copied.yaml"],
+)
+def test_a_plain_yaml_that_changes_is_submitted_anew_whatever_it_is_called(here: Path, source: str) -> None:
+    task = here / source
+    task.parent.mkdir(exist_ok=True)
+    # The last two: what was written for another run, or a copy of it.
+    head = with_header("", "other", "templates/x.yaml.j2") if source.startswith((".skyspot", "copied")) else ""
+    for word in ("one", "two", "three"):
+        task.write_text(f"{head}resources: {{use_spot: false}}\nrun: echo {word}\n")
+        found = prepare(here, task=source)
+        assert yaml.safe_load(found.text)["run"] == f"echo {word}"
+        assert not edited_by_hand(found.text)
+        launch.write(found, update_trainer=False)
+
+
+def test_what_an_older_release_wrote_of_a_name_with_a_blank_is_not_taken_for_edited(here: Path) -> None:
+    (here / "my task.yaml").write_text("run: echo new\n")
+    (here / ".skyspot").mkdir()
+    (here / ".skyspot" / "run-001.yaml").write_text(
+        with_header("run: echo old\n", "run-001", "X").replace("from X", "from my task.yaml")
+    )
+    assert "echo new" in prepare(here, task="my task.yaml").text
 
 
 def test_a_copy_of_the_trainer_stays_unless_it_is_asked_to_change(here: Path) -> None:

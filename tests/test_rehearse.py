@@ -16,8 +16,9 @@ from support import PROGRAMS, REPO, clean_env
 from skyspot import job, machine, preempt, rehearse_cli, verdict
 from skyspot.errors import UsageError
 from skyspot.rehearsal import Row, Settings
-from skyspot.rehearse import _folder
-from skyspot.rehearse_view import table
+from skyspot.rehearse import MORE_ATTEMPTS, _folder
+from skyspot.rehearse import rehearse as rehearse_task
+from skyspot.rehearse_view import View, table
 from trainer.layout import RunPaths, list_checkpoints
 
 OWN = """\
@@ -739,3 +740,30 @@ def test_a_workdir_is_filled_in_from_the_tasks_envs(tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     found = job.read("envs: {WHERE: here}\nworkdir: ./${WHERE}\nrun: x\n", tmp_path, {}, None)
     assert found.workdir == tmp_path / "here"
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "said"),
+    [
+        (5.0, 2.5, "the loss fell from 5.000 to 2.500 (50%)"),
+        (0.0, 0.0, "the loss went from 0.000 to 0.000"),
+        (0.0, -3.0, "the loss went from 0.000 to -3.000"),
+        (-1.0, -2.0, "the loss went from -1.000 to -2.000"),
+    ],
+)
+def test_a_loss_that_begins_at_0_is_said_and_ends_no_rehearsal(first: float, last: float, said: str) -> None:
+    found = dataclasses.replace(history(), lines={1: {"step": 1, "loss": first}, 2: {"step": 2, "loss": last}})
+    assert verdict.fall(found) == said
+    assert verdict.compare(found, found).exact
+    trial = dataclasses.replace(found, model="tiny")
+    assert ("less than 20 %" in str(verdict.no_proof(trial))) == (first <= last)
+
+
+def test_attempts_that_run_out_give_a_reason(tmp_path: Path) -> None:
+    task = job.read("resources: {job_recovery: {recover_on_exit_codes: [75]}}\nrun: exit 75\n", tmp_path, {}, None)
+    with View(quiet=True) as view:
+        result = rehearse_task(task, Settings(preemptions=1), view)
+    assert result.legs[0].verdict
+    said = result.legs[0].verdict.text
+    assert f"it was started {MORE_ATTEMPTS} times, and did not finish. The last time: exit 75" in said
+    assert "last lines" not in said, "it printed none"

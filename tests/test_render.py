@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from support import REPO
 from support_sky import CATALOGS, run_sky
 
-from skyspot import cli, gpus, lint, render
+from skyspot import buckets, cli, gpus, lint, render
 from skyspot.errors import UsageError
 from skyspot.options import Options
 
@@ -118,6 +118,25 @@ def test_without_a_bucket_skypilot_makes_one_with_the_same_name_each_time(tmp_pa
     assert first["file_mounts"]["/checkpoints"]["name"].startswith("skyspot-")
     assert first["file_mounts"]["/checkpoints"] == second["file_mounts"]["/checkpoints"]
     assert "source" not in first["file_mounts"]["/checkpoints"]
+
+
+def test_the_bucket_that_skypilot_makes_is_the_users_whatever_the_host_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGNAME", "Ada L.")
+    monkeypatch.setenv("HOME", str(tmp_path / "ada"))
+    name = buckets.default_bucket_name()
+    assert re.fullmatch(r"skyspot-ada-l-[0-9a-f]{8}", name)
+    renamed = os.uname_result(("Linux", "another-host", "6", "1", "x86_64"))
+    monkeypatch.setattr(os, "uname", lambda: renamed)
+    assert buckets.default_bucket_name() == name
+    monkeypatch.setenv("HOME", str(tmp_path / "somebody-else"))
+    assert buckets.default_bucket_name() != name
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    homeless = buckets.default_bucket_name()
+    assert re.fullmatch(r"skyspot-ada-l-[0-9a-f]{8}", homeless)
+    assert buckets.default_bucket_name() == homeless
 
 
 def test_data_in_a_bucket_is_mounted_read_only(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def problems() -> list[str]:
 def _numbers(version: str) -> tuple[int, ...]:
     numbers = []
     for part in version.split("+")[0].split(".")[:2]:
-        digits = "".join(character for character in part if character.isdigit())
+        digits = "".join(character for character in part if character in "0123456789")
         numbers.append(int(digits or 0))
     return tuple(numbers)
 

@@ -74,13 +74,13 @@ def process_count(asked: int | None, cpu: bool) -> int:
     """
     for name, text in (("SKYSPOT_PROCESSES", os.environ.get("SKYSPOT_PROCESSES")), ("--processes", asked)):
         if text not in (None, ""):
-            if not str(text).isdigit() or not 1 <= int(str(text)) <= 1024:
+            if not re.fullmatch("[0-9]{1,9}", str(text)) or not 1 <= int(str(text)) <= 1024:
                 raise LaunchError(f"{name}: {text!r} is not a number of processes")
             return int(str(text))
     if cpu:
         return 1
     per_node = os.environ.get("SKYPILOT_NUM_GPUS_PER_NODE", "")
-    if per_node.isdigit() and int(per_node):
+    if re.fullmatch("[0-9]{1,9}", per_node) and int(per_node):
         return int(per_node)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:

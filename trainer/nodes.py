@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import socket
 import struct
 from collections.abc import Mapping
@@ -42,7 +43,7 @@ class Nodes:
         numbers = []
         for name, default in (("SKYPILOT_NUM_NODES", "1"), ("SKYPILOT_NODE_RANK", "0")):
             text = env.get(name) or default
-            if not text.isdigit():
+            if not re.fullmatch("[0-9]{1,9}", text):
                 raise NodesError(f"{name}: {text!r} is not a number")
             numbers.append(int(text))
         count, rank = numbers
