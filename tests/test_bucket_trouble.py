@@ -22,7 +22,7 @@ SHARE = "share-00000.safetensors"
 def begin(run_dir: Path, *args: str, grace_s: float = 5) -> subprocess.Popen[str]:
     """An attempt with a committed checkpoint, and more to come."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "trainer.launch", "--grace", str(grace_s), PROGRAMS / "mlp.py", "--dir", run_dir,
+        [sys.executable, "-m", "trainer.launch", "--grace", str(grace_s), PROGRAMS / "faulty.py", "--dir", run_dir,
          "--slow", "0.01", "--save-every", "5", "--constant", "saving.FIRST_RETRY_S=0.01", *args],
         env=clean_env(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
@@ -102,7 +102,7 @@ def test_the_last_save_bears_as_much_as_any_other(
 
 
 def test_saves_that_take_longer_than_their_interval_are_said(tmp_path: Path) -> None:
-    command = [sys.executable, PROGRAMS / "mlp.py", "--dir", tmp_path / "run", "--slow-save", "4", "--steps", "7",
+    command = [sys.executable, PROGRAMS / "faulty.py", "--dir", tmp_path / "run", "--slow-save", "4", "--steps", "7",
                "--save-every", "3", "--constant", "loop.SAY_WAITED_S=0.1"]  # fmt: skip
     done = subprocess.run(command, env=clean_env(), text=True, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -127,7 +127,7 @@ def test_the_newest_checkpoint_may_be_an_older_attempts(run_dir: Path, whole: Pa
 
 def test_two_attempts_at_once_do_not_harm_each_other_and_the_older_one_stops(tmp_path: Path, whole: Path) -> None:
     run_dir = tmp_path / "run"
-    command = [sys.executable, "-m", "trainer.launch", "--processes", "1", str(PROGRAMS / "mlp.py")]
+    command = [sys.executable, "-m", "trainer.launch", "--processes", "1", str(PROGRAMS / "faulty.py")]
     old = subprocess.Popen(
         [*command, "--dir", str(run_dir), "--fault", "freeze@6"],
         env=clean_env(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, text=True,

@@ -41,7 +41,7 @@ def begin(run_dir: Path, behind: Path, processes: int, *args: str) -> subprocess
     """An attempt that would go on for a while, with a checkpoint behind it."""
     command = [
         sys.executable, "-m", "trainer.launch", "--processes", str(processes), "--grace", str(GRACE_S),
-        PROGRAMS / "mlp.py", "--dir", run_dir, "--grace", str(GRACE_S), "--steps", "2000", "--save-every", "5",
+        PROGRAMS / "faulty.py", "--dir", run_dir, "--grace", str(GRACE_S), "--steps", "2000", "--save-every", "5",
         "--slow", "0.02", *args,
     ]  # fmt: skip
     env = clean_env(OMP_NUM_THREADS="1")

@@ -1,6 +1,6 @@
 """What the first release wrote, read by this one: tests/data/layout-1 is never made anew.
 
-run/      tests/programs/mlp.py --dir run --hidden 8 --fault kill@10 --commit-first; its checkpoint of step 8
+run/      tests/programs/faulty.py --dir run --hidden 8 --fault kill@10 --commit-first; its checkpoint of step 8
 sharded/  tests/programs/sharded.py, saved by two ranks
 """
 

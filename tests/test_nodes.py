@@ -57,9 +57,9 @@ class Cluster:
 def start(
     run_dir: Path, *args: object, task: str, processes: int = 1, nodes: Sequence[int] = (0, 1), **more: str
 ) -> Cluster:
-    """Start mlp.py on both machines."""
+    """Start faulty.py on both machines."""
     command = [sys.executable, "-m", "trainer.launch", "--processes", str(processes), "--grace", "20"]
-    command += [str(PROGRAMS / "mlp.py"), "--dir", str(run_dir), "--peer-timeout", "30", *map(str, args)]
+    command += [str(PROGRAMS / "faulty.py"), "--dir", str(run_dir), "--peer-timeout", "30", *map(str, args)]
     return Cluster(
         [
             subprocess.Popen(

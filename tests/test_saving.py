@@ -197,8 +197,8 @@ def test_a_save_commits_after_home_and_the_payload_were_deleted(tmp_path: Path) 
     shutil.copytree(REPO / "trainer", home / "skyspot" / "trainer")
     shutil.copy(PROGRAMS / "mlp.py", home / "mlp.py")
     process = subprocess.Popen(
-        [home / "env/bin/python", "-m", "trainer.launch", home / "mlp.py", "--dir", run_dir, "--steps", "3000",
-         "--save-every", "3000", "--slow", "0.01"],
+        [home / "env/bin/python", "-m", "trainer.launch", home / "mlp.py", "--dir", run_dir, "--steps", "100000",
+         "--save-every", "100000"],
         env=clean_env(HOME=str(home), PYTHONPATH=str(home / "skyspot")), cwd=tmp_path,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip

@@ -22,9 +22,9 @@ def ask(run_dir: Path, task: str = TASK, text: str = "{}") -> None:
 
 
 def begin(run_dir: Path, *args: object, processes: int = 1) -> subprocess.Popen[str]:
-    """Start mlp.py; returns when it has shown progress."""
+    """Start faulty.py; returns when it has shown progress."""
     command = [sys.executable, "-m", "trainer.launch", "--processes", str(processes), "--grace", "20"]
-    command += [str(PROGRAMS / "mlp.py"), "--dir", str(run_dir), *map(str, args)]
+    command += [str(PROGRAMS / "faulty.py"), "--dir", str(run_dir), *map(str, args)]
     process = subprocess.Popen(
         command, env=clean_env(SKYPILOT_TASK_ID=TASK), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         start_new_session=True,

@@ -272,11 +272,32 @@ def test_an_exception_fails_the_job_and_is_not_retried(failing: Ended, lab: Lab)
     assert "FAILED" in table
 
 
+BROKEN = """\
+import itertools
+import os
+
+calls = itertools.count()
+
+
+def broken_loss(model, batch, loss=loss):
+    if os.environ["RANK"] == "1" and next(calls) == 80:
+        raise ValueError("a bug of the program's own")
+    return loss(model, batch)
+
+
+loss = broken_loss
+
+"""
+
+
 @scenario
 def failing_on_the_second(lab: Lab) -> Ended:
-    """An exception on the second of two nodes only."""
-    arguments = f"{PROGRAM} --fault raise@40 --fault-rank 1"
-    job = launch_program(lab, "failing-on-the-second", MLP, arguments, nodes=2)
+    """An exception on the second of two nodes only, about 40 steps after the start."""
+    before, main, after = MLP.read_text().partition('if __name__ == "__main__":')
+    assert main
+    program = lab.project / "failing-on-the-second.py"
+    program.write_text(before + BROKEN + main + after)
+    job = launch_program(lab, "failing-on-the-second", program, PROGRAM, nodes=2)
     return Ended(job, job.wait("FAILED"), job.recoveries)
 
 
