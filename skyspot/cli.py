@@ -116,8 +116,9 @@ def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
         names = [
             "task", "gpus", "name", "bucket", "data", "infra", "prefer", "on_demand_last", "use_spot",
             "max_hourly_cost", "num_nodes", "save_every", "strategy", "env", "env_file", "secret", "parameters",
+            "ignore",
         ]  # fmt: skip
-        given = {name: flags.pop(name) for name in names}
+        given = {name: flags.pop(name) for name in names if name in flags}
         file = given.pop("env_file")
         env = options.pairs("--env", given["env"], value_needed=True)
         given["env"] = {**(options.env_file(file) if file else {}), **env}
@@ -143,6 +144,20 @@ def cli() -> None:
     """Train on GPUs that can be taken away at any moment, and lose nothing."""
 
 
+def _complete_rule(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """The codes of lint's rules."""
+    from skyspot.lint_rules import CODES
+
+    return [code for code in CODES if code.startswith(incomplete)]
+
+
+ignore_option = click.option(
+    "--ignore",
+    metavar="CODE",
+    multiple=True,
+    shell_complete=_complete_rule,
+    help="Turn the findings of a lint rule into notes. Repeatable.",
+)
 verbose_option = click.option("--verbose", is_flag=True, help="Show SkyPilot's errors whole.")
 
 
@@ -153,6 +168,7 @@ verbose_option = click.option("--verbose", is_flag=True, help="Show SkyPilot's e
 @click.option("--dryrun", is_flag=True, help="Stop before submitting.")
 @click.option("--replace", is_flag=True, help="Where a job of this name is alive: let it save, and take its place.")
 @click.option("--update-trainer", is_flag=True, help="Replace the run's copy of the trainer by this release's.")
+@ignore_option
 @click.option("--json", "as_json", is_flag=True, help="The plan and the job's id, for a program; needs -y or --dryrun.")
 @verbose_option
 def launch(options: Any, **how: bool) -> None:
@@ -174,6 +190,7 @@ def launch(options: Any, **how: bool) -> None:
 @shared_options
 @click.option("-o", "output", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Write it there.")
 @click.option("--diff", is_flag=True, help="Print what changes in a plain YAML, as a diff that `patch` takes.")
+@ignore_option
 @click.option("--json", "as_json", is_flag=True, help="Name, notes and YAML, for a program.")
 def render(options: Any, output: Path | None, diff: bool, as_json: bool) -> None:
     """Print the task YAML of a template, or of a YAML of your own.
@@ -191,6 +208,10 @@ def render(options: Any, output: Path | None, diff: bool, as_json: bool) -> None
     if diff and (output is not None or as_json):
         raise click.UsageError("--diff prints the change and nothing else: leave out -o and --json.")
     rendered = task_yaml(options)
+    if rendered.before is not None:
+        from skyspot import lint_cli  # Not for a template: lint would be a third of its time.
+
+        lint_cli.check_file(rendered, options)
     if diff:
         if rendered.before is None:
             raise click.UsageError(f"--diff: {options.task} is a template. A plain YAML has a before and an after.")
@@ -216,6 +237,30 @@ def render(options: Any, output: Path | None, diff: bool, as_json: bool) -> None
     else:
         click.echo(f"Wrote {path}")
         click.echo(f"Next: sky jobs launch {path.relative_to(output or '.')} -n {rendered.name}", err=True)
+
+
+@cli.command(short_help="Find what a run of a task would regret.")
+@shared_options
+@click.argument("more", nargs=-1, metavar="[TASK]...", shell_complete=_complete_task)
+@ignore_option
+@click.option("--list", "list_rules", is_flag=True, help="List the rules by their codes.")
+@click.option("--json", "as_json", is_flag=True, help="The findings, or the rules, for a program.")
+def lint(options: Any, more: tuple[str, ...], list_rules: bool, as_json: bool) -> None:
+    """Check task YAMLs: unknown keys, and what SkyPilot accepts now and a run regrets later.
+
+    Needs no network and no SkyPilot. Exit status 1: an error was found, which `launch` would refuse. A comment
+    `# skyspot: ignore[CODE]` on the line, or alone on the line above, turns a finding into a note, as --ignore does.
+
+    \b
+    Examples: skyspot lint my-task.yaml other.yaml
+              skyspot lint --list
+    """  # noqa: D301
+    from skyspot import lint_cli
+
+    if list_rules:
+        lint_cli.show_rules(as_json)
+        return
+    sys.exit(lint_cli.run(options, more, as_json))
 
 
 @cli.command(short_help="Preempt a task here; does it resume exactly?")

@@ -79,16 +79,19 @@ _LOOK_ALIKE = ("O0", "Q0", "I1", "L1", "S5", "B8", "Z2")
 def _cost(written: str, meant: str) -> float:
     """How far a person is from having meant a name: the edits, where what looks alike counts little.
 
-    A letter for the digit that looks like it, a separator, and a character typed twice cost less than an edit.
+    A letter for the digit that looks like it, a separator, and a character typed twice or once instead of twice cost
+    less than an edit; another first letter costs more, because it names another family.
     """
     row = [0.0]
-    for character in meant:
-        row.append(row[-1] + _gap(character, ""))
+    for j, character in enumerate(meant):
+        row.append(row[-1] + _gap(character, meant[j - 1 : j]))
     for i, one in enumerate(written):
-        above, row = row, [row[0] + _gap(one, written[i - 1 : i])]
+        before = written[i - 1 : i]
+        above, row = row, [row[0] + _gap(one, before)]
         for j, other in enumerate(meant):
-            swap = _swap(one, other)
-            row.append(min(above[j] + swap, above[j + 1] + _gap(one, written[i - 1 : i]), row[j] + _gap(other, "")))
+            swap = _swap(one, other) * (1.5 if i == j == 0 else 1.0)
+            gaps = (above[j + 1] + _gap(one, before), row[j] + _gap(other, meant[j - 1 : j]))
+            row.append(min(above[j] + swap, *gaps))
     return row[-1]
 
 

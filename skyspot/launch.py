@@ -73,23 +73,24 @@ def prepare(options: Options, folder: Path) -> Launch:
     """
     known = runs.written_task(options.name, folder) if options.name else None
     said = options.flags if options.flags is not None else set(options.given()) - {"task"}
-    if known and known.exists() and said <= {"name"} and options.task == Options.task:
+    if known and known.exists() and said <= {"name", "ignore"} and options.task == Options.task:
         # The run's name alone: go on with what was written for it.
         rendered = task_yaml(Options(task=str(known), name=options.name, secret=options.secret))
         text, notes = task.read(known), (f"Using {known}", *rendered.notes)
         name, trainer = rendered.name, payload.names_trainer(text, rendered.name)
         path = linted = known
-        lines = text
+        found = lint.findings(text, ignored=options.ignore)
     else:
         rendered = task_yaml(options)
         name = rendered.name
         path = runs.written_task(name, folder)
-        lines, linted = rendered.text, Path(options.task) if rendered.before is not None else path
+        linted = Path(options.task) if rendered.before is not None else path
+        found = lint.findings_in(rendered.before or rendered.text, rendered.text, options.ignore)
         if not (path.exists() and rendered.before is not None and path.samefile(options.task)):
             rendered = headed(rendered, Path(options.task))
         text, more = payload.chosen(rendered, path, Path(options.task))
         if text != rendered.text:
-            lines, linted = text, path
+            found, linted = lint.findings(text, ignored=options.ignore), path
         notes = (*rendered.notes, *more)
         trainer = payload.names_trainer(text, name)
     document = task.load(text)
@@ -99,7 +100,7 @@ def prepare(options: Options, folder: Path) -> Launch:
         path=path,
         trainer=trainer,
         notes=notes,
-        findings=tuple(lint.findings(lines)),
+        findings=tuple(found),
         linted=linted,
         secrets=_secret_values(document, options.secret),
         where=runs.location(document),
@@ -179,9 +180,12 @@ def refuse_errors(launch: Launch) -> None:
     Raises:
         SkyspotError: it did.
     """
-    errors = [lint.shown(finding, launch.linted) for finding in launch.findings if finding.level == "error"]
+    errors = [finding for finding in launch.findings if finding.level == "error"]
     if errors:
-        raise SkyspotError("this task is not submitted:\n" + "\n".join(errors))
+        said = "\n".join(lint.shown(finding, launch.linted) for finding in errors)
+        codes = " ".join(f"--ignore {code}" for code in dict.fromkeys(finding.name for finding in errors))
+        how = "" if lint.refused(errors) else f"\nTo submit it all the same: {codes}"
+        raise SkyspotError(f"this task is not submitted:\n{said}{how}")
 
 
 def refuse(launch: Launch, before: Before, replace: bool) -> None:

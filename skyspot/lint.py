@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 
 import yaml
 
-from skyspot import lint_mounts, lint_resources
+from skyspot import lint_ignore, lint_keys, lint_mounts, lint_programs, lint_resources, yamledit
 from skyspot.errors import shown as shown_value
+from skyspot.known_keys import HEADER
 from skyspot.lint_task import Finding, Task, tasks
 from skyspot.shell import Command, option, runs_our_trainer
 
@@ -23,12 +25,13 @@ _NO_SECRET = re.compile(r"\s*|[\d.+-]+|true|false|yes|no|none|null|\$.*|<.*>", r
 _SYNTAX = ("fi", "done", "esac", "}", "else", "then", "do")
 
 
-def findings(text: str, *, grace_s: float | None = None) -> list[Finding]:
+def findings(text: str, *, grace_s: float | None = None, ignored: Collection[str] = ()) -> list[Finding]:
     """All that is wrong or doubtful in a task YAML, by line.
 
     Args:
         text: The file's text; anything at all, several documents too.
         grace_s: Seconds that the run is given for its last save, where the caller knows; else what the task says.
+        ignored: Codes of rules whose findings are notes, beside those that comments in the file name.
     """
     try:
         documents = tasks(text)
@@ -40,19 +43,47 @@ def findings(text: str, *, grace_s: float | None = None) -> list[Finding]:
         line = min(mark.line + 1, len(text.splitlines()) or 1) if mark else 1
         reason = f"this is not readable as YAML: {' '.join(str(what).split())[:120]}"
         return [Finding(line, "error", "not-yaml", reason, "Look at this line and the one before")]
+    if len(documents) > 1 and documents[0].root.entries.keys() <= {*HEADER}:
+        documents = documents[1:]
     found = dict.fromkeys(finding for task in documents for finding in _findings(task, grace_s))
-    return sorted(found, key=lambda finding: (finding.line, finding.level, finding.name))
+    left = lint_ignore.overruled(text, list(found), ignored)
+    return sorted(left, key=lambda finding: (finding.line, finding.level, finding.name))
+
+
+def findings_in(before: str, after: str, ignored: Collection[str] = ()) -> list[Finding]:
+    """What is wrong or doubtful in a task YAML after its migration, at the lines of the file as it was before."""
+    lines = yamledit.lines_before(before, after)
+    found = [replace(finding, line=lines[finding.line - 1]) for finding in findings(after, ignored=ignored)]
+    return sorted(found, key=lambda finding: finding.line)
+
+
+def refused(found: Collection[Finding]) -> list[Finding]:
+    """Of findings, those for which SkyPilot refuses to read the file."""
+    return [finding for finding in found if finding.level == "error" and finding.name in ("unknown-key", "not-a-task")]
+
+
+def of_the_file(found: Collection[Finding]) -> list[Finding]:
+    """Of findings, those about what the file is, not about what a run of it regrets."""
+    about = ("unknown-key", "not-a-task", "service-section", "unknown-ignore")
+    return [finding for finding in found if finding.name in about]
 
 
 def shown(finding: Finding, path: object) -> str:
-    """A finding in two lines: where and what, then the remedy."""
+    """A finding in two lines: where, what and by which rule, then the remedy; one that is overruled in one."""
+    said = f"{path}:{finding.line}: {finding.level}: {finding.reason}"
+    if finding.level == "note":
+        return f"{said} (ignored). [{finding.name}]"
     end = "" if finding.remedy.endswith("?") else "."
-    return f"{path}:{finding.line}: {finding.level}: {finding.reason}.\n  {finding.remedy}{end}"
+    return f"{said}. [{finding.name}]\n  {finding.remedy}{end}"
 
 
 def _findings(task: Task, grace_s: float | None) -> Iterator[Finding]:
+    yield from lint_keys.findings(task)
+    if not lint_keys.is_job(task):
+        return
     yield from lint_mounts.findings(task)
     yield from lint_resources.findings(task, (grace_s, None) if grace_s is not None else _grace(task))
+    yield from lint_programs.findings(task)
     yield from _secrets(task)
     yield from _setup(task)
     yield from _uploads(task)

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 
 from skyspot.errors import did_you_mean, shown
 from skyspot.gpus import NAMES, did_you_mean_gpu
+from skyspot.known_keys import JOB_RECOVERY
 from skyspot.ladder import NO_SPOT, STRATEGIES
 from skyspot.lint_task import OWN_MACHINES, At, Finding, Level, Rung, Task
 
-RECOVERY_KEYS = ("strategy", "max_restarts_on_errors", "recover_on_exit_codes")
 # NVIDIA's of compute capability below 7.5, the least that CUDA 13 and so torch 2.13 from PyPI can run on.
-_TOO_OLD = ("K80", "M4000", "M60", "P100", "P4", "P40", "P4000", "P5000", "GTX1660S", "TITAN V", "V100", "V100-32GB")
+_OLD_NAMES = ("K80", "M4000", "M60", "P100", "P4", "P40", "P4000", "P5000", "TITAN V", "V100", "V100-32GB")
+TOO_OLD = frozenset(name.lower() for name in _OLD_NAMES)
+"""Accelerators that CUDA 13 does not support, in small letters."""
 _NOT_CUDA = re.compile(r"tpu-|MI\d|Radeon|Gaudi|Inferentia|Trainium", re.IGNORECASE)
 # Seconds from a cloud's notice to the machine's end.
 _NOTICE_S = {"aws": 120.0, "gcp": 30.0, "azure": 30.0, "kubernetes": 30.0, "runpod": 5.0}
@@ -102,14 +104,14 @@ def _strategy(recovery: At) -> Iterator[Finding]:
             did_you_mean(word, [known.upper() for known in STRATEGIES]).strip() or "Use FAILOVER",
         )
     for key, value in recovery.entries.items():
-        if key not in RECOVERY_KEYS:
+        if key not in JOB_RECOVERY:
             # get_resources_schema(), sky/utils/schemas.py: additionalProperties is true here and false on the server.
             yield Finding(
                 value.line,
                 "error",
                 "unknown-recovery-key",
                 f"{shown(key)} is no setting of job_recovery: SkyPilot takes it here, and its server refuses it",
-                did_you_mean(key, RECOVERY_KEYS).strip() or f"There are {', '.join(RECOVERY_KEYS)}",
+                did_you_mean(key, JOB_RECOVERY).strip() or f"There are {', '.join(JOB_RECOVERY)}",
             )
 
 
@@ -215,7 +217,7 @@ def _unknown(rung: Rung, name: str, line: int) -> Finding | None:
 def _unusable(task: Task, rung: Rung, name: str, line: int) -> Finding | None:
     if not task.trainer:
         return None
-    old = name.lower() in [other.lower() for other in _TOO_OLD]
+    old = name.lower() in TOO_OLD
     if not old and not _NOT_CUDA.match(name):
         return None
     why = "is older than CUDA 13 supports" if old else "is no CUDA device"

@@ -13,7 +13,7 @@ import yaml
 
 from skyspot.shell import Command, Word, commands, starts_our_trainer
 
-Level = Literal["error", "warning"]
+Level = Literal["error", "warning", "note"]
 # What a user's YAML may call the same thing: the newer name first.
 _ACCELERATORS = ("accelerators", "gpus")
 # No machine of these is rented by the hour, so that "on-demand" has no price there.
@@ -32,9 +32,12 @@ class Finding:
     line: int
     """From 1: of the key or value concerned."""
     level: Level
-    """`error`: it fails on SkyPilot's server, or loses training for sure, or costs money without end."""
+    """`error`: it fails on SkyPilot's server, or loses training for sure, or costs money without end.
+
+    `note`: a person has overruled it.
+    """
     name: str
-    """A short word for it, like `prefix-under-mount`."""
+    """The code of its rule, like `prefix-under-mount`: skyspot/lint_rules.py has them all."""
     reason: str
     remedy: str
 

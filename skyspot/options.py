@@ -43,6 +43,8 @@ class Options:
     secret: Mapping[str, str | None] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """`--set`: as text from the command line, as YAML's types from skyspot.yaml."""
+    ignore: tuple[str, ...] = ()
+    """Codes of lint's rules whose findings are notes."""
     flags: frozenset[str] | None = None
     """Names of those that the command line itself gave, beside skyspot.yaml; None: all of them."""
 
@@ -75,6 +77,10 @@ class Options:
                     raise UsageError(f"{what}: {key}: names that begin with SKYPILOT_ are SkyPilot's own")
         for key, value in self.env.items():
             refuse_unwritable(f"--env {key}", value)
+        for code in self.ignore:
+            from skyspot.lint_rules import check_code  # Rarely needed.
+
+            check_code("--ignore", code)
 
     def given(self) -> list[str]:
         """Names of the options that were given."""
@@ -99,7 +105,7 @@ def flags_alone(options: Options) -> tuple[Options, list[str]]:
     """The options without what skyspot.yaml gave, and the names of what that was: for a task that says it itself."""
     if options.flags is None:
         return options, []
-    left = [name for name in options.given() if name not in {*options.flags, "task"}]
+    left = [name for name in options.given() if name not in {*options.flags, "task", "ignore"}]
     bare = Options()
     return dataclasses.replace(options, **{name: getattr(bare, name) for name in left}), left
 
@@ -225,7 +231,7 @@ def _typed(where: str, name: str, value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, wanted):
             raise problem
         return value
-    if name == "prefer":
+    if name in ("prefer", "ignore"):
         places = value if isinstance(value, list) else [value]
         if not all(isinstance(place, str) for place in places):
             raise problem

@@ -196,7 +196,7 @@ def _plain(path: Path, options: Options) -> Rendered:
     """A SkyPilot YAML of the user's, as it is but for what was asked for."""
     allowed = {
         "task", "gpus", "infra", "prefer", "on_demand_last", "use_spot", "max_hourly_cost", "num_nodes", "strategy",
-        "env", "secret", "name",
+        "env", "secret", "name", "ignore",
     }  # fmt: skip
     options, left = flags_alone(options)
     refused = [name for name in options.given() if name not in allowed]

@@ -185,6 +185,7 @@ def render(template: Template, context: Mapping[str, Any]) -> str:
     environment.filters["block"] = yamltext.block
     environment.filters["plain"] = yamltext.plain
     environment.filters["section"] = yamltext.section
+    environment.filters["entry"] = yamltext.entry
     try:
         return environment.from_string(template.text).render(**context)
     except jinja2.TemplateError as error:

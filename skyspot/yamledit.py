@@ -326,3 +326,12 @@ def difference(before: str, after: str, name: str) -> str:
 
 def _lines(text: str) -> list[str]:
     return [part for part in re.split("(?<=\n)", text) if part]
+
+
+def lines_before(before: str, after: str) -> list[int]:
+    """For each line of an edited text the line of the text before that it comes from, or that stands nearest."""
+    old, new = _BREAK.split(before), _BREAK.split(after)
+    found: list[int] = []
+    for _, first, last, start, end in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        found += [min(first + at, max(last - 1, first), len(old) - 1) + 1 for at in range(end - start)]
+    return found

@@ -88,6 +88,11 @@ def section(value: Mapping[str, Any], name: str) -> str:
     return f"{name}:\n{block(value, 2)}\n\n" if value else ""
 
 
+def entry(value: str, name: str) -> str:
+    """A whole entry of a task YAML with a blank line after it; nothing where the value is empty."""
+    return f"{name}: {plain(value)}\n\n" if value else ""
+
+
 def block(value: Mapping[str, Any], indent: int) -> str:
     """A mapping as lines: one level of keys, lists as one rung a line, all else in flow style."""
     pad, lines = " " * indent, []

@@ -13,8 +13,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import REPO, clean_env
+from support_sky import run_sky
 
-from skyspot import lint, lint_resources
+from skyspot import known_keys, lint, lint_resources, lint_rules
 from skyspot.options import Options
 from skyspot.render import task_yaml
 from skyspot.shell import commands
@@ -41,7 +42,7 @@ run: |
   exec ~/skyspot/python -m trainer --checkpoint-dir "$SKYSPOT_CHECKPOINT_DIR" --data /data
 """
 OTHER = """\
-name: mine
+workdir: .
 num_nodes: 2
 resources:
   job_recovery: FAILOVER
@@ -139,12 +140,26 @@ PLANTED = [
     ("setup-without-set-e", "warning", 16, OTHER, "pip install torch && ", "|\n  pip install torch\n  "),
     ("setup-without-set-e", "warning", 16, OTHER, "torch && ", "torch; "),
     ("exec-skips-uploads", "warning", 19, TRAINER, "s3://corpus, mode: MOUNT", "s3://corpus, mode: MOUNT_CACHED"),
+    ("script-not-there", "error", 18, OTHER, "workdir: .", "name: mine"),
+    ("script-not-there", "warning", 18, OTHER, "workdir: .\nnum_nodes: 2\nresources:",
+     "num_nodes: 2\nresources:\n  image_id: docker:mine"),
+    ("torch-unpinned", "error", 16, OTHER, "L4:8", "V100:8"),
+    ("torch-unpinned", "warning", 16, OTHER, "L4:8", "P100:8, image_id: docker:mine"),
+    # -- the file
     ("not-yaml", "error", 3, OTHER, "num_nodes: 2\nresources:", "num_nodes: 2\n resources: ]"),
+    ("unknown-key", "error", 2, OTHER, "num_nodes", "num_node"),
+    ("unknown-key", "error", 7, OTHER, "{accelerators: L4", "{acelerators: L4"),
+    ("unknown-key", "error", 4, OTHER, "job_recovery", "max_restarts_on_errors: 3\n  job_recovery"),
+    ("unknown-key", "error", 14, OTHER, "mode: MOUNT}", "mode: MOUNT, read_only: true}"),
+    ("unknown-key", "error", 14, OTHER, "MOUNT}", "MOUNT, config: {mount: {readonly: true}}}"),
+    ("unknown-key", "warning", 14, OTHER, "MOUNT}", "MOUNT, config: {read_only: true}}"),
+    ("unknown-key", "error", 2, OTHER, "num_nodes: 2", "config: {docker: {run_option: [--ipc=host]}}"),
+    ("unknown-key", "warning", 2, OTHER, "num_nodes: 2", "config: {kubernets: {pod_config: {spec: {}}}}"),
+    ("service-section", "error", 1, OTHER, "workdir: .", "service: {readiness_probe: /health}"),
+    ("service-section", "error", 1, OTHER, "workdir: .", "pool: {workers: 3}"),
+    ("unknown-ignore", "warning", 2, OTHER, "num_nodes: 2", "num_nodes: 2  # skyspot: ignore[no-76]"),
+    ("not-a-task", "error", 1, OTHER, OTHER, "services: {web: {image: nginx}}\n"),
 ]  # fmt: skip
-
-
-# Their names are data in lint, not arguments.
-DIFFERING = {"differing-recovery", "differing-priority"}
 
 
 def brief(text: str, **options: float) -> list[tuple[str, str, int]]:
@@ -167,16 +182,17 @@ def test_what_is_planted_is_found_alone_at_its_line(
     assert brief(planted) == [(name, level, line)]
 
 
-def test_every_finding_that_there_is_was_planted() -> None:
-    names = set()
+def test_every_rule_is_in_the_list_and_was_planted() -> None:
+    assert sorted(lint_rules.CODES) == sorted({planted[0] for planted in PLANTED})
+    levels = {code: {p[1] for p in PLANTED if p[0] == code} for code in lint_rules.CODES}
+    for rule in lint_rules.RULES:
+        assert levels[rule.code] <= {*rule.level.split(" or ")}, rule.code
+    named = set()
     for path in (REPO / "skyspot").glob("lint*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Finding":
-                names.add(getattr(node.args[2], "value", None))
-            if isinstance(node, ast.Assign) and "name" in ast.unparse(node.targets[0]):
-                values = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
-                names.add(getattr(values[0], "value", None))
-    assert {planted[0] for planted in PLANTED} == {name for name in names if name and "-" in str(name)} | DIFFERING
+                named.add(getattr(node.args[2], "value", None))
+    assert {name for name in named if name} <= {*lint_rules.CODES}
 
 
 @pytest.mark.parametrize(("name", "text", "old", "new"), [(p[0], *p[3:]) for p in PLANTED])
@@ -267,7 +283,7 @@ def test_on_demand_machines_are_not_taken_so_that_it_only_warns() -> None:
 
 
 def test_spot_without_a_mount_only_warns_where_nothing_shows_a_training() -> None:
-    bare = "resources: {use_spot: true, job_recovery: FAILOVER}\nrun: "
+    bare = "resources: {use_spot: true, job_recovery: FAILOVER}\nworkdir: .\nrun: "
     assert brief(f"{bare}nvidia-smi\n") == [("no-checkpoint-mount", "warning", 1)]
     assert brief(f"{bare}python train.py --push_to_hub\n") == [("no-checkpoint-mount", "warning", 1)]
     assert brief(f"{bare}accelerate launch train.py\n") == [("no-checkpoint-mount", "error", 1)]
@@ -299,10 +315,12 @@ resources:
       infra: aws
     - {<<: [{accelerators: L4:1}, *spot], use_spot: false}
 """
-    assert brief(text) == [("unknown-gpu", "error", 1)]
+    assert brief(text) == [("unknown-gpu", "error", 1), ("unknown-key", "error", 1)]
     assert brief("resources: &r\n  <<: *r\n  use_spot: true\n  infra: slurm\n") == [("no-spot-there", "error", 3)]
     bomb = "a0: &a0 {k: 1}\n" + "".join(f"a{n + 1}: &a{n + 1} {{<<: [*a{n}, *a{n}, *a{n}]}}\n" for n in range(40))
-    assert brief(bomb + "resources: *a40\n") == []
+    bombs = brief(bomb + "resources: *a40\n")
+    assert [found for found in bombs if found[0] != "unknown-key"] == []
+    assert len(bombs) == 42  # Each of the 41 mappings, and what they all merge into resources.
 
 
 def test_each_of_several_documents_is_looked_at() -> None:
@@ -334,7 +352,8 @@ def test_a_rendered_template_has_no_finding(template: str, more: dict) -> None:
 
 
 def rendered(template: str, **more: object) -> str:
-    parameters = {"command": 'python train.py --out "$SKYSPOT_CHECKPOINT_DIR"'} if template == "command" else {}
+    parameters = {"command": 'python train.py --out "$SKYSPOT_CHECKPOINT_DIR"', "workdir": "."}
+    parameters = parameters if template == "command" else {}
     return task_yaml(Options(task=template, name="run-001", parameters=parameters, **more)).text
 
 
@@ -350,6 +369,237 @@ def test_the_warnings_that_a_rendered_template_may_have_are_what_was_asked_for()
     outside = [("checkpoint-outside-mounts", "warning")]
     assert [found[:2] for found in brief(rendered("command", bucket="/mnt/efs"))] == outside
     assert [found[0] for found in brief(rendered("finetune", gpus="A100:8,V100:8"))] == ["gpu-torch-cannot-use"]
+
+
+# -- keys ------------------------------------------------------------------------------------------------------------
+
+SCHEMA = """
+import json
+from sky.utils import schemas
+
+def walk(schema, place, found):
+    for other in [*schema.get("anyOf", []), *schema.get("oneOf", [])]:
+        walk(other, place, found)
+    if "properties" in schema:
+        found[".".join(place)] = [sorted(schema["properties"]), schema.get("additionalProperties", True) is not False]
+        for key, below in schema["properties"].items():
+            walk(below, (*place, key), found)
+    for below in (schema.get("additionalProperties"), schema.get("items")):
+        if isinstance(below, dict):
+            walk(below, (*place, "*"), found)
+
+found = {}
+walk(schemas.get_task_schema(), (), found)
+walk(schemas.get_resources_schema(), ("resources",), found)
+walk(schemas.get_storage_schema(), ("file_mounts", "*"), found)
+walk(schemas.get_service_schema(), ("service",), found)
+volume = sorted(schemas.get_volume_schema()["properties"])
+settings = sorted(schemas.get_config_schema()["properties"])
+from sky.utils import dag_utils
+header = sorted(dag_utils._JOB_GROUP_HEADER_FIELDS)
+print(json.dumps({"found": found, "volume": volume, "settings": settings, "header": header}))
+"""
+# Where SkyPilot takes anything, and what is there is not looked at.
+ANYTHING = {"config.kubernetes.quota", "config.slurm.quota", "volume_mounts.*.volume_config"}
+
+
+def test_the_keys_that_lint_knows_are_those_of_the_installed_skypilot(tmp_path: Path) -> None:
+    found = json.loads(run_sky(SCHEMA, tmp_path, None).splitlines()[-1])
+    known = {}
+    for place, (keys, takes_more) in found["found"].items():
+        if "._" in place or place in ANYTHING or place.endswith("volumes.*"):
+            continue
+        public = [key for key in keys if not key.startswith("_")]
+        if place.endswith("job_recovery"):
+            assert public == sorted(known_keys.JOB_RECOVERY)
+            continue
+        known[place] = public
+        assert takes_more == (place in known_keys.OPEN), place
+    assert {place: sorted(keys) for place, keys in known_keys.KNOWN.items()} == known
+    assert found["volume"] == sorted(known_keys.VOLUME)
+    assert found["settings"] == sorted(known_keys.SETTINGS)
+    assert found["header"] == sorted(known_keys.HEADER)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("acelerators: x\n", "key 'acelerators'. [unknown-key]\n  Did you mean 'accelerators', in resources?"),
+        ("resources: {acelerators: x}\n", "'acelerators' in resources. [unknown-key]\n  Did you mean 'accelerators'?"),
+        ("resources: {any_of: [{use_spots: 1}]}\n", "in resources.any_of. [unknown-key]\n  Did you mean 'use_spot'?"),
+        ("use_spot: true\n", "It belongs in resources: look at the indentation."),
+        ("job_recovery: FAILOVER\n", "It belongs in resources: look at"),
+        ("recover_on_exit_codes: [3]\n", "It belongs in resources.job_recovery: look at"),
+        ("resources: {max_restarts_on_errors: 3}\n", "It belongs in resources.job_recovery: look at"),
+        ("resources: {run: x}\n", "It belongs at the top level: look at the indentation."),
+        ("env: {A: b}\n", "Did you mean 'envs'?"),
+        ("command: x\n", "Did you mean 'run'?"),
+        ("resources: {gpu: A100}\n", "Did you mean 'accelerators'?"),
+        ("storage: [{name: b}]\n", "It is part of file_mounts today"),
+        ("storage_mounts: [{storage: b, mount_path: /b}]\n", "It is part of file_mounts today"),
+        ("service: {spot_recovery: FAILOVER, readiness_probe: /}\n", "SkyServe replaces every replica"),
+        ("service: {replica_policy: {num_extra: 1}}\n", "Use num_overprovision."),
+        ("file_mounts: {/c: {sorce: s3://b}}\n", "'sorce' in file_mounts. [unknown-key]\n  Did you mean 'source'?"),
+        ("config: {hooks: [{runs: x}]}\n", "'runs' in config.hooks. [unknown-key]\n  Did you mean 'run'?"),
+        ("workdir: {url: x, branch: main}\n", "'branch' in workdir. [unknown-key]\n  There are ref, url."),
+    ],
+)  # fmt: skip
+def test_an_unknown_key_is_named_with_what_was_meant(text: str, said: str) -> None:
+    shown = [lint.shown(found, "mine.yaml") for found in lint.findings(text + "run: echo\n") if "key" in found.name]
+    assert len(shown) == 1
+    assert said in shown[0]
+
+
+OTHERS = [
+    ("services: {web: {image: nginx}}\nvolumes: {x: }\n", "a docker-compose file"),
+    ("version: '3'\nservices:\n  web: {build: .}\n", "a docker-compose file"),
+    (
+        "jobs: {controller: {resources: {cpus: 4+}}}\nserve: {controller: {resources: {cpus: 4}}}\n",
+        "SkyPilot's settings",
+    ),
+    ("kubernetes: {pod_config: {spec: {}}}\nallowed_clouds: [aws]\n", "SkyPilot's settings"),
+    ("name: v\ntype: k8s-pvc\ninfra: k8s\nsize: 10Gi\n", "a volume"),
+    ("apiVersion: v1\nkind: Pod\nmetadata: {name: x}\n", "a Kubernetes manifest"),
+    ("on: push\njobs: {build: {runs-on: ubuntu-latest, steps: [{run: make}]}}\n", "a workflow of GitHub's"),
+    ("name: env\nchannels: [conda-forge]\ndependencies: [python]\n", "a conda environment"),
+]
+
+
+@pytest.mark.parametrize(("text", "what"), OTHERS, ids=[what for _, what in OTHERS])
+def test_a_file_that_is_no_task_is_told_for_what_it_is(text: str, what: str) -> None:
+    (found,) = lint.findings(text)
+    assert (found.name, found.level) == ("not-a-task", "error")
+    assert what in found.reason
+
+
+@pytest.mark.parametrize("text", ["name: only\n", "run: x\nservices: {a: b}\n", "config: {docker: {}}\n", "setup: x\n"])
+def test_what_may_be_a_task_is_taken_for_one(text: str) -> None:
+    assert "not-a-task" not in [found.name for found in lint.findings(text)]
+
+
+def test_a_header_of_several_tasks_has_keys_of_its_own() -> None:
+    assert brief("name: chain\nexecution: serial\n---\nrun: echo\n---\nrun: echo\n") == []
+    assert brief("run: echo\nexecution: serial\n---\nrun: echo\n") == [("unknown-key", "error", 2)]
+
+
+# -- programs --------------------------------------------------------------------------------------------------------
+
+MISSING = [
+    "python train.py", "python3 -u src/train.py --lr 1", "python ./train.py", "bash train.sh", "./run.sh",
+    "source env.sh",
+    "torchrun --nproc_per_node=$N train.py", "accelerate launch --mixed_precision bf16 train.py", "uv run train.py",
+    "uv run --with torch python train.py", "python -m torch.distributed.run --nproc_per_node 8 train.py",
+    "cd src && python train.py", "nohup python train.py", "CUDA_VISIBLE_DEVICES=0 python train.py",
+    "echo train.py\npython train.py", "chmod +x ./run.sh && ./run.sh", "bash -c 'python train.py'",
+    "deepspeed --num_gpus 8 train.py", "python ~/sky_workdir/train.py", "python $HOME/sky_workdir/train.py",
+]  # fmt: skip
+THERE = [
+    "git clone https://x/y\ncd y\npython train.py", "curl -O https://x/train.py\npython train.py",
+    "cat > train.py <<E\nE\npython train.py", "echo 'print(1)' > train.py\npython train.py", "python /app/train.py",
+    "python ~/code/train.py", "cd /app && python train.py", "python -c 'import train'", "python -m train",
+    "python $SCRIPT", 'python "$DIR/train.py"', "python - train.py", "nvidia-smi", "pip install x.sh", "train.py",
+    "ls train.py", "python /code/train.py", "cd /code; python train.py", "python tool $X/train.py",
+    "aws s3 cp s3://b/t.py . && python t.py",
+]  # fmt: skip
+
+
+def running(run: str, more: str = "") -> str:
+    return f"{more}run: |\n" + "".join(f"  {line}\n" for line in run.split("\n"))
+
+
+@pytest.mark.parametrize("run", MISSING)
+def test_a_script_that_nothing_brings_is_found(run: str) -> None:
+    assert [found[:2] for found in brief(running(run))] == [("script-not-there", "error")]
+    assert brief(running(run, "workdir: ./project\n")) == []
+    assert brief(running(run, "workdir: {url: https://x/y}\n")) == []
+    assert brief(running(run, "file_mounts: {~/sky_workdir: ./project}\n")) == []
+    assert brief(running(run, "setup: git clone https://x/y .\n")) == []
+
+
+@pytest.mark.parametrize("run", THERE)
+def test_a_script_that_may_be_there_is_left_alone(run: str) -> None:
+    assert brief(running(run, "file_mounts: {/code: ./code}\n")) == []
+
+
+UNPINNED = [
+    "pip install torch", "pip3 install -U torch torchvision", "python -m pip install torch", "uv pip install torch",
+    "uv pip install 'torch>=2.2'", "pip install torch[opt] transformers", "uv add torch", "conda install pytorch",
+    "conda install -y -c conda-forge pytorch", "uv run --with torch python -c 1", "pip install 'torch!=2.5'",
+    "pip install torch --index-url https://download.pytorch.org/whl/cu130",
+]  # fmt: skip
+PINNED = [
+    "pip install torch==2.4.1", "pip install 'torch<2.8'", "pip install 'torch>=2,<2.8'", "pip install torch~=2.4",
+    "pip install torch --index-url https://download.pytorch.org/whl/cu126", "pip install torchvision", "pip list torch",
+    "pip install torch --extra-index-url=https://download.pytorch.org/whl/cu118", "conda install pytorch=2.4",
+    "conda install pytorch -c pytorch -c nvidia", "conda install pytorch pytorch-cuda=12.1", "conda create -n torch",
+    "pip uninstall torch", "echo pip install torch", "pip install -r requirements.txt", "python install.py torch",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["V100", "P100", "P4", "M60"])
+def test_the_newest_torch_on_an_old_accelerator_is_found(kind: str) -> None:
+    for setup in UNPINNED:
+        text = f"workdir: .\nresources: {{accelerators: {kind}:8}}\nsetup: |\n  {setup}\nrun: nvidia-smi\n"
+        assert brief(text) == [("torch-unpinned", "error", 4)], setup
+        assert brief(text.replace(kind, "A100")) == []
+    for setup in PINNED:
+        assert brief(f"workdir: .\nresources: {{accelerators: {kind}:8}}\nsetup: {setup}\nrun: nvidia-smi\n") == [], (
+            setup
+        )
+
+
+# -- overruled -------------------------------------------------------------------------------------------------------
+
+
+def levels(text: str, **options: object) -> list[tuple[str, str]]:
+    return [(found.name, found.level) for found in lint.findings(text, **options)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "resources: {accelerators: A1000:8, infra: aws}  # skyspot: ignore[unknown-gpu]\n",
+        "resources: {accelerators: A1000:8, infra: aws}  # mine # skyspot:ignore[no-75, unknown-gpu]\n",
+        "# skyspot: ignore[unknown-gpu]\nresources: {accelerators: A1000:8, infra: aws}\n",
+        "# skyspot: ignore[unknown-gpu]\n# ours\nresources: {accelerators: A1000:8, infra: aws}\n",
+        "resources:\n  infra: aws\n  # skyspot: ignore[unknown-gpu]\n  accelerators: A1000:8\n",
+    ],
+)
+def test_a_comment_turns_a_finding_into_a_note(text: str) -> None:
+    assert levels(text) == [("unknown-gpu", "note")]
+    (note,) = lint.findings(text)
+    assert lint.shown(note, "x").endswith("(ignored). [unknown-gpu]")
+    assert len(lint.shown(note, "x").splitlines()) == 1
+
+
+def test_a_comment_counts_for_its_own_line_alone() -> None:
+    text = "# skyspot: ignore[unknown-gpu]\nname: x\nresources: {accelerators: A1000:8, infra: aws}\n"
+    assert levels(text) == [("unknown-gpu", "error")]
+    other = "resources: {accelerators: A1000:8, infra: aws}  # skyspot: ignore[no-75]\n"
+    assert levels(other) == [("unknown-gpu", "error")]
+
+
+def test_a_comment_above_a_command_counts_for_all_of_its_lines() -> None:
+    text = "run: |\n  # skyspot: ignore[script-not-there]\n  python -u \\\n    train.py\n"
+    assert levels(text) == [("script-not-there", "note")]
+
+
+def test_ignore_turns_every_finding_of_a_rule_into_a_note() -> None:
+    text = "resources: {accelerators: A1000:8, infra: aws, use_spots: true}\n"
+    assert levels(text, ignored=["unknown-gpu"]) == [("unknown-key", "error"), ("unknown-gpu", "note")]
+
+
+@pytest.mark.parametrize(
+    ("comment", "remedy"),
+    [
+        ("ignore[unknown-gpus]", "Did you mean 'unknown-gpu'?"), ("ignore[quark]", "See `skyspot lint --list`"),
+        ("ignore", "Name it: ignore[CODE]"), ("ignore[]", "Name it: ignore[CODE]"),
+    ],
+)  # fmt: skip
+def test_a_comment_that_names_no_rule_is_a_warning(comment: str, remedy: str) -> None:
+    (found,) = lint.findings(f"name: x  # skyspot: {comment}\n")
+    assert (found.name, found.level, found.line) == ("unknown-ignore", "warning", 1)
+    assert remedy in found.remedy
 
 
 # -- the shell -------------------------------------------------------------------------------------------------------
