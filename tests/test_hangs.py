@@ -16,7 +16,7 @@ import pytest
 from bucket_lab import Mounted, mounted, until
 from support import PROGRAMS, clean_env, mlp
 
-from trainer import patience
+from trainer import attempt, patience
 from trainer.hashing import hash_file
 from trainer.layout import LayoutError, RunPaths, list_checkpoints, read_manifest
 from trainer.verify import problem
@@ -214,3 +214,24 @@ def test_a_mount_that_hangs_under_the_keeper_is_left(
     assert second.stdout == ""
     assert "the bucket's mount hangs" in second.stderr
     assert faults.clear() == 1
+
+
+@pytest.mark.parametrize("why", ["stop-request", "no-progress"])
+def test_a_mount_that_hangs_while_the_end_is_recorded_under_the_keeper_is_left(
+    faults: faultfs.Client, tmp_path: Path, why: str
+) -> None:
+    """The launcher knows the code by then: it does not wait for the record for good."""
+    paths = RunPaths(faults.point / "run")
+    if why == "stop-request":
+        paths.stop("task").parent.mkdir(parents=True)
+        paths.stop("task").touch()
+    else:
+        for _ in range(3):
+            attempt.record(attempt.open_attempt(paths, launch="task", config={}, binding=None), "end", code=75)
+    (tmp_path / "script.py").write_text("print('begun')\n")
+    command = [sys.executable, "-m", "trainer.launch", "--checkpoint-dir", paths.root, tmp_path / "script.py"]
+    faults.hang("create", suffix="-end.json")
+    done = subprocess.run(command, env=clean_env(SKYPILOT_TASK_ID="task"), text=True, capture_output=True, timeout=60)
+    assert done.returncode == {"stop-request": 79, "no-progress": 80}[why], done.stderr
+    assert done.stdout == ""
+    assert faults.hits() == 1

@@ -14,6 +14,7 @@ from support import clean_env, event, launch
 from trainer.launch import LaunchError, process_count
 from trainer.layout import RunPaths, list_attempts, read_events
 from trainer.nodes import Nodes, NodesError
+from trainer.relay import LONGEST_LINE_BYTES, Lines
 
 HEAD = "import os, signal, sys, time\nrank = int(os.environ['RANK'])\n"
 
@@ -136,6 +137,45 @@ def test_lines_of_several_ranks_are_not_mixed(tmp_path: Path) -> None:
     body = "for i in range(300):\n  sys.stdout.write('ab' * 50); sys.stdout.flush(); sys.stdout.write('\\n')\n"
     output = run(script(tmp_path, body), processes=2).stdout
     assert output.count("\n") == 600
+
+
+def bar(states: int, end: bytes = b"") -> list[bytes]:
+    return [b"\r%3d%%|%s|" % (number * 100 // states, b"#" * 60) for number in range(1, states + 1)] + [end]
+
+
+def test_a_bar_of_another_rank_is_kept_in_its_last_state_alone() -> None:
+    lines = Lines(bars=False)
+    passed = [lines.take(state) for state in bar(20_000)]
+    assert set(passed) == {b""}
+    assert len(lines._kept) < 200
+    assert lines.take(b"\nloss 2.5\nloss") == b"\r100%|" + b"#" * 60 + b"|\nloss 2.5\n"
+    assert lines.take(b" 2.4\r") == b""
+    assert lines.take(b"\n") == b"loss 2.4\r\n", "a line may end as on another system"
+    assert lines.take(b"".join(bar(3))) == b""
+    assert lines.rest() == b"\r100%|" + b"#" * 60 + b"|\n"
+    assert lines.rest() == b""
+
+
+def test_of_a_bar_on_another_rank_the_launcher_says_where_it_ended(tmp_path: Path) -> None:
+    body = "for i in range(1001):\n  if rank: sys.stderr.write('\\r%4d of 1000 ' % i + '#' * 80); sys.stderr.flush()\n"
+    said = run(script(tmp_path, body)).stderr
+    assert said.count("of 1000") == 1
+    assert "1000 of 1000" in said
+
+
+def test_a_bar_of_rank_0_is_passed_on_as_it_goes() -> None:
+    lines = Lines(bars=True)
+    assert b"".join(lines.take(state) for state in bar(50, b"\n")) == b"".join(bar(50, b"\n"))
+
+
+@pytest.mark.parametrize("bars", [False, True])
+def test_a_line_without_an_end_is_passed_on_in_pieces(bars: bool) -> None:
+    lines, passed, longest = Lines(bars=bars), b"", 0
+    for _ in range(1000):
+        passed += lines.take(b"." * 1000)
+        longest = max(longest, len(lines._kept))
+    assert longest <= LONGEST_LINE_BYTES
+    assert (passed + lines.rest()).rstrip(b"\n") == b"." * 1_000_000
 
 
 def test_each_rank_gets_what_torchrun_would_give_it(tmp_path: Path) -> None:

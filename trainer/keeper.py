@@ -59,15 +59,16 @@ def keep(run_dir: Path) -> None:
         print(f"Error: {error}", file=sys.stderr)
         _say(f"leave {getattr(error, 'code', EXIT_FAILED)}")
         return
+    # Said before the end is recorded: the launcher waits a few seconds for that, and for a mount that hangs no longer.
     if stop:
-        print(f"not started: {paths.stop(attempt.launch)} asks this launch to stop", file=sys.stderr)
-        attempts.record(attempt, "end", code=EXIT_STOPPED, cause="stop-request", step=0)
+        print(f"not started: {paths.stop(attempt.launch)} asks this launch to stop", file=sys.stderr, flush=True)
         _say(f"leave {EXIT_STOPPED}")
+        attempts.record(attempt, "end", code=EXIT_STOPPED, cause="stop-request", step=0)
         return
     if stuck:
-        print(f"Error: {stuck}", file=sys.stderr)
-        attempts.record(attempt, "end", code=EXIT_NO_PROGRESS, cause="no-progress", step=0, error=stuck)
+        print(f"Error: {stuck}", file=sys.stderr, flush=True)
         _say(f"leave {EXIT_NO_PROGRESS}")
+        attempts.record(attempt, "end", code=EXIT_NO_PROGRESS, cause="no-progress", step=0, error=stuck)
         return
     _say(f"attempt {attempt.name}")
     selector = selectors.DefaultSelector()

@@ -22,7 +22,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -34,6 +33,7 @@ from trainer.kept import END_EVENT_S, STOPS, Keeper, write_end
 from trainer.layout import EXIT_FAILED, EXIT_PRECEDENCE, EXIT_PREEMPTED, EXIT_USAGE, STOP_REQUEST_S, file_safe
 from trainer.nodes import Nodes, NodesError, interface_of
 from trainer.rank import LISTENS, PEER_GONE
+from trainer.relay import Lines, Relay
 
 KILL_AFTER_GRACE_S = 3.0
 LEAVE_AFTER_KILL_S = 4.0
@@ -140,8 +140,7 @@ class _Launch:
         self._launch_id = file_safe(os.environ.get("SKYPILOT_TASK_ID") or f"local-{secrets.token_hex(4)}")
         self._selector = selectors.DefaultSelector()
         self._ranks: list[_Rank] = []
-        self._relays: list[threading.Thread] = []
-        self._locks = {1: threading.Lock(), 2: threading.Lock()}
+        self._relay = Relay()
         self._signalled = False
         self._stopped: str | None = None
         """Why the keeper had the attempt of a script ended that does not look itself."""
@@ -164,14 +163,14 @@ class _Launch:
         if self._keeper_dir:
             self._keeper = Keeper(self._keeper_dir, self._launch_id)
             self._selector.register(self._keeper.pipe, selectors.EVENT_READ, "keeper")
-            self._begin_relay(self._keeper.errors, 2)
+            self._relay.begin(self._keeper.errors, 2, Lines(bars=False))
             while not self._keeper.attempt and self._keeper.leave is None and not self._signalled:
                 self._take_in(None)
             if self._signalled or self._keeper.leave is not None:
                 code = EXIT_PREEMPTED if self._signalled else self._keeper.leave
                 assert code is not None
                 self._keeper.close(code, "signal", ended=not self._signalled)
-                self._end_relays()
+                self._relay.end(RELAY_S)
                 return code
         self._start_ranks()
         while not self._over():
@@ -232,8 +231,7 @@ class _Launch:
             listener.close()
         for source, target, rank in pipes:
             raw = rank == 0 and (self._processes == 1 or os.isatty(target))
-            ends = (b"\n", b"\r") if rank == 0 else (b"\n",)  # A bar's lines end with \r, terminal or not.
-            self._begin_relay(source, target, raw, ends)
+            self._relay.begin(source, target, None if raw else Lines(bars=rank == 0))
 
     def _environment(self, rank: int, listener: socket.socket | None, link: str) -> dict[str, str]:
         nodes = self._nodes
@@ -274,38 +272,6 @@ class _Launch:
         if self._keeper and self._keeper.attempt:
             env["SKYSPOT_ATTEMPT"] = self._keeper.attempt
         return env
-
-    def _begin_relay(self, source: int, target: int, raw: bool = False, ends: tuple[bytes, ...] = (b"\n",)) -> None:
-        thread = threading.Thread(target=self._relay, args=(source, target, raw, ends), daemon=True)
-        thread.start()
-        self._relays.append(thread)
-
-    def _end_relays(self) -> None:
-        """Let what was said come out; who hangs holds its end open."""
-        relayed_by = time.monotonic() + RELAY_S
-        for thread in self._relays:
-            thread.join(max(0.0, relayed_by - time.monotonic()))
-
-    def _relay(self, source: int, target: int, raw: bool, ends: tuple[bytes, ...]) -> None:
-        """Copy a child's output to ours: as it comes (a bar on a terminal), or line by line, so that no two mix."""
-        kept, open_ = b"", True
-        while True:
-            try:
-                data = os.read(source, 65536)
-            except OSError:
-                data = b""
-            kept += data
-            cut = len(kept) if raw or not data else 1 + max(kept.rfind(end) for end in ends)
-            part, kept = kept[:cut], kept[cut:]
-            with self._locks[target]:
-                while part and open_:
-                    try:
-                        part = part[os.write(target, part) :]
-                    except OSError:
-                        open_ = False  # Nobody reads any more; the rank must not notice.
-            if not data:
-                os.close(source)
-                return
 
     # -- while they run ----------------------------------------------------------------------------------------------
 
@@ -438,7 +404,7 @@ class _Launch:
             self._keeper.close(code, cause, first.ended, end_event_s)
         elif first.attempt and not first.ended:
             write_end(first.attempt, code, cause, end_event_s)
-        self._end_relays()
+        self._relay.end(RELAY_S)
         if self._stopped == "stop-request":
             self._await_cancel()
         return code
