@@ -98,6 +98,7 @@ class SpotRun:
             config: How to run it.
             binding: What may not change between attempts, by name; compared with the newest whole checkpoint's.
         """
+        _refuse_while_imported()
         self.config = config
         self.binding: dict[str, Any] = dict(binding if binding is not None else default_binding(config))
         self.paths = RunPaths(config.checkpoint_dir)
@@ -165,6 +166,11 @@ class SpotRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is None and not self.final_is_whole:
+            error = RunError(
+                "the `with SpotRun(...)` block ended, and the training is not done: call run.train(...) in it, and let "
+                "through what that raises"
+            )
         if error is not None:
             self._end_with(error)
         self.leave(EXIT_DONE, "finished")
@@ -513,10 +519,11 @@ class SpotRun:
                 self.hold(error.hold_s)
             self.leave(error.code, error.cause, error=error.message or None, notice=error.notice)
         if isinstance(error, SystemExit):
-            code = error.code if isinstance(error.code, int) else (0 if error.code is None else 1)
-            if code and code not in EXIT_PRECEDENCE[1:]:
-                self._say_crashed(f"exit {error.code}")
-            self.leave(code, "finished" if code == 0 else "error", error=str(error.code))
+            code = exit_status(error)
+            if not (code or self.final_is_whole):  # With 0, SkyPilot would call the run done.
+                error = RunError("sys.exit(0) before the training is done: this attempt ends with 1")
+            else:
+                self._end_as_the_script_says(code, error)
         if self.world_size > 1 and self._is_peer_trouble(error):
             if self._across():
                 patience_s = 0.0 if self.stopping or self.together.heard(STOPPED) else CRASH_PATIENCE_S
@@ -542,6 +549,13 @@ class SpotRun:
         if first and not in_a_line:
             print(f"Error: {one_line(error)}. {self._last_word()}", file=sys.stderr, flush=True)
         self.leave(code, "superseded" if code == EXIT_SUPERSEDED else "error", error=one_line(error))
+
+    def _end_as_the_script_says(self, code: int, error: SystemExit) -> NoReturn:
+        if not isinstance(error.code, int) and error.code is not None and self._first_to_say(str(error.code)):
+            print(error.code, file=sys.stderr, flush=True)
+        if code and code not in EXIT_PRECEDENCE[1:]:
+            self._say_crashed(f"exit {error.code}")
+        self.leave(code, "finished" if code == 0 else "error", error=str(error.code))
 
     def _first_to_say(self, what: str) -> bool:
         """Whether no other rank has said the same: a mistake that all of them meet is one mistake.
@@ -579,6 +593,31 @@ def default_binding(config: RunConfig) -> dict[str, Any]:
         "seed": config.seed,
         "max_steps": config.max_steps,
     }
+
+
+def _refuse_while_imported() -> None:
+    """Refuse an attempt in a process that multiprocessing started, and that imports the script to find its functions.
+
+    Raises:
+        SystemExit: ends that process; a line says why.
+    """
+    process = sys.modules.get("multiprocessing.process")
+    # As multiprocessing itself sees that a worker starts workers while it imports the script.
+    if process and getattr(process.current_process(), "_inheriting", False):
+        print(
+            f"Error: {process.current_process().name} imports this script, as each worker of a data loader does that "
+            'is started with "spawn" or "forkserver", and finds SpotRun outside of `if __name__ == "__main__":`. Put '
+            "what the script does under that line: a worker takes no part in the attempt",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+        sys.exit(EXIT_FAILED)  # A server of workers would not print a message that is given here.
+
+
+def exit_status(error: SystemExit) -> int:
+    """What a process ends with: 1 after a message; never 0 for a number that the system would cut to 0."""
+    if not isinstance(error.code, int):
+        return EXIT_DONE if error.code is None else EXIT_FAILED
+    return error.code & 0xFF or int(bool(error.code))
 
 
 def cause_of(notice: Notice) -> str:

@@ -1,0 +1,111 @@
+"""What an attempt ends with, and says, however the script's `with SpotRun(...)` block ends."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from support import clean_env, event
+
+from trainer.config import RunConfig
+from trainer.layout import RunPaths, list_attempts
+from trainer.run import SpotRun
+
+
+class Left(BaseException):
+    """In place of the process' end."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+@pytest.fixture
+def ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[SpotRun], None]], int]]:
+    """Runs the inside of a `with SpotRun(...)` block in this process; returns what the process would end with."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for name in ("RANK", "WORLD_SIZE", "SKYSPOT_LINK", "SKYSPOT_MOUNT", "SKYSPOT_GRACE_S"):
+        monkeypatch.delenv(name, raising=False)
+
+    def leave(code: int) -> None:
+        raise Left(code)
+
+    def inside(work: Callable[[SpotRun], None]) -> int:
+        with pytest.raises(Left) as left, SpotRun(RunConfig(checkpoint_dir=tmp_path / "run", max_steps=1)) as run:
+            work(run)
+        return left.value.code
+
+    monkeypatch.setattr(os, "_exit", leave)
+    yield inside
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def fail(run: SpotRun) -> None:
+    with suppress(ValueError):
+        raise ValueError("of the script's own")
+
+
+@pytest.mark.parametrize(
+    ("work", "code", "said"),
+    [
+        (lambda run: None, 1, "Error: the `with SpotRun(...)` block ended, and the training is not done"),
+        (fail, 1, "Error: the `with SpotRun(...)` block ended, and the training is not done"),
+        (lambda run: sys.exit(), 1, "Error: sys.exit(0) before the training is done"),
+        (lambda run: sys.exit(0), 1, "Error: sys.exit(0) before the training is done"),
+        (lambda run: sys.exit("no data in /here"), 1, "no data in /here\n"),
+        (lambda run: sys.exit(["a", "list"]), 1, "['a', 'list']\n"),
+        (lambda run: sys.exit(3), 3, ""),
+        (lambda run: sys.exit(75), 75, ""),
+        (lambda run: sys.exit(256), 1, ""),
+        (lambda run: sys.exit(-1), 255, ""),
+    ],
+    ids=["no-train", "caught", "exit", "exit-0", "message", "list", "exit-3", "exit-75", "exit-256", "exit--1"],
+)
+def test_a_block_that_ends_without_training_is_never_a_run_that_is_done(
+    ended, tmp_path: Path, capfd, work, code: int, said: str
+) -> None:
+    assert ended(work) == code
+    errors = capfd.readouterr().err
+    assert errors.startswith(said)
+    assert errors.count("\n") == (1 if said else 0)
+    assert event(tmp_path / "run", "end")["code"] == code
+    assert event(tmp_path / "run", "end")["cause"] == "error"
+
+
+@pytest.mark.parametrize("work", [lambda run: None, lambda run: sys.exit(0)], ids=["to its end", "exit"])
+def test_a_block_that_ends_after_training_is_a_run_that_is_done(ended, tmp_path: Path, capfd, work) -> None:
+    def trained(run: SpotRun) -> None:
+        run.final_is_whole = True  # As `train` leaves it.
+        work(run)
+
+    assert ended(trained) == 0
+    assert capfd.readouterr().err == ""
+    assert event(tmp_path / "run", "end")["cause"] == "finished"
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_worker_that_imports_the_script_opens_no_attempt(tmp_path: Path, method: str) -> None:
+    """As a DataLoader's does whose script has no `if __name__ == "__main__":`."""
+    (tmp_path / "script.py").write_text(
+        "import multiprocessing\n"
+        "from pathlib import Path\n"
+        "from trainer.config import RunConfig\n"
+        "from trainer.run import SpotRun\n"
+        f"with SpotRun(RunConfig(checkpoint_dir=Path(r'{tmp_path}/run'), max_steps=1)):\n"
+        f"    worker = multiprocessing.get_context('{method}').Process(target=print)\n"
+        "    worker.start()\n"
+        "    worker.join()\n"
+        "    raise SystemExit(3)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py"], env=clean_env(), capture_output=True, text=True, timeout=120
+    )
+    said = [line for line in done.stderr.splitlines() if "imports this script" in line]
+    assert len(said) == 1, done.stderr
+    assert '`if __name__ == "__main__":`' in said[0]
+    assert len(list_attempts(RunPaths(tmp_path / "run"))) == 1
