@@ -165,7 +165,7 @@ verbose_option = click.option("--verbose", is_flag=True, help="Show SkyPilot's e
 @shared_options
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("-d", "--detach", is_flag=True, help="Do not follow the logs.")
-@click.option("--dryrun", is_flag=True, help="Stop before submitting.")
+@click.option("--dryrun", is_flag=True, help="Have SkyPilot validate it; submit nothing.")
 @click.option("--replace", is_flag=True, help="Where a job of this name is alive: let it save, and take its place.")
 @click.option("--update-trainer", is_flag=True, help="Replace the run's copy of the trainer by this release's.")
 @ignore_option

@@ -92,6 +92,8 @@ def plan_lines(launch: Launch, before: Before) -> list[str]:
         lines.append(f"Environment: {_first([str(name) for name in own], 3)}")
     if launch.secrets:
         lines.append("Secrets:     " + ", ".join(f"{name}={_HIDDEN}" for name in launch.secrets))
+    if before.unasked:
+        lines.append(f"Jobs:        not asked whether one of this name is alive: {before.unasked}")
     if before.progress:
         done = f"step {before.progress.committed_step}" if before.progress.committed_step else "its start"
         lines.append(f"Resumes:     {launch.name} from {done}, after {many(before.progress.attempts, 'attempt')}")

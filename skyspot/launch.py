@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,8 @@ class Before:
     """Why the run's folder says nothing; empty where it does."""
     differs: str | None
     """The field of the binding configuration that differs, as a sentence."""
+    unasked: str = ""
+    """Why SkyPilot was not asked for a living job; empty where it was."""
 
 
 def prepare(options: Options, folder: Path) -> Launch:
@@ -123,13 +125,38 @@ def _secret_values(document: Mapping[str, Any], given: Mapping[str, str | None])
     return found
 
 
-def look_before(launch: Launch) -> Before:
+def check(launch: Launch) -> list[str]:
+    """Have SkyPilot's own code read and validate the task; returns what could not be checked here.
+
+    Raises:
+        SkyspotError: SkyPilot refuses it.
+    """
+    return managed_jobs.check(
+        launch.text, launch.secrets, [f".skyspot/{launch.name}/trainer"] if launch.trainer else []
+    )
+
+
+def look_before(launch: Launch, *, dryrun: bool = False) -> Before:
     """What SkyPilot and the run's folder say of this name already.
+
+    Args:
+        launch: What is about to be submitted.
+        dryrun: Nothing will be: that SkyPilot cannot be asked is no error then.
 
     Raises:
         SkyspotError: SkyPilot cannot be asked.
     """
-    living = next((job for job in managed_jobs.queue(living=True) if job.name == launch.name), None)
+    try:
+        living = next((job for job in managed_jobs.queue(living=True) if job.name == launch.name), None)
+    except SkyspotError as error:
+        if not dryrun:
+            raise
+        found = _look_into(launch, None)
+        return replace(found, unasked=str(error))
+    return _look_into(launch, living)
+
+
+def _look_into(launch: Launch, living: Job | None) -> Before:
     if launch.where is None:
         return Before(living, None, "the task names no SKYSPOT_CHECKPOINT_DIR", None)
     try:

@@ -47,7 +47,10 @@ def run(options: Options, how: How) -> int:
         if finding.level != "error":
             click.echo(lint.shown(finding, launch.linted), err=True)
     launching.refuse_errors(launch)
-    before = launching.look_before(launch)
+    unchecked = launching.check(launch) if how.dryrun else []
+    for what in unchecked:
+        click.echo(f"Note: not checked: {what}", err=True)
+    before = launching.look_before(launch, dryrun=how.dryrun)
     if before.progress and before.progress.finished and not before.differs:
         return _finished(launch, before, how)
     launching.refuse(launch, before, how.replace)

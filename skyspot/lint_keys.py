@@ -61,7 +61,7 @@ def what_it_is(root: At) -> tuple[str, str] | None:
         return "a conda environment", "Create it in a task's `setup`: conda env create -f FILE"
     if "type" in keys and keys <= {*VOLUME}:
         return "a volume", "Make it with `sky volumes apply`, and mount it in a task: volumes: {/mnt/data: NAME}"
-    if keys <= {*SETTINGS} and not keys <= {"config"}:
+    if keys & {*SETTINGS} and keys <= {*SETTINGS, "name"}:
         return "a file of SkyPilot's settings", "SkyPilot reads it as .sky.yaml or ~/.sky/config.yaml; give a task"
     return None
 

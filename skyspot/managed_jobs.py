@@ -8,12 +8,15 @@ from __future__ import annotations
 import io
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from skyspot.errors import SkyspotError
+from skyspot.lint_task import OWN_MACHINES
 
 SUPPORTED = ("0.14.1", "0.15")
 """From the first up to, and without, the second: as in pyproject.toml."""
@@ -29,6 +32,8 @@ _REFUSAL = re.compile(
     r"Permission denied|No (launchable )?resource|quota|[Cc]apacity|[Ii]nsufficient|timed? ?out|not available",
 )
 _REFUSAL_LINES = 400
+CATALOGS_S = 60.0
+"""How long a dry run waits for SkyPilot's catalogs."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,72 @@ def submit(text: str, name: str, secrets: Mapping[str, str], quiet: bool = False
     if not ids:
         raise SkyspotError("SkyPilot accepted the job but gave no id; look at `sky jobs queue`")
     return int(ids[0])
+
+
+def check(text: str, secrets: Mapping[str, str], made: Collection[str] = ()) -> list[str]:
+    """Have SkyPilot read and validate a task YAML without its server; returns what could not be checked.
+
+    Accelerators and places stand in catalogs, which SkyPilot downloads where they are not here. What depends on the
+    clouds that are enabled is left to the server.
+
+    Args:
+        text: The task YAML; relative paths in it start from the working folder.
+        secrets: Values of the task's secrets.
+        made: Sources of file_mounts that a launch writes first: they need not be there yet.
+
+    Raises:
+        SkyspotError: SkyPilot refuses the task.
+    """
+    with _stdout_to_stderr(), _talking(secrets.values()):
+        from sky.utils import dag_utils
+
+        dag = dag_utils.load_dag_from_yaml_str(text, secrets_overrides=list(secrets.items()))
+        tasks: list[Any] = list(dag.tasks)
+        for task in tasks:
+            task.validate_name()
+            task.validate_run()
+            task.expand_and_validate_workdir()
+            mounts = task.file_mounts or {}
+            task.file_mounts = {target: source for target, source in mounts.items() if source not in made} or None
+            task.expand_and_validate_file_mounts()
+        dag_utils.fill_default_config_in_dag_for_job_launch(dag)
+        resources = [asked for task in tasks for asked in task.resources if not _needs_clouds(asked)]
+        unchecked = _look_up(resources) if resources else None
+    return [f"accelerators and places: {unchecked}"] if unchecked else []
+
+
+def _needs_clouds(asked: Any) -> bool:
+    """Whether SkyPilot validates these resources with the help of the clouds that are enabled (sky/resources.py)."""
+    if asked.cloud is None:
+        return any((asked.region, asked.zone, asked.instance_type, asked.ports, asked.labels, asked.local_disk))
+    return str(asked.cloud).lower() in OWN_MACHINES or bool(asked.image_id)
+
+
+def _look_up(resources: Sequence[Any]) -> str | None:
+    """Validate resources by SkyPilot's catalogs; returns why that could not be done. Downloads have no time limit."""
+    answers: SimpleQueue[Exception | None] = SimpleQueue()
+
+    def validate() -> None:
+        try:
+            for asked in resources:
+                asked.validate()
+            answers.put(None)
+        except Exception as error:
+            answers.put(error)
+
+    threading.Thread(target=validate, daemon=True).start()
+    try:
+        with redirect_stdout(io.StringIO()):  # It holds progress for a client that draws it.
+            error = answers.get(timeout=CATALOGS_S)
+    except Empty:
+        return f"SkyPilot's catalogs were not here within {CATALOGS_S:.0f} s"
+    if error is None or type(error).__name__ == "NoCloudAccessError":
+        return None
+    if type(error).__module__.partition(".")[0] in ("builtins", "sky") and not isinstance(
+        error, (OSError, ImportError)
+    ):
+        raise error
+    return f"SkyPilot's catalogs could not be downloaded ({type(error).__name__})"
 
 
 def queue(ids: Sequence[int] | None = None, living: bool = False) -> list[Job]:

@@ -275,11 +275,16 @@ used = {
     "stream_and_get": (sky.stream_and_get, ["request_id", "output_stream"]),
     "storage_ls": (sky.storage_ls, []),
     "load_dag_from_yaml_str": (dag_utils.load_dag_from_yaml_str, ["yaml_str", "secrets_overrides"]),
+    "fill_default_config": (dag_utils.fill_default_config_in_dag_for_job_launch, ["dag"]),
 }
 lacking = [f"{name}({part})" for name, (call, parts) in used.items() for part in parts
            if part not in inspect.signature(call).parameters]
 lacking += [f"ManagedJobRecord.{field}" for field in managed_jobs.FIELDS
             if field not in responses.ManagedJobRecord.model_fields]
+task = "validate_name validate_run expand_and_validate_workdir expand_and_validate_file_mounts resources".split()
+lacking += [f"Task.{name}" for name in task if not hasattr(sky.Task("x"), name)]
+asked = "validate cloud region zone instance_type ports labels local_disk image_id".split()
+lacking += [f"Resources.{name}" for name in asked if not hasattr(sky.Resources(), name)]
 records = responses.StorageRecord.model_fields
 lacking += [f"StorageRecord.{field}" for field in ("name", "store") if field not in records]
 lacking += [f"exceptions.{name}" for name in managed_jobs._REMEDIES if not hasattr(exceptions, name)]

@@ -1,0 +1,96 @@
+"""`skyspot launch --dryrun`: SkyPilot itself reads and validates the task, without network, server or credentials."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support_sky import CATALOGS, run_sky
+
+# Nothing listens at that port: it stands for the network and for SkyPilot's server, and refuses at once.
+_RUN = """
+import json, os, re, sys
+for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+    os.environ[name] = "http://127.0.0.1:1"
+os.environ.pop("NO_PROXY", None), os.environ.pop("no_proxy", None)
+os.environ["SKYPILOT_API_SERVER_ENDPOINT"] = "http://127.0.0.1:1"
+os.environ["SKYPILOT_DISABLE_USAGE_COLLECTION"] = "1"
+os.chdir(os.environ["HOME"])
+import io
+from contextlib import redirect_stderr, redirect_stdout
+from skyspot import cli
+results = []
+for text, args in json.loads(sys.stdin.read()):
+    open("mine.yaml", "w").write(text)
+    sys.argv = ["skyspot", "launch", *(["mine.yaml"] if text else []), "-n", "mine", "--dryrun", *args]
+    out = io.StringIO()
+    with redirect_stdout(out), redirect_stderr(out):
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as leaving:
+            code = leaving.code or 0
+    results.append((code, out.getvalue(), sorted(os.listdir(".skyspot")) if os.path.isdir(".skyspot") else []))
+print(json.dumps(results))
+"""
+# Lint is overruled, so that what is said is SkyPilot's.
+_PAST_LINT = ["--ignore", "unknown-key", "--ignore", "not-a-task", "--ignore", "unknown-recovery-key"]
+Case = tuple[str, list[str], int, str]
+
+
+def dry_runs(cases: list[Case], home: Path, before: str = "") -> None:
+    given = [(text, args) for text, args, _, _ in cases]
+    results = json.loads(run_sky(before + _RUN, home, given).splitlines()[-1])
+    for (text, args, code, said), (found, output, written) in zip(cases, results, strict=True):
+        assert found == code, (text, args, output)
+        assert said in output, (text, args, output)
+        assert "Traceback" not in output
+        assert written == []
+
+
+GOOD = "resources: {accelerators: A100:8, use_spot: false}\nrun: nvidia-smi\n"
+WITH_CATALOGS: list[Case] = [
+    (GOOD, [], 0, "Dry run: nothing was written or submitted."),
+    (GOOD, [], 0, "not asked whether one of this name is alive: SkyPilot's API server does not answer"),
+    (GOOD, ["--json"], 0, '"state": "not submitted"'),
+    ("", ["--gpus", "A100:8", "--bucket", "s3://mine"], 0, "Dry run: nothing was written or submitted."),
+    ("services: {web: {image: nginx}}\n", [], 1, "this is a docker-compose file, and no SkyPilot task"),
+    ("services: {web: {image: nginx}}\n", _PAST_LINT, 1, "SkyPilot refused: Invalid task YAML: "),
+    ("jobs: {controller: {resources: {cpus: 4}}}\n", [], 1, "this is a file of SkyPilot's settings"),
+    ("jobs: {controller: {resources: {cpus: 4}}}\n", _PAST_LINT, 1, "SkyPilot refused: Invalid task YAML: "),
+    ("name: v\ntype: k8s-pvc\nsize: 10Gi\n", [], 1, "this is a volume"),
+    ("name: v\ntype: k8s-pvc\nsize: 10Gi\n", _PAST_LINT, 1, "SkyPilot refused: Invalid task YAML: "),
+    ("service: {readiness_probe: /}\nresources: {ports: 80}\nrun: x\n", [], 1, "Start it with `sky serve up`"),
+    ("max_restart_on_errors: 3\nrun: x\n", [], 1, "unknown key 'max_restart_on_errors'"),
+    ("max_restart_on_errors: 3\nrun: x\n", _PAST_LINT, 1, "SkyPilot refused: Invalid task YAML: "),
+    ("resources: {use_spots: true}\nrun: x\n", _PAST_LINT, 1, "SkyPilot refused: Invalid resources YAML: "),
+    ("file_mounts: {/c: {sorce: s3://b}}\nrun: x\n", _PAST_LINT, 1, "SkyPilot refused: Invalid storage YAML: "),
+    ("num_nodes: many\nrun: x\n", [], 1, "SkyPilot refused: Invalid task YAML: "),
+    ("run: [a, b]\n", [], 1, "SkyPilot refused: Invalid task YAML: "),
+    ("workdir: ./missing\nrun: x\n", [], 1, "missing not found"),
+    ("file_mounts: {/c: ./missing}\nrun: x\n", [], 1, "'./missing' does not exist locally"),
+    ("resources: {infra: awz}\nrun: x\n", [], 1, "SkyPilot refused: "),
+    ("resources: {infra: aws/us-eest-1}\nrun: x\n", [], 1, "SkyPilot refused: Invalid region 'us-eest-1'"),
+    ("resources: {infra: aws, instance_type: p9.big}\nrun: x\n", [], 1, "SkyPilot refused: Invalid instance type"),
+    ("resources: {job_recovery: FAILOVR}\nrun: x\n", ["--ignore", "unknown-strategy"], 1, "SkyPilot refused: Jobs rec"),
+    ("resources: {ports: 80, region: us-east-1}\nrun: x\n", [], 0, "Dry run: nothing was written"),
+    ("envs: {A-B: x}\nrun: x\n", [], 1, "SkyPilot refused: "),
+]
+
+
+@pytest.mark.slow
+def test_a_dry_run_has_skypilot_read_and_validate_the_task(tmp_path: Path) -> None:
+    dry_runs(WITH_CATALOGS, tmp_path, CATALOGS)
+
+
+OFFLINE: list[Case] = [
+    (GOOD, [], 0, "Note: not checked: accelerators and places: SkyPilot's catalogs could not be downloaded"),
+    ("resources: {cpus: 4}\nrun: x\n", [], 0, "Dry run: nothing was written or submitted."),
+    (GOOD + "workdir: ./missing\n", [], 1, "missing not found"),
+    (GOOD.replace("use_spot", "use_spots"), _PAST_LINT, 1, "SkyPilot refused: Invalid resources YAML: "),
+    (GOOD + "file_mounts: {/c: {sorce: s3://b}}\n", _PAST_LINT, 1, "SkyPilot refused: Invalid storage YAML: "),
+]
+
+
+@pytest.mark.slow
+def test_a_dry_run_without_network_says_what_it_could_not_check(tmp_path: Path) -> None:
+    dry_runs(OFFLINE, tmp_path)
