@@ -94,3 +94,9 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield folder
     server.kill()
     server.communicate()
+
+
+def pytest_unconfigure() -> None:
+    """End the process that warm programs were forked from."""
+    if warm := sys.modules.get("warm"):
+        warm.close()

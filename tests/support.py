@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+import warm
 
 from trainer.layout import (
     RunPaths,
@@ -52,7 +53,7 @@ def launch(
     env = env or clean_env(**({"OMP_NUM_THREADS": "1"} if processes > 1 else {}))
     options = ["--processes", str(processes), "--grace", str(grace)]
     command = [sys.executable, "-m", "trainer.launch", *options, *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env, start_new_session=True)
+    done = warm.run(command, capture_output=True, text=True, timeout=timeout, env=env, start_new_session=True)
     return Ended(done.returncode, done.stdout + done.stderr)
 
 
@@ -66,7 +67,7 @@ def mlp(run_dir: Path, *args: object, **options: object) -> Ended:
 def train(*args: object, env: dict[str, str] | None = None, timeout: float = 200) -> Ended:
     """One attempt of the bundled trainer."""
     command = [sys.executable, "-m", "trainer", *map(str, args)]
-    done = subprocess.run(
+    done = warm.run(
         command, capture_output=True, text=True, timeout=timeout, env=env or clean_env(), start_new_session=True
     )
     return Ended(done.returncode, done.stdout + done.stderr)

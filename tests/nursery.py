@@ -1,0 +1,266 @@
+"""The process that warm programs are forked from: it has imported torch and the trainer, and used neither.
+
+    python tests/nursery.py DESCRIPTOR        a socket, on which `warm.Nursery` asks for programs
+
+A start of the trainer costs seconds of imports, and the tests start hundreds. This process imports everything once and
+stays single-threaded. For each program that it is asked for it forks a child, which becomes what `python -m MODULE` or
+`python SCRIPT` would have been: arguments, environment, working folder, descriptors, signal handlers, output buffers,
+`__main__`, search path, threads and random seeds are those of a fresh interpreter. A launcher that was started so forks
+its ranks and its keeper from itself, and stays their parent. `test_warm.py` compares all of that with cold starts.
+
+One thing a fork cannot have: all programs of a pytest worker share one seed of Python's string hashes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import importlib
+import io
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import types
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib.machinery import PathFinder, SourceFileLoader
+from pathlib import Path
+from typing import NoReturn
+
+from warm import REPO, ForkedPopen, Program
+
+LAUNCHERS = ("trainer", "trainer.launch")
+LIBRARIES = (
+    "torch", "torch._dynamo", "torch.distributed.tensor", "accelerate", "transformers", "safetensors.torch",
+    "transformers.models.llama.modeling_llama", "numpy.random",
+)  # fmt: skip
+INSTALLED = sys.path[1:]
+HOME = Path.home()
+
+
+def load() -> None:
+    """Import all that an attempt imports, from its start to its end."""
+    sys.path.insert(0, str(REPO))
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    for path in sorted((REPO / "trainer").glob("*.py")):
+        if not path.stem.startswith("__"):
+            importlib.import_module(f"trainer.{path.stem}")
+    import torch
+
+    torch.optim.AdamW([torch.nn.Parameter(torch.empty(0))])  # What it imports, it imports at its first use.
+    if (threads := len(os.listdir("/proc/self/task"))) > 1:  # noqa: PTH208
+        sys.exit(f"{threads} threads after the imports: their locks would not survive a fork")
+    gc.collect()
+    gc.freeze()
+
+
+def serve(control: socket.socket) -> None:
+    """Fork a program for each request, until nobody asks any more."""
+    while True:
+        head, sources, _, _ = socket.recv_fds(control, 8, 64)
+        if not head:
+            return
+        length, request = int.from_bytes(head, "big"), b""
+        while len(request) < length:
+            request += control.recv(length - len(request))
+        program = Program(**json.loads(request))
+        (adopted, adopt), (told, tell) = os.pipe(), os.pipe()
+        between = os.fork()
+        if not between:
+            # Forked twice: whoever asked adopts the second fork once the first has ended, and is its parent.
+            child = os.fork()
+            if child:
+                os.write(tell, child.to_bytes(8, "big"))
+                os._exit(0)
+            os.close(adopt)
+            os.read(adopted, 1)
+            control.detach()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            become(program, sources)
+        os.waitpid(between, 0)
+        control.sendall(os.read(told, 8))
+        for descriptor in (adopt, adopted, told, tell, *sources):
+            os.close(descriptor)
+
+
+class LaunchersPopen(ForkedPopen):
+    """What a forked launcher starts its ranks and its keeper with: forks of its own."""
+
+    def fork(self, program: Program, sources: Sequence[int], before: Callable[[], None] | None) -> int | None:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Of the threads that pass its children's output on: they hold no lock.
+            pid = os.fork()
+        if not pid:
+            become(program, sources, before, blocked)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        return pid
+
+
+def become(
+    program: Program,
+    sources: Sequence[int],
+    before: Callable[[], None] | None = None,
+    mask: set[signal.Signals] | None = None,
+) -> NoReturn:
+    """Be that program, in a fork; never returns."""
+    code = 70
+    try:
+        _take_descriptors(program.descriptors, sources)
+        _reset_signals()
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if program.new_session:
+            os.setsid()
+        os.chdir(program.cwd)
+        if before:
+            before()
+        _be_fresh(program)
+        code = _run(program.argv)
+        code = _finish(code)
+    finally:
+        os._exit(code)
+
+
+def _take_descriptors(targets: Sequence[int], sources: Sequence[int]) -> None:
+    """Have the sources under the targets' numbers, and no other descriptor."""
+    import fcntl
+
+    above = 1 + max(*targets, *sources)
+    moved = [fcntl.fcntl(source, fcntl.F_DUPFD, above) for source in sources]
+    for target, source in zip(targets, moved, strict=True):
+        os.dup2(source, target, inheritable=True)
+    # fmt: off
+    for descriptor in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208
+        if descriptor not in targets:
+            with suppress(OSError):
+                os.close(descriptor)
+    # fmt: on
+
+
+def _reset_signals() -> None:
+    """As in a fresh interpreter: what is ignored stays so."""
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        if signal.getsignal(number) not in (signal.SIG_DFL, signal.SIG_IGN, None):
+            signal.signal(number, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _be_fresh(program: Program) -> None:
+    """Have the interpreter's and the libraries' state follow arguments and environment."""
+    argv, env = program.argv, program.env
+    os.environ.clear()
+    os.environ.update(env)
+    time.tzset()
+    sys.orig_argv = argv
+    as_module = argv[1] == "-m"
+    first = program.cwd if as_module else str(Path(argv[1]).resolve().parent)
+    sys.argv = ["-m", *argv[3:]] if as_module else argv[1:]
+    asked = list(filter(None, env.get("PYTHONPATH", "").split(os.pathsep)))
+    sys.path[:] = [first, *asked, *(entry for entry in INSTALLED if entry not in asked)]
+    importlib.invalidate_caches()
+    found = PathFinder.find_spec("trainer")
+    if not found or found.origin != str(REPO / "trainer" / "__init__.py"):
+        for name in [name for name in sys.modules if name.partition(".")[0] == "trainer"]:
+            del sys.modules[name]  # A copy of it comes first.
+    buffered = not env.get("PYTHONUNBUFFERED")
+    sys.stdin = sys.__stdin__ = _stream(0, sys.__stdin__, buffered)
+    sys.stdout = sys.__stdout__ = _stream(1, sys.__stdout__, buffered)
+    sys.stderr = sys.__stderr__ = _stream(2, sys.__stderr__, buffered)
+    tempfile.tempdir = None
+    if Path.home() != HOME:
+        _follow_home()
+    import numpy as np
+    import torch
+
+    torch.default_generator.seed()
+    np.random.seed(int.from_bytes(os.urandom(4), "little"))
+    if as_module and argv[2] in LAUNCHERS:
+        subprocess.Popen = LaunchersPopen  # type: ignore[misc]
+        return
+    subprocess.Popen = _popen  # type: ignore[misc]
+    sys.dont_write_bytecode = bool(env.get("PYTHONDONTWRITEBYTECODE"))
+    if env.get("OMP_NUM_THREADS", "").isdigit():
+        torch.set_num_threads(int(env["OMP_NUM_THREADS"]))  # Not in a launcher: this starts threads.
+
+
+_popen = subprocess.Popen
+
+
+def _stream(number: int, was: io.TextIOWrapper, buffered: bool) -> io.TextIOWrapper:
+    """A standard stream as the interpreter makes it; encoding and errors depend on the locale, which is the same."""
+    raw = io.FileIO(number, was.mode, closefd=False)
+    raw.name = was.name
+    binary = io.BufferedReader(raw) if was.mode == "r" else io.BufferedWriter(raw) if buffered else raw
+    by_line = buffered and (number == 2 or raw.isatty())
+    stream = io.TextIOWrapper(binary, was.encoding, was.errors, "\n", by_line, not buffered)  # type: ignore[type-var]
+    stream.mode = was.mode  # type: ignore[misc]
+    return stream
+
+
+def _follow_home() -> None:
+    """Where the hub's library keeps its files is computed at its import."""
+    constants = sys.modules["huggingface_hub.constants"]
+    for name, value in list(vars(constants).items()):
+        if isinstance(value, str) and value.startswith(f"{HOME}{os.sep}"):
+            setattr(constants, name, str(Path.home() / Path(value).relative_to(HOME)))
+
+
+def _run(argv: Sequence[str]) -> int:
+    """The program's life in a `__main__` of its own; returns what it leaves with."""
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    main.__builtins__ = __builtins__  # type: ignore[attr-defined]
+    try:
+        if argv[1] == "-m":
+            sys.modules.pop(argv[2], None)
+            runpy._run_module_as_main(argv[2])  # type: ignore[attr-defined]
+        else:
+            main.__file__, main.__cached__ = argv[1], None  # type: ignore[attr-defined]
+            main.__loader__ = SourceFileLoader("__main__", argv[1])
+            exec(compile(Path(argv[1]).read_bytes(), argv[1], "exec", dont_inherit=True), vars(main))
+    except SystemExit as left:
+        if left.code is None or isinstance(left.code, int):
+            return (left.code or 0) & 0xFF
+        print(left.code, file=sys.stderr)
+        return 1
+    except BaseException as error:
+        trace = error.__traceback__
+        while trace and trace.tb_frame.f_code.co_filename == __file__:
+            trace = trace.tb_next
+        sys.excepthook(type(error), error.with_traceback(trace), trace)
+        return -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+    return 0
+
+
+def _finish(code: int) -> int:
+    """What an interpreter does at its end."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            code = code or 120
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    return code
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # A Ctrl-C is pytest's; this ends when pytest does.
+    load()
+    serve(socket.socket(fileno=int(sys.argv[1])))
