@@ -15,7 +15,8 @@ import yaml
 
 from skyspot import oldrungs
 from skyspot.errors import UsageError, shown
-from skyspot.yamledit import Sheet, at, compose, drop, entries, entry, put, rename, unwrap, value
+from skyspot.yamledit import Sheet, at, compose, drop, entries, entry, insert, put, put_in, rename, unwrap, value
+from skyspot.yamltext import flow, quoted
 
 _RESOURCES = (("resources",), ("resources", "ordered", "*"), ("resources", "any_of", "*"))
 _NAMES = {
@@ -23,8 +24,16 @@ _NAMES = {
     "gpus": "accelerators",
     "max_price": "max_hourly_cost",  # never SkyPilot's, but in many a tutorial
 }
+_MORE_NAMES = (
+    (("resources",), "candidates", "any_of"),  # of `sky bench`, until 0.10
+    *(((*place, "accelerator_args"), "tf_version", "runtime_version") for place in _RESOURCES),  # until 0.2
+)
+_SAID = {
+    "max_price": ", which is no bid: machines that the catalog prices higher are left out, the others cost what they "
+    "cost",
+    "candidates": ": SkyPilot takes the cheapest of them that is available",
+}
 _TASK_NAMES = {"api_access": "api_server_access"}  # of 0.12 alone
-_NO_BID = ", which is no bid: machines that the catalog prices higher are left out, the others cost what they cost"
 _BOOLEANS = (
     *((*place, "use_spot") for place in _RESOURCES),
     *((*place, "autostop") for place in _RESOURCES),
@@ -43,7 +52,15 @@ _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "o
 _NUMBER = re.compile(r"(0|[1-9][0-9]*)(\.[0-9]+)?")
 _PRICE = re.compile(rf"(?:USD|\$)? *({_NUMBER.pattern}) *(?:USD|\$)? *(?:/ *h(?:r|our)?)?", re.IGNORECASE)
 # The sections that rules change; all else in a file has to mean the same afterwards.
-_CHANGED = {"resources", "experimental", "config", "num_nodes", *_TASK_NAMES, *_TASK_NAMES.values()}
+_CHANGED = {
+    "resources",
+    "max_restarts_on_errors",
+    "experimental",
+    "config",
+    "num_nodes",
+    *_TASK_NAMES,
+    *_TASK_NAMES.values(),
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +84,16 @@ def to_today(text: str, given: Collection[str] = ()) -> Migrated:
     """
     sheet = Sheet.of(text)
     _refuse_valueless(compose(text), given)
-    for rule in (_name, _bare, _config, _no_envs, oldrungs.one_place, oldrungs.one_recovery, oldrungs.recover_on_75):
+    for rule in (
+        _name,
+        _bare,
+        _config,
+        _no_envs,
+        _restarts,
+        oldrungs.one_place,
+        oldrungs.one_recovery,
+        oldrungs.recover_on_75,
+    ):
         while (edited := rule(sheet, compose(sheet.text))) is not None:
             sheet = edited
     changes = tuple(f"line {number}: {sentence}" for number, sentence in sorted(sheet.said, key=lambda said: said[0]))
@@ -111,9 +137,9 @@ def _unquoted(found: Any) -> Any:
 
 def _name(sheet: Sheet, root: yaml.MappingNode) -> Sheet | None:
     names = [(path, old, new) for path in _RESOURCES for old, new in _NAMES.items()]
-    for path, old, new in [*names, *(((), old, new) for old, new in _TASK_NAMES.items())]:
+    for path, old, new in [*names, *_MORE_NAMES, *(((), old, new) for old, new in _TASK_NAMES.items())]:
         for mapping, (key, node) in at(root, *path, old):
-            twin = entry(mapping, new)
+            twin = entry(mapping, new) or (entry(mapping, "ordered") if old == "candidates" else None)
             if twin and _alike(new, value(node), value(twin[1])):
                 said = f"{old} dropped: {new} in line {sheet.line(twin[0])} says the same"
                 return sheet.say(key, said).edited(drop(sheet.text, mapping, old))
@@ -122,9 +148,11 @@ def _name(sheet: Sheet, root: yaml.MappingNode) -> Sheet | None:
                     f"line {sheet.line(key)}: {old} is {new} today, and line {sheet.line(twin[0])} gives that another "
                     f"value. Keep the one that you mean, as {new}"
                 )
-            sheet = sheet.say(key, f"{old} -> {new}{_NO_BID if old == 'max_price' else ''}")
+            sheet = sheet.say(key, f"{old} -> {new}{_SAID.get(old, '')}")
             if old == "max_price":
                 sheet = _priced(sheet, key, node)
+            if old == "tf_version" and isinstance(node, yaml.ScalarNode) and not isinstance(value(node), str):
+                sheet = sheet.edited(put(sheet.text, (key, node), quoted(node.value)))
             return sheet.edited(rename(sheet.text, key, new))
     return None
 
@@ -197,3 +225,31 @@ def _no_envs(sheet: Sheet, root: yaml.MappingNode) -> Sheet | None:
     if not found or not _null(found[1]):
         return None
     return sheet.say(found[0], "envs: nothing -> {}").edited(put(sheet.text, found, "{}"))
+
+
+def _restarts(sheet: Sheet, root: yaml.MappingNode) -> Sheet | None:
+    """`max_restarts_on_errors` at the top, as many a guide has it, belongs in `resources.job_recovery`."""
+    found, resources = entry(root, "max_restarts_on_errors"), entry(root, "resources")
+    asked = value(resources[1]) if resources else None
+    if not found or type(value(found[1])) is not int or not isinstance(asked, (dict, type(None))):
+        return None
+    recovery = entry(resources[1], "job_recovery") if resources else None
+    stated = (asked or {}).get("job_recovery")
+    rungs = [rung for name in ("ordered", "any_of") for rung in at(root, "resources", name, "*", "job_recovery")]
+    if rungs or (stated is not None and not recovery):
+        return None  # Which of them is meant, nobody can tell: lint names it.
+    count = value(found[1])
+    known = stated if isinstance(stated, dict) else {} if stated in (None, "none") else {"strategy": stated}
+    if known.get("max_restarts_on_errors", count) != count:
+        raise UsageError(
+            f"line {sheet.line(found[0])}: max_restarts_on_errors: {count} contradicts the one in "
+            f"resources.job_recovery. Keep the one that you mean, there"
+        )
+    said = sheet.say(found[0], "max_restarts_on_errors is in resources.job_recovery now, where SkyPilot takes it")
+    if "max_restarts_on_errors" not in known:
+        if recovery and isinstance(recovery[1], yaml.MappingNode):
+            said = said.edited(insert(recovery[1], "max_restarts_on_errors", str(count)))
+        else:
+            new = flow({**known, "max_restarts_on_errors": count})
+            said = said.edited(put_in(said.text, "resources", "job_recovery", new))
+    return said.edited(drop(said.text, compose(said.text), "max_restarts_on_errors"))

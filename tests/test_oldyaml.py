@@ -68,6 +68,46 @@ CHANGES = [
         "resources:\n  job_recovery:   FAILOVER   # mine\nrun: x\n",
         "line 2: spot_recovery -> job_recovery",
     ),
+    (
+        "resources:\n  candidates:  # mine\n  - {accelerators: A100:8}\n  - {cpus: 4, infra: aws}\nrun: x\n",
+        "resources:\n  any_of:  # mine\n  - {accelerators: A100:8}\n  - {cpus: 4, infra: aws}\nrun: x\n",
+        "line 2: candidates -> any_of: SkyPilot takes the cheapest of them",
+    ),
+    (
+        "resources: {accelerators: tpu-v3-8, accelerator_args: {tf_version: 2.5.0}}\nrun: x\n",
+        "resources: {accelerators: tpu-v3-8, accelerator_args: {runtime_version: 2.5.0}}\nrun: x\n",
+        "line 1: tf_version -> runtime_version",
+    ),
+    (
+        "resources:\n  accelerators: tpu-v3-8\n  accelerator_args:\n    tf_version: 2.12 # old\nrun: x\n",
+        'resources:\n  accelerators: tpu-v3-8\n  accelerator_args:\n    runtime_version: "2.12" # old\nrun: x\n',
+        "line 4: tf_version -> runtime_version",
+    ),
+    (
+        "max_restarts_on_errors: 3\nresources:\n  use_spot: true\nrun: x\n",
+        "resources:\n  job_recovery: {max_restarts_on_errors: 3}\n  use_spot: true\nrun: x\n",
+        "line 1: max_restarts_on_errors is in resources.job_recovery now",
+    ),
+    (
+        "resources:\n  spot_recovery: FAILOVER  # mine\n\n# a\nmax_restarts_on_errors: 5  # b\nrun: x\n",
+        "resources:\n  job_recovery: {strategy: FAILOVER, max_restarts_on_errors: 5}  # mine\n\n# a\n# b\nrun: x\n",
+        "line 5: max_restarts_on_errors is in resources.job_recovery now",
+    ),
+    (
+        "resources:\n  job_recovery:\n    strategy: FAILOVER\nrun: x\nmax_restarts_on_errors: 2\n",
+        "resources:\n  job_recovery:\n    max_restarts_on_errors: 2\n    strategy: FAILOVER\nrun: x\n",
+        "line 5: max_restarts_on_errors is in resources.job_recovery now",
+    ),
+    (
+        "resources: {job_recovery: {max_restarts_on_errors: 2}}\nrun: x\nmax_restarts_on_errors: 2\n",
+        "resources: {job_recovery: {max_restarts_on_errors: 2}}\nrun: x\n",
+        "line 3: max_restarts_on_errors is in resources.job_recovery now",
+    ),
+    (
+        "run: x\nmax_restarts_on_errors: 2\n",
+        "run: x\n\nresources:\n  job_recovery: {max_restarts_on_errors: 2}\n",
+        "line 2: max_restarts_on_errors is in resources.job_recovery now",
+    ),
     ("resources: {spot_recovery: none}\nrun: x\n", "resources: {job_recovery: none}\nrun: x\n", "-> job_recovery"),
     ("resources: {spot_recovery: NONE}\nrun: x\n", "resources: {job_recovery: none}\nrun: x\n", "'NONE' -> none"),
     (
@@ -377,6 +417,17 @@ REFUSED = [
     (
         "resources:\n  spot_recovery: failover\n  job_recovery: eager_next_region\n",
         "line 2: spot_recovery is job_recovery today, and line 3",
+        "Keep",
+    ),
+    (
+        "resources:\n  candidates: [{cpus: 2}]\n  any_of: [{cpus: 4}]\n",
+        "line 2: candidates is any_of today, and line 3",
+        "Keep",
+    ),
+    ("resources:\n  candidates: [{cpus: 2}]\n  ordered: [{cpus: 4}]\n", "line 2: candidates is any_of today", "Keep"),
+    (
+        "max_restarts_on_errors: 3\nresources: {job_recovery: {max_restarts_on_errors: 2}}\n",
+        "line 1: max_restarts_on_errors: 3 contradicts the one in resources.job_recovery",
         "Keep",
     ),
     ("resources:\n  max_price: auto\n", "line 2: max_price: 'auto' is no price", "max_hourly_cost: 3.50"),
