@@ -34,8 +34,9 @@ def ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     def leave(code: int) -> None:
         raise Left(code)
 
-    def inside(work: Callable[[SpotRun], None]) -> int:
-        with pytest.raises(Left) as left, SpotRun(RunConfig(checkpoint_dir=tmp_path / "run", max_steps=1)) as run:
+    def inside(work: Callable[[SpotRun], None], **options: object) -> int:
+        config = RunConfig(checkpoint_dir=tmp_path / "run", max_steps=1, **options)
+        with pytest.raises(Left) as left, SpotRun(config) as run:
             work(run)
         return left.value.code
 
@@ -109,3 +110,35 @@ def test_a_worker_that_imports_the_script_opens_no_attempt(tmp_path: Path, metho
     assert len(said) == 1, done.stderr
     assert '`if __name__ == "__main__":`' in said[0]
     assert len(list_attempts(RunPaths(tmp_path / "run"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("launchers", "scripts", "expected", "said"),
+    [
+        ("10.0", None, 10, ""),
+        ("60.0", None, 60, ""),
+        (None, None, 25, ""),
+        (None, 40.0, 40, ""),
+        ("25.0", 4.0, 4, ""),
+        ("10.0", 60.0, 10, "grace_s is 60, and the launcher kills 10 s after SIGTERM"),
+        ("soon", 4.0, 4, ""),
+    ],
+)
+def test_the_grace_is_the_launchers_or_what_the_script_says_where_that_is_less(
+    ended, monkeypatch, capfd, launchers: str | None, scripts: float | None, expected: float, said: str
+) -> None:
+    if launchers:
+        monkeypatch.setenv("SKYSPOT_GRACE_S", launchers)
+
+    def look(run: SpotRun) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert run.notices.heard.wait(10)
+        notice = run.notices.first()
+        assert notice
+        assert (run.grace_s, run.config.grace_s, notice.seconds_left) == (expected,) * 3
+        sys.exit(3)
+
+    assert ended(look, grace_s=scripts) == 3
+    output = capfd.readouterr().out
+    assert output.startswith(said)
+    assert output.count("\n") == (1 if said else 0)

@@ -6,6 +6,7 @@ import sys
 
 from trainer.config import ConfigError, parse
 from trainer.launch import LaunchError, launch, leave_with, process_count
+from trainer.rank import DEFAULT_GRACE_S
 
 
 def main() -> int:
@@ -18,7 +19,7 @@ def main() -> int:
     return launch(
         [sys.executable, "-m", "trainer.finetune", *arguments],
         processes=process_count(config.processes, config.cpu),
-        grace_s=config.grace_s,
+        grace_s=DEFAULT_GRACE_S if config.grace_s is None else config.grace_s,
     )
 
 

@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 
 import yaml
 
+from trainer.rank import DEFAULT_GRACE_S
+
 PRECISIONS = ("fp32", "bf16", "fp16")
 SCHEDULES = ("cosine", "linear", "constant")
 DEFAULT_MAX_STEPS = 60
@@ -63,7 +65,11 @@ class RunConfig:
     save_failures: int = _option("failed saves in a row that end the attempt", default=3)
     keep_latest: int = _option("whole checkpoints to keep; at least 2", default=3)
     keep_every: int = _option("checkpoints of every so many steps are kept for good; 0: none", default=0)
-    grace_s: float = _option("seconds from SIGTERM to SIGKILL", default=25.0, flag="--grace")
+    grace_s: float | None = _option(
+        f"seconds from SIGTERM to SIGKILL (default: {DEFAULT_GRACE_S:g}, or what trainer.launch was given)",
+        default=None,
+        flag="--grace",
+    )
     eval_interval_steps: int = _option("steps between evaluations; 0: none", default=0, flag="--eval-every")
     max_grad_norm: float = _option("gradients are clipped to this norm; 0: not at all", default=1.0)
     processes: int | None = _option("processes; default: one per accelerator, or 1 on the CPU", default=None)
@@ -93,8 +99,9 @@ class RunConfig:
         if self.seed >= 1 << 63:
             raise ConfigError(f"--seed: {self.seed} has more than 63 bits")
         _at_least(self, "peer_timeout_s", 1)
-        for name in ("grace_s", "max_grad_norm"):
-            _at_least(self, name, 0)
+        _at_least(self, "max_grad_norm", 0)
+        if self.grace_s is not None:
+            _at_least(self, "grace_s", 0)
         if self.precision not in PRECISIONS:
             raise ConfigError(f"--precision: {self.precision!r} is none of {', '.join(PRECISIONS)}")
         self._fill_in_batch_sizes()

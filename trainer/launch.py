@@ -32,7 +32,7 @@ from typing import Any
 from trainer.kept import END_EVENT_S, STOPS, Keeper, write_end
 from trainer.layout import EXIT_FAILED, EXIT_PRECEDENCE, EXIT_PREEMPTED, EXIT_USAGE, STOP_REQUEST_S, file_safe
 from trainer.nodes import Nodes, NodesError, interface_of
-from trainer.rank import LISTENS, PEER_GONE
+from trainer.rank import DEFAULT_GRACE_S, LISTENS, PEER_GONE
 from trainer.relay import Lines, Relay
 
 KILL_AFTER_GRACE_S = 3.0
@@ -433,7 +433,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="python -m trainer.launch", description="Run a script once per accelerator.", allow_abbrev=False
     )
     parser.add_argument("--processes", type=int, metavar="N", help="ranks; default: one per accelerator, or 1")
-    parser.add_argument("--grace", type=float, default=25.0, metavar="S", help="seconds from SIGTERM to SIGKILL (25)")
+    parser.add_argument(
+        "--grace", type=float, default=DEFAULT_GRACE_S, metavar="S", help="seconds from SIGTERM to SIGKILL (25)"
+    )
     parser.add_argument(
         "--checkpoint-dir",
         type=Path,

@@ -129,7 +129,7 @@ class Loop:
         self.save_every = 0
         """Steps between checkpoints, as all ranks heard it from rank 0."""
         self.interval = interval.Interval(
-            self.config.save_interval_steps, interval.notice_seconds(self.config.grace_s), self._tell_interval
+            self.config.save_interval_steps, interval.notice_seconds(run.grace_s), self._tell_interval
         )
         self._said_slow = False
         self._weights: list[int] = []

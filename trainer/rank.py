@@ -10,12 +10,34 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+DEFAULT_GRACE_S = 25.0
+"""Seconds from SIGTERM to SIGKILL, where nobody says otherwise."""
 PEER_GONE = "peer-gone"
 LISTENS = "listens"
 # Words that a rank leaves in the store for all others, whatever those are doing.
 CRASHED = "crashed"
 STOPPED = "stopped"
 END_WRITTEN = "end-written"
+
+
+def grace(asked_s: float | None) -> tuple[float, str]:
+    """(how many seconds a script has from SIGTERM to SIGKILL, what to say of that; empty where all is as asked).
+
+    The launcher kills when its own grace is over, whatever the script asks for: the smaller of both counts.
+
+    Args:
+        asked_s: What the script asks for; None: as long as there is.
+    """
+    try:
+        given_s = float(os.environ["SKYSPOT_GRACE_S"])
+    except (KeyError, ValueError):
+        return (DEFAULT_GRACE_S if asked_s is None else asked_s), ""
+    if asked_s is None or asked_s <= given_s:
+        return (given_s if asked_s is None else asked_s), ""
+    return given_s, (
+        f"grace_s is {asked_s:g}, and the launcher kills {given_s:g} s after SIGTERM: {given_s:g} s it is "
+        f"(python -m trainer.launch --grace {asked_s:g} gives more)"
+    )
 
 
 class Link:

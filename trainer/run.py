@@ -13,6 +13,7 @@ The `with` block is the attempt's whole life: when it ends, so does the process,
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -43,7 +44,7 @@ from trainer.layout import (
 from trainer.nodes import Nodes
 from trainer.notice import Notice, Notices
 from trainer.patience import await_overdue, within
-from trainer.rank import CRASHED, END_WRITTEN, STOPPED, Link
+from trainer.rank import CRASHED, END_WRITTEN, STOPPED, Link, grace
 
 if TYPE_CHECKING:
     import torch
@@ -87,6 +88,7 @@ class SpotRun:
 
     Attributes:
         rank, world_size: This process' place among the processes of the attempt.
+        grace_s: Seconds from SIGTERM to SIGKILL: the launcher's, or the config's where that is less.
         paths: The run's folder.
         attempt: Rank 0's record of the attempt; None on other ranks.
     """
@@ -99,7 +101,8 @@ class SpotRun:
             binding: What may not change between attempts, by name; compared with the newest whole checkpoint's.
         """
         _refuse_while_imported()
-        self.config = config
+        self.grace_s, self._grace_note = grace(config.grace_s)
+        self.config = dataclasses.replace(config, grace_s=self.grace_s)
         self.binding: dict[str, Any] = dict(binding if binding is not None else default_binding(config))
         self.paths = RunPaths(config.checkpoint_dir)
         self.rank = int(os.environ.get("RANK", "0"))
@@ -114,7 +117,7 @@ class SpotRun:
         self.records: Records | None = None
         self.together: Together
         self.link = Link.from_env()
-        self.notices = Notices(config.grace_s)
+        self.notices = Notices(self.grace_s)
         self.peer_gone = threading.Event()
         self.stopping: str | None = None
         """The cause that all ranks have agreed to stop for; from then on a peer's leaving is expected."""
@@ -139,6 +142,8 @@ class SpotRun:
             self.link.watch(self._on_peer_gone)
             threading.Thread(target=self._watch_the_bucket, daemon=True, name="bucket").start()
             self._refuse_without_launcher()
+            if self._grace_note:
+                self.say(self._grace_note)
             opened, trouble = self._open_or_leave() if self.rank == 0 else (None, None)
             self.between()
             from trainer.together import Together
@@ -489,7 +494,7 @@ class SpotRun:
     def _on_peer_gone(self) -> None:
         """The launcher's word that another rank left: give the main thread a moment, then leave without it."""
         self.peer_gone.set()
-        time.sleep(PEER_GONE_PATIENCE_S if not self.stopping else self.config.grace_s)
+        time.sleep(PEER_GONE_PATIENCE_S if not self.stopping else self.grace_s)
         if not self.final_is_whole:
             if trouble := self.trouble():
                 self._end_with(trouble)

@@ -331,8 +331,7 @@ def main() -> None:
         module = import_module(f"trainer.{module}")
         setattr(module, name, type(getattr(module, name))(float(value)))
     real_config = mlp.RunConfig
-    patient = {"grace_s": 20.0, "peer_timeout_s": 60.0}
-    mlp.RunConfig = lambda **fields: real_config(**{**fields, **patient, **options.config})
+    mlp.RunConfig = lambda **fields: real_config(**{**fields, "peer_timeout_s": 60.0, **options.config})
     mlp.SpotRun, mlp.Net = Run, Net
     sys.argv[1:] = rest
     mlp.main()
