@@ -239,7 +239,7 @@ def render(options: Any, output: Path | None, diff: bool, as_json: bool) -> None
         click.echo(f"Next: sky jobs launch {path.relative_to(output or '.')} -n {rendered.name}", err=True)
 
 
-@cli.command(short_help="Find what a run of a task would regret.")
+@cli.command(short_help="Check task YAMLs without submitting them.")
 @shared_options
 @click.argument("more", nargs=-1, metavar="[TASK]...", shell_complete=_complete_task)
 @ignore_option

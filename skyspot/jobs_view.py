@@ -93,7 +93,7 @@ def plan_lines(launch: Launch, before: Before) -> list[str]:
     if launch.secrets:
         lines.append("Secrets:     " + ", ".join(f"{name}={_HIDDEN}" for name in launch.secrets))
     if before.unasked:
-        lines.append(f"Jobs:        not asked whether one of this name is alive: {before.unasked}")
+        lines.append(f"Jobs:        not checked for an active job of this name: {before.unasked}")
     if before.progress:
         done = f"step {before.progress.committed_step}" if before.progress.committed_step else "its start"
         lines.append(f"Resumes:     {launch.name} from {done}, after {many(before.progress.attempts, 'attempt')}")

@@ -211,7 +211,7 @@ def refuse_errors(launch: Launch) -> None:
     if errors:
         said = "\n".join(lint.shown(finding, launch.linted) for finding in errors)
         codes = " ".join(f"--ignore {code}" for code in dict.fromkeys(finding.name for finding in errors))
-        how = "" if lint.refused(errors) else f"\nTo submit it all the same: {codes}"
+        how = "" if lint.refused(errors) else f"\nTo submit it anyway: {codes}"
         raise SkyspotError(f"this task is not submitted:\n{said}{how}")
 
 

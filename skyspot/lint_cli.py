@@ -9,10 +9,10 @@ from pathlib import Path
 
 import click
 
-from skyspot import lint, lint_rules
+from skyspot import lint, lint_rules, task, yamledit
 from skyspot.errors import UsageError
 from skyspot.lint import Finding
-from skyspot.options import Options
+from skyspot.options import ENV, NAME, Options, flags_alone
 from skyspot.render import Rendered, task_yaml
 from skyspot.words import many
 
@@ -22,9 +22,9 @@ def run(options: Options, more: Sequence[str], as_json: bool) -> int:
     rows: list[dict[str, object]] = []
     errors = 0
     tasks = (options.task, *more)
-    for task in tasks:
+    for name in tasks:
         try:
-            found = _findings(dataclasses.replace(options, task=task))
+            found = _findings(dataclasses.replace(options, task=name))
         except UsageError as error:
             if len(tasks) == 1:
                 raise
@@ -32,10 +32,10 @@ def run(options: Options, more: Sequence[str], as_json: bool) -> int:
             click.echo(f"Error: {error}", err=True)
             continue
         errors += sum(finding.level == "error" for finding in found)
-        rows += [as_row(finding, task) for finding in found]
+        rows += [as_row(finding, name) for finding in found]
         if not as_json:
             for finding in found:
-                click.echo(lint.shown(finding, task))
+                click.echo(lint.shown(finding, name))
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     elif not rows and not errors:
@@ -45,12 +45,28 @@ def run(options: Options, more: Sequence[str], as_json: bool) -> int:
 
 def _findings(options: Options) -> list[Finding]:
     """The findings of one task, and on stderr what was changed in an old YAML before it was looked at."""
-    template = not options.task.endswith((".yaml", ".yml"))
-    rendered = task_yaml(dataclasses.replace(options, name=options.name or "lint") if template else options)
-    if not template:
+    path = Path(options.task)
+    plain = options.task.endswith((".yaml", ".yml"))
+    if plain:
+        options, _ = flags_alone(options)
+        options = dataclasses.replace(options, env={**_without_values(path), **options.env}, flags=None)
+    if not plain or not NAME.fullmatch(path.stem):
+        options = dataclasses.replace(options, name=options.name or "lint")
+    rendered = task_yaml(options)
+    if plain:
         for note in rendered.notes:
             click.echo(note, err=True)
     return lint.findings_in(rendered.before or rendered.text, rendered.text, options.ignore)
+
+
+def _without_values(path: Path) -> dict[str, str]:
+    """The variables that a launch has to give a value (`--env`), each as what a shell would put in its place."""
+    try:
+        root = yamledit.compose(task.read(path))
+    except UsageError:
+        return {}  # Rendering it says why.
+    found = [str(key.value) for _, (key, node) in yamledit.at(root, "envs", "*") if yamledit.value(node) is None]
+    return {name: f"${name}" for name in found if ENV.fullmatch(name)}
 
 
 def check_file(rendered: Rendered, options: Options) -> None:

@@ -48,7 +48,7 @@ def _wrong(at: int, codes: Sequence[str]) -> list[Finding]:
     found = []
     for code in codes:
         if not code:
-            reason, remedy = "this comment ignores no rule", "Name it: ignore[CODE], with the code of the finding"
+            reason, remedy = "this ignore comment names no rule", "Name it: ignore[CODE], with the code of the finding"
             found.append(Finding(at, "warning", "unknown-ignore", reason, remedy))
         elif code not in lint_rules.CODES:
             reason, remedy = lint_rules.no_such_rule(code), lint_rules.nearest(code)

@@ -56,13 +56,16 @@ def what_it_is(root: At) -> tuple[str, str] | None:
         return "a docker-compose file", "Write a task whose `run` starts it: run: docker compose up"
     jobs = root.get("jobs")
     if jobs and any(job.get("runs-on", "steps", "uses") for job in jobs.entries.values()):
-        return "a workflow of GitHub's", "Give `launch` the task that it starts"
+        return "a GitHub workflow", "Give `launch` the task YAML that it uses"
     if "dependencies" in keys and keys <= {"name", "channels", "dependencies", "prefix", "variables"}:
         return "a conda environment", "Create it in a task's `setup`: conda env create -f FILE"
     if "type" in keys and keys <= {*VOLUME}:
-        return "a volume", "Make it with `sky volumes apply`, and mount it in a task: volumes: {/mnt/data: NAME}"
+        return "a volume", "Create it with `sky volumes apply`, then mount it in a task: volumes: {/mnt/data: NAME}"
     if keys & {*SETTINGS} and keys <= {*SETTINGS, "name"}:
-        return "a file of SkyPilot's settings", "SkyPilot reads it as .sky.yaml or ~/.sky/config.yaml; give a task"
+        return (
+            "a file of SkyPilot settings",
+            "SkyPilot reads it as .sky.yaml or ~/.sky/config.yaml. Give `launch` a task YAML",
+        )
     return None
 
 
@@ -70,16 +73,16 @@ def findings(task: Task) -> Iterator[Finding]:
     """What SkyPilot does not know in a document that is a task, or that it is none."""
     other = what_it_is(task.root)
     if other:
-        yield Finding(task.root.line, "error", "not-a-task", f"this is {other[0]}, and no SkyPilot task", other[1])
+        yield Finding(task.root.line, "error", "not-a-task", f"this is {other[0]}, not a SkyPilot task", other[1])
         return
     yield from _unknown(task.root, "")
     for key, purpose, command in (
-        ("service", "a service of SkyServe's", "sky serve up"),
-        ("pool", "a pool of workers", "sky jobs pool apply"),
+        ("service", "SkyServe service", "sky serve up"),
+        ("pool", "pool of workers", "sky jobs pool apply"),
     ):
         found = task.root.get(key)
         if found:
-            reason = f"`{key}` makes this {purpose}, and no managed job"
+            reason = f"`{key}` makes this a {purpose}, not a managed job"
             yield Finding(found.line, "error", "service-section", reason, f"Start it with `{command}`")
 
 
@@ -109,9 +112,7 @@ _PLACES: Mapping[str, None] = dict.fromkeys(
 def _finding(place: str, key: str, line: int) -> Finding:
     where = f" in {place.replace('.*', '')}" if place else ""
     if place in OPEN:
-        reason = (
-            f"SkyPilot {'takes no notice of' if place.startswith('file') else 'may refuse'} the key {shown(key)}{where}"
-        )
+        reason = f"SkyPilot {'ignores' if place.startswith('file') else 'may refuse'} the key {shown(key)}{where}"
         return Finding(line, "warning", "unknown-key", reason, _remedy(place, key))
     return Finding(line, "error", "unknown-key", f"unknown key {shown(key)}{where}", _remedy(place, key))
 
@@ -126,7 +127,7 @@ def _remedy(place: str, key: str) -> str:
         if key in _known(other) and other != place:
             return f"It belongs {f'in {other}' if other else 'at the top level'}: look at the indentation"
     if place.startswith("file_mounts") and key in KNOWN["file_mounts.*.config.mount_cached"]:
-        return "It belongs in `config`, in `mount` or `mount_cached` there"
+        return "It belongs in `config`, under `mount` or `mount_cached`"
     near = did_you_mean(key, _known(place)).strip()
     if near:
         return near

@@ -23,42 +23,54 @@ _EITHER = "error or warning"
 RULES = (
     # -- the file
     Rule("not-yaml", "error", "The file cannot be read as YAML"),
-    Rule("not-a-task", "error", "The file is something else: docker-compose, SkyPilot's own settings, a volume, ..."),
-    Rule("service-section", "error", "`service` or `pool`: the file is for `sky serve up` or `sky jobs pool apply`"),
-    Rule("unknown-key", _EITHER, "SkyPilot knows no such key, and refuses the file"),
-    Rule("unknown-ignore", "warning", "An ignore comment names no rule"),
+    Rule("not-a-task", "error", "The file is not a task: docker-compose, SkyPilot's own settings, a volume, ..."),
+    Rule(
+        "service-section",
+        "error",
+        "The file has `service` or `pool`: it is for `sky serve up` or `sky jobs pool apply`",
+    ),
+    Rule("unknown-key", _EITHER, "SkyPilot does not know the key and refuses the file"),
+    Rule("unknown-ignore", "warning", "An ignore comment names no rule, or one that does not exist"),
     # -- checkpoints
-    Rule("no-checkpoint-mount", _EITHER, "Spot machines are asked for, and no bucket is mounted for checkpoints"),
-    Rule("checkpoint-on-machine", _EITHER, "Checkpoints go to the machine's own disk, and are lost with it"),
+    Rule("no-checkpoint-mount", _EITHER, "The task uses spot machines and mounts no bucket for checkpoints"),
+    Rule("checkpoint-on-machine", _EITHER, "Checkpoints go to the machine's own disk and are lost with it"),
     Rule("checkpoint-outside-mounts", _EITHER, "Nothing is mounted where checkpoints go"),
-    Rule("checkpoint-on-copy", _EITHER, "Checkpoints go into a COPY, which is never uploaded"),
-    Rule("checkpoint-on-cached-mount", "warning", "Checkpoints go to MOUNT_CACHED, which uploads later"),
-    Rule("checkpoint-on-read-only-mount", _EITHER, "Checkpoints go to a mount that is read-only"),
+    Rule("checkpoint-on-copy", _EITHER, "Checkpoints go into a COPY mount, which is never uploaded"),
+    Rule("checkpoint-on-cached-mount", "warning", "Checkpoints go to a MOUNT_CACHED mount, which uploads later"),
+    Rule("checkpoint-on-read-only-mount", _EITHER, "Checkpoints go to a read-only mount"),
     Rule("exec-skips-uploads", "warning", "`exec` in `run` skips SkyPilot's wait for MOUNT_CACHED uploads"),
     # -- mounts
-    Rule("prefix-under-mount", "error", "A bucket's prefix is mounted, which SkyPilot's server refuses"),
-    Rule("azure-prefix-dropped", "warning", "An Azure container's prefix is mounted, which SkyPilot drops"),
+    Rule("prefix-under-mount", "error", "A mount's source is a prefix in a bucket, which SkyPilot's server refuses"),
+    Rule(
+        "azure-prefix-dropped",
+        "warning",
+        "A mount's source is a prefix in an Azure container, and SkyPilot drops the prefix",
+    ),
     Rule("mount-refused", "error", "SkyPilot's server refuses the mount"),
     # -- recovery
-    Rule("no-75", "error", "The trainer runs, and job_recovery does not list its exit code 75"),
-    Rule("recovers-on-75", "warning", "75 is recovered on, and `run` does not start the trainer"),
-    Rule("recovers-on-errors", _EITHER, "A code of recover_on_exit_codes would be tried for ever"),
-    Rule("recovers-on-a-stop", "error", "A code of recover_on_exit_codes is one with which the trainer stops for good"),
-    Rule("unknown-recovery-key", "error", "job_recovery has a key that SkyPilot's server refuses"),
-    Rule("unknown-strategy", "error", "SkyPilot knows no such recovery strategy"),
-    Rule("eager-next-region", "warning", "EAGER_NEXT_REGION does not skip the region that it lost"),
+    Rule("no-75", "error", "`run` starts the trainer, but job_recovery does not list its exit code 75"),
+    Rule("recovers-on-75", "warning", "recover_on_exit_codes lists 75, but `run` does not start the trainer"),
+    Rule("recovers-on-errors", _EITHER, "recover_on_exit_codes lists a code that would restart the job for ever"),
+    Rule("recovers-on-a-stop", "error", "recover_on_exit_codes lists a code with which the trainer stops for good"),
+    Rule("unknown-recovery-key", "error", "job_recovery has a key that SkyPilot's server does not know"),
+    Rule("unknown-strategy", "error", "SkyPilot does not know the recovery strategy"),
+    Rule("eager-next-region", "warning", "EAGER_NEXT_REGION does not skip the region that was lost"),
     Rule("differing-recovery", "error", "job_recovery differs among entries, which SkyPilot's server refuses"),
     Rule("differing-priority", "error", "priority differs among entries, which SkyPilot's server refuses"),
     # -- accelerators and places
-    Rule("unknown-gpu", _EITHER, "SkyPilot's catalogs have no such accelerator"),
-    Rule("gpu-torch-cannot-use", _EITHER, "The trainer's torch cannot run on this accelerator"),
-    Rule("torch-unpinned", _EITHER, "The newest torch is installed, which cannot run on an accelerator asked for"),
-    Rule("no-spot-there", _EITHER, "Spot machines are asked for where there are none"),
-    Rule("on-demand-first", "warning", "An on-demand entry stands before spot ones, and is taken first"),
-    Rule("grace-too-long", "warning", "The last save is given more time than the cloud gives notice"),
+    Rule("unknown-gpu", _EITHER, "SkyPilot's catalogs do not list the accelerator"),
+    Rule("gpu-torch-cannot-use", _EITHER, "The trainer's torch cannot run on the accelerator"),
+    Rule(
+        "torch-unpinned",
+        _EITHER,
+        "The task installs the newest torch, which cannot run on an accelerator that it asks for",
+    ),
+    Rule("no-spot-there", _EITHER, "The task asks for spot machines where there are none"),
+    Rule("on-demand-first", "warning", "An on-demand entry stands before spot entries and is used first"),
+    Rule("grace-too-long", "warning", "The grace for the last save is longer than the cloud's notice"),
     # -- commands
     Rule("script-not-there", _EITHER, "`run` starts a file that nothing brings to the machine"),
-    Rule("secret-in-envs", "warning", "A secret stands in `envs`, which everybody who sees the job can read"),
+    Rule("secret-in-envs", "warning", "`envs` holds a secret, which everybody who sees the job can read"),
     Rule("setup-without-set-e", "warning", "`setup` goes on after a command that fails"),
 )
 CODES = tuple(rule.code for rule in RULES)
@@ -76,7 +88,7 @@ def check_code(option: str, code: str) -> None:
 
 def no_such_rule(code: str) -> str:
     """What is wrong with a code that is none."""
-    return f"there is no rule {shown(code)}"
+    return f"no rule is called {shown(code)}"
 
 
 def nearest(code: str) -> str:

@@ -50,12 +50,12 @@ def dry_runs(cases: list[Case], home: Path, before: str = "") -> None:
 GOOD = "resources: {accelerators: A100:8, use_spot: false}\nrun: nvidia-smi\n"
 WITH_CATALOGS: list[Case] = [
     (GOOD, [], 0, "Dry run: nothing was written or submitted."),
-    (GOOD, [], 0, "not asked whether one of this name is alive: SkyPilot's API server does not answer"),
+    (GOOD, [], 0, "not checked for an active job of this name: SkyPilot's API server does not answer"),
     (GOOD, ["--json"], 0, '"state": "not submitted"'),
     ("", ["--gpus", "A100:8", "--bucket", "s3://mine"], 0, "Dry run: nothing was written or submitted."),
-    ("services: {web: {image: nginx}}\n", [], 1, "this is a docker-compose file, and no SkyPilot task"),
+    ("services: {web: {image: nginx}}\n", [], 1, "this is a docker-compose file, not a SkyPilot task"),
     ("services: {web: {image: nginx}}\n", _PAST_LINT, 1, "SkyPilot refused: Invalid task YAML: "),
-    ("jobs: {controller: {resources: {cpus: 4}}}\n", [], 1, "this is a file of SkyPilot's settings"),
+    ("jobs: {controller: {resources: {cpus: 4}}}\n", [], 1, "this is a file of SkyPilot settings"),
     ("jobs: {controller: {resources: {cpus: 4}}}\n", _PAST_LINT, 1, "SkyPilot refused: Invalid task YAML: "),
     ("name: v\ntype: k8s-pvc\nsize: 10Gi\n", [], 1, "this is a volume"),
     ("name: v\ntype: k8s-pvc\nsize: 10Gi\n", _PAST_LINT, 1, "SkyPilot refused: Invalid task YAML: "),

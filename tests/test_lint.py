@@ -455,12 +455,12 @@ OTHERS = [
     ("version: '3'\nservices:\n  web: {build: .}\n", "a docker-compose file"),
     (
         "jobs: {controller: {resources: {cpus: 4+}}}\nserve: {controller: {resources: {cpus: 4}}}\n",
-        "SkyPilot's settings",
+        "SkyPilot settings",
     ),
-    ("kubernetes: {pod_config: {spec: {}}}\nallowed_clouds: [aws]\n", "SkyPilot's settings"),
+    ("kubernetes: {pod_config: {spec: {}}}\nallowed_clouds: [aws]\n", "SkyPilot settings"),
     ("name: v\ntype: k8s-pvc\ninfra: k8s\nsize: 10Gi\n", "a volume"),
     ("apiVersion: v1\nkind: Pod\nmetadata: {name: x}\n", "a Kubernetes manifest"),
-    ("on: push\njobs: {build: {runs-on: ubuntu-latest, steps: [{run: make}]}}\n", "a workflow of GitHub's"),
+    ("on: push\njobs: {build: {runs-on: ubuntu-latest, steps: [{run: make}]}}\n", "a GitHub workflow"),
     ("name: env\nchannels: [conda-forge]\ndependencies: [python]\n", "a conda environment"),
 ]
 

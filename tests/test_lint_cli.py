@@ -61,6 +61,16 @@ def test_lint_goes_on_after_a_file_that_cannot_be_read(tmp_path: Path, skyspot: 
     assert skyspot("lint", "a.yaml")[0] == 2
 
 
+def test_lint_takes_a_variable_that_a_launch_has_to_give_for_one_that_nobody_knows(
+    tmp_path: Path, skyspot: Skyspot
+) -> None:
+    """CI has no value for it, and the file is right: `launch` asks for it."""
+    (tmp_path / "my train.yaml").write_text(
+        "envs:\n  BUCKET:\n  SCRIPT: null\nfile_mounts: {/c: {source: s3://$BUCKET}}\nrun: python $SCRIPT\n"
+    )
+    assert skyspot("lint", "my train.yaml") == (0, "No findings in 1 task.\n", "")
+
+
 def test_lint_as_json_has_the_code_of_each_rule(tmp_path: Path, skyspot: Skyspot) -> None:
     (tmp_path / "a.yaml").write_text(BAD_GPU)
     code, out, _ = skyspot("lint", "a.yaml", "--json")
@@ -82,7 +92,7 @@ def test_an_unknown_code_is_refused_with_the_nearest(tmp_path: Path, skyspot: Sk
     (tmp_path / "a.yaml").write_text(BAD_GPU)
     code, _, err = skyspot(command, "a.yaml", "--ignore", "unknown-gpus")
     assert code == 2
-    assert err == "Error: --ignore: there is no rule 'unknown-gpus'. Did you mean 'unknown-gpu'?\n"
+    assert err == "Error: --ignore: no rule is called 'unknown-gpus'. Did you mean 'unknown-gpu'?\n"
 
 
 def test_the_rules_are_listed_from_the_one_registry(skyspot: Skyspot) -> None:
@@ -112,7 +122,7 @@ def test_render_of_a_file_that_is_no_task_says_what_it_is(tmp_path: Path, skyspo
     (tmp_path / "compose.yaml").write_text("services: {web: {image: nginx}}\n")
     code, out, err = skyspot("render", "compose.yaml")
     assert (code, out) == (2, "")
-    assert "compose.yaml:1: error: this is a docker-compose file, and no SkyPilot task" in err
+    assert "compose.yaml:1: error: this is a docker-compose file, not a SkyPilot task" in err
 
 
 def test_render_lets_pass_what_is_ignored_and_what_a_service_needs(tmp_path: Path, skyspot: Skyspot) -> None:
@@ -141,7 +151,7 @@ def test_lines_are_those_of_the_file_before_its_migration(tmp_path: Path, skyspo
 
 def test_launch_goes_on_where_an_error_is_overruled(tmp_path: Path, skyspot: Skyspot) -> None:
     (tmp_path / "mine.yaml").write_text(BAD_GPU)
-    with pytest.raises(SkyspotError, match=r"To submit it all the same: --ignore unknown-gpu$"):
+    with pytest.raises(SkyspotError, match=r"To submit it anyway: --ignore unknown-gpu$"):
         launch.refuse_errors(launch.prepare(Options(task="mine.yaml", name="x"), tmp_path))
     overruled = launch.prepare(Options(task="mine.yaml", name="x", ignore=("unknown-gpu",)), tmp_path)
     launch.refuse_errors(overruled)
