@@ -21,10 +21,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from trainer import export, interval, rng, state
+from trainer import buffers, export, interval, rng, state
 from trainer.attempt import RECORDS_S, persist, record, superseded
 from trainer.hashing import fingerprint
 from trainer.layout import EXIT_PREEMPTED, EXIT_STOPPED, EXIT_SUPERSEDED, STOP_REQUEST_S, CheckpointName
+from trainer.names import unwrap
 from trainer.notice import Notice
 from trainer.order import micro_steps, step_ids
 from trainer.patience import within
@@ -112,6 +113,7 @@ class Loop:
         self.device = self.accelerator.device
         _refuse_lazy(model)
         export.check_save_model(save_model)
+        self.made = buffers.forms(model)
         self.model: nn.Module = self.accelerator.prepare(model)
         self.scaler = torch.amp.GradScaler(self.device.type) if self.config.precision == "fp16" else None
         for group in optimizer.param_groups:
@@ -133,7 +135,7 @@ class Loop:
         )
         self._said_slow = False
         self._weights: list[int] = []
-        self._buffers: dict[str, torch.Tensor] = {}
+        self._buffers: buffers.Kept = {}
         self._fetched: dict[int, list[Micro]] = {}
         self.threads = torch.get_num_threads()
 
@@ -175,13 +177,15 @@ class Loop:
         if self.done < self.max_steps:
             row = Row(next_weight=sum(micro.weight for micro in self._fetch(self.done)))
             self._hear([self.together.exchange(row.to_ints()).wait()], None)
-        prepared = False
+        prepared, before = False, self._buffers
         while self.done < self.max_steps and not self.stop:
             self._evaluate_if_due()
             if self.stop or not self._step():
                 break
             if not prepared:
                 prepared = True
+                self._say_what_is_not_saved(before)
+                before = {}
                 self.saver.prepare(self._whole_state({}))
             if self._save_is_due() and self.done < self.max_steps and not self.stop:
                 self._save()
@@ -200,13 +204,13 @@ class Loop:
         """
         ids = micro_steps(step_ids(self.config.seed, len(self.samples), self.config.global_batch_size, 0),
                           self.config.micro_batch_size)[0]  # fmt: skip
-        buffers = {name: tensor.clone() for name, tensor in state.unwrap(self.model).named_buffers()}
+        kept = buffers.keep(self.model)
         with rng.seeded(rng.micro_step_seed(self.config.seed, 0, 0)):
             batch = self.samples.batch(ids)
             loss = self._forward(batch) / max(1, self.samples.weight(batch))
             (self.scaler.scale(loss) if self.scaler else loss).backward()
         self.optimizer.zero_grad(set_to_none=True)
-        self._put_buffers_back(buffers)
+        buffers.put_back(self.model, kept)
 
     def restore(self) -> None:
         """Load the newest whole checkpoint, if there is one; records it and says so in a line."""
@@ -217,7 +221,7 @@ class Loop:
         if found.loaded:
             manifest = found.loaded.manifest
             counters, extra = state.apply(
-                self.model, [self.optimizer], found.loaded.tensors, found.loaded.plain, [self.begun]
+                self.model, [self.optimizer], found.loaded.tensors, found.loaded.plain, [self.begun], self.made
             )
             self._load_extra(extra, checkpoint_name=str(found.loaded.name))
             if self.scaler and counters.get("scaler"):
@@ -334,7 +338,7 @@ class Loop:
             self._hear(rows[-1:], round_started)
             if self.stop and not last and not self._fits(len(micros) - number - 1, Row(*rows[-1][0])):
                 self.optimizer.zero_grad(set_to_none=True)
-                self._put_buffers_back(self._buffers)
+                buffers.put_back(self.model, self._buffers)
                 return False
         lr, norm = self._apply(step)
         self.done = self.run_.steps_done = step + 1
@@ -351,13 +355,13 @@ class Loop:
         """Forward and backward of one micro-step; returns its loss sum and the exchange that was begun beside it."""
         with rng.seeded(rng.micro_step_seed(self.config.seed, step, micro.index)):
             told = self.together.exchange(self._row(micro, next_weight).to_ints())
-            kept = {} if micro.weight else {n: t.clone() for n, t in state.unwrap(self.model).named_buffers()}
+            kept = {} if micro.weight else buffers.keep(self.model)
             wait = nullcontext() if last else self.accelerator.no_sync(self.model)
             with wait:
                 loss = self._forward(micro.batch)
                 scaled = loss * (float(bool(micro.weight)) * self.together.world_size / max(1, total))
                 (self.scaler.scale(scaled) if self.scaler else scaled).backward()
-            self._put_buffers_back(kept)
+            buffers.put_back(self.model, kept)
         return loss.detach(), told
 
     def _forward(self, batch: Any, model: nn.Module | None = None) -> torch.Tensor:
@@ -530,11 +534,12 @@ class Loop:
         """The mean loss over the held-out samples; None where a stop was agreed on meanwhile and steps are left."""
         assert self.held_out
         parts = micro_steps(np.arange(len(self.held_out)), self.config.micro_batch_size)
-        model, ranks = state.unwrap(self.model), self.together.world_size
+        model, ranks = unwrap(self.model), self.together.world_size
         losses, weights = [], []
         modes = {module: module.training for module in model.modules()}
         # Each rank has seen other samples since: all evaluate the model that would be saved.
-        own = {name: tensor.clone() for name, tensor in model.named_buffers()}
+        own = buffers.keep(model)
+        self._refuse_unlike_buffers(model)
         self.together.broadcast(tensor for _, tensor in model.named_buffers())
         model.eval()
         try:
@@ -552,7 +557,7 @@ class Loop:
                     if self.stop and self.done < self.max_steps:
                         return None
         finally:
-            self._put_buffers_back(own)
+            buffers.put_back(model, own)
             for module, training in modes.items():  # Not model.train(): some may be frozen in eval mode.
                 module.training = training
         rows = self.together.exchange([to_bits(math.fsum(losses)), sum(weights)]).wait()
@@ -561,17 +566,32 @@ class Loop:
     # -- boundaries --------------------------------------------------------------------------------------------------
 
     def _keep_buffers(self) -> None:
-        self._buffers = {name: tensor.clone() for name, tensor in state.unwrap(self.model).named_buffers()}
+        self._buffers = buffers.keep(self.model)
 
-    def _put_buffers_back(self, kept: Mapping[str, torch.Tensor]) -> None:
-        live = dict(state.unwrap(self.model).named_buffers())
-        with torch.no_grad():
-            for name, tensor in kept.items():
-                live[name].copy_(tensor)
+    def _refuse_unlike_buffers(self, model: nn.Module) -> None:
+        """See that rank 0's buffers fit the others': a broadcast would hang, or mix them up.
+
+        Raises:
+            StateError: they do not.
+        """
+        own = [f"{name}{buffers.form(tensor)}" for name, tensor in model.named_buffers()]
+        rows = self.together.exchange([fingerprint(*own)]).wait()
+        if any(row != rows[0] for row in rows):
+            raise state.StateError(
+                "the ranks' buffers differ in their names or shapes: rank 0's count, and fit no other"
+            )
+
+    def _say_what_is_not_saved(self, before: buffers.Kept) -> None:
+        """A buffer that steps change, and that is not persistent, makes a resume another training: worth a line."""
+        for name in buffers.not_kept(before, self._buffers, self.model):
+            self.run_.say(
+                f"buffer {name} changes as the model trains and is not persistent: it is not saved, and a resume "
+                "begins with it as the program makes it (register_buffer(..., persistent=True) saves it)"
+            )
 
     def _whole_state(self, counters: Mapping[str, Any]) -> state.State:
         extra = {name: thing.state_dict() for name, thing in self.extra.items()}
-        return state.collect(self.model, [self.optimizer], counters, extra, [self.begun])
+        return state.collect(self.model, [self.optimizer], counters, extra, [self.begun], self.made)
 
     def _boundary(self, *, last: bool = False) -> Boundary:
         """What is to be saved of where the run stands."""

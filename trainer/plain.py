@@ -1,0 +1,94 @@
+"""Plain values as JSON with tagged types; the tensors among them are put aside by name. Nothing is ever pickled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+
+class StateError(Exception):
+    """A state cannot be saved, or does not fit the model that it should be loaded into."""
+
+
+def encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
+    """`value` as JSON with tagged types; its tensors are put into `tensors` under their paths.
+
+    Raises:
+        StateError: something in it is neither plain nor a tensor.
+    """
+    if isinstance(value, (torch.Tensor, bytes)):
+        while path in tensors:  # The keys 1 and "1" make one path.
+            path += "'"
+        if isinstance(value, torch.Tensor):
+            tensors[path] = value
+            return {"tensor": path}
+        tensors[path] = torch.tensor(list(value), dtype=torch.uint8)
+        return {"bytes": path}
+    if value is None or isinstance(value, (bool, str)) or type(value) is int:
+        return value
+    if type(value) is float:
+        return value if math.isfinite(value) else {"float": repr(value)}
+    if type(value) is list:
+        return [encode(item, f"{path}.{index}", tensors) for index, item in enumerate(value)]
+    if type(value) is tuple:
+        return {"tuple": [encode(item, f"{path}.{index}", tensors) for index, item in enumerate(value)]}
+    if isinstance(value, Mapping):
+        for key in value:
+            if isinstance(key, torch.Tensor):
+                raise StateError(f"{path}: a key that is a tensor cannot be saved; use names or numbers")
+        pairs = [
+            [encode(key, f"{path}.key", tensors), encode(item, f"{path}.{key}", tensors)] for key, item in value.items()
+        ]
+        return {"dict": pairs}
+    raise StateError(
+        f"{path}: a {type(value).__name__} cannot be saved; use tensors, numbers, strings, lists and dicts"
+    )
+
+
+def tensors_of(value: Any) -> set[str]:
+    """Names of the tensors that stand in what `encode` gave."""
+    found, left = set(), [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, list):
+            left.extend(one)
+        elif isinstance(one, dict):
+            if isinstance(name := one.get("tensor", one.get("bytes")), str):
+                found.add(name)
+            left.extend(one.values())
+    return found
+
+
+def decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """What `encode` was given.
+
+    Raises:
+        StateError: it was not made by `encode`.
+    """
+    try:
+        return _decode(value, tensors)
+    except (RecursionError, TypeError) as error:
+        raise StateError(f"state.json holds what no state is made of ({error})") from None
+
+
+def _decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if len(value) == 1:
+        (tag, inner), *_ = value.items()
+        if tag == "float" and inner in ("inf", "-inf", "nan"):
+            return float(inner)
+        if tag == "tuple" and isinstance(inner, list):
+            return tuple(_decode(item, tensors) for item in inner)
+        if tag == "dict" and isinstance(inner, list) and all(isinstance(p, list) and len(p) == 2 for p in inner):
+            return {_decode(key, tensors): _decode(item, tensors) for key, item in inner}
+        if tag == "tensor" and inner in tensors:
+            return tensors[inner]
+        if tag == "bytes" and inner in tensors and tensors[inner].dtype == torch.uint8:
+            return tensors[inner].cpu().numpy().tobytes()
+    raise StateError("state.json holds a value of no known type")
