@@ -203,45 +203,19 @@ def _plain(path: Path, options: Options) -> Rendered:
     if refused:
         option = flag(refused[0])
         raise UsageError(f"{option} means nothing for {path}: it is a plain YAML, not a template. Edit the file itself")
-    from skyspot import oldyaml, task  # Not for a template: these would be half of its time.
+    from skyspot import plain, task  # Not for a template: these would be half of its time.
 
     before = task.read(path)
     try:
-        migrated = oldyaml.to_today(before, given={*options.env, *options.secret})
+        edited = plain.edited(before, options)
     except UsageError as error:
         raise UsageError(f"{path}{', ' if str(error).startswith('line') else ': '}{error}") from None
-    text = migrated.text
-    if options.gpus or options.prefer or options.infra or options.on_demand_last or options.use_spot is not None:
-        groups = gpus.parse(options.gpus) if options.gpus else task.accelerators(text)
-        use_spot = options.use_spot if options.use_spot is not None else task.uses_spot(text)
-        rungs = ladder.rungs(
-            groups,
-            prefer=list(options.prefer),
-            infra=options.infra,
-            use_spot=bool(use_spot if use_spot is not None else options.gpus),
-            on_demand_last=bool(options.on_demand_last),
-        )
-        text = task.with_rungs(text, [rung.to_yaml() for rung in rungs])
-    if options.strategy is not None:
-        text = task.with_strategy(text, options.strategy.upper())
-    if options.max_hourly_cost is not None:
-        text = task.with_resource(text, "max_hourly_cost", options.max_hourly_cost)
-    if options.num_nodes is not None:
-        text = task.with_entry(text, "num_nodes", str(options.num_nodes))
-    if options.name is not None:
-        text = task.with_name(text, options.name)
-    if options.env:
-        text = task.with_entries(text, "envs", dict(options.env))
-    for key in options.secret:
-        text = task.without_empty_env(text, key)
-    if options.secret:
-        text = task.with_entries(text, "secrets", dict.fromkeys(options.secret))
-    name = options.name or task.name(text) or path.stem
+    name = options.name or edited.pipeline.name or path.stem
     if not NAME.fullmatch(name):
         raise UsageError(f"{path}: the name {shown(name)} cannot be a file's; -n gives it another")
-    notes = [f"{path}, {change}." for change in migrated.changes]
+    notes = [*(f"{path}, {change}." for change in edited.changes), *edited.notes]
     if left:
         notes.append(
             f"skyspot.yaml: {', '.join(left)} left out: it holds for templates, {path} says everything itself."
         )
-    return Rendered(name, text, tuple(notes), False, before)
+    return Rendered(name, edited.pipeline.text, tuple(notes), False, before)

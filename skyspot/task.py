@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from skyspot import yamledit, yamltext
-from skyspot.errors import UsageError, shown
+from skyspot import pipeline, yamledit, yamltext
+from skyspot.errors import UsageError
 from skyspot.gpus import Accelerators, parse
 from skyspot.ladder import RECOVER as RECOVER
 from skyspot.shell import runs_our_trainer as runs_our_trainer
@@ -21,7 +21,7 @@ _RUNG_KEYS = {"accelerators", "gpus", "use_spot", "infra", "cloud", "region", "z
 
 
 def read(path: Path) -> str:
-    """The text of a task YAML that is one mapping without a key twice.
+    """The text of a task YAML, each of whose documents is a mapping without a key twice.
 
     Raises:
         UsageError: it is not; says where.
@@ -33,38 +33,16 @@ def read(path: Path) -> str:
     except UnicodeDecodeError:
         raise UsageError(f"{path}: not UTF-8") from None
     try:
-        root = compose(text)
-        _refuse_twins(root, set())
-        yamledit.value(root)
+        pipeline.split(text)
     except UsageError as error:
         raise UsageError(f"{path}{', ' if str(error).startswith('line ') else ': '}{error}") from None
     return text
 
 
-def _refuse_twins(node: yaml.Node, done: set[int]) -> None:
-    if id(node) in done:
-        return
-    done.add(id(node))
-    if isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-                if key.value in seen:
-                    raise UsageError(
-                        f"line {line}: {shown(key.value)} stands there a second time (line {seen[key.value]})"
-                    )
-                seen[key.value] = line
-            _refuse_twins(value, done)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_twins(item, done)
-
-
 def load(text: str) -> dict[str, Any]:
-    """The task as a mapping."""
-    document = yaml.safe_load(text)
-    return document if isinstance(document, dict) else {}
+    """The task as a mapping; of several, the first."""
+    found = pipeline.tasks_in(text)
+    return found[0] if found else {}
 
 
 def name(text: str) -> str | None:

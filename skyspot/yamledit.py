@@ -69,6 +69,11 @@ class Sheet:
         return replace(self, text=applied(self.text, edit), lines=lines)
 
 
+def breaks(text: str) -> str:
+    """The line breaks of a text alone."""
+    return "".join(_BREAK.findall(text))
+
+
 def applied(text: str, edit: Edit) -> str:
     """The text with one edit done; new lines end as the lines of the text do."""
     found = _BREAK.search(text)

@@ -354,7 +354,8 @@ BROKEN_YAML = [
     ("a: 1\na: 2\nrun: x\n", "second time"),
     ("- a\n- b\n", "mapping"),
     ("a: [1\n", "not readable"),
-    ("a: 1\n---\nb: 2\n", "2 documents"),
+    ("a: 1\n---\n- b\n", "mapping"),
+    ("name: x\n---\n", "no task"),
 ]
 
 
