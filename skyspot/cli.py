@@ -274,6 +274,7 @@ def lint(options: Any, more: tuple[str, ...], list_rules: bool, as_json: bool) -
     "--processes", default="1,2", metavar="1,2", show_default=True, help="First: the run's; then: a leg's changes."
 )
 @click.option("--mount", multiple=True, metavar="DEST=FOLDER", help="A folder that stands in for a bucket.")
+@click.option("--task", "part", metavar="NAME", help="The task of a pipeline to rehearse.")
 @click.option("--setup", is_flag=True, help="Run the task's `setup` on each new machine too.")
 @click.option("--compare", metavar="GLOB", help="Result files, within the bucket, to compare byte for byte.")
 @click.option(
@@ -287,6 +288,7 @@ def rehearse(
     seed: int,
     processes: str,
     mount: tuple[str, ...],
+    part: str | None,
     setup: bool,
     compare: str | None,
     keep: Path | None,
@@ -303,7 +305,17 @@ def rehearse(
     from skyspot import rehearse_cli
 
     code = rehearse_cli.run(
-        options, preemptions, kinds, seed, processes, mount, setup=setup, compare=compare, keep=keep, as_json=as_json
+        options,
+        preemptions,
+        kinds,
+        seed,
+        processes,
+        mount,
+        part=part,
+        setup=setup,
+        compare=compare,
+        keep=keep,
+        as_json=as_json,
     )
     sys.exit(code)
 

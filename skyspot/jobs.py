@@ -9,13 +9,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-import yaml
-
-from skyspot import aside, managed_jobs, runs, task
+from skyspot import aside, managed_jobs, runs
 from skyspot.errors import SkyspotError, UsageError, did_you_mean, shown
 from skyspot.managed_jobs import Job
+from skyspot.pipeline import tasks_in
 from skyspot.runs import Location, Progress, UnreadableError
-from skyspot.yamledit import UNREADABLE
 from trainer.layout import (
     AttemptName,
     LayoutError,
@@ -84,27 +82,26 @@ def open_job(job: Job) -> RunPaths:
     Raises:
         UnreadableError: it cannot be read from here, or the task does not say where it is.
     """
-    where = runs.location(_task_of(job))
-    if where is None:
-        where = _written(job.name)
+    where = runs.location(_task_of(job)) or _written(job)
     if where is None:
         raise UnreadableError("its task names no SKYSPOT_CHECKPOINT_DIR")
     return runs.open_run(resolved(where))
 
 
 def _task_of(job: Job) -> dict[str, Any]:
-    """The task that was submitted. SkyPilot keeps it behind a document of its own that holds the job's name alone."""
-    with suppress(*UNREADABLE):
-        for document in yaml.safe_load_all(job.task):
-            if isinstance(document, dict) and "envs" in document:
-                return document
-    return {}
+    """The task that is on, as it was submitted."""
+    return _part(tasks_in(job.task), job)
 
 
-def _written(name: str) -> Location | None:
+def _written(job: Job) -> Location | None:
+    """Where the task that was written for a job has its run's folder."""
     with suppress(OSError, UnicodeDecodeError):
-        return runs.location(task.load(runs.written_task(name).read_text(encoding="utf-8")))
+        return runs.location(_part(tasks_in(runs.written_task(job.name).read_text(encoding="utf-8")), job))
     return None
+
+
+def _part(tasks: Sequence[dict[str, Any]], job: Job) -> dict[str, Any]:
+    return tasks[job.part] if job.part < len(tasks) else {}
 
 
 def resolved(where: Location) -> Location:
@@ -165,7 +162,7 @@ def ask_to_save(job: Job, grace_s: float, say: Callable[[str], None]) -> bool:
         return False
     try:
         paths = open_job(job)
-        attempt = _asked(_attempt_of, paths, job.id)
+        attempt = _asked(_attempt_of, paths, f"_{job.id}-{job.part}")
         if attempt is None:
             say(f"{paths.root}: no attempt of job {job.id} there yet")
             return False
@@ -204,10 +201,10 @@ def _within(function: Callable[..., _T], paths: RunPaths, *args: Any) -> _T:
         return function(paths, *args)
 
 
-def _attempt_of(paths: RunPaths, job_id: int) -> AttemptName | None:
+def _attempt_of(paths: RunPaths, job: str) -> AttemptName | None:
     """The newest attempt, where it is this job's: SkyPilot's task id ends in the job's id and the task's number."""
     attempts = list_attempts(paths)
-    if attempts and _launch_of(paths, attempts[-1]).endswith(f"_{job_id}-0"):
+    if attempts and _launch_of(paths, attempts[-1]).endswith(job):
         return attempts[-1]
     return None
 

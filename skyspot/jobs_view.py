@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from skyspot.jobs import Seen
-from skyspot.launch import Before, Launch
+from skyspot.launch import Before, Launch, Part
 from skyspot.words import ago, clock, many
 
 _HIDDEN = "***"
@@ -75,28 +75,34 @@ def _market(rung: Mapping[str, Any]) -> str:
     return "spot" if rung.get("use_spot") else "on-demand"
 
 
-def plan_lines(launch: Launch, before: Before) -> list[str]:
-    """What is said beside the table of rungs."""
-    task = launch.task
+def _shared_lines(launch: Launch, before: Before) -> list[str]:
+    """What is said beside the rungs of all tasks."""
     lines = []
-    if launch.where:
-        lines.append(f"Checkpoints: {launch.where}")
-    if launch.makes_bucket:
-        lines.append(f"Bucket:      {launch.makes_bucket}; SkyPilot makes it if it is missing, and keeps it")
-    trainer = launch.path.parent / launch.name / "trainer"
-    if launch.trainer and trainer.is_dir():
-        lines.append(f"Trainer:     {trainer}, kept from before (--update-trainer replaces it)")
-    envs = task.get("envs") or {}
+    if before.unasked:
+        lines.append(f"Jobs:        not checked for an active job of this name: {before.unasked}")
+    for run in launch.trainers:
+        trainer = launch.path.parent / run / "trainer"
+        if trainer.is_dir():
+            lines.append(f"Trainer:     {trainer}, kept from before (--update-trainer replaces it)")
+    if launch.secrets:
+        lines.append("Secrets:     " + ", ".join(f"{name}={_HIDDEN}" for name in launch.secrets))
+    return lines
+
+
+def _lines_of(part: Part, before: Before) -> list[str]:
+    """What is said beside the rungs of one task."""
+    lines = []
+    if part.where:
+        lines.append(f"Checkpoints: {part.where}")
+    if part.makes_bucket:
+        lines.append(f"Bucket:      {part.makes_bucket}; SkyPilot makes it if it is missing, and keeps it")
+    envs = part.task.get("envs") or {}
     own = [name for name in envs if not str(name).startswith("SKYSPOT_")] if isinstance(envs, Mapping) else []
     if own:
         lines.append(f"Environment: {_first([str(name) for name in own], 3)}")
-    if launch.secrets:
-        lines.append("Secrets:     " + ", ".join(f"{name}={_HIDDEN}" for name in launch.secrets))
-    if before.unasked:
-        lines.append(f"Jobs:        not checked for an active job of this name: {before.unasked}")
     if before.progress:
         done = f"step {before.progress.committed_step}" if before.progress.committed_step else "its start"
-        lines.append(f"Resumes:     {launch.name} from {done}, after {many(before.progress.attempts, 'attempt')}")
+        lines.append(f"Resumes:     {part.name} from {done}, after {many(before.progress.attempts, 'attempt')}")
     elif before.unread:
         lines.append(f"Run folder:  not looked at: {before.unread}")
     else:
@@ -113,9 +119,22 @@ def _first(names: Sequence[str], limit: int) -> str:
 def show_plan(launch: Launch, before: Before) -> None:
     """The table of what will be asked for, rung by rung, and where the checkpoints go."""
     console = Console(highlight=False)
-    console.print(f"Run {launch.name}. {_order(launch.task)}", markup=False)
-    console.print(_rung_table(launch.task, console.width))
-    for line in plan_lines(launch, before):
+    several = len(launch.parts) > 1
+    if several:
+        how = "side by side" if launch.is_group else "one after another"
+        console.print(f"Job {launch.name}: {len(launch.parts)} tasks, {how}.", markup=False)
+    for number, (part, one) in enumerate(
+        zip(launch.parts, before.parts or [before] * len(launch.parts), strict=True), 1
+    ):
+        what = f"\nTask {number}, {part.name}" if several else f"Run {launch.name}"
+        console.print(f"{what}. {_order(part.task)}", markup=False)
+        console.print(_rung_table(part.task, console.width))
+        for line in _lines_of(part, one):
+            click.echo(line)
+    shared = _shared_lines(launch, before)
+    if several and shared:
+        click.echo()
+    for line in shared:
         click.echo(line)
 
 
@@ -159,11 +178,22 @@ def plan_json(launch: Launch, before: Before, job_id: int | None, state: str) ->
         "state": state,
         "checkpoints": str(launch.where) if launch.where else None,
         "makes_bucket": launch.makes_bucket,
-        "rungs": rungs(launch.task),
-        "num_nodes": launch.task.get("num_nodes") or 1,
+        "rungs": rungs(launch.parts[0].task) if len(launch.parts) == 1 else [],
+        "num_nodes": launch.parts[0].task.get("num_nodes") or 1 if len(launch.parts) == 1 else None,
         "resumes_from_step": before.progress.committed_step if before.progress else None,
+        "tasks": [
+            {
+                "name": part.name,
+                "checkpoints": str(part.where) if part.where else None,
+                "makes_bucket": part.makes_bucket,
+                "rungs": rungs(part.task),
+                "num_nodes": part.task.get("num_nodes") or 1,
+                "resumes_from_step": one.progress.committed_step if one.progress else None,
+            }
+            for part, one in launch.each(before)
+        ],
         "findings": [
-            {"line": f.line, "level": f.level, "name": f.name, "reason": f.reason, "remedy": f.remedy}
+            {"line": f.line, "level": f.level, "name": f.name, "reason": f.reason, "remedy": f.remedy, "task": f.task}
             for f in launch.findings
         ],
         "notes": list(launch.notes),
@@ -181,7 +211,9 @@ def show_queue(seen: Sequence[Seen]) -> None:
         steps = f"{_or(p.step)}/{_or(p.max_steps)}" if p else "-"
         table.add_row(
             str(one.job.id),
-            one.job.name,
+            f"{one.job.name} {one.job.part + 1}/{one.job.parts} {one.job.part_name}".strip()
+            if one.job.parts > 1
+            else one.job.name,
             f"{one.job.status} {clock(one.job.duration_s)}".strip(),
             "finished" if p and p.finished else steps,
             f"{p.loss:.3f}" if p and p.loss is not None else "-",
@@ -206,7 +238,8 @@ def queue_json(seen: Sequence[Seen]) -> list[dict[str, Any]]:
         job, p = one.job, one.progress
         rows.append(
             {
-                "id": job.id, "name": job.name, "status": job.status, "resources": job.resources, "infra": job.infra,
+                "id": job.id, "name": job.name, "task": job.part_name or None, "task_number": job.part + 1,
+                "tasks": job.parts, "status": job.status, "resources": job.resources, "infra": job.infra,
                 "recoveries": job.recoveries, "submitted_at": job.submitted_at, "duration_s": job.duration_s,
                 "details": job.details, "waits_for": one.waits_for or None, "unread": one.unread or None,
                 "step": p.step if p else None, "max_steps": p.max_steps if p else None, "loss": p.loss if p else None,

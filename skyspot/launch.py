@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from skyspot import lint, managed_jobs, payload, runs, task
+from skyspot import lint, managed_jobs, payload, pipeline, runs, task
 from skyspot.envs import as_text
 from skyspot.errors import SkyspotError, UsageError
 from skyspot.lint import Finding
@@ -23,6 +23,21 @@ from trainer.layout import LayoutError, RunPaths
 
 
 @dataclass(frozen=True)
+class Part:
+    """One task of what is about to be submitted."""
+
+    name: str
+    task: Mapping[str, Any]
+    where: Location | None
+    """The folder of the run that it trains."""
+
+    @property
+    def makes_bucket(self) -> str | None:
+        """The bucket that SkyPilot will make where there is none of that name."""
+        return self.where.made if self.where else None
+
+
+@dataclass(frozen=True)
 class Launch:
     """What is about to be submitted."""
 
@@ -30,26 +45,32 @@ class Launch:
     text: str
     path: Path
     """Where it is written: .skyspot/<run>.yaml."""
-    trainer: bool
-    """Whether the trainer lies beside it as its payload."""
+    trainers: tuple[str, ...]
+    """The runs whose copies of the trainer lie beside it as its payload."""
     notes: tuple[str, ...]
     findings: tuple[Finding, ...]
     linted: Path
     """The file whose lines the findings name."""
     secrets: Mapping[str, str]
     """Values of the task's secrets; in no file and no message."""
-    where: Location | None
-    """The run's folder."""
+    parts: tuple[Part, ...]
+    """Its tasks: one, or those of a pipeline."""
+    is_group: bool = False
+    """Whether the tasks of several run side by side."""
 
     @property
-    def task(self) -> dict[str, Any]:
-        """The task YAML as a mapping."""
-        return task.load(self.text)
+    def where(self) -> Location | None:
+        """The run's folder, of one task alone."""
+        return self.parts[0].where if len(self.parts) == 1 else None
 
     @property
     def makes_bucket(self) -> str | None:
-        """The bucket that SkyPilot will make where there is none of that name."""
-        return self.where.made if self.where else None
+        """The bucket that SkyPilot will make where there is none of that name, of one task alone."""
+        return self.parts[0].makes_bucket if len(self.parts) == 1 else None
+
+    def each(self, before: Before) -> list[tuple[Part, Before]]:
+        """Each task, with what there is already of its run."""
+        return list(zip(self.parts, before.parts or [before] * len(self.parts), strict=True))
 
 
 @dataclass(frozen=True)
@@ -64,6 +85,13 @@ class Before:
     """The field of the binding configuration that differs, as a sentence."""
     unasked: str = ""
     """Why SkyPilot was not asked for a living job; empty where it was."""
+    parts: tuple[Before, ...] = ()
+    """Of a pipeline: the same of each task; beside them, `living` and `unasked` alone say something."""
+
+    @property
+    def resumes(self) -> bool:
+        """Whether a run, or one of a pipeline's, was begun before."""
+        return any(one.progress for one in self.parts or (self,))
 
 
 def prepare(options: Options, folder: Path) -> Launch:
@@ -79,8 +107,7 @@ def prepare(options: Options, folder: Path) -> Launch:
         # The run's name alone: go on with what was written for it.
         rendered = task_yaml(Options(task=str(known), name=options.name, secret=options.secret))
         text, notes = task.read(known), (f"Using {known}", *rendered.notes)
-        name, trainer = rendered.name, payload.names_trainer(text, rendered.name)
-        path = linted = known
+        name, path, linted = rendered.name, known, known
         found = lint.findings(text, ignored=options.ignore)
     else:
         rendered = task_yaml(options)
@@ -94,30 +121,31 @@ def prepare(options: Options, folder: Path) -> Launch:
         if text != rendered.text:
             found, linted = lint.findings(text, ignored=options.ignore), path
         notes = (*rendered.notes, *more)
-        trainer = payload.names_trainer(text, name)
-    document = task.load(text)
+    file = pipeline.split(text)
+    tasks = [task.load(one) for one in file.task_texts]
+    names = pipeline.task_names(file, name)
     return Launch(
         name=name,
         text=text,
         path=path,
-        trainer=trainer,
+        trainers=payload.trainers(text),
         notes=notes,
         findings=tuple(found),
         linted=linted,
-        secrets=_secret_values(document, options.secret),
-        where=runs.location(document),
+        secrets=_secret_values(tasks, options.secret),
+        parts=tuple(Part(called, one, runs.location(one)) for called, one in zip(names, tasks, strict=True)),
+        is_group=file.is_group,
     )
 
 
-def _secret_values(document: Mapping[str, Any], given: Mapping[str, str | None]) -> dict[str, str]:
+def _secret_values(tasks: Sequence[Mapping[str, Any]], given: Mapping[str, str | None]) -> dict[str, str]:
     """The value of each secret: given, or the variable of that name here."""
     found: dict[str, str] = {}
-    declared = document.get("secrets")
-    names = dict(declared) if isinstance(declared, Mapping) else {}
-    for name, written in {**names, **given}.items():
+    declared = [secrets for one in tasks if isinstance(secrets := one.get("secrets"), Mapping)]
+    # Those that the YAML itself carries need no other value.
+    names = [name for secrets in declared for name, written in secrets.items() if written is None]
+    for name in dict.fromkeys([*names, *given]):
         value = given.get(name)
-        if value is None and written is not None and name not in given:
-            continue  # The YAML itself carries it.
         value = value if value is not None else os.environ.get(str(name))
         if value is None:
             raise UsageError(f"secret {name} has no value: --secret {name}=..., or set a variable of that name")
@@ -131,9 +159,8 @@ def check(launch: Launch) -> list[str]:
     Raises:
         SkyspotError: SkyPilot refuses it.
     """
-    return managed_jobs.check(
-        launch.text, launch.secrets, [f".skyspot/{launch.name}/trainer"] if launch.trainer else []
-    )
+    made = [f"{runs.WRITTEN}/{run}/trainer" for run in launch.trainers]
+    return managed_jobs.check(launch.text, launch.secrets, made)
 
 
 def look_before(launch: Launch, *, dryrun: bool = False) -> Before:
@@ -157,14 +184,20 @@ def look_before(launch: Launch, *, dryrun: bool = False) -> Before:
 
 
 def _look_into(launch: Launch, living: Job | None) -> Before:
-    if launch.where is None:
+    if len(launch.parts) == 1:
+        return _look(launch.parts[0], living)
+    return Before(living, None, "", None, parts=tuple(_look(part, None) for part in launch.parts))
+
+
+def _look(part: Part, living: Job | None) -> Before:
+    if part.where is None:
         return Before(living, None, "the task names no SKYSPOT_CHECKPOINT_DIR", None)
     try:
         from skyspot.jobs import resolved
 
-        paths = runs.open_run(resolved(launch.where))
+        paths = runs.open_run(resolved(part.where))
         progress = runs.progress(paths)
-        return Before(living, progress, "", _difference(launch.task, paths) if progress else None)
+        return Before(living, progress, "", _difference(part.task, paths) if progress else None)
     except (UnreadableError, LayoutError) as error:
         return Before(living, None, str(error), None)
 
@@ -221,11 +254,14 @@ def refuse(launch: Launch, before: Before, replace: bool) -> None:
     Raises:
         SkyspotError: a job of that name lives, or the run was begun with another configuration.
     """
-    if before.differs:
-        raise SkyspotError(
-            f"run {launch.name} was begun with another configuration: {before.differs}. Give it another name (-n), or "
-            f"change the run on purpose: --allow-config-change {before.differs.split()[0]} in the trainer's command"
-        )
+    for part, one in launch.each(before):
+        if one.differs:
+            remedy = "Give it another name (-n)" if not before.parts else f"Give task {part.name} another folder"
+            raise SkyspotError(
+                f"run {part.where if before.parts else launch.name} was begun with another configuration: "
+                f"{one.differs}. {remedy}, or change the run on purpose: --allow-config-change "
+                f"{one.differs.split()[0]} in the trainer's command"
+            )
     if before.living and not replace:
         job = before.living
         raise SkyspotError(
@@ -236,7 +272,7 @@ def refuse(launch: Launch, before: Before, replace: bool) -> None:
 
 def write(launch: Launch, update_trainer: bool) -> None:
     """Write .skyspot/<run>.yaml and the trainer's copy beside it."""
-    payload.place(launch.path, launch.text, launch.name if launch.trainer else None, update_trainer)
+    payload.place(launch.path, launch.text, launch.trainers, update_trainer)
 
 
 def remember_bucket(name: str, folder: Path) -> bool:

@@ -67,7 +67,7 @@ def run(options: Options, how: How) -> int:
     if options.bucket is None and launch.makes_bucket:
         _remember(launch.makes_bucket, folder)
     job_id = managed_jobs.submit(launch.text, launch.name, launch.secrets, quiet=how.as_json)
-    return _end(launch, before, how, job_id, "resumed" if before.progress else "new")
+    return _end(launch, before, how, job_id, "resumed" if before.resumes else "new")
 
 
 def _finished(launch: Launch, before: Before, how: How) -> int:

@@ -45,7 +45,11 @@ def findings(text: str, *, grace_s: float | None = None, ignored: Collection[str
         return [Finding(line, "error", "not-yaml", reason, "Look at this line and the one before")]
     if len(documents) > 1 and documents[0].root.entries.keys() <= {*HEADER}:
         documents = documents[1:]
-    found = dict.fromkeys(finding for task in documents for finding in _findings(task, grace_s))
+    found = dict.fromkeys(
+        replace(finding, task=_called(task, number) if len(documents) > 1 else "")
+        for number, task in enumerate(documents, 1)
+        for finding in _findings(task, grace_s)
+    )
     left = lint_ignore.overruled(text, list(found), ignored)
     return sorted(left, key=lambda finding: (finding.line, finding.level, finding.name))
 
@@ -70,11 +74,17 @@ def of_the_file(found: Collection[Finding]) -> list[Finding]:
 
 def shown(finding: Finding, path: object) -> str:
     """A finding in two lines: where, what and by which rule, then the remedy; one that is overruled in one."""
-    said = f"{path}:{finding.line}: {finding.level}: {finding.reason}"
+    of = f"task {finding.task}: " if finding.task else ""
+    said = f"{path}:{finding.line}: {finding.level}: {of}{finding.reason}"
     if finding.level == "note":
         return f"{said} (ignored). [{finding.name}]"
     end = "" if finding.remedy.endswith("?") else "."
     return f"{said}. [{finding.name}]\n  {finding.remedy}{end}"
+
+
+def _called(task: Task, number: int) -> str:
+    name = task.root.get("name")
+    return shown_value(name.text).strip("'") if name and name.text else str(number)
 
 
 def _findings(task: Task, grace_s: float | None) -> Iterator[Finding]:

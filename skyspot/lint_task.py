@@ -40,6 +40,8 @@ class Finding:
     """The code of its rule, like `prefix-under-mount`: skyspot/lint_rules.py has them all."""
     reason: str
     remedy: str
+    task: str = ""
+    """Of a pipeline: the task concerned."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ SUPPORTED = ("0.14.1", "0.15")
 """From the first up to, and without, the second: as in pyproject.toml."""
 FIELDS = (
     "job_id", "task_id", "job_name", "status", "resources", "infra", "recovery_count",
-    "submitted_at", "job_duration", "details", "failure_reason", "schedule_state", "user_yaml",
+    "submitted_at", "job_duration", "details", "failure_reason", "schedule_state", "user_yaml", "task_name",
 )  # fmt: skip
 ENDED = ("SUCCEEDED", "CANCELLED")
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -54,11 +54,22 @@ class Job:
     """What SkyPilot says besides: why it waits, why it failed."""
     task: str
     """The task YAML that was submitted."""
+    part: int = 0
+    """Of a pipeline: which task is on, from 0; what stands above is about that one."""
+    parts: int = 1
+    """How many tasks it has."""
+    part_name: str = ""
+    """The name of the task that is on."""
 
     @property
     def living(self) -> bool:
         """Whether it may still train."""
-        return self.status not in ENDED and not self.status.startswith("FAILED")
+        return is_living(self.status)
+
+
+def is_living(status: str) -> bool:
+    """Whether what has this status may still train."""
+    return status not in ENDED and not status.startswith("FAILED")
 
 
 def submit(text: str, name: str, secrets: Mapping[str, str], quiet: bool = False) -> int:
@@ -149,7 +160,7 @@ def _look_up(resources: Sequence[Any]) -> str | None:
 
 
 def queue(ids: Sequence[int] | None = None, living: bool = False) -> list[Job]:
-    """The managed jobs, the newest first; of a job with several tasks, the first task.
+    """The managed jobs, the newest first; of a job with several tasks, the task that is on.
 
     Args:
         ids: Only these.
@@ -166,26 +177,38 @@ def queue(ids: Sequence[int] | None = None, living: bool = False) -> list[Job]:
             )
         except exceptions.ClusterNotUpError:
             return []  # There was never a managed job, or its controller is asleep: nothing lives.
-        jobs: dict[int, Job] = {}
+        jobs: dict[int, list[Any]] = {}
         for record in sorted(records, key=lambda one: one.task_id or 0):
-            jobs.setdefault(int(record.job_id), _job(record))
-    return sorted(jobs.values(), key=lambda job: -job.id)
+            jobs.setdefault(int(record.job_id), []).append(record)
+    return sorted(map(job_of, jobs.values()), key=lambda job: -job.id)
 
 
-def _job(record: Any) -> Job:
+def job_of(records: Sequence[Any]) -> Job:
+    """A job of SkyPilot's records of it: one, or of a pipeline one for each task, in their order.
+
+    The task that is on is the first that has not succeeded; of those that run side by side, the first that lives.
+    """
+    states = [one.status.value if one.status else "PENDING" for one in records]
+    on = next((number for number, state in enumerate(states) if is_living(state)), None)
+    if on is None:
+        on = next((number for number, state in enumerate(states) if state != ENDED[0]), len(records) - 1)
+    record = records[on]
     details = [str(part) for part in (record.failure_reason, record.details) if part]
     infra = str(record.infra or "")
     return Job(
         id=int(record.job_id),
         name=str(record.job_name or ""),
-        status=record.status.value if record.status else "PENDING",
+        status=states[on],
         resources=str(record.resources or ""),
         infra="" if infra == "-" else infra,
         recoveries=int(record.recovery_count or 0),
         submitted_at=record.submitted_at,
         duration_s=record.job_duration,
         details=" ".join(" ".join(details).split()),
-        task=str(record.user_yaml or ""),
+        task=next((str(one.user_yaml) for one in records if one.user_yaml), ""),
+        part=int(record.task_id or 0),
+        parts=max(len(records), int(record.task_id or 0) + 1),
+        part_name=str(record.task_name or "") if len(records) > 1 else "",
     )
 
 

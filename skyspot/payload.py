@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-from skyspot import task
 from skyspot.errors import SkyspotError
+from skyspot.options import NAME
+from skyspot.pipeline import tasks_in
 from skyspot.render import Rendered, edited_by_hand, rendered_from
+from skyspot.runs import WRITTEN
+
+_PLACE = re.compile(rf"(?:\./)?{re.escape(WRITTEN)}/([^/]+)/trainer/?")
 
 
 def trainer_folder() -> Path:
@@ -35,10 +41,11 @@ def copy_trainer(target: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def names_trainer(text: str, name: str) -> bool:
-    """Whether a task YAML ships the trainer that lies beside it."""
-    mounts = task.load(text).get("file_mounts")
-    return isinstance(mounts, dict) and f".skyspot/{name}/trainer" in mounts.values()
+def trainers(text: str) -> tuple[str, ...]:
+    """The runs whose copies of the trainer a task YAML ships; they lie beside it."""
+    mounts = [found for task in tasks_in(text) if isinstance(found := task.get("file_mounts"), dict)]
+    places = [_PLACE.fullmatch(place) for found in mounts for place in found.values() if isinstance(place, str)]
+    return tuple(dict.fromkeys(place[1] for place in places if place and NAME.fullmatch(place[1])))
 
 
 def chosen(rendered: Rendered, path: Path, source: Path) -> tuple[str, tuple[str, ...]]:
@@ -88,30 +95,30 @@ def write(rendered: Rendered, folder: Path) -> Path:
     Raises:
         SkyspotError: the file is there and was edited by hand (with the diff), or cannot be written.
     """
-    path = folder / ".skyspot" / f"{rendered.name}.yaml"
+    path = folder / WRITTEN / f"{rendered.name}.yaml"
     if path.exists():
         known = _read(path)
         if known != rendered.text and edited_by_hand(known):
             raise _edited(path, known, rendered.text)
-    place(path, rendered.text, rendered.name if rendered.trainer else None)
+    place(path, rendered.text, trainers(rendered.text))
     return path
 
 
-def place(path: Path, text: str, trainer_of: str | None, update_trainer: bool = False) -> None:
+def place(path: Path, text: str, trainers_of: Sequence[str], update_trainer: bool = False) -> None:
     """Write a task YAML, and the trainer beside it.
 
     Args:
         path: Where the YAML goes.
         text: The YAML.
-        trainer_of: The run that the trainer's copy belongs to; None: no trainer is needed.
-        update_trainer: Whether to replace a copy that is there by the trainer of this installation.
+        trainers_of: The runs that copies of the trainer belong to.
+        update_trainer: Whether to replace copies that are there by the trainer of this installation.
 
     Raises:
         SkyspotError: it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if trainer_of is not None:
+        for trainer_of in trainers_of:
             beside = path.parent / trainer_of / "trainer"
             if update_trainer and beside.exists():
                 shutil.rmtree(beside)

@@ -15,10 +15,9 @@ import yaml
 
 from skyspot import yamltext
 from skyspot.errors import UsageError, shown
+from skyspot.known_keys import HEADER
 from skyspot.yamledit import UNREADABLE, breaks, compose, value
 
-# The keys of a first document that is no task: sky/utils/dag_utils.py.
-_HEADER = {"name", "execution", "primary_tasks", "termination_delay", "inter_connection"}
 _MARK = re.compile(r"^(?:---|\.\.\.)", re.MULTILINE)
 
 
@@ -31,6 +30,8 @@ class Pipeline:
     """Which document is no task but names the job."""
     tasks: tuple[int, ...]
     """Which documents are tasks; the others are empty."""
+    above: tuple[str, ...]
+    """The line breaks that stood before each document in the file as it was read."""
 
     @property
     def text(self) -> str:
@@ -73,7 +74,7 @@ class Pipeline:
         documents = (f"name: {yamltext.plain(name)}\n{end}", *self.documents)
         if not first.explicit:
             documents = (documents[0], f"---\n{documents[1]}", *documents[2:])
-        return Pipeline(documents, 0, tuple(number + 1 for number in self.tasks))
+        return Pipeline(documents, 0, tuple(number + 1 for number in self.tasks), ("", *self.above))
 
     def edited(self, number: int, edit: Callable[[str], str]) -> Pipeline:
         """The file with one document edited.
@@ -81,7 +82,7 @@ class Pipeline:
         The edit gets the document behind as many empty lines as stand before it in the file: what it says of lines is
         right for the file.
         """
-        above = breaks("".join(self.documents[:number]))
+        above = self.above[number]
         edited = edit(above + self.documents[number])
         assert edited.startswith(above)
         documents = list(self.documents)
@@ -107,13 +108,13 @@ def _split(text: str) -> Pipeline:
         begins = [event for event in yaml.parse(text) if isinstance(event, yaml.DocumentStartEvent)]
         starts += [event.start_mark.index for event in begins[1:] if event.start_mark]
     documents = tuple(text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True))
+    above = tuple(breaks(text[:start]) for start in starts)
     filled = [number for number, document in enumerate(documents) if len(documents) == 1 or not _is_empty(document)]
     for number in filled:
-        Pipeline(documents, None, ()).edited(number, _checked)
+        Pipeline(documents, None, (), above).edited(number, _checked)
     header = None
     if len(documents) > 1 and filled[:1] == [0]:
-        keys = _mapping(documents[0]).keys()
-        header = 0 if "name" in keys and keys <= _HEADER else None
+        header = 0 if _is_header(_mapping(documents[0])) else None
     tasks = tuple(number for number in filled if number != header)
     if not tasks:
         raise UsageError("there is no task in it, a mapping with `run`")
@@ -121,7 +122,7 @@ def _split(text: str) -> Pipeline:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UsageError(f"two tasks are called {shown(twice)}: SkyPilot needs another name for each")
-    return Pipeline(documents, header, tasks)
+    return Pipeline(documents, header, tasks, above)
 
 
 def task_names(pipeline: Pipeline, name: str) -> list[str]:
@@ -139,9 +140,14 @@ def tasks_in(text: str) -> list[dict[str, Any]]:
     except UNREADABLE:
         return []
     first = documents[0] if len(documents) > 1 else None
-    if isinstance(first, dict) and "name" in first and first.keys() <= _HEADER:
+    if isinstance(first, dict) and _is_header(first):
         documents = documents[1:]
     return [one if isinstance(one, dict) else {} for one in documents]
+
+
+def _is_header(first: dict[str, Any]) -> bool:
+    """Whether a first document is no task: sky/utils/dag_utils.py."""
+    return "name" in first and first.keys() <= {*HEADER}
 
 
 def _is_empty(document: str) -> bool:

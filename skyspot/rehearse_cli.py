@@ -13,12 +13,12 @@ from types import FrameType
 
 import click
 
-from skyspot import job, payload, preempt, rehearse
-from skyspot.errors import UsageError, shown
+from skyspot import job, payload, pipeline, preempt, rehearse
+from skyspot.errors import UsageError, did_you_mean, shown
 from skyspot.options import Options
 from skyspot.rehearsal import Settings, check_settings
 from skyspot.rehearse_view import View
-from skyspot.render import task_yaml
+from skyspot.render import Rendered, task_yaml
 
 
 def run(
@@ -29,6 +29,7 @@ def run(
     processes: str,
     mount: tuple[str, ...],
     *,
+    part: str | None,
     setup: bool,
     compare: str | None,
     keep: Path | None,
@@ -48,7 +49,7 @@ def run(
     rendered = task_yaml(options if options.name else dataclasses.replace(options, name=_name(options)))
     # Relative paths in a task start from the working folder, as SkyPilot has it, wherever the YAML lies.
     trainer = payload.trainer_folder() if rendered.trainer else None
-    task = job.read(rendered.text, Path.cwd(), _stand_ins(mount), trainer)
+    task = job.read(_one_task(rendered, part), Path.cwd(), _stand_ins(mount), trainer)
     task, settings = _with_secrets(*_comparing(task, settings, compare))
     ours = [mount.folder for mount in task.mounts if mount.target == "~/skyspot/trainer" and mount.folder]
     if ours and not setup:
@@ -66,6 +67,26 @@ def run(
     else:
         view.result(result)
     return 0 if result.exact else 1
+
+
+def _one_task(rendered: Rendered, part: str | None) -> str:
+    """The text of the task to rehearse: of a pipeline, the one of that name.
+
+    Raises:
+        UsageError: nobody said which, or there is none of that name.
+    """
+    found = pipeline.split(rendered.text)
+    if len(found.tasks) == 1:
+        if part is not None:
+            raise UsageError("--task: this file holds one task, not a pipeline")
+        return found.task_texts[0]
+    texts = dict(zip(pipeline.task_names(found, rendered.name), found.task_texts, strict=True))
+    names = ", ".join(texts)
+    if part is None:
+        raise UsageError(f"this is a pipeline, and one task is rehearsed at a time: --task with one of {names}")
+    if part not in texts:
+        raise UsageError(f"--task: no task is called {shown(part)}; there are {names}.{did_you_mean(part, texts)}")
+    return texts[part]
 
 
 def _secret(name: str, value: str | None) -> str:

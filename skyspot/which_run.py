@@ -57,17 +57,19 @@ def _written(name: str, project: Path) -> Location | None:
     path = runs.written_task(name, project)
     if not path.is_file():
         return None
-    import yaml
+    from skyspot import jobs
+    from skyspot.pipeline import tasks_in
 
-    from skyspot import jobs, task
-
-    try:
-        where = runs.location(task.load(path.read_text(encoding="utf-8")))
-    except (UnicodeDecodeError, yaml.YAMLError):
-        raise UsageError(f"{path} is not readable as YAML: give the run's folder or its URL") from None
-    if where is None:
+    tasks = tasks_in(path.read_bytes().decode("utf-8", "replace"))
+    if not tasks:
+        raise UsageError(f"{path} is not readable as YAML: give the run's folder or its URL")
+    places = [where for where in dict.fromkeys(map(runs.location, tasks)) if where is not None]
+    if not places:
         raise UsageError(f"{path} names no {runs.CHECKPOINT_DIR}: give the run's folder or its URL")
-    return jobs.resolved(where)
+    if len(places) > 1:
+        found = ", ".join(str(where) for where in places)
+        raise UsageError(f"{name} is a pipeline of {len(places)} runs. Give the folder or the URL of one: {found}")
+    return jobs.resolved(places[0])
 
 
 def _in_the_bucket(name: str, project: Path) -> Location | None:

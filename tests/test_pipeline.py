@@ -1,17 +1,22 @@
 """Pipelines: several tasks in one file, rendered, linted, shown and launched task by task."""
 
+import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from support_sky import CATALOGS, run_sky
 
-from skyspot import cli, pipeline
+from skyspot import cli, jobs, lint, managed_jobs, pipeline, which_run
 from skyspot.errors import UsageError
+from skyspot.job import Job
 from skyspot.options import Options
 from skyspot.render import task_yaml
 from skyspot.yamledit import difference
+from trainer.layout import to_json
 
 PIPELINE = """\
 # Two tasks, one after the other.
@@ -143,6 +148,7 @@ def test_options_edit_each_task(here: Path) -> None:
     assert "# First: get it ready.\n" in text
     assert "# The end.\n" in text
     assert any("--gpus: not for prepare" in note for note in notes)
+    assert notes[0].endswith("p.yaml, line 17: spot_recovery -> job_recovery."), "as the file was"
 
 
 @pytest.mark.parametrize(
@@ -182,3 +188,251 @@ def test_render_writes_a_pipeline_that_renders_to_itself(here: Path) -> None:
     assert task_yaml(Options(task=".skyspot/pipe.yaml")).text == written
     shown = skyspot("render", "pipe.yaml", "--json")
     assert json.loads(shown.stdout)["name"] == "pipe"
+
+
+# -- lint, plan, launch ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sky(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """No SkyPilot: no job is alive, and what is submitted is remembered."""
+    submitted: list[tuple[str, str]] = []
+    monkeypatch.setattr(managed_jobs, "queue", lambda *args, **more: [])
+    monkeypatch.setattr(managed_jobs, "check", lambda *args: [])
+    monkeypatch.setattr(
+        managed_jobs, "submit", lambda text, name, secrets, quiet=False: submitted.append((name, text)) or 7
+    )
+    return submitted
+
+
+def test_a_finding_names_its_task_and_its_line(here: Path) -> None:
+    (here / "p.yaml").write_text(PIPELINE.replace("mode: MOUNT", "mode: MOUNTED").replace("s3://mine", "s3://mine/x"))
+    found = [one for one in lint.findings((here / "p.yaml").read_text()) if one.line == 21]
+    assert found
+    assert {one.task for one in found} == {"train"}
+    said = skyspot("lint", "p.yaml")
+    assert "p.yaml:21: error: task train: " in said.output
+    assert {one.task for one in lint.findings(OTHER.partition("---\n---\n")[2])} == {""}
+
+
+def test_the_plan_has_a_ladder_for_each_task(here: Path, sky: list[tuple[str, str]]) -> None:
+    (here / "pipe.yaml").write_text(PIPELINE.replace("python train.py", "true"))
+    done = skyspot("launch", "pipe.yaml", "--dryrun", "--env", "MORE=1")
+    assert done.exit_code == 0, done.output
+    lines = [line.rstrip() for line in done.stdout.splitlines()]
+    assert "Job pipe: 2 tasks, one after another." in lines
+    first, second = (
+        lines.index("Task 1, prepare. SkyPilot will look for:"),
+        lines.index("Task 2, train. SkyPilot will look for:"),
+    )
+    assert "CPU" in " ".join(lines[first:second])
+    assert "A100:8" not in " ".join(lines[first:second])
+    assert "A100:8" in " ".join(lines[second:])
+    assert "Checkpoints: s3://mine/run-7" in lines[second:]
+    plan = json.loads(skyspot("launch", "pipe.yaml", "--dryrun", "--json").stdout)
+    assert [task["name"] for task in plan["tasks"]] == ["prepare", "train"]
+    assert [task["checkpoints"] for task in plan["tasks"]] == [None, "s3://mine/run-7"]
+    assert sky == []
+
+
+def test_a_pipeline_is_written_and_submitted_whole(here: Path, sky: list[tuple[str, str]]) -> None:
+    (here / "pipe.yaml").write_text(PIPELINE.replace("python train.py", "true"))
+    done = skyspot("launch", "pipe.yaml", "-n", "night", "-y", "-d")
+    assert done.exit_code == 0, done.output
+    ((name, text),) = sky
+    assert name == "night"
+    assert [one.get("name") for one in documents(text)] == ["night", "prepare", "train"]
+    assert (here / ".skyspot" / "night.yaml").read_text() == text
+    # The run's name alone goes on with it.
+    assert skyspot("launch", "-n", "night", "-y", "-d").exit_code == 0
+    assert sky[1] == sky[0]
+
+
+def test_the_trainers_of_all_tasks_lie_beside_a_pipeline(here: Path, sky: list[tuple[str, str]]) -> None:
+    for run in ("one", "two"):
+        assert skyspot("render", "--gpus", "A100:8", "-n", run, "--bucket", "s3://mine", "-o", "w").exit_code == 0
+    (here / "both.yaml").write_text(
+        (here / "w/.skyspot/one.yaml").read_text() + "---\n" + (here / "w/.skyspot/two.yaml").read_text()
+    )
+    done = skyspot("launch", "both.yaml", "-y", "-d")
+    assert done.exit_code == 0, done.output
+    for run in ("one", "two"):
+        assert (here / ".skyspot" / run / "trainer" / "setup.sh").exists()
+
+
+def test_what_each_tasks_run_was_begun_with_is_compared(here: Path, sky: list[tuple[str, str]]) -> None:
+    attempt = here / "runs" / "r" / "attempts" / "a0001-abcdef"
+    attempt.mkdir(parents=True)
+    start = {"time": 1e9, "binding": {"seed": 7}, "launch": "x"}
+    (attempt / "0001-start.json").write_bytes(to_json(start))
+    task = f"name: {{}}\nenvs: {{{{SKYSPOT_CHECKPOINT_DIR: {here}/runs/{{}}, SKYSPOT_SEED: '{{}}'}}}}\nrun: 'true'\n"
+    for seed, code in (("8", 1), ("7", 0)):
+        (here / "p.yaml").write_text(task.format("a", "new", seed) + "---\n" + task.format("b", "r", seed))
+        done = skyspot("launch", "p.yaml", "--dryrun")
+        said = done.output + str(done.exception or "")
+        assert done.exit_code == code, said
+        assert ("seed is 7 in the run and '8' here. Give task b another folder" in said) == (code == 1)
+    assert "Resumes:     b from its start, after 1 attempt" in said
+
+
+def test_a_secret_of_any_task_needs_its_value(here: Path, sky: list[tuple[str, str]]) -> None:
+    text = "name: a\nrun: 'true'\n---\nname: b\nsecrets: {TOKEN: null}\nrun: 'true'\n"
+    (here / "p.yaml").write_text(text)
+    done = skyspot("launch", "p.yaml", "--dryrun")
+    assert "secret TOKEN has no value" in str(done.exception)
+    assert skyspot("launch", "p.yaml", "--dryrun", "--secret", "TOKEN=x").exit_code == 0
+
+
+# -- the job -----------------------------------------------------------------------------------------------------------
+
+
+def record(task_id: int, status: str, **fields: object) -> SimpleNamespace:
+    """What SkyPilot says of one task of a managed job."""
+    given = {
+        "job_id": 4, "task_id": task_id, "job_name": "pipe", "task_name": ["prepare", "train", "test"][task_id],
+        "status": SimpleNamespace(value=status), "resources": f"r{task_id}", "infra": "-", "recovery_count": task_id,
+        "submitted_at": 1e9, "job_duration": 60.0, "details": None, "failure_reason": None, "user_yaml": None,
+    }  # fmt: skip
+    return SimpleNamespace(**{**given, **fields})
+
+
+@pytest.mark.parametrize(
+    ("states", "part", "status", "living"),
+    [
+        (["RUNNING", "PENDING", "PENDING"], 0, "RUNNING", True),
+        (["SUCCEEDED", "RECOVERING", "PENDING"], 1, "RECOVERING", True),
+        (["SUCCEEDED", "SUCCEEDED", "PENDING"], 2, "PENDING", True),
+        (["SUCCEEDED", "SUCCEEDED", "SUCCEEDED"], 2, "SUCCEEDED", False),
+        (["SUCCEEDED", "FAILED", "CANCELLED"], 1, "FAILED", False),
+        (["SUCCEEDED", "CANCELLED", "CANCELLED"], 1, "CANCELLED", False),
+        (["SUCCEEDED", "FAILED", "RUNNING"], 2, "RUNNING", True),  # Side by side.
+    ],
+)
+def test_a_jobs_row_is_about_the_task_that_is_on(states: list[str], part: int, status: str, living: bool) -> None:
+    found = managed_jobs.job_of([record(number, state) for number, state in enumerate(states)])
+    assert (found.part, found.parts, found.status, found.living) == (part, 3, status, living)
+    assert found.part_name == ["prepare", "train", "test"][part]
+    assert (found.resources, found.recoveries) == (f"r{part}", part)
+
+
+def test_a_job_of_one_task_is_as_it_was() -> None:
+    found = managed_jobs.job_of([record(0, "RUNNING", user_yaml="name: x")])
+    assert (found.part, found.parts, found.part_name, found.task) == (0, 1, "", "name: x")
+
+
+def test_the_queue_shows_the_training_of_the_task_that_is_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt = here / "runs" / "r" / "attempts" / "a0001-abcdef"
+    attempt.mkdir(parents=True)
+    (attempt / "0001-start.json").write_bytes(to_json({"time": 1e9, "launch": "sky-managed-1_pipe_4-1"}))
+    (attempt / "progress.json").write_bytes(to_json({"step": 3, "max_steps": 9, "loss": 0.5}))
+    task = f"name: {{}}\nenvs: {{{{SKYSPOT_CHECKPOINT_DIR: {here}/runs/{{}}}}}}\nrun: x\n"
+    text = "name: pipe\n---\n" + task.format("prepare", "none") + "---\n" + task.format("train", "r")
+    job = managed_jobs.job_of([record(0, "SUCCEEDED", user_yaml=text), record(1, "RUNNING", user_yaml=text)])
+    monkeypatch.setattr(managed_jobs, "queue", lambda *args, **more: [job])
+    rows = skyspot("queue").stdout.splitlines()
+    assert "pipe 2/2 train" in rows[1]
+    assert "3/9" in rows[1]
+    (row,) = json.loads(skyspot("queue", "--json").stdout)
+    assert (row["name"], row["task"], row["task_number"], row["tasks"], row["step"]) == ("pipe", "train", 2, 2, 3)
+    # Where SkyPilot does not say what was submitted, what was written for it does.
+    (here / ".skyspot").mkdir()
+    (here / ".skyspot" / "pipe.yaml").write_text(text)
+    unsaid = dataclasses.replace(job, task="")
+    assert jobs.open_job(unsaid).root == jobs.open_job(job).root == here / "runs" / "r"
+
+
+def test_cancel_asks_the_attempt_of_the_task_that_is_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "WATCH_S", 0.1)
+    monkeypatch.setattr(jobs, "LOOK_S", 0.01)
+    attempt = here / "r" / "attempts" / "a0001-abcdef"
+    attempt.mkdir(parents=True)
+    (attempt / "0001-start.json").write_bytes(to_json({"time": 1e9, "launch": "sky-managed-1_pipe_4-1"}))
+    text = f"name: pipe\n---\nname: a\nrun: x\n---\nname: b\nenvs: {{SKYSPOT_CHECKPOINT_DIR: {here}/r}}\nrun: y\n"
+    job = managed_jobs.job_of([record(0, "SUCCEEDED", user_yaml=text), record(1, "RUNNING", user_yaml=text)])
+    said: list[str] = []
+    assert not jobs.ask_to_save(job, 1.0, said.append)
+    assert said[0] == "asking a0001-abcdef to save and stop"
+
+
+# -- SkyPilot's own loader ---------------------------------------------------------------------------------------------
+
+LOADED = """
+import json, sys
+import sky, sky.jobs
+from skyspot import managed_jobs
+seen = []
+def launch(dag, name):
+    dag.name = name
+    seen.append({
+        "name": dag.name, "tasks": [task.name for task in dag.tasks], "envs": [task.envs for task in dag.tasks],
+        "secrets": [sorted(task.secrets) for task in dag.tasks], "group": dag.is_job_group(),
+    })
+sky.jobs.launch, sky.get = launch, lambda request: ([5], None)
+for name, text in json.loads(sys.stdin.read()):
+    assert managed_jobs.check(text, {"TOKEN": "x"}) == []
+    assert managed_jobs.submit(text, name, {"TOKEN": "x"}, quiet=True) == 5
+print(json.dumps(seen))
+"""
+
+
+def test_skypilot_loads_what_is_rendered(here: Path) -> None:
+    """With its own code, as `launch` hands it over."""
+    plain = "name: a\nrun: 'true'\n---\nname: b\nrun: 'true'\n"
+    given = {"env": {"X": "1"}, "secret": {"TOKEN": None}}
+    texts = [
+        ["one", rendered(plain, here, **given)[0]],
+        ["two", rendered(plain, here, name="two", **given)[0]],
+        ["three", rendered(f"name: h\n---\n{plain}", here, name="three", **given)[0]],
+        ["four", rendered(f"---\nname: h\nexecution: parallel\n---\n{plain}---\n", here, name="four", **given)[0]],
+    ]
+    home = here / "home"
+    home.mkdir()
+    found = json.loads(run_sky(CATALOGS + LOADED, home, texts).splitlines()[-1])
+    assert [one["name"] for one in found] == ["one", "two", "three", "four"]
+    for one in found:
+        assert one["tasks"] == ["a", "b"]
+        assert [envs["X"] for envs in one["envs"]] == ["1", "1"]
+        assert one["secrets"] == [["TOKEN"], ["TOKEN"]]
+    assert [one["group"] for one in found] == [False, False, False, True]
+
+
+# -- one task of it ----------------------------------------------------------------------------------------------------
+
+
+def test_checkpoints_of_a_pipeline_of_one_run_are_found_by_its_name(here: Path) -> None:
+    task = f"envs: {{{{SKYSPOT_CHECKPOINT_DIR: {here}/{{}}}}}}\nrun: x\n"
+    (here / "r" / "checkpoints").mkdir(parents=True)
+    (here / ".skyspot").mkdir()
+    (here / ".skyspot" / "pipe.yaml").write_text("name: pipe\n---\nrun: x\n---\n" + task.format("r"))
+    assert which_run.opened("pipe").root == here / "r"
+    (here / ".skyspot" / "pipe.yaml").write_text(task.format("r") + "---\n" + task.format("s"))
+    with pytest.raises(
+        UsageError, match=f"a pipeline of 2 runs. Give the folder or the URL of one: {here}/r, {here}/s"
+    ):
+        which_run.opened("pipe")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "one task is rehearsed at a time: --task with one of prepare, train"),
+        (["--task", "prepair"], "no task is called 'prepair'; there are prepare, train. Did you mean 'prepare'?"),
+    ],
+)
+def test_a_pipeline_is_rehearsed_task_by_task(here: Path, words: list[str], says: str) -> None:
+    done = skyspot("rehearse", "pipe.yaml", *words)
+    assert isinstance(done.exception, UsageError)
+    assert says in str(done.exception)
+
+
+def test_the_named_task_is_the_one_that_is_rehearsed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Job] = []
+
+    def rehearse(task: Job, *more: object) -> None:
+        seen.append(task)
+        raise UsageError("enough")
+
+    monkeypatch.setattr("skyspot.rehearse.rehearse", rehearse)
+    monkeypatch.setattr("signal.signal", lambda *args: None)
+    assert "enough" in str(skyspot("rehearse", "pipe.yaml", "--task", "prepare").exception)
+    assert (seen[0].name, seen[0].run.splitlines()[0]) == ("prepare", "echo prepare")
