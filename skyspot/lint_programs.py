@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import posixpath
 import re
+import sys
 from collections.abc import Iterator, Sequence
 
 from skyspot.errors import shown
@@ -16,6 +17,23 @@ _SCRIPT = re.compile(r"(?:\$HOME/|\$\{HOME\}/)?[\w.~/-]+\.(?:py|sh|bash)")
 _INTERPRETER = re.compile(r"python[\d.]*|bash|sh|zsh|source|\.")
 # What starts a script that stands behind options of its own.
 _LAUNCHER = re.compile(r"torchrun|accelerate|deepspeed|composer|uv|mpirun|horovodrun|srun|colossalai")
+_LAUNCHER_MODULES = ("torch.distributed.", "trainer.launch", "accelerate.commands.launch", "deepspeed.launcher.")
+_MODULE = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
+# What may be installed on SkyPilot's own images.
+_INSTALLED = (
+    "conda",
+    "deepspeed",
+    "jupyter",
+    "nvitop",
+    "numpy",
+    "pip",
+    "pytest",
+    "ray",
+    "sky",
+    "torch",
+    "trainer",
+    "uv",
+)
 # Programs that bring files from elsewhere, or make them; where they leave them is theirs to know.
 _BRING = (
     "7z", "aws", "azcopy", "cp", "curl", "docker", "gcloud", "gdown", "gh", "git", "gsutil", "hf", "huggingface-cli",
@@ -50,8 +68,8 @@ def _scripts(task: Task) -> Iterator[Finding]:
     folder = WORKDIR
     before = list(task.setup.commands)
     for command in task.run.commands:
-        script = _script(command)
-        path = clean_path(script.text, folder) if script else ""
+        script = _script(command) or _module(task, before, command)
+        path = clean_path(_as_path(script.text), folder) if script else ""
         if script and path not in said and not _brought(task, before, path):
             said.add(path)
             yield Finding(
@@ -71,7 +89,7 @@ def _script(command: Command) -> Word | None:
     program = command.program
     if _SCRIPT.fullmatch(program):
         return next((word for word in command.words if _SCRIPT.fullmatch(word.text) and "/" in word.text), None)
-    if _LAUNCHER.fullmatch(program) or "torch.distributed" in " ".join(word.text for word in command.words):
+    if _LAUNCHER.fullmatch(program) or any(word.text.startswith(_LAUNCHER_MODULES) for word in command.words):
         return next((word for word in command.words[1:] if _SCRIPT.fullmatch(word.text)), None)
     if not _INTERPRETER.fullmatch(program):
         return None
@@ -84,15 +102,39 @@ def _script(command: Command) -> Word | None:
     return None
 
 
+def _module(task: Task, before: Sequence[Command], command: Command) -> Word | None:
+    """The module that `python -m` runs, where no command before may have installed it, nor an image hold it."""
+    if not re.fullmatch(r"python[\d.]*", command.program) or any("image_id" in rung.settings for rung in task.rungs):
+        return None
+    words = [word.text for earlier in (*before, command) for word in earlier.words]
+    if {*words} & {"install", "sync", "add", "create"} or "PYTHONPATH" in " ".join((*task.envs, *words)):
+        return None
+    at = next((at for at, word in enumerate(command.words) if re.fullmatch(r"-[A-Za-z]*m", word.text)), None)
+    found = command.words[at + 1] if at is not None and at + 1 < len(command.words) else None
+    root = found.text.partition(".")[0] if found else ""
+    known = root in sys.stdlib_module_names or root in _INSTALLED
+    return found if found and _MODULE.fullmatch(found.text) and not known else None
+
+
+def _as_path(text: str) -> str:
+    """A script's path, or the one of a module."""
+    return text.replace(".", "/") if _MODULE.fullmatch(text) and not _SCRIPT.fullmatch(text) else text
+
+
 def _brought(task: Task, before: Sequence[Command], path: str) -> bool:
     """Whether a file may be there: a mount holds it, or an earlier command may have left it."""
-    if not within(path, WORKDIR):
-        return True  # A folder of an image's: nobody can tell from here.
-    if any(within(path, target) for target in (*(mount.target for mount in task.mounts), *task.volumes)):
+    if not within(path, WORKDIR) or "$" in path or "`" in path:
+        return True  # A folder of an image's, or one that only the shell knows.
+    if any(
+        within(place, target)
+        for place in (path, f"{path}.py")
+        for target in (*(mount.target for mount in task.mounts), *task.volumes)
+    ):
         return True
     name = posixpath.basename(path)
     return any(
         command.program in _BRING
+        or any("download" in word.text or "clone" in word.text for word in command.words)
         or (command.program not in _LOOK and any(name in word.text for word in command.words[1:]))
         or re.search(rf">\s*\S*{re.escape(name)}", " ".join(word.text for word in command.words))
         for command in before

@@ -491,12 +491,15 @@ MISSING = [
     "uv run --with torch python train.py", "python -m torch.distributed.run --nproc_per_node 8 train.py",
     "cd src && python train.py", "nohup python train.py", "CUDA_VISIBLE_DEVICES=0 python train.py",
     "echo train.py\npython train.py", "chmod +x ./run.sh && ./run.sh", "bash -c 'python train.py'",
+    "python -m src.train --lr 1", "cd src; python3 -um train",
     "deepspeed --num_gpus 8 train.py", "python ~/sky_workdir/train.py", "python $HOME/sky_workdir/train.py",
 ]  # fmt: skip
 THERE = [
     "git clone https://x/y\ncd y\npython train.py", "curl -O https://x/train.py\npython train.py",
     "cat > train.py <<E\nE\npython train.py", "echo 'print(1)' > train.py\npython train.py", "python /app/train.py",
-    "python ~/code/train.py", "cd /app && python train.py", "python -c 'import train'", "python -m train",
+    "python ~/code/train.py", "cd /app && python train.py", "python -c 'import train'", "python -m http.server",
+    "pip install vllm && python -m vllm.server", "python -m torch.utils.collect_env", "cd $DIR && python train.py",
+    "hf_download t.py; python train.py",
     "python $SCRIPT", 'python "$DIR/train.py"', "python - train.py", "nvidia-smi", "pip install x.sh", "train.py",
     "ls train.py", "python /code/train.py", "cd /code; python train.py", "python tool $X/train.py",
     "aws s3 cp s3://b/t.py . && python t.py",
@@ -519,6 +522,13 @@ def test_a_script_that_nothing_brings_is_found(run: str) -> None:
 @pytest.mark.parametrize("run", THERE)
 def test_a_script_that_may_be_there_is_left_alone(run: str) -> None:
     assert brief(running(run, "file_mounts: {/code: ./code}\n")) == []
+
+
+def test_what_our_launcher_starts_and_where_a_module_lies_are_known() -> None:
+    assert ("script-not-there", "error", 2) in brief(running("python -m trainer.launch --processes 8 train.py"))
+    assert brief(running("python -m train", "file_mounts: {~/sky_workdir/train.py: ./train.py}\n")) == []
+    assert brief(running("python -m train", "envs: {PYTHONPATH: /code}\n")) == []
+    assert brief(running("python -m train", "resources: {image_id: docker:mine}\n")) == []
 
 
 UNPINNED = [
