@@ -10,6 +10,7 @@ from typing import Any
 from skyspot import task
 from skyspot.envs import as_text, filled_in
 from skyspot.errors import UsageError, did_you_mean, shown
+from skyspot.home import expanded
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def read(text: str, base: Path, stand_ins: Mapping[str, Path], payload: Path | N
             notes.append(f"{mount.target} starts empty; --mount {mount.target}=FOLDER puts files there.")
     workdir = filled_in(document.get("workdir"), document.get("envs"))
     if isinstance(workdir, str):
-        place = base / Path(workdir).expanduser()
+        place = base / expanded(workdir)
         if not place.is_dir():
             raise UsageError(f"workdir: {place}: no such folder")
         workdir = place
@@ -179,7 +180,7 @@ def _mount(target: str, source: Any, base: Path, stand_ins: dict[str, Path], pay
             return Mount(target, stand_in, mode != "COPY", read_only, str(url) if url is not None else None)
         local = isinstance(url, str) and "://" not in url
         if mode in ("MOUNT", "MOUNT_CACHED") and local:
-            place = base / Path(str(url)).expanduser()
+            place = base / expanded(str(url))
             if not place.is_dir():
                 raise UsageError(f"file_mounts: {target}: {place}: no such folder")
             return Mount(target, place, True, read_only, str(url), uploaded=True)  # Into a bucket, and that is mounted.
@@ -194,7 +195,7 @@ def _mount(target: str, source: Any, base: Path, stand_ins: dict[str, Path], pay
             f"{target} holds data from {shown(text)}, which a rehearsal does not fetch: "
             f"give a folder that stands in for it, --mount {target}=FOLDER"
         )
-    place = base / Path(text).expanduser()
+    place = base / expanded(text)
     if not place.exists() and payload is not None and target == "~/skyspot/trainer":
         place = payload
     if not place.exists():

@@ -16,6 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from skyspot.errors import SkyspotError
+from skyspot.home import unknown_user
 from skyspot.lint_task import OWN_MACHINES
 
 SUPPORTED = ("0.14.1", "0.15")
@@ -265,6 +266,8 @@ def _talking(hidden: Any = ()) -> Iterator[Any]:
     Args:
         hidden: Values that no message may show.
     """
+    if trouble := unknown_user():
+        raise SkyspotError(trouble)
     try:
         import sky
         import sky.jobs

@@ -15,6 +15,7 @@ import click
 
 from skyspot import job, payload, pipeline, preempt, rehearse
 from skyspot.errors import UsageError, did_you_mean, shown
+from skyspot.home import expanded
 from skyspot.options import Options
 from skyspot.rehearsal import Settings, check_settings
 from skyspot.rehearse_view import View
@@ -182,7 +183,7 @@ def _stand_ins(mount: tuple[str, ...]) -> dict[str, Path]:
         target, equals, folder = text.partition("=")
         if not equals or not target.startswith(("/", "~/")):
             raise UsageError(f"--mount: {shown(text)} is not DEST=FOLDER, like /data=./sample")
-        place = Path(folder).expanduser()
+        place = expanded(folder)
         if not place.is_dir():
             raise UsageError(f"--mount {target}: {folder}: no such folder")
         found[target.rstrip("/") or "/"] = place.resolve()

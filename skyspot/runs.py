@@ -18,6 +18,7 @@ from skyspot import aside
 from skyspot.envs import filled_in
 from skyspot.errors import SkyspotError
 from skyspot.errors import UnreadableError as UnreadableError
+from skyspot.home import expanded
 from trainer.layout import (
     MAX_JSON_BYTES,
     AttemptName,
@@ -154,7 +155,7 @@ def _remote(url: str, inside: str) -> Path:
 
 def _r2_options() -> dict[str, Any]:
     """Cloudflare's endpoint and credentials, from where SkyPilot has them."""
-    folder = Path.home() / ".cloudflare"
+    folder = expanded("~/.cloudflare")
     known = configparser.ConfigParser()
     try:
         account = (folder / "accountid").read_text().strip()

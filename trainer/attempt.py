@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trainer import patience, scratch
+from trainer import home, patience, scratch
 from trainer.layout import (
     EXIT_FAILED,
     EXIT_PREEMPTED,
@@ -104,21 +104,21 @@ def launch_id() -> str:
 
 def machine_token() -> str:
     """This machine's token, made where it is missing."""
-    path = Path.home() / ".cache" / "skyspot" / "machine"
-    with suppress(OSError):
-        token = path.read_text().strip()
-        if re.fullmatch(r"[0-9a-f]{16}", token):
-            return token
-    token = secrets.token_hex(8)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(token)
-    except OSError:  # Nowhere to keep it: then as long as the system runs.
+    if folder := home.cache():
+        path = folder / "machine"
+        with suppress(OSError, ValueError):
+            token = path.read_text().strip()
+            if re.fullmatch(r"[0-9a-f]{16}", token):
+                return token
         with suppress(OSError):
-            boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
-            return hashlib.sha256(boot).hexdigest()[:16]
-        return _PROCESS_TOKEN
-    return token
+            token = secrets.token_hex(8)
+            path.write_text(token)
+            return token
+    # Nowhere to keep it: then as long as the system runs.
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+        return hashlib.sha256(boot).hexdigest()[:16]
+    return _PROCESS_TOKEN
 
 
 def process_started(pid: object) -> int | None:
@@ -230,8 +230,9 @@ def pause(seconds: float, between: Callable[[], None]) -> None:
 
 def setup_seconds() -> int | None:
     """How long setup.sh took on this machine; None where it did not run."""
+    folder = home.home()
     with suppress(OSError, ValueError):
-        return int((Path.home() / "skyspot" / "setup-seconds").read_text())
+        return int((folder / "skyspot" / "setup-seconds").read_text()) if folder else None
     return None
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from trainer import home
 from trainer.hashing import CHUNK_BYTES, Hasher
 from trainer.layout import (
     MANIFEST,
@@ -348,7 +349,10 @@ def open_tokens(
 
 
 def _cache() -> Path:
-    return Path.home() / ".cache" / "skyspot" / "tokens"
+    folder = home.cache()
+    if folder is None:
+        raise DataError("neither HOME nor a folder for temporary files can be written, to copy the data to: set TMPDIR")
+    return folder / "tokens"
 
 
 def _read(file: BinaryIO) -> bytes:

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trainer import home
 from trainer.kept import END_EVENT_S, STOPS, Keeper, write_end
 from trainer.layout import EXIT_FAILED, EXIT_PRECEDENCE, EXIT_PREEMPTED, EXIT_USAGE, STOP_REQUEST_S, file_safe
 from trainer.nodes import Nodes, NodesError, interface_of
@@ -105,6 +106,7 @@ def launch(command: Sequence[str], *, processes: int, grace_s: float, keeper_dir
         nodes = Nodes.from_env()
     except NodesError as error:
         raise LaunchError(str(error)) from None
+    home.stand_in()
     return _Launch(list(command), processes, grace_s, keeper_dir, nodes).run()
 
 

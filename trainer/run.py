@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from trainer import attempt as attempts
-from trainer import scratch
+from trainer import home, scratch
 from trainer.layout import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -101,6 +101,7 @@ class SpotRun:
             binding: What may not change between attempts, by name; compared with the newest whole checkpoint's.
         """
         _refuse_while_imported()
+        home.stand_in()
         self.grace_s, self._grace_note = grace(config.grace_s)
         self.config = dataclasses.replace(config, grace_s=self.grace_s)
         self.binding: dict[str, Any] = dict(binding if binding is not None else default_binding(config))

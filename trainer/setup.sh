@@ -5,7 +5,7 @@ set -Eeuo pipefail
 trap 'exit 1' ERR
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 base=$HOME/skyspot
-mkdir -p "$base"
+mkdir -p "$base" || { echo "Error: $base cannot be made: set HOME to a folder that can be written." >&2; exit 1; }
 trap 'echo "$SECONDS" > "$base/setup-seconds" || true' EXIT  # For the attempt's record.
 
 check() { (cd "$here/.." && timeout 120 "$@" -m trainer.check); }

@@ -1,0 +1,98 @@
+"""Where this machine keeps things between attempts, also where there is no home folder. Standard library only.
+
+A container may run as a user without a passwd entry, without HOME, or with one that cannot be written. What belongs
+into the home folder then goes into a temporary folder of this user's own, which lasts as long as the machine's disk.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+# Where the libraries that training uses keep their caches, unless a variable says otherwise.
+_CACHES = {"XDG_CACHE_HOME": ".cache", "HF_HOME": ".cache/huggingface", "TRITON_CACHE_DIR": ".triton/cache"}
+
+
+def home() -> Path | None:
+    """This user's home folder, where there is one: HOME, or what passwd says."""
+    with suppress(RuntimeError):
+        folder = Path.home()
+        if _is_or_can_be(folder):
+            return folder
+    return None
+
+
+def cache() -> Path | None:
+    """A folder for this machine's own records and copies, which exists; None where nothing can be written."""
+    if folder := home():
+        made = folder / ".cache" / "skyspot"
+        with suppress(OSError):
+            made.mkdir(parents=True, exist_ok=True)
+            if os.access(made, os.W_OK | os.X_OK):
+                return made
+    return temporary()
+
+
+def temporary() -> Path | None:
+    """A folder of this user's own among the temporary ones, the same for all attempts; None where none can be made."""
+    with suppress(OSError):
+        folder = Path(tempfile.gettempdir()) / f"skyspot-of-{os.getuid()}"
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        found = folder.lstat()
+        # Anybody may make a folder of that name, and would be written to.
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    return None
+
+
+def substitutes(env: Mapping[str, str] = os.environ) -> tuple[dict[str, str], str]:
+    """(variables that stand in for a home folder that is missing or cannot be written, what to say of them).
+
+    Both are empty where all is well. A home folder that is there is left to be read, and so is a cache in it.
+    """
+    found: dict[str, str] = {}
+    folder = home()
+    if folder is None:
+        if stand_in := temporary():
+            found["HOME"] = str(stand_in)
+        why = "HOME is not set, and this user has no passwd entry"
+        if env.get("HOME"):
+            why = f"HOME is {env['HOME']}, which is no folder and cannot be made one"
+    else:
+        why = f"{folder} cannot be written"
+        for name, place in _CACHES.items():
+            if not env.get(name) and not _is_or_can_be(folder / place) and (instead := temporary()):
+                found[name] = str(instead / place)
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # Libraries that name their folders after the user would fail.
+        found["USER"] = f"user-{os.getuid()}"
+    if not found.keys() - {"USER"}:
+        return found, ""
+    return found, f"{why}: caches go to {temporary()}"
+
+
+def stand_in() -> None:
+    """Have this process and its children do without a home folder that can be written, and say so."""
+    found, note = substitutes()
+    os.environ.update(found)
+    if note:
+        print(note, file=sys.stderr, flush=True)
+
+
+def _is_or_can_be(folder: Path) -> bool:
+    """Whether it is a folder, be it one that can only be read, or could be made."""
+    try:
+        for above in (folder, *folder.parents):
+            if above.exists():
+                return above.is_dir() and (above == folder or os.access(above, os.W_OK | os.X_OK))
+    except OSError:  # This user may not look there.
+        pass
+    return False
