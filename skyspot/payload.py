@@ -13,8 +13,8 @@ from skyspot.errors import SkyspotError
 from skyspot.options import NAME
 from skyspot.pipeline import tasks_in
 from skyspot.render import Rendered, edited_by_hand, rendered_from
-from skyspot.runs import WRITTEN
 
+WRITTEN = ".skyspot"  # As in runs, which imports the trainer.
 _PLACE = re.compile(rf"(?:\./)?{re.escape(WRITTEN)}/([^/]+)/trainer/?")
 
 
