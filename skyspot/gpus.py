@@ -67,11 +67,18 @@ def parse(text: str) -> list[list[Accelerators]]:
 
 def did_you_mean_gpu(name: str) -> str:
     """` Did you mean 'A100'?` for `A1OO`, `A-100` or `A1000`; nothing where nothing is near."""
+    memory = _MEMORY_BEHIND.fullmatch(name)
+    plain = next((known for known in NAMES if memory and known.lower() == memory[1].lower()), None)
+    if memory and plain and _NAMED_BY_MEMORY.get(plain) == int(memory[2]):
+        return f" Did you mean {plain!r}?"
     costs = [(_cost(name.upper(), known.upper()), at, known) for at, known in enumerate(NAMES)]
     cost, _, nearest = min(costs)
     return f" Did you mean {nearest!r}?" if cost <= max(1.0, 0.4 * len(name)) else ""
 
 
+_MEMORY_BEHIND = re.compile(r"([A-Za-z]+\d+)[-_ ]?(\d+)GB?", re.IGNORECASE)
+# What a plain name means where a kind with more memory has its memory in its name.
+_NAMED_BY_MEMORY = {"A100": 40, "V100": 16}
 # What the eye takes for one another.
 _LOOK_ALIKE = ("O0", "Q0", "I1", "L1", "S5", "B8", "Z2")
 

@@ -45,6 +45,8 @@ def findings(text: str, *, grace_s: float | None = None, ignored: Collection[str
         return [Finding(line, "error", "not-yaml", reason, "Look at this line and the one before")]
     if len(documents) > 1 and documents[0].root.entries.keys() <= {*HEADER}:
         documents = documents[1:]
+    if all(lint_keys.what_it_is(task.root) for task in documents):
+        documents = documents[:1]  # Of a file with many manifests, the first says it all.
     found = dict.fromkeys(
         replace(finding, task=_called(task, number) if len(documents) > 1 else "")
         for number, task in enumerate(documents, 1)

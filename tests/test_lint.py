@@ -460,6 +460,7 @@ OTHERS = [
     ("kubernetes: {pod_config: {spec: {}}}\nallowed_clouds: [aws]\n", "SkyPilot settings"),
     ("name: v\ntype: k8s-pvc\ninfra: k8s\nsize: 10Gi\n", "a volume"),
     ("apiVersion: v1\nkind: Pod\nmetadata: {name: x}\n", "a Kubernetes manifest"),
+    ("apiVersion: v1\nkind: Pod\n---\napiVersion: v1\nkind: Service\n", "a Kubernetes manifest"),
     ("on: push\njobs: {build: {runs-on: ubuntu-latest, steps: [{run: make}]}}\n", "a GitHub workflow"),
     ("name: env\nchannels: [conda-forge]\ndependencies: [python]\n", "a conda environment"),
 ]

@@ -522,6 +522,7 @@ def test_skypilot_refuses_what_we_would_never_write(tmp_path: Path) -> None:
         ("A-100", "A100"), ("A100_80GB", "A100-80GB"), ("A10080GB", "A100-80GB"), ("L4O", "L40"), ("L4OS", "L40S"),
         ("VI00", "V100"), ("T04", "T4"), ("RTX409O", "RTX4090"), ("RTX-4090", "RTX4090"), ("tpu-v5p-l6", "tpu-v5p-8"),
         ("H2OO", "H200"), ("AlOG", "A10G"), ("MI30OX", "MI300X"),
+        ("A100-40GB", "A100"), ("A100-40G", "A100"), ("V100-16GB", "V100"),
     ],
 )  # fmt: skip
 def test_the_nearest_accelerator_is_the_one_that_looks_like_it(written: str, meant: str) -> None:
