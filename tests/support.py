@@ -65,11 +65,10 @@ def mlp(run_dir: Path, *args: object, **options: object) -> Ended:
 
 
 def train(*args: object, env: dict[str, str] | None = None, timeout: float = 200) -> Ended:
-    """One attempt of the bundled trainer."""
+    """One attempt of the bundled trainer, each process with a thread of its own."""
     command = [sys.executable, "-m", "trainer", *map(str, args)]
-    done = warm.run(
-        command, capture_output=True, text=True, timeout=timeout, env=env or clean_env(), start_new_session=True
-    )
+    env = env or clean_env(OMP_NUM_THREADS="1")
+    done = warm.run(command, capture_output=True, text=True, timeout=timeout, env=env, start_new_session=True)
     return Ended(done.returncode, done.stdout + done.stderr)
 
 

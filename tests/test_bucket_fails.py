@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 from support import PROGRAMS, clean_env, event, losses, mlp
 
 from trainer.layout import RunPaths, list_attempts, list_checkpoints
@@ -102,7 +103,7 @@ def begin(folder: Path, kept: bool) -> subprocess.Popen[str]:
     script = folder / "script.py"
     script.write_text("print('done')\n")
     program = [str(script)] if kept else [str(PROGRAMS / "mlp.py"), "--dir", str(folder / "run")]
-    process = subprocess.Popen(
+    process = warm.Popen(
         [sys.executable, "-m", "trainer.launch", "--processes", "1", "--grace", "60", *options, *program],
         env=clean_env(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
@@ -139,7 +140,7 @@ def test_a_bucket_that_stays_unwritable_ends_the_attempt_with_1(tmp_path: Path) 
 def test_a_script_is_not_started_where_no_bucket_is_mounted(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("print('ran')\n")
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, "-m", "trainer.launch", "--checkpoint-dir", str(tmp_path / "not-there" / "run"), str(script)],
         env=clean_env(), capture_output=True, text=True, timeout=60,
     )  # fmt: skip

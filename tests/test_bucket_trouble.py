@@ -9,6 +9,7 @@ from pathlib import Path
 import bucket_lab
 import faultfs
 import pytest
+import warm
 from bucket_lab import until
 from support import PROGRAMS, clean_env, event, mlp
 
@@ -21,7 +22,7 @@ SHARE = "share-00000.safetensors"
 
 def begin(run_dir: Path, *args: str, grace_s: float = 5) -> subprocess.Popen[str]:
     """An attempt with a committed checkpoint, and more to come."""
-    process = subprocess.Popen(
+    process = warm.Popen(
         [sys.executable, "-m", "trainer.launch", "--grace", str(grace_s), PROGRAMS / "faulty.py", "--dir", run_dir,
          "--slow", "0.01", "--save-every", "5", "--constant", "saving.FIRST_RETRY_S=0.01", *args],
         env=clean_env(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
@@ -104,6 +105,6 @@ def test_the_last_save_bears_as_much_as_any_other(
 def test_saves_that_take_longer_than_their_interval_are_said(tmp_path: Path) -> None:
     command = [sys.executable, PROGRAMS / "faulty.py", "--dir", tmp_path / "run", "--slow-save", "4", "--steps", "7",
                "--save-every", "3", "--constant", "loop.SAY_WAITED_S=0.1"]  # fmt: skip
-    done = subprocess.run(command, env=clean_env(), text=True, capture_output=True, timeout=60)
+    done = warm.run(command, env=clean_env(), text=True, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("longer than the 3 steps between two: training waited") == 1

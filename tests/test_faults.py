@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 from support import PROGRAMS, REPO, clean_env, event, losses, mlp, weights
 
 from trainer.checkpoint import POINTS
@@ -128,7 +129,7 @@ def test_the_newest_checkpoint_may_be_an_older_attempts(run_dir: Path, whole: Pa
 def test_two_attempts_at_once_do_not_harm_each_other_and_the_older_one_stops(tmp_path: Path, whole: Path) -> None:
     run_dir = tmp_path / "run"
     command = [sys.executable, "-m", "trainer.launch", "--processes", "1", str(PROGRAMS / "faulty.py")]
-    old = subprocess.Popen(
+    old = warm.Popen(
         [*command, "--dir", str(run_dir), "--fault", "freeze@6"],
         env=clean_env(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, text=True,
     )  # fmt: skip

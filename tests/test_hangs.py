@@ -13,6 +13,7 @@ from pathlib import Path
 import bucket_lab
 import faultfs
 import pytest
+import warm
 from bucket_lab import Mounted, mounted, until
 from support import PROGRAMS, clean_env, mlp
 
@@ -45,7 +46,7 @@ def begin(run_dir: Path, behind: Path, processes: int, *args: str) -> subprocess
         "--slow", "0.02", *args,
     ]  # fmt: skip
     env = clean_env(OMP_NUM_THREADS="1")
-    process = subprocess.Popen(
+    process = warm.Popen(
         command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
     # Behind the mount: in the mount a file is seen before it is uploaded.
@@ -122,7 +123,7 @@ def test_a_script_under_the_keeper_ends_as_well(faults: faultfs.Client, tmp_path
     command = [sys.executable, "-m", "trainer.launch", "--grace", str(GRACE_S), "--checkpoint-dir",
                faults.point / "run", tmp_path / "script.py"]  # fmt: skip
     (tmp_path / "script.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(600)\n")
-    process = subprocess.Popen(command, env=clean_env(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = warm.Popen(command, env=clean_env(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert process.stdout
     assert process.stdout.readline() == "begun\n"
     hang_for_good(faults)
@@ -185,11 +186,11 @@ def test_a_mount_that_hangs_while_data_is_prepared_is_left(
                "--max-steps", "2", "--warmup-steps", "1"]  # fmt: skip
     (faults.point / "run" / "tokens").mkdir(parents=True)
     faults.hang(call, suffix=suffix)
-    done = subprocess.run(command, env=impatient, text=True, capture_output=True, timeout=150)
+    done = warm.run(command, env=impatient, text=True, capture_output=True, timeout=150)
     assert done.returncode == 75, done.stdout + done.stderr
     assert "its mount hangs" in done.stderr
     assert faults.clear() == 1
-    again = subprocess.run(command, env=clean_env(), text=True, capture_output=True, timeout=120)
+    again = warm.run(command, env=clean_env(), text=True, capture_output=True, timeout=120)
     assert again.returncode == 0, again.stdout + again.stderr
 
 
@@ -206,10 +207,10 @@ def test_a_mount_that_hangs_under_the_keeper_is_left(
 ) -> None:
     (tmp_path / "script.py").write_text("print('done')\n")
     command = [sys.executable, "-m", "trainer.launch", "--checkpoint-dir", faults.point / "run", tmp_path / "script.py"]
-    first = subprocess.run(command, env=impatient, text=True, capture_output=True, timeout=60)
+    first = warm.run(command, env=impatient, text=True, capture_output=True, timeout=60)
     assert first.returncode == 0, first.stderr
     faults.hang(call, suffix=suffix)
-    second = subprocess.run(command, env=impatient, text=True, capture_output=True, timeout=60)
+    second = warm.run(command, env=impatient, text=True, capture_output=True, timeout=60)
     assert second.returncode == code, second.stderr
     assert second.stdout == ""
     assert "the bucket's mount hangs" in second.stderr
@@ -231,7 +232,7 @@ def test_a_mount_that_hangs_while_the_end_is_recorded_under_the_keeper_is_left(
     (tmp_path / "script.py").write_text("print('begun')\n")
     command = [sys.executable, "-m", "trainer.launch", "--checkpoint-dir", paths.root, tmp_path / "script.py"]
     faults.hang("create", suffix="-end.json")
-    done = subprocess.run(command, env=clean_env(SKYPILOT_TASK_ID="task"), text=True, capture_output=True, timeout=60)
+    done = warm.run(command, env=clean_env(SKYPILOT_TASK_ID="task"), text=True, capture_output=True, timeout=60)
     assert done.returncode == {"stop-request": 79, "no-progress": 80}[why], done.stderr
     assert done.stdout == ""
     assert faults.hits() == 1

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import warm
 from support import PROGRAMS, Ended, clean_env, column, event, losses, weights
 
 from skyspot.metadata_server import AwsMetadata
@@ -62,7 +63,7 @@ def start(
     command += [str(PROGRAMS / "faulty.py"), "--dir", str(run_dir), "--peer-timeout", "30", *map(str, args)]
     return Cluster(
         [
-            subprocess.Popen(
+            warm.Popen(
                 command, env=environment(run_dir.parent / f"home-{node}", node, task, **more), text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
             )
@@ -332,7 +333,7 @@ def test_a_plain_torch_script_finds_the_other_machines(tmp_path: Path, task: str
     command = [sys.executable, "-m", "trainer.launch", "--processes", "1", str(script)]
     pipes = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     cluster = Cluster(
-        [subprocess.Popen(command, env=environment(tmp_path / str(node), node, task), **pipes) for node in (0, 1)]
+        [warm.Popen(command, env=environment(tmp_path / str(node), node, task), **pipes) for node in (0, 1)]
     )
     ended = cluster.end()
     assert codes(ended) == [0, 0], ended
@@ -341,7 +342,7 @@ def test_a_plain_torch_script_finds_the_other_machines(tmp_path: Path, task: str
 
 def test_a_script_that_several_machines_start_without_the_launcher_is_refused(tmp_path: Path, task: str) -> None:
     command = [sys.executable, str(PROGRAMS / "mlp.py"), "--dir", str(tmp_path / "run")]
-    done = subprocess.run(command, env=environment(tmp_path / "home", 1, task), capture_output=True, text=True)
+    done = warm.run(command, env=environment(tmp_path / "home", 1, task), capture_output=True, text=True)
     assert done.returncode == 1
     assert "python -m trainer.launch" in done.stderr
     assert not (tmp_path / "run").exists()

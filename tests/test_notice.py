@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import warm
 from support import PROGRAMS, clean_env, event
 
 from skyspot.metadata_server import AwsMetadata
@@ -113,7 +114,7 @@ def test_a_second_signal_leaves_the_first_ones_deadline() -> None:
 
 
 def begin(run_dir: Path, server: AwsMetadata, *args: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    return warm.Popen(
         [sys.executable, "-m", "trainer.launch", "--processes", "1", str(PROGRAMS / "faulty.py"), "--dir", str(run_dir),
          "--constant", "run.HOLD_PAST_DEADLINE_S=1", *map(str, args)],
         env=clean_env(**server.env(), SKYSPOT_NOTICE_POLL_S="0.05"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import warm
 from support import PROGRAMS, clean_env, event, history, launch, losses, mlp, weights
 
 from trainer.layout import RunPaths, list_attempts, read_progress
@@ -25,7 +26,7 @@ def begin(run_dir: Path, *args: object, processes: int = 1) -> subprocess.Popen[
     """Start faulty.py; returns when it has shown progress."""
     command = [sys.executable, "-m", "trainer.launch", "--processes", str(processes), "--grace", "20"]
     command += [str(PROGRAMS / "faulty.py"), "--dir", str(run_dir), *map(str, args)]
-    process = subprocess.Popen(
+    process = warm.Popen(
         command, env=clean_env(SKYPILOT_TASK_ID=TASK), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         start_new_session=True,
     )  # fmt: skip
@@ -108,7 +109,7 @@ def test_a_script_that_keeps_no_records_is_stopped_by_its_launcher(tmp_path: Pat
                       "time.sleep(120)\n")  # fmt: skip
     run_dir = tmp_path / "run"
     env = clean_env(SKYPILOT_TASK_ID=TASK, SKYSPOT_CHECKPOINT_DIR=str(run_dir))
-    process = subprocess.Popen(
+    process = warm.Popen(
         [sys.executable, "-m", "trainer.launch", str(script)], env=env, text=True, stdout=subprocess.PIPE
     )
     assert process.stdout

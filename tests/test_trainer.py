@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 from support import clean_env, column, event, losses, train, weights
 
 from trainer.layout import RunPaths, list_attempts, list_checkpoints
@@ -27,9 +28,9 @@ def strike(run_dir: Path, step: int, number: int, *args: object, env: dict[str, 
     """Run an attempt and signal it at a step; its exit status."""
     import time
 
-    process = subprocess.Popen(
+    process = warm.Popen(
         [sys.executable, "-m", "trainer", "--checkpoint-dir", str(run_dir), *map(str, args)],
-        env=env or clean_env(), stdout=subprocess.DEVNULL, start_new_session=True,
+        env=env or clean_env(OMP_NUM_THREADS="1"), stdout=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     end = time.monotonic() + 90
     attempts = len(list_attempts(RunPaths(run_dir)))
@@ -159,7 +160,7 @@ def test_a_folder_that_cannot_be_written_is_said_in_a_line(tmp_path: Path) -> No
 def test_a_crash_loop_ends_with_80_and_says_what_happened(tmp_path: Path) -> None:
     from support import mlp
 
-    env = clean_env(SKYPILOT_TASK_ID="sky-managed-1")
+    env = clean_env(SKYPILOT_TASK_ID="sky-managed-1", OMP_NUM_THREADS="1")
     codes = [mlp(tmp_path / "run", "--fault", "die@2", "--fault-rank", 1, processes=2, env=env).code for _ in range(3)]
     assert codes == [75, 75, 75]
     stopped = mlp(tmp_path / "run", processes=2, env=env)
@@ -172,10 +173,10 @@ def test_with_a_terminal_there_is_a_bar_and_without_one_there_are_lines(tmp_path
     import pty
 
     master, slave = pty.openpty()
-    process = subprocess.Popen(
+    process = warm.Popen(
         [sys.executable, "-m", "trainer", "--checkpoint-dir", str(tmp_path / "run"), "--data", str(corpus),
          *map(str, SHORT)],
-        env=clean_env(TERM="xterm"), stdout=slave, stderr=slave, stdin=subprocess.DEVNULL,
+        env=clean_env(TERM="xterm", OMP_NUM_THREADS="1"), stdout=slave, stderr=slave, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     os.close(slave)
     output = b""
