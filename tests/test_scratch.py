@@ -13,7 +13,9 @@ import pytest
 from support import clean_env
 
 from trainer import attempt, scratch
+from trainer.config import RunConfig
 from trainer.layout import EXIT_PREEMPTED, RunPaths
+from trainer.run import SpotRun
 
 HOLDER = """
 import os, signal, sys
@@ -94,6 +96,18 @@ def test_the_disk_that_is_full_is_blamed(
         attempt.persist(paths, write)
     blamed = paths.root if free else temporary
     assert str(raised.value).startswith(f"{blamed}: ")
+
+
+def test_an_error_that_says_only_that_a_disk_is_full_is_told_with_the_disk(
+    temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = SpotRun(RunConfig(checkpoint_dir=tmp_path / "run", max_steps=1))
+    monkeypatch.setattr(os, "statvfs", of_size(0))
+    monkeypatch.setattr(scratch, "_on_one_disk", lambda one, other: False)
+    assert run._full_disk(OSError(errno.ENOSPC, "No space left on device")) == f"{temporary} is full. "
+    assert run._full_disk(OSError(errno.ENOSPC, "No space left on device", "/mine")) == ""
+    assert run._full_disk(OSError(errno.EIO, "Input/output error")) == ""
+    assert run._full_disk(ValueError("no space")) == ""
 
 
 def test_who_writes_to_a_local_disk_says_so(temporary: Path, tmp_path: Path) -> None:

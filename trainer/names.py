@@ -25,8 +25,11 @@ def plain_name(name: str) -> str:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's module inside DistributedDataParallel."""
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    """The user's module inside DistributedDataParallel, which may itself be compiled."""
+    inner = model._modules.get(COMPILED) or model
+    if isinstance(inner, nn.parallel.DistributedDataParallel):
+        return unwrap(inner.module)
+    return model
 
 
 def parameters(model: nn.Module) -> dict[str, nn.Parameter]:

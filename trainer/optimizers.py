@@ -93,8 +93,7 @@ def _told(optimizer: torch.optim.Optimizer, who: str) -> Any:
         told = optimizer.state_dict()
     except Exception as error:
         raise StateError(f"{who}: its state_dict() fails: {type(error).__name__}: {error}") from error
-    known = isinstance(told, Mapping) and told.keys() <= {"state", "param_groups"}
-    if known and _tensors_in(told.get("state")) == _tensors_in(getattr(optimizer, "state", None)):
+    if _says_no_more(told, optimizer):
         return None
     if not callable(getattr(optimizer, "load_state_dict", None)):
         raise StateError(f"{who} has a state_dict and no load_state_dict: its state would be lost")
@@ -109,18 +108,30 @@ def _inner(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.optim.
                 yield name, one
 
 
-def _tensors_in(tree: Any) -> set[int]:
-    """Which tensors are among the values of a tree."""
-    found, left = set(), [tree]
+def _says_no_more(told: Any, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a state_dict tells what Optimizer.state and the groups tell, and nothing else."""
+    if not isinstance(told, Mapping) or told.keys() != {"state", "param_groups"}:
+        return False
+    options = [group.keys() - {"params"} for group in told["param_groups"]]
+    if options != [group.keys() - {"params"} for group in optimizer.param_groups]:
+        return False
+    return _leaves(told["state"]) == _leaves(getattr(optimizer, "state", None))
+
+
+def _leaves(tree: Any) -> tuple[set[int], int]:
+    """(which tensors are among the values of a tree, how many values there are)."""
+    found, count, left = set[int](), 0, [tree]
     while left:
         value = left.pop()
-        if isinstance(value, torch.Tensor):
-            found.add(id(value))
-        elif isinstance(value, Mapping):
+        if isinstance(value, Mapping):
             left.extend(value.values())
         elif isinstance(value, (list, tuple)):
             left.extend(value)
-    return found
+        else:
+            count += 1
+            if isinstance(value, torch.Tensor):
+                found.add(id(value))
+    return found, count
 
 
 def _marked(tree: Any, names: Mapping[int, str], who: str) -> Any:

@@ -142,6 +142,8 @@ class SpotRun:
             self.notices.install()
             self.link.watch(self._on_peer_gone)
             threading.Thread(target=self._watch_the_bucket, daemon=True, name="bucket").start()
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                threading.Thread(target=scratch.remove_stale, daemon=True, name="stale").start()
             self._refuse_without_launcher()
             if self._grace_note:
                 self.say(self._grace_note)
@@ -553,7 +555,7 @@ class SpotRun:
         if code == EXIT_FAILED:
             self._say_crashed(one_line(error))
         if first and not in_a_line:
-            print(f"Error: {one_line(error)}. {self._last_word()}", file=sys.stderr, flush=True)
+            print(f"Error: {one_line(error)}. {self._full_disk(error)}{self._last_word()}", file=sys.stderr, flush=True)
         self.leave(code, "superseded" if code == EXIT_SUPERSEDED else "error", error=one_line(error))
 
     def _end_as_the_script_says(self, code: int, error: SystemExit) -> NoReturn:
@@ -584,6 +586,13 @@ class SpotRun:
         # The launcher's word comes within milliseconds of the peer's end; a collective fails as fast.
         module = sys.modules.get("trainer.together")
         return module is not None and bool(module.is_peer_trouble(error))
+
+    def _full_disk(self, error: BaseException) -> str:
+        """Which local disk is full, where an error says no more than that one is."""
+        if isinstance(error, OSError) and error.errno in scratch.FULL and not error.filename:
+            where = scratch.full_place(self.paths.root)
+            return f"{where} is full. " if where else ""
+        return ""
 
     def _last_word(self) -> str:
         newest = None

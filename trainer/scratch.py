@@ -114,12 +114,17 @@ def blamed(error: OSError, otherwise: Path) -> str:
     """Which file or folder an error is about: the one that it names; of a full disk, the local one that is full."""
     if error.filename:
         return os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else str(otherwise)
-    if error.errno in FULL:
-        caches = [Path(cache) for name in ("HF_HOME", "HF_HUB_CACHE") if (cache := os.environ.get(name))]
-        for path in [*places(), *caches]:
-            if is_full(path) and not _on_one_disk(path, otherwise):
-                return str(path)
-    return str(otherwise)
+    where = full_place(otherwise) if error.errno in FULL else None
+    return str(where or otherwise)
+
+
+def full_place(otherwise: Path) -> Path | None:
+    """A full local disk that temporary files or the hub's files go to, and `otherwise` does not lie on."""
+    caches = [Path(cache) for name in ("HF_HOME", "HF_HUB_CACHE") if (cache := os.environ.get(name))]
+    for path in [*places(), *caches]:
+        if is_full(path) and not _on_one_disk(path, otherwise):
+            return path
+    return None
 
 
 def is_full(path: Path) -> bool:
