@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from skyspot import lint, lint_rules, task, yamledit
+from skyspot import lint, lint_rules, lint_task, task
 from skyspot.errors import UsageError
 from skyspot.lint import Finding
 from skyspot.options import ENV, NAME, Options, flags_alone
@@ -62,11 +62,11 @@ def _findings(options: Options) -> list[Finding]:
 def _without_values(path: Path) -> dict[str, str]:
     """The variables that a launch has to give a value (`--env`), each as what a shell would put in its place."""
     try:
-        root = yamledit.compose(task.read(path))
+        tasks = lint_task.tasks(task.read(path))
     except UsageError:
         return {}  # Rendering it says why.
-    found = [str(key.value) for _, (key, node) in yamledit.at(root, "envs", "*") if yamledit.value(node) is None]
-    return {name: f"${name}" for name in found if ENV.fullmatch(name)}
+    entries = [entry for one in tasks for entry in one.env_entries.items()]
+    return {name: f"${name}" for name, found in entries if ENV.fullmatch(name) and found.is_null}
 
 
 def check_file(rendered: Rendered, options: Options) -> None:

@@ -23,7 +23,11 @@ _EITHER = "error or warning"
 RULES = (
     # -- the file
     Rule("not-yaml", "error", "The file cannot be read as YAML"),
-    Rule("not-a-task", "error", "The file is not a task: docker-compose, SkyPilot's own settings, a volume, ..."),
+    Rule(
+        "not-a-task",
+        "error",
+        "The file is not a task but docker-compose, SkyPilot's own settings, a volume or the like",
+    ),
     Rule(
         "service-section",
         "error",

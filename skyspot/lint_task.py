@@ -78,6 +78,11 @@ class At:
             return None
 
     @property
+    def is_null(self) -> bool:
+        """Whether there is nothing, or a null."""
+        return self.node.tag == "tag:yaml.org,2002:null"
+
+    @property
     def text(self) -> str:
         """A scalar as it is written; empty where it is none."""
         return self.node.value if isinstance(self.node, yaml.ScalarNode) and self.value is not None else ""

@@ -69,6 +69,8 @@ def test_lint_takes_a_variable_that_a_launch_has_to_give_for_one_that_nobody_kno
         "envs:\n  BUCKET:\n  SCRIPT: null\nfile_mounts: {/c: {source: s3://$BUCKET}}\nrun: python $SCRIPT\n"
     )
     assert skyspot("lint", "my train.yaml") == (0, "No findings in 1 task.\n", "")
+    (tmp_path / "two.yaml").write_text("envs: {A: }\nrun: echo\n---\nenvs: {B: null}\nrun: python $B\n")
+    assert skyspot("lint", "two.yaml") == (0, "No findings in 1 task.\n", "")
 
 
 def test_lint_as_json_has_the_code_of_each_rule(tmp_path: Path, skyspot: Skyspot) -> None:
