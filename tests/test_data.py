@@ -1,22 +1,24 @@
 """Text to packed samples; and the models that eat them."""
 
-import hashlib
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import subprocess
+import sys
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-from support import clean_env, train
+from support import clean_env
 
-from trainer import data, model
+from trainer import data, encoding, model, tokens
 from trainer.config import parse
 from trainer.layout import AttemptName, RunPaths
 
 ATTEMPT = AttemptName(1, "abcdef")
+PREPARED_BEFORE = [
+    "edd1e4e9156e6431-a0001-abcdef", "e56119ac103d8393d12abf0d02e25799", "e99669c1a6e3d3c9c8f37c3bcb2f5351"
+]  # fmt: skip
+STDLIB_BEFORE = "87c0d38440b384e2-a0001-abcdef"
 
 
 @pytest.fixture
@@ -39,22 +41,27 @@ def nothing() -> None:
     pass
 
 
-def prepare(paths: RunPaths, tmp_path: Path, *args: object) -> data.Tokens:
-    folder = data.prepare(paths, ATTEMPT, config(*args), nothing)
-    return data.open_tokens(paths, folder, tmp_path / "cache")
+def prepare(paths: RunPaths, *args: object) -> tokens.Tokens:
+    return opened(paths, data.prepare(paths, ATTEMPT, config(*args), nothing))
+
+
+def opened(paths: RunPaths, folder: str) -> tokens.Tokens:
+    manifest = tokens.manifest_of(paths, folder)
+    with tokens.copied(paths, folder, manifest) as local:
+        return tokens.open_copy(folder, manifest, local)
 
 
 def test_bytes_are_packed_with_an_end_after_each_document_and_some_are_held_out(
     paths: RunPaths, tmp_path: Path
 ) -> None:
     source = texts(tmp_path / "src", a_txt="ab" * 300, b_jsonl=json.dumps({"text": "é" * 200}) + "\n\n")
-    tokens = prepare(paths, tmp_path, "--data", source, "--seq-len", 10)
-    assert tokens.train.shape == (99, 10)
-    assert tokens.held_out.shape == (1, 10)
-    everything = np.concatenate([tokens.held_out.ravel(), tokens.train.ravel()])
-    assert (everything == data.END_OF_DOCUMENT).sum() == 1
-    assert tokens.vocab_size == 257
-    assert bytes(tokens.held_out[0].astype(np.uint8)) == b"ab" * 5
+    found = prepare(paths, "--data", source, "--seq-len", 10)
+    assert found.train.shape == (99, 10)
+    assert found.held_out.shape == (1, 10)
+    everything = np.concatenate([found.held_out.ravel(), found.train.ravel()])
+    assert (everything == encoding.END_OF_DOCUMENT).sum() == 1
+    assert found.vocab_size == 257
+    assert bytes(found.held_out[0].astype(np.uint8)) == b"ab" * 5
 
 
 def test_the_data_is_prepared_once_and_a_torn_folder_does_not_count(paths: RunPaths, tmp_path: Path) -> None:
@@ -64,6 +71,20 @@ def test_the_data_is_prepared_once_and_a_torn_folder_does_not_count(paths: RunPa
     assert data.prepare(paths, AttemptName(2, "aaaaaa"), config(*args), nothing) == first
     (paths.tokens / first / "MANIFEST.json").unlink()
     assert data.prepare(paths, AttemptName(3, "aaaaaa"), config(*args), nothing) != first
+
+
+def test_what_was_prepared_before_is_known_and_made_the_same(paths: RunPaths, tmp_path: Path) -> None:
+    """Runs that were begun with another release: their keys and hashes."""
+    source = tmp_path / "src"
+    (source / "deep").mkdir(parents=True)
+    (source / "a.txt").write_bytes("naïve\r\nold\rmac\n".encode() * 400)
+    (source / "deep" / "b.jsonl").write_bytes(b'{"text": "one \\u00e9", "n": 1}\r\n\n{"text": ""}\n' * 100)
+    (source / "empty.txt").write_bytes(b"")
+    folder = data.prepare(paths, ATTEMPT, config("--data", source, "--seq-len", 16), nothing)
+    files = tokens.manifest_of(paths, folder).files
+    assert [folder, files["train.bin"].hash, files["held_out.bin"].hash] == PREPARED_BEFORE
+    folder = data.prepare(paths, ATTEMPT, config("--seq-len", 64), nothing)
+    assert folder == STDLIB_BEFORE
 
 
 def test_the_key_knows_names_and_sizes_and_not_where_the_files_lie(tmp_path: Path) -> None:
@@ -81,20 +102,23 @@ def test_a_flipped_bit_in_prepared_data_is_found(paths: RunPaths, tmp_path: Path
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
-    with pytest.raises(data.DataError, match="does not hash"):
-        data.open_tokens(paths, folder, tmp_path / "cache")
+    with pytest.raises(tokens.DamagedError, match="does not hash"):
+        opened(paths, folder)
+    path.unlink()
+    with pytest.raises(tokens.DamagedError, match="is missing"):
+        opened(paths, folder)
 
 
 def test_the_standard_library_is_always_there(paths: RunPaths, tmp_path: Path) -> None:
-    tokens = prepare(paths, tmp_path)
-    assert len(tokens.train) > 10_000
-    assert len(tokens.held_out) == pytest.approx(len(tokens.train) / 99, rel=0.02)
+    found = prepare(paths)
+    assert len(found.train) > 10_000
+    assert len(found.held_out) == pytest.approx(len(found.train) / 99, rel=0.02)
 
 
 MISTAKES = [
     ({"a_txt": "short"}, "samples of"),
     ({"a_csv": "x"}, r"no \.txt or \.jsonl"),
-    ({"a_jsonl": '{"text": "x"}\n{"body": 1}\n'}, "line 2: no `text`"),
+    ({"a_jsonl": '{"text": "x"}\n{"body": 1}\n'}, r"line 2 \(from byte 14\): no `text`"),
     ({"a_jsonl": "{nope\n"}, "line 1: not JSON"),
 ]
 
@@ -116,68 +140,6 @@ def test_bytes_that_are_no_text_and_folders_that_are_not_there_are_said(paths: R
         data.prepare(paths, ATTEMPT, config("--data", tmp_path / "x.txt"), nothing)
     with pytest.raises(data.DataError, match="no such folder or file"):
         data.prepare(paths, ATTEMPT, config("--data", "/nowhere/at/all"), nothing)
-
-
-class Hub(BaseHTTPRequestHandler):
-    """The Hugging Face hub on loopback, with one data set in it: what `snapshot_download` asks for."""
-
-    FILES: ClassVar = {
-        "part/one.txt": b"the first text " * 400,
-        "two.jsonl": b'{"text": "more"}\n' * 50,
-        "x.bin": b"\0",
-    }
-    SHA = "0123456789abcdef0123456789abcdef01234567"
-
-    def do_GET(self) -> None:
-        if self.path.split("?")[0].startswith("/api/datasets/somebody/some-set"):
-            siblings = [{"rfilename": name} for name in self.FILES]
-            document = {"id": "somebody/some-set", "sha": self.SHA, "siblings": siblings, "private": False}
-            return self._send(json.dumps(document).encode(), "application/json")
-        name = self.path.split(f"/resolve/{self.SHA}/")[-1]
-        if name in self.FILES:
-            return self._send(self.FILES[name], "application/octet-stream")
-        return self.send_error(404)
-
-    do_HEAD = do_GET
-
-    def _send(self, body: bytes, kind: str) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
-        self.send_header("X-Repo-Commit", self.SHA)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-def test_a_data_set_of_the_hub_is_prepared_and_later_attempts_do_not_need_the_hub(tmp_path: Path) -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    args = ["--checkpoint-dir", tmp_path / "run", "--data", "somebody/some-set", "--max-steps", 2, "--warmup-steps", 0,
-            "--seq-len", 16, "--processes", 1]  # fmt: skip
-    hub = {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}",
-        "HF_HUB_OFFLINE": "0",
-        "HF_HOME": str(tmp_path),
-    }
-    first = train(*args, "--save-every", 1, env=clean_env(**hub))
-    assert first.code == 0, first.output
-    server.shutdown()
-    server.server_close()
-    again = train(
-        *args[:-2], "--allow-config-change", "max_steps", "--max-steps", 3, "--processes", 1, env=clean_env(**hub)
-    )
-    assert again.code == 0, again.output
-    refused = train(
-        "--checkpoint-dir", tmp_path / "other", *args[2:], env=clean_env(**{**hub, "HF_HOME": str(tmp_path / "x")})
-    )
-    assert refused.code == 1
-    assert "somebody/some-set: not to be had from the hub" in refused.output
-    assert "Traceback" not in refused.output
 
 
 def test_a_stop_is_heard_between_pieces(paths: RunPaths) -> None:
@@ -222,9 +184,9 @@ def test_a_model_and_tokenizer_in_a_folder_are_trained_on_and_exported(paths: Ru
     LlamaForCausalLM(small).save_pretrained(folder)
     source = texts(tmp_path / "src", a_txt="to be or not to be " * 50)
     chosen = config("--model", folder, "--data", source, "--seq-len", 8)
-    tokens = data.open_tokens(paths, data.prepare(paths, ATTEMPT, chosen, nothing), tmp_path / "cache")
-    assert tokens.train[0].tolist()[:4] in ([2, 3, 4, 5], [4, 5, 2, 3])
-    loaded = model.build_model(chosen, tokens.vocab_size)
+    found = opened(paths, data.prepare(paths, ATTEMPT, chosen, nothing))
+    assert found.train[0].tolist()[:4] in ([2, 3, 4, 5], [4, 5, 2, 3])
+    loaded = model.build_model(chosen, found.vocab_size)
     model.save_model(loaded, chosen, tmp_path / "out")
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert AutoTokenizer.from_pretrained(tmp_path / "out").eos_token == "<end>"
@@ -235,3 +197,61 @@ def test_a_model_that_is_not_there_is_said_in_a_line(monkeypatch: pytest.MonkeyP
     with pytest.raises(model.ModelError, match="--model /nowhere") as refused:
         model.build_model(config("--model", "/nowhere"), 10)
     assert len(str(refused.value).splitlines()) == 1
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from trainer import data, text, tokens
+from trainer.config import parse
+from trainer.layout import AttemptName, RunPaths
+from trainer.model import ModelFiles, load_tokenizer
+source, run, model = sys.argv[1:]
+config = parse(["--checkpoint-dir", run, "--data", source, "--model", model])
+if model != "tiny":
+    load_tokenizer(config)("warm up", return_offsets_mapping=True)
+before, calls = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
+paths = RunPaths(Path(run))
+folder = data.prepare(paths, AttemptName(1, "abcdef"), config, lambda: calls.append(1))
+manifest = tokens.manifest_of(paths, folder)
+with tokens.copied(paths, folder, manifest):
+    pass
+print(manifest.facts["n_train"], len(calls), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def measured(tmp_path: Path, megabytes: int, model: object) -> tuple[int, int, int]:
+    """Prepare a file that is one line: its samples, how often a stop was looked for, and the memory it took, in KB."""
+    with (tmp_path / "a.txt").open("w") as file:
+        for number in range(megabytes):
+            file.write(f"to be or not to be, that is question {number} " * (2**20 // 40))
+    command = [sys.executable, "-c", MEASURE, tmp_path / "a.txt", tmp_path / "run", str(model)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=clean_env())
+    assert done.returncode == 0, done.stderr
+    samples, calls, kilobytes = map(int, done.stdout.split())
+    return samples, calls, kilobytes
+
+
+def test_preparing_takes_little_memory_and_looks_for_a_stop_all_the_time(tmp_path: Path) -> None:
+    samples, calls, kilobytes = measured(tmp_path, 24, "tiny")
+    assert samples > 24 * 2**20 / 128 * 0.95
+    assert calls > 24 * 2**20 / 65536
+    assert kilobytes < 80_000
+
+
+@pytest.mark.slow
+def test_preparing_with_a_tokenizer_takes_little_memory(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<end>"], initial_alphabet=alphabet)
+    raw.train_from_iterator(["to be or not to be, that is the question"], trainer)
+    PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>").save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "gpt2"}')
+    samples, calls, kilobytes = measured(tmp_path, 3, tmp_path / "model")
+    assert samples > 500
+    assert calls > 3 * 2**20 / 65536
+    assert kilobytes < 100_000

@@ -510,16 +510,20 @@ def binding_problem(
     binding: Mapping[str, Any],
     allowed: Collection[str],
     newest: Manifest | None,
+    is_same: Callable[[str, Mapping[str, Any]], bool] = lambda name, first: False,
 ) -> str | None:
     """Which field differs from what the run was begun with, and what to do; None where none does.
 
     Compared with the newest whole checkpoint, or, while there is none, with the first attempt that was not refused.
+    A value of another spelling may be the same thing: `is_same` tells, given the field's name and what bound first.
     """
-    first = newest.facts.get("binding") if newest else _first_binding(paths, attempt)
-    if not isinstance(first, Mapping):
+    first = first_binding(paths, attempt, newest)
+    if first is None:
         return None
     for name in sorted(binding.keys() & first.keys()):
         if json.dumps(binding[name], default=str) != json.dumps(first[name]) and name not in allowed:
+            if is_same(name, first):
+                continue
             return (
                 f"{paths.root} is a run with {name} {first[name]!r}, and this attempt asks for {binding[name]!r}. "
                 f"Give it another name or folder, or change the run with --allow-config-change {name}"
@@ -527,15 +531,26 @@ def binding_problem(
     return None
 
 
-def _first_binding(paths: RunPaths, attempt: Attempt) -> Mapping[str, Any] | None:
+def first_binding(paths: RunPaths, attempt: Attempt, newest: Manifest | None) -> Mapping[str, Any] | None:
+    """What bound the run first: the newest checkpoint's record of it, or the first attempts'; None where there is none.
+
+    Of the attempts, those count that were not refused, up to the first that knew all: the others' values fill in what
+    it did not come to know.
+    """
+    if newest:
+        found = newest.facts.get("binding")
+        return found if isinstance(found, Mapping) else None
+    known: dict[str, Any] = {}
     for name in list_attempts(paths):
         if name == attempt.name:
             continue
         events = read_events(paths, name, ("start", "bound", "end"))
-        start = event_named(events, "start")
+        start, bound = event_named(events, "start"), event_named(events, "bound")
         if start and ended(events).get("cause") != "refused":
-            return {**(start.get("binding") or {}), **((event_named(events, "bound") or {}).get("binding") or {})}
-    return None
+            known = {**(start.get("binding") or {}), **((bound or {}).get("binding") or {}), **known}
+            if bound:
+                break
+    return known or None
 
 
 def ignored_notices(paths: RunPaths, name: AttemptName, machine: str) -> set[str]:

@@ -139,7 +139,10 @@ class TrainConfig(RunConfig):
     """What the bundled training program needs besides."""
 
     model: str = _option("tiny, a model's folder, or a hub's id", default="tiny")
-    data: str = _option("stdlib, a folder or file of .txt or .jsonl (a `text` field), or a hub's id", default="stdlib")
+    data: str = _option(
+        "stdlib, a folder or file of .txt or .jsonl (a `text` field), also as .gz, or an id on the Hugging Face Hub",
+        default="stdlib",
+    )
     epochs: float | None = _option("passes over the data, instead of --max-steps", default=None)
     seq_len: int = _option("tokens a sample", default=128)
     lr: float = _option("peak learning rate", default=1e-3)

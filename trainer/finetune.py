@@ -8,8 +8,9 @@ makes it resume exactly is in run.py and loop.py.
 
 from __future__ import annotations
 
-import math
 import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from trainer.config import ConfigError, TrainConfig, parse
@@ -60,15 +61,22 @@ def main(argv: list[str] | None = None) -> None:
     except ConfigError as error:
         sys.exit(f"Error: {error}")
 
-    with SpotRun(config, config.binding()) as run:
-        from trainer import data
+    run = SpotRun(config, config.binding())
+    run.is_same = lambda name, first: name == "model" and is_moved(config.model, first)
+    with run:
         from trainer import model as models
+        from trainer import tokens as prepared
+        from trainer.inputs import Inputs
         from trainer.rng import seed_all
         from trainer.schedule import lr_factor
 
-        # 2. Data: packed once per run, on rank 0, into the bucket; then read from a local copy.
-        folder = run.rank0_does("tokens", lambda: prepared_tokens(run, config))
-        tokens = run.ask(lambda: data.open_tokens(run.paths, folder, between=run.between), math.inf)
+        # 2. Data and model files. Rank 0 chooses them: data is packed once per run, into the bucket. Then each machine
+        # has one copy on its disk, which its ranks share.
+        held = ExitStack()
+        inputs = Inputs(run, config, held) if run.rank == 0 else None
+        chosen = run.rank0_does("inputs", lambda: inputs and inputs.choose())
+        tokens = prepared.on_this_machine(run, chosen["tokens"], held, inputs and inputs.local)
+        files = models.on_this_machine(run, config.model, chosen["model_revision"])
         samples = PackedSamples(tokens.train)
         if len(samples) < config.global_batch_size:
             raise RunError(
@@ -79,7 +87,9 @@ def main(argv: list[str] | None = None) -> None:
 
         # 3. Model and optimizer: the same initial weights on every rank, from the seed.
         seed_all(config.seed)
-        model = models.build_model(config, tokens.vocab_size)
+        model = models.build_model(config, tokens.vocab_size, files)
+        if note := models.check_fit(model, config, tokens):
+            run.say(note)
         model.train()
         optimizer = make_optimizer(model, config)
 
@@ -94,30 +104,17 @@ def main(argv: list[str] | None = None) -> None:
             lr_factor=lambda step: lr_factor(
                 step, schedule=config.lr_schedule, warmup_steps=warmup_steps, max_steps=max_steps
             ),
-            save_model=lambda trained, path, write: models.save_model(trained, config, path, write),
-            tokens=folder,
+            save_model=lambda trained, path, write: models.save_model(trained, config, path, write, files),
+            tokens=chosen["tokens"],
         )
 
 
-def prepared_tokens(run: SpotRun, config: TrainConfig) -> str:
-    """Rank 0: the folder of packed samples, the one that the newest checkpoint names or a new one."""
-    from trainer import data
+def is_moved(model: str, first: Mapping[str, Any]) -> bool:
+    """Whether the model's folder is the one that the run began with, under another path."""
+    from trainer.model import fingerprint
 
-    assert run.attempt
-    named = run.newest.facts.get("tokens") if run.newest else None
-    kept = named if isinstance(named, str) and run.ask(lambda: data.is_whole(run.paths, named)) else None
-    try:
-        key = data.data_key(config)
-    except data.DataError as error:
-        if kept is None:
-            raise
-        run.say(f"{error}. The run goes on with the data that was prepared for it.")
-        return kept
-    run.bind(data_key=key)
-    if kept and kept.startswith(key):
-        return kept
-    attempt = run.attempt.name
-    return str(run.ask(lambda: data.prepare(run.paths, attempt, config, run.between), math.inf))
+    recorded = first.get("model_files")
+    return recorded is not None and recorded == fingerprint(model)
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

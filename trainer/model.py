@@ -2,27 +2,137 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import scratch
+from trainer import hub, scratch
+from trainer.patience import within
 
 if TYPE_CHECKING:
     from torch import nn
 
     from trainer.config import TrainConfig
     from trainer.export import Write
+    from trainer.run import SpotRun
+    from trainer.tokens import Tokens
+
+_HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 
 
 class ModelError(Exception):
     """The model or its tokenizer cannot be loaded; the message says why and what to do."""
 
 
-def build_model(config: TrainConfig, vocab_size: int) -> nn.Module:
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a model's files are on this machine."""
+
+    folder: str | None
+    """None for the tiny model, which has none."""
+    revision: str | None = None
+    """The commit of the Hub's that they are of."""
+
+
+def find_model(name: str, revision: str | None, between: Callable[[], None] = lambda: None) -> ModelFiles:
+    """The files of a model: `tiny`, a folder, or an id of the Hub, whose files are downloaded.
+
+    Args:
+        name: As --model has it.
+        revision: The commit to use of a model of the Hub; None for the newest.
+        between: Called while downloading; raises to stop.
+
+    Raises:
+        ModelError: there is no such folder.
+        HubError: it cannot be downloaded.
+    """
+    if name == "tiny":
+        return ModelFiles(None)
+    try:
+        with within("looking at the model", where=Path(name)):
+            if Path(name).is_dir():
+                return ModelFiles(name)
+            is_there = Path(name).exists()
+    except OSError as error:
+        raise ModelError(f"--model {name}: {error.strerror}") from None
+    if is_there:
+        raise ModelError(f"--model {name}: not a folder. Name the folder that holds its config.json")
+    if not _HUB_ID.fullmatch(name):
+        raise ModelError(
+            f"--model {name}: no such folder on this machine. Mount it, or name a model of the Hugging Face Hub"
+        )
+    folder = hub.download(
+        name, kind="model", option="--model", wanted=hub.model_files, revision=revision, between=between,
+        enough=hub.has_model,
+    )  # fmt: skip
+    return ModelFiles(str(folder), folder.name)
+
+
+def on_this_machine(run: SpotRun, name: str, revision: str | None) -> ModelFiles:
+    """The files of a model, downloaded once per machine."""
+    found = run.together.machine_does("model", lambda: find_model(name, revision, run.between).folder, run.between)
+    return ModelFiles(found, revision)
+
+
+def fingerprint(name: str) -> str | None:
+    """What a model's folder is recognized by under another path: its small files, its weights' names and sizes.
+
+    None where it is no folder, or cannot be read just now.
+    """
+    with suppress(OSError), within("looking at the model", where=Path(name)):
+        if name != "tiny" and Path(name).is_dir():
+            found = hashlib.sha256()
+            for path in sorted(Path(name).iterdir()):
+                if path.name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+                    found.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+                elif path.suffix in (".safetensors", ".bin", ".model", ".txt"):
+                    found.update(f"{path.name} {path.stat().st_size}\n".encode())
+            return found.hexdigest()[:16]
+    return None
+
+
+def check_fit(model: Any, config: TrainConfig, tokens: Tokens) -> str | None:
+    """Refuse a model that the samples do not fit into, before the first step; returns what a user should know.
+
+    Raises:
+        ModelError: samples are longer than the model's table of positions, or token ids lie beyond its embedding.
+    """
+    embedding = model.get_input_embeddings()
+    rows = getattr(embedding, "num_embeddings", None)
+    if rows is not None and tokens.vocab_size > rows and (highest := tokens.highest_id()) >= rows:
+        raise ModelError(
+            f"--model {config.model}: its embedding has {rows} rows, and the data has token ids up to {highest}. Use "
+            f"the model's own tokenizer, or save the model after model.resize_token_embeddings({tokens.vocab_size})"
+        )
+    known = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(known, int) or config.seq_len <= known:
+        return None
+    # Some tables have a few rows more than positions (OPT has two).
+    learned = [
+        table for name, table in model.named_modules()
+        if table is not embedding and known <= getattr(table, "num_embeddings", 0) <= known + 8
+        and ("pos" in name or name.endswith("wpe"))
+    ]  # fmt: skip
+    if learned:
+        raise ModelError(
+            f"--seq-len {config.seq_len} is more than the {known} positions of --model {config.model}. "
+            f"Pass --seq-len {known} or less"
+        )
+    return f"--seq-len {config.seq_len} is more than the {known} positions that --model {config.model} was trained with"
+
+
+def build_model(config: TrainConfig, vocab_size: int, files: ModelFiles | None = None) -> nn.Module:
     """The model with its initial weights: `tiny`, a folder, or a hub's id.
+
+    Args:
+        config: Names the model.
+        vocab_size: Of the tiny model.
+        files: Where its files are; None: where the config says.
 
     Raises:
         ModelError: it cannot be loaded.
@@ -34,7 +144,7 @@ def build_model(config: TrainConfig, vocab_size: int) -> nn.Module:
 
     with _loading(config.model):
         # In fp32 whatever it was saved in: --precision says what the arithmetic is done in.
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32)
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(_place(config, files), dtype=torch.float32)
     return _without_cache(model)
 
 
@@ -98,7 +208,11 @@ def _tiny(vocab_size: int, seq_len: int) -> nn.Module:
     return _without_cache(model)
 
 
-def load_tokenizer(config: TrainConfig) -> Any:
+def _place(config: TrainConfig, files: ModelFiles | None) -> str:
+    return (files and files.folder) or config.model
+
+
+def load_tokenizer(config: TrainConfig, files: ModelFiles | None = None) -> Any:
     """The model's tokenizer.
 
     Raises:
@@ -107,10 +221,12 @@ def load_tokenizer(config: TrainConfig) -> Any:
     from transformers import AutoTokenizer
 
     with _loading(config.model, "its tokenizer: "):
-        return AutoTokenizer.from_pretrained(config.model)
+        return AutoTokenizer.from_pretrained(_place(config, files))
 
 
-def save_model(model: Any, config: TrainConfig, folder: Path, write: Write | None = None) -> None:
+def save_model(
+    model: Any, config: TrainConfig, folder: Path, write: Write | None = None, files: ModelFiles | None = None
+) -> None:
     """Write the model, and its tokenizer where it has one, so that `from_pretrained` loads them.
 
     The weights are streamed through `write`, where it is given: no local disk has to hold them.
@@ -124,7 +240,7 @@ def save_model(model: Any, config: TrainConfig, folder: Path, write: Write | Non
     with _streamed(folder, write):
         model.save_pretrained(folder)
     if config.model != "tiny":
-        load_tokenizer(config).save_pretrained(folder)
+        load_tokenizer(config, files).save_pretrained(folder)
 
 
 @contextmanager

@@ -32,6 +32,8 @@ class UnderWay:
     until: float
     code: int
     """With what the attempt ends once it is overdue."""
+    where: Path | None = None
+    """What it touches; None: the run's folder."""
 
 
 _number = itertools.count()
@@ -39,10 +41,12 @@ _under_way: dict[int, UnderWay] = {}
 
 
 @contextmanager
-def within(what: str, seconds: float | None = None, code: int = EXIT_PREEMPTED) -> Iterator[None]:
+def within(
+    what: str, seconds: float | None = None, code: int = EXIT_PREEMPTED, where: Path | None = None
+) -> Iterator[None]:
     """Say that what happens inside has to be over within so many seconds (`LIMIT_S` where it is not said)."""
     key, now = next(_number), time.monotonic()
-    _under_way[key] = UnderWay(what, now, now + (LIMIT_S if seconds is None else seconds), code)
+    _under_way[key] = UnderWay(what, now, now + (LIMIT_S if seconds is None else seconds), code, where)
     try:
         yield
     finally:
@@ -57,17 +61,17 @@ def within_bytes(what: str, count: int) -> Iterator[None]:
 
 
 @contextmanager
-def opened(path: Path, what: str) -> Iterator[BinaryIO]:
+def opened(path: Path, what: str, where: Path | None = None) -> Iterator[BinaryIO]:
     """A file to be read without a buffer; opening and closing it has to be over in time: FUSE asks its daemon at both.
 
     Who reads from it says `within` for each call.
     """
-    with within(f"opening {what}"):
+    with within(f"opening {what}", where=where):
         file = path.open("rb", buffering=0)
     try:
         yield file  # type: ignore[misc]  # A FileIO: it reads as any binary file does.
     finally:
-        with within(f"closing {what}"):
+        with within(f"closing {what}", where=where):
             file.close()
 
 

@@ -109,6 +109,10 @@ class SpotRun:
         self.rank = int(os.environ.get("RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self.launched_at = float(os.environ.get("SKYSPOT_LAUNCHED_AT", time.monotonic()))
+        self.allowed = set(config.allow_config_change)
+        """The fields that may differ from the run's first attempt."""
+        self.is_same: Callable[[str, Mapping[str, Any]], bool] = lambda name, first: False
+        """Whether a field that differs from what bound first is the same thing under another name."""
         self.attempt: Attempt | None = None
         self.run_id: str | None = None
         """Rank 0: which run this is; other runs' checkpoints do not count."""
@@ -452,10 +456,12 @@ class SpotRun:
 
     def _refuse_other_binding(self, newest: Manifest | None) -> None:
         assert self.attempt
-        attempt, allowed = self.attempt, self.config.allow_config_change
-        trouble = self.ask(
-            lambda: attempts.binding_problem(self.paths, attempt, self.binding, allowed, newest), attempts.RECORDS_S
-        )
+        attempt = self.attempt
+
+        def problem() -> str | None:
+            return attempts.binding_problem(self.paths, attempt, self.binding, self.allowed, newest, self.is_same)
+
+        trouble = self.ask(problem, attempts.RECORDS_S)
         if trouble:
             raise Leaving(EXIT_FAILED, "refused", trouble)
 
@@ -483,7 +489,7 @@ class SpotRun:
         if self.final_is_whole:
             self.leave(EXIT_DONE, "finished")
         seconds = time.monotonic() - call.begun
-        error = f"{call.what} in {self.paths.root} has not returned for {seconds:.0f} s: its mount hangs"
+        error = f"{call.what} in {call.where or self.paths.root} has not returned for {seconds:.0f} s: its mount hangs"
         print(f"Error: {error}. Nothing that was committed is lost.", file=sys.stderr, flush=True)
         if call.code == EXIT_FAILED:
             self._say_crashed(error)

@@ -257,10 +257,22 @@ class Together:
         Raises:
             PeerGoneError: rank 0 gives no sign of life any more.
         """
+        return self._one_does(name, self.rank == 0, work, between)
+
+    def machine_does(self, name: str, work: Callable[[], Any], between: Callable[[], None] = lambda: None) -> Any:
+        """Let the first rank of each machine do something; the machine's other ranks get its JSON value.
+
+        Raises:
+            PeerGoneError: that rank gives no sign of life any more.
+        """
+        machine = self._nodes.rank if self.several_nodes else 0
+        return self._one_does(f"{name}/{machine}", self.local_rank == 0, work, between)
+
+    def _one_does(self, name: str, is_me: bool, work: Callable[[], Any], between: Callable[[], None]) -> Any:
         done, beat = f"done/{name}", f"beat/{name}"
         if self.world_size == 1:
             return work()
-        if self.rank:
+        if not is_me:
             return self.await_value(done, beat, between)
         with self.beating(beat):
             value = work()

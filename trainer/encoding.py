@@ -1,0 +1,167 @@
+"""Token ids of documents of any length, window by window.
+
+A document of up to a window is tokenized at once. A longer one is tokenized in windows that overlap, and two windows
+are joined at a token within the overlap where both have the same tokens on both sides: what lies beyond a window's
+edges does not reach there, so the tokens are those of the whole document. Only where an overlap has no such place (one
+word of thousands of characters may have none) does the cut show in the tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Protocol
+
+import numpy as np
+
+WINDOW = 1 << 16
+"""Characters; tokenizers take some 170 bytes of memory for each."""
+OVERLAP = 1 << 12
+AGREE = 8
+"""How many tokens have to be the same on both sides of a join."""
+BYTE_VOCAB = 257
+END_OF_DOCUMENT = 256
+_LINE = re.compile(r"(?<=\S\n)(?=\S)")
+
+
+class Encoder(Protocol):
+    """Turns documents into token ids."""
+
+    vocab_size: int
+    """Above every id."""
+    end: int
+    """The id that ends a document."""
+
+    def ids(self, document: Iterable[str]) -> Iterator[np.ndarray]:
+        """The token ids of a document, given and returned in pieces."""
+
+
+class Bytes:
+    """UTF-8 bytes as tokens, for the tiny model."""
+
+    vocab_size, end = BYTE_VOCAB, END_OF_DOCUMENT
+
+    def ids(self, document: Iterable[str]) -> Iterator[np.ndarray]:
+        """The bytes of a document."""
+        for piece in document:
+            yield np.frombuffer(piece.encode("utf-8", "replace"), np.uint8)
+
+
+class Pretrained:
+    """A tokenizer of transformers."""
+
+    def __init__(self, tokenizer: Any, end: int) -> None:
+        self._tokenizer, self.end = tokenizer, end
+        # An id may lie above the number of tokens: there are vocabularies with gaps.
+        highest = max(tokenizer.get_vocab().values(), default=0)
+        self.vocab_size = max(len(tokenizer), highest + 1, end + 1)
+
+    def ids(self, document: Iterable[str]) -> Iterator[np.ndarray]:
+        """The token ids of a document."""
+        pieces = map(_without_surrogates, document)
+        if self._tokenizer.is_fast:
+            return in_windows(self._tokens, pieces)
+        return (self._ids_alone(text) for text in in_lines(pieces))
+
+    def _tokens(self, text: str) -> Tokenized:
+        found = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        places = np.asarray(found["offset_mapping"], np.int64).reshape(-1, 2)
+        return Tokenized(np.asarray(found["input_ids"], np.int64), places[:, 0], places[:, 1])
+
+    def _ids_alone(self, text: str) -> np.ndarray:
+        return np.asarray(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], np.int64)
+
+
+def _without_surrogates(text: str) -> str:
+    """The text, with "?" for halves of surrogate pairs: they may stand in JSON, and tokenizers refuse them."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """A window's tokens: their ids, and where in the window they start and end, in characters."""
+
+    ids: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+
+    def since(self, token: int) -> Tokenized:
+        """The tokens from one on, in a window that begins where that one starts."""
+        at = self.starts[token]
+        return Tokenized(self.ids[token:], self.starts[token:] - at, self.ends[token:] - at)
+
+    def borders(self) -> dict[int, int]:
+        """Where a token starts after the one before has ended: the character, and the token's number."""
+        clean = np.flatnonzero(self.starts[1:] >= self.ends[:-1]) + 1
+        return dict(zip(self.starts[clean].tolist(), clean.tolist(), strict=True))
+
+
+def in_windows(
+    tokenize: Callable[[str], Tokenized], pieces: Iterable[str], window: int = WINDOW, overlap: int = OVERLAP
+) -> Iterator[np.ndarray]:
+    """The token ids of a document of any length, from tokenizing windows of about `window` characters."""
+    text, before = "", None
+    for piece in chain(_at_most(pieces, window), [None]):
+        text += piece or ""
+        if piece is not None and len(text) < window + overlap:
+            continue
+        tokens, first = tokenize(text), 0
+        if before is not None:
+            given, first = _join(before, tokens, overlap)
+            yield before.ids[:given]
+        if piece is None:
+            yield tokens.ids[first:]
+            return
+        held = int(np.searchsorted(tokens.starts, len(text) - overlap))
+        if held >= len(tokens.ids):  # No token begins in the overlap.
+            yield tokens.ids[first:]
+            text, before = "", None
+            continue
+        held = max(held, first)
+        yield tokens.ids[first:held]
+        text, before = text[tokens.starts[held] :], tokens.since(held)
+
+
+def _at_most(pieces: Iterable[str], length: int) -> Iterator[str]:
+    for piece in pieces:
+        for start in range(0, len(piece), length):
+            yield piece[start : start + length]
+
+
+def _join(before: Tokenized, after: Tokenized, overlap: int) -> tuple[int, int]:
+    """How many of a window's last tokens count, and from which token of the next window on."""
+    one, other = before.borders(), after.borders()
+    middle = overlap // 2
+    for agree in (AGREE, 1):
+        for place in sorted(one.keys() & other.keys(), key=lambda at: abs(at - middle)):
+            i, j = one[place], other[place]
+            if agree <= min(i, j) and all(
+                np.array_equal(mine[i - agree : i + agree], theirs[j - agree : j + agree])
+                for mine, theirs in ((before.ids, after.ids), (before.starts, after.starts))
+            ):
+                return i, j
+    given = int(np.searchsorted(before.starts, middle))
+    at = before.ends[given - 1] if given else 0
+    return given, int(np.searchsorted(after.starts, at))
+
+
+def in_lines(pieces: Iterable[str], window: int = WINDOW) -> Iterator[str]:
+    """Windows that end with a line, where there are lines: for tokenizers that do not say where their tokens stand.
+
+    A line end between two characters that are no space is where hardly any tokenizer joins a token.
+    """
+    text = ""
+    for piece in chain(_at_most(pieces, window), [None]):
+        text += piece or ""
+        if piece is None:
+            if text:
+                yield text
+            return
+        if len(text) >= 2 * window:
+            cuts = [found.start() for found in _LINE.finditer(text, window)]
+            cut = cuts[-1] if cuts else text.rfind(" ", window)
+            cut = cut if cut > 0 else len(text)
+            yield text[:cut]
+            text = text[cut:]
