@@ -172,6 +172,36 @@ def test_a_checkpoint_of_a_release_that_did_not_save_it_is_taken(tmp_path: Path)
     assert again.value == 0
 
 
+def test_what_a_model_tells_besides_its_parameters_and_buffers_is_named() -> None:
+    class Scaled(nn.Linear):
+        def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+            destination[f"{prefix}scale"] = torch.ones(3)
+            destination[f"{prefix}same"] = self.weight  # Another name for what is saved.
+
+    model = nn.Sequential(Scaled(2, 2), Counting(3), nn.BatchNorm1d(2))
+    assert state.not_seen(model) == ["0.scale"]
+
+
+def test_ranks_whose_buffers_differ_in_form_are_told_so_in_a_line() -> None:
+    from types import SimpleNamespace
+
+    from trainer.loop import Loop
+
+    loop, model = Loop.__new__(Loop), Growing(1)
+    rows: list[list[int]] = []
+
+    def exchange(row: list[int]) -> Any:
+        rows.append(row)
+        return SimpleNamespace(wait=lambda: list(rows))
+
+    loop.together = SimpleNamespace(exchange=exchange)  # type: ignore[assignment]
+    loop._refuse_unlike_buffers(model)
+    model(torch.randn(1, 2))
+    with pytest.raises(StateError, match="the ranks' buffers differ"):
+        loop._refuse_unlike_buffers(model)
+
+
 # -- buffers -----------------------------------------------------------------------------------------------------------
 
 

@@ -114,6 +114,11 @@ class Loop:
         _refuse_lazy(model)
         export.check_save_model(save_model)
         self.made = buffers.forms(model)
+        if unseen := state.not_seen(model):
+            run.say(
+                f"not saved: {', '.join(unseen[:5])}: the model's state_dict() has them besides its parameters and "
+                "buffers; get_extra_state and set_extra_state would have them saved"
+            )
         self.model: nn.Module = self.accelerator.prepare(model)
         self.scaler = torch.amp.GradScaler(self.device.type) if self.config.precision == "fp16" else None
         for group in optimizer.param_groups:

@@ -17,7 +17,7 @@ from torch import nn
 
 from trainer import buffers, formats, optimizers
 from trainer.checkpoint import SAVED_DTYPES
-from trainer.names import modules, parameters, plain_name
+from trainer.names import modules, parameters, plain_name, unwrap
 from trainer.optimizers import Groups, options_of
 from trainer.plain import StateError, decode, encode, tensors_of
 from trainer.reading import Tensor
@@ -198,6 +198,24 @@ def _extra_states(model: nn.Module) -> dict[str, Any]:
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             found[name] = module.get_extra_state()
     return found
+
+
+def not_seen(model: nn.Module) -> list[str]:
+    """Names of what a model's state_dict tells and a state does not: it is kept neither as parameter nor as buffer.
+
+    What only has another name there is no loss, nor is what `get_extra_state` gives.
+    """
+    try:
+        told = unwrap(model).state_dict()
+    except Exception:  # Whoever wants it will hear of it.
+        return []
+    known = {tensor.data_ptr() for tensor in model_tensors(model).values() if not is_cut(tensor)}
+    return [
+        plain_name(name)
+        for name, value in told.items()
+        if not name.endswith("_extra_state")
+        and not (isinstance(value, torch.Tensor) and (is_cut(value) or not value.numel() or value.data_ptr() in known))
+    ]
 
 
 def _plan_extra_states(model: nn.Module, saved: Any) -> list[tuple[nn.Module, Any]]:
