@@ -67,6 +67,16 @@ def test_the_runs_name_alone_goes_on_with_what_was_written(here: Path) -> None:
     assert str(again.where) == "s3://mine/run-001"
 
 
+def test_a_rule_may_be_overruled_where_the_runs_name_is_enough(here: Path) -> None:
+    (here / "mine.yaml").write_text("resources: {use_spot: false}\nrun: python train.py\n")
+    launch.write(prepare(here, task="mine.yaml", ignore=("script-not-there",)), update_trainer=False)
+    written = (here / ".skyspot" / "run-001.yaml").read_text()
+    given = Options(name="run-001", ignore=("script-not-there",), flags=frozenset({"name", "ignore"}))
+    again = launch.prepare(given, here)
+    assert again.text == written
+    assert [(finding.name, finding.level) for finding in again.findings] == [("script-not-there", "note")]
+
+
 def test_a_plain_yaml_that_changes_is_written_again(here: Path) -> None:
     task = here / "mine.yaml"
     task.write_text("resources: {use_spot: false}\nrun: echo one\n")
