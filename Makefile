@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 SIZE ?= 1GB
 ROUNDS ?= 5
 READY := $(VENV)/.ready
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test lint bench e2e chaos
+.PHONY: demo test test-all lint bench e2e chaos
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Error: no $(PYTHON) on PATH. Say which one: make PYTHON=python3.11 ..." >&2; exit 1; }
@@ -20,8 +21,11 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## Rehearse the default task: a real training run, preempted in every way, compared bit by bit.
 	@$(BIN)/skyspot rehearse
 
-test: $(READY)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+test: $(READY)  ## What every change should pass; minutes.
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
+
+test-all: $(READY)  ## Everything but e2e.
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

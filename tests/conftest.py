@@ -14,6 +14,18 @@ if TYPE_CHECKING:
     import faultfs
 
 sys.path.insert(0, str(Path(__file__).parent))
+import budget
+import shared
+import skips
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Watch what the tests take, where they are run, and what is skipped."""
+    config.pluginmanager.register(skips)
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        watched = budget.Budget(budget.QuietClock())
+        config.pluginmanager.register(watched)
+        shared.not_counted = watched.building
 
 
 @pytest.fixture(scope="session")
@@ -23,10 +35,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Pat
 
     @functools.cache
     def train(processes: int) -> Path:
-        run_dir = tmp_path_factory.mktemp(f"undisturbed-{processes}") / "run"
-        ended = mlp(run_dir, processes=processes)
-        assert ended.code == 0, ended.output
-        return run_dir
+        def build(folder: Path) -> None:
+            ended = mlp(folder / "run", processes=processes)
+            assert ended.code == 0, ended.output
+
+        return shared.built_once(tmp_path_factory, f"undisturbed-{processes}", build) / "run"
 
     return train
 
@@ -56,11 +69,12 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from trainer.layout import RunPaths, list_checkpoints
 
-    run_dir = tmp_path_factory.mktemp("half") / "run"
-    ended = mlp(run_dir, "--fault", "kill@10", "--commit-first")
-    assert ended.code != 0, ended.output
-    assert [name.step for name in list_checkpoints(RunPaths(run_dir))] == [8, 4]
-    return run_dir
+    def build(folder: Path) -> None:
+        ended = mlp(folder / "run", "--fault", "kill@10", "--commit-first")
+        assert ended.code != 0, ended.output
+        assert [name.step for name in list_checkpoints(RunPaths(folder / "run"))] == [8, 4]
+
+    return shared.built_once(tmp_path_factory, "half", build) / "run"
 
 
 @pytest.fixture

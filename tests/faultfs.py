@@ -87,8 +87,10 @@ def missing() -> str | None:
 
     try:
         import mfusepy  # noqa: F401
-    except (ImportError, OSError, AttributeError) as error:
-        return f"mfusepy or libfuse is missing: {error}"
+    except ImportError:
+        return "FUSE mounts: pip install mfusepy"
+    except (OSError, AttributeError):
+        return "FUSE mounts: apt install fuse3"
     return missing_fuse()
 
 

@@ -64,7 +64,8 @@ def load() -> None:
 
 
 def serve(control: socket.socket) -> None:
-    """Fork a program for each request, until nobody asks any more."""
+    """Say that it is ready, with its process id; then fork a program for each request, until nobody asks any more."""
+    control.sendall(os.getpid().to_bytes(8, "big"))
     while True:
         head, sources, _, _ = socket.recv_fds(control, 8, 64)
         if not head:

@@ -65,7 +65,7 @@ def test_a_mistake_in_the_code_is_found(short: Path, plant: str) -> None:
 )
 def test_a_mistake_is_found_by_the_fault_that_is_meant_for_it(short: Path, plant: str, kind: str, seen: str) -> None:
     done = campaign("--plants", plant, "--kinds", kind, folder=short)
-    if "not tried" in done.stdout:
-        pytest.skip(done.stdout)
+    if "not tried, " in done.stdout:
+        pytest.skip(done.stdout.partition("not tried, ")[2].strip())
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(rf"{plant}: found after \d+ faults \(.*, {kind}: .*{seen}", done.stdout), done.stdout

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import warm
+from needs import needs_root
 from support import PROGRAMS, REPO, clean_env, event, losses, mlp, weights
 
 from trainer.checkpoint import POINTS
@@ -212,7 +213,7 @@ def test_the_folder_that_holds_the_run_is_never_made(tmp_path: Path) -> None:
 
 def test_a_full_bucket_ends_the_attempt_and_keeps_what_was_committed(tmp_path: Path) -> None:
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
-        pytest.skip("no user namespaces here")
+        pytest.skip(needs_root("a full bucket"))
     kept = tmp_path / "kept"
     # About 1.6 MB a checkpoint: the first fits, the second does not.
     script = (

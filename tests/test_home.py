@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from needs import needs_root
 from support import REPO, clean_env, event
 
 from trainer import attempt, home
@@ -74,7 +75,7 @@ def test_a_home_that_is_there_is_left_as_it_is(tmp_path: Path, monkeypatch: pyte
 def as_nobody(*command: object, **env: str | None) -> subprocess.CompletedProcess[str]:
     """Run a command as a user whom nobody knows."""
     if subprocess.run(["unshare", f"--map-user={NOBODY}", "true"], capture_output=True).returncode:
-        pytest.skip("no user namespaces here")
+        pytest.skip(needs_root("a HOME that nobody may write"))
     clean = {**clean_env(), **env}
     for name in ("USER", "LOGNAME", "LNAME", "USERNAME", "HOME", "HF_HOME", "XDG_CACHE_HOME", "TRITON_CACHE_DIR"):
         if not env.get(name):

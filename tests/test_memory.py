@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from needs import needs_root
 from support import clean_env
 
 SAVE = """
@@ -37,7 +38,7 @@ def test_a_save_without_memory_for_a_copy_goes_on_without_and_says_so(tmp_path: 
         env=clean_env(), capture_output=True, text=True, timeout=150,
     )  # fmt: skip
     if "no group" in done.stderr:
-        pytest.skip("no control group that limits memory can be made here: that takes root")
+        pytest.skip(needs_root("a save without memory for a copy"))
     folder, *rest = done.stdout.splitlines()
     Path(folder).rmdir()
     saved = list(tmp_path.glob("run/checkpoints/*/MANIFEST.json"))

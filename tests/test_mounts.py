@@ -12,6 +12,7 @@ import bucket_lab
 import faultfs
 import pytest
 from bucket_lab import RCLONE, Mounted, Store, child, end, mounted, until
+from needs import NOT_HERE
 from support import clean_env
 
 from trainer import mounts
@@ -226,7 +227,7 @@ def test_a_daemon_whose_environment_cannot_be_read_counts_by_its_arguments(
     """It may have been told in RCLONE_VFS_CACHE_MODE to cache."""
     nobody = ("setpriv", "--reuid", "65534", "--clear-groups")
     if subprocess.run([*nobody, sys.executable, "-c", ""], capture_output=True).returncode:
-        pytest.skip("this Python is root's alone")
+        pytest.skip(f"a daemon of another user's: {NOT_HERE}: this Python is root's alone")
     assert as_seen_by(*nobody, path=through.point) == "NOTHING"
     folder = tmp_path_factory.mktemp("m")
     with mounted(bucket, folder, "--allow-other", "--vfs-cache-mode", "off") as mount:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from needs import NOT_HERE, needs_root
 from support import clean_env
 
 from trainer import checkpoint
@@ -50,7 +51,7 @@ def flags_of(path: Path) -> int:
 def test_a_share_past_the_cache_is_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shift: int) -> None:
     """From memory that does not begin at a page as well: the system refuses it, and it is written as usual."""
     if mount_of(tmp_path).kind not in DISKS:
-        pytest.skip("no disk under the temporary folder")
+        pytest.skip(f"files past the page cache: {NOT_HERE}: no disk under the temporary folder")
     parts, memory, fetch = share(shift)
     usual = write_share(tmp_path / "usual", parts, fetch)
     half = []
@@ -80,7 +81,7 @@ assert write_share(folder / "past", parts, fetch, memory) == usual
 assert hash_file(folder / "past", past_cache=True) == usual.hash
 """
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
-        pytest.skip("no mount namespace can be made here: that takes root")
+        pytest.skip(needs_root("a file system without a way past the page cache"))
     command = ["unshare", "--mount", sys.executable, "-c", script, str(tmp_path), str(Path(__file__).parent)]
     done = subprocess.run(command, env=clean_env(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from needs import needs_root
 from support import PROGRAMS, REPO, clean_env
 
 from skyspot import job, machine, preempt, rehearse_cli, verdict
@@ -122,7 +123,7 @@ def test_where_there_is_no_namespace_the_paths_are_rewritten_and_it_says_so(tmp_
 
 def test_a_namespace_leaves_the_root_folder_alone(tmp_path: Path) -> None:
     if machine.namespace_command() is None:
-        pytest.skip("no mount namespace here")
+        pytest.skip(needs_root("rehearsals in a namespace"))
     root_before = sorted(Path("/").iterdir())
     args = [own(tmp_path), "--kinds", "kill,", "--preemptions", 1, "--compare", "own/result.json"]
     done = rehearse(*args, cwd=tmp_path, env={"TMPDIR": "/nonexist"})
@@ -245,7 +246,7 @@ def sleeping(mark: str) -> list[int]:
 
 def test_nothing_that_ran_on_a_machine_outlives_it(tmp_path: Path) -> None:
     if machine.namespace_command() is None:
-        pytest.skip("no namespaces here")
+        pytest.skip(needs_root("rehearsals in a namespace"))
     mark = strays(tmp_path)
     args = ["task.yaml", "--kinds", "kill", "--preemptions", 1, "--compare", "result", "--keep", "kept"]
     done = rehearse(*args, cwd=tmp_path)
@@ -260,7 +261,7 @@ def test_nothing_that_ran_on_a_machine_outlives_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("namespace", [True, False])
 def test_when_skyspot_is_killed_its_machines_go_with_it(tmp_path: Path, namespace: bool) -> None:
     if namespace and machine.namespace_command() is None:
-        pytest.skip("no namespaces here")
+        pytest.skip(needs_root("rehearsals in a namespace"))
     mark = strays(tmp_path, seconds=600)
     if not namespace:  # There a process that left the task's group is beyond reach.
         task = tmp_path / "task.yaml"
@@ -289,7 +290,7 @@ def test_what_the_script_leaves_behind_at_sigterm_has_time_to_save_as_under_skyp
 ) -> None:
     """The shell is gone at once at SIGTERM; the program that it waited for is not."""
     if namespace and machine.namespace_command() is None:
-        pytest.skip("no mount namespace here")
+        pytest.skip(needs_root("rehearsals in a namespace"))
     (tmp_path / "task.yaml").write_text(
         "file_mounts: {/checkpoints: {name: bbb, mode: MOUNT}}\n"
         "run: |\n"
@@ -317,7 +318,7 @@ def test_what_the_script_leaves_behind_goes_with_the_machine_when_it_does_not_he
     tmp_path: Path, namespace: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if namespace and machine.namespace_command() is None:
-        pytest.skip("no mount namespace here")
+        pytest.skip(needs_root("rehearsals in a namespace"))
     if not namespace:
         monkeypatch.setattr(machine, "namespace_command", lambda: None)
     monkeypatch.setattr(machine, "LEAVE_S", 3.0)
@@ -388,7 +389,7 @@ def test_a_working_folder_that_holds_what_is_kept_does_not_copy_itself(tmp_path:
 
 def test_nothing_real_is_written_to_where_a_mount_point_is_there_or_a_link(tmp_path: Path) -> None:
     if machine.namespace_command() is None:
-        pytest.skip("no mount namespace here")
+        pytest.skip(needs_root("rehearsals in a namespace"))
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc" / "there.conf").write_text("the user's own")
     (tmp_path / "mine.conf").write_text("the task's\n")
@@ -605,6 +606,7 @@ def test_whether_the_exported_model_has_dropout_is_read_from_its_config(tmp_path
 # -- the default: our trainer ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_default_task_resumes_exactly_under_every_kind(tmp_path: Path) -> None:
     done = rehearse("--keep", "kept", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

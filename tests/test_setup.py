@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from needs import NOT_HERE
 from support import REPO, event
 
 
@@ -86,11 +87,12 @@ def cpu_wheels() -> str | None:
     return folder if folder and list(Path(folder).glob("torch-2.13.0*")) else None
 
 
+@pytest.mark.slow
 def test_with_uv_alone_an_environment_is_made_and_used(tmp_path: Path) -> None:
     """As on a SkyPilot VM: no Python that will do, and ~/.local/bin/uv."""
     wheels = cpu_wheels()
     if wheels is None:
-        pytest.skip("no build of torch for the CPU is at hand, and the index' own takes gigabytes")
+        pytest.skip(f"setup.sh with uv alone: {NOT_HERE}: the index has builds of torch of gigabytes alone")
     home = home_with_payload(tmp_path)
     tools = home / ".local" / "bin"
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--target", tmp_path / "uv", "uv"], check=True)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import warm
+from needs import NOT_HERE
 from support import PROGRAMS, REPO, clean_env, weights
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="warm starts: they are made on Linux alone")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason=f"warm starts: {NOT_HERE}: made on Linux alone")
 FRESH = PROGRAMS / "fresh.py"
 STARTS = {"cold": subprocess.Popen, "warm": warm.Popen}
 

@@ -23,6 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import shared
+
 TESTS = Path(__file__).resolve().parent
 REPO = TESTS.parent
 IMPORTED = {"torch", "accelerate", "transformers", "numpy", "safetensors", "xxhash", "huggingface_hub", "tokenizers"}
@@ -149,6 +151,7 @@ class Nursery:
         theirs.close()
         self._lock = threading.Lock()
         self._libc = ctypes.CDLL(None)
+        self._answer()
 
     def start(self, program: Program, sources: Sequence[int]) -> int:
         """Fork a child of this very process, which shall have our descriptors `sources`; returns its process id."""
@@ -159,17 +162,19 @@ class Nursery:
             try:
                 socket.send_fds(self._control, [len(request).to_bytes(8, "big")], list(sources))
                 self._control.sendall(request)
-                answer = self._control.recv(8, socket.MSG_WAITALL)
-            except OSError:
-                answer = b""
+                pid = self._answer()
             finally:
                 self._libc.prctl(_PR_SET_CHILD_SUBREAPER, 0)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # Raises unless it is our child.
+        return pid
+
+    def _answer(self) -> int:
+        """Wait for a number of its."""
+        answer = self._control.recv(8, socket.MSG_WAITALL)
         if len(answer) < 8:
             self._errors.seek(0)
             raise RuntimeError(f"the warm process is gone: {self._errors.read().decode(errors='replace')}")
-        pid = int.from_bytes(answer, "big")
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # Raises unless it is our child.
-        return pid
+        return int.from_bytes(answer, "big")
 
     def close(self) -> None:
         """End it; what it forked is not its own."""
@@ -186,7 +191,9 @@ def nursery() -> Nursery:
     """This process' own, begun when it is first asked for."""
     global _nursery
     with _beginning:
-        _nursery = _nursery or Nursery()
+        if not _nursery:
+            with shared.not_counted():
+                _nursery = Nursery()
         return _nursery
 
 

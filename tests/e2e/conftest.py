@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from needs import NOT_HERE
 
 HERE = Path(__file__).parent
 MISSING = os.environ.get("SKYSPOT_E2E_MISSING")
@@ -23,7 +24,7 @@ else:
     def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if MISSING:
             for item in items:
-                item.add_marker(pytest.mark.skip(reason=f"no lab: {MISSING}"))
+                item.add_marker(pytest.mark.skip(reason=f"SkyPilot on Slurm: {NOT_HERE}: {MISSING}"))
 
     @pytest.fixture(scope="session")
     def lab() -> Iterator[Lab]:

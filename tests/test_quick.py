@@ -1,0 +1,169 @@
+"""What keeps the tests quick, and says what they did not show."""
+
+import threading
+import time
+from pathlib import Path
+
+import budget
+import pytest
+import shared
+import skips
+from needs import NOT_HERE
+from support import REPO
+
+pytest_plugins = ["pytester"]
+INI = "[pytest]\nmarkers =\n    slow: x\nfilterwarnings =\n    error\n"
+
+
+class Clock:
+    """A quiet clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.at = 0.0
+
+    def now(self) -> float:
+        return self.at
+
+    def stop(self) -> None:
+        pass
+
+
+def results(pytester: pytest.Pytester, source: str, *plugins: object) -> pytest.RunResult:
+    """Run a test file in this process."""
+    pytester.makeini(INI)
+    pytester.makepyfile(source)
+    return pytester.runpytest_inprocess("-p", "no:xdist", "-p", "no:cacheprovider", "-rfE", plugins=plugins)
+
+
+def test_a_test_that_takes_too_long_fails_unless_it_is_slow_and_what_is_built_for_all_is_free(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    watched = budget.Budget(clock)  # type: ignore[arg-type]
+    monkeypatch.setattr(shared, "not_counted", watched.building)
+    monkeypatch.setattr(pytest, "clock", clock, raising=False)
+    done = results(pytester, """
+        import pytest, shared
+        from pytest import clock
+
+        def take(seconds):
+            clock.at += seconds
+
+        @pytest.fixture(scope="session")
+        def built():
+            take(100)
+
+        @pytest.fixture
+        def prepared():
+            take(6)
+
+        def test_quick(built): take(9)
+        def test_long(): take(11)
+        def test_long_with_its_fixture(prepared): take(5)
+        @pytest.mark.slow
+        def test_slow(): take(11)
+        def test_builds(tmp_path_factory):
+            with shared.not_counted():
+                take(50)
+                shared.built_once(tmp_path_factory, "x", lambda folder: take(50))
+            take(1)
+        def test_fails():
+            take(11)
+            assert False
+    """, watched)  # fmt: skip
+    done.assert_outcomes(passed=3, failed=3)
+    done.stdout.fnmatch_lines(["*test_long took 11 s, and a test that is not slow may take 10: *"])
+    done.stdout.fnmatch_lines(["*test_long_with_its_fixture took 11 s, *"])
+    done.stdout.no_fnmatch_line("*test_fails took*")
+
+
+def test_a_second_of_a_busy_machine_counts_as_the_part_that_a_process_gets() -> None:
+    clock = budget.QuietClock()
+    clock.stop()
+    clock._cores, clock._seconds, clock._looked = 2, 0.0, 100.0
+    for now, wanted, counted in ((101.0, 0, 1.0), (102.0, 2, 2.0), (104.0, 4, 3.0), (114.0, 20, 4.0)):
+        clock.passed(now, wanted)
+        assert clock.now() == pytest.approx(counted)
+
+
+def test_the_clock_goes_on_by_itself() -> None:
+    clock = budget.QuietClock()
+    end = time.monotonic() + 30
+    while clock.now() == 0:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    clock.stop()
+
+
+SKIPPED = f"""
+    import pytest
+    def test_a(): pytest.skip("FUSE mounts: apt install fuse3")
+    @pytest.mark.skipif(True, reason="FUSE mounts: apt install fuse3")
+    def test_b(): pass
+    def test_c(): pytest.skip("uv: {NOT_HERE}: no network")
+    @pytest.mark.xfail
+    def test_d(): assert False
+"""
+
+
+def test_what_was_skipped_stands_in_the_last_lines(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    done = results(pytester, SKIPPED, skips)
+    done.assert_outcomes(skipped=3, xfailed=1)
+    assert done.ret == 0
+    assert "not tested" in done.outlines[-5]
+    assert done.outlines[-4:-2] == ["FUSE mounts: apt install fuse3 (2 tests)", f"uv: {NOT_HERE}: no network (1 test)"]
+
+
+@pytest.mark.parametrize("ci", ["true", "1"])
+def test_in_ci_what_could_have_been_tested_and_was_not_is_a_failure(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, ci: str
+) -> None:
+    monkeypatch.setenv("CI", ci)
+    done = results(pytester, SKIPPED, skips)
+    done.assert_outcomes(failed=1, errors=1, skipped=1, xfailed=1)
+    assert done.ret == 1
+    done.stdout.fnmatch_lines(
+        ["*would be skipped, and in CI every guarantee is tested: FUSE mounts: apt install fuse3"]
+    )
+
+
+def test_what_workers_share_is_built_by_one_and_again_where_that_failed(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    class Factory:
+        def getbasetemp(self) -> Path:
+            return tmp_path / "popen-gw0"
+
+    (tmp_path / "popen-gw0").mkdir()
+    built = []
+
+    def fail(folder: Path) -> None:
+        (folder / "torn").touch()
+        raise ValueError
+
+    def build(folder: Path) -> None:
+        built.append(list(folder.iterdir()))
+        time.sleep(0.1)
+        (folder / "file").touch()
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        shared.built_once(Factory(), "name", fail)  # type: ignore[arg-type]
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.append(shared.built_once(Factory(), "name", build))) for _ in "abc"
+    ]  # type: ignore[arg-type]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert built == [[]]
+    assert found == [tmp_path / "shared-name"] * 3
+    assert [path.name for path in found[0].iterdir()] == ["file"]
+
+
+def test_make_test_leaves_out_what_is_slow_and_ci_does_not() -> None:
+    makefile, ci = (REPO / "Makefile").read_text(), (REPO / ".ci" / "run").read_text()
+    assert '-m "not slow"' in makefile.partition("\ntest:")[2].partition("\n\n")[0]
+    assert "slow" not in makefile.partition("\ntest-all:")[2].partition("\n\n")[0]
+    assert "make test-all" in ci
