@@ -18,6 +18,7 @@ from trainer.attempt import AttemptError
 from trainer.config import TrainConfig, parse
 from trainer.layout import EXIT_FAILED, EXIT_PREEMPTED, MANIFEST, CheckpointName, Manifest, RunPaths, read_manifest
 from trainer.run import RunError, is_said_in_a_line
+from trainer.scratch import ScratchError
 
 LAST = CheckpointName.parse("0000000002-a0001-0000ff-1")
 
@@ -119,6 +120,20 @@ def test_a_full_local_disk_is_named_and_left_to_the_next_machine(
     assert f"Checkpoint {LAST} is whole: the next attempt exports it" in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
     assert list(full.iterdir()) == []
+
+
+def test_disks_that_are_full_on_each_machine_end_the_run_for_good(run: Any, full: Path) -> None:
+    for _ in range(3):
+        attempt_ = attempt.open_attempt(run.paths, launch="l", config={}, binding={}, newest_step=2)
+        assert attempt.no_progress(attempt_, 2) is None
+        attempt.record(attempt_, "restored", step=2)
+        with pytest.raises(ScratchError) as raised:
+            export.export(run, nn.Linear(3, 2), save_whole, LAST)
+        attempt.record(attempt_, "end", code=raised.value.code, cause="error", error=str(raised.value))
+    stuck = attempt.no_progress(attempt.open_attempt(run.paths, launch="l", config={}, binding={}), 2)
+    assert stuck
+    assert "3 attempts in a row" in stuck
+    assert "No space left on device" in stuck
 
 
 def test_a_model_goes_where_there_is_room(

@@ -173,14 +173,17 @@ def _locked(where: Path, prefix: str) -> Path:
     """A new folder whose lock this process holds."""
     while True:
         top = Path(tempfile.mkdtemp(prefix=prefix, dir=where))
+        descriptor = -1
         try:
             descriptor = os.open(top / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             made = top / "made"
             made.mkdir()
-        except FileNotFoundError:  # Somebody who looked for stale folders was quicker than the lock.
-            continue
-        except BaseException:
+        except BaseException as error:
+            if descriptor >= 0:
+                os.close(descriptor)
+            if isinstance(error, FileNotFoundError) and not top.exists():
+                continue  # Somebody who looked for stale folders was quicker than the lock.
             shutil.rmtree(top, ignore_errors=True)
             raise
         _mine[top] = descriptor
