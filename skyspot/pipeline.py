@@ -16,8 +16,9 @@ import yaml
 from skyspot import yamltext
 from skyspot.errors import UsageError, shown
 from skyspot.known_keys import HEADER
-from skyspot.yamledit import UNREADABLE, breaks, compose, value
+from skyspot.yamledit import UNREADABLE, breaks, compose, keeps_lines, value
 
+_FIRST_BREAK = re.compile("[ \t]*(?:\r\n|[\n\r])?")
 _MARK = re.compile(r"^(?:---|\.\.\.)", re.MULTILINE)
 
 
@@ -82,11 +83,16 @@ class Pipeline:
         The edit gets the document behind as many empty lines as stand before it in the file: what it says of lines is
         right for the file.
         """
-        above = self.above[number]
-        edited = edit(above + self.documents[number])
+        above, document = self.above[number], self.documents[number]
+        # What is added comes before the blank lines at its end, unless these belong to a value.
+        body = document if keeps_lines(document) else document.rstrip()
+        end = document[len(body) :]
+        ending = _FIRST_BREAK.match(end)
+        cut = len(body) + (ending.end() if ending else 0)
+        edited = edit(above + document[:cut])
         assert edited.startswith(above)
         documents = list(self.documents)
-        documents[number] = edited[len(above) :]
+        documents[number] = edited[len(above) :] + document[cut:]
         return replace(self, documents=tuple(documents))
 
 

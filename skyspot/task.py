@@ -133,8 +133,7 @@ def with_rungs(text: str, rungs: list[dict[str, Any]]) -> str:
     new = f"resources:\n{yamltext.block(asked, 2)}"
     if not found:
         end = root.end_mark.index
-        gap = "\n" if text[:end].endswith("\n") else "\n\n"
-        return applied(text, Edit(end, end, f"{gap}{new}\n"))
+        return applied(text, Edit(end, end, f"{yamledit.gap(text, end)}{new}\n"))
     end = yamledit.span(text, found)[1]
     rest = _LINE.match(text, end)
     return applied(text, Edit(found[0].start_mark.index, rest.end() if rest else end, new))

@@ -37,7 +37,7 @@ def _place(run: str, project: Path) -> Location:
         raise UsageError("RUN is empty: give a run's folder, its URL or its name")
     folder = Path(run)
     is_name = "/" not in run and run not in (".", "..")
-    is_folder, begun = aside.call(folder, _kind, folder, seconds=aside.ANSWER_S)
+    is_folder, begun = aside.call(folder.absolute(), _kind, folder.absolute(), seconds=aside.ANSWER_S)
     if is_name and not begun:
         found = _written(run, project) or (None if is_folder else _in_the_bucket(run, project))
         if found is not None:

@@ -22,6 +22,8 @@ _ALIAS = re.compile(rf"[ \t]*:(?:\s|{_COMMENT})*(\*[^\s,\[\]{{}}]+)")
 _BLOCK = re.compile(r"[ \t]*:(?P<gap>\s*)")
 _PROPERTIES = re.compile(r"(?:[&!][^\s,\[\]{}]*\s+)*")
 
+_KEEPS = re.compile(r"[|>][0-9]*\+")
+
 Entry = tuple[yaml.Node, yaml.Node]
 """A key and its value."""
 
@@ -234,6 +236,17 @@ def insert(mapping: yaml.MappingNode, key: str, new: str) -> Edit:
     return Edit(first.index, first.index, f"{key}: {new}{gap}")
 
 
+def gap(text: str, end: int) -> str:
+    """What separates a new section from what ends there: an empty line, unless that would belong to a value."""
+    line = "" if text[:end].endswith(("\n", "\r")) else "\n"
+    return line if keeps_lines(text) else f"{line}\n"
+
+
+def keeps_lines(text: str) -> bool:
+    """Whether empty lines at the end of a text may belong to a value of it (`|+`)."""
+    return _KEEPS.search(text) is not None
+
+
 def put_in(text: str, section: str, key: str, new: str) -> Edit:
     """An entry of a top-level section, which is made where it is missing.
 
@@ -246,8 +259,7 @@ def put_in(text: str, section: str, key: str, new: str) -> Edit:
         if root.flow_style:
             return insert(root, section, f"{{{key}: {new}}}")
         end = root.end_mark.index
-        gap = "" if text[:end].endswith(("\n", "\r")) else "\n"
-        return Edit(end, end, f"{gap}\n{section}:\n  {key}: {new}\n")
+        return Edit(end, end, f"{gap(text, end)}{section}:\n  {key}: {new}\n")
     node = found[1]
     if node.tag == "tag:yaml.org,2002:null":
         if root.flow_style:

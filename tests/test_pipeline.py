@@ -151,6 +151,15 @@ def test_options_edit_each_task(here: Path) -> None:
     assert notes[0].endswith("p.yaml, line 17: spot_recovery -> job_recovery."), "as the file was"
 
 
+def test_what_is_added_to_a_task_stands_with_it(here: Path) -> None:
+    text = "name: a\nrun: x\n\n---\n\nname: b\nrun: |+\n  y\n\n\n---\nname: c\nrun: z"
+    added = rendered(text, here, env={"X": "1"})[0]
+    envs = '\nenvs:\n  X: "1"\n'
+    assert added.startswith(f"name: a\nrun: x\n{envs}\n---\n\nname: b\n")
+    assert added.endswith(f"name: c\nrun: z\n{envs}")
+    assert [{**one, "envs": 0} for one in documents(added)] == [{**one, "envs": 0} for one in documents(text)]
+
+
 @pytest.mark.parametrize(
     ("text", "options", "why"),
     [
