@@ -17,6 +17,9 @@ from support import PROGRAMS, REPO, clean_env, event, losses, mlp, weights
 from trainer.checkpoint import POINTS
 from trainer.hashing import hash_file
 from trainer.layout import MANIFEST, CheckpointName, RunPaths, list_attempts, list_checkpoints, read_manifest, sealed
+from trainer.restore import Found, find_whole
+from trainer.state import State
+from trainer.together import Together
 
 
 def newest(run_dir: Path) -> Path:
@@ -82,6 +85,35 @@ def assert_as_undisturbed(run_dir: Path, whole: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
+def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(run_dir: Path, damage) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    paths = RunPaths(run_dir)
+    newer, older = (load_file(share_of(paths.checkpoint(name))) for name in list_checkpoints(paths))
+    state = State(
+        {name: torch.zeros_like(tensor) for name, tensor in sorted(older.items())}, {}, frozenset(), frozenset()
+    )
+
+    def find() -> Found:
+        return find_whole(Together(), paths, state, lambda: None)
+
+    def found_is(tensors: dict[str, torch.Tensor]) -> bool:
+        loaded = find().loaded
+        assert loaded
+        assert loaded.tensors.keys() == tensors.keys()
+        return all(torch.equal(loaded.tensors[name], tensors[name]) for name in tensors)
+
+    assert found_is(newer)
+    assert not find().rejected
+    damage(newest(run_dir))
+    assert found_is(older)
+    [rejected] = find().rejected
+    assert rejected["checkpoint"] == newest(run_dir).name
+    assert rejected["reason"]
+
+
+@pytest.mark.parametrize("damage", [flipped_bit, torn_manifest], ids=lambda damage: damage.__name__)
 def test_a_damaged_newest_checkpoint_costs_steps_but_not_the_run(run_dir: Path, whole: Path, damage) -> None:
     damage(newest(run_dir))
     ended = mlp(run_dir)

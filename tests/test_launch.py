@@ -1,5 +1,6 @@
 """The launcher: one process per accelerator, signals passed on once, exit codes kept."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+import warm
 from support import clean_env, event, launch
 
-from trainer.launch import LaunchError, process_count
+from trainer.launch import LaunchError, first_of_the_table, process_count
 from trainer.layout import RunPaths, list_attempts, read_events
 from trainer.nodes import Nodes, NodesError
 from trainer.relay import LONGEST_LINE_BYTES, Lines
@@ -35,14 +37,21 @@ def run(path: Path, *options: object, processes: int = 2, **env: str) -> subproc
     )
 
 
-@pytest.mark.parametrize(
-    ("codes", "expected"),
-    [
-        ([0, 0, 0], 0), ([75, 75, 75], 75), ([75, 1, 75], 1), ([0, 75, 0], 75), ([76, 75, 75], 76), ([75, 80, 76], 80),
-        ([79, 76, 75], 79), ([80, 1, 79], 1), ([0, 0, 3], 1), ([75, 42, 75], 1), ([-9, 0, 0], 75), ([75, -15, 75], 75),
-    ],
-)  # fmt: skip
-def test_the_exit_code_is_the_first_of_the_stop_table_that_any_rank_gave(tmp_path: Path, codes, expected) -> None:
+CODES = [
+    ([0, 0, 0], 0), ([75, 75, 75], 75), ([75, 1, 75], 1), ([0, 75, 0], 75), ([76, 75, 75], 76), ([75, 80, 76], 80),
+    ([79, 76, 75], 79), ([80, 1, 79], 1), ([0, 0, 3], 1), ([75, 42, 75], 1), ([-9, 0, 0], 75), ([75, -15, 75], 75),
+    ([0, None], 75), ([1, None], 1), ([0], 0), ([80, 79, 76, 75, 2], 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("codes", "expected"), CODES, ids=str)
+def test_the_exit_code_is_the_first_of_the_stop_table_that_any_rank_gave(codes, expected) -> None:
+    for order in itertools.permutations(codes):
+        assert first_of_the_table(order) == expected
+
+
+@pytest.mark.parametrize(("codes", "expected"), [([80, 1, 79], 1), ([-9, 0, 0], 75), ([0, 76, 75], 76)], ids=str)
+def test_a_launcher_leaves_with_the_first_of_the_stop_table(tmp_path: Path, codes, expected) -> None:
     body = (
         f"code = {codes!r}[rank]\n"
         "signal.signal(signal.SIGTERM, lambda *_: None)\n"  # A peer's leaving must not change what this one gives.
@@ -196,7 +205,7 @@ def test_a_plain_torch_script_of_several_processes_finds_its_peers(tmp_path: Pat
         "print('world', dist.get_world_size())\n"
         "dist.destroy_process_group()\n"
     )
-    done = run(script(tmp_path, body))
+    done = warm.run(command(script(tmp_path, body)), capture_output=True, text=True, env=clean_env(), timeout=60)
     assert (done.returncode, done.stdout.splitlines()) == (0, ["world 2", "world 2"]), done.stderr
 
 
@@ -288,7 +297,7 @@ def test_a_script_with_spotrun_under_a_keeper_makes_one_attempt(tmp_path: Path) 
     from support import PROGRAMS
 
     (tmp_path / "run").mkdir()
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, "-m", "trainer.launch", "--processes", "1", "--checkpoint-dir", str(tmp_path / "run"),
          str(PROGRAMS / "mlp.py"), "--dir", str(tmp_path / "run")],
         env=clean_env(), capture_output=True, text=True, timeout=150,

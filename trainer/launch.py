@@ -31,7 +31,15 @@ from typing import Any
 
 from trainer import home
 from trainer.kept import END_EVENT_S, STOPS, Keeper, write_end
-from trainer.layout import EXIT_FAILED, EXIT_PRECEDENCE, EXIT_PREEMPTED, EXIT_USAGE, STOP_REQUEST_S, file_safe
+from trainer.layout import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_PRECEDENCE,
+    EXIT_PREEMPTED,
+    EXIT_USAGE,
+    STOP_REQUEST_S,
+    file_safe,
+)
 from trainer.nodes import Nodes, NodesError, interface_of
 from trainer.rank import DEFAULT_GRACE_S, LISTENS, PEER_GONE
 from trainer.relay import Lines, Relay
@@ -357,7 +365,7 @@ class _Launch:
     def _left(self, rank: _Rank, code: int) -> None:
         if rank.code is not None:
             return
-        rank.code = EXIT_PREEMPTED if code < 0 else code
+        rank.code = code_of(code)
         if rank.code == 0 and not (self._nodes.leads and rank is self._ranks[0]):
             return  # Rank 0 leaves last; until then the others may come and go.
         if rank.code != 0:
@@ -384,12 +392,7 @@ class _Launch:
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def _finish(self) -> int:
-        codes = [EXIT_PREEMPTED if rank.code is None else rank.code for rank in self._ranks]
-        code = next((known for known in EXIT_PRECEDENCE if known in codes and known), 0) if any(codes) else 0
-        if any(other not in EXIT_PRECEDENCE for other in codes):
-            code = EXIT_FAILED
-        if self._stopped:
-            code = STOPS[self._stopped]
+        code = STOPS[self._stopped] if self._stopped else first_of_the_table([rank.code for rank in self._ranks])
         first = self._ranks[0]
         begun = time.monotonic()
         # All that is left to do shares the time that there is: each step may meet the same dead mount.
@@ -416,6 +419,19 @@ class _Launch:
         end = time.monotonic() + STOP_REQUEST_S
         while not self._signalled and (left := end - time.monotonic()) > 0:
             self._take_in(left)
+
+
+def code_of(status: int | None) -> int:
+    """What a rank's end counts as: by a signal, or not at all, is as if its machine had been taken."""
+    return EXIT_PREEMPTED if status is None or status < 0 else status
+
+
+def first_of_the_table(statuses: Sequence[int | None]) -> int:
+    """What all ranks' ends count as together: the first of the stop table; 1 where one is not in it."""
+    codes = {code_of(status) for status in statuses}
+    if codes - set(EXIT_PRECEDENCE):
+        return EXIT_FAILED
+    return next((known for known in EXIT_PRECEDENCE if known in codes and known), EXIT_DONE)
 
 
 def _is_zombie(pid: int) -> bool:
