@@ -53,6 +53,9 @@ MISTAKES = [
     (["--seq-len", "1"], "--seq-len"),
     (["--beta2", "1"], "[0, 1)"),
     (["--grace"], "expected one argument"),
+    (["--data", ""], "--data: is empty"),
+    (["--model", ""], "--model: is empty"),
+    (["--checkpoint-dir", ""], "--checkpoint-dir is missing"),
     (["--config", "/nowhere.yaml"], "No such file"),
     (["stray"], "stray"),
 ]

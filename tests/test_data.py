@@ -117,6 +117,8 @@ def test_the_standard_library_is_always_there(paths: RunPaths, tmp_path: Path) -
 
 MISTAKES = [
     ({"a_txt": "short"}, "samples of"),
+    ({"a_txt": "", "b_txt": ""}, "no text in its 2 files"),
+    ({}, r"no \.txt or \.jsonl"),
     ({"a_csv": "x"}, r"no \.txt or \.jsonl"),
     ({"a_jsonl": '{"text": "x"}\n{"body": 1}\n'}, r"line 2 \(from byte 14\): no `text`"),
     ({"a_jsonl": "{nope\n"}, "line 1: not JSON"),

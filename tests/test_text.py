@@ -176,6 +176,23 @@ def test_a_file_that_cannot_be_read_is_named(
     assert type(refused.value) is kind or isinstance(refused.value, OSError)
 
 
+def test_a_source_that_hangs_is_what_the_attempt_leaves_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call on it is watched as one on the bucket is, and it is named instead of the run's folder."""
+    from trainer import patience
+
+    tree(tmp_path, {"a.txt": "a"})
+    watched = []
+
+    def look(*args: Any, **options: Any) -> Any:
+        watched.extend((call.what, call.where) for call in patience._under_way.values())
+        return opened(*args, **options)
+
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", look)
+    assert read(tmp_path) == ["a"]
+    assert watched == [("opening the data file a.txt", tmp_path / "a.txt")]
+
+
 # -- lines of any length ----------------------------------------------------------------------------------------------
 
 

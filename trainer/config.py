@@ -159,6 +159,9 @@ class TrainConfig(RunConfig):
     def __post_init__(self) -> None:
         """Refuse what makes no sense; says which field, and what would do."""
         super().__post_init__()
+        for name in ("model", "data"):
+            if not getattr(self, name):
+                raise ConfigError(f"--{name}: is empty; leave it out, or give a value")
         _positive(self, "lr")
         _at_least(self, "seq_len", 2, "the first token of a sample is not predicted")
         if self.warmup_steps is not None:
@@ -234,7 +237,7 @@ def parse(argv: Sequence[str]) -> TrainConfig:
     values = {**(_from_file(Path(config_file)) if config_file else {}), **given}
     if "allow_config_change" in values:
         values["allow_config_change"] = tuple(values["allow_config_change"])
-    if "checkpoint_dir" not in values:
+    if not str(values.get("checkpoint_dir", "")):
         raise ConfigError("--checkpoint-dir is missing: the run's folder in the mounted bucket, /checkpoints/RUN say")
     values["checkpoint_dir"] = Path(values["checkpoint_dir"])
     return TrainConfig(**values)

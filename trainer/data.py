@@ -169,6 +169,8 @@ def prepare(
     size = sum(file.bytes for file in source.files)
     with scratch.folder("packing", size) as made, (made / "packed").open("w+b", buffering=PIECE_BYTES) as packed:
         count = _pack(packed, made, source, encoder, dtype, config, between)
+        if count <= len(source.files):
+            raise DataError(f"--data {config.data}: no text in its {len(source.files)} files")
         samples = count // config.seq_len
         held_out = max(1, samples // HELD_OUT_ONE_IN)
         if samples - held_out < config.global_batch_size:

@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
         inputs = Inputs(run, config, held) if run.rank == 0 else None
         chosen = run.rank0_does("inputs", lambda: inputs and inputs.choose())
         tokens = prepared.on_this_machine(run, chosen["tokens"], held, inputs and inputs.local)
-        files = models.on_this_machine(run, config.model, chosen["model_revision"])
+        files = models.on_this_machine(run, config.model, chosen["model_revision"], inputs and inputs.model)
         samples = PackedSamples(tokens.train)
         if len(samples) < config.global_batch_size:
             raise RunError(

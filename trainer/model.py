@@ -73,10 +73,13 @@ def find_model(name: str, revision: str | None, between: Callable[[], None] = la
     return ModelFiles(str(folder), folder.name)
 
 
-def on_this_machine(run: SpotRun, name: str, revision: str | None) -> ModelFiles:
-    """The files of a model, downloaded once per machine."""
-    found = run.together.machine_does("model", lambda: find_model(name, revision, run.between).folder, run.between)
-    return ModelFiles(found, revision)
+def on_this_machine(run: SpotRun, name: str, revision: str | None, found: ModelFiles | None) -> ModelFiles:
+    """The files of a model, downloaded once per machine; `found` is where rank 0 has them."""
+
+    def folder() -> str | None:
+        return (found or find_model(name, revision, run.between)).folder
+
+    return ModelFiles(run.together.machine_does("model", folder, run.between), revision)
 
 
 def fingerprint(name: str) -> str | None:
