@@ -32,6 +32,7 @@ from skyspot.managed_jobs import Job
 tasks, limit, words = eval(sys.argv[1])
 listed = [Job(n, f"run-{n}", "RUNNING", "1x", "aws", 0, 1e9, 60.0, "", task) for n, task in enumerate(tasks, 1)]
 managed_jobs.queue = lambda *args, **more: listed
+managed_jobs.check = lambda *args: []
 managed_jobs.cancel = lambda id: print("cancelled", id)
 jobs.READ_S = aside.ANSWER_S = limit
 sys.argv[1:] = words

@@ -384,6 +384,7 @@ print(json.dumps(seen))
 """
 
 
+@pytest.mark.slow  # SkyPilot's import and its catalogs.
 def test_skypilot_loads_what_is_rendered(here: Path) -> None:
     """With its own code, as `launch` hands it over."""
     plain = "name: a\nrun: 'true'\n---\nname: b\nrun: 'true'\n"
