@@ -75,6 +75,17 @@ class Checkpoint:
         """Whether it was committed and is known not to be whole."""
         return self.committed and self.whole is False
 
+    @property
+    def finite(self) -> bool:
+        """Whether its weights are free of NaN and infinite values, as far as its manifest says."""
+        return self.manifest is None or self.manifest.finite
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a resume takes it where it is whole: one that is not finite only in a run with --on-nan ignore."""
+        config = self.manifest.facts.get("config") if self.manifest else None
+        return self.finite or (isinstance(config, Mapping) and config.get("on_nan") == "ignore")
+
 
 # -- look ------------------------------------------------------------------------------------------------------------
 

@@ -96,7 +96,7 @@ def _fields(one: Checkpoint) -> dict[str, Any]:
     return {
         "checkpoint": one.name, "step": one.step, "attempt": one.attempt, "bytes": one.bytes,
         "committed": one.committed, "whole": one.whole, "problem": one.problem,
-        "saved_at": one.saved_at, "saved_by": one.saved_by,
+        "finite": one.finite, "saved_at": one.saved_at, "saved_by": one.saved_by,
     }  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def _table(found: Sequence[Checkpoint]) -> Table:
             f"{'~' if one.saved_by == 'mtime' else ''}{ago(one.saved_at)}",
             filesize.decimal(one.bytes),
             one.attempt or "-",
-            Text(one.problem, _style(one)) if one.problem else Text("sizes agree"),
+            Text(one.problem, _style(one)) if one.problem else Text(f"sizes agree{_not_finite(one)}"),
         )
     return table
 
@@ -124,6 +124,10 @@ def _notes(found: Sequence[Checkpoint]) -> list[str]:
         notes.append("~ by its MANIFEST.json's own time, which copying a folder changes.")
     if any(one.manifest and not one.problem for one in found):
         notes.append("Sizes agree: nothing was hashed; `skyspot checkpoints verify` does that.")
+    if not all(one.finite for one in found):
+        notes.append(
+            "Not finite: its weights hold NaN or infinite values. A resume skips it, except with --on-nan ignore."
+        )
     if any(_left_over(one) for one in found):
         notes.append("Not committed: what was left of a save. It is no damage, a resume passes it by.")
     return notes
@@ -132,8 +136,12 @@ def _notes(found: Sequence[Checkpoint]) -> list[str]:
 def _verdict(one: Checkpoint) -> Text:
     size = filesize.decimal(one.bytes)
     if one.whole:
-        return Text(f"whole, {size}", "green")
+        return Text(f"whole, {size}{_not_finite(one)}", "green" if one.finite else "yellow")
     return Text(f"{'DAMAGED: ' if one.damaged else ''}{one.problem}", _style(one))
+
+
+def _not_finite(one: Checkpoint) -> str:
+    return "" if one.finite else ", not finite"
 
 
 def _style(one: Checkpoint) -> str:
@@ -161,6 +169,6 @@ def _summary(found: Sequence[Checkpoint]) -> str:
     for one in committed:
         if one.whole is None:
             return text
-        if one.whole:
+        if one.whole and one.resumable:
             return f"{text} A resume goes on from step {one.step}."
     return f"{text} A resume starts from the first step."

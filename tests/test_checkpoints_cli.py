@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from support import clean_env
 
-from skyspot import checkpoints, which_run
+from skyspot import checkpoints, checkpoints_cli, which_run
 from skyspot.errors import SkyspotError, UsageError
 from trainer.hashing import hash_bytes
 from trainer.layout import (
@@ -217,6 +217,27 @@ def test_what_pruning_took_is_no_error_and_a_manifest_that_is_lost_is(run_dir: P
     assert (one["committed"], one["problem"]) == (False, NOT_COMMITTED)
 
 
+@pytest.mark.parametrize(("on_nan", "step"), [("stop", 4), ("ignore", 8)])
+def test_a_checkpoint_that_is_not_finite_is_said_and_a_resume_passes_it_by(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], on_nan: str, step: int
+) -> None:
+    last = newest(run_dir)
+    manifest = read_manifest(last)
+    config = {**manifest.facts["config"], "on_nan": on_nan}
+    facts = {**manifest.facts, "finite": False, "config": config}
+    (last / MANIFEST).write_bytes(Manifest("checkpoint", manifest.files, facts).to_json())
+    checkpoints_cli.show(str(run_dir), as_json=False)
+    listed = capsys.readouterr().out
+    assert listed.count("sizes agree, not finite") == 1
+    assert "except with --on-nan ignore" in listed
+    assert checkpoints_cli.verify(str(run_dir), as_json=False) == 0, "it is as it was written"
+    said = capsys.readouterr().out
+    assert f"A resume goes on from step {step}." in said
+    assert said.count(", not finite") == 1
+    checkpoints_cli.show(str(run_dir), as_json=True)
+    assert [one["finite"] for one in json.loads(capsys.readouterr().out)] == [False, True]
+
+
 def test_a_damaged_checkpoint_behind_a_whole_one_fails_too_and_the_summary_says_where_a_resume_goes_on(
     run_dir: Path,
 ) -> None:
@@ -309,7 +330,7 @@ def test_programs_get_the_same_fields_from_both_commands(run_dir: Path) -> None:
     assert rows[0] == {
         "checkpoint": newest(run_dir).name, "step": 8, "attempt": newest(run_dir).name[11:-2],
         "bytes": sum(file.stat().st_size for file in newest(run_dir).iterdir() if file.name != MANIFEST),
-        "committed": True, "whole": None, "problem": None, "saved_at": 1.7e9, "saved_by": "event",
+        "committed": True, "whole": None, "problem": None, "finite": True, "saved_at": 1.7e9, "saved_by": "event",
     }  # fmt: skip
     assert rows[1]["saved_by"] == "mtime"
     assert [{**one, "whole": True} for one in rows] == list(verified(run_dir).values())

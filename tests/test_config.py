@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config import ConfigError, RunConfig, parse
+from trainer.config import ConfigError, RunConfig, TrainConfig, parse
 
 
 def test_the_least_command_is_a_trial() -> None:
@@ -157,3 +157,11 @@ def test_a_templates_default_gives_way_as_the_trainers_does(given: dict[str, str
     envs = yaml.safe_load(task_yaml(Options(name="run-001", parameters=given)).text)["envs"]
     names = ("MAX_STEPS", "GLOBAL_BATCH_SIZE", "MICRO_BATCH_SIZE", "WARMUP_STEPS")
     assert tuple(envs[f"SKYSPOT_{name}"] for name in names) == expected
+
+
+def test_epochs_end_after_as_many_samples_whatever_the_batch_size_was(tmp_path: Path) -> None:
+    config = TrainConfig(checkpoint_dir=tmp_path, epochs=1.0, global_batch_size=16, micro_batch_size=4)
+    assert config.steps_for(800) == 50
+    assert config.steps_for(800, done=9, consumed=144) == 50
+    assert config.steps_for(800, done=9, consumed=72) == 55, "9 steps of 8 and 46 of 16"
+    assert config.steps_for(800, done=9, consumed=900) == 9

@@ -296,6 +296,37 @@ def test_nothing_goes_but_behind_two_that_read_back_whole(paths: RunPaths) -> No
     assert steps(paths) == [4, 3]
 
 
+def test_the_first_checkpoint_at_or_after_each_multiple_is_kept_for_good(paths: RunPaths) -> None:
+    """Whatever the interval: with one that the multiples do not divide hardly any would be one."""
+    mine = Rank0.of(begin(paths), every=100)
+    mine.save(90, 130, 170, 240, 250, 410, 430, 440, 450)
+    assert steps(paths) == [450, 440, 410, 240, 130]
+    # What is half written, or is not finite, is not what is kept; of one step the newest attempt's is.
+    half(paths, mine.attempt.name, 500)
+    mine.after(commit(paths, mine.attempt.name, 510, finite=False))
+    mine.save(520, 610)
+    again = Rank0.of(begin(paths), every=100)
+    again.save(610, 650, 660, 670)
+    assert [(name.step, name.attempt) for name in list_checkpoints(paths)] == [
+        *((step, again.attempt.name) for step in (670, 660, 610)),
+        *((step, mine.attempt.name) for step in (520, 410, 240, 130)),
+    ]
+
+
+def test_one_that_is_not_finite_makes_no_other_superfluous_than_its_like(paths: RunPaths) -> None:
+    mine = Rank0.of(begin(paths))
+    mine.save(1, 2, 3)
+    assert steps(paths) == [3, 2]
+    for step in range(4, 10):
+        mine.after(commit(paths, mine.attempt.name, step, finite=False))
+    assert steps(paths) == [9, 8, 3, 2]
+    next_one = Rank0.of(begin(paths))  # Which knows of the others what their manifests say.
+    next_one.save(10)
+    assert steps(paths) == [10, 9, 8, 3, 2]
+    next_one.save(11)
+    assert steps(paths) == [11, 10]
+
+
 def test_what_was_read_whole_at_the_restore_counts(paths: RunPaths) -> None:
     before = begin(paths)
     names = [commit(paths, before.name, step) for step in (1, 2, 3)]
@@ -346,10 +377,10 @@ def test_what_a_living_attempt_writes_stays_and_goes_once_it_is_dead(paths: RunP
         mine = Rank0.of(begin(paths), every=5)
         for step in (5, 6, 50):
             half(paths, other, step)
-        commit(paths, other, 7)
+        commit(paths, other, 4)
         half(paths, mine.attempt.name, 8)
         mine.save(10, 11, 12)
-        # 7 is written to no more, and 8 was given up; 10 is kept for good.
+        # 4 is written to no more, and 8 was given up; 10 is kept for good.
         assert steps(paths) == [50, 12, 11, 10, 6, 5]
         kill()
         mine.save(13)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -20,7 +21,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from trainer import home, patience, scratch
@@ -206,7 +207,7 @@ def persist(
 
 
 def newest_readable(
-    paths: RunPaths, run_id: str | None, between: Callable[[], None] = lambda: None
+    paths: RunPaths, run_id: str | None, between: Callable[[], None] = lambda: None, only_finite: bool = False
 ) -> tuple[CheckpointName, Manifest] | None:
     """The newest committed checkpoint (`newest_committed`); errors as of `persist`.
 
@@ -217,7 +218,7 @@ def newest_readable(
     def pass_over(error: OSError) -> bool:
         return error.errno in REFUSED or (error.errno not in MOUNT_GONE and time.monotonic() > end)
 
-    return persist(paths, lambda: newest_committed(paths, run_id, pass_over), between)
+    return persist(paths, lambda: newest_committed(paths, run_id, pass_over, only_finite), between)
 
 
 def pause(seconds: float, between: Callable[[], None]) -> None:
@@ -502,6 +503,29 @@ def _last_error(events: list[Event]) -> str:
     end = ended(events)
     text = str(end.get("error") or end.get("cause") or "ended without a word").strip().splitlines()
     return text[0][:200] if text else "ended without a word"
+
+
+def plain_binding(binding: Mapping[str, Any]) -> dict[str, Any]:
+    """What binds a run, as it is recorded: numbers of numpy and torch as numbers, paths as text, tuples as lists.
+
+    Raises:
+        AttemptError: a value that cannot be recorded.
+    """
+    return {str(name): _plain(value, f"binding {name!r}") for name, value in binding.items()}
+
+
+def _plain(value: Any, where: str) -> Any:
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, where) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, where) for key, item in value.items()}
+    raise AttemptError(f"{where}: {value!r:.80} cannot be recorded; use finite numbers, text, lists and dicts")
 
 
 def binding_problem(

@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,11 +20,14 @@ import yaml
 from trainer.rank import DEFAULT_GRACE_S
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+ON_NAN = ("stop", "skip", "ignore")
 SCHEDULES = ("cosine", "linear", "constant")
 DEFAULT_MAX_STEPS = 60
 DEFAULT_WARMUP_STEPS = 6
 DEFAULT_GLOBAL_BATCH_SIZE = 8
 DEFAULT_MICRO_BATCH_SIZE = 4
+LATER = frozenset({"data_key", "data_hash", "data_revision", "model_revision", "model_files", "n_samples"})
+"""What binds a run besides, and is known only once data and model are there."""
 # Named in the interface, built in a later release: refused rather than ignored.
 NOT_YET = {
     "--max-spend": "a spend limit",
@@ -64,14 +67,24 @@ class RunConfig:
     )
     save_failures: int = _option("failed saves in a row that end the attempt", default=3)
     keep_latest: int = _option("whole checkpoints to keep; at least 2", default=3)
-    keep_every: int = _option("checkpoints of every so many steps are kept for good; 0: none", default=0)
+    keep_every: int = _option(
+        "the first checkpoint at or after each multiple of so many steps is kept for good; 0: none", default=0
+    )
     grace_s: float | None = _option(
         f"seconds from SIGTERM to SIGKILL (default: {DEFAULT_GRACE_S:g}, or what trainer.launch was given)",
         default=None,
         flag="--grace",
     )
     eval_interval_steps: int = _option("steps between evaluations; 0: none", default=0, flag="--eval-every")
-    max_grad_norm: float = _option("gradients are clipped to this norm; 0: not at all", default=1.0)
+    max_grad_norm: float = _option(
+        "gradients are clipped: scaled down to this norm where theirs is above it; 0: never", default=1.0
+    )
+    on_nan: str = _option(
+        "steps whose loss or gradients are NaN or infinite: stop ends the run after three in a row, skip drops the "
+        "update of each, ignore trains on",
+        default="stop",
+        choices=ON_NAN,
+    )
     processes: int | None = _option("processes; default: one per accelerator, or 1 on the CPU", default=None)
     peer_timeout_s: float = _option(
         "seconds without a sign of life after which a peer counts as gone", default=120.0, flag="--peer-timeout"
@@ -104,6 +117,8 @@ class RunConfig:
             _at_least(self, "grace_s", 0)
         if self.precision not in PRECISIONS:
             raise ConfigError(f"--precision: {self.precision!r} is none of {', '.join(PRECISIONS)}")
+        if self.on_nan not in ON_NAN:
+            raise ConfigError(f"--on-nan: {self.on_nan!r} is none of {', '.join(ON_NAN)}")
         self._fill_in_batch_sizes()
         assert self.global_batch_size
         assert self.micro_batch_size
@@ -182,6 +197,8 @@ class TrainConfig(RunConfig):
             self.warmup_for(self.max_steps)
         if self.report_to != "none":
             raise ConfigError(f"--report-to {self.report_to}: not in this release; say none")
+        if trouble := unknown_field(self.allow_config_change, self._known()):
+            raise ConfigError(trouble)
 
     @property
     def betas(self) -> tuple[float, float]:
@@ -217,12 +234,25 @@ class TrainConfig(RunConfig):
             raise ConfigError(f"--warmup-steps {self.warmup_steps} is more than {end}")
         return self.warmup_steps
 
-    def steps_for(self, n_samples: int) -> int:
-        """Where training ends, for a number of samples."""
+    def _known(self) -> set[str]:
+        """What --allow-config-change may name."""
+        return {item.name for item in dataclasses.fields(self)} | self.binding().keys() | LATER
+
+    def steps_for(self, n_samples: int, done: int = 0, consumed: int = 0) -> int:
+        """Where training ends, for a number of samples.
+
+        Args:
+            n_samples: How many there are.
+            done: Steps that the run has done.
+            consumed: Samples that it has consumed in them: more or fewer than `done` steps take now, after the global
+                batch size was changed.
+        """
         if self.max_steps is not None:
             return self.max_steps
         assert self.epochs is not None
-        return max(1, math.ceil(self.epochs * n_samples / self.global_batch_size))
+        if consumed == done * self.global_batch_size:
+            return max(1, math.ceil(self.epochs * n_samples / self.global_batch_size))
+        return max(1, done, done + math.ceil((self.epochs * n_samples - consumed) / self.global_batch_size))
 
 
 def parse(argv: Sequence[str]) -> TrainConfig:
@@ -316,6 +346,15 @@ def _with_nearest(parser: argparse.ArgumentParser) -> Any:
 def _nearest(word: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def unknown_field(names: Iterable[str], known: Collection[str]) -> str | None:
+    """A line on the first of the names that no field has, with the nearest that one has; None: all are fields."""
+    for name in names:
+        if name not in known:
+            near = _nearest(name.replace("-", "_"), sorted(known)) or " What binds a run stands in its manifests."
+            return f"--allow-config-change {name!r}: there is no such field.{near}"
+    return None
 
 
 def _converter(item: dataclasses.Field[Any]) -> Any:

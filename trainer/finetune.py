@@ -82,7 +82,8 @@ def main(argv: list[str] | None = None) -> None:
             raise RunError(
                 f"{config.data}: {len(samples)} samples are fewer than a batch of {config.global_batch_size}"
             )
-        max_steps = config.steps_for(len(samples))
+        done, consumed = run.rank0_does("consumed", lambda: consumed_by(run))
+        max_steps = config.steps_for(len(samples), done, consumed)
         warmup_steps = config.warmup_for(max_steps)
 
         # 3. Model and optimizer: the same initial weights on every rank, from the seed.
@@ -107,6 +108,13 @@ def main(argv: list[str] | None = None) -> None:
             save_model=lambda trained, path, write: models.save_model(trained, config, path, write, files),
             tokens=chosen["tokens"],
         )
+
+
+def consumed_by(run: SpotRun) -> tuple[int, int]:
+    """Rank 0: (steps done, samples consumed in them), as the newest checkpoint says."""
+    facts = run.newest.facts if run.newest else {}
+    done, samples = facts.get("step"), facts.get("samples")
+    return (done, samples) if type(done) is int and type(samples) is int else (0, 0)
 
 
 def is_moved(model: str, first: Mapping[str, Any]) -> bool:

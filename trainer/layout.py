@@ -179,13 +179,19 @@ class Manifest:
     files: Mapping[str, FileRecord]
     """Every other file of the folder, by its path relative to it, with `/`."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What else is known. Of a checkpoint: run_id, step, samples, world_size, attempt, config, binding, machine,
-    tokens (folder name), metrics (list of {path, bytes, hash, first_step, last_step})."""
+    """What else is known. Of a checkpoint: run_id, step, samples (consumed so far), world_size, attempt, config,
+    binding, machine, tokens (folder name), finite (False: its weights hold NaN or infinite values; older ones do not
+    say it), metrics (list of {path, bytes, hash, first_step, last_step})."""
 
     @property
     def step(self) -> int:
         """The step that the folder stands at; 0 where it has none."""
         return int(self.facts.get("step", 0))
+
+    @property
+    def finite(self) -> bool:
+        """Whether a checkpoint's weights are free of NaN and infinite values, as far as it is known."""
+        return self.facts.get("finite") is not False
 
     @property
     def total_bytes(self) -> int:
@@ -446,7 +452,10 @@ def sizes_agree(folder: Path, manifest: Manifest, size_of: Callable[[str], int] 
 
 
 def newest_committed(
-    paths: RunPaths, run_id: str | None = None, pass_over: Callable[[OSError], bool] = lambda error: False
+    paths: RunPaths,
+    run_id: str | None = None,
+    pass_over: Callable[[OSError], bool] = lambda error: False,
+    only_finite: bool = False,
 ) -> tuple[CheckpointName, Manifest] | None:
     """The newest checkpoint whose files have the sizes that its manifest says; None where there is none.
 
@@ -454,6 +463,7 @@ def newest_committed(
         paths: The run's.
         run_id: Another run's checkpoints are passed over; None: all count.
         pass_over: Whether one that cannot be looked at for this is passed over, if another one can.
+        only_finite: Those whose weights are not finite are passed over.
 
     Raises:
         LayoutVersionError: a newer release wrote it.
@@ -463,7 +473,7 @@ def newest_committed(
     for name in list_checkpoints(paths):
         try:
             manifest = read_manifest(paths.checkpoint(name))
-            mine = belongs(manifest, name) and is_of(manifest, run_id)
+            mine = belongs(manifest, name) and is_of(manifest, run_id) and (manifest.finite or not only_finite)
             if mine and sizes_agree(paths.checkpoint(name), manifest) is None:
                 return name, manifest
         except LayoutVersionError:

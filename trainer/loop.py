@@ -1,7 +1,8 @@
 """The training loop: the same samples, random numbers and learning rate at every step, on whatever ranks are there.
 
-Step k (counted from 0 here) takes the samples [k*B, (k+1)*B) of the run's order, cut into micro-steps; rank r of w
-runs the micro-steps r, r+w, ..., and one of zero weight where it has none, so that every rank joins every collective.
+Step k (counted from 0 here) takes the next B samples of the run's order: [k*B, (k+1)*B), unless B was changed on the
+way. They are cut into micro-steps; rank r of w runs the micro-steps r, r+w, ..., and one of zero weight where it has
+none, so that every rank joins every collective.
 All that a step changes is changed in `_apply`; between two steps lies a boundary, and only boundaries are saved.
 """
 
@@ -12,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from trainer import buffers, export, interval, rng, state
+from trainer import buffers, changes, export, extras, finite, gradients, interval, rng, state
 from trainer.attempt import RECORDS_S, persist, record, superseded
 from trainer.hashing import fingerprint
 from trainer.layout import EXIT_PREEMPTED, EXIT_STOPPED, EXIT_SUPERSEDED, STOP_REQUEST_S, CheckpointName
@@ -30,11 +31,12 @@ from trainer.notice import Notice
 from trainer.order import micro_steps, step_ids
 from trainer.patience import within
 from trainer.records import Records, last_step_done
-from trainer.restore import find_whole
-from trainer.rounds import CAUSES, KINDS, MASK, Row, Stop, from_bits, to_bits
+from trainer.restore import NOT_FINITE, find_whole
+from trainer.rounds import CAUSES, KINDS, MASK, Row, Stop, exact_sum, from_bits, to_bits
 from trainer.run import HOLD_PAST_DEADLINE_S, Leaving, RunError, SpotRun, cause_of
 from trainer.saving import Boundary, Keeping, Saver
 from trainer.show import Progress
+from trainer.together import Exchange
 
 MAX_THREADS = 1024
 SAY_WAITED_S = 1.0
@@ -50,8 +52,8 @@ class Samples(Protocol):
     def batch(self, ids: np.ndarray) -> Any:
         """The samples of these ids as a tree of tensors, on the CPU; a pure function of the ids."""
 
-    def weight(self, batch: Any) -> int:
-        """How many terms the sum of losses over this batch has (tokens, or samples)."""
+    def weight(self, batch: Any) -> float:
+        """How many terms the sum of losses over this batch has (tokens, or samples), or what they weigh together."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,18 @@ class Micro:
     """Its number in the step, from 0."""
     ids: np.ndarray
     batch: Any
-    weight: int
+    weight: float
     """0 where the rank only keeps the others company."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the ranks told each other of a step's end."""
+
+    losses: list[float]
+    """Sums, in the order of micro-steps."""
+    norms: list[float]
+    """Of the gradients, by rank."""
 
 
 class Loop:
@@ -125,7 +137,11 @@ class Loop:
             group.setdefault("initial_lr", group["lr"])
         self.begun = copy.deepcopy(state.options_of(optimizer))
         self.done = 0
+        self.offset = 0
+        """By how much the samples consumed are more than the steps done make, after the global batch size changed."""
         self.evaluated = 0
+        self.watch = finite.Watch(self.config.on_nan)
+        self.watched = finite.watched(self.model)
         self.stop: Stop | None = None
         self.round_s = 0.0
         self.left_s = 0.0
@@ -139,7 +155,8 @@ class Loop:
             self.config.save_interval_steps, interval.notice_seconds(run.grace_s), self._tell_interval
         )
         self._said_slow = False
-        self._weights: list[int] = []
+        self._weights: list[float] = []
+        """Of the next step's micro-steps, of all ranks."""
         self._buffers: buffers.Kept = {}
         self._fetched: dict[int, list[Micro]] = {}
         self.threads = torch.get_num_threads()
@@ -172,6 +189,8 @@ class Loop:
         run.records = records
         self.records = records
         keeping = Keeping(self.config.keep_latest, self.config.keep_every, self.config.save_failures)
+        self.together.rank0_does("bind", self._bind, run.between)
+        extras.refuse_other_names(self.together, self.extra, run.between)
         self.saver = Saver(self.together, run.paths, run.attempt, records, keeping, run.say, run.notices.heard)
         run.trouble = lambda: self.saver.trouble
         self.throw_away_pass()
@@ -180,7 +199,7 @@ class Loop:
         self.progress = Progress(self.max_steps, self.done) if run.rank == 0 else None
         self._keep_buffers()
         if self.done < self.max_steps:
-            row = Row(next_weight=sum(micro.weight for micro in self._fetch(self.done)))
+            row = Row(weights=tuple(micro.weight for micro in self._fetch(self.done)))
             self._hear([self.together.exchange(row.to_ints()).wait()], None)
         prepared, before = False, self._buffers
         while self.done < self.max_steps and not self.stop:
@@ -191,7 +210,7 @@ class Loop:
                 prepared = True
                 self._say_what_is_not_saved(before)
                 before = {}
-                self.saver.prepare(self._whole_state({}))
+                self.saver.prepare(extras.split(self.together, self._whole_state({}))[0])
             if self._save_is_due() and self.done < self.max_steps and not self.stop:
                 self._save()
             self.saver.check()
@@ -200,6 +219,16 @@ class Loop:
         if self.stop:
             self._save_last(self.stop.deadline)  # First what could not be had again; then the rest, as far as it gets.
         self._finish(again=self._evaluate_if_due())
+
+    def _bind(self) -> None:
+        """Rank 0: all that binds the run is known by now.
+
+        Raises:
+            Leaving: the data is of another length than the run was begun with, or what may change is no name.
+        """
+        if "data_key" not in self.run_.binding:  # That says more than a length does.
+            self.run_.bind(n_samples=len(self.samples))
+        self.run_.refuse_unknown_names()
 
     def throw_away_pass(self) -> None:
         """One forward and backward whose results are dropped, before anything is restored.
@@ -212,7 +241,7 @@ class Loop:
         kept = buffers.keep(self.model)
         with rng.seeded(rng.micro_step_seed(self.config.seed, 0, 0)):
             batch = self.samples.batch(ids)
-            loss = self._forward(batch) / max(1, self.samples.weight(batch))
+            loss = self._forward(batch) / (_weigh(self.samples, batch) or 1)
             (self.scaler.scale(loss) if self.scaler else loss).backward()
         self.optimizer.zero_grad(set_to_none=True)
         buffers.put_back(self.model, kept)
@@ -220,14 +249,28 @@ class Loop:
     def restore(self) -> None:
         """Load the newest whole checkpoint, if there is one; records it and says so in a line."""
         run, started = self.run_, time.monotonic()
-        found = find_whole(self.together, run.paths, self._whole_state({}), run.between, run.run_id)
+        found = find_whole(
+            self.together, run.paths, self._whole_state({}), run.between, run.run_id,
+            only_finite=self.config.on_nan != finite.IGNORE,
+        )  # fmt: skip
         counters: dict[str, Any] = {}
         checkpoint_name: CheckpointName | None = None
+        is_finite, changed = True, dict[str, list[Any]]()
         if found.loaded:
             manifest = found.loaded.manifest
-            counters, extra = state.apply(
-                self.model, [self.optimizer], found.loaded.tensors, found.loaded.plain, [self.begun], self.made
+            tensors, plain, first_ranks = extras.joined(
+                found.loaded.tensors,
+                found.loaded.plain,
+                self.together.rank,
+                self.together.world_size,
+                manifest.facts.get("world_size"),
             )
+            counters, extra = state.apply(self.model, [self.optimizer], tensors, plain, [self.begun], self.made)
+            if first_ranks:
+                run.say(
+                    "extra: each process had values of its own, and now there are other processes: all go on with the "
+                    "first one's"
+                )
             self._load_extra(extra, checkpoint_name=str(found.loaded.name))
             if self.scaler and counters.get("scaler"):
                 self.scaler.load_state_dict(counters["scaler"])
@@ -248,10 +291,16 @@ class Loop:
                 if type(threads) is int and 0 < threads <= MAX_THREADS:
                     self.threads = threads
                 torch.set_num_threads(self.threads)
-            checkpoint_name = found.loaded.name
+            changed = changes.changes(manifest.facts, self._facts())
+            checkpoint_name, is_finite = found.loaded.name, manifest.finite
+            self.watch.load_state_dict(counters.get("watch"))
+            run.skipped = self.watch.skipped
+            samples = manifest.facts.get("samples")
+            if type(samples) is int and samples >= 0:
+                self.offset = samples - self.done * self.config.global_batch_size
             if self.records:
                 self.records.history = list(manifest.facts.get("metrics", []))
-        self.saver.adopt(str(run.attempt_name), checkpoint_name)
+        self.saver.adopt(str(run.attempt_name), checkpoint_name, is_finite)
         self.saved_at = self.done
         run.steps_done, run.committed_step = self.done, self.saver.committed_step
         self._whole_state({})  # What could not be saved is refused now, not at the first save.
@@ -259,7 +308,7 @@ class Loop:
         seconds = self.restored_at - started
         # What the attempts before this one tell takes a request each: the others wait for it, and not in a collective.
         self.together.rank0_does(
-            "restored", lambda: self._record_restore(checkpoint_name, found.rejected, seconds), run.between
+            "restored", lambda: self._record_restore(checkpoint_name, found.rejected, changed, seconds), run.between
         )
 
     def _load_extra(self, saved: Mapping[str, Any], checkpoint_name: str) -> None:
@@ -278,7 +327,13 @@ class Loop:
         for name, thing in self.extra.items():
             thing.load_state_dict(saved[name])
 
-    def _record_restore(self, name: CheckpointName | None, rejected: list[dict[str, str]], seconds: float) -> None:
+    def _record_restore(
+        self,
+        name: CheckpointName | None,
+        rejected: list[dict[str, str]],
+        changed: dict[str, list[Any]],
+        seconds: float,
+    ) -> None:
         """Rank 0: record the restore, say it in a line, and learn what this run's saves have cost so far."""
         run, attempt = self.run_, self.run_.attempt
         assert attempt
@@ -286,25 +341,36 @@ class Loop:
         lost = max(0, done - self.done)
         fields = {
             "step": self.done,
-            "samples": self.done * self.config.global_batch_size,
+            "samples": self.samples_done,
             "checkpoint": str(name) if name else None,
             "from_attempt": str(name.attempt) if name else None,
             "lost_steps": lost,
             "seconds": round(seconds, 4),
             "rejected": rejected,
+            "changed": changed,
         }
         persist(run.paths, lambda: record(attempt, "restored", **fields), run.between, begun=True)
         for refused in rejected:
-            run.say(f"checkpoint {refused['checkpoint']} is not whole: {refused['reason']}; taking the one before")
+            passed = refused["reason"].startswith(NOT_FINITE)
+            what = "is passed by" if passed else "is not whole"
+            more = ". --on-nan ignore would take it" if passed else ""
+            run.say(f"checkpoint {refused['checkpoint']} {what}: {refused['reason']}; taking the one before{more}")
         if name:
             run.say(
                 f"resumed at step {self.done} from checkpoint {name} of attempt {name.attempt}: "
-                f"{self.done * self.config.global_batch_size} samples consumed, {lost} lost steps, {seconds:.1f} s"
+                f"{self.samples_done} samples consumed, {lost} lost steps, {seconds:.1f} s"
             )
+            if changed:
+                run.say(changes.sentence(self.done, changed))
         elif lost or rejected:
             run.say(f"starting from step 0: no whole checkpoint yet, {lost} lost steps")
         with within("reading the attempts' records", RECORDS_S):
             self.interval.learn(run.paths, attempt.name, self.done)
+
+    @property
+    def samples_done(self) -> int:
+        """How many samples the run has consumed."""
+        return self.done * self.config.global_batch_size + self.offset
 
     # -- a step ------------------------------------------------------------------------------------------------------
 
@@ -312,7 +378,7 @@ class Loop:
         """This rank's micro-steps of a step."""
         if step in self._fetched:
             return self._fetched[step]
-        ids = step_ids(self.config.seed, len(self.samples), self.config.global_batch_size, step)
+        ids = step_ids(self.config.seed, len(self.samples), self.config.global_batch_size, step, self.offset)
         parts = micro_steps(ids, self.config.micro_batch_size)
         rank, ranks = self.together.rank, self.together.world_size
         mine = []
@@ -320,7 +386,7 @@ class Loop:
             index = first + rank
             part = parts[index] if index < len(parts) else parts[0]
             batch = self.samples.batch(part)
-            weight = self.samples.weight(batch) if index < len(parts) else 0
+            weight = _weigh(self.samples, batch) if index < len(parts) else 0.0
             mine.append(Micro(index, part, batch, weight))
         self._fetched = {key: value for key, value in self._fetched.items() if key >= step}
         self._fetched[step] = mine
@@ -330,44 +396,54 @@ class Loop:
         """Do one step; False where a stop came that left no time for it (nothing has changed then)."""
         started, busy = time.monotonic(), not self.saver.idle
         step, micros = self.done, self._fetch(self.done)
-        total, losses, rows = sum(self._weights), [], []
+        total, losses, rows = exact_sum(self._weights), [], []
         for number, micro in enumerate(micros):
             last = number == len(micros) - 1
             round_started = time.monotonic()
-            next_weight = 0
+            weights: tuple[float, ...] = ()
             if last and step + 1 < self.max_steps:
-                next_weight = sum(part.weight for part in self._fetch(step + 1))
-            loss, told = self._micro_step(step, micro, total, last, next_weight)
+                weights = tuple(part.weight for part in self._fetch(step + 1))
+            loss, told = self._micro_step(step, micro, total, last, weights)
             losses.append(loss)
             rows.append(told.wait())
             self._hear(rows[-1:], round_started)
-            if self.stop and not last and not self._fits(len(micros) - number - 1, Row(*rows[-1][0])):
+            if self.stop and not last and not self._fits(len(micros) - number - 1, Row.from_ints(rows[-1][0])):
                 self.optimizer.zero_grad(set_to_none=True)
                 buffers.put_back(self.model, self._buffers)
                 return False
-        lr, norm = self._apply(step)
+        norm, overflow = self._clip()
+        said = self._gather_losses(losses, norm)
+        # An overflow of half precision is the scaler's matter, and no fault.
+        trouble = finite.trouble(said.losses, [] if overflow else said.norms)
+        lr = self._apply(step, self._is_dropped(step, trouble))
         self.done = self.run_.steps_done = step + 1
         self._keep_buffers()
         seconds = time.monotonic() - started
         if self.records:
             self._take_in_costs(seconds, busy)
-        self._after_step(step, losses, micros, rows, lr, norm, total, seconds)
+        self._after_step(step, said.losses, rows, lr, norm, total, seconds)
+        if self.watch.is_enough:
+            self._end_not_finite(trouble)
         return True
 
     def _micro_step(
-        self, step: int, micro: Micro, total: int, last: bool, next_weight: int
-    ) -> tuple[torch.Tensor, Any]:
+        self, step: int, micro: Micro, total: float, last: bool, weights: tuple[float, ...]
+    ) -> tuple[torch.Tensor, Exchange]:
         """Forward and backward of one micro-step; returns its loss sum and the exchange that was begun beside it."""
         with rng.seeded(rng.micro_step_seed(self.config.seed, step, micro.index)):
-            told = self.together.exchange(self._row(micro, next_weight).to_ints())
-            kept = {} if micro.weight else buffers.keep(self.model)
-            wait = nullcontext() if last else self.accelerator.no_sync(self.model)
-            with wait:
-                loss = self._forward(micro.batch)
-                scaled = loss * (float(bool(micro.weight)) * self.together.world_size / max(1, total))
-                (self.scaler.scale(scaled) if self.scaler else scaled).backward()
-            buffers.put_back(self.model, kept)
-        return loss.detach(), told
+            told = self.together.exchange(self._row(micro, weights).to_ints())
+            with self.together.judging(told):
+                return self._forward_and_backward(micro, total, last), told
+
+    def _forward_and_backward(self, micro: Micro, total: float, last: bool) -> torch.Tensor:
+        kept = {} if micro.weight else buffers.keep(self.model)
+        wait = nullcontext() if last else self.accelerator.no_sync(self.model)
+        with wait:
+            loss = self._forward(micro.batch)
+            scaled = loss * (float(bool(micro.weight)) * self.together.world_size / (total or 1))
+            (self.scaler.scale(scaled) if self.scaler else scaled).backward()
+        buffers.put_back(self.model, kept)
+        return loss.detach()
 
     def _forward(self, batch: Any, model: nn.Module | None = None) -> torch.Tensor:
         half: AbstractContextManager[Any] = nullcontext()
@@ -376,7 +452,7 @@ class Loop:
         with half:
             return self.loss(model or self.model, to_device(batch, self.device))
 
-    def _row(self, micro: Micro | None = None, next_weight: int = 0) -> Row:
+    def _row(self, micro: Micro | None = None, weights: tuple[float, ...] = ()) -> Row:
         notice = self.run_.notices.first()
         now = time.monotonic()
         save_s = (self.saver.commit_s or 0.0) if self.saver.commit_s is not None else 0.0
@@ -390,12 +466,12 @@ class Loop:
             stop=KINDS.index(kind),
             left_ms=max(0, round(min(left, default=0.0) * 1000)),
             superseded=int(bool(self.records and self.records.superseded_by)),
-            next_weight=next_weight,
             order=fingerprint(micro.index, micro.ids.tobytes()) if counted and micro else 0,
             rng=fingerprint(micro.index, torch.initial_seed()) if counted and micro else 0,
             round_ms=round(self.round_s * 1000),
             save_ms=math.ceil(save_s * 1000),
             save_every=self.interval.steps if self.run_.rank == 0 else 0,
+            weights=weights,
         )
 
     def _hear(self, rounds: Sequence[list[list[int]]], round_started: float | None) -> None:
@@ -403,8 +479,8 @@ class Loop:
 
         `round_started` is None where it was no round of a step: its time says nothing of how long one takes.
         """
-        rows = [Row(*row) for row in rounds[-1]]
-        self._weights = [row.next_weight for row in rows]
+        rows = [Row.from_ints(row) for row in rounds[-1]]
+        self._weights = [weight for row in rows for weight in row.weights]
         self.save_every = rows[0].save_every
         if round_started is not None:
             seconds = time.monotonic() - round_started
@@ -429,60 +505,84 @@ class Loop:
             return False
         return rounds_left * rank0.round_ms + 1.5 * rank0.save_ms < 1000 * self.left_s
 
-    def _apply(self, step: int) -> tuple[float, float | None]:
-        """Clip, set the learning rate from the global step, and let the optimizer step; (LR, gradient norm)."""
+    def _clip(self) -> tuple[float, bool]:
+        """Clip the gradients; (their norm before, whether the loss scale of half precision was too high for them)."""
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
-        limit = self.config.max_grad_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        norm = float(gradients.clip(self.model, self.config.max_grad_norm))
+        # A scale that was lowered to 1 and is too high still is none: what is not finite comes from elsewhere.
+        overflow = self.scaler is not None and not math.isfinite(norm) and self.scaler.get_scale() > 1
+        return norm, overflow
+
+    def _is_dropped(self, step: int, trouble: str | None) -> bool:
+        """Take in what of a step is not finite, and say it; whether the step's update is to be dropped."""
+        dropped = self.watch.step(trouble)
+        if trouble and self.watch.worth_saying():
+            after = "; training goes on, and this is said once"
+            if self.config.on_nan != finite.IGNORE:
+                limit = finite.IN_A_ROW[self.config.on_nan]
+                kept = f", update {self.watch.skipped} that is dropped" if dropped else ""
+                after = f" ({self.watch.row} in a row{kept}; the run ends after {limit})"
+            self.run_.say(f"step {step + 1}: {trouble}{after}")
+        self.run_.skipped = self.watch.skipped
+        return dropped
+
+    def _end_not_finite(self, trouble: str | None) -> None:
+        """End the run; never returns."""
+        self.saver.wait()
+        raise finite.NotFiniteError(
+            f"step {self.done}: {trouble}, as in the {self.watch.row - 1} steps before. {self.saver.last_finite()}: a "
+            "relaunch goes on from there. Look at the learning rate and the data; --on-nan skip drops such updates"
+        )
+
+    def _apply(self, step: int, dropped: bool) -> float:
+        """Set the learning rate from the global step, and let the optimizer step unless it is dropped; the LR."""
         factor = self.lr_factor(step + 1)
         self.saver.await_copied()
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        if self.scaler:
+        if dropped:
+            buffers.put_back(self.model, self._buffers)
+        elif self.scaler:
             self.scaler.step(self.optimizer)  # A step that the scaler skips for an overflow counts as a step.
-            self.scaler.update()
         else:
             self.optimizer.step()
+        if self.scaler:
+            self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(self.optimizer.param_groups[0]["lr"]), finite(float(norm))
+        return float(self.optimizer.param_groups[0]["lr"])
 
     def _after_step(
         self,
         step: int,
-        losses: list[torch.Tensor],
-        micros: list[Micro],
+        losses: list[float],
         rows: list[list[list[int]]],
         lr: float,
-        norm: float | None,
-        total: int,
+        norm: float,
+        total: float,
         seconds: float,
     ) -> None:
-        """Gather the losses; rank 0 writes the line of metrics and shows the progress."""
-        said = self._gather_losses(losses)
+        """Rank 0 writes the line of metrics and shows the progress."""
         if self.run_.attempt is None or self.records is None or self.progress is None:
             return
         # Summed in the order of micro-steps, so that the sum does not depend on which rank ran which.
-        parts = micro_steps(np.arange(self.config.global_batch_size), self.config.micro_batch_size)
-        loss = (
-            finite(math.fsum(said[: len(parts)]) / max(1, total))
-            if all(map(math.isfinite, said[: len(parts)]))
-            else None
-        )
-        order = sum(Row(*row).order for told in rows for row in told) & MASK
-        seeds = sum(Row(*row).rng for told in rows for row in told) & MASK
+        loss = finite_or_none(math.fsum(losses) / (total or 1)) if all(map(math.isfinite, losses)) else None
+        told = [Row.from_ints(row) for round_ in rows for row in round_]
+        order, seeds = sum(row.order for row in told) & MASK, sum(row.rng for row in told) & MASK
+        skipped = {"skipped": self.watch.skipped} if self.watch.skipped else {}
         self.records.line(
             {
                 "step": step + 1,
                 "loss": loss,
                 "lr": lr,
-                "samples": (step + 1) * self.config.global_batch_size,
+                "samples": self.samples_done,
                 "order": f"{order:016x}",
                 "rng": f"{seeds:016x}",
                 "tokens": total,
-                "grad_norm": norm,
+                "grad_norm": finite_or_none(norm),
                 "step_s": round(seconds, 5),
                 "world_size": self.together.world_size,
+                **skipped,
             }
         )
         tokens_per_s, eta_s = self.progress.rates(self.done, total)
@@ -496,6 +596,7 @@ class Loop:
                 "tokens_per_s": round(tokens_per_s, 1),
                 "committed_step": committed,
                 "eta_s": round(eta_s, 1),
+                **skipped,
             }
         )
         self.progress.step(self.done, loss, lr, tokens_per_s, eta_s, committed)
@@ -510,11 +611,14 @@ class Loop:
             )
             self.restored_at = 0.0
 
-    def _gather_losses(self, losses: list[torch.Tensor]) -> list[float]:
-        """The loss sums of all ranks' micro-steps, in the order of micro-steps."""
-        mine = [to_bits(value) for value in torch.stack(losses).double().tolist()] if losses else []
-        rows = self.together.exchange(mine).wait()
-        return [from_bits(row[number]) for number in range(len(mine)) for row in rows]
+    def _gather_losses(self, losses: list[torch.Tensor], norm: float) -> Said:
+        """What the step gave on all ranks."""
+        mine = torch.stack(losses).double().tolist()
+        rows = self.together.exchange([to_bits(value) for value in (*mine, norm)]).wait()
+        # Some ranks' last micro-steps may only have kept the others company.
+        count = -(-self.config.global_batch_size // self.config.micro_batch_size)
+        ordered = [from_bits(row[number]) for number in range(len(mine)) for row in rows]
+        return Said(ordered[:count], [from_bits(row[-1]) for row in rows])
 
     # -- evaluation --------------------------------------------------------------------------------------------------
 
@@ -530,7 +634,7 @@ class Loop:
         self.evaluated = self.done
         if self.records:
             self.records.line(
-                {"step": self.done, "eval_loss": finite(loss), "eval_s": round(time.monotonic() - started, 4)}
+                {"step": self.done, "eval_loss": finite_or_none(loss), "eval_s": round(time.monotonic() - started, 4)}
             )
             self.run_.say(f"step {self.done}  held-out loss {loss:.4f}")
         return True
@@ -555,7 +659,7 @@ class Loop:
                     if index < len(parts):
                         batch = self.held_out.batch(parts[index])
                         losses.append(float(self._forward(batch, model)))
-                        weights.append(self.held_out.weight(batch))
+                        weights.append(_weigh(self.held_out, batch))
                     heard, kept = told.wait(), self._weights
                     self._hear([heard], None)
                     self._weights = kept
@@ -565,8 +669,10 @@ class Loop:
             buffers.put_back(model, own)
             for module, training in modes.items():  # Not model.train(): some may be frozen in eval mode.
                 module.training = training
-        rows = self.together.exchange([to_bits(math.fsum(losses)), sum(weights)]).wait()
-        return math.fsum(from_bits(row[0]) for row in rows) / max(1, sum(row[1] for row in rows))
+        weights += [0.0] * (-(-len(parts) // ranks) - len(weights))
+        rows = self.together.exchange([to_bits(value) for value in (math.fsum(losses), *weights)]).wait()
+        total = exact_sum(from_bits(bits) for row in rows for bits in row[1:])
+        return math.fsum(from_bits(row[0]) for row in rows) / (total or 1)
 
     # -- boundaries --------------------------------------------------------------------------------------------------
 
@@ -600,25 +706,27 @@ class Loop:
 
     def _boundary(self, *, last: bool = False) -> Boundary:
         """What is to be saved of where the run stands."""
-        whole = self._whole_state(
-            {
-                "step": self.done,
-                "evaluated": self.evaluated,
-                "scaler": self.scaler.state_dict() if self.scaler else None,
-            }
-        )
+        counters = {
+            "step": self.done,
+            "evaluated": self.evaluated,
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+            "watch": self.watch.state_dict(),
+        }
+        whole, own = extras.split(self.together, self._whole_state(counters))
         rank = self.together.rank
         facts = self._facts() if self.run_.attempt else None
         if self.records:
             self.records.cut()
         return Boundary(
             step=self.done,
-            samples=self.done * self.config.global_batch_size,
+            samples=self.samples_done,
             state=whole,
-            own={f"{state.RANDOM}{rank}": rng.save_streams()},
+            own={f"{state.RANDOM}{rank}": rng.save_streams(), **own},
             plain=whole.plain if rank == 0 else None,
             facts=facts,
             last=last,
+            watched=self.watched | {name for name in whole.tensors if name.startswith("optim.")},
+            spoilt_ends=self.config.on_nan != finite.IGNORE and not self.watch.row,
         )
 
     def _facts(self) -> dict[str, Any]:
@@ -626,7 +734,7 @@ class Loop:
         return {
             "run_id": self.run_.run_id,
             "step": self.done,
-            "samples": self.done * self.config.global_batch_size,
+            "samples": self.samples_done,
             "world_size": self.together.world_size,
             "attempt": str(self.run_.attempt_name),
             "config": self.config.to_json(),
@@ -729,9 +837,17 @@ class Loop:
             self._save(last=True)
             saver.wait()  # Raises once too many saves in a row have failed.
         # Rank 0's word: another rank may not have heard of the commit before the deadline.
-        if not self.together.rank0_does("last-committed", lambda: saver.committed_step == self.done):
+        committed, is_finite = self.together.rank0_does(
+            "last-committed", lambda: [saver.committed_step == self.done, saver.finite == saver.committed]
+        )
+        if not committed:
             assert self.stop
             self._end_at(self.stop)
+        if not is_finite and self.config.on_nan != finite.IGNORE:
+            raise finite.NotFiniteError(
+                f"the weights after the last step ({self.done}) are not finite (NaN or infinite): nothing is exported. "
+                f"{saver.last_finite()}: a relaunch goes on from there"
+            )
         if self.progress:
             self.progress.close()
         name = saver.committed
@@ -771,6 +887,20 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return batch
 
 
-def finite(value: float) -> float | None:
+def _weigh(samples: Samples, batch: Any) -> float:
+    """What a batch weighs.
+
+    Raises:
+        RunError: that is no number, or below 0.
+    """
+    weight = samples.weight(batch)
+    with suppress(TypeError, ValueError):
+        number = float(weight)
+        if math.isfinite(number) and number >= 0:
+            return number
+    raise RunError(f"{type(samples).__name__}.weight() gave {weight!r}: it has to be a number, 0 or more")
+
+
+def finite_or_none(value: float) -> float | None:
     """The value; None where it is not a finite number, because JSON has none."""
     return value if math.isfinite(value) else None

@@ -27,9 +27,13 @@ def sample_ids(seed: int, n_samples: int, start: int, stop: int) -> np.ndarray:
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
 
-def step_ids(seed: int, n_samples: int, global_batch_size: int, step: int) -> np.ndarray:
-    """The samples of a step (from 0): positions [step * B, (step + 1) * B)."""
-    return sample_ids(seed, n_samples, step * global_batch_size, (step + 1) * global_batch_size)
+def step_ids(seed: int, n_samples: int, global_batch_size: int, step: int, offset: int = 0) -> np.ndarray:
+    """The samples of a step (from 0): positions [step * B, (step + 1) * B) of the run, moved on by `offset`.
+
+    The offset is 0 in a run whose B never changed; else what makes the steps go on where the samples were consumed to.
+    """
+    start = step * global_batch_size + offset
+    return sample_ids(seed, n_samples, start, start + global_batch_size)
 
 
 def micro_steps(ids: np.ndarray, micro_batch_size: int) -> list[np.ndarray]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -19,6 +20,8 @@ def encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     Raises:
         StateError: something in it is neither plain nor a tensor.
     """
+    if isinstance(value, np.generic):
+        value = value.item()  # A metric's, say: as the number that it is.
     if isinstance(value, (torch.Tensor, bytes)):
         while path in tensors:  # The keys 1 and "1" make one path.
             path += "'"

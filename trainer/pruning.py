@@ -62,7 +62,7 @@ class Pruner:
             paths: The run's.
             attempt: Rank 0's; None on other ranks.
             keep_latest: How many of those that count are kept; 2 at least.
-            keep_every: Checkpoints of steps that this divides are kept for good; 0: none.
+            keep_every: The first checkpoint at or after each multiple of so many steps is kept for good; 0: none.
             ranks: How many write shares.
             say: Prints a line.
         """
@@ -74,6 +74,8 @@ class Pruner:
         """Whether the run's folder lies on a disk of this machine's."""
         self._log = UploadLog(self._mount.log) if self._mount.proof is Proof.UPLOAD_LOG and self._mount.log else None
         self._known: set[CheckpointName] = set()
+        self._spoilt: dict[CheckpointName, bool] = {}
+        """Whether the weights of a checkpoint are not finite, as far as its manifest was read."""
         self._waiting: dict[CheckpointName, Manifest] = {}
         self._saves = self._said_at = 0
         self._at_work = threading.Lock()
@@ -82,8 +84,9 @@ class Pruner:
         self._living = Living(paths)
         self._looked = False
 
-    def restored(self, name: CheckpointName) -> None:
+    def restored(self, name: CheckpointName, finite: bool = True) -> None:
         """This attempt has read that checkpoint whole."""
+        self._spoilt[name] = not finite
         with suppress(OSError):  # Then it does not count, and more is kept.
             if self._attempt and self._proves(name):
                 self._known.add(name)
@@ -114,6 +117,7 @@ class Pruner:
                 with suppress(LayoutError, FileNotFoundError):
                     manifest = read_manifest(self._paths.checkpoint(name))
                     mine = belongs(manifest, name) and is_of(manifest, run_id)
+                    self._spoilt[name] = not manifest.finite
                     if mine and not problem(self._paths.checkpoint(name), manifest, self.on_disk):
                         self._known.add(name)
             if len(self._known) >= self._keep_latest:
@@ -138,6 +142,7 @@ class Pruner:
             OSError: the bucket fails; what was found so far stands.
         """
         self._saves += 1
+        self._spoilt[name] = not manifest.finite
         self._todo.put((name, manifest))
         trouble = None
         while not self._todo.empty() and self._at_work.acquire(blocking=False):
@@ -181,34 +186,57 @@ class Pruner:
     def prune(self) -> None:
         """Delete what is older than the newest that count, and what dead attempts left half written among it.
 
-        The manifest goes first: what is left of a checkpoint after an interruption does not count, and goes later.
+        A checkpoint whose weights are not finite makes those superfluous that are not either, and no other. The
+        manifest goes first: what is left of a checkpoint after an interruption does not count, and goes later.
         """
         kept = sorted(self._known, reverse=True)[: self._keep_latest]
         if len(kept) < self._keep_latest:
             return
+        finite = sorted((name for name in self._known if not self._spoilt.get(name)), reverse=True)[: self._keep_latest]
         with within("listing checkpoints"):
             names = list_checkpoints(self._paths)
         trouble = None
+        for_good = self._for_good(names)
         for name in names:
-            if name < kept[-1]:
-                try:
+            if name >= kept[-1] or name in for_good:
+                continue
+            try:
+                if (len(finite) == self._keep_latest and name < finite[-1]) or self._is_spoilt(name):
                     self._delete_if_idle(name)
-                except OSError as error:  # The others go all the same.
-                    trouble = trouble or error
+            except OSError as error:  # The others go all the same.
+                trouble = trouble or error
         self._delete_torn_tokens()
         if trouble:
             raise trouble
 
     def _delete_if_idle(self, name: CheckpointName) -> None:
-        """Delete an old checkpoint, unless it is kept for good, or half written by somebody who may be alive."""
-        folder = self._paths.checkpoint(name)
-        with within("looking for a manifest"):
-            committed = (folder / MANIFEST).exists()
-        if committed and self._keep_every and name.step % self._keep_every == 0:
-            return
-        if committed or name.attempt == self.attempt_name or not self._living.may_write(name.attempt):
-            delete(folder)
+        """Delete an old checkpoint, unless it is half written by somebody who may be alive."""
+        mine = name.attempt == self.attempt_name
+        if self._is_committed(name) or mine or not self._living.may_write(name.attempt):
+            delete(self._paths.checkpoint(name))
             self._known.discard(name)
+
+    def _for_good(self, names: list[CheckpointName]) -> set[CheckpointName]:
+        """The first checkpoint at or after each multiple of `keep_every`; of one step the newest attempt's."""
+        found: dict[int, CheckpointName] = {}
+        for name in sorted(names, key=lambda name: (-name.step, name), reverse=True) if self._keep_every else ():
+            multiple = name.step // self._keep_every
+            if multiple and multiple not in found and self._is_committed(name) and not self._is_spoilt(name):
+                found[multiple] = name
+        return set(found.values())
+
+    def _is_committed(self, name: CheckpointName) -> bool:
+        with within("looking for a manifest"):
+            return (self._paths.checkpoint(name) / MANIFEST).exists()
+
+    def _is_spoilt(self, name: CheckpointName) -> bool:
+        """Whether a checkpoint says that its weights are not finite."""
+        if name not in self._spoilt:
+            try:
+                self._spoilt[name] = not read_manifest(self._paths.checkpoint(name)).finite
+            except (LayoutError, FileNotFoundError):
+                return False  # Not committed, or damaged: it may be written still.
+        return self._spoilt[name]
 
     def _delete_torn_tokens(self) -> None:
         """Prepared data that a dead attempt did not finish."""

@@ -18,6 +18,7 @@ from trainer.saving import BucketError, fatal_code
 from trainer.state import State, rebuilt, wanted
 from trainer.together import Together
 
+NOT_FINITE = "its weights are not finite (NaN or infinite)"
 READ_TRIES = 6
 FIRST_RETRY_S = 0.5
 UNSEEN_S = 20.0
@@ -51,7 +52,12 @@ class Found:
 
 
 def find_whole(
-    together: Together, paths: RunPaths, live: State, between: Callable[[], None], run_id: str | None = None
+    together: Together,
+    paths: RunPaths,
+    live: State,
+    between: Callable[[], None],
+    run_id: str | None = None,
+    only_finite: bool = False,
 ) -> Found:
     """Load the newest checkpoint that all ranks find as its manifest says, newest first.
 
@@ -67,6 +73,7 @@ def find_whole(
         live: The state that is to become the checkpoint's.
         between: Called while waiting; raises to stop.
         run_id: Rank 0's: another run's checkpoints are rejected; None: whatever lies there is this run's.
+        only_finite: Those whose weights are not finite are rejected.
 
     Raises:
         LayoutVersionError: a newer release wrote one of them.
@@ -93,7 +100,7 @@ def find_whole(
         name = CheckpointName.parse(choice)
         assert name
         with together.beating(f"beat/verdict/{turn}/{together.rank}"):
-            loaded, reason, code = _try_load(together, paths, name, live, between, run_id)
+            loaded, reason, code = _try_load(together, paths, name, live, between, run_id, only_finite)
         digest = loaded.digest if loaded else None
         verdicts: list[Any] = together.gather(f"verdict/{turn}", [reason, code, digest], between)
         turn += 1
@@ -127,7 +134,9 @@ def _on(rank: int, why: str) -> str:
     return why if rank == 0 else f"{why} (rank {rank})"
 
 
-def load(folder: Path, live: State, rank: int = 0, ranks: int = 1, run_id: str | None = None) -> Loaded:
+def load(
+    folder: Path, live: State, rank: int = 0, ranks: int = 1, run_id: str | None = None, only_finite: bool = False
+) -> Loaded:
     """Read what a rank needs of a checkpoint; errors as of `reading.open_checkpoint` and `reading.read`.
 
     Args:
@@ -136,10 +145,13 @@ def load(folder: Path, live: State, rank: int = 0, ranks: int = 1, run_id: str |
         rank: This rank.
         ranks: How many there are: the shares are dealt to them to be hashed.
         run_id: Another run's checkpoint counts as damaged, and is not read; None: any is this run's.
+        only_finite: So does one whose weights are not finite.
     """
     opened = open_checkpoint(folder)
     if not is_of(opened.manifest, run_id):
         raise DamagedError(f"it is another run's ({opened.manifest.facts.get('run_id')}, and not {run_id})")
+    if only_finite and not opened.manifest.finite:
+        raise DamagedError(NOT_FINITE)
     mine = set(sorted(opened.headers)[rank::ranks])
     parts = read(opened, wanted(live, opened.tensors, rank), mine.__contains__)
     name = CheckpointName.parse(folder.name)
@@ -154,12 +166,17 @@ def _try_load(
     live: State,
     between: Callable[[], None],
     run_id: str | None,
+    only_finite: bool = False,
 ) -> tuple[Loaded | None, str | None, int | None]:
     """(the checkpoint, what is wrong with it, the exit code where that cannot be known)."""
     folder, end = paths.checkpoint(name), time.monotonic() + UNSEEN_S
+
+    def read_it() -> Loaded:
+        return load(folder, live, together.rank, together.world_size, run_id, only_finite)
+
     while True:
         try:
-            return again(lambda: load(folder, live, together.rank, together.world_size, run_id), between), None, None
+            return again(read_it, between), None, None
         except ReadError as error:
             return None, str(error), error.code
         except (FileNotFoundError, DamagedError) as error:

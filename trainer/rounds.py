@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import struct
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 KINDS = ("", "sigterm", "sigint", "aws-notice", "stop-request")
@@ -23,8 +26,6 @@ class Row:
     """Until that notice's deadline."""
     superseded: int = 0
     """Rank 0: a newer attempt exists."""
-    next_weight: int = 0
-    """The weight of this rank's part of the next step."""
     order: int = 0
     """Fingerprint of the samples of this micro-step."""
     rng: int = 0
@@ -35,13 +36,21 @@ class Row:
     """Rank 0's time for a save; 0 where it has seen none."""
     save_every: int = 0
     """Rank 0: how many steps to leave between checkpoints."""
+    weights: tuple[float, ...] = ()
+    """Of this rank's micro-steps of the next step, in the last round of a step."""
 
     def to_ints(self) -> list[int]:
         """The row as it travels."""
         return [
-            self.stop, self.left_ms, self.superseded, self.next_weight, self.order, self.rng, self.round_ms,
-            self.save_ms, self.save_every,
+            self.stop, self.left_ms, self.superseded, self.order, self.rng, self.round_ms, self.save_ms,
+            self.save_every, *map(to_bits, self.weights),
         ]  # fmt: skip
+
+    @classmethod
+    def from_ints(cls, row: Sequence[int]) -> Row:
+        """What `to_ints` gave."""
+        count = len(dataclasses.fields(cls)) - 1
+        return cls(*row[:count], weights=tuple(map(from_bits, row[count:])))
 
 
 @dataclass(frozen=True)
@@ -62,3 +71,9 @@ def to_bits(value: float) -> int:
 def from_bits(bits: int) -> float:
     """What `to_bits` was given."""
     return float(struct.unpack("<d", struct.pack("<q", bits))[0])
+
+
+def exact_sum(weights: Iterable[float]) -> int | float:
+    """The sum of weights, rounded once: the same in whatever order; a whole number as such."""
+    total = math.fsum(weights)
+    return int(total) if total.is_integer() else total

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from trainer import attempt as attempts
 from trainer import home, scratch
+from trainer.config import LATER, unknown_field
 from trainer.layout import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -131,12 +132,14 @@ class SpotRun:
         self.final_is_whole = False
         self.steps_done = 0
         self.committed_step: int | None = None
+        self.skipped = 0
+        """Steps of the run whose update was dropped because it was not finite."""
         self._leaving = threading.Lock()
         self._ending = threading.Event()
         """This rank has a reason of its own to leave, and is about to say it."""
         self._serve_on_s = LEAVE_LAST_S
         """How long rank 0 serves the store for the others once it leaves."""
-        self._alive = ExitStack()
+        self._alive, self._living = ExitStack(), ExitStack()
         self._look_at_store = self._look_at_bucket = 0.0
 
     # -- the attempt's life ------------------------------------------------------------------------------------------
@@ -151,11 +154,13 @@ class SpotRun:
             self._refuse_without_launcher()
             if self._grace_note:
                 self.say(self._grace_note)
+            self.binding = attempts.plain_binding(self.binding)
             opened, trouble = self._open_or_leave() if self.rank == 0 else (None, None)
             self.between()
             from trainer.together import Together
 
             self.together = Together(self.config.peer_timeout_s, self.between)
+            self._living.enter_context(self.together.live())
             if self.together.several_nodes:
                 threading.Thread(target=self._watch_for_a_crash, daemon=True, name="crashes").start()
             word = self.together.rank0_does("attempt", lambda: opened, self.between)
@@ -253,12 +258,24 @@ class SpotRun:
         Raises:
             Leaving: the run was begun with another value; the attempt is refused.
         """
-        self.binding.update(values)
+        self.binding.update(attempts.plain_binding(values))
         if self.rank == 0:
             assert self.attempt
             attempt = self.attempt
             self.ask(lambda: attempts.record(attempt, "bound", binding=self.binding))
             self._refuse_other_binding(self.newest)
+
+    def refuse_unknown_names(self) -> None:
+        """Refuse a field that may change and that there is not, once all that binds the run is known.
+
+        Raises:
+            Leaving: the attempt is refused.
+        """
+        then = self.newest.facts.get("binding") if self.newest else None
+        known = {item.name for item in dataclasses.fields(self.config)} | self.binding.keys() | LATER
+        known |= then.keys() if isinstance(then, Mapping) else set()
+        if trouble := unknown_field(self.config.allow_config_change, known):
+            raise Leaving(EXIT_FAILED, "refused", trouble)
 
     def train(self, model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> None:
         """Train to the end; see `trainer.loop.Loop` for the options. Returns when the run is finished and exported."""
@@ -325,6 +342,7 @@ class SpotRun:
             "cause": cause,
             "step": self.steps_done,
             "committed_step": self.committed_step,
+            **({"skipped": self.skipped} if self.skipped else {}),
             "error": error[-4000:] if error else None,
             "notice": {"kind": notice.kind, "id": notice.id, "seconds_left": notice.seconds_left} if notice else None,
             "committed_s": None if committed_s is None else round(committed_s, 4),
@@ -375,7 +393,7 @@ class SpotRun:
         attempts.check_bucket(self.paths)
         known = attempts.persist(self.paths, lambda: attempts.identity(self.paths, self.binding), self.between)
         self.run_id = known or attempts.new_run_id(self.binding)
-        found = attempts.newest_readable(self.paths, self.run_id, self.between)
+        found = attempts.newest_readable(self.paths, self.run_id, self.between, self.config.on_nan != "ignore")
         self.newest = found[1] if found else None
         newest_step = self.newest.step if self.newest else 0
         launch = attempts.launch_id()
@@ -518,6 +536,8 @@ class SpotRun:
 
     def _end_with(self, error: BaseException) -> NoReturn:
         """Turn whatever ended the attempt into its exit code; says it once."""
+        if self._may_be_peer_trouble(error) and self.together.lost_a_peer(self.peer_gone):
+            error = sys.modules["trainer.together"].PeerGoneError(one_line(error))
         if self.world_size > 1 and self._is_peer_trouble(error):
             error = self.trouble() or error
         if not (self.world_size > 1 and self._is_peer_trouble(error)):
@@ -589,7 +609,6 @@ class SpotRun:
             self.together.say(CRASHED, f"rank {self.rank}: {what}")
 
     def _is_peer_trouble(self, error: BaseException) -> bool:
-        # The launcher's word comes within milliseconds of the peer's end; a collective fails as fast.
         module = sys.modules.get("trainer.together")
         return module is not None and bool(module.is_peer_trouble(error))
 
@@ -599,6 +618,15 @@ class SpotRun:
             where = scratch.full_place(self.paths.root)
             return f"{where} is full. " if where else ""
         return ""
+
+    def _may_be_peer_trouble(self, error: BaseException) -> bool:
+        """Whether it takes a look at the other ranks to tell."""
+        if self.world_size == 1 or not hasattr(self, "together"):
+            return False
+        if isinstance(error, Leaving) or is_said_in_a_line(error):
+            return False
+        module = sys.modules["trainer.together"]
+        return bool(module.may_be_peer_trouble(error)) and not module.is_peer_trouble(error)
 
     def _last_word(self) -> str:
         newest = None
@@ -667,5 +695,6 @@ def is_said_in_a_line(error: BaseException) -> bool:
         "LayoutError",
         "LayoutVersionError",
         "NodesError",
+        "NotFiniteError",
     }
     return any(kind.__name__ in names for kind in type(error).__mro__)

@@ -21,6 +21,7 @@ import torch
 
 from trainer import checkpoint
 from trainer.attempt import FULL, MOUNT_GONE, REFUSED, Attempt, newer_attempt, record, superseded
+from trainer.finite import NotFiniteError, is_spoilt
 from trainer.hashing import fingerprint
 from trainer.heart import BEAT_S
 from trainer.layout import (
@@ -92,6 +93,10 @@ class Boundary:
     """Rank 0's: what the manifest says besides."""
     last: bool = False
     """The attempt ends with it: it is tried again even in a hurry."""
+    watched: frozenset[str] = frozenset()
+    """Names of the tensors that make the checkpoint one that is not finite where they hold NaN or infinite values."""
+    spoilt_ends: bool = False
+    """The attempt ends where the checkpoint is not finite."""
 
 
 @dataclass
@@ -132,6 +137,8 @@ class Saver:
             heard: Set once this rank has heard that it has to stop: no wait is long from then on.
         """
         self.committed: CheckpointName | None = None
+        self.finite: CheckpointName | None = None
+        """The newest of them whose weights are finite."""
         self.commit_s: float | None = None
         """Seconds from the boundary to the commit, of the last save."""
         self.stall_s = 0.0
@@ -164,15 +171,18 @@ class Saver:
         self._at_once = False
         """A tensor was changed while it was copied beside the training: from then on training waits for the copy."""
         self._said_short = False
+        self._spoilt = ""
+        """A tensor of the newest checkpoint that is not finite; empty where all are."""
         self._pruner = Pruner(paths, attempt, keeping.latest, keeping.every, together.world_size, say)
 
-    def adopt(self, attempt_name: str, restored: CheckpointName | None) -> None:
+    def adopt(self, attempt_name: str, restored: CheckpointName | None, finite: bool = True) -> None:
         """Learn the attempt's name (rank 0's word) and which checkpoint was found whole at the restore."""
         self._attempt_name = AttemptName.parse(attempt_name)
         self._pruner.attempt_name = self._attempt_name
         if restored:
             self.committed = restored
-            self._pruner.restored(restored)
+            self.finite = restored if finite else None
+            self._pruner.restored(restored, finite)
 
     @property
     def committed_step(self) -> int | None:
@@ -185,9 +195,9 @@ class Saver:
         self._hurried.set()
 
     @property
-    def trouble(self) -> BucketError | None:
+    def trouble(self) -> BucketError | NotFiniteError | None:
         """What the attempt ends with, known to all ranks; the others may leave for it before this one has looked."""
-        return self._error if isinstance(self._error, BucketError) else None
+        return self._error if isinstance(self._error, (BucketError, NotFiniteError)) else None
 
     @property
     def idle(self) -> bool:
@@ -303,6 +313,8 @@ class Saver:
         try:
             copy.run()
             name = self._write(boundary, copy)
+            if name and boundary.spoilt_ends and self.finite != name:
+                self._error = NotFiniteError(self._spoilt_says(boundary.step))
         except BaseException as error:
             self._error = error
             name = None
@@ -328,6 +340,9 @@ class Saver:
             self._at_once = self._at_once or verdict["torn"]
             if verdict["committed"]:
                 self.committed, self._given_up = CheckpointName(boundary.step, self._attempt_name, self._save), 0
+                self._spoilt = verdict["spoilt"]
+                if not self._spoilt:
+                    self.finite = self.committed
                 self.commit_s = time.monotonic() - self._begun
                 return self.committed
             if verdict["torn"]:
@@ -339,6 +354,17 @@ class Saver:
         if self._given_up >= self._failures and not self._hurried.is_set():
             raise SaveError(f"{self._given_up} saves in a row failed: {verdict['say']}", EXIT_FAILED)
         return None
+
+    def _spoilt_says(self, step: int) -> str:
+        """What is said of a checkpoint that is not finite though the losses and gradients up to it were."""
+        return (
+            f"step {step}: {self._spoilt} is not finite (NaN or infinite), though losses and gradients are. "
+            f"{self.last_finite()}. To train on all the same: --on-nan ignore"
+        )
+
+    def last_finite(self) -> str:
+        """A sentence that names the newest checkpoint whose weights are finite."""
+        return f"The last finite checkpoint is {self.finite}" if self.finite else "No finite checkpoint is committed"
 
     def _pause(self, seconds: float, last: bool) -> None:
         """Give the bucket time; somebody in a hurry waits for the attempt's last save alone."""
@@ -360,7 +386,8 @@ class Saver:
                 checkpoint.at_point("folder-made")
                 written = self._write_share(folder / checkpoint.share_name(rank), boundary, copy)
                 checkpoint.at_point("share-written")
-                word = {"bytes": written.bytes, "hash": written.hash, "torn": copy.torn}
+                spoilt = _spoilt(boundary, copy)
+                word = {"bytes": written.bytes, "hash": written.hash, "torn": copy.torn, "spoilt": spoilt}
             except OSError as error:
                 word = {"error": describe(error, folder), "code": fatal_code(error)}
             self._store.set(f"{key}/share/{rank}", json.dumps(word))
@@ -405,7 +432,7 @@ class Saver:
         assert boundary.plain is not None
         assert boundary.facts is not None
         assert self._records
-        verdict = {"committed": False, "retry_s": None, "code": None, "say": "", "torn": False}
+        verdict = {"committed": False, "retry_s": None, "code": None, "say": "", "torn": False, "spoilt": ""}
         torn = next((word["torn"] for word in words if word.get("torn")), None)
         if torn:
             say = (
@@ -427,8 +454,10 @@ class Saver:
                 if newer:
                     return {**verdict, "code": EXIT_SUPERSEDED, "say": superseded(newer)}
                 history = self._records.history_until(boundary.step).result()
-                checkpoint.write_manifest(folder, Manifest("checkpoint", files, {**boundary.facts, "metrics": history}))
-                return {**verdict, "committed": True}
+                spoilt = next((word["spoilt"] for word in words if word["spoilt"]), "")
+                facts = {**boundary.facts, "finite": not spoilt, "metrics": history}
+                checkpoint.write_manifest(folder, Manifest("checkpoint", files, facts))
+                return {**verdict, "committed": True, "spoilt": spoilt}
             except OSError as error:
                 failed = [{"error": describe(error, folder), "code": fatal_code(error)}]
         code = next((word["code"] for word in failed if word["code"] is not None), None)
@@ -473,3 +502,12 @@ class Saver:
                 )
         except OSError as error:
             self._say(f"the checkpoint of step {step} could not be recorded: {error}")
+
+
+def _spoilt(boundary: Boundary, copy: Copy) -> str:
+    """The name of a tensor of this rank's share that should be finite and is not; empty where all are."""
+    for part in copy.parts:
+        # An optimizer may well keep an infinite value; nothing good comes of NaN.
+        if part.name in boundary.watched and is_spoilt(copy.here(part), infinite=part.name.startswith("model.")):
+            return part.name
+    return ""

@@ -95,6 +95,10 @@ class Copy:
     def _changed(self, name: str) -> bool:
         return _version(self._watched[name]) != self._versions[name]
 
+    def here(self, part: Part) -> torch.Tensor:
+        """A part's contents where they lie: in the copy, or in the live tensor where there is none."""
+        return self._buffers[part.name] if self._buffers else self._live[part.name]
+
     def fetch(self, part: Part) -> torch.Tensor:
         """A part's contents, on the host and contiguous."""
         if self._buffers:

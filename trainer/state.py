@@ -1,9 +1,9 @@
 """What a training run is made of at a boundary: named tensors, and a small tree of plain values.
 
 Names: `model.<fqn>` for parameters and buffers, `optim.<i>.<fqn>.<name>` for the optimizer's tensors, `module.<fqn>`
-for those in a module's extra state, `extra.<path>` for those in what a user registered. Names are those of the
-program's own modules, whatever is wrapped around them. Everything that is not a tensor goes into one tree of JSON with
-tagged types. No value is ever pickled.
+for those in a module's extra state, `extra.<path>` for those in what a user registered (`own.<rank>.` stands before it
+where each rank has its own, extras.py). Names are those of the program's own modules, whatever is wrapped around them.
+Everything that is not a tensor goes into one tree of JSON with tagged types. No value is ever pickled.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ MODEL = "model."
 """What the names of parameters and buffers begin with."""
 RANDOM = "rng."
 """What the names of the ranks' random streams begin with."""
+
+OWN = "own."
+"""What the names of the parts of extras begin with that each rank has for itself (extras.py)."""
 
 
 @dataclass(frozen=True)
@@ -260,6 +263,9 @@ def wanted(live: State, stored: Mapping[str, Tensor], rank: int) -> dict[str, Bo
     found = {}
     for name, tensor in stored.items():
         if name.startswith(RANDOM) and name != f"{RANDOM}{rank}":
+            continue
+        # The first rank's too: among other ranks than saved it, all go on with what that one had.
+        if name.startswith(OWN) and name.split(".")[1] not in ("0", str(rank)):
             continue
         cut = _cut_alike(name, tensor, live.tensors)
         found[name] = box_here(cut, rank) if cut is not None else ((0,) * len(tensor.shape), tensor.shape)

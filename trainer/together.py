@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import socket
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -29,10 +30,10 @@ FIRST_SEAT_S = 660.0
 BIND_PATIENCE_S = 60.0
 CONNECT_S = 5.0
 UNEQUAL_PATIENCE_S = 10.0
-_PEER_TROUBLE = re.compile(
-    r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe|socket|timed? ?out|recvvector|tcpstore",
-    re.IGNORECASE,
-)
+LOST_S = 8.0
+"""Without a sign of life for so long a peer counts as gone, where a rank asks because something of its own failed."""
+ALIVE_S = 2.0
+"""For so long at least it is asked: the launcher's word of a peer's end may come a little later."""
 
 
 class PeerGoneError(Exception):
@@ -40,10 +41,33 @@ class PeerGoneError(Exception):
 
 
 def is_peer_trouble(error: BaseException) -> bool:
-    """Whether an error says that a peer is gone rather than that this rank has a fault of its own."""
-    return isinstance(error, (PeerGoneError, dist.DistError)) or (
-        type(error) is RuntimeError and _PEER_TROUBLE.search(str(error)) is not None
-    )
+    """Whether an error says by its type that a peer is gone rather than that this rank has a fault of its own."""
+    return isinstance(error, (PeerGoneError, dist.DistError))
+
+
+def may_be_peer_trouble(error: BaseException | None) -> bool:
+    """Whether an error may be that of a collective within the user's own code, which has no type of its own.
+
+    DistributedDataParallel's, in a forward or backward pass, raise a plain RuntimeError, as user code does.
+    """
+    while error is not None:
+        if type(error) is RuntimeError or is_peer_trouble(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def _collective() -> Iterator[None]:
+    """What fails within it fails for a peer.
+
+    Raises:
+        PeerGoneError: it failed.
+    """
+    try:
+        yield
+    except (RuntimeError, dist.DistError) as error:
+        raise PeerGoneError(f"a collective failed: {error}") from error
 
 
 class Exchange:
@@ -56,7 +80,8 @@ class Exchange:
     def wait(self) -> list[list[int]]:
         """The rows of all ranks, by rank."""
         if self._work is not None:
-            self._work.wait()
+            with _collective():
+                self._work.wait()
         rows: list[list[int]] = self._rows.tolist()
         return rows
 
@@ -86,6 +111,8 @@ class Together:
         self.several_nodes = self.world_size > 1 and self._nodes.several
         self.timeout_s = timeout_s
         self._control: dist.ProcessGroup | None = None
+        self._calls: Counter[str] = Counter()
+        """How often something of a name was done by rank 0 for all, or gathered."""
         self._heart = Heart(self.connection)
         port = os.environ.get("SKYSPOT_STORE_PORT") or os.environ.get("MASTER_PORT") or 0
         self._address = (os.environ.get("MASTER_ADDR", ""), int(port))
@@ -205,14 +232,15 @@ class Together:
         if self.world_size == 1:
             return
         timeout = timedelta(seconds=self.timeout_s)
-        dist.init_process_group(
-            "nccl" if on_gpu else "gloo",
-            store=dist.PrefixStore("gradients", self.connection()),
-            rank=self.rank,
-            world_size=self.world_size,
-            timeout=timeout,
-        )
-        self._control = dist.new_group(backend="gloo", timeout=timeout)
+        with _collective():
+            dist.init_process_group(
+                "nccl" if on_gpu else "gloo",
+                store=dist.PrefixStore("gradients", self.connection()),
+                rank=self.rank,
+                world_size=self.world_size,
+                timeout=timeout,
+            )
+            self._control = dist.new_group(backend="gloo", timeout=timeout)
 
     def exchange(self, row: Sequence[int]) -> Exchange:
         """Start to tell all ranks this rank's integers (64 bit). Every rank calls it in the same order."""
@@ -220,16 +248,59 @@ class Together:
         rows[self.rank] = torch.tensor(row, dtype=torch.int64)
         if self._control is None:
             return Exchange(rows, None)
-        return Exchange(rows, dist.all_reduce(rows, group=self._control, async_op=True))
+        with _collective():
+            return Exchange(rows, dist.all_reduce(rows, group=self._control, async_op=True))
+
+    @contextmanager
+    def judging(self, told: Exchange) -> Iterator[None]:
+        """A context for a micro-step's passes, beside which `told` is under way: tells what a peer is the cause of.
+
+        Raises:
+            PeerGoneError: the passes failed, and the exchange with them; or so late that a collective has timed out.
+        """
+        begun = time.monotonic()
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world_size > 1 and type(error) is RuntimeError:
+                told.wait()
+                if time.monotonic() - begun >= self.timeout_s:
+                    raise PeerGoneError(f"a collective took {self.timeout_s:g} s: {error}") from error
+            raise
+
+    def lost_a_peer(self, gone: threading.Event) -> bool:
+        """Whether another rank is really gone, where something failed that may be why: looked at for a few seconds.
+
+        Args:
+            gone: Set once the launcher says that a rank of this machine has left.
+        """
+        others = {rank: b"" for rank in range(self.world_size) if rank != self.rank}
+        alive: set[int] = set()
+        begun = time.monotonic()
+        while time.monotonic() - begun < LOST_S and not gone.wait(0.1):
+            try:
+                beats = {rank: self.store.get(key) for rank in others if self.store.check([key := _alive(rank)])}
+            except Exception:  # Rank 0 serves the store.
+                return True
+            alive |= {rank for rank, beat in beats.items() if others[rank] not in (b"", beat)}
+            others.update(beats)
+            if len(alive) == len(others) and time.monotonic() - begun > ALIVE_S:
+                return False
+        return True
 
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
         """Overwrite each tensor with rank 0's."""
         if self.world_size > 1:
             for tensor in tensors:
                 whole = tensor.contiguous()
-                dist.broadcast(whole, 0)
+                with _collective():
+                    dist.broadcast(whole, 0)
                 if whole is not tensor:
                     tensor.copy_(whole)
+
+    def live(self) -> AbstractContextManager[None]:
+        """A context in which this rank gives signs of life that `lost_a_peer` of the others sees."""
+        return self.beating(_alive(self.rank))
 
     def publish(self, key: str, value: Any) -> None:
         """Put a JSON value into the store, once."""
@@ -269,9 +340,11 @@ class Together:
         return self._one_does(f"{name}/{machine}", self.local_rank == 0, work, between)
 
     def _one_does(self, name: str, is_me: bool, work: Callable[[], Any], between: Callable[[], None]) -> Any:
-        done, beat = f"done/{name}", f"beat/{name}"
         if self.world_size == 1:
             return work()
+        # The ranks call it in the same order: the n-th call of a name is the same one on all.
+        self._calls[name] += 1
+        done, beat = f"done/{name}/{self._calls[name]}", f"beat/{name}"
         if not is_me:
             return self.await_value(done, beat, between)
         with self.beating(beat):
@@ -287,10 +360,12 @@ class Together:
         """Every rank's JSON value, on every rank; each rank beats while it waits."""
         if self.world_size == 1:
             return [value]
+        self._calls[f"gather {name}"] += 1
+        key = f"{name}/{self._calls[f'gather {name}']}"
         with self.beating(f"beat/{name}/{self.rank}"):
-            self.publish(f"{name}/{self.rank}", value)
+            self.publish(f"{key}/{self.rank}", value)
             return [
-                self.await_value(f"{name}/{rank}", f"beat/{name}/{rank}", between) for rank in range(self.world_size)
+                self.await_value(f"{key}/{rank}", f"beat/{name}/{rank}", between) for rank in range(self.world_size)
             ]
 
     def say_left(self) -> None:
@@ -307,6 +382,10 @@ class Together:
         for rank in range(1, self.world_size):
             with suppress(Exception):
                 wait_for(self.store, f"left/{rank}", max(0.01, end - time.monotonic()))
+
+
+def _alive(rank: int) -> str:
+    return f"beat/alive/{rank}"
 
 
 def wait_for(store: Any, key: str, seconds: float) -> bool:

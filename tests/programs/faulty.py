@@ -309,10 +309,10 @@ def take_rule_away(run: Run) -> None:
         calls = {"first": None}
         real = loop.step_ids
 
-        def from_the_front(seed, n_samples, global_batch_size, step):
+        def from_the_front(seed, n_samples, global_batch_size, step, offset=0):
             if run.steps_done and calls["first"] is None:
                 calls["first"] = run.steps_done
-            return real(seed, n_samples, global_batch_size, step - (calls["first"] or 0))
+            return real(seed, n_samples, global_batch_size, step - (calls["first"] or 0), offset)
 
         loop.step_ids = from_the_front
 

@@ -1,0 +1,111 @@
+"""An attempt of one rank in this very process: what a start of the trainer costs 2.5 s for, in some 50 ms."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from trainer.config import RunConfig
+from trainer.run import SpotRun
+
+
+class Left(BaseException):
+    """What the process would have ended with."""
+
+    def __init__(self, code: int, cause: str, error: str | None) -> None:
+        super().__init__(code, cause, error)
+        self.code, self.cause, self.error = code, cause, error
+
+
+class InProcess(SpotRun):
+    """An attempt whose end is an exception instead of the process' own."""
+
+    def leave(self, code: int, cause: str, *, error: str | None = None, **more: Any) -> NoReturn:
+        """Write the end, and go."""
+        self.write_end(code, cause, error=error, **more)
+        if self.records:  # Its thread lives on, and has nothing left to do in the run's folder.
+            self.records._progress, self.records.superseded_by, self.records.stop_requested = (
+                {},
+                self.attempt_name,
+                True,
+            )
+        raise Left(code, cause, error)
+
+
+class Numbers:
+    """Samples that are a pure function of their number; `asked` lists what was trained on, batch by batch."""
+
+    def __init__(self, count: int = 60, weigh: Callable[[Any], Any] = len) -> None:
+        self.count, self.weigh = count, weigh
+        self.asked: list[list[int]] = []
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, ids: np.ndarray) -> torch.Tensor:
+        self.asked.append([int(number) for number in ids])
+        rows = [np.random.Generator(np.random.PCG64(int(number))).standard_normal(5) for number in ids]
+        return torch.tensor(np.array(rows), dtype=torch.float32)
+
+    def weight(self, batch: torch.Tensor) -> Any:
+        return self.weigh(batch)
+
+
+def squares(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    """Sum of squared errors: how far the model is from the sum of a row's first four numbers."""
+    return (model(batch[:, :4]).squeeze(1) - batch[:, :4].sum(1)).square().sum()
+
+
+@contextmanager
+def attempt(run_dir: Path, binding: dict[str, Any] | None = None, **settings: Any) -> Iterator[InProcess]:
+    """An attempt that has begun; signals and environment are this process' own again after it."""
+    config = RunConfig(
+        checkpoint_dir=run_dir,
+        cpu=True,
+        **{"global_batch_size": 4, "micro_batch_size": 2, "max_steps": 6, "save_interval_steps": 2, **settings},
+    )
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    env, threads = dict(os.environ), torch.get_num_threads()
+    AcceleratorState._reset_state(True)  # Another attempt's precision would be taken for this one's.
+    try:
+        with InProcess(config, binding) as run:
+            yield run
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+        os.environ.clear()  # accelerate leaves words in it that a process started later would listen to.
+        os.environ.update(env)
+        torch.set_num_threads(threads)
+
+
+def train(
+    run_dir: Path,
+    *,
+    model: Callable[[], nn.Module] = lambda: nn.Linear(4, 1),
+    optimizer: Callable[[Any], torch.optim.Optimizer] = lambda parameters: torch.optim.SGD(parameters, lr=0.01),
+    samples: Any = None,
+    loss: Callable[[nn.Module, Any], torch.Tensor] = squares,
+    binding: dict[str, Any] | None = None,
+    extra: dict[str, Any] | None = None,
+    before: Callable[[InProcess], None] = lambda run: None,
+    **settings: Any,
+) -> Left:
+    """One attempt from its start to its end; what it ended with."""
+    try:
+        with attempt(run_dir, binding, **settings) as run:
+            before(run)
+            torch.manual_seed(0)
+            made = model()
+            run.train(made, optimizer(made.parameters()), samples=samples or Numbers(), loss=loss, extra=extra)
+    except Left as left:
+        return left
+    raise AssertionError("the attempt has not left")

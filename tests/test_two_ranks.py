@@ -1,0 +1,165 @@
+"""What two ranks are needed for: a peer that is gone or is not, extras that differ, weights that are not integers."""
+
+import threading
+import time
+from contextlib import ExitStack
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import one_rank
+import pytest
+import torch
+import torch.distributed as dist
+from programs import odd
+from support import PROGRAMS, column, event, launch, weights
+
+from trainer import extras, heart, together
+from trainer.state import StateError
+from trainer.together import PeerGoneError, Together, is_peer_trouble, may_be_peer_trouble
+
+ODD = PROGRAMS / "odd.py"
+
+
+@pytest.mark.slow
+def test_two_ranks_are_as_one_with_sparse_gradients_float_weights_a_nan_and_extras_of_their_own(tmp_path: Path) -> None:
+    run_dir, alone = tmp_path / "run", tmp_path / "alone"
+    failed = launch(ODD, "--dir", run_dir, "--fail", "the data's socket timed out: connection reset", processes=2)
+    assert failed.code == 1, failed.output
+    assert "Traceback" in failed.output
+    assert "socket timed out" in failed.output
+    assert event(run_dir, "end")["cause"] != "finished"
+    for rank in range(2):
+        assert f"rank {rank} heard [0, 1, 2]" in failed.output, "each call of a name has an answer of its own"
+    ended = launch(ODD, "--dir", run_dir, processes=2)
+    assert ended.code == 0, ended.output
+    assert event(run_dir, "restored")["step"] == 4
+    torch.manual_seed(0)
+    left = one_rank.train(
+        alone, model=odd.Bag, samples=odd.Rows(), loss=odd.loss, max_steps=odd.STEPS,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.05),
+        **{key: value for key, value in odd.OPTIONS.items() if key != "cpu"},
+    )  # fmt: skip
+    assert left.code == 0, left.error
+    for key in ("order", "rng", "lr", "samples", "tokens"):
+        assert column(run_dir, key) == column(alone, key), key
+    dropped = [value is None for value in column(alone, "loss")]
+    assert [value is None for value in column(run_dir, "loss")] == dropped
+    assert sum(dropped) == 2, "one in each epoch"
+    updates = odd.STEPS - 2 - (not dropped[-1])  # Told of just before the last.
+    for rank in range(2):
+        own = updates * (rank + 1)
+        assert f"rank {rank} had {own} {[float(own)] * 3} {[float(updates)] * 3}" in ended.output
+    for name, data in weights(alone).items():
+        ours = torch.frombuffer(bytearray(weights(run_dir)[name]), dtype=torch.float32)
+        assert torch.allclose(ours, torch.frombuffer(bytearray(data), dtype=torch.float32), atol=1e-5), name
+
+
+def seats(monkeypatch: pytest.MonkeyPatch) -> list[Together]:
+    """The seats of two ranks of one machine in this process."""
+    served = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=10))
+    found = []
+    for rank in range(2):
+        for name, value in (("RANK", rank), ("WORLD_SIZE", 2), ("MASTER_ADDR", "127.0.0.1"),
+                            ("MASTER_PORT", served.port)):  # fmt: skip
+            monkeypatch.setenv(name, str(value))
+        found.append(Together())
+    found[0].served = served  # type: ignore[attr-defined]
+    return found
+
+
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> list[Together]:
+    monkeypatch.setattr(heart, "BEAT_S", 0.05)
+    monkeypatch.setattr(together, "ALIVE_S", 0.2)
+    return seats(monkeypatch)
+
+
+def test_a_peer_is_gone_where_the_launcher_says_so_or_its_heart_stands_still_or_the_store_is_gone(
+    two: list[Together], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = threading.Event()
+    with ExitStack() as alive:
+        alive.enter_context(two[0].live())
+        with two[1].live():
+            assert not two[0].lost_a_peer(gone)
+            assert not two[1].lost_a_peer(gone)
+        monkeypatch.setattr(together, "LOST_S", 1.0)
+        assert two[0].lost_a_peer(gone), "rank 1 beats no more"
+        monkeypatch.setattr(together, "LOST_S", 600.0)
+        threading.Timer(0.2, gone.set).start()
+        begun = time.monotonic()
+        assert two[0].lost_a_peer(gone)
+        assert time.monotonic() - begun < 300
+
+
+def test_a_failed_exchange_is_a_peer_that_is_gone_and_a_failed_pass_beside_it_too(two: list[Together]) -> None:
+    class Work:
+        def __init__(self, fails: bool) -> None:
+            self.fails = fails
+
+        def wait(self) -> None:
+            if self.fails:
+                raise RuntimeError("Connection closed by peer")
+
+    def told(fails: bool) -> together.Exchange:
+        return together.Exchange(torch.zeros(2, 1), Work(fails))  # type: ignore[arg-type]
+
+    with pytest.raises(PeerGoneError):
+        told(True).wait()
+    with pytest.raises(PeerGoneError), two[0].judging(told(True)):
+        raise RuntimeError("Connection closed by peer")
+    with pytest.raises(RuntimeError, match="timed out"), two[0].judging(told(False)):
+        raise RuntimeError("my own socket timed out")
+    two[0].timeout_s = 0.0
+    with pytest.raises(PeerGoneError), two[0].judging(told(False)):
+        raise RuntimeError("Timed out waiting 120000ms")
+
+
+@pytest.mark.parametrize(
+    ("error", "certain", "doubtful"),
+    [
+        (RuntimeError("launch timed out"), False, True),
+        (RuntimeError("any"), False, True),
+        (ValueError("socket"), False, False),
+        (torch.OutOfMemoryError("gloo"), False, False),
+        (dist.DistNetworkError("failed to recv"), True, True),
+        (PeerGoneError("gone"), True, True),
+    ],
+)
+def test_the_text_of_an_error_tells_nothing(error: Exception, certain: bool, doubtful: bool) -> None:
+    assert is_peer_trouble(error) == certain
+    assert may_be_peer_trouble(error) == doubtful
+
+
+def test_rank_0_does_something_anew_each_time(two: list[Together]) -> None:
+    heard: list[Any] = []
+
+    def second() -> None:
+        heard.extend(two[1].rank0_does("same", lambda: None) for _ in range(3))
+        heard.extend(two[1].gather("all", 10 + number) for number in range(2))
+
+    thread = threading.Thread(target=second, daemon=True)
+    thread.start()
+    said = [two[0].rank0_does("same", lambda number=number: number) for number in range(3)]
+    gathered = [two[0].gather("all", number) for number in range(2)]
+    thread.join(60)
+    assert said == heard[:3] == [0, 1, 2]
+    assert gathered == heard[3:] == [[0, 10], [1, 11]]
+
+
+def test_extras_of_other_names_are_refused_on_every_rank(two: list[Together]) -> None:
+    said: list[str] = []
+
+    def register(rank: int) -> None:
+        with pytest.raises(StateError) as refused:
+            extras.refuse_other_names(two[rank], ["tally"] if rank == 0 else [], lambda: None)
+        said.append(str(refused.value))
+
+    thread = threading.Thread(target=register, args=(1,), daemon=True)
+    thread.start()
+    register(0)
+    thread.join(60)
+    assert len(said) == 2
+    for line in said:
+        assert "rank 0 registers tally, rank 1 nothing" in line

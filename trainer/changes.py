@@ -1,0 +1,36 @@
+"""What has changed between the attempt that saved a checkpoint and the one that resumes from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+NAMES = {"device": "device", "instruction_set": "instruction set", "torch": "torch", "threads": "threads"}
+"""What a manifest says of the machine, and how that is called."""
+
+
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """What decides on the last bits of a result and is not as it was: {name: [old, new]}.
+
+    Args:
+        then: The facts of the checkpoint's manifest; what it does not say has not changed.
+        now: The facts that this attempt would write.
+    """
+    pairs = {"processes": (then.get("world_size"), now["world_size"])}
+    pairs["precision"] = (_mapping(then, "config").get("precision"), now["config"]["precision"])
+    for key, name in NAMES.items():
+        pairs[name] = (_mapping(then, "machine").get(key), now["machine"][key])
+    return {name: [old, new] for name, (old, new) in pairs.items() if old is not None and old != new}
+
+
+def _mapping(facts: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = facts.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def sentence(step: int, changed: Mapping[str, list[Any]]) -> str:
+    """The changes in a line."""
+    said = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changed.items())
+    return (
+        f"changed since step {step}: {said}. From here on the results need not be bit-identical to an undisturbed run's"
+    )
