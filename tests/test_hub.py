@@ -188,6 +188,7 @@ def test_a_data_set_without_text_is_said(server: HubServer, tmp_path: Path) -> N
         data.prepare(RunPaths(tmp_path / "run"), AttemptName(1, "abcdef"), config, nothing)
 
 
+@pytest.mark.slow
 def test_a_data_set_of_the_hub_is_prepared_and_later_attempts_do_not_need_the_hub(tmp_path: Path) -> None:
     args = ["--data", "somebody/some-set", "--max-steps", 2, "--seq-len", 16, "--processes", 1]
     with HubServer({"datasets/somebody/some-set": TEXTS}).serving() as server:
