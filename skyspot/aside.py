@@ -162,8 +162,16 @@ def _kinds() -> dict[str, str] | None:
 # -- the child ---------------------------------------------------------------------------------------------------------
 
 
-@cache
+_starting = threading.Lock()
+
+
 def _child() -> _Child:
+    with _starting:  # Alone, `cache` lets each thread that comes meanwhile make one.
+        return _only_child()
+
+
+@cache
+def _only_child() -> _Child:
     return _Child()
 
 
@@ -216,6 +224,7 @@ def serve() -> None:
         answer = _outcome(function, args)
         try:
             data = pickle.dumps((number, answer))
+            pickle.loads(data)  # An exception that takes several arguments is often written and not read.
         except Exception:
             data = pickle.dumps((number, (None, RuntimeError(f"{answer[1] or type(answer[0])}"))))
         with lock, suppress(OSError):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
@@ -23,6 +24,17 @@ def _table(*columns: str, right: Sequence[str] = ()) -> Table:
         wide = column == "resources"
         found.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=not wide)
     return found
+
+
+def _print(table: Table) -> None:
+    """Print a table. A terminal that is too narrow for it wraps its lines: nothing is cut off."""
+    needed = 0
+    for column in table.columns:
+        text = "\n".join(map(str, (column.header, *column.cells)))
+        needed += max(map(cell_len, text.split("\n") if column.no_wrap else text.split())) + 2
+    console = Console(highlight=False)
+    console.width = max(console.width, needed)
+    console.print(table)
 
 
 def rungs(task: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -128,7 +140,7 @@ def show_plan(launch: Launch, before: Before) -> None:
     ):
         what = f"\nTask {number}, {part.name}" if several else f"Run {launch.name}"
         console.print(f"{what}. {_order(part.task)}", markup=False)
-        console.print(_rung_table(part.task, console.width))
+        _print(_rung_table(part.task, console.width))
         for line in _lines_of(part, one):
             click.echo(line)
     shared = _shared_lines(launch, before)
@@ -221,7 +233,7 @@ def show_queue(seen: Sequence[Seen]) -> None:
             ago(p.committed_at) if p else "-",
             " ".join(part for part in (one.job.resources, one.job.infra) if part),
         )
-    Console(highlight=False).print(table)
+    _print(table)
     for one in seen:
         if one.waits_for:
             click.echo(f"{one.job.id} {one.job.status}: {_cut(one.waits_for)}")

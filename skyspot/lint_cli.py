@@ -52,11 +52,25 @@ def _findings(options: Options) -> list[Finding]:
         options = dataclasses.replace(options, env={**_without_values(path), **options.env}, flags=None)
     if not plain or not NAME.fullmatch(path.stem):
         options = dataclasses.replace(options, name=options.name or "lint")
-    rendered = task_yaml(options)
+    try:
+        rendered = task_yaml(options)
+    except UsageError:
+        if plain and (unreadable := _unreadable(path)):
+            return unreadable
+        raise
     if plain:
         for note in rendered.notes:
             click.echo(note, err=True)
     return lint.findings_in(rendered.before or rendered.text, rendered.text, options.ignore)
+
+
+def _unreadable(path: Path) -> list[Finding]:
+    """Where a file is no YAML; nothing where it is, or is no text."""
+    try:
+        found = lint.findings(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return []
+    return [finding for finding in found if finding.name == "not-yaml"]
 
 
 def _without_values(path: Path) -> dict[str, str]:

@@ -192,6 +192,11 @@ def rendered_from(text: str) -> str | None:
     return found[3] if found else None
 
 
+def _name_of(path: Path) -> str:
+    """The name of a run that only its file names: `my task.yaml` is the run my-task."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem)[:63].strip("._-") or path.stem
+
+
 def _plain(path: Path, options: Options) -> Rendered:
     """A SkyPilot YAML of the user's, as it is but for what was asked for."""
     allowed = {
@@ -210,7 +215,7 @@ def _plain(path: Path, options: Options) -> Rendered:
         edited = plain.edited(before, options)
     except UsageError as error:
         raise UsageError(f"{path}{', ' if str(error).startswith('line') else ': '}{error}") from None
-    name = options.name or edited.pipeline.name or path.stem
+    name = options.name or edited.pipeline.name or _name_of(path)
     if not NAME.fullmatch(name):
         raise UsageError(f"{path}: the name {shown(name)} cannot be a file's; -n gives it another")
     notes = [*(f"{path}, {change}." for change in edited.changes), *edited.notes]

@@ -99,7 +99,10 @@ def compose(text: str) -> yaml.MappingNode:
             return nodes[0]
     except UNREADABLE as error:
         raise UsageError(f"not readable as YAML: {' '.join(str(error).split())[:200]}") from None
-    raise UsageError(f"one task is needed, a mapping with `run`; there are {len(nodes)} documents in it")
+    found = "the file is empty" if not nodes else f"there are {len(nodes)} documents in it"
+    if len(nodes) == 1:
+        found = "this is a list" if isinstance(nodes[0], yaml.SequenceNode) else "this is a single value"
+    raise UsageError(f"one task is needed, a mapping with `run`; {found}")
 
 
 def _refuse_circles(node: yaml.Node, above: frozenset[int], done: set[int]) -> None:

@@ -54,11 +54,34 @@ def test_lint_of_a_task_without_findings_says_so(tmp_path: Path, skyspot: Skyspo
 
 
 def test_lint_goes_on_after_a_file_that_cannot_be_read(tmp_path: Path, skyspot: Skyspot) -> None:
-    (tmp_path / "a.yaml").write_text("run: [\n")
+    (tmp_path / "a.yaml").write_bytes(b"\xff")
     (tmp_path / "b.yaml").write_text(BAD_GPU)
     code, out, err = skyspot("lint", "a.yaml", "b.yaml")
     assert (code, "b.yaml:1" in out, "Error: a.yaml" in err) == (1, True, True)
     assert skyspot("lint", "a.yaml")[0] == 2
+
+
+def test_lint_names_the_rule_and_the_line_of_a_file_that_is_no_yaml(tmp_path: Path, skyspot: Skyspot) -> None:
+    (tmp_path / "a.yaml").write_text("name: x\nrun: [\n")
+    (tmp_path / "b.yaml").write_text(BAD_GPU)
+    code, out, err = skyspot("lint", "a.yaml", "b.yaml", "--json")
+    assert [(row["path"], row["name"]) for row in json.loads(out)] == [
+        ("a.yaml", "not-yaml"),
+        ("b.yaml", "unknown-gpu"),
+    ]
+    assert (code, err) == (1, "")
+    code, out, err = skyspot("lint", "a.yaml")
+    assert (code, err) == (1, "")
+    assert out.startswith("a.yaml:2: error: this is not readable as YAML: ")
+    assert "[not-yaml]" in out
+
+
+def test_a_file_whose_name_is_no_runs_is_told_what_it_is(tmp_path: Path, skyspot: Skyspot) -> None:
+    (tmp_path / ".sky.yaml").write_text("jobs: {controller: {resources: {cpus: 4+}}}\n")
+    for command in (["lint"], ["render"], ["launch", "--dryrun"]):
+        code, out, err = skyspot(*command, ".sky.yaml")
+        assert code
+        assert ".sky.yaml:1: error: this is a file of SkyPilot settings" in out + err, command
 
 
 def test_lint_takes_a_variable_that_a_launch_has_to_give_for_one_that_nobody_knows(

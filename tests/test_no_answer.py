@@ -134,6 +134,52 @@ def test_a_launch_says_that_it_could_not_look_into_a_hung_bucket(hung: "faultfs.
     assert "does not answer" in said
 
 
+def test_threads_that_ask_at_once_share_one_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    class Slow:
+        def __init__(self) -> None:
+            made.append(self)
+            time.sleep(0.2)
+
+    monkeypatch.setattr(aside, "_Child", Slow)
+    aside._only_child.cache_clear()
+    try:
+        assert len(set(aside.each([aside._child] * 8, ENDS_S, 8))) == len(made) == 1
+    finally:
+        aside._only_child.cache_clear()
+
+
+def fails_oddly() -> None:
+    error = ValueError("two words")
+    error.told = lambda: None  # type: ignore[attr-defined]  # Cannot be written.
+    raise error
+
+
+class TwoWordsError(Exception):
+    """Is written by pickle, and cannot be read again."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} {two}")
+
+
+def fails_in_two_words() -> None:
+    raise TwoWordsError("two", "words")
+
+
+@pytest.mark.parametrize("function", [fails_oddly, fails_in_two_words])
+def test_an_error_that_cannot_come_over_from_the_child_comes_as_its_text(function, monkeypatch) -> None:
+    child = aside._Child()
+    assert child._process.stdin
+    assert child._process.stdout
+    with pytest.raises(RuntimeError, match="two words"):
+        child.ask(Path("/x"), function, (), ENDS_S)
+    assert child.ask(Path("/x"), len, ("it goes on",), ENDS_S) == len("it goes on")
+    child._process.stdin.close()
+    assert child._process.wait(ENDS_S) == 0
+    child._process.stdout.close()
+
+
 def test_what_may_hang_is_told_by_its_mount_through_links(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/proc/self")
     (tmp_path / "folder").mkdir()

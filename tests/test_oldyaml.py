@@ -436,8 +436,9 @@ REFUSED = [
     ("resources: &r\n  any_of: [*r]\n  gpus: x\n", "line 1: the anchor there holds an alias of itself", ""),
     ("a: 1\n---\nb: 2\n", "2 documents", "one task"),
     ("resources:\n\tgpus: x\n", "not readable as YAML", "line 2"),
-    ("- x\n", "one task is needed", ""),
-    ("", "one task is needed", ""),
+    ("- x\n", "one task is needed", "this is a list"),
+    ("x\n", "one task is needed", "this is a single value"),
+    ("# x\n", "one task is needed", "the file is empty"),
     ("resources: {gpus: L4, labels: {a: 2024-13-45}}\nrun: x\n", "not readable as YAML", ""),
     ('a: "\\UFFFFFFFF"\n', "not readable as YAML", ""),
     (

@@ -11,7 +11,9 @@ from support import clean_env
 
 from skyspot import jobs_view, launch, payload
 from skyspot.errors import SkyspotError, UsageError
+from skyspot.jobs import Seen
 from skyspot.launch import Before
+from skyspot.managed_jobs import Job
 from skyspot.options import Options
 from skyspot.render import edited_by_hand, with_header
 
@@ -236,6 +238,34 @@ def test_the_plan_breaks_no_word(here: Path, columns: int, monkeypatch, capsys) 
     words = "slurm/runpod-cluster A100-80GB-SXM:8 H100-SXM:8 my-training-eks 12.5 as it is there"
     for word in (*words.split(), "max USD/h"):
         assert word in out, f"{word} is broken in\n{out}"
+
+
+@pytest.mark.parametrize("columns", [30, 60])
+def test_in_a_narrow_terminal_the_plan_and_the_queue_lose_nothing(
+    here: Path, columns: int, monkeypatch, capsys
+) -> None:
+    """The terminal wraps lines that are too long for it; a price that is cut would be another price."""
+    out = shown(here, LADDER.replace("12.5", "12.345"), columns, monkeypatch, capsys)
+    for word in ("slurm/", "runpod-cluster", "A100-80GB-SXM:8", "my-training-eks", " 12.345", "as it is there"):
+        assert word in out, f"{word} is cut in\n{out}"
+    name, resources = "finetune-with-a-name-that-says-all-of-it", "1x[A100-80GB:8]"
+    jobs_view.show_queue([Seen(Job(1234, name, "RECOVERING", resources, "aws", 0, 0.0, 90000.0, "", ""), None, "")])
+    out = capsys.readouterr().out
+    for word in ("1234", name, "RECOVERING", resources):
+        assert word in out, f"{word} is cut in\n{out}"
+
+
+@pytest.mark.parametrize(
+    ("file", "run"), [("my task.yaml", "my-task"), ("a (copy).yaml", "a-copy"), (".hidden.yml", "hidden")]
+)
+def test_a_run_that_only_its_file_names_gets_a_name_that_can_be_one(here: Path, file: str, run: str) -> None:
+    (here / file).write_text("run: echo one\n")
+    first = launch.prepare(Options(task=file), here)
+    launch.write(first, update_trainer=False)
+    (here / file).write_text("run: echo two\n")
+    again = launch.prepare(Options(task=file), here)
+    assert (first.name, again.name) == (run, run)
+    assert "echo two" in again.text
 
 
 def test_the_plan_names_a_few_variables_and_counts_the_rest(here: Path, monkeypatch, capsys) -> None:
