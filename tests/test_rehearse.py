@@ -729,13 +729,18 @@ def test_file_mounts_take_the_tasks_variables_and_local_folders_become_buckets(t
     assert found.envs == {"WHERE": "/ckpt", "TOKEN": "x"}
 
 
-def test_our_own_trainer_resumes_exactly_where_paths_are_rewritten(tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("namespace", [True, False], ids=["namespace", "rewritten paths"])
+def test_our_own_trainer_resumes_exactly(tmp_path: Path, namespace: bool) -> None:
+    if namespace and machine.namespace_command() is None:
+        pytest.skip(needs_root("rehearsals in a namespace"))
     done = rehearse(
-        "--set", "max_steps=24", "--set", "save_every=8", "--kinds", "kill", "--preemptions", 1, "--processes", "1",
-        "--json", cwd=tmp_path, env={"SKYSPOT_REHEARSE_WITHOUT_NAMESPACE": "1"},
+        "--set", "max_steps=12", "--set", "save_every=4", "--kinds", "kill", "--preemptions", 1, "--processes", "1",
+        "--env", "OMP_NUM_THREADS=1", "--json", cwd=tmp_path,
+        env={} if namespace else {"SKYSPOT_REHEARSE_WITHOUT_NAMESPACE": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads(done.stdout)["legs"][1]["verdict"]["text"].startswith("bit-identical: 24 of 24 losses")
+    assert json.loads(done.stdout)["legs"][1]["verdict"]["text"].startswith("bit-identical: 12 of 12 losses")
 
 
 def test_a_workdir_is_filled_in_from_the_tasks_envs(tmp_path: Path) -> None:
