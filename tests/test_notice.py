@@ -173,3 +173,34 @@ def test_a_machine_that_is_not_taken_after_all_is_left_with_75(tmp_path: Path) -
     ended = event(tmp_path / "run", "end")
     assert ended["cause"] == "notice"
     assert ended["committed_step"] == ended["step"]
+
+
+IMPORTING = """
+import os, signal, sys
+from pathlib import Path
+from trainer.config import RunConfig
+from trainer.run import SpotRun
+assert "torch" not in sys.modules
+
+class Taken:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch" and not run.notices.heard.is_set():
+            os.kill(os.getppid(), signal.SIGTERM)
+            assert run.notices.heard.wait(60)
+            print("heard", flush=True)
+
+sys.meta_path.insert(0, Taken())
+run = SpotRun(RunConfig(checkpoint_dir=Path(sys.argv[1]), max_steps=1, global_batch_size=1, cpu=True))
+with run:
+    print("entered")
+"""
+
+
+def test_a_sigterm_while_torch_is_imported_is_heard(tmp_path: Path) -> None:
+    """A cold start: in a fork of the warm process there is nothing left to import."""
+    (tmp_path / "script.py").write_text(IMPORTING)
+    command = [sys.executable, "-m", "trainer.launch", "--processes", "1", tmp_path / "script.py", tmp_path / "run"]
+    done = subprocess.run(command, env=clean_env(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 75, done.stderr
+    assert done.stdout.splitlines() == ["heard", "sigterm before the first step"]
+    assert event(tmp_path / "run", "end")["cause"] == "signal"

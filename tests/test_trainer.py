@@ -173,7 +173,7 @@ def test_with_a_terminal_there_is_a_bar_and_without_one_there_are_lines(tmp_path
     import pty
 
     master, slave = pty.openpty()
-    process = warm.Popen(
+    process = subprocess.Popen(  # A cold start: the one of the bundled trainer, as users start it.
         [sys.executable, "-m", "trainer", "--checkpoint-dir", str(tmp_path / "run"), "--data", str(corpus),
          *map(str, SHORT)],
         env=clean_env(TERM="xterm", OMP_NUM_THREADS="1"), stdout=slave, stderr=slave, stdin=subprocess.DEVNULL,
