@@ -34,6 +34,7 @@ _MOST_LINKS = 40
 _GONE = "the process that was to look into the folder is gone"
 _T = TypeVar("_T")
 _Answer = tuple[Any, BaseException | None]
+_Numbered = tuple[int, _Answer]
 
 
 class NoAnswerError(UnreadableError):
@@ -68,8 +69,24 @@ def is_apart(root: Path) -> bool:
 
 def each(work: Sequence[Callable[[], _T]], seconds: float, threads: int) -> list[_T | None]:
     """What each piece of work gives, side by side; None for what is not over after `seconds`."""
+    _, answers = begun(work, threads)
+    found: list[_T | None] = [None] * len(work)
+    end = time.monotonic() + seconds
+    with suppress(queue.Empty):
+        for _ in work:
+            number, (result, error) = answers.get(timeout=max(0.0, end - time.monotonic()))
+            if error is not None:
+                raise error
+            found[number] = result
+    return found
+
+
+def begun(
+    work: Sequence[Callable[[], Any]], threads: int
+) -> tuple[queue.SimpleQueue[int], queue.SimpleQueue[_Numbered]]:
+    """Begin pieces of work on threads that nothing waits for; gives the numbers to do, and each number's answer."""
     todo: queue.SimpleQueue[int] = queue.SimpleQueue()
-    answers: queue.SimpleQueue[tuple[int, _Answer]] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[_Numbered] = queue.SimpleQueue()
     for number in range(len(work)):
         todo.put(number)
 
@@ -81,15 +98,7 @@ def each(work: Sequence[Callable[[], _T]], seconds: float, threads: int) -> list
 
     for _ in range(min(threads, len(work))):
         threading.Thread(target=take, daemon=True).start()
-    found: list[_T | None] = [None] * len(work)
-    end = time.monotonic() + seconds
-    with suppress(queue.Empty):
-        for _ in work:
-            number, (result, error) = answers.get(timeout=max(0.0, end - time.monotonic()))
-            if error is not None:
-                raise error
-            found[number] = result
-    return found
+    return todo, answers
 
 
 def _outcome(function: Callable[..., Any], args: Sequence[Any]) -> _Answer:

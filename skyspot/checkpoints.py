@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import queue
-import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -370,28 +369,13 @@ def _in_order(work: Sequence[Callable[[], _T]], threads: int) -> Generator[_T, N
     concurrent.futures' threads are waited for at the end of the process. These are not: Ctrl-C leaves at once, even
     where a bucket hangs.
     """
-    todo: queue.SimpleQueue[int] = queue.SimpleQueue()
-    done: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
-    for number in range(len(work)):
-        todo.put(number)
-
-    def take() -> None:
-        with suppress(queue.Empty):
-            while True:
-                number = todo.get_nowait()
-                try:
-                    done.put((number, work[number](), None))
-                except BaseException as error:
-                    done.put((number, None, error))
-
-    for _ in range(min(threads, len(work))):
-        threading.Thread(target=take, daemon=True).start()
+    todo, done = aside.begun(work, threads)
     ready: dict[int, tuple[Any, BaseException | None]] = {}
     try:
         for number in range(len(work)):
             while number not in ready:
-                other, result, error = done.get()
-                ready[other] = (result, error)
+                other, answer = done.get()
+                ready[other] = answer
             result, error = ready.pop(number)
             if error is not None:
                 raise error

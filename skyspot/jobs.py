@@ -130,9 +130,7 @@ def pick(jobs: Sequence[Job], target: str, confirm: Callable[[str], bool] | None
     Raises:
         UsageError: there is none (the nearest name is given), or several live and nobody said which.
     """
-    found = [job for job in jobs if job.name == target] or [
-        job for job in jobs if str(job.id) == (target.lstrip("0") if target.isascii() else "")
-    ]
+    found = [job for job in jobs if job.name == target] or [job for job in jobs if str(job.id) == target.lstrip("0")]
     if not found:
         near = did_you_mean(target, [job.name for job in jobs])
         raise UsageError(f"no managed job is called {shown(target)}.{near} `skyspot queue --all` lists them")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from skyspot.errors import did_you_mean, shown
-from skyspot.known_keys import JOB_RECOVERY, KNOWN, OPEN, SETTINGS, VOLUME
+from skyspot.known_keys import HEADER, JOB_RECOVERY, KNOWN, OPEN, SETTINGS, VOLUME
 from skyspot.lint_task import At, Finding, Task
 
 # What `skyspot.oldyaml` brings to today's spelling, or SkyPilot does.
@@ -135,6 +135,10 @@ def _remedy(place: str, key: str) -> str:
         near = did_you_mean(key, _known(other)).strip()
         if near and not place.startswith(("config", "service")):
             return near.replace("?", f", {f'in {other}' if other else 'at the top level'}?")
+    near = "" if place else did_you_mean(key, HEADER).strip()
+    if near:
+        where = "a first document of its own, above the tasks"
+        return f"It belongs in {where}" if key in HEADER else near.replace("?", f", in {where}?")
     known = _known(place)
     return f"There are {', '.join(known)}" if len(known) < 10 else "SkyPilot's reference of task YAML names all keys"
 

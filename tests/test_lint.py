@@ -481,6 +481,9 @@ def test_what_may_be_a_task_is_taken_for_one(text: str) -> None:
 def test_a_header_of_several_tasks_has_keys_of_its_own() -> None:
     assert brief("name: chain\nexecution: serial\n---\nrun: echo\n---\nrun: echo\n") == []
     assert brief("run: echo\nexecution: serial\n---\nrun: echo\n") == [("unknown-key", "error", 2)]
+    for key, remedy in (("execution", "It belongs in a first"), ("executions", "Did you mean 'execution', in a first")):
+        (found,) = lint.findings(f"name: a\n{key}: parallel\nrun: echo\n")
+        assert found.remedy.startswith(f"{remedy} document of its own, above the tasks")
 
 
 # -- programs --------------------------------------------------------------------------------------------------------
