@@ -35,7 +35,7 @@ def struck(done: subprocess.CompletedProcess[str]) -> tuple[int, int, int]:
 
 
 @pytest.mark.parametrize("counts", [
-    {"local": 36, "local-ranks": 12, "sequential": 24},
+    {"local": 24, "local-ranks": 6, "sequential": 6},
     pytest.param({"local": 96, "local-ranks": 24, "sequential": 84, "sequential-ranks": 24, "rclone": 12,
                   "rclone-cached": 8}, marks=pytest.mark.slow),
 ], ids=["some", "two hundred and forty-eight"])  # fmt: skip
@@ -46,12 +46,16 @@ def test_faults_of_every_kind_are_survived(short: Path, counts: dict[str, int]) 
     totals = [struck(one) for one in done]
     assert [total[0] for total in totals] == list(counts.values())
     # The others came too late, or found nothing.
-    assert sum(total[1] for total in totals) > 0.75 * sum(counts.values())
+    at_least = 0.75 if sum(counts.values()) > 200 else 0.5
+    assert sum(total[1] for total in totals) > at_least * sum(counts.values())
     assert [total[2] for total in totals] == [0] * len(totals), "".join(one.stdout for one in done)
     assert not any(short.iterdir())
 
 
-@pytest.mark.parametrize("plant", ["hash not checked", "buffer copied late", "another rank's share not waited for"])
+SHARE = pytest.param("another rank's share not waited for", marks=pytest.mark.slow)  # How long is a matter of luck.
+
+
+@pytest.mark.parametrize("plant", ["hash not checked", "buffer copied late", SHARE])
 def test_a_mistake_in_the_code_is_found(short: Path, plant: str) -> None:
     done = campaign("--plants", plant, folder=short)
     assert done.returncode == 0, done.stdout + done.stderr
