@@ -22,8 +22,9 @@ else:
     from lab import NOTES, Lab
 
     def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-        if MISSING:
-            for item in items:
+        for item in items:
+            item.add_marker(pytest.mark.slow)
+            if MISSING:
                 item.add_marker(pytest.mark.skip(reason=f"SkyPilot on Slurm: {NOT_HERE}: {MISSING}"))
 
     @pytest.fixture(scope="session")
