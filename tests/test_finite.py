@@ -10,6 +10,7 @@ import torch
 from support import event, history, weights
 from torch import nn
 
+from trainer import finite
 from trainer.finite import is_spoilt
 from trainer.layout import RunPaths, list_attempts, list_checkpoints, read_manifest, read_progress
 
@@ -136,6 +137,14 @@ def test_skip_drops_the_update_and_counts_it_and_resumes_exactly(
     assert one_rank.train(run_dir, samples=Spoilt(20), **options).code == 0
     assert weights(run_dir) == weights(whole)
     assert history(run_dir)[-1]["skipped"] == 4
+
+
+def test_what_skips_already_is_not_told_to_skip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(finite.IN_A_ROW, finite.SKIP, 4)
+    left = one_rank.train(tmp_path / "run", max_steps=12, on_nan="skip", **poisoned(lambda step: step >= 6))
+    assert left.code == 1
+    assert "step 9: the loss is not finite (nan), as in the 3 steps before" in str(left.error)
+    assert "--on-nan" not in str(left.error)
 
 
 def test_an_overflow_that_the_scaler_skips_is_none_of_these(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Temporary folders: gone however their process ends, and the right disk is blamed where one is full."""
 
 import errno
+import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -75,6 +77,39 @@ def test_what_a_killed_process_left_is_deleted_and_what_a_living_one_has_is_not(
     assert len(list(temporary.iterdir())) == 2
     living.communicate("")
     assert [path.name for path in temporary.iterdir()] == ["skyspot-mine"]
+
+
+def test_what_is_not_made_by_the_trainer_on_this_machine_stays(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a folder of the user's, nor one of a machine whose locks a shared file system does not show here."""
+    with monkeypatch.context() as there:
+        there.setattr(socket, "gethostname", lambda: "another")
+        theirs = scratch._locked(temporary, "skyspot-tokens-")
+    os.close(scratch._mine.pop(theirs.parent))
+    users = temporary / "skyspot-project"
+    users.mkdir()
+    for name in (".lock", "paper.txt"):
+        (users / name).touch()
+    mine = scratch._locked(temporary, "skyspot-tokens-")
+    os.close(scratch._mine.pop(mine.parent))
+    scratch.remove_stale()
+    assert theirs.is_dir()
+    assert (users / "paper.txt").exists()
+    assert not mine.exists()
+
+
+def test_a_file_system_without_locks_has_temporary_folders_all_the_same(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with scratch.folder("tokens") as made:
+        scratch.remove_stale()
+        assert made.is_dir()
+    assert not list(temporary.iterdir())
 
 
 def of_size(free: int) -> Callable[[object], object]:

@@ -163,3 +163,19 @@ def test_extras_of_other_names_are_refused_on_every_rank(two: list[Together]) ->
     assert len(said) == 2
     for line in said:
         assert "rank 0 registers tally, rank 1 nothing" in line
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+def test_tensors_of_extras_that_differ_in_a_few_of_many_elements_are_seen_to_differ(
+    on_host: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What each rank has seen of the samples, say: a mask of a million, with a few marks."""
+    if not on_host:
+        monkeypatch.setattr(extras, "_integers", lambda tensor, real=extras._integers: extras._sums(real(tensor)))
+    masks = [torch.zeros(1_000_000, dtype=torch.bool) for _ in range(3)]
+    masks[0][[17, 500_001]] = masks[1][[17, 500_002]] = masks[2][[17, 500_001]] = True
+    others = [torch.tensor(1.5), torch.zeros(0, 3), torch.randn(3, 4).t(), torch.zeros(5, dtype=torch.bfloat16)]
+    one, other, same = (extras._digests([*others, mask]) for mask in masks)
+    assert one[-1] != other[-1]
+    assert one == same
+    assert one[:-1] == other[:-1]

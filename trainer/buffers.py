@@ -81,7 +81,7 @@ def keep(model: nn.Module) -> Kept:
 
 def put_back(model: nn.Module, kept: Kept) -> None:
     """Make the buffers as they were; one that was registered since stays, because its module may count on it."""
-    by_name = modules(model)
+    by_name = modules(model) if kept else {}  # As after nearly each micro-step.
     for name, tensor in kept.items():
         path, _, key = name.rpartition(".")
         if path in by_name:

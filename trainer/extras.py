@@ -1,6 +1,7 @@
 """What of a user's extras is not the same on every rank: it is each rank's own, and saved beside what all share.
 
-Compared at each save: values whole, tensors by their bytes, large ones by a sample of them.
+Compared at each save: values whole, and tensors by all of their bytes, because one mark in a large mask may be all that
+differs.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from trainer.together import Together
 
 EXTRA = "extra."
 """What the names of the extras' tensors begin with."""
-SAMPLE = 8192
-"""Elements by which a tensor is compared that has more than twice as many."""
+COLUMNS = 8191
+"""So many sums come to the host of a tensor on another device; a prime, because rows often have a power of two."""
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def refuse_other_names(together: Together, names: Iterable[str], between: Callable[[], None]) -> None:
@@ -60,24 +62,31 @@ def split(together: Together, state: State) -> tuple[State, dict[str, torch.Tens
 
 def _digests(tensors: list[torch.Tensor]) -> list[int]:
     """A fingerprint of each tensor's contents; of one that is cut over the ranks, 0."""
-    samples: dict[torch.device, list[torch.Tensor]] = {}
-    found = []
-    for tensor in tensors:
-        flat = tensor.detach().reshape(-1) if not is_cut(tensor) else torch.empty(0)
-        step = max(1, flat.numel() // SAMPLE)
-        piece = flat[::step].contiguous().view(torch.uint8)
-        here = samples.setdefault(piece.device, [])
-        found.append((piece.device, len(here)))
-        here.append(piece)
-    # One transfer a device.
-    data = {device: torch.cat(pieces).cpu().numpy().tobytes() for device, pieces in samples.items()}
-    spans: dict[torch.device, list[bytes]] = {}
-    for device, pieces in samples.items():
-        at = 0
-        for piece in pieces:
-            spans.setdefault(device, []).append(data[device][at : at + piece.numel()])
-            at += piece.numel()
-    return [fingerprint(spans[device][index]) for device, index in found]
+    sums = {
+        at: _sums(_integers(tensor))  # All are under way before the first is waited for.
+        for at, tensor in enumerate(tensors)
+        if tensor.device.type != "cpu" and not is_cut(tensor)
+    }
+    return [
+        0 if is_cut(tensor) else fingerprint(_bytes(sums[at].cpu() if at in sums else _integers(tensor)))
+        for at, tensor in enumerate(tensors)
+    ]
+
+
+def _integers(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's bytes, row by row, as integers of its elements' size."""
+    flat = tensor.detach().contiguous().view(-1)
+    return flat.view(_INTEGERS.get(flat.itemsize, torch.int64))
+
+
+def _bytes(flat: torch.Tensor) -> memoryview:
+    return memoryview(flat.numpy()).cast("B")
+
+
+def _sums(flat: torch.Tensor) -> torch.Tensor:
+    """Sums of integers down the columns of a table that they fill row by row, and those of the last row."""
+    whole = flat.numel() // COLUMNS * COLUMNS
+    return torch.cat([flat[:whole].view(-1, COLUMNS).sum(0, dtype=torch.int64), flat[whole:].to(torch.int64)])
 
 
 def joined(

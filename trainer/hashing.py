@@ -34,15 +34,16 @@ class Hasher:
         return self._hash.hexdigest()
 
 
-def hash_bytes(data: bytes) -> str:
+def hash_bytes(data: bytes | memoryview) -> str:
     """The hash of bytes, 32 hexadecimal digits."""
     return xxhash.xxh3_128_hexdigest(data)
 
 
-def fingerprint(*parts: bytes | int | str) -> int:
+def fingerprint(*parts: bytes | memoryview | int | str) -> int:
     """62 bits of a hash of the parts."""
-    data = b"/".join(part if isinstance(part, bytes) else str(part).encode() for part in parts)
-    return int(hash_bytes(data), 16) & _MASK
+    data = [part if isinstance(part, (bytes, memoryview)) else str(part).encode() for part in parts]
+    # A tensor's bytes may be large: they are not copied.
+    return int(hash_bytes(data[0] if len(data) == 1 else b"/".join(data)), 16) & _MASK
 
 
 def hash_file(path: Path, told: Callable[[int], None] = lambda count: None, past_cache: bool = False) -> str:

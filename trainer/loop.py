@@ -530,9 +530,10 @@ class Loop:
     def _end_not_finite(self, trouble: str | None) -> None:
         """End the run; never returns."""
         self.saver.wait()
+        skip = "; --on-nan skip drops such updates" if self.config.on_nan == finite.STOP else ""
         raise finite.NotFiniteError(
             f"step {self.done}: {trouble}, as in the {self.watch.row - 1} steps before. {self.saver.last_finite()}: a "
-            "relaunch goes on from there. Look at the learning rate and the data; --on-nan skip drops such updates"
+            f"relaunch goes on from there. Look at the learning rate and the data{skip}"
         )
 
     def _apply(self, step: int, dropped: bool) -> float:

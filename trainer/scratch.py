@@ -2,7 +2,8 @@
 
 A process of the trainer ends with os._exit, or by SIGKILL: no clean-up of Python's runs. Each folder is locked by its
 process, and the kernel releases the lock however the process ends. A folder of this user's that nobody holds is stale,
-and the next process that needs a temporary folder deletes it.
+and the next process that needs a temporary folder deletes it. A lock is not always seen on other machines that share a
+file system (NFS, Lustre): each deletes only what it made itself.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import errno
 import fcntl
 import os
 import shutil
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -158,15 +160,24 @@ def _on_one_disk(one: Path, other: Path) -> bool:
 
 
 def _remove_if_stale(path: Path) -> None:
-    """Delete a folder that carries the mark, is this user's, and is locked by nobody."""
-    if path in _mine or not (path / ".lock").is_file() or path.lstat().st_uid != os.getuid():
+    """Delete a folder that is made as `_locked` does it, by this user on this machine, and is locked by nobody."""
+    if path in _mine or path.lstat().st_uid != os.getuid():
+        return
+    if not {".lock"} <= {entry.name for entry in path.iterdir()} <= {".lock", "made"}:
         return
     descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.read(descriptor, 256) != _here():
+            return
         shutil.rmtree(path, ignore_errors=True)
     finally:
         os.close(descriptor)
+
+
+def _here() -> bytes:
+    """What a lock says of the machine that made it."""
+    return socket.gethostname().encode()[:256]
 
 
 def _locked(where: Path, prefix: str) -> Path:
@@ -176,7 +187,9 @@ def _locked(where: Path, prefix: str) -> Path:
         descriptor = -1
         try:
             descriptor = os.open(top / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with suppress(OSError):  # Some file systems have no locks: there nothing is ever seen to be stale.
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            os.write(descriptor, _here())
             made = top / "made"
             made.mkdir()
         except BaseException as error:
