@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,10 +95,13 @@ def flag(name: str) -> str:
 
 def blamed(message: str, options: Options) -> str:
     """An error's message, with skyspot.yaml named where it gave the option that the message is about."""
+    return message if options.flags is None else _blamed(message, {*options.given()} - options.flags)
+
+
+def _blamed(message: str, from_file: Collection[str]) -> str:
     found = re.match(r"--([a-z-]+)", message)
     name = found[1].replace("-", "_").replace("set", "parameters") if found else ""
-    from_file = options.flags is not None and name in options.given() and name not in options.flags
-    return f"{SETTINGS}: {message[2:]}" if from_file else message
+    return f"{SETTINGS}: {message[2:]}" if name in from_file else message
 
 
 def flags_alone(options: Options) -> tuple[Options, list[str]]:
@@ -167,7 +170,10 @@ def merged(flags: Mapping[str, Any], folder: Path) -> Options:
             value = {**values.get(key, {}), **value}
         values[key] = value
         said.add(key)
-    return Options(**values, flags=frozenset(said))
+    try:
+        return Options(**values, flags=frozenset(said))
+    except UsageError as error:
+        raise UsageError(_blamed(str(error), values.keys() - said)) from None
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -112,6 +112,19 @@ def test_ignore_is_taken_from_the_command_line_and_from_settings(tmp_path: Path,
     assert skyspot("lint", "a.yaml")[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("ignore: [unknown-gpus]", "ignore: no rule is called 'unknown-gpus'. Did you mean 'unknown-gpu'?"),
+        ("strategy: fast", "strategy: 'fast' is none of failover, eager_next_region"),
+        ("num_nodes: 0", "num-nodes: 0 is not a number of nodes"),
+    ],
+)
+def test_a_mistake_in_the_settings_is_blamed_on_them(tmp_path: Path, skyspot: Skyspot, setting: str, said: str) -> None:
+    (tmp_path / "skyspot.yaml").write_text(f"{setting}\n")
+    assert skyspot("lint", "finetune") == (2, "", f"Error: skyspot.yaml: {said}\n")
+
+
 @pytest.mark.parametrize("command", ["lint", "render", "launch"])
 def test_an_unknown_code_is_refused_with_the_nearest(tmp_path: Path, skyspot: Skyspot, command: str) -> None:
     (tmp_path / "a.yaml").write_text(BAD_GPU)
