@@ -31,7 +31,7 @@ _DISKS = {
 }  # fmt: skip
 """Kinds of file systems that wait for nobody else."""
 _MOST_LINKS = 40
-_GONE = "the process that was to look into the folder is gone"
+_GONE = "the process that reads the folder has died"
 _T = TypeVar("_T")
 _Answer = tuple[Any, BaseException | None]
 _Numbered = tuple[int, _Answer]

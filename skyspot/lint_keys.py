@@ -140,7 +140,7 @@ def _remedy(place: str, key: str) -> str:
         where = "a first document of its own, above the tasks"
         return f"It belongs in {where}" if key in HEADER else near.replace("?", f", in {where}?")
     known = _known(place)
-    return f"There are {', '.join(known)}" if len(known) < 10 else "SkyPilot's reference of task YAML names all keys"
+    return f"Known keys: {', '.join(known)}" if len(known) < 10 else "SkyPilot's reference of task YAML names all keys"
 
 
 def _known(place: str) -> tuple[str, ...]:

@@ -127,7 +127,7 @@ def _split(text: str) -> Pipeline:
     names = [str(name) for number in tasks if (name := _mapping(documents[number]).get("name")) is not None]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise UsageError(f"two tasks are called {shown(twice)}: SkyPilot needs another name for each")
+        raise UsageError(f"two tasks are called {shown(twice)}: SkyPilot needs a different name for each")
     return Pipeline(documents, header, tasks, above)
 
 

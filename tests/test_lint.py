@@ -441,7 +441,7 @@ def test_the_keys_that_lint_knows_are_those_of_the_installed_skypilot(tmp_path: 
         ("service: {replica_policy: {num_extra: 1}}\n", "Use num_overprovision."),
         ("file_mounts: {/c: {sorce: s3://b}}\n", "'sorce' in file_mounts. [unknown-key]\n  Did you mean 'source'?"),
         ("config: {hooks: [{runs: x}]}\n", "'runs' in config.hooks. [unknown-key]\n  Did you mean 'run'?"),
-        ("workdir: {url: x, branch: main}\n", "'branch' in workdir. [unknown-key]\n  There are ref, url."),
+        ("workdir: {url: x, branch: main}\n", "'branch' in workdir. [unknown-key]\n  Known keys: ref, url."),
     ],
 )  # fmt: skip
 def test_an_unknown_key_is_named_with_what_was_meant(text: str, said: str) -> None:
