@@ -7,7 +7,6 @@ wait for the network, by a thread that nothing waits for at the end.
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import queue
@@ -188,10 +187,11 @@ class _Child:
     """A process that makes calls for us, each on a thread of its own."""
 
     def __init__(self) -> None:
-        start = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from skyspot import aside; aside.serve()"
+        # Python puts the working folder first; a json.py there is not ours to import.
+        start = "import sys; sys.path[:] = eval(sys.argv[1]); from skyspot import aside; aside.serve()"
         # A session of its own: Ctrl-C is ours alone. It leaves when its stdin ends, with us.
         self._process = subprocess.Popen(
-            [sys.executable, "-c", start, json.dumps(sys.path)],
+            [sys.executable, "-c", start, repr(sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -150,6 +150,20 @@ def test_threads_that_ask_at_once_share_one_child(monkeypatch: pytest.MonkeyPatc
         aside._only_child.cache_clear()
 
 
+def test_the_child_imports_nothing_from_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("json", "pickle", "queue"):
+        (tmp_path / f"{module}.py").write_text("raise SystemExit(1)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
+    child = aside._Child()
+    assert child._process.stdin
+    assert child._process.stdout
+    assert child.ask(tmp_path, len, ("ab",), ENDS_S) == len("ab")
+    child._process.stdin.close()
+    assert child._process.wait(ENDS_S) == 0
+    child._process.stdout.close()
+
+
 def fails_oddly() -> None:
     error = ValueError("two words")
     error.told = lambda: None  # type: ignore[attr-defined]  # Cannot be written.
