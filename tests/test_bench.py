@@ -41,8 +41,9 @@ def test_the_bench_writes_a_report_with_every_way_to_save_and_every_bound(tmp_pa
         assert re.search(rf"{what}:? \S", report), f"{what} is not in\n{report}"
     assert "no memory to copy 0.0 GB" in report or "no control group could be made" in report
     found = json.loads(figures.read_text())
-    assert {way: len(rounds) for way, rounds in found["saves"].items()}.keys() >= set(WAYS)
-    assert all(took > 0 for rounds in found["loads"].values() for took in rounds)
+    assert {way for way, rounds in found["saves"].items() if rounds} >= set(WAYS)
+    assert found["loads"]
+    assert all(rounds and min(rounds) > 0 for rounds in found["loads"].values())
     staged = [rank["staged"] for rank in found["ranks"][0]["each"]]
     assert sum(staged) == pytest.approx(found["state_bytes"], rel=0.05), "two ranks staged more than one state"
     assert max(staged) < 0.6 * sum(staged), "the ranks' shares are not halves"

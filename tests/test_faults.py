@@ -126,10 +126,14 @@ def test_a_damaged_newest_checkpoint_costs_steps_but_not_the_run(run_dir: Path, 
 
 
 def test_where_no_checkpoint_is_whole_the_run_starts_again_from_its_seed(run_dir: Path, whole: Path) -> None:
-    for name in list_checkpoints(RunPaths(run_dir)):
+    names = list_checkpoints(RunPaths(run_dir))
+    assert [name.step for name in names] == [8, 4]
+    for name in names:
         flipped_bit(RunPaths(run_dir).checkpoint(name))
     assert mlp(run_dir).code == 0
     assert event(run_dir, "restored")["step"] == 0
+    rejected = event(run_dir, "restored")["rejected"]
+    assert [one["checkpoint"] for one in rejected] == [str(name) for name in names]  # type: ignore[attr-defined]
     assert_as_undisturbed(run_dir, whole)
 
 

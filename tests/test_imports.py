@@ -58,11 +58,15 @@ def test_the_contract_needs_the_standard_library_alone() -> None:
 
 
 def test_imports_go_one_way() -> None:
-    for path in (REPO / "trainer").glob("*.py"):
-        assert not any(name.startswith("skyspot") for name in imported(path)), path
+    trainer = {path.stem: imported(path) for path in (REPO / "trainer").glob("*.py")}
+    modules = {f"trainer.{name}" for name in trainer}
+    above = {"trainer.run": {"loop", "finetune", "export"}, "trainer.loop": {"run"}, "trainer.finetune": set[str]()}
+    for name, names in trainer.items():
+        assert not any(other.partition(".")[0] == "skyspot" for other in names), name
+        for module, may in above.items():
+            assert module not in names or name in may, f"trainer/{name}.py imports {module}"
     for path in (REPO / "skyspot").glob("*.py"):
-        known = ("trainer.layout", "trainer.verify")
-        assert not [name for name in imported(path) if name.startswith("trainer.") and name not in known], path
+        assert imported(path) & modules <= {"trainer.layout", "trainer.verify"}, path
         talks_to_sky = "sky" in {name.partition(".")[0] for name in imported(path)}
         assert talks_to_sky == (path.name == "managed_jobs.py"), path
     for path in [*(REPO / "skyspot").glob("*.py"), *(REPO / "trainer").glob("*.py")]:
@@ -70,14 +74,37 @@ def test_imports_go_one_way() -> None:
             assert not {"skyspot.cli", "trainer.finetune"} & imported(path), path
 
 
+def test_every_way_to_import_a_module_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "skyspot").mkdir()
+    path = tmp_path / "skyspot" / "one.py"
+    for statement, name in (
+        ("import trainer.saving", "trainer.saving"),
+        ("import trainer.saving as saving", "trainer.saving"),
+        ("from trainer import saving", "trainer.saving"),
+        ("from trainer import layout, saving as other", "trainer.saving"),
+        ("from trainer.saving import Saver", "trainer.saving"),
+        ("def f():\n    from trainer import saving", "trainer.saving"),
+        ("from . import cli", "skyspot.cli"),
+        ("from .cli import main", "skyspot.cli"),
+        ("import importlib\nimportlib.import_module('trainer.saving')", "trainer.saving"),
+        ("__import__('trainer.saving')", "trainer.saving"),
+    ):
+        path.write_text(f"{statement}\n")
+        assert name in imported(path), statement
+
+
 def imported(path: Path) -> set[str]:
+    """The modules that a file names to import, wherever it does so; of what it takes from packages, both readings."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {
-                node.module,
-                *(f"{node.module}.{alias.name}" for alias in node.names if node.module in ("skyspot",)),
-            }
+        elif isinstance(node, ast.ImportFrom):
+            package = [path.parent.name] if node.level else []  # All modules lie at the top of their package.
+            module = ".".join([*package, *([node.module] if node.module else [])])
+            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("import_module", "__import__"):
+                found.add(str(node.args[0].value))
     return found
