@@ -1,5 +1,7 @@
-"""Every command in README runs, and its demo is what the program prints."""
+"""Every command in README runs; what its demo prints is compared in test_rehearse.py."""
 
+import ast
+import json
 import os
 import re
 import shlex
@@ -10,9 +12,32 @@ from pathlib import Path
 
 import pytest
 from support import PROGRAMS, REPO, clean_env
+from support_sky import CATALOGS, run_sky
 
 README = (REPO / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+SH = "".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)).splitlines()
+# Runs commands of ours one after the other, with one import of sky, and prints their codes and what they said.
+RUN = """
+import io, json, os, sys
+from contextlib import redirect_stderr, redirect_stdout
+os.environ.update(SKYPILOT_API_SERVER_ENDPOINT="http://127.0.0.1:1", SKYPILOT_DISABLE_USAGE_COLLECTION="1")
+from skyspot import cli
+found = []
+project, given = json.loads(sys.stdin.read())
+os.chdir(project)
+for words in given:
+    sys.argv = ["skyspot", *words]
+    out = io.StringIO()
+    with redirect_stdout(out), redirect_stderr(out):
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as leaving:
+            code = leaving.code or 0
+    found.append((code, out.getvalue()))
+print(json.dumps(found))
+"""
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[0][:60])
@@ -30,16 +55,76 @@ def test_a_block_of_commands_runs_as_it_stands(tmp_path: Path, block: str) -> No
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("line", "".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)).splitlines())
-def test_a_command_that_talks_to_skypilot_is_one_that_we_have(line: str) -> None:
-    """Here it is only parsed; `make e2e` runs them against a real SkyPilot."""
-    from skyspot.cli import cli
+@pytest.mark.slow
+def test_a_command_that_talks_to_skypilot_or_a_bucket_runs_as_far_as_it_gets_here(
+    tmp_path: Path, half: Path, bucket: Path
+) -> None:
+    """In a project as README describes it, without a SkyPilot that answers: `make e2e` has one."""
+    project, home, mine = tmp_path / "project", tmp_path / "home", bucket.parent / "my-checkpoints"
+    for folder in (project, home, mine):
+        folder.mkdir()
+    (project / "train.py").touch()
+    (project / "tutorial.yaml").write_text(
+        "name: tutorial\nworkdir: .\nresources: {accelerators: 'A100:8', use_spot: true, spot_recovery: failover}\n"
+        "file_mounts:\n  /checkpoints: {name: my-checkpoints, mode: MOUNT}\nrun: python train.py --out /checkpoints\n"
+    )
+    (project / "my-task.yaml").write_text("name: own\nresources: {accelerators: 'A100:8'}\nrun: python train.py\n")
+    render = "render --gpus A100:8,A10G:8 --on-demand-last --bucket s3://my-checkpoints -n run-001 -o ."
+    lines = [render, *(line.removeprefix("skyspot ") for line in SH)]
+    of_a_run = [line for line in lines if line.startswith("checkpoints")]
+    others = [line for line in lines if line not in of_a_run]
+    given = [[*shlex.split(line), *(["--dryrun"] if line.startswith("launch") else [])] for line in others]
+    found = json.loads(run_sky(CATALOGS + RUN, home, [str(project), given]).splitlines()[-1])
+    shutil.copytree(half, mine / "run-001")
+    found += json.loads(run_sky(RUN, home, [str(project), [*map(shlex.split, of_a_run)]]).splitlines()[-1])
+    for line, (code, output) in zip([*others, *of_a_run], found, strict=True):
+        if line.split()[0] in ("queue", "logs", "cancel"):
+            assert (code, "http://127.0.0.1:1" in output) == (1, True), f"{line}\n{output}"
+            assert len(output.splitlines()) == 1, output
+        elif line == "lint my-task.yaml":
+            assert (code, "[script-not-there]" in output) == (1, True), "what the next line overrules"
+        else:
+            assert code == 0, f"{line}\n{output}"
 
-    program, *words = shlex.split(line)
-    assert program == "skyspot"
-    with cli.make_context("skyspot", words) as above:
-        name, command, rest = cli.resolve_command(above, [*above.protected_args, *above.args])
-        assert command.make_context(name, rest, parent=above)
+
+def test_every_command_of_skypilots_is_run_by_e2e() -> None:
+    """As calls of the lab's, not as words that stand anywhere."""
+    called = set()
+    for path in (REPO / "tests" / "e2e").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "skyspot":
+                called |= {node.args[0].value} if isinstance(node.args[0], ast.Constant) else set()
+    assert {"launch", "queue", "logs", "cancel"} <= called
+
+
+INDENTED = {
+    "make demo": "`skyspot rehearse`: test_rehearse.py",
+    "python -m venv .venv && . .venv/bin/activate": "tests/e2e/install.py",
+    'pip install -e ".[trainer,test]" -c constraints.txt': "the Makefile, before each target",
+    "sky jobs launch .skyspot/run-001.yaml -n run-001": "make e2e; test_render.py has SkyPilot validate it",
+    'eval "$(_SKYSPOT_COMPLETE=bash_source skyspot)"': "below",
+}
+"""The commands of README that stand alone, and who runs them."""
+
+
+def test_every_command_of_readme_is_run_by_a_test() -> None:
+    fences = re.findall(r"```(\w*)\n", README)
+    assert set(fences) <= {"", "bash", "sh", "python"}, "what is in another block is run by nobody"
+    prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    indented = [line.partition("  #")[0].strip() for line in re.findall(r"^ {4}(\S.*)$", prose, re.MULTILINE)]
+    assert indented == list(INDENTED)
+    assert all(line.startswith("skyspot ") for line in SH), SH
+    assert len(SH) >= 8
+
+
+def test_the_line_that_completes_commands_runs_in_a_shell(tmp_path: Path) -> None:
+    env = clean_env(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}", HOME=str(tmp_path))
+    [line] = [line for line in INDENTED if line.startswith("eval")]
+    done = subprocess.run(
+        ["bash", "-euc", f"{line}\ncomplete -p skyspot"], env=env, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "skyspot" in done.stdout
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -67,36 +152,11 @@ def test_commands_are_completed_in_every_shell(tmp_path: Path, shell: str) -> No
     assert "run-001" in complete("logs run")
 
 
-def test_the_demo_shows_what_the_program_prints() -> None:
-    """The words of the demo's output are the program's own: none of them went stale."""
-    demo = re.search(r"<!-- demo -->\n```\n(.*?)```", README, re.DOTALL)
-    assert demo
-    code = "".join(path.read_text() for path in (REPO / "skyspot").glob("*.py"))
-    for words in (
-        "how it ended",
-        "steps",
-        "word to",
-        "; goodput ",
-        "bit-identical: ",
-        "same samples and same LR",
-        "the loss fell from",
-    ):
-        assert words in demo[1]
-        assert words in code
-    assert demo[1].count("killed") >= 3
-    makefile = (REPO / "Makefile").read_text()
-    assert "skyspot rehearse" in makefile
-
-
 def test_every_target_that_readme_names_is_in_the_makefile() -> None:
-    targets = set(re.findall(r"`make (\w+)`", README)) | {"demo"}
-    makefile = (REPO / "Makefile").read_text()
-    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
-
-
-def test_every_command_that_readme_names_exists() -> None:
-    from skyspot.cli import cli
-
-    for command in re.findall(r"^skyspot (\w+)", "\n".join(BLOCKS), re.MULTILINE):
-        assert command in cli.commands
-    assert shutil.which("bash")
+    targets = set(re.findall(r"(?:`|^ {4})make (?:PYTHON=\S+ )?([\w-]+)", README, re.MULTILINE))
+    assert targets >= {"demo", "test", "lint", "e2e"}
+    for target in targets:
+        done = subprocess.run(["make", "-n", target], cwd=REPO, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+    demo = subprocess.run(["make", "-n", "demo"], cwd=REPO, capture_output=True, text=True, timeout=60)
+    assert demo.stdout.splitlines()[-1].endswith("/skyspot rehearse")

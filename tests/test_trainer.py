@@ -122,6 +122,24 @@ def test_a_resume_says_in_a_line_where_it_goes_on(tmp_path: Path, corpus: Path) 
     assert f"{step * 8} samples consumed, 0 lost steps" in said[0]  # type: ignore[operator]
 
 
+@pytest.mark.slow
+def test_a_start_costs_little_more_than_what_it_loads(tmp_path: Path, corpus: Path) -> None:
+    """In CPU seconds, to the first step and the end, beside what the same libraries cost at the same time alone."""
+
+    def cpu_s(*command: object) -> float:
+        process = subprocess.Popen([sys.executable, *map(str, command)], env=clean_env(OMP_NUM_THREADS="1"))
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        return used.ru_utime + used.ru_stime
+
+    one_step = ("--max-steps", 1, "--seq-len", 32, "--cpu", "--data", corpus, "--checkpoint-dir", tmp_path / "run")
+    started = cpu_s("-m", "trainer.finetune", *one_step)
+    loads = "import torch, torch._dynamo, accelerate; from transformers import LlamaForCausalLM"
+    loaded = cpu_s("-c", loads)
+    assert started < 2 * loaded
+
+
 MISTAKES = [
     (["--max-stesp", "3"], 2, "--max-steps"),
     (["--max-spend", "3"], 2, "not in this release"),
