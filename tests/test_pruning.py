@@ -525,6 +525,8 @@ def test_a_checkpoint_counts_once_all_machines_have_uploaded_what_their_ranks_wr
     assert steps(paths) == [4, 3, 2], "and the newest, of which nothing is in the store, is none to count on"
     mine.save(5)
     assert steps(paths) == [5, 4, 3, 2]
+    for name in names:
+        assert not any(store.check([f"uploaded/{name}/{rank}"]) for rank in (1, 2)), "what was read is deleted"
 
 
 @pytest.mark.parametrize("why", ["a hurry", "an upload that never comes"])

@@ -31,7 +31,7 @@ class Heart:
 
     @contextmanager
     def beating(self, key: str) -> Iterator[None]:
-        """A context in which a heartbeat goes out under `key`, at once and then every `BEAT_S`."""
+        """A context in which a heartbeat goes out under `key`, at once and then every `BEAT_S`; it is deleted then."""
         with self._changed:
             self._keys.add(key)
             self._changed.notify()
@@ -43,18 +43,22 @@ class Heart:
         finally:
             with self._changed:
                 self._keys.discard(key)
+                self._changed.notify()
 
     def _beat(self) -> None:
-        store = None
+        store, left = None, frozenset[str]()
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._keys)
+                self._changed.wait_for(lambda left=left: self._keys or left)
                 keys = frozenset(self._keys)
             try:
                 store = store or self._connect()
                 for key in keys:
                     store.set(key, repr(time.monotonic()))
+                for key in left - keys:  # By this thread alone: nobody sets it again behind its back.
+                    store.delete_key(key)
+                left = keys
             except Exception:  # A dead store ends the attempt elsewhere.
-                store = None
+                store, left = None, frozenset()
             with self._changed:
-                self._changed.wait_for(lambda known=keys: self._keys - known, BEAT_S)
+                self._changed.wait_for(lambda known=keys: self._keys != known, BEAT_S)

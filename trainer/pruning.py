@@ -176,12 +176,21 @@ class Pruner:
             for waiting in list(self._waiting):
                 if self._is_uploaded(waiting, self._log, store):
                     self._known.add(waiting)
-                    del self._waiting[waiting]
+                    self._wait_no_more(waiting, store)
         if not hurried.is_set():
             self.prune()
+            kept = sorted(self._known, reverse=True)[: self._keep_latest]
+            for waiting in [name for name in self._waiting if len(kept) == self._keep_latest and name < kept[-1]]:
+                self._wait_no_more(waiting, store)
         if self._saves - self._said_at >= SAY_EVERY and self._mount.proof is Proof.NOTHING:
             self._said_at = self._saves
             self._say_what_is_kept()
+
+    def _wait_no_more(self, name: CheckpointName, store: Any) -> None:
+        """What the other ranks said of a checkpoint's upload has been read, or is of no use any more."""
+        del self._waiting[name]
+        for rank in range(1, self._ranks):
+            store.delete_key(_key(name, rank))
 
     def prune(self) -> None:
         """Delete what is older than the newest that count, and what dead attempts left half written among it.

@@ -42,7 +42,7 @@ from trainer.records import Records
 from trainer.shards import Part, deal, parts_of
 from trainer.staging import Copy, Staging
 from trainer.state import State, StateError
-from trainer.together import PeerGoneError, Together, wait_for
+from trainer.together import PeerGoneError, Together, peek, wait_for
 
 TRIES = 6
 FIRST_RETRY_S = 0.5
@@ -397,6 +397,9 @@ class Saver:
             words = [
                 self._await(f"{key}/share/{other}", f"beat/{key}/{other}") for other in range(self._together.world_size)
             ]
+            # Whoever has written its share of this save has read the verdict on the one before.
+            for read in (*(f"{key}/share/{other}" for other in range(len(words))), f"save/{save - 1}/verdict"):
+                self._store.delete_key(read)
             verdict = self._commit(boundary, folder, words, try_number)
             self._store.set(f"{key}/verdict", json.dumps(verdict))
             return verdict
@@ -421,7 +424,7 @@ class Saver:
         """A JSON value from the store, for as long as its writer's heart beats."""
         last, changed = b"", time.monotonic()
         while not wait_for(self._store, key, BEAT_S):
-            if self._store.check([beat]) and (now := self._store.get(beat)) != last:
+            if (now := peek(self._store, beat)) not in (b"", last):
                 last, changed = now, time.monotonic()
             if time.monotonic() - changed > self._together.timeout_s:
                 raise PeerGoneError(f"no word of {key!r} for {self._together.timeout_s:g} s")

@@ -36,6 +36,10 @@ ALIVE_S = 2.0
 """For so long at least it is asked: the launcher's word of a peer's end may come a little later."""
 
 
+_NOTHING = "-"
+"""What nobody writes under a key that is peeked at."""
+
+
 class PeerGoneError(Exception):
     """Another rank of this attempt is gone, or gives no sign of life."""
 
@@ -279,7 +283,7 @@ class Together:
         begun = time.monotonic()
         while time.monotonic() - begun < LOST_S and not gone.wait(0.1):
             try:
-                beats = {rank: self.store.get(key) for rank in others if self.store.check([key := _alive(rank)])}
+                beats = {rank: peek(self.store, _alive(rank)) for rank in others}
             except Exception:  # Rank 0 serves the store.
                 return True
             alive |= {rank for rank, beat in beats.items() if others[rank] not in (b"", beat)}
@@ -317,7 +321,7 @@ class Together:
             between()
             if wait_for(self.store, key, BEAT_S):
                 return json.loads(self.store.get(key))
-            if beat and self.store.check([beat]) and (now := self.store.get(beat)) != last_beat:
+            if beat and (now := peek(self.store, beat)) not in (b"", last_beat):
                 last_beat, changed = now, time.monotonic()
             if time.monotonic() - changed > self.timeout_s:
                 raise PeerGoneError(f"rank {self.rank}: no word of {key!r} for {self.timeout_s:g} s")
@@ -328,7 +332,7 @@ class Together:
         Raises:
             PeerGoneError: rank 0 gives no sign of life any more.
         """
-        return self._one_does(name, self.rank == 0, work, between)
+        return self._one_does(name, self.rank == 0, self.world_size - 1, work, between)
 
     def machine_does(self, name: str, work: Callable[[], Any], between: Callable[[], None] = lambda: None) -> Any:
         """Let the first rank of each machine do something; the machine's other ranks get its JSON value.
@@ -337,20 +341,31 @@ class Together:
             PeerGoneError: that rank gives no sign of life any more.
         """
         machine = self._nodes.rank if self.several_nodes else 0
-        return self._one_does(f"{name}/{machine}", self.local_rank == 0, work, between)
+        return self._one_does(f"{name}/{machine}", self.local_rank == 0, self.local_world_size - 1, work, between)
 
-    def _one_does(self, name: str, is_me: bool, work: Callable[[], Any], between: Callable[[], None]) -> Any:
-        if self.world_size == 1:
+    def _one_does(
+        self, name: str, is_me: bool, readers: int, work: Callable[[], Any], between: Callable[[], None]
+    ) -> Any:
+        if not readers:
             return work()
         # The ranks call it in the same order: the n-th call of a name is the same one on all.
         self._calls[name] += 1
         done, beat = f"done/{name}/{self._calls[name]}", f"beat/{name}"
         if not is_me:
-            return self.await_value(done, beat, between)
+            value = self.await_value(done, beat, between)
+            self._forget(f"read/{done}", readers, done)
+            return value
         with self.beating(beat):
             value = work()
         self.publish(done, value)
         return value
+
+    def _forget(self, counter: str, readers: int, *keys: str) -> None:
+        """Delete keys that this rank has read, once all readers have: each says so, and the last one deletes."""
+        with suppress(Exception):  # Rank 0 may have left with its store: then nothing is left to delete.
+            if self.store.add(counter, 1) == readers:
+                for key in (*keys, counter):
+                    self.store.delete_key(key)
 
     def beating(self, key: str) -> AbstractContextManager[None]:
         """A context in which a heartbeat goes out under `key`, for as long as others may wait for this rank."""
@@ -364,9 +379,11 @@ class Together:
         key = f"{name}/{self._calls[f'gather {name}']}"
         with self.beating(f"beat/{name}/{self.rank}"):
             self.publish(f"{key}/{self.rank}", value)
-            return [
+            values = [
                 self.await_value(f"{key}/{rank}", f"beat/{name}/{rank}", between) for rank in range(self.world_size)
             ]
+        self._forget(f"read/{key}", self.world_size, *(f"{key}/{rank}" for rank in range(self.world_size)))
+        return values
 
     def say_left(self) -> None:
         """Tell rank 0 that this rank needs the store no more."""
@@ -386,6 +403,15 @@ class Together:
 
 def _alive(rank: int) -> str:
     return f"beat/alive/{rank}"
+
+
+def peek(store: Any, key: str) -> bytes:
+    """What is under a key that its writer may delete at any moment; empty where there is nothing.
+
+    A `get` after a `check` would wait for the key where it is deleted in between.
+    """
+    found: bytes = store.compare_set(key, _NOTHING, _NOTHING)
+    return b"" if found == _NOTHING.encode() else found
 
 
 def wait_for(store: Any, key: str, seconds: float) -> bool:
