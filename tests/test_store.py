@@ -100,7 +100,7 @@ def test_peeking_tells_what_is_there(store: Any, seats: list[Together]) -> None:
     assert store.get("here") == b"1.5"
 
 
-def test_a_run_leaves_as_many_keys_however_often_it_saves(tmp_path: Path) -> None:
+def test_a_run_that_saves_often_leaves_few_keys(tmp_path: Path) -> None:
     (tmp_path / "counts.py").write_text(
         f"import sys\nsys.path.insert(0, r'{PROGRAMS}')\nimport mlp\n"
         "class Run(mlp.SpotRun):\n"
@@ -109,11 +109,7 @@ def test_a_run_leaves_as_many_keys_however_often_it_saves(tmp_path: Path) -> Non
         "        super().leave(code, cause, **more)\n"
         "mlp.SpotRun = Run\nmlp.main()\n"
     )
-    counts = []
-    for every in (1, 12):
-        ended = launch(tmp_path / "counts.py", "--dir", tmp_path / f"every-{every}", "--save-every", every, processes=2)
-        assert ended.code == 0, ended.output
-        [line] = [line for line in ended.output.splitlines() if line.startswith("keys")]
-        counts.append(int(line.split()[1]))
-    often, once = counts
-    assert abs(often - once) <= 2, "one may be just about to be deleted"
+    ended = launch(tmp_path / "counts.py", "--dir", tmp_path / "run", "--save-every", 1, processes=2)
+    assert ended.code == 0, ended.output
+    [line] = [line for line in ended.output.splitlines() if line.startswith("keys")]
+    assert int(line.split()[1]) < 20, "twelve saves left 77"
