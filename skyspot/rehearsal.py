@@ -71,6 +71,12 @@ class Leg:
         return len([row for row in self.rows if row.hit and row.kind not in ("finished", "failed")])
 
 
+def heading(title: str, preemptions: int) -> str:
+    """The line above a leg."""
+    many = f"{preemptions} preemption{'s' if preemptions != 1 else ''}"
+    return f"{title}: {many}" if preemptions else f"{title}: the reference"
+
+
 @dataclass
 class Result:
     """The whole rehearsal."""

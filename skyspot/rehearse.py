@@ -18,7 +18,7 @@ from skyspot.job import Job, Mount
 from skyspot.machine import Machine, copy_folder, namespace_command
 from skyspot.metadata_server import AwsMetadata
 from skyspot.preempt import Preemption, Watch
-from skyspot.rehearsal import Leg, Result, Row, Settings
+from skyspot.rehearsal import Leg, Result, Row, Settings, heading
 from skyspot.rehearse_view import View
 from skyspot.strike import LOOK_S, Strike
 from trainer.layout import EXIT_NO_PROGRESS, RunPaths, event_named, list_attempts, read_events
@@ -184,8 +184,7 @@ class _Stage:
         """Run the task to its end, losing a machine as planned, and restarting it as SkyPilot would."""
         leg, pending = Leg(name, title), list(plan)
         self.legs.append(leg)
-        many = f"{len(plan)} preemption{'s' if len(plan) != 1 else ''}"
-        self.view.leg(f"{title}: {many}" if plan else f"{title}: the reference", steps)
+        self.view.leg(heading(title, len(plan)), steps)
         buckets = self._buckets(name)
         launch = f"sky-managed-rehearsal-{name}-{secrets.token_hex(3)}_{self.job.name}_1-0"
         started = time.monotonic()

@@ -17,10 +17,12 @@ from support import PROGRAMS, REPO, clean_env
 
 from skyspot import job, machine, preempt, rehearse_cli, verdict
 from skyspot.errors import UsageError
-from skyspot.rehearsal import Leg, Result, Row, Settings
+from skyspot.options import Options
+from skyspot.rehearsal import Leg, Result, Row, Settings, heading
 from skyspot.rehearse import MORE_ATTEMPTS, _folder
 from skyspot.rehearse import rehearse as rehearse_task
 from skyspot.rehearse_view import View, table
+from skyspot.render import task_yaml
 from trainer.layout import RunPaths, list_checkpoints
 
 OWN = """\
@@ -634,7 +636,9 @@ def test_the_default_task_resumes_exactly_under_every_kind(tmp_path: Path, capsy
     for leg in document["legs"]:
         assert all(row["first_step_s"] > 0 for row in leg["rows"]), leg  # What a start may cost: test_trainer.py.
     printed = as_printed(document, capsys)
-    for line in normal(README_DEMO):
+    before, *demo = README_DEMO.splitlines()
+    assert before in task_yaml(Options(name="demo")).notes
+    for line in normal("\n".join(demo)):
         assert line in printed, f"README's demo says {line!r}, and a rehearsal prints\n" + "\n".join(printed)
 
 
@@ -651,7 +655,7 @@ def as_printed(document: dict, capsys: pytest.CaptureFixture[str]) -> list[str]:
     capsys.readouterr()
     with View() as view:
         for leg in legs:
-            view.leg(leg.title)
+            view.leg(heading(leg.title, leg.preempted))
             view.leg_done(leg)
         view.result(Result(legs, document["notes"], document["seconds"]))
     return normal(capsys.readouterr().out)
