@@ -25,6 +25,7 @@ BOUNDS = [
 ]
 
 
+@pytest.mark.slow
 def test_the_bench_writes_a_report_with_every_way_to_save_and_every_bound(tmp_path: Path) -> None:
     path, figures = tmp_path / "performance.md", tmp_path / "figures.json"
     command = [

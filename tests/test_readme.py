@@ -40,7 +40,13 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[0][:60])
+def as_case(block: str) -> object:
+    """A block of commands; one that starts the bundled trainer is slow, and test_trainer.py has a quick form of it."""
+    marks = [pytest.mark.slow] if "python -m trainer " in block else []
+    return pytest.param(block, marks=marks, id=block.splitlines()[0][:60])
+
+
+@pytest.mark.parametrize("block", [*map(as_case, BLOCKS)])
 def test_a_block_of_commands_runs_as_it_stands(tmp_path: Path, block: str) -> None:
     (tmp_path / "my-task.yaml").write_text(
         "name: own\nenvs: {OUT: /checkpoints/own, STEPS: '40'}\n"
