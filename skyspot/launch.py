@@ -173,29 +173,27 @@ def look_before(launch: Launch, *, dryrun: bool = False) -> Before:
     Raises:
         SkyspotError: SkyPilot cannot be asked.
     """
+    living, unasked = None, ""
     try:
-        living = next((job for job in managed_jobs.queue(living=True) if job.name == launch.name), None)
+        jobs = managed_jobs.queue(living=True, start=not dryrun)
+        living = next((job for job in jobs if job.name == launch.name), None)
     except SkyspotError as error:
         if not dryrun:
             raise
-        found = _look_into(launch, None)
-        return replace(found, unasked=str(error))
-    return _look_into(launch, living)
+        unasked = str(error)
+    found = [_look(part, living if len(launch.parts) == 1 else None, unasked) for part in launch.parts]
+    before = found[0] if len(found) == 1 else Before(living, None, "", None, parts=tuple(found))
+    return replace(before, unasked=unasked)
 
 
-def _look_into(launch: Launch, living: Job | None) -> Before:
-    if len(launch.parts) == 1:
-        return _look(launch.parts[0], living)
-    return Before(living, None, "", None, parts=tuple(_look(part, None) for part in launch.parts))
-
-
-def _look(part: Part, living: Job | None) -> Before:
+def _look(part: Part, living: Job | None, unasked: str) -> Before:
+    """What there is already of one task's run; SkyPilot is not asked again where it cannot be."""
     if part.where is None:
         return Before(living, None, "the task names no SKYSPOT_CHECKPOINT_DIR", None)
     try:
         from skyspot.jobs import resolved
 
-        paths = runs.open_run(resolved(part.where))
+        paths = runs.open_run(part.where if unasked else resolved(part.where))
         progress = runs.progress(paths)
         return Before(living, progress, "", _difference(part.task, paths) if progress else None)
     except (UnreadableError, LayoutError) as error:

@@ -160,16 +160,23 @@ def _look_up(resources: Sequence[Any]) -> str | None:
     return f"SkyPilot's catalogs could not be downloaded ({type(error).__name__})"
 
 
-def queue(ids: Sequence[int] | None = None, living: bool = False) -> list[Job]:
+def queue(ids: Sequence[int] | None = None, living: bool = False, start: bool = True) -> list[Job]:
     """The managed jobs, the newest first; of a job with several tasks, the task that is on.
 
     Args:
         ids: Only these.
         living: Only those that have not ended.
+        start: Whether SkyPilot may start its local server where none runs.
+
+    Raises:
+        SkyspotError: SkyPilot cannot be asked.
     """
     with _talking() as sky:
         from sky import exceptions
+        from sky.server.common import check_server_healthy
 
+        if not start:
+            check_server_healthy()
         try:
             records, *_ = sky.get(
                 sky.jobs.queue_v2(

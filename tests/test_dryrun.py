@@ -1,6 +1,7 @@
 """`skyspot launch --dryrun`: SkyPilot itself reads and validates the task, without network, server or credentials."""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import json, os, re, sys
 for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
     os.environ[name] = "http://127.0.0.1:1"
 os.environ.pop("NO_PROXY", None), os.environ.pop("no_proxy", None)
-os.environ["SKYPILOT_API_SERVER_ENDPOINT"] = "http://127.0.0.1:1"
+os.environ.setdefault("SKYPILOT_API_SERVER_ENDPOINT", "http://127.0.0.1:1")
 os.environ["SKYPILOT_DISABLE_USAGE_COLLECTION"] = "1"
 os.chdir(os.environ["HOME"])
 import io
@@ -94,3 +95,19 @@ OFFLINE: list[Case] = [
 @pytest.mark.slow
 def test_a_dry_run_without_network_says_what_it_could_not_check(tmp_path: Path) -> None:
     dry_runs(OFFLINE, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_dry_run_starts_no_server(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    local = (
+        "import os\n"
+        f"os.environ['SKYPILOT_API_SERVER_ENDPOINT'] = 'http://127.0.0.1:{port}'\n"
+        f"os.environ['SKYPILOT_API_SERVER_LOCAL_PORT'] = '{port}'\n"
+    )
+    unasked = "not checked for an active job of this name: SkyPilot's API server does not answer"
+    dry_runs([("resources: {cpus: 4}\nrun: x\n", [], 0, unasked)], tmp_path, local)
+    with socket.socket() as client:
+        assert client.connect_ex(("127.0.0.1", port)) != 0

@@ -264,6 +264,7 @@ import inspect, json, sys
 import sky, sky.jobs
 from sky import exceptions
 from sky.schemas.api import responses
+from sky.server.common import check_server_healthy
 from sky.utils import dag_utils
 from skyspot import managed_jobs
 used = {
@@ -276,6 +277,7 @@ used = {
     "storage_ls": (sky.storage_ls, []),
     "load_dag_from_yaml_str": (dag_utils.load_dag_from_yaml_str, ["yaml_str", "secrets_overrides"]),
     "fill_default_config": (dag_utils.fill_default_config_in_dag_for_job_launch, ["dag"]),
+    "check_server_healthy": (check_server_healthy, []),
 }
 lacking = [f"{name}({part})" for name, (call, parts) in used.items() for part in parts
            if part not in inspect.signature(call).parameters]
