@@ -3,8 +3,10 @@
 import errno
 import os
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,20 @@ class Rank:
     def __init__(self, rank: int, store: Any, paths: RunPaths) -> None:
         self.paths = paths
         together = Together.__new__(Together)
-        together.rank, together.local_rank, together.world_size = rank, rank % 2, 4
+        together.rank, together.local_rank, together.world_size, together.local_world_size = rank, rank % 2, 4, 2
+        together._calls = Counter()
         together.several_nodes, together._nodes = True, Nodes(rank // 2)  # type: ignore[assignment]
         together.store, together.timeout_s = store, 120.0
-        together.beating = lambda key: ExitStack()  # type: ignore[method-assign,return-value,assignment]
+        together.beating = self.beating  # type: ignore[method-assign,assignment]
         self.together = together
+        self.beats: list[str] = []
+        """The signs of life that it gives."""
+
+    @contextmanager
+    def beating(self, key: str) -> Iterator[None]:
+        self.beats.append(key)
+        yield
+        self.beats.remove(key)
 
     def between(self) -> None:
         pass
@@ -62,7 +73,9 @@ def at_once(work: Callable[[Rank], Any], ranks: list[Rank]) -> list[Any]:
         except BaseException as error:
             found[number] = error
 
-    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(len(ranks))]
+    threads = [
+        threading.Thread(target=run, args=(number,), daemon=True, name=str(number)) for number in range(len(ranks))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -90,6 +103,33 @@ def test_each_machine_reads_the_bucket_once_and_keeps_nothing(
     assert not list((tmp_path / "local").iterdir())
     whole = (paths.tokens / folder / "train.bin").read_bytes()
     assert [one.train.tobytes() for one in found] == [whole] * 4
+
+
+def test_a_machine_that_waits_for_a_slower_one_sees_its_ranks_alive(
+    prepared: tuple[RunPaths, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, folder = prepared
+    store, real, waited_for = dist.HashStore(), tokens._copy, list[str]()
+    ranks = [Rank(number, store, paths) for number in range(4)]
+    for rank in ranks:
+        real_wait = rank.together.await_value
+        rank.together.await_value = (  # type: ignore[method-assign]
+            lambda key, beat="", between=None, wait=real_wait: waited_for.append(beat) or wait(key, beat)  # type: ignore[func-returns-value]
+        )
+
+    def slow(source: Path, target: Path, *args: Any) -> None:
+        """Machine 1 begins to copy when machine 0 waits for it."""
+        if threading.current_thread().name == "2":
+            end = time.monotonic() + 50
+            while not (seen[0] in waited_for and seen[0] in ranks[2].beats and seen[1] in ranks[3].beats):
+                assert time.monotonic() < end, [rank.beats for rank in ranks]
+                time.sleep(0.01)
+        real(source, target, *args)
+
+    seen = ["beat/tokens-mapped/2", "beat/tokens-mapped/3"]
+    monkeypatch.setattr(tokens, "_copy", slow)
+    found = at_once(lambda rank: tokens.on_this_machine(rank, folder, ExitStack(), None), ranks)  # type: ignore[arg-type]
+    assert all(isinstance(one, tokens.Tokens) for one in found), found
 
 
 def test_a_machine_that_reads_other_bytes_leaves_for_another(prepared: tuple[RunPaths, str]) -> None:

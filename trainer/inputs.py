@@ -45,17 +45,16 @@ class Inputs:
     """Rank 0: finds or prepares what the attempt needs, on this machine's disk, and binds the run to it."""
 
     def __init__(self, run: SpotRun, config: TrainConfig, held: ExitStack) -> None:
-        """Look at what the run has recorded.
+        """Choose nothing yet.
 
         Args:
             run: The attempt.
             config: What it asks for.
             held: Gets to hold the copy of the data on this machine.
         """
-        assert run.attempt
-        self.run, self.config, self.held, attempt = run, config, held, run.attempt
-        recorded = run.ask(lambda: attempts.first_binding(run.paths, attempt, run.newest), attempts.RECORDS_S)
-        self.recorded: Mapping[str, Any] = recorded or {}
+        self.run, self.config, self.held = run, config, held
+        self.recorded: Mapping[str, Any] = {}
+        """What bound the run first."""
         named = run.newest.facts.get("tokens") if run.newest else None
         self.named = named if isinstance(named, str) else None
         """The folder that the newest checkpoint was trained from."""
@@ -64,12 +63,19 @@ class Inputs:
 
     def choose(self) -> dict[str, Any]:
         """Which folder of prepared data and which commit of the model all ranks use; the data is copied here then."""
+        self.recorded = self._recorded()
         kept = self._kept()
         is_other = bool(kept) and self._is_other_data(kept[0])
         self.model = self._find_model()
         prepared = self._prepared_anew([], None) if is_other else self._first_undamaged(kept)
         self._bind(prepared)
         return {"tokens": prepared.folder, "model_revision": self.model.revision}
+
+    def _recorded(self) -> Mapping[str, Any]:
+        run, attempt = self.run, self.run.attempt
+        assert attempt
+        first = run.ask(lambda: attempts.first_binding(run.paths, attempt, run.newest), attempts.RECORDS_S)
+        return first or {}
 
     def _find_model(self) -> ModelFiles:
         """The model's files, of the commit that the run began with."""

@@ -99,7 +99,7 @@ def find_whole(
         seen.add(choice)
         name = CheckpointName.parse(choice)
         assert name
-        with together.beating(f"beat/verdict/{turn}/{together.rank}"):
+        with together.coming_to(f"verdict/{turn}"):
             loaded, reason, code = _try_load(together, paths, name, live, between, run_id, only_finite)
         digest = loaded.digest if loaded else None
         verdicts: list[Any] = together.gather(f"verdict/{turn}", [reason, code, digest], between)

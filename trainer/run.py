@@ -174,7 +174,7 @@ class SpotRun:
             if self.together.several_nodes:
                 self._meet_the_other_machines()
             if self.world_size > 1:
-                self._alive.enter_context(self.together.beating(f"beat/ready/{self.rank}"))
+                self._alive.enter_context(self.together.coming_to("ready"))
             self.between()
         except BaseException as error:
             self._end_with(error)
@@ -449,13 +449,14 @@ class SpotRun:
             AttemptError: the bucket is not mounted here; the attempt ends with 1 on all machines.
         """
         machine = ""
-        if self.together.local_rank == 0:
-            machine = attempts.machine_token()
-            if self.rank:
-                attempts.check_bucket(self.paths)
-                self._await_the_attempt_in_the_bucket()
-                self._hear_the_cloud(self.attempt_name, machine)
-        tokens = self.together.gather("machine", machine, self.between)
+        with self.together.coming_to("machine"):
+            if self.together.local_rank == 0:
+                machine = attempts.machine_token()
+                if self.rank:
+                    attempts.check_bucket(self.paths)
+                    self._await_the_attempt_in_the_bucket()
+                    self._hear_the_cloud(self.attempt_name, machine)
+            tokens = self.together.gather("machine", machine, self.between)
         if attempt := self.attempt:
             found = [token for token in tokens if token]
             self.ask(lambda: attempts.record(attempt, "machines", machines=found))

@@ -371,13 +371,17 @@ class Together:
         """A context in which a heartbeat goes out under `key`, for as long as others may wait for this rank."""
         return self._heart.beating(key) if self.world_size > 1 else nullcontext()
 
+    def coming_to(self, name: str) -> AbstractContextManager[None]:
+        """A context for what this rank does before `gather(name)`: the others wait there for as long as that takes."""
+        return self.beating(f"beat/{name}/{self.rank}")
+
     def gather(self, name: str, value: Any, between: Callable[[], None] = lambda: None) -> list[Any]:
         """Every rank's JSON value, on every rank; each rank beats while it waits."""
         if self.world_size == 1:
             return [value]
         self._calls[f"gather {name}"] += 1
         key = f"{name}/{self._calls[f'gather {name}']}"
-        with self.beating(f"beat/{name}/{self.rank}"):
+        with self.coming_to(name):
             self.publish(f"{key}/{self.rank}", value)
             values = [
                 self.await_value(f"{key}/{rank}", f"beat/{name}/{rank}", between) for rank in range(self.world_size)

@@ -158,7 +158,6 @@ def on_this_machine(run: SpotRun, folder: str, held: ExitStack, made: Path | Non
     Raises:
         AttemptError: this machine cannot read what the first one has read.
     """
-    manifest = run.ask(lambda: manifest_of(run.paths, folder, run.between), math.inf)
 
     def copy() -> str:
         return str(held.enter_context(copied(run.paths, folder, manifest, run.between)))
@@ -171,7 +170,8 @@ def on_this_machine(run: SpotRun, folder: str, held: ExitStack, made: Path | Non
         except DamagedError as error:
             raise AttemptError(f"{error}, and rank 0 could read it", EXIT_PREEMPTED) from None
 
-    with held:
+    with held, run.together.coming_to("tokens-mapped"):  # Another machine may copy much faster.
+        manifest = run.ask(lambda: manifest_of(run.paths, folder, run.between), math.inf)
         local = Path(run.together.machine_does("tokens", once, run.between))
         tokens = open_copy(folder, manifest, local)
         run.together.gather("tokens-mapped", True, run.between)
