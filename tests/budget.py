@@ -12,10 +12,10 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic  # By name: tests set time.monotonic.
 
 import pytest
 
@@ -35,14 +35,14 @@ class QuietClock:
 
     def __init__(self) -> None:
         self._cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._seconds, self._looked = 0.0, time.monotonic()
+        self._seconds, self._looked = 0.0, monotonic()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True, name="quiet clock")
         self._thread.start()
 
     def _look(self) -> None:
         while not self._over.wait(LOOK_S):
-            self.passed(time.monotonic(), runnable())
+            self.passed(monotonic(), runnable())
 
     def passed(self, now: float, wanted: float) -> None:
         """So many threads have wanted to run since the last look."""
