@@ -113,6 +113,16 @@ def test_a_model_that_is_in_the_cache_needs_no_hub(server: HubServer) -> None:
     assert "model.safetensors" in names(model.find_model("org/net", OLD).folder)
 
 
+def test_a_model_in_the_cache_that_was_cut_is_none(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(str(model.find_model("org/net", OLD).folder))
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a"')
+    monkeypatch.setattr(hub, "RETRY_S", 0.0)
+    server.fail = [(503, "")] * 3
+    with pytest.raises(hub.HubError) as ended:
+        model.find_model("org/net", OLD)
+    assert ended.value.code == EXIT_PREEMPTED, "the Hub may answer the next attempt"
+
+
 HOPELESS = [
     ("org/net", None, (401, ""), "not found here or on the Hugging Face Hub"),
     ("org/net", None, (403, "GatedRepo"), "access is gated. Accept its terms at http"),

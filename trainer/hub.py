@@ -225,6 +225,9 @@ def has_model(folder: Path) -> bool:
         return False
     for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         if (folder / index).exists():
-            shards = set(json.loads((folder / index).read_text())["weight_map"].values())
-            return all((folder / shard).exists() for shard in shards)
+            try:
+                shards = set(json.loads((folder / index).read_text())["weight_map"].values())
+                return all((folder / shard).exists() for shard in shards)
+            except (ValueError, KeyError, TypeError, AttributeError):  # It was cut.
+                return False
     return any((folder / name).exists() for name in ("model.safetensors", "pytorch_model.bin"))
