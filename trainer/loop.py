@@ -520,9 +520,9 @@ class Loop:
         if trouble and self.watch.worth_saying():
             after = "; training goes on, and this is said once"
             if self.config.on_nan != finite.IGNORE:
-                limit = finite.IN_A_ROW[self.config.on_nan]
-                kept = f", update {self.watch.skipped} that is dropped" if dropped else ""
-                after = f" ({self.watch.row} in a row{kept}; the run ends after {limit})"
+                limit, all_ = finite.IN_A_ROW[self.config.on_nan], f", {self.watch.skipped} in all" if dropped else ""
+                after = "; its update is dropped" if dropped else ""
+                after += f" ({self.watch.row} in a row{all_}; the run ends after {limit} in a row)"
             self.run_.say(f"step {step + 1}: {trouble}{after}")
         self.run_.skipped = self.watch.skipped
         return dropped
