@@ -99,13 +99,16 @@ def test_what_is_not_made_by_the_trainer_on_this_machine_stays(
     assert not mine.exists()
 
 
-def test_a_file_system_without_locks_has_temporary_folders_all_the_same(
-    temporary: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("module", "call", "code"), [(fcntl, "flock", errno.ENOSYS), (os, "write", errno.ENOSPC)])
+def test_a_file_system_without_locks_or_room_has_temporary_folders_all_the_same(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, module: object, call: str, code: int
 ) -> None:
-    def flock(descriptor: int, operation: int) -> None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    """The exported model is streamed past it: the folder may be all that is needed."""
 
-    monkeypatch.setattr(fcntl, "flock", flock)
+    def fails(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(module, call, fails)
     with scratch.folder("tokens") as made:
         scratch.remove_stale()
         assert made.is_dir()

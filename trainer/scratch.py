@@ -187,9 +187,9 @@ def _locked(where: Path, prefix: str) -> Path:
         descriptor = -1
         try:
             descriptor = os.open(top / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            with suppress(OSError):  # Some file systems have no locks: there nothing is ever seen to be stale.
+            with suppress(OSError):  # Without locks, or room for a word, nothing is ever seen to be stale there.
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            os.write(descriptor, _here())
+                os.write(descriptor, _here())
             made = top / "made"
             made.mkdir()
         except BaseException as error:
