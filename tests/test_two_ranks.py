@@ -15,6 +15,7 @@ from programs import odd
 from support import PROGRAMS, column, event, launch, weights
 
 from trainer import extras, heart, together
+from trainer.rank import Link
 from trainer.state import StateError
 from trainer.together import PeerGoneError, Together, is_peer_trouble, may_be_peer_trouble
 
@@ -130,6 +131,21 @@ def test_a_failed_exchange_is_a_peer_that_is_gone_and_a_failed_pass_beside_it_to
 def test_the_text_of_an_error_tells_nothing(error: Exception, certain: bool, doubtful: bool) -> None:
     assert is_peer_trouble(error) == certain
     assert may_be_peer_trouble(error) == doubtful
+
+
+@pytest.mark.parametrize(("said", "code", "cause"), [("my own mistake", 1, "error"), ("another", 75, "peer-gone")])
+def test_a_rank_that_left_for_the_same_error_is_no_lost_peer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, code: int, cause: str
+) -> None:
+    def fail(run: one_rank.InProcess) -> None:
+        run.world_size, run.link = 2, Link(said=words.fileno())
+        monkeypatch.setattr(run.together, "lost_a_peer", lambda gone: True)
+        raise RuntimeError("my own mistake")
+
+    with (tmp_path / "said").open("w+b") as words:
+        Link(said=words.fileno()).is_first_to_say(f"RuntimeError: {said}")
+        left = one_rank.train(tmp_path / "run", before=fail)
+    assert (left.code, left.cause) == (code, cause)
 
 
 def test_rank_0_does_something_anew_each_time(two: list[Together]) -> None:

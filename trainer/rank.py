@@ -62,7 +62,7 @@ class Link:
         """Whether no other rank of this machine has asked that of the same words, be it gone since or not."""
         if self._said is None:
             return True
-        line = repr(what).encode() + b"\n"
+        line = _line(what)
         with suppress(OSError):
             fcntl.lockf(self._said, fcntl.LOCK_EX)
             try:
@@ -73,6 +73,14 @@ class Link:
             finally:
                 fcntl.lockf(self._said, fcntl.LOCK_UN)
         return True
+
+    def has_been_said(self, what: str) -> bool:
+        """Whether a rank of this machine has asked `is_first_to_say` of the same words."""
+        if self._said is not None:
+            with suppress(OSError):
+                said = os.pread(self._said, os.fstat(self._said).st_size, 0)
+                return _line(what) in said.splitlines(keepends=True)
+        return False
 
     def say_attempt(self, run_dir: Path, attempt: object) -> None:
         """Name the attempt, so that the launcher can have its end recorded if this rank dies."""
@@ -106,3 +114,8 @@ class Link:
                 if PEER_GONE.encode() + b"\n" in heard:
                     on_peer_gone()
                     return
+
+
+def _line(what: str) -> bytes:
+    """How words stand in the file of what the ranks of a machine have said."""
+    return repr(what).encode() + b"\n"

@@ -537,7 +537,9 @@ class SpotRun:
 
     def _end_with(self, error: BaseException) -> NoReturn:
         """Turn whatever ended the attempt into its exit code; says it once."""
-        if self._may_be_peer_trouble(error) and self.together.lost_a_peer(self.peer_gone):
+        # A rank that left because of the same error is no lost peer: all ranks meet one mistake, one a little later.
+        lost = self._may_be_peer_trouble(error) and self.together.lost_a_peer(self.peer_gone)
+        if lost and not self.link.has_been_said(one_line(error)):
             error = sys.modules["trainer.together"].PeerGoneError(one_line(error))
         if self.world_size > 1 and self._is_peer_trouble(error):
             error = self.trouble() or error
