@@ -720,9 +720,16 @@ def check_sane(text: str) -> None:
         assert lint.shown(finding, "x").isascii() or finding.name == "not-yaml"
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=30)
 @given(st.one_of(STRUCTURES, TASKS))
 def test_any_structure_is_looked_at_without_a_crash(structure: object) -> None:
+    check_sane(yaml.safe_dump(structure, allow_unicode=True))
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=200)
+@given(st.one_of(STRUCTURES, TASKS))
+def test_more_structures_are_looked_at_without_a_crash(structure: object) -> None:
     check_sane(yaml.safe_dump(structure, allow_unicode=True))
 
 
