@@ -26,7 +26,8 @@ ENDS_S = 45
 
 # A command with a queue of SkyPilot's that holds these jobs, and limits that a test has time for.
 PROGRAM = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's job in the background ignores it.
 from skyspot import aside, cli, jobs, managed_jobs
 from skyspot.managed_jobs import Job
 tasks, limit, words = eval(sys.argv[1])
