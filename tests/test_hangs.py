@@ -63,6 +63,7 @@ def is_whole(run_dir: Path) -> bool:
     return False
 
 
+@pytest.mark.slow  # A daemon of its own that is frozen; those below hang on command.
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_frozen_mount_and_a_sigterm_end_within_the_grace_and_nothing_holds_the_pipes(
     mount: Mounted, behind: Path, processes: int
@@ -77,6 +78,7 @@ def test_a_frozen_mount_and_a_sigterm_end_within_the_grace_and_nothing_holds_the
     assert is_whole(behind)
 
 
+@pytest.mark.slow  # A daemon of its own that is frozen; those below hang on command.
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_frozen_mount_is_left_by_itself_for_a_new_machine(mount: Mounted, behind: Path, processes: int) -> None:
     process = begin(mount.point / "run", behind, processes, "--constant", "patience.LIMIT_S=2")
@@ -95,6 +97,7 @@ def hang_for_good(faults: faultfs.Client) -> None:
         faults.hang(call, times=1000)
 
 
+@pytest.mark.slow  # The launcher waits for 8 s after the grace; the two below see the same end.
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_mount_that_never_answers_and_a_sigterm_end_within_the_grace_and_nothing_holds_the_pipes(
     faults: faultfs.Client, tmp_path: Path, processes: int
@@ -176,6 +179,7 @@ def impatient(tmp_path: Path) -> dict[str, str]:
     return clean_env(PYTHONPATH=str(tmp_path / "site"))
 
 
+@pytest.mark.slow  # Cold starts, and a limit that a busy machine keeps.
 @pytest.mark.parametrize(
     ("call", "suffix"), [("write", "train.bin"), ("close", "held_out.bin"), ("create", "train.bin"), ("list", "tokens")]
 )

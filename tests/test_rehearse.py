@@ -337,6 +337,7 @@ def test_what_the_script_leaves_behind_goes_with_the_machine_when_it_does_not_he
     assert not sleeping(mark)
 
 
+@pytest.mark.slow  # It waits for what is left behind, twice.
 def test_a_script_that_has_left_is_not_struck_while_what_it_left_behind_leaves(tmp_path: Path) -> None:
     (tmp_path / "task.yaml").write_text(
         "file_mounts: {/checkpoints: {name: bbb, mode: MOUNT}}\n"
