@@ -198,6 +198,7 @@ def test_a_mount_that_hangs_while_data_is_prepared_is_left(
     assert again.returncode == 0, again.stdout + again.stderr
 
 
+@pytest.mark.slow  # A limit that a busy machine keeps.
 @pytest.mark.parametrize(
     ("call", "suffix", "code"),
     [
