@@ -71,11 +71,15 @@ def did_you_mean_gpu(name: str) -> str:
     plain = next((known for known in NAMES if memory and known.lower() == memory[1].lower()), None)
     if memory and plain and _NAMED_BY_MEMORY.get(plain) == int(memory[2]):
         return f" Did you mean {plain!r}?"
+    if len(name) > _LONGEST:
+        return ""
     costs = [(_cost(name.upper(), known.upper()), at, known) for at, known in enumerate(NAMES)]
     cost, _, nearest = min(costs)
     return f" Did you mean {nearest!r}?" if cost <= max(1.0, 0.4 * len(name)) else ""
 
 
+_LONGEST = 24
+"""Longer than any name, with room for mistakes: the cost of a comparison grows with the length."""
 _MEMORY_BEHIND = re.compile(r"([A-Za-z]+\d+)[-_ ]?(\d+)GB?", re.IGNORECASE)
 # What a plain name means where a kind with more memory has its memory in its name.
 _NAMED_BY_MEMORY = {"A100": 40, "V100": 16}

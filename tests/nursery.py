@@ -85,7 +85,7 @@ def serve(control: socket.socket) -> None:
             os.close(adopt)
             os.read(adopted, 1)
             control.detach()
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, _SIGINT)
             become(program, sources)
         os.waitpid(between, 0)
         control.sendall(os.read(told, 8))
@@ -148,6 +148,10 @@ def _take_descriptors(targets: Sequence[int], sources: Sequence[int]) -> None:
             with suppress(OSError):
                 os.close(descriptor)
     # fmt: on
+
+
+_SIGINT: signal.Handlers = signal.SIG_DFL
+"""What a program starts with: a shell's job in the background ignores it."""
 
 
 def _reset_signals() -> None:
@@ -262,6 +266,7 @@ def _finish(code: int) -> int:
 
 
 if __name__ == "__main__":
+    _SIGINT = signal.SIG_IGN if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else signal.SIG_DFL
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # A Ctrl-C is pytest's; this ends when pytest does.
     load()
     serve(socket.socket(fileno=int(sys.argv[1])))

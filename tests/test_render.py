@@ -543,3 +543,9 @@ def test_what_is_near_to_no_accelerator_gets_no_guess(written: str) -> None:
     with pytest.raises(UsageError) as refused:
         gpus.parse(f"{written}:8")
     assert "Did you mean" not in str(refused.value)
+
+
+def test_a_name_longer_than_any_accelerators_is_compared_with_none() -> None:
+    with pytest.raises(UsageError, match="no accelerator is called") as refused:
+        gpus.parse("A1" * 50_000)
+    assert "Did you mean" not in str(refused.value)

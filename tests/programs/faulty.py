@@ -243,7 +243,7 @@ def watch_saves(run: Run) -> None:
 
     def run_later(copy) -> None:
         forward.clear()
-        forward.wait(5)
+        forward.wait(1)
         copy_run(copy)
 
     saving.Saver.start, saving.Saver.check, checkpoint.at_point = start, check, at_point
