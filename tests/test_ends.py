@@ -41,6 +41,8 @@ def ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         return left.value.code
 
     monkeypatch.setattr(os, "_exit", leave)
+    # Its thread would outlive the attempt, and end pytest where a call of another test's hangs.
+    monkeypatch.setattr(SpotRun, "_watch_the_bucket", lambda run: None)
     yield inside
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -481,6 +481,7 @@ def test_of_several_buckets_the_runs_is_chosen(tmp_path: Path, envs: dict, mount
         assert bucket in rehearse_cli._comparing(found, Settings(), None)[0].notes[-1]
 
 
+@pytest.mark.slow  # Three rehearsals.
 def test_a_bucket_of_data_is_not_taken_for_the_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "task.yaml").write_text(
         "file_mounts:\n"
