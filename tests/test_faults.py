@@ -322,6 +322,7 @@ def test_what_a_preemption_left_half_written_goes_with_the_pruning(run_dir: Path
     assert 4 not in [name.step for name in list_checkpoints(paths)]
 
 
+@pytest.mark.slow  # Time-outs that a busy machine keeps.
 def test_a_rank_that_is_frozen_costs_the_attempt_and_not_the_run(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     frozen = mlp(run_dir, "--fault", "freeze@6", "--fault-rank", "1", "--peer-timeout", "4", processes=2, grace=1)
