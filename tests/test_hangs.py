@@ -138,6 +138,7 @@ def test_a_script_under_the_keeper_ends_as_well(faults: faultfs.Client, tmp_path
 # -- a close after reading: FUSE asks the daemon then too --------------------------------------------------------------
 
 
+@pytest.mark.slow  # The one below sees that the call is overdue.
 def test_a_file_that_was_read_and_does_not_close_ends_the_attempt_that_restores(
     faults: faultfs.Client, tmp_path: Path
 ) -> None:
