@@ -19,7 +19,8 @@ from time import monotonic  # By name: tests set time.monotonic.
 
 import pytest
 
-LIMIT_S = 10.0
+LIMIT_S = 20.0 if os.environ.get("CI") else 10.0
+"""CI's machines are noisier than their load tells: there, what takes twice as long."""
 LOOK_S = 0.2
 
 

@@ -1,6 +1,7 @@
 """Fixtures that every test may use."""
 
 import functools
+import os
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,16 @@ def pytest_configure(config: pytest.Config) -> None:
         watched = budget.Budget(budget.QuietClock())
         config.pluginmanager.register(watched)
         shared.not_counted = watched.building
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """No test leaves a variable behind: the programs of later tests would be started cold for its sake, or read it."""
+    kept = dict(os.environ)
+    yield
+    if dict(os.environ) != kept:
+        os.environ.clear()
+        os.environ.update(kept)
 
 
 @pytest.fixture(scope="session")

@@ -162,7 +162,11 @@ def test_every_target_that_readme_names_is_in_the_makefile() -> None:
     targets = set(re.findall(r"(?:`|^ {4})make (?:PYTHON=\S+ )?([\w-]+)", README, re.MULTILINE))
     assert targets >= {"demo", "test", "lint", "e2e"}
     for target in targets:
-        done = subprocess.run(["make", "-n", target], cwd=REPO, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            ["make", "--no-print-directory", "-n", target], cwd=REPO, capture_output=True, text=True, timeout=60
+        )
         assert done.returncode == 0, done.stderr
-    demo = subprocess.run(["make", "-n", "demo"], cwd=REPO, capture_output=True, text=True, timeout=60)
+    demo = subprocess.run(
+        ["make", "--no-print-directory", "-n", "demo"], cwd=REPO, capture_output=True, text=True, timeout=60
+    )
     assert demo.stdout.splitlines()[-1].endswith("/skyspot rehearse")
