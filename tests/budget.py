@@ -1,14 +1,16 @@
-"""Keeps the tests quick: a test that is not marked `slow` and takes longer than LIMIT_S fails.
+"""Keeps the tests quick: a test that is not marked `slow` and takes longer than LIMIT_S, twice in a row, fails.
 
 What counts is the time that it would take on a quiet machine, so that no test fails because the machine is busy: while
 more threads want to run than there are cores, a second counts as the part of it that each of them gets. So a test that
 mostly waits counts as less than it takes there; on a quiet machine all of it counts. CPU seconds would be the better
 figure, but the system does not tell those of ranks whose launcher leaves first. What is built once for all tests does
-not count.
+not count. A shared machine can be slow in ways that its load does not tell: so a test that took too long is run once
+more, and what counts is the shorter time.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
@@ -18,9 +20,9 @@ from pathlib import Path
 from time import monotonic  # By name: tests set time.monotonic.
 
 import pytest
+from _pytest.runner import runtestprotocol
 
-LIMIT_S = 20.0 if os.environ.get("CI") else 10.0
-"""CI's machines are noisier than their load tells: there, what takes twice as long."""
+LIMIT_S = 10.0
 LOOK_S = 0.2
 
 
@@ -67,6 +69,8 @@ class Budget:
         self._clock = clock
         self._taken = self._shared = 0.0
         self._building = 0
+        self._least = math.inf
+        """What the test has taken at least, of the times that it was run."""
 
     @contextmanager
     def building(self) -> Iterator[None]:
@@ -91,6 +95,19 @@ class Budget:
 
     # -- pytest calls these ------------------------------------------------------------------------------------------
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool:
+        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        self._least = math.inf
+        reports = runtestprotocol(item, log=False, nextitem=nextitem)
+        if any(report.outcome == "rerun" for report in reports) and not any(report.failed for report in reports):
+            item._initrequest()  # type: ignore[attr-defined]  # Its fixtures are set up anew.
+            reports = runtestprotocol(item, log=False, nextitem=nextitem)
+        for report in reports:
+            item.ihook.pytest_runtest_logreport(report=report)
+        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        return True
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_setup(self) -> Generator[None, None, None]:
         self._taken = 0.0
@@ -114,10 +131,15 @@ class Budget:
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
-        if call.when == "call" and report.passed and self._taken > LIMIT_S and not item.get_closest_marker("slow"):
+        if call.when != "call" or not report.passed or item.get_closest_marker("slow"):
+            return report
+        again, self._least = self._least < math.inf, min(self._least, self._taken)
+        if self._least > LIMIT_S and not again:
+            report.outcome = "rerun"  # type: ignore[assignment]
+        elif self._least > LIMIT_S:
             report.outcome = "failed"
             report.longrepr = (
-                f"{item.nodeid} took {self._taken:.0f} s, and a test that is not slow may take {LIMIT_S:g}: "
+                f"{item.nodeid} took {self._least:.0f} s, and a test that is not slow may take {LIMIT_S:g}: "
                 "make it quicker, or mark it slow where a quick one shows the same"
             )
         return report

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import pytest
 import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
 from trainer.config import RunConfig
 from trainer.run import SpotRun
+from trainer.saving import Saver
 
 
 class Left(BaseException):
@@ -88,6 +90,18 @@ def attempt(run_dir: Path, binding: dict[str, Any] | None = None, **settings: An
         os.environ.clear()  # accelerate leaves words in it that a process started later would listen to.
         os.environ.update(env)
         torch.set_num_threads(threads)
+
+
+def pruned_before_the_next_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saves that follow each other quickly are not all read back; here each is, and what may go behind it has gone."""
+    real = Saver.start
+
+    def start(saver: Saver, boundary: Any) -> None:
+        saver.wait()
+        saver.settle()
+        real(saver, boundary)
+
+    monkeypatch.setattr(Saver, "start", start)
 
 
 def train(

@@ -42,7 +42,6 @@ def test_a_test_that_takes_too_long_fails_unless_it_is_slow_and_what_is_built_fo
     watched = budget.Budget(clock)  # type: ignore[arg-type]
     monkeypatch.setattr(shared, "not_counted", watched.building)
     monkeypatch.setattr(pytest, "clock", clock, raising=False)
-    monkeypatch.setattr(budget, "LIMIT_S", 10.0)  # CI allows more.
     done = results(pytester, """
         import pytest, shared
         from pytest import clock
@@ -60,6 +59,10 @@ def test_a_test_that_takes_too_long_fails_unless_it_is_slow_and_what_is_built_fo
 
         def test_quick(built): take(9)
         def test_long(): take(11)
+        def test_long_once(prepared, times=iter((5, 3))): take(next(times))
+        def test_long_and_then_wrong(ends=iter((True, False))):
+            take(11)
+            assert next(ends)
         def test_long_with_its_fixture(prepared): take(5)
         @pytest.mark.slow
         def test_slow(): take(11)
@@ -72,10 +75,11 @@ def test_a_test_that_takes_too_long_fails_unless_it_is_slow_and_what_is_built_fo
             take(11)
             assert False
     """, watched)  # fmt: skip
-    done.assert_outcomes(passed=3, failed=3)
+    done.assert_outcomes(passed=4, failed=4)
     done.stdout.fnmatch_lines(["*test_long took 11 s, and a test that is not slow may take 10: *"])
     done.stdout.fnmatch_lines(["*test_long_with_its_fixture took 11 s, *"])
     done.stdout.no_fnmatch_line("*test_fails took*")
+    done.stdout.no_fnmatch_line("*test_long_and_then_wrong took*")
 
 
 def test_a_second_of_a_busy_machine_counts_as_the_part_that_a_process_gets() -> None:
