@@ -43,13 +43,32 @@ for text in json.loads(sys.stdin.read()):
 print(json.dumps(verdicts))
 """
 
+_COMMANDS = """
+import io, json, sys
+from contextlib import redirect_stderr, redirect_stdout
+from skyspot import cli
+results = []
+for words in json.loads(sys.stdin.read()):
+    sys.argv = ["skyspot", *words]
+    out = io.StringIO()
+    with redirect_stdout(out), redirect_stderr(out):
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as leaving:
+            code = leaving.code or 0
+    results.append((code, out.getvalue()))
+print(json.dumps(results))
+"""
 
-def run_sky(code: str, home: Path, given: object) -> str:
+
+def run_sky(code: str, home: Path, given: object, cwd: Path | None = None, **env: str) -> str:
     """What a program prints that imports sky; it reads `given` as JSON on its stdin."""
-    env = {**os.environ, "HOME": str(home), "SKY_RUNTIME_DIR": str(home), "PYTHONPATH": str(REPO)}
+    env = {**os.environ, "HOME": str(home), "SKY_RUNTIME_DIR": str(home), "PYTHONPATH": str(REPO), **env}
     done = subprocess.run(
-        [sys.executable, "-c", code], input=json.dumps(given), env=env, capture_output=True, text=True, timeout=300
-    )
+        [sys.executable, "-c", code], input=json.dumps(given), env=env, cwd=cwd, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -59,3 +78,20 @@ def refusals(texts: list[str], home: Path) -> list[str | None]:
     verdicts = json.loads(run_sky(CATALOGS + _VERDICTS, home, texts).splitlines()[-1])
     assert isinstance(verdicts, list)
     return verdicts
+
+
+def run_commands(
+    commands: list[list[str]], home: Path, project: Path, before: str = "", **env: str
+) -> list[tuple[int, str]]:
+    """The exit status and the output of each `skyspot` command, run in one process that imports sky once.
+
+    Args:
+        commands: The words of each command, after `skyspot`.
+        home: The user's HOME.
+        project: The working folder.
+        before: A program to run first, such as CATALOGS.
+        env: More variables. Unless they say otherwise, SkyPilot's server does not answer.
+    """
+    alone = {"SKYPILOT_API_SERVER_ENDPOINT": "http://127.0.0.1:1", "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
+    printed = run_sky(before + _COMMANDS, home, commands, project, **alone | env)
+    return [(code, output) for code, output in json.loads(printed.splitlines()[-1])]

@@ -1,51 +1,32 @@
 """`skyspot launch --dryrun`: SkyPilot itself reads and validates the task, without network, server or credentials."""
 
-import json
 import socket
 from pathlib import Path
 
 import pytest
-from support_sky import CATALOGS, run_sky
+from support_sky import CATALOGS, run_commands
 
-# Nothing listens at that port: it stands for the network and for SkyPilot's server, and refuses at once.
-_RUN = """
-import json, os, re, sys
-for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
-    os.environ[name] = "http://127.0.0.1:1"
-os.environ.pop("NO_PROXY", None), os.environ.pop("no_proxy", None)
-os.environ.setdefault("SKYPILOT_API_SERVER_ENDPOINT", "http://127.0.0.1:1")
-os.environ["SKYPILOT_DISABLE_USAGE_COLLECTION"] = "1"
-os.chdir(os.environ["HOME"])
-import io
-from contextlib import redirect_stderr, redirect_stdout
-from skyspot import cli
-results = []
-for text, args in json.loads(sys.stdin.read()):
-    open("mine.yaml", "w").write(text)
-    sys.argv = ["skyspot", "launch", *(["mine.yaml"] if text else []), "-n", "mine", "--dryrun", *args]
-    out = io.StringIO()
-    with redirect_stdout(out), redirect_stderr(out):
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as leaving:
-            code = leaving.code or 0
-    results.append((code, out.getvalue(), sorted(os.listdir(".skyspot")) if os.path.isdir(".skyspot") else []))
-print(json.dumps(results))
-"""
+# Nothing listens at that port: it stands for the network.
+NO_NETWORK = {
+    **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:1"),
+    **dict.fromkeys(("NO_PROXY", "no_proxy"), ""),
+}
 # Lint is overruled, so that what is said is SkyPilot's.
 _PAST_LINT = ["--ignore", "unknown-key", "--ignore", "not-a-task", "--ignore", "unknown-recovery-key"]
 Case = tuple[str, list[str], int, str]
 
 
-def dry_runs(cases: list[Case], home: Path, before: str = "") -> None:
-    given = [(text, args) for text, args, _, _ in cases]
-    results = json.loads(run_sky(before + _RUN, home, given).splitlines()[-1])
-    for (text, args, code, said), (found, output, written) in zip(cases, results, strict=True):
+def dry_runs(cases: list[Case], home: Path, before: str = "", **env: str) -> None:
+    commands = []
+    for number, (text, args, _, _) in enumerate(cases):
+        (home / f"{number}.yaml").write_text(text)
+        commands.append(["launch", *([f"{number}.yaml"] if text else []), "-n", "mine", "--dryrun", *args])
+    results = run_commands(commands, home, home, before, **NO_NETWORK | env)
+    for (text, args, code, said), (found, output) in zip(cases, results, strict=True):
         assert found == code, (text, args, output)
         assert said in output, (text, args, output)
         assert "Traceback" not in output
-        assert written == []
+    assert not (home / ".skyspot").exists() or not list((home / ".skyspot").iterdir())
 
 
 GOOD = "resources: {accelerators: A100:8, use_spot: false}\nrun: nvidia-smi\n"
@@ -102,12 +83,11 @@ def test_a_dry_run_starts_no_server(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    local = (
-        "import os\n"
-        f"os.environ['SKYPILOT_API_SERVER_ENDPOINT'] = 'http://127.0.0.1:{port}'\n"
-        f"os.environ['SKYPILOT_API_SERVER_LOCAL_PORT'] = '{port}'\n"
-    )
+    local = {
+        "SKYPILOT_API_SERVER_ENDPOINT": f"http://127.0.0.1:{port}",
+        "SKYPILOT_API_SERVER_LOCAL_PORT": str(port),
+    }
     unasked = "not checked for an active job of this name: SkyPilot's API server does not answer"
-    dry_runs([("resources: {cpus: 4}\nrun: x\n", [], 0, unasked)], tmp_path, local)
+    dry_runs([("resources: {cpus: 4}\nrun: x\n", [], 0, unasked)], tmp_path, **local)
     with socket.socket() as client:
         assert client.connect_ex(("127.0.0.1", port)) != 0

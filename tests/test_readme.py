@@ -1,7 +1,6 @@
 """Every command in README runs; what its demo prints is compared in test_rehearse.py."""
 
 import ast
-import json
 import os
 import re
 import shlex
@@ -12,32 +11,11 @@ from pathlib import Path
 
 import pytest
 from support import PROGRAMS, REPO, clean_env
-from support_sky import CATALOGS, run_sky
+from support_sky import CATALOGS, run_commands
 
 README = (REPO / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 SH = "".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)).splitlines()
-# Runs commands of ours one after the other, with one import of sky, and prints their codes and what they said.
-RUN = """
-import io, json, os, sys
-from contextlib import redirect_stderr, redirect_stdout
-os.environ.update(SKYPILOT_API_SERVER_ENDPOINT="http://127.0.0.1:1", SKYPILOT_DISABLE_USAGE_COLLECTION="1")
-from skyspot import cli
-found = []
-project, given = json.loads(sys.stdin.read())
-os.chdir(project)
-for words in given:
-    sys.argv = ["skyspot", *words]
-    out = io.StringIO()
-    with redirect_stdout(out), redirect_stderr(out):
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as leaving:
-            code = leaving.code or 0
-    found.append((code, out.getvalue()))
-print(json.dumps(found))
-"""
 
 
 def as_case(block: str) -> object:
@@ -80,9 +58,9 @@ def test_a_command_that_talks_to_skypilot_or_a_bucket_runs_as_far_as_it_gets_her
     of_a_run = [line for line in lines if line.startswith("checkpoints")]
     others = [line for line in lines if line not in of_a_run]
     given = [[*shlex.split(line), *(["--dryrun"] if line.startswith("launch") else [])] for line in others]
-    found = json.loads(run_sky(CATALOGS + RUN, home, [str(project), given]).splitlines()[-1])
+    found = run_commands(given, home, project, CATALOGS)
     shutil.copytree(half, mine / "run-001")
-    found += json.loads(run_sky(RUN, home, [str(project), [*map(shlex.split, of_a_run)]]).splitlines()[-1])
+    found += run_commands([*map(shlex.split, of_a_run)], home, project)
     for line, (code, output) in zip([*others, *of_a_run], found, strict=True):
         if line.split()[0] in ("queue", "logs", "cancel"):
             assert (code, "http://127.0.0.1:1" in output) == (1, True), f"{line}\n{output}"
