@@ -17,6 +17,21 @@ class UsageError(SkyspotError):
     exit_code = 2
 
 
+class NotYamlError(UsageError):
+    """A text that is to be a task is no YAML."""
+
+    def __init__(self, message: str, line: int, problem: str) -> None:
+        """Say it in a line.
+
+        Args:
+            message: All of it.
+            line: From 1: where it is seen.
+            problem: What is wrong there.
+        """
+        super().__init__(message)
+        self.line, self.problem = line, problem
+
+
 class UnreadableError(SkyspotError):
     """A run's folder cannot be read from this machine; the message says why."""
 

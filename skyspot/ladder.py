@@ -18,6 +18,8 @@ NO_SPOT = (
     "cudo", "do", "fluidstack", "hyperbolic", "lambda", "paperspace", "scp", "seeweb", "shadeform", "slurm", "ssh",
     "vsphere", "yotta",
 )  # fmt: skip
+OWN_MACHINES = ("kubernetes", "slurm", "ssh")
+"""No machine of these is rented by the hour, so that "on-demand" has no price there."""
 STRATEGIES = ("failover", "eager_next_region")
 
 

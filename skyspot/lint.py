@@ -7,12 +7,11 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 
-import yaml
-
-from skyspot import lint_ignore, lint_keys, lint_mounts, lint_programs, lint_resources, yamledit
+from skyspot import document, lint_ignore, lint_keys, lint_mounts, lint_programs, lint_resources, yamledit
+from skyspot.document import Task
+from skyspot.errors import NotYamlError
 from skyspot.errors import shown as shown_value
-from skyspot.known_keys import HEADER
-from skyspot.lint_task import Finding, Task, tasks
+from skyspot.lint_rules import Finding
 from skyspot.shell import Command, option, runs_our_trainer
 
 __all__ = ["Finding", "findings", "runs_our_trainer", "shown"]
@@ -34,22 +33,15 @@ def findings(text: str, *, grace_s: float | None = None, ignored: Collection[str
         ignored: Codes of rules whose findings are notes, beside those that comments in the file name.
     """
     try:
-        documents = tasks(text)
-    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
-        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        what = getattr(error, "problem", None) or (
-            "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        )
-        line = min(mark.line + 1, len(text.splitlines()) or 1) if mark else 1
-        reason = f"this is not readable as YAML: {' '.join(str(what).split())[:120]}"
-        return [Finding(line, "error", "not-yaml", reason, "Look at this line and the one before")]
-    if len(documents) > 1 and documents[0].root.entries.keys() <= {*HEADER}:
-        documents = documents[1:]
-    if all(lint_keys.what_it_is(task.root) for task in documents):
-        documents = documents[:1]  # Of a file with many manifests, the first says it all.
+        tasks = [task for task in document.read(text).tasks if task.root.is_mapping]
+    except NotYamlError as error:
+        reason = f"this is not readable as YAML: {' '.join(error.problem.split())[:120]}"
+        return [Finding(error.line, "error", "not-yaml", reason, "Look at this line and the one before")]
+    if all(lint_keys.what_it_is(task.root) for task in tasks):
+        tasks = tasks[:1]  # Of a file with many manifests, the first says it all.
     found = dict.fromkeys(
-        replace(finding, task=_called(task, number) if len(documents) > 1 else "")
-        for number, task in enumerate(documents, 1)
+        replace(finding, task=_called(task, number) if len(tasks) > 1 else "")
+        for number, task in enumerate(tasks, 1)
         for finding in _findings(task, grace_s)
     )
     left = lint_ignore.overruled(text, list(found), ignored)
@@ -85,8 +77,7 @@ def shown(finding: Finding, path: object) -> str:
 
 
 def _called(task: Task, number: int) -> str:
-    name = task.root.get("name")
-    return shown_value(name.text).strip("'") if name and name.text else str(number)
+    return shown_value(task.name).strip("'") if task.name else str(number)
 
 
 def _findings(task: Task, grace_s: float | None) -> Iterator[Finding]:
@@ -166,7 +157,7 @@ def _uploads(task: Task) -> Iterator[Finding]:
                 task.run.line(command.words[0]),
                 "warning",
                 "exec-skips-uploads",
-                f"SkyPilot waits at the end of `run` until {shown_value(cached[0].target)} is uploaded, and after "
+                f"SkyPilot waits at the end of `run` until {shown_value(cached[0].path)} is uploaded, and after "
                 "`exec` there is no shell to wait: the last files are lost with the machine",
                 "Take `exec` away, or use mode: MOUNT",
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from skyspot import lint, lint_rules, lint_task, task
+from skyspot import document, lint, lint_rules, task
 from skyspot.errors import UsageError
 from skyspot.lint import Finding
 from skyspot.options import ENV, NAME, Options, flags_alone
@@ -76,7 +76,7 @@ def _unreadable(path: Path) -> list[Finding]:
 def _without_values(path: Path) -> dict[str, str]:
     """The variables that a launch has to give a value (`--env`), each as what a shell would put in its place."""
     try:
-        tasks = lint_task.tasks(task.read(path))
+        tasks = document.read(task.read(path)).tasks
     except UsageError:
         return {}  # Rendering it says why.
     entries = [entry for one in tasks for entry in one.env_entries.items()]

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from skyspot import lint_rules
-from skyspot.lint_task import Finding
+from skyspot.lint_rules import Finding
 
 _LINE_END = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 _MARK = re.compile(r"#\s*skyspot:\s*ignore\b(?:\s*\[([^\]]*)\])?", re.IGNORECASE)

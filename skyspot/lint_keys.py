@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from skyspot.document import Task
 from skyspot.errors import did_you_mean, shown
 from skyspot.known_keys import HEADER, JOB_RECOVERY, KNOWN, OPEN, SETTINGS, VOLUME
-from skyspot.lint_task import At, Finding, Task
+from skyspot.lint_rules import Finding
+from skyspot.marks import At
 
 # What `skyspot.oldyaml` brings to today's spelling, or SkyPilot does.
 _OLD = {

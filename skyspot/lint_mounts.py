@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from skyspot.document import WORKDIR, Mount, Task, clean_path, innermost, within
 from skyspot.errors import shown
-from skyspot.lint_task import OWN_MACHINES, WORKDIR, Finding, Level, Mount, Task, clean_path, within
+from skyspot.ladder import OWN_MACHINES
+from skyspot.lint_rules import Finding, Level
 from skyspot.shell import Command, Word
 
 # A bucket and something within it. IBM's URLs begin with a region; a Hugging Face path may be mounted.
@@ -81,7 +83,7 @@ def _refused(mount: Mount) -> Iterator[Finding]:
             mount.line,
             "warning",
             "azure-prefix-dropped",
-            f"{shown(mount.source)} has a prefix, which SkyPilot drops: {shown(mount.target)} is the whole container",
+            f"{shown(mount.source)} has a prefix, which SkyPilot drops: {shown(mount.path)} is the whole container",
             f"Mount {shown(azure[1])} and use the folder in it, {_deeper(mount, azure[1])}",
         )
     why = _why_refused(mount) if mount.lasts else None
@@ -90,7 +92,7 @@ def _refused(mount: Mount) -> Iterator[Finding]:
 
 
 def _deeper(mount: Mount, root: str) -> str:
-    return shown(f"{mount.target}/{mount.source[len(root) :].strip('/')}")
+    return shown(f"{mount.path}/{mount.source[len(root) :].strip('/')}")
 
 
 def _why_refused(mount: Mount) -> tuple[str, str] | None:
@@ -145,8 +147,8 @@ def _arguments(command: Command) -> Iterator[Word]:
 def _mount_of(task: Task, path: str) -> Mount | None:
     """The mount that a path lies in; of several, the innermost."""
     spellings = (path, _HOME_OF_A_USER.sub("~", path))
-    around = [mount for mount in task.mounts if any(within(spelling, mount.target) for spelling in spellings)]
-    return max(around, key=lambda mount: len(mount.target), default=None)
+    around = [mount for spelling in spellings if (mount := innermost(task.mounts, spelling))]
+    return max(around, key=lambda mount: len(mount.path), default=None)
 
 
 def _lasts(task: Task, path: str) -> bool:
@@ -229,7 +231,7 @@ def _on_mount(mount: Mount, level: Level) -> Iterator[Finding]:
             mount.line,
             level,
             "checkpoint-on-read-only-mount",
-            f"checkpoints go to {shown(mount.target)}, which is mounted read-only: the first save fails",
+            f"checkpoints go to {shown(mount.path)}, which is mounted read-only: the first save fails",
             "Take `read_only` away, or save into another mount",
         )
     elif mount.mode == "MOUNT_CACHED":
@@ -238,7 +240,7 @@ def _on_mount(mount: Mount, level: Level) -> Iterator[Finding]:
             mount.mode_line,
             "warning",
             "checkpoint-on-cached-mount",
-            f"checkpoints go to {shown(mount.target)} on MOUNT_CACHED, which uploads after the program has gone on: "
+            f"checkpoints go to {shown(mount.path)} on MOUNT_CACHED, which uploads after the program has gone on: "
             "what is not uploaded when the machine is taken is lost, and the last files of a checkpoint may be there "
             "without the first",
             "Use mode: MOUNT, under which a file is in the bucket once it is closed",
@@ -248,7 +250,7 @@ def _on_mount(mount: Mount, level: Level) -> Iterator[Finding]:
             mount.mode_line,
             level,
             "checkpoint-on-copy",
-            f"checkpoints go to {shown(mount.target)}, a copy: nothing written there is ever uploaded, and all of it "
+            f"checkpoints go to {shown(mount.path)}, a copy: nothing written there is ever uploaded, and all of it "
             "goes with the machine",
             f"Write {{source: {shown(mount.source)}, mode: MOUNT}} for it"
             if _URL.match(mount.source)
@@ -259,7 +261,7 @@ def _on_mount(mount: Mount, level: Level) -> Iterator[Finding]:
 def _by_name(task: Task) -> Iterator[Finding]:
     """The mounts that are called checkpoints, where nothing else tells where these go."""
     for mount in task.mounts:
-        if _NAMED_CHECKPOINTS.search(mount.target) and not mount.read_only:
+        if _NAMED_CHECKPOINTS.search(mount.path) and not mount.read_only:
             yield from _on_mount(mount, "error" if task.preemptible else "warning")
 
 
@@ -267,10 +269,10 @@ def _no_mount(task: Task) -> Iterator[Finding]:
     """Machines that may be taken, and no place that outlives them."""
     spot = next((rung.settings["use_spot"] for rung in task.rungs if rung.use_spot), None)
     kept = [mount for mount in task.mounts if mount.lasts and not mount.read_only]
-    copied = [mount for mount in task.mounts if not mount.lasts and _NAMED_CHECKPOINTS.search(mount.target)]
+    copied = [mount for mount in task.mounts if not mount.lasts and _NAMED_CHECKPOINTS.search(mount.path)]
     if spot is None or not task.run.commands or task.volumes or copied:
         return
-    data = [mount for mount in kept if _NAMED_DATA.search(mount.target)]
+    data = [mount for mount in kept if _NAMED_DATA.search(mount.path)]
     if len(kept) > len(data):
         return
     texts = [word.text for command in task.run.commands for word in command.words] + list(task.envs.values())

@@ -8,9 +8,10 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 
+from skyspot.document import WORKDIR, Task, clean_path, within
 from skyspot.errors import shown
-from skyspot.lint_resources import TOO_OLD
-from skyspot.lint_task import WORKDIR, Finding, Level, Task, clean_path, within
+from skyspot.lint_resources import TOO_OLD, named_accelerators
+from skyspot.lint_rules import Finding, Level
 from skyspot.shell import Command, Word
 
 _SCRIPT = re.compile(r"(?:\$HOME/|\$\{HOME\}/)?[\w.~/-]+\.(?:py|sh|bash)")
@@ -128,7 +129,7 @@ def _brought(task: Task, before: Sequence[Command], path: str) -> bool:
     if any(
         within(place, target)
         for place in (path, f"{path}.py")
-        for target in (*(mount.target for mount in task.mounts), *task.volumes)
+        for target in (*(mount.path for mount in task.mounts), *task.volumes)
     ):
         return True
     name = posixpath.basename(path)
@@ -143,7 +144,7 @@ def _brought(task: Task, before: Sequence[Command], path: str) -> bool:
 
 def _torch(task: Task) -> Iterator[Finding]:
     """The newest torch on an accelerator that it does not support."""
-    old = [(name, rung) for rung in task.rungs for name, _ in rung.accelerators if name.lower() in TOO_OLD]
+    old = [(name, rung) for rung in task.rungs for name, _ in named_accelerators(rung) if name.lower() in TOO_OLD]
     if not old:
         return
     name, rung = old[0]

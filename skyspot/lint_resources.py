@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from skyspot.document import Rung, Task
 from skyspot.errors import did_you_mean, shown
 from skyspot.gpus import NAMES, did_you_mean_gpu
 from skyspot.known_keys import JOB_RECOVERY
-from skyspot.ladder import NO_SPOT, STRATEGIES
-from skyspot.lint_task import OWN_MACHINES, At, Finding, Level, Rung, Task
+from skyspot.ladder import NO_SPOT, OWN_MACHINES, STRATEGIES
+from skyspot.lint_rules import Finding, Level
+from skyspot.marks import At
 
 # NVIDIA's of compute capability below 7.5, the least that CUDA 13 and so torch 2.13 from PyPI can run on.
 _OLD_NAMES = ("K80", "M4000", "M60", "P100", "P4", "P40", "P4000", "P5000", "TITAN V", "V100", "V100-32GB")
@@ -19,6 +21,8 @@ _NOT_CUDA = re.compile(r"tpu-|MI\d|Radeon|Gaudi|Inferentia|Trainium", re.IGNOREC
 # Seconds from a cloud's notice to the machine's end.
 _NOTICE_S = {"aws": 120.0, "gcp": 30.0, "azure": 30.0, "kubernetes": 30.0, "runpod": 5.0}
 _ANYWHERE_S = 30.0
+# `80GB+:8` and `nvidia:24GB:1` stand for all accelerators of that memory.
+_MEMORY = re.compile(r"(?:[^:]*:)?\d+[GMT]B\+?(?::.*)?", re.IGNORECASE)
 _OUR_STOPS = {76: "a newer attempt exists", 79: "it was asked to stop", 80: "it crashes again and again"}
 
 
@@ -134,11 +138,13 @@ def _codes(task: Task, recovery: At) -> Iterator[Finding]:
                 "recovers-on-errors",
                 "every Python exception exits with 1, and would be tried again for ever",
             )
-        elif code in (0, 137) and task.nodes > 1:
+        elif code in (0, 137) and task.num_nodes > 1:
             # After a failure the other nodes' codes are there too: 0 of those that were done, 137 of those that
             # SkyPilot killed (sky/backends/task_codegen.py).
             name = "recovers-on-errors"
-            reason = f"with {task.nodes} nodes any failure leaves a {code} of another node, and would be tried for ever"
+            reason = (
+                f"with {task.num_nodes} nodes any failure leaves a {code} of another node, and would be tried for ever"
+            )
         elif code == 0:
             name, reason, level = (
                 "recovers-on-errors",
@@ -189,11 +195,17 @@ def _without_75(task: Task) -> Iterator[Finding]:
 def _accelerators(task: Task) -> Iterator[Finding]:
     said: set[Finding] = set()
     for rung in task.rungs:
-        for name, line in rung.accelerators:
+        for name, line in named_accelerators(rung):
             for finding in (_unknown(rung, name, line), _unusable(task, rung, name, line)):
                 if finding and finding not in said:
                     said.add(finding)
                     yield finding
+
+
+def named_accelerators(rung: Rung) -> list[tuple[str, int]]:
+    """Name and line of each accelerator that would do, those asked for by their memory left out."""
+    named = [(text.partition(":")[0].strip(), line) for text, line in rung.accelerators if not _MEMORY.fullmatch(text)]
+    return [(name, line) for name, line in named if name]
 
 
 def _unknown(rung: Rung, name: str, line: int) -> Finding | None:

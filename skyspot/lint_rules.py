@@ -3,8 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from skyspot.errors import UsageError, did_you_mean, shown
+
+Level = Literal["error", "warning", "note"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that SkyPilot takes now and the run regrets later, or that its server refuses."""
+
+    line: int
+    """From 1: of the key or value concerned."""
+    level: Level
+    """`error`: it fails on SkyPilot's server, or loses training for sure, or costs money without end.
+
+    `note`: a person has overruled it.
+    """
+    name: str
+    """The code of its rule, like `prefix-under-mount`."""
+    reason: str
+    remedy: str
+    task: str = ""
+    """Of a pipeline: the task concerned."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 from skyspot.errors import SkyspotError
 from skyspot.home import unknown_user
-from skyspot.lint_task import OWN_MACHINES
+from skyspot.ladder import OWN_MACHINES
 
 SUPPORTED = ("0.14.1", "0.15")
 """From the first up to, and without, the second: as in pyproject.toml."""
