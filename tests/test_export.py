@@ -16,8 +16,8 @@ from torch import nn
 from trainer import attempt, export, model
 from trainer.attempt import AttemptError
 from trainer.config import TrainConfig, parse
+from trainer.errors import RunError, TrainerError
 from trainer.layout import EXIT_FAILED, EXIT_PREEMPTED, MANIFEST, CheckpointName, Manifest, RunPaths, read_manifest
-from trainer.run import RunError, is_said_in_a_line
 from trainer.scratch import ScratchError
 
 LAST = CheckpointName.parse("0000000002-a0001-0000ff-1")
@@ -113,7 +113,7 @@ def test_a_full_local_disk_is_named_and_left_to_the_next_machine(
 ) -> None:
     with pytest.raises(Exception, match="No space left on device") as raised:
         export.export(run, nn.Linear(3, 2), save, LAST)
-    assert is_said_in_a_line(raised.value)
+    assert isinstance(raised.value, TrainerError)
     assert raised.value.code == EXIT_PREEMPTED
     assert str(full) in str(raised.value)
     assert str(run.paths.root) not in str(raised.value)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from trainer.config import ConfigError, parse
-from trainer.launch import LaunchError, launch, leave_with, process_count
+from trainer.config import parse
+from trainer.launch import launch, leave_with, process_count
 from trainer.rank import DEFAULT_GRACE_S
 
 
 def main() -> int:
     """Returns the exit code of the stop table."""
     arguments = sys.argv[1:]
-    try:
-        config = parse(arguments)
-    except ConfigError as error:
-        raise LaunchError(str(error)) from None
+    config = parse(arguments)
     return launch(
         [sys.executable, "-m", "trainer.finetune", *arguments],
         processes=process_count(config.processes, config.cpu),

@@ -25,6 +25,7 @@ from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from trainer import home, patience, scratch
+from trainer.errors import TrainerError
 from trainer.layout import (
     EXIT_FAILED,
     EXIT_PREEMPTED,
@@ -76,12 +77,8 @@ _numbers: dict[Path, int] = {}
 """The last event that this process wrote, by attempt: a listing may not show it yet."""
 
 
-class AttemptError(Exception):
+class AttemptError(TrainerError):
     """The bucket cannot be used before the first step; the attempt ends with `code`."""
-
-    def __init__(self, message: str, code: int = EXIT_FAILED) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from trainer.errors import TrainerError
 from trainer.rank import DEFAULT_GRACE_S
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -37,7 +38,7 @@ NOT_YET = {
 }
 
 
-class ConfigError(Exception):
+class ConfigError(TrainerError):
     """A setting makes no sense; the message says which, why, and what to do."""
 
 

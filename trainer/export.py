@@ -17,6 +17,7 @@ from torch import nn
 from trainer import scratch
 from trainer.attempt import AttemptError, newer_attempt, persist, superseded
 from trainer.checkpoint import write_manifest, write_tensors
+from trainer.errors import RunError
 from trainer.hashing import CHUNK_BYTES, Hasher
 from trainer.layout import EXIT_SUPERSEDED, MANIFEST, CheckpointName, FileRecord, Manifest, fsync, is_safe_name
 from trainer.names import named_tensors, without_compilation
@@ -60,8 +61,6 @@ def check_save_model(save_model: Callable[..., None]) -> None:
     Raises:
         RunError: it does not take (model, folder).
     """
-    from trainer.run import RunError
-
     with suppress(ValueError, TypeError):  # A built-in function tells nothing of its parameters.
         signature = inspect.signature(save_model)
         try:

@@ -14,7 +14,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from trainer.config import ConfigError, TrainConfig, parse
-from trainer.run import RunError, SpotRun  # Before torch: from here on a SIGTERM is heard.
+from trainer.errors import RunError
+from trainer.run import SpotRun  # Before torch: from here on a SIGTERM is heard.
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainer.layout import EXIT_FAILED
+from trainer.errors import TrainerError
 from trainer.names import parameters
 
 STOP, SKIP, IGNORE = "stop", "skip", "ignore"
@@ -30,10 +30,8 @@ _EXPONENTS = {
 """The bits of infinity, of types that numpy is slow at or does not know; those of NaN are above them."""
 
 
-class NotFiniteError(Exception):
+class NotFiniteError(TrainerError):
     """Training gives no numbers any more; the run ends, and a relaunch goes on from the last finite checkpoint."""
-
-    code = EXIT_FAILED
 
 
 class Watch:

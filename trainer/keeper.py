@@ -17,12 +17,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from trainer import attempt as attempts
+from trainer.errors import TrainerError
 from trainer.layout import (
-    EXIT_FAILED,
     EXIT_NO_PROGRESS,
     EXIT_STOPPED,
     AttemptName,
-    LayoutError,
     RunPaths,
     event_named,
     read_events,
@@ -55,9 +54,9 @@ def keep(run_dir: Path) -> None:
             begun=True,
             limit_s=attempts.RECORDS_S,
         )
-    except (attempts.AttemptError, LayoutError) as error:
+    except TrainerError as error:
         print(f"Error: {error}", file=sys.stderr)
-        _say(f"leave {getattr(error, 'code', EXIT_FAILED)}")
+        _say(f"leave {error.code}")
         return
     # Said before the end is recorded: the launcher waits a few seconds for that, and for a mount that hangs no longer.
     if stop:

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import home
+from trainer.errors import TrainerError
 from trainer.kept import END_EVENT_S, STOPS, Keeper, write_end
 from trainer.layout import (
     EXIT_DONE,
@@ -40,7 +41,7 @@ from trainer.layout import (
     STOP_REQUEST_S,
     file_safe,
 )
-from trainer.nodes import Nodes, NodesError, interface_of
+from trainer.nodes import Nodes, interface_of
 from trainer.rank import DEFAULT_GRACE_S, LISTENS, PEER_GONE
 from trainer.relay import Lines, Relay
 
@@ -53,8 +54,8 @@ ZOMBIE_S = 2.0
 _PR_SET_PDEATHSIG = 1
 
 
-class LaunchError(Exception):
-    """The ranks cannot be started; the message says why and what to do. Exit code 2."""
+class LaunchError(TrainerError):
+    """The ranks cannot be started; the message says why and what to do."""
 
 
 @dataclass
@@ -108,12 +109,9 @@ def launch(command: Sequence[str], *, processes: int, grace_s: float, keeper_dir
             not do so themselves).
 
     Raises:
-        LaunchError: SkyPilot's variables contradict each other.
+        NodesError: SkyPilot's variables contradict each other.
     """
-    try:
-        nodes = Nodes.from_env()
-    except NodesError as error:
-        raise LaunchError(str(error)) from None
+    nodes = Nodes.from_env()
     home.stand_in()
     return _Launch(list(command), processes, grace_s, keeper_dir, nodes).run()
 
@@ -490,9 +488,9 @@ def leave_with(main_program: Any) -> None:
     """Run a launcher's main program and leave with its code, whatever thread or child may hang."""
     try:
         code = main_program()
-    except LaunchError as error:
+    except TrainerError as error:
         print(f"Error: {error}", file=sys.stderr)
-        code = EXIT_USAGE
+        code = EXIT_USAGE  # Whatever it is: no rank was started.
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()

@@ -29,6 +29,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from trainer.errors import TrainerError
+
 LAYOUT_VERSION = 1
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
@@ -60,7 +62,7 @@ _NO_FACTS = {"layout_version", "kind", "files", "seal"}
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
-class LayoutError(Exception):
+class LayoutError(TrainerError):
     """Something in a run's folder is not what the layout says: torn, tampered with, or written by a newer release."""
 
 

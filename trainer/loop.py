@@ -24,6 +24,7 @@ from torch import nn
 
 from trainer import buffers, changes, export, extras, finite, gradients, interval, rng, state
 from trainer.attempt import RECORDS_S, persist, record, superseded
+from trainer.errors import RunError
 from trainer.hashing import fingerprint
 from trainer.layout import EXIT_PREEMPTED, EXIT_STOPPED, EXIT_SUPERSEDED, STOP_REQUEST_S, CheckpointName
 from trainer.names import unwrap
@@ -33,7 +34,7 @@ from trainer.patience import within
 from trainer.records import Records, last_step_done
 from trainer.restore import NOT_FINITE, find_whole
 from trainer.rounds import CAUSES, KINDS, MASK, Row, Stop, exact_sum, from_bits, to_bits
-from trainer.run import HOLD_PAST_DEADLINE_S, Leaving, RunError, SpotRun, cause_of
+from trainer.run import HOLD_PAST_DEADLINE_S, Leaving, SpotRun, cause_of
 from trainer.saving import Boundary, Keeping, Saver
 from trainer.show import Progress
 from trainer.together import Exchange

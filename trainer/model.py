@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import hub, scratch
+from trainer.errors import TrainerError
 from trainer.patience import within
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 
 
-class ModelError(Exception):
+class ModelError(TrainerError):
     """The model or its tokenizer cannot be loaded; the message says why and what to do."""
 
 

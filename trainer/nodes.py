@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
+from trainer.errors import TrainerError
+
 # Below the ports that Linux hands out by itself (32768 on) and those of Kubernetes' services (30000 on), above those of
 # Ray's workers (10002 to 19999), with which SkyPilot starts the job.
 FIRST_PORT = 20000
@@ -18,7 +20,7 @@ PORTS = 10000
 _SIOCGIFADDR = 0x8915
 
 
-class NodesError(Exception):
+class NodesError(TrainerError):
     """SkyPilot's variables contradict each other; the message says how."""
 
 

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainer.errors import TrainerError
 
-class StateError(Exception):
+
+class StateError(TrainerError):
     """A state cannot be saved, or does not fit the model that it should be loaded into."""
 
 

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from trainer import attempt as attempts
 from trainer import home, scratch
 from trainer.config import LATER, unknown_field
+from trainer.errors import RunError, TrainerError, one_line
 from trainer.layout import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -66,10 +67,6 @@ LOOK_AT_BUCKET_S = 5.0
 HOLD_PAST_DEADLINE_S = 10.0
 # With what an attempt ends once all ranks have agreed on why; anything else is a preemption.
 _STOP_CODES = {"superseded": EXIT_SUPERSEDED, "stop-request": EXIT_STOPPED}
-
-
-class RunError(Exception):
-    """A mistake of the user's, or of the bucket's: said in a line or two, without a traceback."""
 
 
 class Leaving(BaseException):
@@ -385,7 +382,7 @@ class SpotRun:
         except Exception as error:
             if not Nodes.from_env().several:
                 raise
-            code = getattr(error, "code", EXIT_FAILED)
+            code = exit_code(error)
             return [code, "peer-crashed" if code == EXIT_FAILED else "error", f"rank 0: {one_line(error)}"], error
 
     def _open_attempt(self) -> None:
@@ -571,12 +568,9 @@ class SpotRun:
             elif not hasattr(self, "together"):
                 print(f"rank {self.rank}: {error}", file=sys.stderr)
             self._leave_with_the_others(f"another rank is gone ({one_line(error)})")
-        code = getattr(error, "code", EXIT_FAILED)
-        if isinstance(error, OSError) and error.errno in attempts.MOUNT_GONE:
-            code = EXIT_PREEMPTED
-        code = code if isinstance(code, int) and code in (EXIT_FAILED, EXIT_PREEMPTED, EXIT_SUPERSEDED) else EXIT_FAILED
+        code = exit_code(error)
         # Said before the others hear of it: the first machine to leave has SkyPilot kill the others.
-        in_a_line, first = is_said_in_a_line(error), self._first_to_say(one_line(error))
+        in_a_line, first = isinstance(error, TrainerError), self._first_to_say(one_line(error))
         if first and in_a_line:
             print(f"Error: {error}", file=sys.stderr, flush=True)
         elif first:
@@ -626,7 +620,7 @@ class SpotRun:
         """Whether it takes a look at the other ranks to tell."""
         if self.world_size == 1 or not hasattr(self, "together"):
             return False
-        if isinstance(error, Leaving) or is_said_in_a_line(error):
+        if isinstance(error, (Leaving, TrainerError)):
             return False
         module = sys.modules["trainer.together"]
         return bool(module.may_be_peer_trouble(error)) and not module.is_peer_trouble(error)
@@ -665,6 +659,13 @@ def _refuse_while_imported() -> None:
         sys.exit(EXIT_FAILED)  # A server of workers would not print a message that is given here.
 
 
+def exit_code(error: BaseException) -> int:
+    """With what an attempt ends that an error ended."""
+    if isinstance(error, TrainerError):
+        return error.code
+    return EXIT_PREEMPTED if isinstance(error, OSError) and error.errno in attempts.MOUNT_GONE else EXIT_FAILED
+
+
 def exit_status(error: SystemExit) -> int:
     """What a process ends with: 1 after a message; never 0 for a number that the system would cut to 0."""
     if not isinstance(error.code, int):
@@ -675,29 +676,3 @@ def exit_status(error: SystemExit) -> int:
 def cause_of(notice: Notice) -> str:
     """The end event's cause for a notice: a signal, or a word from the cloud."""
     return "signal" if notice.kind in ("sigterm", "sigint") else "notice"
-
-
-def one_line(error: BaseException) -> str:
-    """An error's kind and first line."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
-
-
-def is_said_in_a_line(error: BaseException) -> bool:
-    """Whether the message of an error is written for the user."""
-    names = {
-        "RunError",
-        "ScratchError",
-        "AttemptError",
-        "ConfigError",
-        "DataError",
-        "ModelError",
-        "ShardError",
-        "StateError",
-        "BucketError",
-        "LayoutError",
-        "LayoutVersionError",
-        "NodesError",
-        "NotFiniteError",
-    }
-    return any(kind.__name__ in names for kind in type(error).__mro__)

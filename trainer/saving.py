@@ -21,6 +21,7 @@ import torch
 
 from trainer import checkpoint
 from trainer.attempt import FULL, MOUNT_GONE, REFUSED, Attempt, newer_attempt, record, superseded
+from trainer.errors import TrainerError
 from trainer.finite import NotFiniteError, is_spoilt
 from trainer.hashing import fingerprint
 from trainer.heart import BEAT_S
@@ -48,12 +49,8 @@ TRIES = 6
 FIRST_RETRY_S = 0.5
 
 
-class BucketError(Exception):
+class BucketError(TrainerError):
     """The bucket fails; the attempt ends with `code`."""
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 class SaveError(BucketError):

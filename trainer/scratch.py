@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from trainer.errors import TrainerError
 from trainer.layout import EXIT_PREEMPTED
 
 PREFIX = "skyspot-"
@@ -33,12 +34,10 @@ _mine: dict[Path, int] = {}
 """The folders of this process, and the descriptors that hold their locks."""
 
 
-class ScratchError(Exception):
+class ScratchError(TrainerError):
     """A disk of this machine's is full or cannot be written. Another machine may have room."""
 
-    def __init__(self, message: str, code: int = EXIT_PREEMPTED) -> None:
-        super().__init__(message)
-        self.code = code
+    code = EXIT_PREEMPTED
 
 
 @contextmanager

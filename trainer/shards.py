@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from trainer.errors import TrainerError
+
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
@@ -24,7 +26,7 @@ Box = tuple[tuple[int, ...], tuple[int, ...]]
 """Where a part begins in its tensor, and its extent, in elements by dimension."""
 
 
-class ShardError(Exception):
+class ShardError(TrainerError):
     """A tensor's layout over the ranks cannot be saved; the message names it."""
 
 

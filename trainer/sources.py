@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.errors import TrainerError
 from trainer.patience import within
 
 STDLIB_BYTES = 8 << 20
@@ -22,7 +23,7 @@ _NOT_THERE = {
 """Errors that waiting does not mend."""
 
 
-class DataError(Exception):
+class DataError(TrainerError):
     """The data cannot be trained on; the message says why and what to do."""
 
 

@@ -1,0 +1,47 @@
+"""The errors that are said in a line: which they are, and the exit codes that they lead to."""
+
+import ast
+
+import pytest
+from support import REPO
+
+from trainer.attempt import MOUNT_GONE, AttemptError
+from trainer.config import ConfigError
+from trainer.errors import TrainerError
+from trainer.layout import EXIT_FAILED, EXIT_PREEMPTED, EXIT_SUPERSEDED, LayoutVersionError
+from trainer.run import exit_code
+from trainer.saving import SaveError
+from trainer.scratch import ScratchError
+
+NOT_SAID = {"together.PeerGoneError", "reading.DamagedError"}
+"""What is always caught: a lost peer is no fault, a damaged checkpoint is passed by."""
+
+
+def test_every_error_of_the_trainers_is_said_in_a_line() -> None:
+    bare = set()
+    for path in (REPO / "trainer").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and {"Exception", "RuntimeError", "ValueError", "OSError"} & {
+                base.id for base in node.bases if isinstance(base, ast.Name)
+            }:
+                bare.add(f"{path.stem}.{node.name}")
+    assert bare == {"errors.TrainerError", *NOT_SAID}
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (TrainerError("any"), EXIT_FAILED),
+        (ConfigError("a mistake"), EXIT_FAILED),
+        (LayoutVersionError("a newer release's"), EXIT_FAILED),
+        (AttemptError("no bucket"), EXIT_FAILED),
+        (AttemptError("its mount is gone", EXIT_PREEMPTED), EXIT_PREEMPTED),
+        (ScratchError("full"), EXIT_PREEMPTED),
+        (SaveError("a newer attempt's", EXIT_SUPERSEDED), EXIT_SUPERSEDED),
+        *((OSError(number, "not connected"), EXIT_PREEMPTED) for number in sorted(MOUNT_GONE)),
+        (OSError(5, "of the user's own"), EXIT_FAILED),
+        (type("HTTPError", (Exception,), {"code": 75})("of a library's"), EXIT_FAILED),
+    ],
+)
+def test_an_error_leads_to_its_exit_code(error: Exception, code: int) -> None:
+    assert exit_code(error) == code
