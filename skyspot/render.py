@@ -14,7 +14,7 @@ from skyspot import __version__, buckets, gpus, ladder, template
 from skyspot.errors import UsageError, shown
 from skyspot.options import NAME, Options, flag, flags_alone
 
-_HEADER = re.compile(r"\A# Rendered by skyspot (\S+) from (.+?) \(([0-9a-f]{6,64})\)\.")
+_HEADER = re.compile(r"\A# Rendered by skyspot \S+ from .+ \(([0-9a-f]{6,64})\)\.")
 _SECOND = "#   sky jobs launch "
 _ADJECTIVES = "amber brave calm deft eager fleet grand happy ideal jolly keen lucid merry noble quick sunny tidy vivid"
 _NOUNS = "badger comet delta ember falcon glacier harbor island juniper kestrel lagoon meadow otter pebble quartz river"
@@ -189,7 +189,7 @@ def edited_by_hand(text: str) -> bool:
 def rendered_from(text: str) -> str | None:
     """The hash of what had been rendered into a file, as its header keeps it; None where it has no header."""
     found = _HEADER.match(text)
-    return found[3] if found else None
+    return found[1] if found else None
 
 
 def _name_of(path: Path) -> str:

@@ -106,13 +106,14 @@ def test_a_plain_yaml_that_changes_is_submitted_anew_whatever_it_is_called(here:
         launch.write(found, update_trainer=False)
 
 
-def test_what_an_older_release_wrote_of_a_name_with_a_blank_is_not_taken_for_edited(here: Path) -> None:
-    (here / "my task.yaml").write_text("run: echo new\n")
+@pytest.mark.parametrize("source", ["my task.yaml", "my (facade).yaml"])  # The second looks like a hash, and is none.
+def test_what_an_older_release_wrote_of_a_name_with_a_blank_is_not_taken_for_edited(here: Path, source: str) -> None:
+    (here / source).write_text("run: echo new\n")
     (here / ".skyspot").mkdir()
     (here / ".skyspot" / "run-001.yaml").write_text(
-        with_header("run: echo old\n", "run-001", "X").replace("from X", "from my task.yaml")
+        with_header("run: echo old\n", "run-001", "X").replace("from X", f"from {source}")
     )
-    assert "echo new" in prepare(here, task="my task.yaml").text
+    assert "echo new" in prepare(here, task=source).text
 
 
 def test_a_copy_of_the_trainer_stays_unless_it_is_asked_to_change(here: Path) -> None:
