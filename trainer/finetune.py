@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.config import ConfigError, TrainConfig, parse
 from trainer.errors import RunError
-from trainer.run import SpotRun  # Before torch: from here on a SIGTERM is heard.
+from trainer.run import SpotRun
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,7 +8,8 @@
         run.train(model, optimizer, samples=dataset, loss=loss_sum, max_steps=1000)
 
 The `with` block is the attempt's whole life: when it ends, so does the process, with an exit code of the stop table
-(layout.py). Import this module before torch, so that a SIGTERM that arrives while torch is being imported is heard.
+(layout.py). A SIGTERM is heard from its beginning on; one that comes earlier ends the process, and the launcher exits
+with 75. This module imports torch only inside the block.
 """
 
 from __future__ import annotations
