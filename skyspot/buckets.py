@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from skyspot.errors import UsageError, shown
+from skyspot.mounts import Mount
 
 MOUNT_POINT = "/checkpoints"
 DATA_POINT = "/data"
@@ -38,6 +39,13 @@ class Store:
     """The bucket, in the words of file_mounts."""
     made: bool = False
     """Whether SkyPilot makes the bucket."""
+
+    @property
+    def mounts(self) -> list[Mount]:
+        """What is mounted for it, as a task YAML's reader has it."""
+        if self.mount is None or self.source is None:
+            return []
+        return [Mount(self.mount, source=self.source.get("source", ""), name=self.source.get("name", ""))]
 
 
 def is_url(text: str) -> bool:

@@ -23,6 +23,7 @@ from rich.text import Text
 
 from skyspot import checkpoints, which_run
 from skyspot.checkpoints import FINAL, Checkpoint
+from skyspot.runs import Location
 from skyspot.words import ago, many
 from trainer.layout import RunPaths
 
@@ -32,7 +33,7 @@ UNLIMITED = 1 << 16
 
 def show(run: str, as_json: bool) -> None:
     """`skyspot checkpoints list`."""
-    paths = which_run.opened(run)
+    paths = which_run.opened(run, resolve=_resolved)
     out = _console()
     found = _look(paths, out, as_json)
     if as_json:
@@ -47,7 +48,7 @@ def show(run: str, as_json: bool) -> None:
 
 def verify(run: str, as_json: bool) -> int:
     """`skyspot checkpoints verify`; returns the exit status."""
-    paths = which_run.opened(run)
+    paths = which_run.opened(run, resolve=_resolved)
     out = _console()
     looked = _look(paths, out, as_json)
     width = max((len(one.name) for one in looked), default=0)
@@ -64,6 +65,13 @@ def verify(run: str, as_json: bool) -> int:
         click.echo(_summary(found))
     committed = [one for one in found if one.committed]
     return 0 if any(one.name != FINAL for one in committed) and all(one.whole for one in committed) else 1
+
+
+def _resolved(where: Location) -> Location:
+    """A location with the URL of its bucket; SkyPilot is asked where it made that one."""
+    from skyspot.jobs import resolved  # Rarely needed.
+
+    return resolved(where)
 
 
 def _look(paths: RunPaths, out: Console, as_json: bool) -> list[Checkpoint]:

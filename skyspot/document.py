@@ -6,9 +6,8 @@ fills in the task's own variables as SkyPilot does. Edits of a file's text are m
 
 from __future__ import annotations
 
-import posixpath
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,13 +17,12 @@ import yaml
 from skyspot.errors import NotYamlError
 from skyspot.known_keys import HEADER
 from skyspot.marks import At
+from skyspot.mounts import Mount, clean_path
 from skyspot.shell import Command, Word, commands, starts_our_trainer
 from skyspot.yamledit import UNREADABLE
 
 # What a user's YAML may call the same thing: the newer name first.
 _ACCELERATORS = ("accelerators", "gpus")
-WORKDIR = "~/sky_workdir"
-_HOME = re.compile(r"^(?:\$HOME|\$\{HOME\})(?=/|$)")
 _VARIABLE = re.compile(r"\$\{?\b([a-zA-Z_][a-zA-Z0-9_]*)\b\}?")
 
 
@@ -77,6 +75,17 @@ class Rung:
         return self.values.get("use_spot") is True
 
     @property
+    def recover_on(self) -> list[tuple[int, int]]:
+        """The exit codes that SkyPilot recovers the job on, each with its line."""
+        recovery = self.settings.get("job_recovery")
+        # `strategy: none` throws the whole of job_recovery away: Resources.__init__.
+        strategy = recovery.get("strategy") if recovery else None
+        codes = recovery.get("recover_on_exit_codes") if recovery else None
+        if codes is None or (strategy and strategy.value == "none"):
+            return []
+        return [(code.value, code.line) for code in codes.items or [codes] if type(code.value) is int]
+
+    @property
     def max_hourly_cost(self) -> Any:
         """The most that a node may cost an hour, USD; None: any price will do."""
         return self.values.get("max_hourly_cost")
@@ -99,40 +108,6 @@ def _number(count: At) -> str:
 
 
 @dataclass(frozen=True)
-class Mount:
-    """One entry of file_mounts."""
-
-    path: str
-    """On the machine: absolute, or from `~/`."""
-    source: str = ""
-    """Empty where SkyPilot is to make the bucket of that name, or where several files are named."""
-    name: str = ""
-    """The bucket's name; empty where it has none, or the source has it."""
-    mode: str = "MOUNT"
-    """MOUNT, MOUNT_CACHED, COPY, or whatever stands there."""
-    store: str = ""
-    """The store that the bucket is made in; empty: SkyPilot chooses."""
-    read_only: bool = False
-    is_bucket: bool = True
-    """Whether it is described as a bucket, by a mapping; else a path or URL alone, which is copied."""
-    states_mode: bool = False
-    """Whether `mode` stands there; else it is SkyPilot's default."""
-    sources: tuple[str, ...] = ()
-    """Several sources of one bucket."""
-    line: int = 1
-    mode_line: int = 1
-
-    @property
-    def lasts(self) -> bool:
-        """Whether what a program writes there goes into a bucket."""
-        return self.mode in ("MOUNT", "MOUNT_CACHED")
-
-    def holds(self, path: str) -> bool:
-        """Whether a path is the mount point, or lies in it."""
-        return within(path, self.path)
-
-
-@dataclass(frozen=True)
 class Task:
     """One task of the file."""
 
@@ -141,8 +116,7 @@ class Task:
     @cached_property
     def name(self) -> str | None:
         """Its name; None where it has none."""
-        found = self.root.get("name")
-        return None if found is None or found.value is None else str(found.value)
+        return _name(self.root)
 
     # -- what is asked for ---------------------------------------------------------------------------------------------
 
@@ -295,6 +269,30 @@ class Document:
     header: At | None = None
     """The first document where it is no task, but names the job and says how its tasks run."""
 
+    @property
+    def name(self) -> str | None:
+        """The job's name: the header's, or the only task's."""
+        if self.header is not None:
+            return _name(self.header)
+        return self.tasks[0].name if len(self.tasks) == 1 else None
+
+    @property
+    def is_group(self) -> bool:
+        """Whether the tasks run side by side."""
+        execution = self.header.get("execution") if self.header else None
+        return execution is not None and execution.value == "parallel"
+
+    def names(self, job: str) -> list[str]:
+        """The tasks' names, as SkyPilot gives them where the file does not, in a job of that name."""
+        if len(self.tasks) == 1:
+            return [job]
+        return [f"{job}-{number}" if task.name is None else task.name for number, task in enumerate(self.tasks)]
+
+
+def _name(root: At) -> str | None:
+    found = root.get("name")
+    return None if found is None or found.value is None else str(found.value)
+
 
 def read(text: str) -> Document:
     """What a task YAML says; whatever a document is, it counts as a task.
@@ -303,13 +301,11 @@ def read(text: str) -> Document:
         NotYamlError: it is not YAML.
     """
     try:
-        nodes = [node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if node is not None]
+        found = [At(node, node.start_mark.line + 1) for node in yaml.compose_all(text, Loader=yaml.SafeLoader)]
     except UNREADABLE as error:
         raise _not_yaml(error, text) from None
-    found = [At(node, node.start_mark.line + 1) for node in nodes]
-    found = [one for one in found if not one.is_null]
-    header = found[0] if len(found) > 1 and is_header(found[0].entries) else None
-    return Document(tuple(Task(one) for one in found if one is not header), header)
+    header = found[0] if len(found) > 1 and _is_header(found[0]) else None
+    return Document(tuple(Task(one) for one in found if one is not header and not one.is_null), header)
 
 
 def tasks(text: str) -> tuple[Task, ...]:
@@ -320,9 +316,9 @@ def tasks(text: str) -> tuple[Task, ...]:
         return ()
 
 
-def is_header(keys: Iterable[str]) -> bool:
-    """Whether a first document with these keys is no task, but a pipeline's header: sky/utils/dag_utils.py."""
-    return "name" in keys and {*keys} <= {*HEADER}
+def _is_header(first: At) -> bool:
+    """Whether a first document is no task: sky/utils/dag_utils.py."""
+    return "name" in first.entries and first.entries.keys() <= {*HEADER}
 
 
 def _not_yaml(error: BaseException, text: str) -> NotYamlError:
@@ -332,24 +328,3 @@ def _not_yaml(error: BaseException, text: str) -> NotYamlError:
     )
     line = min(mark.line + 1, len(text.splitlines()) or 1) if mark else 1
     return NotYamlError(f"not readable as YAML: {' '.join(str(error).split())[:200]}", line, str(problem))
-
-
-# -- paths -------------------------------------------------------------------------------------------------------------
-
-
-def innermost(mounts: Iterable[Mount], path: str) -> Mount | None:
-    """The mount that a path lies in; the deepest, where one lies in another."""
-    return max((mount for mount in mounts if mount.holds(path)), key=lambda mount: len(mount.path), default=None)
-
-
-def clean_path(path: str, folder: str = WORKDIR) -> str:
-    """A path on the node, absolute or from `~`; a relative one starts from `folder`."""
-    path = _HOME.sub("~", path)
-    if not path.startswith(("/", "~")):
-        path = f"{folder}/{path}"
-    return posixpath.normpath(path)
-
-
-def within(path: str, folder: str) -> bool:
-    """Whether a path is the folder, or lies in it."""
-    return path == folder or path.startswith(folder.rstrip("/") + "/")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from skyspot import task
-from skyspot.envs import as_text, filled_in
+from skyspot import document
+from skyspot import mounts as described
 from skyspot.errors import UsageError, did_you_mean, shown
 from skyspot.home import expanded
+from skyspot.mounts import CHECKPOINT_DIR, within
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Mount:
 
     def holds(self, path: str) -> bool:
         """Whether an absolute path lies in it."""
-        return path == self.target or path.startswith(self.target.rstrip("/") + "/")
+        return within(path, self.target)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Job:
         return self._saying_where() is not None
 
     def _saying_where(self) -> Mount | None:
-        return innermost(self.lasting, self.envs.get("SKYSPOT_CHECKPOINT_DIR", ""))
+        return innermost(self.lasting, self.envs.get(CHECKPOINT_DIR, ""))
 
     @property
     def bucket(self) -> Mount | None:
@@ -91,7 +91,7 @@ class Job:
     @property
     def run_folder(self) -> str | None:
         """The run's folder relative to its bucket, where the task says."""
-        folder, bucket = self.envs.get("SKYSPOT_CHECKPOINT_DIR"), self.bucket
+        folder, bucket = self.envs.get(CHECKPOINT_DIR), self.bucket
         if not folder or not bucket:
             return None
         return folder[len(bucket.target.rstrip("/")) :].strip("/") if bucket.holds(folder) else None
@@ -114,29 +114,22 @@ def read(text: str, base: Path, stand_ins: Mapping[str, Path], payload: Path | N
     Raises:
         UsageError: a bucket with data in it has no stand-in, or a folder is missing.
     """
-    document = task.load(text)
+    task = document.read(text).tasks[0]
     for section in ("file_mounts", "envs", "secrets", "resources"):
-        if not isinstance(document.get(section) or {}, Mapping):
+        found = task.root.get(section)
+        if found is not None and not found.is_null and not found.is_mapping:
             raise UsageError(f"`{section}` is not a mapping: SkyPilot would refuse it")
-    if not str(document.get("run") or "").strip():
+    if not task.run.text.strip():
         raise UsageError("the task has no `run`: there is nothing to rehearse")
-    notes = []
-    nodes = document.get("num_nodes") or 1
-    if nodes != 1:
-        notes.append(f"{nodes} nodes are rehearsed as one.")
+    notes = [f"{task.num_nodes} nodes are rehearsed as one."] if task.num_nodes != 1 else []
     left = dict(stand_ins)
-    mounts = [
-        _mount(str(target), source, base, left, payload)
-        for target, source in filled_in(document.get("file_mounts") or {}, document.get("envs") or {}).items()
-    ]
+    mounts = [_mount(mount, base, left, payload) for mount in task.mounts]
     known = {mount.target for mount in mounts}
     for target in left:
         near = did_you_mean(target, known)
         raise UsageError(f"--mount {target}: the task mounts nothing there.{near}")
-    envs = {str(key): as_text(value) for key, value in (document.get("envs") or {}).items()}
-    secrets = document.get("secrets") or {}
-    envs.update({str(key): as_text(value) for key, value in secrets.items() if value is not None})
-    folder = envs.get("SKYSPOT_CHECKPOINT_DIR")
+    envs = {**task.envs, **{key: value for key, value in task.secrets.items() if value is not None}}
+    folder = envs.get(CHECKPOINT_DIR)
     if folder and folder.startswith("/") and not any(mount.survives and mount.holds(folder) for mount in mounts):
         # A shared file system that every node has: the rehearsal puts an empty one there.
         parent = Path(folder).parent
@@ -144,52 +137,43 @@ def read(text: str, base: Path, stand_ins: Mapping[str, Path], payload: Path | N
     for mount in mounts:
         if mount.survives and mount.folder is None and mount.source and not mount.holds(folder or "/checkpoints"):
             notes.append(f"{mount.target} starts empty; --mount {mount.target}=FOLDER puts files there.")
-    workdir = filled_in(document.get("workdir"), document.get("envs"))
-    if isinstance(workdir, str):
-        place = base / expanded(workdir)
-        if not place.is_dir():
-            raise UsageError(f"workdir: {place}: no such folder")
-        workdir = place
-    elif workdir is not None:
+    workdir = None
+    if task.workdir is not None:
+        workdir = base / expanded(task.workdir)
+        if not workdir.is_dir():
+            raise UsageError(f"workdir: {workdir}: no such folder")
+    elif (found := task.root.get("workdir")) is not None and not found.is_null:
         notes.append("workdir is not a folder of this machine: the machines start without it.")
-    resources = document.get("resources") or {}
-    recovery = resources.get("job_recovery") if isinstance(resources, dict) else None
-    codes = recovery.get("recover_on_exit_codes") if isinstance(recovery, dict) else None
-    codes = codes if isinstance(codes, list) else [] if codes is None else [codes]
     return Job(
-        name=str(document.get("name") or "task"),
-        run=str(document["run"]),
-        setup=str(document.get("setup") or ""),
+        name=task.name or "task",
+        run=task.run.text,
+        setup=task.setup.text,
         envs=envs,
         mounts=tuple(mounts),
-        workdir=workdir if isinstance(workdir, Path) else None,
-        recover_on=frozenset(code for code in codes if isinstance(code, int)),
+        workdir=workdir,
+        recover_on=frozenset(code for code, _ in task.rungs[0].recover_on),
         notes=tuple(notes),
-        unset_secrets=frozenset(str(key) for key, value in secrets.items() if value is None),
+        unset_secrets=frozenset(key for key, value in task.secrets.items() if value is None),
     )
 
 
-def _mount(target: str, source: Any, base: Path, stand_ins: dict[str, Path], payload: Path | None) -> Mount:
+def _mount(mount: described.Mount, base: Path, stand_ins: dict[str, Path], payload: Path | None) -> Mount:
     """One entry of file_mounts, as SkyPilot means it."""
-    target = target.rstrip("/") or "/"
+    target, read_only, source = mount.path, mount.read_only, mount.source or None
     stand_in = stand_ins.pop(target, None)
-    if isinstance(source, Mapping):
-        url, mode = source.get("source"), str(source.get("mode") or "MOUNT").upper()
-        read_only = _read_only(source.get("config"))
+    if mount.is_bucket:
         if stand_in is not None:
-            return Mount(target, stand_in, mode != "COPY", read_only, str(url) if url is not None else None)
-        local = isinstance(url, str) and "://" not in url
-        if mode in ("MOUNT", "MOUNT_CACHED") and local:
-            place = base / expanded(str(url))
+            return Mount(target, stand_in, mount.mode != "COPY", read_only, source)
+        if mount.lasts and source is not None and "://" not in source:
+            place = base / expanded(source)
             if not place.is_dir():
                 raise UsageError(f"file_mounts: {target}: {place}: no such folder")
-            return Mount(target, place, True, read_only, str(url), uploaded=True)  # Into a bucket, and that is mounted.
-        if mode in ("MOUNT", "MOUNT_CACHED") and not read_only and (url is None or "mode" in source):
-            return Mount(target, None, True, source=str(url) if url is not None else None)
-        source = url
+            return Mount(target, place, True, read_only, source, uploaded=True)  # Into a bucket, and that is mounted.
+        if mount.lasts and not read_only and (source is None or mount.states_mode) and not mount.sources:
+            return Mount(target, None, True, source=source)
     if stand_in is not None:
         return Mount(target, stand_in, False)
-    text = str(source)
+    text = str(source or [*mount.sources])
     if "://" in text:
         raise UsageError(
             f"{target} holds data from {shown(text)}, which a rehearsal does not fetch: "
@@ -201,9 +185,3 @@ def _mount(target: str, source: Any, base: Path, stand_ins: dict[str, Path], pay
     if not place.exists():
         raise UsageError(f"file_mounts: {target}: {place}: no such file or folder")
     return Mount(target, place, False, uploaded=True)
-
-
-def _read_only(config: Any) -> bool:
-    """Whether a mount's `config: {mount: {read_only: true}}` is there."""
-    mount = config.get("mount") if isinstance(config, Mapping) else None
-    return isinstance(mount, Mapping) and bool(mount.get("read_only"))

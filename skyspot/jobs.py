@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from skyspot import aside, managed_jobs, runs
-from skyspot.errors import SkyspotError, UsageError, did_you_mean, shown
+from skyspot import aside, document, managed_jobs, runs
+from skyspot.errors import SkyspotError, UnreadableError, UsageError, did_you_mean, shown
 from skyspot.managed_jobs import Job
-from skyspot.pipeline import tasks_in
-from skyspot.runs import Location, Progress, UnreadableError
+from skyspot.runs import Location, Progress
 from trainer.layout import (
     AttemptName,
     LayoutError,
@@ -82,26 +81,23 @@ def open_job(job: Job) -> RunPaths:
     Raises:
         UnreadableError: it cannot be read from here, or the task does not say where it is.
     """
-    where = runs.location(_task_of(job)) or _written(job)
+    where = _location(job.task, job) or _written(job)
     if where is None:
         raise UnreadableError("its task names no SKYSPOT_CHECKPOINT_DIR")
     return runs.open_run(resolved(where))
 
 
-def _task_of(job: Job) -> dict[str, Any]:
-    """The task that is on, as it was submitted."""
-    return _part(tasks_in(job.task), job)
-
-
 def _written(job: Job) -> Location | None:
     """Where the task that was written for a job has its run's folder."""
     with suppress(OSError, UnicodeDecodeError):
-        return runs.location(_part(tasks_in(runs.written_task(job.name).read_text(encoding="utf-8")), job))
+        return _location(runs.written_task(job.name).read_text(encoding="utf-8"), job)
     return None
 
 
-def _part(tasks: Sequence[dict[str, Any]], job: Job) -> dict[str, Any]:
-    return tasks[job.part] if job.part < len(tasks) else {}
+def _location(text: str, job: Job) -> Location | None:
+    """Where a task YAML has the run of a job's task that is on."""
+    tasks = document.tasks(text)
+    return runs.location(tasks[job.part]) if job.part < len(tasks) else None
 
 
 def resolved(where: Location) -> Location:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -11,7 +11,9 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
+from skyspot.document import Rung, Task
 from skyspot.jobs import Seen
+from skyspot.ladder import OWN_MACHINES
 from skyspot.launch import Before, Launch, Part
 from skyspot.words import ago, clock, many
 
@@ -37,29 +39,9 @@ def _print(table: Table) -> None:
     console.print(table)
 
 
-def rungs(task: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What a task asks for, the first choice first; each entry with what stands above it."""
-    resources = task.get("resources") or {}
-    if not isinstance(resources, Mapping):
-        return []
-    shared = {key: value for key, value in resources.items() if key not in ("ordered", "any_of")}
-    entries = resources.get("ordered") or resources.get("any_of") or [{}]
-    return [{**shared, **entry} for entry in entries if isinstance(entry, Mapping)]
-
-
-def _accelerators(rung: Mapping[str, Any]) -> list[str]:
+def _accelerators(rung: Rung) -> list[str]:
     """What would do, each as NAME:COUNT."""
-    asked = rung.get("accelerators") or rung.get("gpus")
-    if isinstance(asked, Mapping):
-        # {A100: 8}, and {A100:8} too, which YAML reads as a key without a value.
-        return [str(name) if count is None else f"{name}:{_number(count)}" for name, count in asked.items()]
-    if isinstance(asked, Sequence) and not isinstance(asked, str):
-        return [str(name) for name in asked]
-    return [str(asked or rung.get("instance_type") or "CPU")]
-
-
-def _number(count: Any) -> str:
-    return f"{count:g}" if isinstance(count, float) else str(count)
+    return [text for text, _ in rung.accelerators] or [str(rung.values.get("instance_type") or "CPU")]
 
 
 def _lines(parts: Sequence[str], joint: str, width: int) -> str:
@@ -76,15 +58,8 @@ def _lines(parts: Sequence[str], joint: str, width: int) -> str:
     return "\n".join(lines)
 
 
-def _place(rung: Mapping[str, Any]) -> str:
-    parts = [str(rung[key]) for key in ("cloud", "region", "zone") if rung.get(key)]
-    return str(rung.get("infra") or "/".join(parts) or "anywhere")
-
-
-def _market(rung: Mapping[str, Any]) -> str:
-    if str(_place(rung)).partition("/")[0].lower() in ("slurm", "ssh", "k8s", "kubernetes"):
-        return "as it is there"
-    return "spot" if rung.get("use_spot") else "on-demand"
+def _market(rung: Rung) -> str:
+    return "as it is there" if rung.cloud in OWN_MACHINES else "spot" if rung.use_spot else "on-demand"
 
 
 def _shared_lines(launch: Launch, before: Before) -> list[str]:
@@ -108,10 +83,9 @@ def _lines_of(part: Part, before: Before) -> list[str]:
         lines.append(f"Checkpoints: {part.where}")
     if part.makes_bucket:
         lines.append(f"Bucket:      {part.makes_bucket}; SkyPilot makes it if it is missing, and keeps it")
-    envs = part.task.get("envs") or {}
-    own = [name for name in envs if not str(name).startswith("SKYSPOT_")] if isinstance(envs, Mapping) else []
+    own = [name for name in part.task.envs if not name.startswith("SKYSPOT_")]
     if own:
-        lines.append(f"Environment: {_first([str(name) for name in own], 3)}")
+        lines.append(f"Environment: {_first(own, 3)}")
     if before.progress:
         done = f"step {before.progress.committed_step}" if before.progress.committed_step else "its start"
         lines.append(f"Resumes:     {part.name} from {done}, after {many(before.progress.attempts, 'attempt')}")
@@ -150,27 +124,24 @@ def show_plan(launch: Launch, before: Before) -> None:
         click.echo(line)
 
 
-def _order(task: Mapping[str, Any]) -> str:
-    resources = task.get("resources")
-    listed = resources if isinstance(resources, Mapping) else {}
-    if listed.get("ordered"):
+def _order(task: Task) -> str:
+    if task.ordered:
         return "SkyPilot will try these in order and use the first one available:"
-    if listed.get("any_of"):
+    if len(task.rungs) > 1:
         return "SkyPilot will use the cheapest of these that is available:"
     return "SkyPilot will look for:"
 
 
-def _rung_table(task: Mapping[str, Any], width: int) -> Table:
+def _rung_table(task: Task, width: int) -> Table:
     """The rungs for a terminal of that width: accelerators and places are broken between their parts alone."""
-    asked = rungs(task) or [{}]
-    nodes = str(task.get("num_nodes") or 1)
-    costs = ["-" if rung.get("max_hourly_cost") is None else str(rung["max_hourly_cost"]) for rung in asked]
+    asked, nodes = task.rungs, str(task.num_nodes)
+    costs = ["-" if rung.max_hourly_cost is None else str(rung.max_hourly_cost) for rung in asked]
     limited = any(cost != "-" for cost in costs)
     names = ["", "accelerators", "nodes", "market", "where", *(["max USD/h"] if limited else [])]
     markets = [_market(rung) for rung in asked]
     taken = len(str(len(asked))) + len("nodes") + max(map(len, [*markets, "market"])) + 2 * len(names)
     left = width - taken - (max(map(len, [*costs, "max USD/h"])) if limited else 0)
-    places = [re.split("(?<=[/:])", _place(rung)) for rung in asked]
+    places = [re.split("(?<=[/:])", rung.place or "anywhere") for rung in asked]
     longest = max(len("".join(place)) for place in places)
     kinds = [_lines(_accelerators(rung), " or ", max(left - longest, left // 2)) for rung in asked]
     used = max(len(line) for kind in [*kinds, "accelerators"] for line in kind.split("\n"))
@@ -190,16 +161,16 @@ def plan_json(launch: Launch, before: Before, job_id: int | None, state: str) ->
         "state": state,
         "checkpoints": str(launch.where) if launch.where else None,
         "makes_bucket": launch.makes_bucket,
-        "rungs": rungs(launch.parts[0].task) if len(launch.parts) == 1 else [],
-        "num_nodes": launch.parts[0].task.get("num_nodes") or 1 if len(launch.parts) == 1 else None,
+        "rungs": _rungs(launch.parts[0].task) if len(launch.parts) == 1 else [],
+        "num_nodes": launch.parts[0].task.num_nodes if len(launch.parts) == 1 else None,
         "resumes_from_step": before.progress.committed_step if before.progress else None,
         "tasks": [
             {
                 "name": part.name,
                 "checkpoints": str(part.where) if part.where else None,
                 "makes_bucket": part.makes_bucket,
-                "rungs": rungs(part.task),
-                "num_nodes": part.task.get("num_nodes") or 1,
+                "rungs": _rungs(part.task),
+                "num_nodes": part.task.num_nodes,
                 "resumes_from_step": one.progress.committed_step if one.progress else None,
             }
             for part, one in launch.each(before)
@@ -210,6 +181,10 @@ def plan_json(launch: Launch, before: Before, job_id: int | None, state: str) ->
         ],
         "notes": list(launch.notes),
     }
+
+
+def _rungs(task: Task) -> list[dict[str, Any]]:
+    return [rung.values for rung in task.rungs]
 
 
 def show_queue(seen: Sequence[Seen]) -> None:

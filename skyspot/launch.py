@@ -10,15 +10,15 @@ from typing import Any
 
 import yaml
 
-from skyspot import lint, managed_jobs, payload, pipeline, runs, task
-from skyspot.envs import as_text
-from skyspot.errors import SkyspotError, UsageError
+from skyspot import document, lint, managed_jobs, payload, runs, task
+from skyspot.document import Task
+from skyspot.errors import SkyspotError, UnreadableError, UsageError
 from skyspot.lint import Finding
 from skyspot.managed_jobs import Job
 from skyspot.options import SETTINGS, Options
 from skyspot.render import headed, task_yaml
-from skyspot.runs import Location, Progress, UnreadableError
-from skyspot.shell import commands, options
+from skyspot.runs import Location, Progress
+from skyspot.shell import options
 from trainer.layout import LayoutError, RunPaths
 
 
@@ -27,7 +27,7 @@ class Part:
     """One task of what is about to be submitted."""
 
     name: str
-    task: Mapping[str, Any]
+    task: Task
     where: Location | None
     """The folder of the run that it trains."""
 
@@ -121,9 +121,7 @@ def prepare(options: Options, folder: Path) -> Launch:
         if text != rendered.text:
             found, linted = lint.findings(text, ignored=options.ignore), path
         notes = (*rendered.notes, *more)
-    file = pipeline.split(text)
-    tasks = [task.load(one) for one in file.task_texts]
-    names = pipeline.task_names(file, name)
+    file = document.read(text)
     return Launch(
         name=name,
         text=text,
@@ -132,24 +130,25 @@ def prepare(options: Options, folder: Path) -> Launch:
         notes=notes,
         findings=tuple(found),
         linted=linted,
-        secrets=_secret_values(tasks, options.secret),
-        parts=tuple(Part(called, one, runs.location(one)) for called, one in zip(names, tasks, strict=True)),
+        secrets=_secret_values(file.tasks, options.secret),
+        parts=tuple(
+            Part(called, one, runs.location(one)) for called, one in zip(file.names(name), file.tasks, strict=True)
+        ),
         is_group=file.is_group,
     )
 
 
-def _secret_values(tasks: Sequence[Mapping[str, Any]], given: Mapping[str, str | None]) -> dict[str, str]:
+def _secret_values(tasks: Sequence[Task], given: Mapping[str, str | None]) -> dict[str, str]:
     """The value of each secret: given, or the variable of that name here."""
     found: dict[str, str] = {}
-    declared = [secrets for one in tasks if isinstance(secrets := one.get("secrets"), Mapping)]
     # Those that the YAML itself carries need no other value.
-    names = [name for secrets in declared for name, written in secrets.items() if written is None]
+    names = [name for one in tasks for name, written in one.secrets.items() if written is None]
     for name in dict.fromkeys([*names, *given]):
         value = given.get(name)
-        value = value if value is not None else os.environ.get(str(name))
+        value = value if value is not None else os.environ.get(name)
         if value is None:
             raise UsageError(f"secret {name} has no value: --secret {name}=..., or set a variable of that name")
-        found[str(name)] = value
+        found[name] = value
     return found
 
 
@@ -200,23 +199,21 @@ def _look(part: Part, living: Job | None, unasked: str) -> Before:
         return Before(living, None, str(error), None)
 
 
-def _difference(document: Mapping[str, Any], paths: RunPaths) -> str | None:
+def _difference(task: Task, paths: RunPaths) -> str | None:
     """The first field that binds the run and is asked for with another value now.
 
     The trainer compares all that binds a run when it starts; this sees what stands in the task's envs, before a
     machine is paid for.
     """
     bound = runs.binding(paths)
-    envs = document.get("envs")
-    envs = {str(key): as_text(value) for key, value in envs.items()} if isinstance(envs, Mapping) else {}
     allowed = {
         word.text
-        for command in commands(str(document.get("run") or ""), envs)
+        for command in task.run.commands
         if command.program not in ("echo", "printf")
         for word in options(command, "--allow-config-change")
     }
     for field, value in sorted(bound.items()):
-        asked = envs.get(f"SKYSPOT_{field.upper()}")
+        asked = task.envs.get(f"SKYSPOT_{field.upper()}")
         if asked is None or field in allowed or _same(value, asked):
             continue
         return f"{field} is {value!r} in the run and {asked!r} here"

@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from skyspot.document import WORKDIR, Mount, Task, clean_path, innermost, within
+from skyspot.document import Task
 from skyspot.errors import shown
 from skyspot.ladder import OWN_MACHINES
 from skyspot.lint_rules import Finding, Level
+from skyspot.mounts import WORKDIR, Mount, clean_path, innermost, within
 from skyspot.shell import Command, Word
 
 # A bucket and something within it. IBM's URLs begin with a region; a Hugging Face path may be mounted.

@@ -8,10 +8,11 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 
-from skyspot.document import WORKDIR, Task, clean_path, within
+from skyspot.document import Task
 from skyspot.errors import shown
 from skyspot.lint_resources import TOO_OLD, named_accelerators
 from skyspot.lint_rules import Finding, Level
+from skyspot.mounts import WORKDIR, clean_path, within
 from skyspot.shell import Command, Word
 
 _SCRIPT = re.compile(r"(?:\$HOME/|\$\{HOME\}/)?[\w.~/-]+\.(?:py|sh|bash)")

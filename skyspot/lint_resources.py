@@ -77,7 +77,7 @@ def _recovery(task: Task) -> Iterator[Finding]:
     said: set[Finding] = set()
     for rung in task.rungs:
         recovery = rung.settings.get("job_recovery")
-        found = [*_strategy(recovery), *_codes(task, recovery)] if recovery else []
+        found = [*_strategy(recovery), *_codes(task, rung)] if recovery else []
         for finding in found:
             if finding not in said:
                 said.add(finding)
@@ -119,19 +119,9 @@ def _strategy(recovery: At) -> Iterator[Finding]:
             )
 
 
-def exit_codes(recovery: At | None) -> list[tuple[int, int]]:
-    """The codes of `recover_on_exit_codes`, each with its line."""
-    # `strategy: none` throws the whole of job_recovery away: Resources.__init__.
-    strategy = recovery.get("strategy") if recovery else None
-    codes = recovery.get("recover_on_exit_codes") if recovery else None
-    if codes is None or (strategy and strategy.value == "none"):
-        return []
-    return [(code.value, code.line) for code in codes.items or [codes] if type(code.value) is int]
-
-
-def _codes(task: Task, recovery: At) -> Iterator[Finding]:
+def _codes(task: Task, rung: Rung) -> Iterator[Finding]:
     # should_restart_on_failure(), sky/jobs/recovery_strategy.py: one node's code is enough, and a match is not counted.
-    for code, line in exit_codes(recovery):
+    for code, line in rung.recover_on:
         level: Level = "error"
         if code == 1:
             name, reason = (
@@ -178,7 +168,7 @@ def _without_75(task: Task) -> Iterator[Finding]:
     assert task.trainer
     for rung in task.rungs:
         recovery = rung.settings.get("job_recovery")
-        if 75 not in [code for code, _ in exit_codes(recovery)]:
+        if 75 not in [code for code, _ in rung.recover_on]:
             codes = recovery.get("recover_on_exit_codes") if recovery else None
             at = codes or recovery
             yield Finding(

@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from skyspot.errors import UsageError, shown
-from skyspot.task import RECOVER, runs_our_trainer
+from skyspot.ladder import RECOVER
+from skyspot.shell import runs_our_trainer
 from skyspot.yamledit import (
     Entry,
     Sheet,

@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 
-from skyspot.envs import as_text
 from skyspot.errors import UsageError, did_you_mean, shown
 from skyspot.ladder import STRATEGIES, check_infra
 from skyspot.yamltext import refuse_unwritable
@@ -225,6 +224,11 @@ def _refuse_twins(where: str, node: yaml.Node | None) -> None:
         _refuse_twins(where, value)
 
 
+def _as_text(value: Any) -> str:
+    """A value of skyspot.yaml as the text that the command line would have."""
+    return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
+
+
 def _typed(where: str, name: str, value: Any) -> Any:
     """A value of skyspot.yaml, of its option's type."""
     problem = UsageError(f"{where}: {name}: {shown(str(value))} is not what this option takes")
@@ -250,7 +254,7 @@ def _typed(where: str, name: str, value: Any) -> Any:
                 raise UsageError(f"{where}: {name}: the key {key} is not text to YAML: put it in quotes")
             if name == "env" and (item is None or isinstance(item, (dict, list))):
                 raise UsageError(f"{where}: env: {key} needs a value that is text or a number")
-        return {key: as_text(item) for key, item in value.items()} if name == "env" else value
+        return {key: _as_text(item) for key, item in value.items()} if name == "env" else value
     if name == "secret":
         keys = value if isinstance(value, list) else [value]
         if not all(isinstance(key, str) for key in keys):
@@ -258,4 +262,4 @@ def _typed(where: str, name: str, value: Any) -> Any:
         return dict.fromkeys(keys)
     if isinstance(value, (dict, list)):
         raise problem
-    return as_text(value)
+    return _as_text(value)

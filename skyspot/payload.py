@@ -9,9 +9,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from skyspot import document
 from skyspot.errors import SkyspotError
 from skyspot.options import NAME
-from skyspot.pipeline import tasks_in
 from skyspot.render import Rendered, edited_by_hand, rendered_from
 
 WRITTEN = ".skyspot"  # As in runs, which imports the trainer.
@@ -43,8 +43,8 @@ def copy_trainer(target: Path) -> None:
 
 def trainers(text: str) -> tuple[str, ...]:
     """The runs whose copies of the trainer a task YAML ships; they lie beside it."""
-    mounts = [found for task in tasks_in(text) if isinstance(found := task.get("file_mounts"), dict)]
-    places = [_PLACE.fullmatch(place) for found in mounts for place in found.values() if isinstance(place, str)]
+    mounts = [mount for task in document.tasks(text) for mount in task.mounts if not mount.is_bucket]
+    places = [_PLACE.fullmatch(mount.source) for mount in mounts]
     return tuple(dict.fromkeys(place[1] for place in places if place and NAME.fullmatch(place[1])))
 
 

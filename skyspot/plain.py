@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from skyspot import gpus, ladder, oldyaml, pipeline, task
+from skyspot import document, gpus, ladder, oldyaml, pipeline, task
 from skyspot.errors import UsageError
 from skyspot.options import Options
 from skyspot.pipeline import Pipeline
@@ -34,7 +34,7 @@ def edited(text: str, options: Options) -> Edited:
         )
     asking = [number for number in found.tasks if options.gpus is None or not several]
     if options.gpus is not None and several:
-        asking = [number for number in found.tasks if task.accelerators(found.documents[number])]
+        asking = [number for number in found.tasks if task.accelerators(document.tasks(found.documents[number])[0])]
         if not asking:
             raise UsageError("--gpus: no task of this pipeline asks for accelerators. Edit the file")
     changes: list[str] = []
@@ -59,15 +59,17 @@ def _left(found: Pipeline, options: Options, asking: list[int]) -> tuple[str, ..
 
 def names(found: Pipeline, options: Options) -> list[str]:
     """The tasks' names in messages."""
-    return pipeline.task_names(found, options.name or found.name or "task")
+    said = found.document
+    return said.names(options.name or said.name or "task")
 
 
 def _with_options(text: str, options: Options, asks: bool) -> str:
     """One task with the options; `--gpus` where `asks`."""
     asked = options.gpus if asks else None
     if asked or options.prefer or options.infra or options.on_demand_last or options.use_spot is not None:
-        groups = gpus.parse(asked) if asked else task.accelerators(text)
-        use_spot = options.use_spot if options.use_spot is not None else task.uses_spot(text)
+        found = document.read(text).tasks[0]
+        groups = gpus.parse(asked) if asked else task.accelerators(found)
+        use_spot = options.use_spot if options.use_spot is not None else task.uses_spot(found)
         rungs = ladder.rungs(
             groups,
             prefer=list(options.prefer),

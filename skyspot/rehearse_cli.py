@@ -81,7 +81,7 @@ def _one_task(rendered: Rendered, part: str | None) -> str:
         if part is not None:
             raise UsageError("--task: this file holds one task, not a pipeline")
         return found.task_texts[0]
-    texts = dict(zip(pipeline.task_names(found, rendered.name), found.task_texts, strict=True))
+    texts = dict(zip(found.document.names(rendered.name), found.task_texts, strict=True))
     names = ", ".join(texts)
     if part is None:
         raise UsageError(f"this is a pipeline, and one task is rehearsed at a time: --task with one of {names}")

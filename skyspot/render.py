@@ -215,7 +215,7 @@ def _plain(path: Path, options: Options) -> Rendered:
         edited = plain.edited(before, options)
     except UsageError as error:
         raise UsageError(f"{path}{', ' if str(error).startswith('line') else ': '}{error}") from None
-    name = options.name or edited.pipeline.name or _name_of(path)
+    name = options.name or edited.pipeline.document.name or _name_of(path)
     if not NAME.fullmatch(name):
         raise UsageError(f"{path}: the name {shown(name)} cannot be a file's; -n gives it another")
     notes = [*(f"{path}, {change}." for change in edited.changes), *edited.notes]

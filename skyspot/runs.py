@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import configparser
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from skyspot import aside
-from skyspot.envs import filled_in
-from skyspot.errors import SkyspotError
-from skyspot.errors import UnreadableError as UnreadableError
+from skyspot.errors import SkyspotError, UnreadableError
 from skyspot.home import expanded
+from skyspot.mounts import CHECKPOINT_DIR, Mount, innermost
 from trainer.layout import (
     MAX_JSON_BYTES,
     AttemptName,
-    CheckpointName,
     LayoutError,
     Manifest,
     RunPaths,
@@ -34,7 +32,9 @@ from trainer.layout import (
     read_progress,
 )
 
-CHECKPOINT_DIR = "SKYSPOT_CHECKPOINT_DIR"
+if TYPE_CHECKING:  # It needs PyYAML, which looking at checkpoints does not.
+    from skyspot.document import Task
+
 WRITTEN = ".skyspot"
 _EXTRAS = {
     "s3": "aws", "s3a": "aws", "r2": "aws", "gs": "gcp", "gcs": "gcp", "az": "azure", "abfs": "azure", "abfss": "azure",
@@ -79,28 +79,24 @@ class Progress:
     """Why the newest attempt ended; None while it goes on."""
 
 
-def location(task: Mapping[str, Any]) -> Location | None:
-    """Where the run of a task YAML lies; None where it does not say."""
-    envs, mounts = task.get("envs"), task.get("file_mounts")
-    folder = envs.get(CHECKPOINT_DIR) if isinstance(envs, Mapping) else None
-    if not isinstance(folder, str) or not folder.startswith("/"):
+def location(task: Task) -> Location | None:
+    """Where the run of a task lies; None where it does not say."""
+    return located(task.envs.get(CHECKPOINT_DIR, ""), task.mounts)
+
+
+def located(folder: str, mounts: Iterable[Mount]) -> Location | None:
+    """Where a folder on the node lies, given what is mounted there; None where it is no folder of one's own choice."""
+    if not folder.startswith("/"):
         return None
-    mounts = filled_in(mounts, envs) if isinstance(mounts, Mapping) else {}
-    points = [
-        (str(target).rstrip("/"), source)
-        for target, source in mounts.items()
-        if isinstance(source, Mapping) and f"{folder}/".startswith(f"{str(target).rstrip('/')}/")
-    ]
-    if not points:
+    mount = innermost([one for one in mounts if one.is_bucket], folder)
+    if mount is None:
         return Location(folder, None)
-    point, source = max(points, key=lambda found: len(found[0]))  # The innermost.
-    inside = folder[len(point) :].strip("/")
-    url, name, store = source.get("source"), source.get("name"), source.get("store")
-    if isinstance(url, str) and "://" in url:
-        return Location(inside, url.rstrip("/"))
-    scheme = _STORES.get(str(store).lower()) if store else None
-    if isinstance(name, str):
-        return Location(inside, f"{scheme}://{name}") if scheme else Location(inside, None, name)
+    inside = folder[len(mount.path) :].strip("/")
+    if "://" in mount.source:
+        return Location(inside, mount.source.rstrip("/"))
+    scheme = _STORES.get(mount.store.lower())
+    if mount.name:
+        return Location(inside, f"{scheme}://{mount.name}") if scheme else Location(inside, None, mount.name)
     return None
 
 
@@ -249,15 +245,6 @@ def _bound(paths: RunPaths) -> Mapping[str, Any]:
         if (event_named(events, "end") or {}).get("cause") != "refused" and isinstance(start.get("binding"), Mapping):
             return dict(start["binding"])
     return {}
-
-
-def newest_checkpoint(paths: RunPaths) -> CheckpointName | None:
-    """The newest committed checkpoint."""
-    for name in list_checkpoints(paths):
-        with suppress(LayoutError, OSError):
-            read_manifest(paths.checkpoint(name))
-            return name
-    return None
 
 
 @contextmanager

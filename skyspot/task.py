@@ -9,11 +9,10 @@ from typing import Any
 
 import yaml
 
-from skyspot import pipeline, yamledit, yamltext
+from skyspot import document, pipeline, yamledit, yamltext
+from skyspot.document import Task
 from skyspot.errors import UsageError
 from skyspot.gpus import Accelerators, parse
-from skyspot.ladder import RECOVER as RECOVER
-from skyspot.shell import runs_our_trainer as runs_our_trainer
 from skyspot.yamledit import Edit, applied, compose, entry
 
 _LINE = re.compile("[^\r\n]*")
@@ -39,50 +38,37 @@ def read(path: Path) -> str:
     return text
 
 
-def load(text: str) -> dict[str, Any]:
-    """The task as a mapping; of several, the first."""
-    found = pipeline.tasks_in(text)
-    return found[0] if found else {}
-
-
-def name(text: str) -> str | None:
-    """The task's name."""
-    found = load(text).get("name")
-    return str(found) if found is not None else None
-
-
-def accelerators(text: str) -> list[list[Accelerators]]:
-    """The accelerators that the task asks for, a group a rung; empty where it asks for none."""
-    groups: list[list[Accelerators]] = []
-    for rung in _rungs(text):
-        asked = rung.get("accelerators") or rung.get("gpus")
-        if isinstance(asked, Mapping):
-            asked = [f"{kind}:{count}" for kind, count in asked.items()]
-        for one in asked if isinstance(asked, list) else [asked] if asked else []:
-            group = parse(str(one))[0]
-            if group not in groups:
-                groups.append(group)
-    return groups
-
-
-def uses_spot(text: str) -> bool | None:
-    """Whether the task's first rung asks for spot machines; None where it does not say."""
-    said = [rung["use_spot"] for rung in _rungs(text) if isinstance(rung.get("use_spot"), bool)]
-    return said[0] if said else None
-
-
-def _rungs(text: str) -> list[dict[str, Any]]:
-    """What the task asks for, rung by rung, each with what stands above the rungs.
+def accelerators(found: Task) -> list[list[Accelerators]]:
+    """The accelerators that a task asks for, a group a rung; empty where it asks for none.
 
     Raises:
         UsageError: `resources` is not what SkyPilot takes.
     """
-    resources = load(text).get("resources") or {}
-    entries = (resources.get("ordered") or resources.get("any_of") or [{}]) if isinstance(resources, dict) else None
-    if not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
+    _refuse_odd(found)
+    groups = [parse(text)[0] for rung in found.rungs for text, _ in rung.accelerators]
+    return [group for number, group in enumerate(groups) if group not in groups[:number]]
+
+
+def uses_spot(found: Task) -> bool | None:
+    """Whether a task's first rung asks for spot machines; None where it does not say.
+
+    Raises:
+        UsageError: `resources` is not what SkyPilot takes.
+    """
+    _refuse_odd(found)
+    said = [known for rung in found.rungs if isinstance(known := rung.values.get("use_spot"), bool)]
+    return said[0] if said else None
+
+
+def _refuse_odd(found: Task) -> None:
+    if found.rungs_are_odd:
         raise UsageError("`resources` is not a mapping, or its rungs are not: SkyPilot would refuse it")
-    shared = {key: value for key, value in resources.items() if key not in ("ordered", "any_of")}
-    return [{**shared, **one} for one in entries]
+
+
+def _resources(root: yaml.MappingNode) -> dict[str, Any]:
+    """`resources`, whole, to be written anew."""
+    found = yamledit.entries(root).get("resources")
+    return found if isinstance(found, dict) else {}
 
 
 def with_entry(text: str, key: str, value: str) -> str:
@@ -124,8 +110,8 @@ def with_rungs(text: str, rungs: list[dict[str, Any]]) -> str:
     """The task asking for these rungs, instead of those that it had; its other resources stay."""
     root = compose(text)
     found = entry(root, "resources")
-    _rungs(text)
-    kept = {key: value for key, value in (load(text).get("resources") or {}).items() if key not in _RUNG_KEYS}
+    _refuse_odd(document.read(text).tasks[0])
+    kept = {key: value for key, value in _resources(root).items() if key not in _RUNG_KEYS}
     asked = {**kept, **rungs[0]} if len(rungs) == 1 else {**kept, "ordered": rungs}
     if root.flow_style:
         new = yamltext.flow(asked)
@@ -141,6 +127,6 @@ def with_rungs(text: str, rungs: list[dict[str, Any]]) -> str:
 
 def with_strategy(text: str, strategy: str) -> str:
     """The task with another recovery strategy; its other settings of job_recovery stay."""
-    known = (load(text).get("resources") or {}).get("job_recovery")
+    known = _resources(compose(text)).get("job_recovery")
     recovery = {**known, "strategy": strategy} if isinstance(known, dict) else {"strategy": strategy}
     return applied(text, yamledit.put_in(text, "resources", "job_recovery", yamltext.flow(recovery)))

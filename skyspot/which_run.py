@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from skyspot import aside, runs
 from skyspot.errors import SkyspotError, UsageError, did_you_mean, shown
+from skyspot.mounts import CHECKPOINT_DIR
 from skyspot.runs import Location
 from trainer.layout import MANIFEST, CheckpointName, RunPaths
 
 _OF_A_RUN = {"run.json", "attempts", "checkpoints", "final"}
 SHOWN = 5
+Resolve = Callable[[Location], Location]
+"""Finds the URL of a bucket that SkyPilot made and alone knows."""
 
 
-def opened(run: str, project: Path = Path()) -> RunPaths:
+def opened(run: str, project: Path = Path(), resolve: Resolve = lambda where: where) -> RunPaths:
     """The folder of a run that was begun, to be read from here.
 
     Whatever has a `/` in it is a URL or a folder. A bare name is a run's folder here, or else a run that was launched
     from this project (`.skyspot/<name>.yaml`), or else one in the bucket that skyspot.yaml names.
+
+    Args:
+        run: What the person wrote.
+        project: The project's folder.
+        resolve: Asked for the bucket of a run that was launched.
 
     Raises:
         UsageError: there is no such run; says where it was looked for.
         UnreadableError: its bucket cannot be read from this machine; says why.
         SkyspotError: what is there is not a run's folder.
     """
-    paths = runs.open_run(_place(run, project))
+    paths = runs.open_run(_place(run, project, resolve))
     _refuse_other(paths.root, aside.call(paths.root, _names, paths, seconds=aside.ANSWER_S))
     return paths
 
 
-def _place(run: str, project: Path) -> Location:
+def _place(run: str, project: Path, resolve: Resolve) -> Location:
     if "://" in run:
         return Location("", run.rstrip("/"))
     if not run:
@@ -41,7 +50,7 @@ def _place(run: str, project: Path) -> Location:
     if is_name and not begun:
         found = _written(run, project) or (None if is_folder else _in_the_bucket(run, project))
         if found is not None:
-            return found
+            return resolve(found)
     if not is_folder:
         raise UsageError(_unknown(run, project) if is_name else f"{run}: no such folder")
     return Location(str(folder.absolute()), None)
@@ -57,33 +66,30 @@ def _written(name: str, project: Path) -> Location | None:
     path = runs.written_task(name, project)
     if not path.is_file():
         return None
-    from skyspot import jobs
-    from skyspot.pipeline import tasks_in
+    from skyspot import document
 
-    tasks = tasks_in(path.read_bytes().decode("utf-8", "replace"))
+    tasks = document.tasks(path.read_bytes().decode("utf-8", "replace"))
     if not tasks:
         raise UsageError(f"{path} is not readable as YAML: give the run's folder or its URL")
     places = [where for where in dict.fromkeys(map(runs.location, tasks)) if where is not None]
     if not places:
-        raise UsageError(f"{path} names no {runs.CHECKPOINT_DIR}: give the run's folder or its URL")
+        raise UsageError(f"{path} names no {CHECKPOINT_DIR}: give the run's folder or its URL")
     if len(places) > 1:
         found = ", ".join(str(where) for where in places)
         raise UsageError(f"{name} is a pipeline of {len(places)} runs. Give the folder or the URL of one: {found}")
-    return jobs.resolved(places[0])
+    return places[0]
 
 
 def _in_the_bucket(name: str, project: Path) -> Location | None:
     """Where a run of this name would lie in the bucket of skyspot.yaml; None where that names none."""
-    from skyspot import buckets, jobs
+    from skyspot import buckets
     from skyspot.options import NAME, SETTINGS, read_settings
 
     bucket = read_settings(project / SETTINGS).get("bucket")
     if not bucket or not NAME.fullmatch(name):
         return None
     store = buckets.checkpoints(bucket)
-    mounts = {store.mount: store.source} if store.mount else {}
-    where = runs.location({"envs": {runs.CHECKPOINT_DIR: f"{store.folder}/{name}"}, "file_mounts": mounts})
-    return jobs.resolved(where) if where else None
+    return runs.located(f"{store.folder}/{name}", store.mounts)
 
 
 def _unknown(name: str, project: Path) -> str:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from skyspot.errors import UsageError
+from skyspot.errors import UsageError, shown
 
 # What reading YAML can raise: PyYAML lets Python's own errors through, of `!!bool x` or a date that is none.
 UNREADABLE = (yaml.YAMLError, RecursionError, ValueError, OverflowError, TypeError, AttributeError, LookupError)
@@ -84,6 +84,57 @@ def applied(text: str, edit: Edit) -> str:
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def starts(text: str) -> list[int]:
+    """Where the documents of a text start; the first one with the text itself.
+
+    Raises:
+        UsageError: it is not YAML.
+    """
+    try:
+        begins = [event for event in yaml.parse(text) if isinstance(event, yaml.DocumentStartEvent)]
+    except UNREADABLE as error:
+        raise UsageError(f"not readable as YAML: {' '.join(str(error).split())[:200]}") from None
+    return [0, *(event.start_mark.index for event in begins[1:] if event.start_mark)]
+
+
+def opening(text: str) -> tuple[bool, bool]:
+    """Whether a text opens with directives, and whether with `---`."""
+    first = next(event for event in yaml.parse(text) if isinstance(event, yaml.DocumentStartEvent))
+    return bool(first.version or first.tags), bool(first.explicit)
+
+
+def checked(text: str) -> str:
+    """The text, which is one mapping without a key twice.
+
+    Raises:
+        UsageError: it is not; says where.
+    """
+    root = compose(text)
+    _refuse_twins(root, set())
+    value(root)
+    return text
+
+
+def _refuse_twins(node: yaml.Node, done: set[int]) -> None:
+    if id(node) in done:
+        return
+    done.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise UsageError(
+                        f"line {line}: {shown(key.value)} stands there a second time (line {seen[key.value]})"
+                    )
+                seen[key.value] = line
+            _refuse_twins(value, done)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_twins(item, done)
 
 
 def compose(text: str) -> yaml.MappingNode:

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from support import mlp
 
-from skyspot import jobs, launch, managed_jobs, runs
-from skyspot.errors import SkyspotError, UsageError
+from skyspot import document, jobs, launch, managed_jobs, runs
+from skyspot.errors import SkyspotError, UnreadableError, UsageError
 from skyspot.managed_jobs import Job
-from skyspot.runs import Location, UnreadableError
+from skyspot.runs import Location
 from trainer.layout import RunPaths
 
 
@@ -46,7 +46,8 @@ def job(id: int, name: str = "run-001", status: str = "RUNNING", task: str = "")
 )
 def test_a_runs_place_is_read_from_its_task(folder: object, mounts: object, where: Location | None) -> None:
     envs = {"SKYSPOT_CHECKPOINT_DIR": folder, "BUCKET": "mine", "TEAM": "a-team", "WHERE": "c"}
-    assert runs.location({"envs": envs, "file_mounts": mounts}) == where
+    (task,) = document.tasks(json.dumps({"envs": envs, "file_mounts": mounts}))
+    assert runs.location(task) == where
 
 
 def test_a_place_that_is_not_here_is_said_in_a_line(tmp_path: Path) -> None:
@@ -236,7 +237,8 @@ def test_a_job_whose_attempt_is_not_there_yet_is_not_waited_for(begun: Path) -> 
 def test_another_binding_configuration_is_seen_before_a_machine_is_paid_for(
     begun: Path, envs: dict[str, str], run: str, field: str | None
 ) -> None:
-    assert launch._difference({"envs": {**envs, "WHAT": "seed"}, "run": run}, RunPaths(begun)) == field
+    (task,) = document.tasks(json.dumps({"envs": {**envs, "WHAT": "seed"}, "run": run}))
+    assert launch._difference(task, RunPaths(begun)) == field
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import yaml
 from click.testing import CliRunner, Result
 from support_sky import CATALOGS, run_sky
 
-from skyspot import cli, jobs, lint, managed_jobs, pipeline, which_run
+from skyspot import cli, document, jobs, lint, managed_jobs, pipeline, which_run
 from skyspot.errors import UsageError
 from skyspot.job import Job
 from skyspot.options import Options
@@ -91,9 +91,9 @@ def documents(text: str) -> list[dict]:
 )
 def test_a_file_is_its_documents(text: str, name: str | None, tasks: list[str | None]) -> None:
     found = pipeline.split(text)
-    assert (found.text, found.name) == (text, name)
+    assert (found.text, found.document.name) == (text, name)
     assert [yaml.safe_load(one).get("name") for one in found.task_texts] == tasks
-    assert [one.get("name") for one in pipeline.tasks_in(text)] == tasks
+    assert [one.name for one in document.tasks(text)] == tasks
 
 
 @pytest.mark.parametrize(
