@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from trainer.config import RunConfig
+from trainer.ending import Ending
 from trainer.run import SpotRun
 from trainer.saving import Saver
 
@@ -31,16 +32,16 @@ class Left(BaseException):
 class InProcess(SpotRun):
     """An attempt whose end is an exception instead of the process' own."""
 
-    def leave(self, code: int, cause: str, *, error: str | None = None, **more: Any) -> NoReturn:
+    def leave(self, ending: Ending, *, code: int | None = None, error: str | None = None, **more: Any) -> NoReturn:
         """Write the end, and go."""
-        self.write_end(code, cause, error=error, **more)
+        self.write_end(ending, code=code, error=error, **more)
         if self.records:  # Its thread lives on, and has nothing left to do in the run's folder.
             self.records._progress, self.records.superseded_by, self.records.stop_requested = (
                 {},
                 self.attempt_name,
                 True,
             )
-        raise Left(code, cause, error)
+        raise Left(ending.code if code is None else code, ending.cause, error)
 
     def _watch_the_bucket(self) -> None:
         """This process is pytest's: it outlives the attempt, and another test's call that hangs must not end it."""

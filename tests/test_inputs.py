@@ -11,10 +11,11 @@ import pytest
 from trainer import attempt as attempts
 from trainer import data, model, tokens
 from trainer.config import parse
+from trainer.ending import Leaving
 from trainer.finetune import is_moved
 from trainer.inputs import Inputs
 from trainer.layout import Manifest, RunPaths, list_attempts
-from trainer.run import Leaving, SpotRun
+from trainer.run import SpotRun
 from trainer.sources import DataError
 
 TEXT = "to be or not to be, that is the question\n" * 40

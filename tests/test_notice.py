@@ -116,7 +116,7 @@ def test_a_second_signal_leaves_the_first_ones_deadline() -> None:
 def begin(run_dir: Path, server: AwsMetadata, *args: object) -> subprocess.Popen[str]:
     return warm.Popen(
         [sys.executable, "-m", "trainer.launch", "--processes", "1", str(PROGRAMS / "faulty.py"), "--dir", str(run_dir),
-         "--constant", "run.HOLD_PAST_DEADLINE_S=1", "--constant", "loop.HOLD_PAST_DEADLINE_S=1", *map(str, args)],
+         "--constant", "ending.HOLD_PAST_DEADLINE_S=1", *map(str, args)],
         env=clean_env(**server.env(), SKYSPOT_NOTICE_POLL_S="0.05"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True,
     )  # fmt: skip

@@ -13,6 +13,9 @@ import pytest
 from support import PROGRAMS, REPO, clean_env
 from support_sky import CATALOGS, run_commands
 
+from trainer.ending import ENDINGS, Hold
+from trainer.layout import EXIT_DONE, EXIT_PREEMPTED, EXIT_USAGE
+
 README = (REPO / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 SH = "".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)).splitlines()
@@ -134,6 +137,19 @@ def test_commands_are_completed_in_every_shell(tmp_path: Path, shell: str) -> No
     assert "finetune" in complete("render fine")
     assert "A100-80GB" in complete("render --gpus A100-")
     assert "run-001" in complete("logs run")
+
+
+def test_the_exit_codes_are_those_of_the_trainers_table() -> None:
+    table = README.partition("| code | cause |")[2].partition("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    found = [(int(code), cause.strip("`"), before, after) for code, cause, _, before, after in rows]
+    skypilot = {EXIT_DONE: "done", EXIT_PREEMPTED: "brings it back"}
+    expected = []
+    for ending in ENDINGS.values():
+        before = ["saves"] * ending.saves
+        before += [f"waits until {ending.hold.value}"] * (ending.hold is not Hold.NOTHING)
+        expected.append((ending.code, ending.cause, ", ".join(before), skypilot.get(ending.code, "stays down")))
+    assert found == [*expected, (EXIT_USAGE, "", "", "stays down")]
 
 
 def test_every_target_that_readme_names_is_in_the_makefile() -> None:

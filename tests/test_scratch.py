@@ -30,8 +30,9 @@ with scratch.folder("tokens") as made:
 """
 LEAVE = """
     from trainer.config import RunConfig
+    from trainer.ending import PEER_GONE
     from trainer.run import SpotRun
-    SpotRun(RunConfig(checkpoint_dir=Path("/nowhere"), max_steps=1)).leave(75, "peer-gone")
+    SpotRun(RunConfig(checkpoint_dir=Path("/nowhere"), max_steps=1)).leave(PEER_GONE)
 """
 
 

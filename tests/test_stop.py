@@ -80,7 +80,7 @@ def test_the_request_holds_for_every_attempt_of_its_launch_and_for_no_other(tmp_
 
 def test_a_request_is_heard_while_evaluating_and_nothing_is_lost(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    impatient = ("--constant", "records.LOOK_S=0.2", "--constant", "loop.STOP_REQUEST_S=1")
+    impatient = ("--constant", "records.LOOK_S=0.2", "--constant", "ending.STOP_REQUEST_S=1")
     stopped = mlp(run_dir, "--eval-every", 3, "--fault", "stop:eval@6", *impatient,
                   env=clean_env(SKYPILOT_TASK_ID=TASK))  # fmt: skip
     assert stopped.code == 79, stopped.output

@@ -104,9 +104,9 @@ def test_a_run_that_saves_often_leaves_few_keys(tmp_path: Path) -> None:
     (tmp_path / "counts.py").write_text(
         f"import sys\nsys.path.insert(0, r'{PROGRAMS}')\nimport mlp\n"
         "class Run(mlp.SpotRun):\n"
-        "    def leave(self, code, cause, **more):\n"
+        "    def leave(self, ending, **more):\n"
         "        if self.rank == 0: print('keys', self.together.store.num_keys(), flush=True)\n"
-        "        super().leave(code, cause, **more)\n"
+        "        super().leave(ending, **more)\n"
         "mlp.SpotRun = Run\nmlp.main()\n"
     )
     ended = launch(tmp_path / "counts.py", "--dir", tmp_path / "run", "--save-every", 1, processes=2)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
-from trainer import home, patience, scratch
+from trainer import ending, home, patience, scratch
 from trainer.errors import TrainerError
 from trainer.layout import (
     EXIT_FAILED,
@@ -443,7 +443,7 @@ def _by_own_doing(events: list[Event], machine: str) -> bool:
     end = ended(events)
     if not end:
         return machine in machines(events)
-    return end.get("code") == EXIT_PREEMPTED and end.get("cause") not in ("notice", "signal")
+    return end.get("code") == EXIT_PREEMPTED and end.get("cause") not in (ending.NOTICE.cause, ending.SIGNAL.cause)
 
 
 def no_progress(attempt: Attempt, newest_step: int, *, sees_progress: bool = True) -> str | None:
@@ -567,7 +567,7 @@ def first_binding(paths: RunPaths, attempt: Attempt, newest: Manifest | None) ->
             continue
         events = read_events(paths, name, ("start", "bound", "end"))
         start, bound = event_named(events, "start"), event_named(events, "bound")
-        if start and ended(events).get("cause") != "refused":
+        if start and ended(events).get("cause") != ending.REFUSED.cause:
             known = {**(start.get("binding") or {}), **((bound or {}).get("binding") or {}), **known}
             if bound:
                 break

@@ -17,9 +17,10 @@ from torch import nn
 from trainer import scratch
 from trainer.attempt import AttemptError, newer_attempt, persist, superseded
 from trainer.checkpoint import write_manifest, write_tensors
+from trainer.ending import SUPERSEDED, Leaving
 from trainer.errors import RunError
 from trainer.hashing import CHUNK_BYTES, Hasher
-from trainer.layout import EXIT_SUPERSEDED, MANIFEST, CheckpointName, FileRecord, Manifest, fsync, is_safe_name
+from trainer.layout import MANIFEST, CheckpointName, FileRecord, Manifest, fsync, is_safe_name
 from trainer.names import named_tensors, without_compilation
 from trainer.patience import read_manifest, within, within_bytes
 from trainer.scratch import ScratchError
@@ -127,12 +128,10 @@ def _make(save: Callable[[], None], made: Path, needed: int) -> None:
 
 
 def _let_a_newer_one(run: SpotRun) -> None:
-    from trainer.run import Leaving
-
     with within("looking for other attempts"):
         newer = newer_attempt(run.attempt) if run.attempt else None
     if newer:
-        raise Leaving(EXIT_SUPERSEDED, "superseded", superseded(newer))
+        raise Leaving(SUPERSEDED, superseded(newer))
 
 
 def _publish(run: SpotRun, made: Path, last: CheckpointName, save: Callable[[Write], None] | None) -> None:

@@ -17,10 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from trainer import attempt as attempts
+from trainer.ending import NO_PROGRESS, STOP_REQUEST, Ending
 from trainer.errors import TrainerError
 from trainer.layout import (
-    EXIT_NO_PROGRESS,
-    EXIT_STOPPED,
     AttemptName,
     RunPaths,
     event_named,
@@ -58,16 +57,13 @@ def keep(run_dir: Path) -> None:
         print(f"Error: {error}", file=sys.stderr)
         _say(f"leave {error.code}")
         return
-    # Said before the end is recorded: the launcher waits a few seconds for that, and for a mount that hangs no longer.
     if stop:
         print(f"not started: {paths.stop(attempt.launch)} asks this launch to stop", file=sys.stderr, flush=True)
-        _say(f"leave {EXIT_STOPPED}")
-        attempts.record(attempt, "end", code=EXIT_STOPPED, cause="stop-request", step=0)
+        _leave(attempt, STOP_REQUEST)
         return
     if stuck:
         print(f"Error: {stuck}", file=sys.stderr, flush=True)
-        _say(f"leave {EXIT_NO_PROGRESS}")
-        attempts.record(attempt, "end", code=EXIT_NO_PROGRESS, cause="no-progress", step=0, error=stuck)
+        _leave(attempt, NO_PROGRESS, error=stuck)
         return
     _say(f"attempt {attempt.name}")
     selector = selectors.DefaultSelector()
@@ -104,6 +100,12 @@ def write_end(paths: RunPaths, name: AttemptName, code: int, cause: str) -> None
         notice=None,
         committed_s=None,
     )
+
+
+def _leave(attempt: attempts.Attempt, ending: Ending, **fields: str) -> None:
+    # Said before the end is recorded: the launcher waits a few seconds for that, and for a mount that hangs no longer.
+    _say(f"leave {ending.code}")
+    attempts.record(attempt, "end", code=ending.code, cause=ending.cause, step=0, **fields)
 
 
 def _say(line: str) -> None:

@@ -8,11 +8,12 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from trainer.layout import EXIT_FAILED, EXIT_STOPPED, EXIT_SUPERSEDED
+from trainer.ending import STOP_REQUEST, SUPERSEDED, Ending
+from trainer.layout import EXIT_FAILED
 
 END_EVENT_S = 5.0
-STOPS = {"superseded": EXIT_SUPERSEDED, "stop-request": EXIT_STOPPED}
-"""What the keeper may say of an attempt that has to end, and what the launcher then leaves with."""
+STOPS = {ending.cause: ending for ending in (SUPERSEDED, STOP_REQUEST)}
+"""What the keeper may say of an attempt that has to end."""
 
 
 class Keeper:
@@ -24,8 +25,8 @@ class Keeper:
         """Its name, once it is begun."""
         self.leave: int | None = None
         """The exit code, where there is nothing to do."""
-        self.stop: str | None = None
-        """Why the attempt has to end: one of STOPS."""
+        self.stop: Ending | None = None
+        """Why the attempt has to end."""
         self._heard = b""
         self.errors, its_errors = os.pipe()
         """What it says on stderr, to be passed on. It hangs in the bucket, and must not hold the job's own pipe."""
@@ -57,19 +58,19 @@ class Keeper:
             elif word == "leave" and rest.isdigit():
                 self.leave = int(rest)
             elif word in STOPS:
-                self.stop = word
+                self.stop = STOPS[word]
         if not data and not self.attempt and self.leave is None:
             self.leave = EXIT_FAILED
         return bool(data)
 
-    def close(self, code: int, cause: str, ended: bool, seconds: float = END_EVENT_S) -> None:
+    def close(self, code: int, ending: Ending, ended: bool, seconds: float = END_EVENT_S) -> None:
         """Have the end event written, unless a rank wrote one; within so many seconds."""
         with suppress(OSError, subprocess.TimeoutExpired):
-            self._process.communicate(b"" if ended else f"end {code} {cause}\n".encode(), timeout=seconds)
+            self._process.communicate(b"" if ended else f"end {code} {ending.cause}\n".encode(), timeout=seconds)
         self._process.kill()
 
 
-def write_end(attempt: dict[str, str], code: int, cause: str, seconds: float) -> None:
+def write_end(attempt: dict[str, str], code: int, ending: Ending, seconds: float) -> None:
     """Have the end event of a dead rank 0 written by a child, which may hang in the bucket in our stead."""
     command = [
         sys.executable,
@@ -77,7 +78,7 @@ def write_end(attempt: dict[str, str], code: int, cause: str, seconds: float) ->
         "trainer.keeper",
         "--end",
         str(code),
-        cause,
+        ending.cause,
         attempt["run_dir"],
         attempt["attempt"],
     ]

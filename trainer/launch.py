@@ -30,15 +30,15 @@ from pathlib import Path
 from typing import Any
 
 from trainer import home
+from trainer.ending import DIED, FINISHED, SIGNAL, Ending, Hold
 from trainer.errors import TrainerError
-from trainer.kept import END_EVENT_S, STOPS, Keeper, write_end
+from trainer.kept import END_EVENT_S, Keeper, write_end
 from trainer.layout import (
     EXIT_DONE,
     EXIT_FAILED,
     EXIT_PRECEDENCE,
     EXIT_PREEMPTED,
     EXIT_USAGE,
-    STOP_REQUEST_S,
     file_safe,
 )
 from trainer.nodes import Nodes, interface_of
@@ -150,7 +150,7 @@ class _Launch:
         self._ranks: list[_Rank] = []
         self._relay = Relay()
         self._signalled = False
-        self._stopped: str | None = None
+        self._stopped: Ending | None = None
         """Why the keeper had the attempt of a script ended that does not look itself."""
         self._kill_at: float | None = None
         self._killed = False
@@ -175,9 +175,9 @@ class _Launch:
             while not self._keeper.attempt and self._keeper.leave is None and not self._signalled:
                 self._take_in(None)
             if self._signalled or self._keeper.leave is not None:
-                code = EXIT_PREEMPTED if self._signalled else self._keeper.leave
+                code = SIGNAL.code if self._signalled else self._keeper.leave
                 assert code is not None
-                self._keeper.close(code, "signal", ended=not self._signalled)
+                self._keeper.close(code, SIGNAL, ended=not self._signalled)
                 self._relay.end(RELAY_S)
                 return code
         self._start_ranks()
@@ -390,7 +390,7 @@ class _Launch:
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def _finish(self) -> int:
-        code = STOPS[self._stopped] if self._stopped else first_of_the_table([rank.code for rank in self._ranks])
+        code = self._stopped.code if self._stopped else first_of_the_table([rank.code for rank in self._ranks])
         first = self._ranks[0]
         begun = time.monotonic()
         # All that is left to do shares the time that there is: each step may meet the same dead mount.
@@ -402,19 +402,19 @@ class _Launch:
                     rank.process.kill()
                 time.sleep(0.005)
         end_event_s = min(END_EVENT_S, max(LEAST_END_EVENT_S, leave_by - time.monotonic()))
-        cause = "signal" if self._signalled else self._stopped or ("died" if code else "finished")
+        ending = SIGNAL if self._signalled else self._stopped or (DIED if code else FINISHED)
         if self._keeper:
-            self._keeper.close(code, cause, first.ended, end_event_s)
+            self._keeper.close(code, ending, first.ended, end_event_s)
         elif first.attempt and not first.ended:
-            write_end(first.attempt, code, cause, end_event_s)
+            write_end(first.attempt, code, ending, end_event_s)
         self._relay.end(RELAY_S)
-        if self._stopped == "stop-request":
-            self._await_cancel()
+        if self._stopped and self._stopped.hold is Hold.JOB_CANCELLED:
+            self._await_cancel(self._stopped.hold_s())
         return code
 
-    def _await_cancel(self) -> None:
+    def _await_cancel(self, seconds: float) -> None:
         """Hold for SkyPilot's cancel, as a script with records of its own does: leaving would show a failed job."""
-        end = time.monotonic() + STOP_REQUEST_S
+        end = time.monotonic() + seconds
         while not self._signalled and (left := end - time.monotonic()) > 0:
             self._take_in(left)
 

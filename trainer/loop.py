@@ -24,17 +24,18 @@ from torch import nn
 
 from trainer import buffers, changes, export, extras, finite, gradients, interval, rng, state
 from trainer.attempt import RECORDS_S, persist, record, superseded
+from trainer.ending import STOP_REQUEST, STOPS, Hold, Leaving
 from trainer.errors import RunError
 from trainer.hashing import fingerprint
-from trainer.layout import EXIT_PREEMPTED, EXIT_STOPPED, EXIT_SUPERSEDED, STOP_REQUEST_S, CheckpointName
+from trainer.layout import STOP_REQUEST_S, CheckpointName
 from trainer.names import unwrap
 from trainer.notice import Notice
 from trainer.order import micro_steps, step_ids
 from trainer.patience import within
 from trainer.records import Records, last_step_done
 from trainer.restore import NOT_FINITE, find_whole
-from trainer.rounds import CAUSES, KINDS, MASK, Row, Stop, exact_sum, from_bits, to_bits
-from trainer.run import HOLD_PAST_DEADLINE_S, Leaving, SpotRun, cause_of
+from trainer.rounds import KINDS, MASK, Row, Stop, exact_sum, from_bits, to_bits
+from trainer.run import SpotRun
 from trainer.saving import Boundary, Keeping, Saver
 from trainer.show import Progress
 from trainer.together import Exchange
@@ -496,13 +497,13 @@ class Loop:
         elif asked:
             self.stop = Stop(KINDS[first.stop], time.monotonic() + self.left_s)
         if self.stop:
-            self.run_.stopping = CAUSES.get(self.stop.kind, "signal")
+            self.run_.stopping = self.stop.ending
             self.saver.hurry(self.stop.deadline)
 
     def _fits(self, rounds_left: int, rank0: Row) -> bool:
         """Whether the rest of this step and a save fit before the deadline: from what all ranks were told alike."""
         assert self.stop
-        if self.stop.kind == "superseded":
+        if not self.stop.ending.saves:
             return False
         return rounds_left * rank0.round_ms + 1.5 * rank0.save_ms < 1000 * self.left_s
 
@@ -796,10 +797,10 @@ class Loop:
         run = self.run_
         if self.progress:
             self.progress.close()
-        if stop.kind == "superseded":
+        if not stop.ending.saves:
             newer = self.records.superseded_by if self.records else None
-            raise Leaving(EXIT_SUPERSEDED, "superseded", superseded(newer))
-        if stop.kind == "stop-request":
+            raise Leaving(stop.ending, superseded(newer))
+        if stop.ending is STOP_REQUEST:
             self._end_as_asked()
         notice = run.notices.first() or Notice(stop.kind, stop.kind, time.monotonic(), stop.deadline - time.monotonic())
         run.say(f"{stop.kind}: {max(0.0, stop.deadline - time.monotonic()):.0f} s left; saving step {self.done}")
@@ -814,22 +815,23 @@ class Loop:
         committed_s = time.monotonic() - notice.at if self.saver.committed_step == self.done else None
         if committed_s is not None:
             run.say(f"step {self.done} is committed, {committed_s:.1f} s after the word")
-        if cause_of(notice) == "notice":
-            run.write_end(EXIT_PREEMPTED, "notice", notice=notice, committed_s=committed_s)
-            run.hold(max(0.0, stop.deadline - time.monotonic()) + HOLD_PAST_DEADLINE_S)
-        run.leave(EXIT_PREEMPTED, cause_of(notice), notice=notice, committed_s=committed_s)
+        ending = STOPS[notice.kind]  # This rank's own: a signal may have come before another machine's notice.
+        if ending.hold is Hold.MACHINE_TAKEN:
+            run.write_end(ending, notice=notice, committed_s=committed_s)
+            run.hold(ending.hold_s(stop.deadline))
+        run.leave(ending, notice=notice, committed_s=committed_s)
 
     def _end_as_asked(self) -> None:
         """Save, and hold until SkyPilot's cancel comes: leaving at once would show a failed job. Never returns."""
         run = self.run_
         run.say(f"a stop was asked for: saving step {self.done}")
         self._save_last(None)
-        run.write_end(EXIT_STOPPED, "stop-request")
+        run.write_end(STOP_REQUEST)
         saved = self.saver.committed_step == self.done
         said = f"step {self.done} is committed" if saved else f"the last committed step is {self.saver.committed_step}"
         run.say(f"{said}; waiting for SkyPilot to cancel this job")
-        run.notices.signalled.wait(STOP_REQUEST_S)
-        run.leave(EXIT_STOPPED, "stop-request")
+        run.notices.signalled.wait(STOP_REQUEST.hold_s())
+        run.leave(STOP_REQUEST)
 
     def _finish(self, again: bool) -> None:
         """The last checkpoint, then the exported model."""

@@ -8,10 +8,10 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-KINDS = ("", "sigterm", "sigint", "aws-notice", "stop-request")
+from trainer.ending import STOPS, Ending
+
+KINDS = ("", *STOPS)
 """Why a rank asks for a stop, by the number that travels."""
-CAUSES = {"superseded": "superseded", "aws-notice": "notice", "stop-request": "stop-request"}
-"""The end event's cause, by the kind of a stop; a signal otherwise."""
 MASK = (1 << 62) - 1
 """What a sum of fingerprints is cut to."""
 
@@ -58,9 +58,14 @@ class Stop:
     """An agreed stop, the same on all ranks."""
 
     kind: str
-    """One of KINDS, or `superseded`."""
+    """One of STOPS."""
     deadline: float
     """On this rank's monotonic clock."""
+
+    @property
+    def ending(self) -> Ending:
+        """How the attempt ends."""
+        return STOPS[self.kind]
 
 
 def to_bits(value: float) -> int:

@@ -30,15 +30,28 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from trainer import attempt as attempts
 from trainer import home, scratch
 from trainer.config import LATER, unknown_field
+from trainer.ending import (
+    ALREADY_FINISHED,
+    ENDINGS,
+    ERROR,
+    FINISHED,
+    MOUNT_HANGS,
+    NO_PROGRESS,
+    PEER_CRASHED,
+    PEER_GONE,
+    REFUSED,
+    STOP_REQUEST,
+    STOPS,
+    SUPERSEDED,
+    Ending,
+    Leaving,
+)
 from trainer.errors import RunError, TrainerError, one_line
 from trainer.layout import (
     EXIT_DONE,
     EXIT_FAILED,
-    EXIT_NO_PROGRESS,
     EXIT_PRECEDENCE,
     EXIT_PREEMPTED,
-    EXIT_STOPPED,
-    EXIT_SUPERSEDED,
     AttemptName,
     Manifest,
     RunPaths,
@@ -65,21 +78,6 @@ END_EVENT_S = 5.0
 SEE_ATTEMPT_S = 90.0
 LOOK_AT_STORE_S = 0.5
 LOOK_AT_BUCKET_S = 5.0
-HOLD_PAST_DEADLINE_S = 10.0
-# With what an attempt ends once all ranks have agreed on why; anything else is a preemption.
-_STOP_CODES = {"superseded": EXIT_SUPERSEDED, "stop-request": EXIT_STOPPED}
-
-
-class Leaving(BaseException):
-    """Thrown where this attempt has to end in the middle of something."""
-
-    def __init__(
-        self, code: int, cause: str, message: str = "", notice: Notice | None = None, hold_s: float = 0.0
-    ) -> None:
-        super().__init__(message)
-        self.code, self.cause, self.message, self.notice = code, cause, message, notice
-        self.hold_s = hold_s
-        """The machine will be taken within this time: until then leaving would only start another attempt on it."""
 
 
 class SpotRun:
@@ -123,8 +121,8 @@ class SpotRun:
         self.link = Link.from_env()
         self.notices = Notices(self.grace_s)
         self.peer_gone = threading.Event()
-        self.stopping: str | None = None
-        """The cause that all ranks have agreed to stop for; from then on a peer's leaving is expected."""
+        self.stopping: Ending | None = None
+        """What all ranks have agreed to stop for; from then on a peer's leaving is expected."""
         self.trouble: Callable[[], BaseException | None] = lambda: None
         """What all ranks are about to leave for; where another has left for it already, it is no lost peer."""
         self.final_is_whole = False
@@ -165,7 +163,8 @@ class SpotRun:
             if trouble:
                 raise trouble
             if isinstance(word, list):
-                raise Leaving(*word)
+                cause, message, code = word
+                raise Leaving(ENDINGS[cause], message, code=code)
             name = AttemptName.parse(word)
             assert name
             self.attempt_name = name
@@ -188,7 +187,7 @@ class SpotRun:
             )
         if error is not None:
             self._end_with(error)
-        self.leave(EXIT_DONE, "finished")
+        self.leave(FINISHED)
 
     def between(self) -> None:
         """Look for a stop between two pieces of work outside of the training loop; nothing is saved there.
@@ -199,21 +198,21 @@ class SpotRun:
         if not self.final_is_whole:
             notice = self.notices.first()
             if notice:
-                self._stop_all(EXIT_PREEMPTED, cause_of(notice), f"{notice.kind} before the first step", notice)
+                self._stop_all(STOPS[notice.kind], f"{notice.kind} before the first step", notice)
             self._look_at_the_others()
             if self.attempt:
                 self._look_at_the_bucket(self.attempt)
         if self.peer_gone.is_set():
-            raise Leaving(EXIT_PREEMPTED, "peer-gone", "another rank is gone")
+            raise Leaving(PEER_GONE, "another rank is gone")
 
     def _look_at_the_others(self) -> None:
         """Has another machine been told to stop?"""
         if self._across() and time.monotonic() >= self._look_at_store:
             self._look_at_store = time.monotonic() + LOOK_AT_STORE_S
             if word := self.together.heard(STOPPED):
-                code, cause, hold_s = json.loads(word)
+                cause, hold_s = json.loads(word)
                 message = "another machine was told to stop before the first step"
-                raise Leaving(code, cause, message, hold_s=hold_s)
+                raise Leaving(ENDINGS[cause], message, hold_s=hold_s)
 
     def _look_at_the_bucket(self, attempt: Attempt) -> None:
         """Rank 0: what `Records` looks for as soon as training has begun."""
@@ -224,18 +223,16 @@ class SpotRun:
                 newer = attempts.newer_attempt(attempt)
                 stop_requested = attempts.stop_requested(attempt)
             if newer:
-                self._stop_all(EXIT_SUPERSEDED, "superseded", attempts.superseded(newer))
+                self._stop_all(SUPERSEDED, attempts.superseded(newer))
             if stop_requested:
-                self._stop_all(EXIT_STOPPED, "stop-request", "a stop was asked for before the first step")
+                self._stop_all(STOP_REQUEST, "a stop was asked for before the first step")
 
-    def _stop_all(self, code: int, cause: str, message: str, notice: Notice | None = None) -> NoReturn:
+    def _stop_all(self, ending: Ending, message: str, notice: Notice | None = None) -> NoReturn:
         """Leave, and let the other machines do so for the same reason."""
-        hold_s = 0.0
-        if notice and cause_of(notice) == "notice":
-            hold_s = max(0.0, notice.deadline - time.monotonic()) + HOLD_PAST_DEADLINE_S
+        hold_s = ending.hold_s(notice.deadline) if notice else 0.0
         if self._across():
-            self.together.say(STOPPED, json.dumps([code, cause, hold_s]))
-        raise Leaving(code, cause, message, notice, hold_s)
+            self.together.say(STOPPED, json.dumps([ending.cause, hold_s]))
+        raise Leaving(ending, message, notice=notice, hold_s=hold_s)
 
     def _across(self) -> bool:
         """Whether there are other machines, and this rank has its seat among theirs."""
@@ -273,7 +270,7 @@ class SpotRun:
         known = {item.name for item in dataclasses.fields(self.config)} | self.binding.keys() | LATER
         known |= then.keys() if isinstance(then, Mapping) else set()
         if trouble := unknown_field(self.config.allow_config_change, known):
-            raise Leaving(EXIT_FAILED, "refused", trouble)
+            raise Leaving(REFUSED, trouble)
 
     def train(self, model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> None:
         """Train to the end; see `trainer.loop.Loop` for the options. Returns when the run is finished and exported."""
@@ -295,16 +292,25 @@ class SpotRun:
 
     def leave(
         self,
-        code: int,
-        cause: str,
+        ending: Ending,
         *,
+        code: int | None = None,
         error: str | None = None,
         notice: Notice | None = None,
         committed_s: float | None = None,
     ) -> NoReturn:
-        """End this process with an exit code of the stop table; rank 0 writes the end event first. Never returns."""
+        """End this process; rank 0 writes the end event first. Never returns.
+
+        Args:
+            ending: Why.
+            code: The exit code; None: the ending's.
+            error: What to record of an error.
+            notice: What announced the end.
+            committed_s: How long after the notice the last step was committed.
+        """
+        code = ending.code if code is None else code
         with self._leaving:  # Held until the process is gone: whoever comes second waits here.
-            self.write_end(code, cause, error=error, notice=notice, committed_s=committed_s)
+            self.write_end(ending, code=code, error=error, notice=notice, committed_s=committed_s)
             with suppress(Exception):
                 across = self._across()
                 if self.rank:
@@ -324,20 +330,20 @@ class SpotRun:
 
     def write_end(
         self,
-        code: int,
-        cause: str,
+        ending: Ending,
         *,
+        code: int | None = None,
         error: str | None = None,
         notice: Notice | None = None,
         committed_s: float | None = None,
     ) -> None:
-        """Write the attempt's end event, once, within a few seconds."""
+        """Write the attempt's end event, once, within a few seconds; arguments as of `leave`."""
         attempt, self.attempt = self.attempt, None
         if attempt is None:
             return
         fields = {
-            "code": code,
-            "cause": cause,
+            "code": ending.code if code is None else code,
+            "cause": ending.cause,
             "step": self.steps_done,
             "committed_step": self.committed_step,
             **({"skipped": self.skipped} if self.skipped else {}),
@@ -370,7 +376,7 @@ class SpotRun:
     def _open_or_leave(self) -> tuple[str | list[Any], BaseException | None]:
         """Rank 0's word to the others, and what it then raises itself.
 
-        The word is the attempt's name, or [exit code, cause, message] of leaving at once.
+        The word is the attempt's name, or [cause, message, exit code] of leaving at once.
         """
         try:
             self._open_attempt()
@@ -379,12 +385,13 @@ class SpotRun:
         except Leaving as leaving:
             if self.world_size == 1:
                 raise
-            return [leaving.code, leaving.cause, leaving.message], leaving
+            return [leaving.ending.cause, leaving.message, leaving.code], leaving
         except Exception as error:
             if not Nodes.from_env().several:
                 raise
             code = exit_code(error)
-            return [code, "peer-crashed" if code == EXIT_FAILED else "error", f"rank 0: {one_line(error)}"], error
+            ending = PEER_CRASHED if code == EXIT_FAILED else ERROR
+            return [ending.cause, f"rank 0: {one_line(error)}", code], error
 
     def _open_attempt(self) -> None:
         """Rank 0: write `start`, then look whether there is anything to do, before model or data are touched."""
@@ -415,14 +422,14 @@ class SpotRun:
 
         if self.ask(finished, math.inf):  # Reads all of it; each read has a limit of its own.
             self.final_is_whole = True
-            raise Leaving(EXIT_DONE, "already-finished", f"already finished: {self.paths.final} is whole")
+            raise Leaving(ALREADY_FINISHED, f"already finished: {self.paths.final} is whole")
         attempt = self.attempt
         if self.ask(lambda: attempts.stop_requested(attempt)):
             asked = self.paths.stop(self.attempt.launch)
-            raise Leaving(EXIT_STOPPED, "stop-request", f"not started: {asked} asks this launch to stop")
+            raise Leaving(STOP_REQUEST, f"not started: {asked} asks this launch to stop")
         stuck = self.ask(lambda: attempts.no_progress(attempt, newest_step), attempts.RECORDS_S)
         if stuck:
-            raise Leaving(EXIT_NO_PROGRESS, "no-progress", stuck)
+            raise Leaving(NO_PROGRESS, stuck)
         self._hear_the_cloud(self.attempt.name, self.attempt.machine)
 
     def ask(self, work: Callable[[], Any], limit_s: float | None = None) -> Any:
@@ -480,7 +487,7 @@ class SpotRun:
 
         trouble = self.ask(problem, attempts.RECORDS_S)
         if trouble:
-            raise Leaving(EXIT_FAILED, "refused", trouble)
+            raise Leaving(REFUSED, trouble)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -504,18 +511,18 @@ class SpotRun:
         """Leave where a call into the bucket does not return: nothing interrupts it, and a new machine mounts anew."""
         call = await_overdue()
         if self.final_is_whole:
-            self.leave(EXIT_DONE, "finished")
+            self.leave(FINISHED)
         seconds = time.monotonic() - call.begun
         error = f"{call.what} in {call.where or self.paths.root} has not returned for {seconds:.0f} s: its mount hangs"
         print(f"Error: {error}. Nothing that was committed is lost.", file=sys.stderr, flush=True)
         if call.code == EXIT_FAILED:
             self._say_crashed(error)
-        self.leave(call.code, "mount-gone", error=error)
+        self.leave(MOUNT_HANGS, code=call.code, error=error)
 
     def _follow_a_crash(self, what: str) -> NoReturn:
         if self.rank == 0:
             print(f"Error: {what} (the traceback is in that machine's output)", file=sys.stderr)
-        self.leave(EXIT_FAILED, "peer-crashed", error=what)
+        self.leave(PEER_CRASHED, error=what)
 
     def _on_peer_gone(self) -> None:
         """The launcher's word that another rank left: give the main thread a moment, then leave without it."""
@@ -528,10 +535,10 @@ class SpotRun:
 
     def _leave_with_the_others(self, error: str) -> NoReturn:
         """Leave because another rank is gone: what was agreed on if all were stopping anyway, else a preemption."""
-        cause = self.stopping
-        if not cause and self._across() and (word := self.together.heard(STOPPED)):
-            cause = json.loads(word)[1]
-        self.leave(_STOP_CODES.get(cause or "", EXIT_PREEMPTED), cause or "peer-gone", error=error)
+        ending = self.stopping
+        if not ending and self._across() and (word := self.together.heard(STOPPED)):
+            ending = ENDINGS[json.loads(word)[0]]
+        self.leave(ending or PEER_GONE, error=error)
 
     def _end_with(self, error: BaseException) -> NoReturn:
         """Turn whatever ended the attempt into its exit code; says it once."""
@@ -545,14 +552,14 @@ class SpotRun:
             self._ending.set()
         if isinstance(error, Leaving):
             if error.message and self.rank == 0:
-                failed = error.code in (EXIT_FAILED, EXIT_NO_PROGRESS)
+                failed = error.code in (EXIT_FAILED, NO_PROGRESS.code)
                 print(f"Error: {error.message}" if failed else error.message, file=sys.stderr if failed else sys.stdout)
             if error.code == EXIT_FAILED:
                 self._say_crashed(error.message)
             if error.hold_s:
-                self.write_end(error.code, error.cause, error=error.message or None, notice=error.notice)
+                self.write_end(error.ending, code=error.code, error=error.message or None, notice=error.notice)
                 self.hold(error.hold_s)
-            self.leave(error.code, error.cause, error=error.message or None, notice=error.notice)
+            self.leave(error.ending, code=error.code, error=error.message or None, notice=error.notice)
         if isinstance(error, SystemExit):
             code = exit_status(error)
             if not (code or self.final_is_whole):  # With 0, SkyPilot would call the run done.
@@ -580,14 +587,14 @@ class SpotRun:
             self._say_crashed(one_line(error))
         if first and not in_a_line:
             print(f"Error: {one_line(error)}. {self._full_disk(error)}{self._last_word()}", file=sys.stderr, flush=True)
-        self.leave(code, "superseded" if code == EXIT_SUPERSEDED else "error", error=one_line(error))
+        self.leave(SUPERSEDED if code == SUPERSEDED.code else ERROR, code=code, error=one_line(error))
 
     def _end_as_the_script_says(self, code: int, error: SystemExit) -> NoReturn:
         if not isinstance(error.code, int) and error.code is not None and self._first_to_say(str(error.code)):
             print(error.code, file=sys.stderr, flush=True)
         if code and code not in EXIT_PRECEDENCE[1:]:
             self._say_crashed(f"exit {error.code}")
-        self.leave(code, "finished" if code == 0 else "error", error=str(error.code))
+        self.leave(FINISHED if code == 0 else ERROR, code=code, error=str(error.code))
 
     def _first_to_say(self, what: str) -> bool:
         """Whether no other rank has said the same: a mistake that all of them meet is one mistake.
@@ -672,8 +679,3 @@ def exit_status(error: SystemExit) -> int:
     if not isinstance(error.code, int):
         return EXIT_DONE if error.code is None else EXIT_FAILED
     return error.code & 0xFF or int(bool(error.code))
-
-
-def cause_of(notice: Notice) -> str:
-    """The end event's cause for a notice: a signal, or a word from the cloud."""
-    return "signal" if notice.kind in ("sigterm", "sigint") else "notice"
