@@ -22,8 +22,6 @@ from trainer.layout import (
 
 REPO = Path(__file__).resolve().parent.parent
 PROGRAMS = REPO / "tests" / "programs"
-OF_MLP = {"--steps", "--save-every", "--samples", "--hidden", "--lr"}
-"""The flags of tests/programs/mlp.py; faulty.py has more."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +56,8 @@ def launch(
 
 
 def mlp(run_dir: Path, *args: object, **options: object) -> Ended:
-    """One attempt of tests/programs/mlp.py, with what faulty.py does to it where one of its flags is given."""
-    flags = {arg for arg in args if str(arg).startswith("--")}
-    program = PROGRAMS / ("mlp.py" if flags <= OF_MLP else "faulty.py")
-    return launch(program, "--dir", run_dir, *args, **options)  # type: ignore[arg-type]
+    """One attempt of tests/programs/mlp.py, with what faulty.py does to it."""
+    return launch(PROGRAMS / "faulty.py", "--dir", run_dir, *args, **options)  # type: ignore[arg-type]
 
 
 def train(*args: object, env: dict[str, str] | None = None, timeout: float = 200) -> Ended:

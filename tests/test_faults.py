@@ -251,11 +251,11 @@ def test_the_folder_that_holds_the_run_is_never_made(tmp_path: Path) -> None:
 def test_a_full_bucket_ends_the_attempt_and_keeps_what_was_committed(tmp_path: Path) -> None:
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip(needs_root("a full bucket"))
-    kept = tmp_path / "kept"
+    kept, program = tmp_path / "kept", PROGRAMS / "faulty.py"
     # About 1.6 MB a checkpoint: the first fits, the second does not.
     script = (
         f"mkdir {tmp_path}/disk && mount -t tmpfs -o size=2500k tmpfs {tmp_path}/disk\n"
-        f"{sys.executable} -m trainer.launch --processes 1 {PROGRAMS}/mlp.py --dir {tmp_path}/disk/run --hidden 256\n"
+        f"{sys.executable} -m trainer.launch --processes 1 {program} --dir {tmp_path}/disk/run --hidden 256\n"
         f"code=$?; cp -r {tmp_path}/disk/run {kept}; exit $code\n"
     )
     ended = subprocess.run(

@@ -164,3 +164,8 @@ def test_every_target_that_readme_names_is_in_the_makefile() -> None:
         ["make", "--no-print-directory", "-n", "demo"], cwd=REPO, capture_output=True, text=True, timeout=60
     )
     assert demo.stdout.splitlines()[-1].endswith("/skyspot rehearse")
+
+
+def test_the_program_that_readme_shows_is_short() -> None:
+    assert "`tests/programs/mlp.py`" in README
+    assert len((PROGRAMS / "mlp.py").read_text().splitlines()) <= 60

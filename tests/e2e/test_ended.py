@@ -179,7 +179,7 @@ def test_a_crash_loop_is_stopped_after_three_attempts(crashing: Ended) -> None:
 # -- two nodes ---------------------------------------------------------------------------------------------------------
 
 MLP = REPO / "tests" / "programs" / "mlp.py"
-PROGRAM = "--dir $SKYSPOT_CHECKPOINT_DIR --samples 4000 --steps 1200 --save-every 20"
+PROGRAM = "--dir $SKYSPOT_CHECKPOINT_DIR --steps 1200 --save-every 20"
 
 
 @scenario

@@ -23,6 +23,7 @@ from torch import nn
 
 from trainer import checkpoint, export, loop, pruning, rng, saving, staging, together
 from trainer.layout import LayoutError, read_manifest
+from trainer.run import default_binding
 
 
 def steps_or_auto(text: str) -> int | None:
@@ -47,6 +48,9 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     changed, rest = parser.parse_known_args()
 
     parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--hidden", type=int, default=32, help="the width of the model; binds")
+    parser.add_argument("--lr", type=float, default=0.01, help="binds")
+    parser.add_argument("--samples", type=int, default=60)
     parser.add_argument("--fault", action="append", default=[], help="WHAT@STEP, done once, by the rank --fault-rank")
     parser.add_argument("--fault-rank", type=int, default=0)
     parser.add_argument("--commit-first", action="store_true", help="a kill waits for the saves under way")
@@ -85,6 +89,9 @@ forward = threading.Event()
 class Run(mlp.SpotRun):
     """SpotRun, and the faults of one attempt."""
 
+    def __init__(self, config):
+        super().__init__(config, {"model": f"mlp-{options.hidden}", "lr": options.lr, **default_binding(config)})
+
     def __enter__(self):
         super().__enter__()
         self.faults = Faults(self)
@@ -106,6 +113,8 @@ class Run(mlp.SpotRun):
         if options.prepare:
             self.faults.at(0, "prepare")
             self.rank0_does("prepare", lambda: prepare(self))
+        for group in optimizer.param_groups:
+            group["lr"] = options.lr
         if options.meddle:
             model.register_forward_pre_hook(meddle)
         super().train(
@@ -124,15 +133,22 @@ class Run(mlp.SpotRun):
         return super()._first_to_say(what)
 
 
-class Net(mlp.Net):
-    """The model, and what some models have besides."""
+class Net(nn.Module):
+    """The model with a buffer that counts its forward passes, and what some models have besides."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__(width)
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         if options.batch_norm:
-            self.body.insert(1, nn.BatchNorm1d(width))
+            self.body.insert(1, nn.BatchNorm1d(options.hidden))
         if options.lazy:
             self.body.append(nn.LazyLinear(2))
+
+    def forward(self, x):
+        if self.training:
+            self.seen += 1
+        return self.body(x)
 
 
 def meddle(model, _) -> None:
@@ -330,9 +346,11 @@ def main() -> None:
         module, _, name = name.partition(".")
         module = import_module(f"trainer.{module}")
         setattr(module, name, type(getattr(module, name))(float(value)))
-    real_config = mlp.RunConfig
+    real_config, real_model, real_samples = mlp.RunConfig, mlp.make_model, mlp.Samples
     mlp.RunConfig = lambda **fields: real_config(**{**fields, "peer_timeout_s": 60.0, **options.config})
-    mlp.SpotRun, mlp.Net = Run, Net
+    mlp.make_model = lambda: Net(real_model(options.hidden))
+    mlp.Samples = lambda: real_samples(options.samples)
+    mlp.SpotRun = Run
     sys.argv[1:] = rest
     mlp.main()
 

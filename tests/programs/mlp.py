@@ -6,47 +6,33 @@ python -m trainer.launch --processes 2 tests/programs/mlp.py --dir runs/mlp --st
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 from trainer.config import RunConfig
-from trainer.run import SpotRun, default_binding
+from trainer.run import SpotRun
 
 
 class Samples:
-    """Samples that are a pure function of their number."""
+    """Random points, and on which side of a plane each of them lies."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, count: int = 4000) -> None:
+        self.x = torch.randn(count, 16, generator=torch.Generator().manual_seed(0))
+        self.y = (self.x.sum(1) > 0).long()
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.y)
 
     def batch(self, ids):
-        rows = np.array([np.random.Generator(np.random.PCG64(int(number))).standard_normal(17) for number in ids])
-        x = torch.tensor(rows, dtype=torch.float32)[:, :16]
-        return {"x": x, "y": (x.sum(1) > 0).long()}
+        return {"x": self.x[ids], "y": self.y[ids]}
 
     def weight(self, batch) -> int:
         return len(batch["y"])
 
 
-class Net(nn.Module):
-    """A perceptron with dropout, and a buffer that counts its forward passes."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Linear(16, width), nn.ReLU(), nn.Dropout(0.2), nn.Linear(width, width), nn.LayerNorm(width),
-            nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2),
-        )  # fmt: skip
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
-
-    def forward(self, x):
-        if self.training:
-            self.seen += 1
-        return self.body(x)
+def make_model(width: int = 32) -> nn.Module:
+    hidden = [nn.Linear(width, width), nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
+    return nn.Sequential(nn.Linear(16, width), nn.ReLU(), nn.Dropout(0.2), *hidden, nn.Linear(width, 2))
 
 
 def loss(model, batch):
@@ -59,26 +45,14 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, required=True, help="the run's folder, in the mounted bucket")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--save-every", type=int, default=4)
-    parser.add_argument("--samples", type=int, default=60)
-    parser.add_argument("--hidden", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=0.01)
-    options = parser.parse_args()
-    config = RunConfig(
-        checkpoint_dir=options.dir, max_steps=options.steps, save_interval_steps=options.save_every,
-        global_batch_size=12, micro_batch_size=3, seed=7, cpu=True,
-    )  # fmt: skip
-    binding = {"model": f"mlp-{options.hidden}", "lr": options.lr, **default_binding(config)}
-    with SpotRun(config, binding) as run:
+    given = parser.parse_args()
+    config = RunConfig(checkpoint_dir=given.dir, max_steps=given.steps, save_interval_steps=given.save_every,
+                       global_batch_size=12, micro_batch_size=3, seed=7, cpu=True)  # fmt: skip
+    with SpotRun(config) as run:
         torch.manual_seed(config.seed)
-        model = Net(options.hidden)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr)
-        run.train(
-            model,
-            optimizer,
-            samples=Samples(options.samples),
-            loss=loss,
-            lr_factor=lambda step: 1 - step / (options.steps + 1),
-        )
+        model = make_model()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        run.train(model, optimizer, samples=Samples(), loss=loss, lr_factor=lambda step: 1 - step / (given.steps + 1))
 
 
 if __name__ == "__main__":
