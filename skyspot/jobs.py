@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from skyspot import aside, document, managed_jobs, runs
 from skyspot.errors import SkyspotError, UnreadableError, UsageError, did_you_mean, shown
-from skyspot.managed_jobs import Job
+from skyspot.managed_jobs import RUNNING, Job
 from skyspot.runs import Location, Progress
 from trainer.layout import (
     AttemptName,
@@ -149,11 +149,26 @@ def pick(jobs: Sequence[Job], target: str, confirm: Callable[[str], bool] | None
 def ask_to_save(job: Job, grace_s: float, say: Callable[[str], None]) -> bool:
     """Ask a job's run to save and stop, and wait for it; False where it should be cancelled at once, and says why.
 
-    Nothing here compares clocks: whether the run is alive is told by watching its progress change.
+    All tasks of a job group that are RUNNING are asked, side by side.
     """
-    if job.status != "RUNNING":
+    tasks = [replace(job, part=part, status=RUNNING) for part in job.beside]
+    if job.status == RUNNING:
+        tasks.insert(0, job)
+    if not tasks:
         say(f"job {job.id} is {job.status}: nothing is training")
         return False
+    if len(tasks) == 1:
+        return _ask_task_to_save(tasks[0], grace_s, say)
+    longest_s = WATCH_S + grace_s + 5 * aside.ANSWER_S
+    asked = [partial(_ask_task_to_save, task, grace_s, say) for task in tasks]
+    return all(aside.each(asked, longest_s, len(asked)))
+
+
+def _ask_task_to_save(job: Job, grace_s: float, say: Callable[[str], None]) -> bool:
+    """Ask the run of one task, `job.part`.
+
+    Nothing here compares clocks: whether the run is alive is told by watching its progress change.
+    """
     try:
         paths = open_job(job)
         attempt = _asked(_attempt_of, paths, f"_{job.id}-{job.part}")

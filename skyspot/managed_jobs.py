@@ -25,6 +25,7 @@ FIELDS = (
     "job_id", "task_id", "job_name", "status", "resources", "infra", "recovery_count",
     "submitted_at", "job_duration", "details", "failure_reason", "schedule_state", "user_yaml", "task_name",
 )  # fmt: skip
+RUNNING = "RUNNING"
 ENDED = ("SUCCEEDED", "CANCELLED")
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _LOG_PREFIX = re.compile(r"^[IWED] \d\d-\d\d \d\d:\d\d:\d\d(\.\d+)? (PID=\d+ )?\S+:\d+\] ?")
@@ -61,6 +62,8 @@ class Job:
     """How many tasks it has."""
     part_name: str = ""
     """The name of the task that is on."""
+    beside: tuple[int, ...] = ()
+    """Of a job group: the other tasks that are RUNNING."""
 
     @property
     def living(self) -> bool:
@@ -217,6 +220,9 @@ def job_of(records: Sequence[Any]) -> Job:
         part=int(record.task_id or 0),
         parts=max(len(records), int(record.task_id or 0) + 1),
         part_name=str(record.task_name or "") if len(records) > 1 else "",
+        beside=tuple(
+            int(one.task_id or 0) for number, one in enumerate(records) if number != on and states[number] == RUNNING
+        ),
     )
 
 

@@ -363,6 +363,33 @@ def test_cancel_asks_the_attempt_of_the_task_that_is_on(here: Path, monkeypatch:
     assert said[0] == "asking a0001-abcdef to save and stop"
 
 
+def test_cancel_asks_every_task_of_a_job_group_that_runs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "WATCH_S", 0.1)
+    monkeypatch.setattr(jobs, "LOOK_S", 0.01)
+    text = "name: group\nexecution: parallel\n"
+    for number in range(3):
+        attempt = here / f"r{number}" / "attempts" / f"a0001-abcde{number}"
+        attempt.mkdir(parents=True)
+        (attempt / "0001-start.json").write_bytes(to_json({"time": 1e9, "launch": f"sky-managed-1_group_4-{number}"}))
+        text += f"---\nname: t{number}\nenvs: {{SKYSPOT_CHECKPOINT_DIR: {here}/r{number}}}\nrun: x\n"
+    for states in (["RUNNING", "STARTING", "RUNNING"], ["STARTING", "RUNNING", "RUNNING"]):
+        said: list[str] = []
+        job = managed_jobs.job_of([record(number, state, user_yaml=text) for number, state in enumerate(states)])
+        assert not jobs.ask_to_save(job, 1.0, said.append)
+        running = [number for number, state in enumerate(states) if state == "RUNNING"]
+        asked = sorted(line for line in said if line.startswith("asking"))
+        assert asked == [f"asking a0001-abcde{number} to save and stop" for number in running]
+
+
+def test_a_job_group_has_saved_when_every_task_has(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {0: True, 2: True}
+    monkeypatch.setattr(jobs, "_ask_task_to_save", lambda job, grace_s, say: answers[job.part])
+    job = managed_jobs.job_of([record(0, "RUNNING"), record(1, "SUCCEEDED"), record(2, "RUNNING")])
+    assert jobs.ask_to_save(job, 1.0, print)
+    answers[2] = False
+    assert not jobs.ask_to_save(job, 1.0, print)
+
+
 # -- SkyPilot's own loader ---------------------------------------------------------------------------------------------
 
 LOADED = """
