@@ -9,7 +9,7 @@ from trainer.attempt import MOUNT_GONE, AttemptError
 from trainer.config import ConfigError
 from trainer.errors import TrainerError
 from trainer.layout import EXIT_FAILED, EXIT_PREEMPTED, EXIT_SUPERSEDED, LayoutVersionError
-from trainer.run import exit_code
+from trainer.participant import exit_code
 from trainer.saving import SaveError
 from trainer.scratch import ScratchError
 

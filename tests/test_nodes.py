@@ -275,7 +275,7 @@ def test_a_first_machine_without_the_mount_ends_all_too(tmp_path: Path, task: st
 def test_a_machine_that_sees_another_bucket_ends_all_and_writes_nothing(tmp_path: Path, task: str) -> None:
     (tmp_path / "other").mkdir()
     first = start(tmp_path / "run", task=task, nodes=[0])
-    second = start(tmp_path / "other" / "run", "--constant", "run.SEE_ATTEMPT_S=1", task=task, nodes=[1])
+    second = start(tmp_path / "other" / "run", "--constant", "participant.SEE_ATTEMPT_S=1", task=task, nodes=[1])
     ended = [*first.end(), *second.end()]
     assert codes(ended) == [1, 1], ended
     assert "not the same bucket or folder" in ended[1].output
@@ -294,7 +294,7 @@ def test_machines_that_run_unequal_numbers_of_processes_are_refused(tmp_path: Pa
 
 def test_a_run_that_is_asked_to_stop_before_its_first_step_ends_on_all_machines(tmp_path: Path, task: str) -> None:
     run_dir = tmp_path / "run"
-    cluster = start(run_dir, "--prepare", 60, "--constant", "run.LOOK_AT_BUCKET_S=0.2", task=task)
+    cluster = start(run_dir, "--prepare", 60, "--constant", "participant.LOOK_AT_BUCKET_S=0.2", task=task)
     await_true(lambda: event(run_dir, "machines") if run_dir.exists() else None)
     (run_dir / "stop").mkdir()
     RunPaths(run_dir).stop(task).touch()

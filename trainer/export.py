@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
 import torch
 from torch import nn
@@ -22,12 +22,10 @@ from trainer.errors import RunError
 from trainer.hashing import CHUNK_BYTES, Hasher
 from trainer.layout import MANIFEST, CheckpointName, FileRecord, Manifest, fsync, is_safe_name
 from trainer.names import named_tensors, without_compilation
+from trainer.participant import Participant
 from trainer.patience import read_manifest, within, within_bytes
 from trainer.scratch import ScratchError
 from trainer.show import say
-
-if TYPE_CHECKING:
-    from trainer.run import SpotRun
 
 EMPTY_S = 600.0
 """Each of its files takes a request or two."""
@@ -77,7 +75,7 @@ def _streams(save_model: Callable[..., None]) -> bool:
     return False
 
 
-def export(run: SpotRun, model: nn.Module, save_model: Callable[..., None], last: CheckpointName) -> None:
+def export(run: Participant, model: nn.Module, save_model: Callable[..., None], last: CheckpointName) -> None:
     """Make `final/` from the model as it stands, which is as the `last` checkpoint has it; rank 0 alone.
 
     save_pretrained seeks and renames, which a bucket's mount may refuse: it writes to local disk, and the files are
@@ -127,14 +125,14 @@ def _make(save: Callable[[], None], made: Path, needed: int) -> None:
         raise
 
 
-def _let_a_newer_one(run: SpotRun) -> None:
+def _let_a_newer_one(run: Participant) -> None:
     with within("looking for other attempts"):
         newer = newer_attempt(run.attempt) if run.attempt else None
     if newer:
         raise Leaving(SUPERSEDED, superseded(newer))
 
 
-def _publish(run: SpotRun, made: Path, last: CheckpointName, save: Callable[[Write], None] | None) -> None:
+def _publish(run: Participant, made: Path, last: CheckpointName, save: Callable[[Write], None] | None) -> None:
     """Fill an empty `final/` with what is streamed into it, and with the files that were made."""
     _let_a_newer_one(run)
     final = run.paths.final

@@ -31,11 +31,11 @@ from trainer.layout import STOP_REQUEST_S, CheckpointName
 from trainer.names import unwrap
 from trainer.notice import Notice
 from trainer.order import micro_steps, step_ids
+from trainer.participant import Participant
 from trainer.patience import within
 from trainer.records import Records, last_step_done
 from trainer.restore import NOT_FINITE, find_whole
 from trainer.rounds import KINDS, MASK, Row, Stop, exact_sum, from_bits, to_bits
-from trainer.run import SpotRun
 from trainer.saving import Boundary, Keeping, Saver
 from trainer.show import Progress
 from trainer.together import Exchange
@@ -85,7 +85,7 @@ class Loop:
 
     def __init__(
         self,
-        run: SpotRun,
+        run: Participant,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
