@@ -76,15 +76,19 @@ class Options:
                     raise UsageError(f"{what}: {key}: names that begin with SKYPILOT_ are SkyPilot's own")
         for key, value in self.env.items():
             refuse_unwritable(f"--env {key}", value)
-        for code in self.ignore:
-            from skyspot.lint_rules import check_code  # Rarely needed.
-
-            check_code("--ignore", code)
+        _check_codes("--ignore", self.ignore)
 
     def given(self) -> list[str]:
         """Names of the options that were given."""
         names = [item.name for item in dataclasses.fields(self) if item.name != "flags"]
         return [name for name in names if getattr(self, name) not in (None, (), {})]
+
+
+def _check_codes(option: str, codes: Collection[str]) -> None:
+    for code in codes:
+        from skyspot.lint_rules import check_code  # Rarely needed.
+
+        check_code(option, code)
 
 
 def flag(name: str) -> str:
@@ -167,6 +171,8 @@ def merged(flags: Mapping[str, Any], folder: Path) -> Options:
             continue
         if key in ("env", "secret", "parameters"):
             value = {**values.get(key, {}), **value}
+        elif key == "ignore":
+            value = tuple(dict.fromkeys([*values.get(key, ()), *value]))
         values[key] = value
         said.add(key)
     try:
@@ -245,6 +251,8 @@ def _typed(where: str, name: str, value: Any) -> Any:
         places = value if isinstance(value, list) else [value]
         if not all(isinstance(place, str) for place in places):
             raise problem
+        if name == "ignore":
+            _check_codes(f"{where}: ignore", places)
         return tuple(places)
     if name in ("env", "set"):
         if not isinstance(value, dict):

@@ -110,6 +110,9 @@ def test_ignore_is_taken_from_the_command_line_and_from_settings(tmp_path: Path,
     assert re.fullmatch(r"a\.yaml:1: note: .* \(ignored\)\. \[unknown-gpu\]\n", out)
     (tmp_path / "skyspot.yaml").write_text("ignore: [unknown-gpu]\n")
     assert skyspot("lint", "a.yaml")[0] == 0
+    (tmp_path / "a.yaml").write_text(f"nmae: x\n{BAD_GPU}")
+    assert skyspot("lint", "a.yaml")[0] == 1
+    assert skyspot("lint", "a.yaml", "--ignore", "unknown-key")[0] == 0, "the two add up"
 
 
 @pytest.mark.parametrize(
@@ -122,7 +125,8 @@ def test_ignore_is_taken_from_the_command_line_and_from_settings(tmp_path: Path,
 )
 def test_a_mistake_in_the_settings_is_blamed_on_them(tmp_path: Path, skyspot: Skyspot, setting: str, said: str) -> None:
     (tmp_path / "skyspot.yaml").write_text(f"{setting}\n")
-    assert skyspot("lint", "finetune") == (2, "", f"Error: skyspot.yaml: {said}\n")
+    for beside in ([], ["--ignore", "unknown-key"]):
+        assert skyspot("lint", "finetune", *beside) == (2, "", f"Error: skyspot.yaml: {said}\n")
 
 
 @pytest.mark.parametrize("command", ["lint", "render", "launch"])
