@@ -7,8 +7,11 @@ from pathlib import Path
 import one_rank
 import pytest
 import torch
+import torch.distributed as dist
 from support import event, history, weights
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from trainer import finite
 from trainer.finite import is_spoilt
@@ -207,3 +210,16 @@ def test_what_is_not_finite_is_found_in_every_type_and_large_values_are_no_such(
         assert is_spoilt(spoilt, infinite=False) == math.isnan(value)
     assert not is_spoilt(torch.empty(0, dtype=dtype))
     assert not is_spoilt(torch.tensor([1, 2]))
+
+
+def test_a_parameter_that_is_cut_over_ranks_is_watched_where_it_is_finite_at_the_start() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = DeviceMesh("cpu", [0])
+        model = nn.Linear(2, 3)
+        model.weight = nn.Parameter(distribute_tensor(model.weight.detach(), mesh, [Shard(0)]))
+        assert finite.watched(model) == {"model.weight", "model.bias"}
+        model.weight = nn.Parameter(distribute_tensor(torch.full((3, 2), math.nan), mesh, [Shard(0)]))
+        assert finite.watched(model) == {"model.bias"}
+    finally:
+        dist.destroy_process_group()

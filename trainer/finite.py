@@ -15,6 +15,7 @@ from torch import nn
 
 from trainer.errors import TrainerError
 from trainer.names import parameters
+from trainer.shards import local
 
 STOP, SKIP, IGNORE = "stop", "skip", "ignore"
 IN_A_ROW = {STOP: 3, SKIP: 100}
@@ -89,11 +90,14 @@ def trouble(losses: Sequence[float], norms: Sequence[float]) -> str | None:
 
 
 def watched(model: nn.Module) -> frozenset[str]:
-    """Names of the parameters that training changes and that have to stay finite: those that are so at the start."""
+    """Names of the parameters that training changes and that have to stay finite: those that are so at the start.
+
+    Of a parameter that is cut over the ranks, each rank looks at its own part.
+    """
     return frozenset(
         f"model.{name}"
         for name, parameter in parameters(model).items()
-        if parameter.requires_grad and not is_spoilt(parameter.detach())
+        if parameter.requires_grad and not is_spoilt(local(parameter))
     )
 
 
