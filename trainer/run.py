@@ -8,7 +8,7 @@
         run.train(model, optimizer, samples=dataset, loss=loss_sum, max_steps=1000)
 
 The `with` block is the attempt's whole life: when it ends, so does the process, with an exit code of the stop table
-(layout.py). A SIGTERM is heard from its beginning on; one that comes earlier ends the process, and the launcher exits
+(ending.py). A SIGTERM is heard from its beginning on; one that comes earlier ends the process, and the launcher exits
 with 75. This module imports torch only inside the block.
 """
 
