@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from skyspot.errors import UnreadableError
+from skyspot.errors import NoAnswerError, UnreadableError
 
 ANSWER_S = 20.0
 """How long a bucket may take for one look into it."""
@@ -34,10 +34,6 @@ _GONE = "the process that reads the folder has died"
 _T = TypeVar("_T")
 _Answer = tuple[Any, BaseException | None]
 _Numbered = tuple[int, _Answer]
-
-
-class NoAnswerError(UnreadableError):
-    """A bucket did not answer in time."""
 
 
 def call(root: Path, function: Callable[..., _T], *args: Any, seconds: float | None = None) -> _T:

@@ -89,7 +89,7 @@ class Checkpoint:
 # -- look ------------------------------------------------------------------------------------------------------------
 
 
-def look(paths: RunPaths, told: Callable[[int, int], None] = lambda done, of: None) -> list[Checkpoint]:
+def look(paths: RunPaths, told: Callable[[int, int], None] = lambda _done, _of: None) -> list[Checkpoint]:
     """What is there, newest first, `final/` last: manifests are read, sizes compared, nothing is hashed.
 
     Args:
@@ -103,7 +103,7 @@ def look(paths: RunPaths, told: Callable[[int, int], None] = lambda done, of: No
     return aside.call(paths.root, _look, paths, *(() if aside.is_apart(paths.root) else (told,)))
 
 
-def _look(paths: RunPaths, told: Callable[[int, int], None] = lambda done, of: None) -> list[Checkpoint]:
+def _look(paths: RunPaths, told: Callable[[int, int], None] = lambda _done, _of: None) -> list[Checkpoint]:
     with runs.reading(paths):
         names = list_checkpoints(paths)
         sizes = _by_folder(runs.sizes_below(paths.checkpoints)) if names else {}
@@ -271,7 +271,7 @@ def _folder(paths: RunPaths, one: Checkpoint) -> Path:
 
 
 def verify(
-    paths: RunPaths, looked: Sequence[Checkpoint], told: Callable[[int], None] = lambda count: None
+    paths: RunPaths, looked: Sequence[Checkpoint], told: Callable[[int], None] = lambda _count: None
 ) -> Iterator[Checkpoint]:
     """Each of the checkpoints that `look` gave, in its order, after every file that a manifest lists was hashed.
 
@@ -317,7 +317,7 @@ def _file(folder: Path, name: str, record: FileRecord, told: Callable[[int], Non
         told(record.bytes)
 
 
-def _hashed(folder: Path, name: str, record: FileRecord, told: Callable[[int], None] = lambda count: None) -> _Read:
+def _hashed(folder: Path, name: str, record: FileRecord, told: Callable[[int], None] = lambda _count: None) -> _Read:
     from trainer.verify import file_problem
 
     left = record.bytes

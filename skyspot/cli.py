@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ EPILOG = "A first look, on this machine alone: skyspot rehearse"
 class _Group(click.Group):
     """Commands in the order of their use; the nearest name for an unknown one."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(self.commands)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
@@ -32,12 +32,7 @@ class _Group(click.Group):
             raise click.UsageError(f"{error.message.rstrip('.')}.{did_you_mean(args[0], self.commands)}", ctx) from None
 
 
-def _not_yet(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
-    if value is not None:
-        raise click.UsageError(f"{parameter.opts[0]} is not in this release.", ctx)
-
-
-def _complete_task(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
+def _complete_task(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[Any]:
     """Templates by name, and files."""
     from click.shell_completion import CompletionItem
 
@@ -47,20 +42,20 @@ def _complete_task(ctx: click.Context, parameter: click.Parameter, incomplete: s
     return [*found, CompletionItem(incomplete, type="file")] if incomplete or not found else found
 
 
-def _complete_run(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+def _complete_run(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     """Runs whose task YAML lies here."""
     return sorted(path.stem for path in Path(".skyspot").glob("*.yaml") if path.stem.startswith(incomplete))
 
 
-def _complete_run_or_folder(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
+def _complete_run_or_folder(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[Any]:
     """Runs by name, and folders."""
     from click.shell_completion import CompletionItem
 
-    found = [CompletionItem(name) for name in _complete_run(ctx, parameter, incomplete)]
+    found = [CompletionItem(name) for name in _complete_run(_ctx, _parameter, incomplete)]
     return [*found, CompletionItem(incomplete, type="dir")] if incomplete or not found else found
 
 
-def _complete_gpus(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+def _complete_gpus(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     """Accelerators by name, after the last comma."""
     from skyspot.gpus import NAMES
 
@@ -90,8 +85,6 @@ SHARED: list[Any] = [
     click.option("--on-demand-last/--no-on-demand-last", default=None, help="End the ladder with on-demand machines."),
     click.option("--use-spot/--no-use-spot", default=None, help="Ask for machines that may be reclaimed (default)."),
     click.option("--max-hourly-cost", type=float, metavar="USD", help="Of a node, on every rung."),
-    click.option("--max-spend", metavar="USD", callback=_not_yet, expose_value=False, help="Not in this release."),
-    click.option("--deadline", metavar="TIME", callback=_not_yet, expose_value=False, help="Not in this release."),
     click.option("--num-nodes", type=int, metavar="N", help="Nodes."),
     click.option("--save-every", metavar="STEPS|auto", help="Steps between checkpoints."),
     click.option(
@@ -106,12 +99,21 @@ SHARED: list[Any] = [
 ]
 
 
+def _check_codes(option: str, codes: Sequence[str]) -> None:
+    """Refuse a code that is no lint rule's."""
+    if codes:
+        from skyspot.lint_rules import check_code  # Rarely needed.
+
+        for code in codes:
+            check_code(option, code)
+
+
 def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that every task command has; the command gets them as one `options.Options`."""
 
     @functools.wraps(command)
     def with_options(**flags: Any) -> Any:
-        from skyspot import options
+        from skyspot import options, settings
 
         names = [
             "task", "gpus", "name", "bucket", "data", "infra", "prefer", "on_demand_last", "use_spot",
@@ -127,7 +129,9 @@ def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
             if "=" not in text:
                 raise click.UsageError(f"--set: {text!a} is not KEY=VALUE, like --set max_steps=1000.")
         given["parameters"] = dict(text.split("=", 1) for text in given["parameters"])
-        merged = options.merged(given, Path.cwd())
+        _check_codes("--ignore", given.get("ignore", ()))
+        merged = settings.merged(given, Path.cwd())
+        _check_codes(f"{options.SETTINGS}: ignore", merged.ignore)
         try:
             return command(options=merged, **flags)
         except UsageError as error:
@@ -144,7 +148,7 @@ def cli() -> None:
     """Train on GPUs that can be taken away at any moment, and lose nothing."""
 
 
-def _complete_rule(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+def _complete_rule(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     """The codes of lint's rules."""
     from skyspot.lint_rules import CODES
 
@@ -158,7 +162,8 @@ ignore_option = click.option(
     shell_complete=_complete_rule,
     help="Turn the findings of a lint rule into notes. Repeatable.",
 )
-verbose_option = click.option("--verbose", is_flag=True, help="Show SkyPilot's errors whole.")
+verbose_option = click.option("--verbose", is_flag=True, expose_value=False, help="Show SkyPilot's errors whole.")
+"""`main` looks for it where an error comes out."""
 
 
 @cli.command(short_help="Submit a task as a managed job that comes back.")
@@ -380,7 +385,7 @@ def templates_eject(name: str) -> None:
 @click.option("-a", "--all", "everything", is_flag=True, help="Those that have ended, too.")
 @click.option("--json", "as_json", is_flag=True, help="For a program.")
 @verbose_option
-def queue(everything: bool, as_json: bool, verbose: bool) -> None:
+def queue(everything: bool, as_json: bool) -> None:
     """Show SkyPilot's managed jobs with the training beside them; why a job that is starting has no machine yet."""
     from skyspot import launch_cli
 
@@ -392,7 +397,7 @@ def queue(everything: bool, as_json: bool, verbose: bool) -> None:
 @click.option("--controller", is_flag=True, help="The controller's log: why there is no machine.")
 @click.option("--follow/--no-follow", default=True, help="Whether to stay until the job ends (default).")
 @verbose_option
-def logs(job: str, controller: bool, follow: bool, verbose: bool) -> None:
+def logs(job: str, controller: bool, follow: bool) -> None:
     """Show a job's log. Ctrl-C leaves the job running."""
     from skyspot import launch_cli
 
@@ -405,7 +410,7 @@ def logs(job: str, controller: bool, follow: bool, verbose: bool) -> None:
 @click.option("--now", is_flag=True, help="Cancel at once; SIGTERM will have it save.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @verbose_option
-def cancel(job: str, grace: float, now: bool, yes: bool, verbose: bool) -> None:
+def cancel(job: str, grace: float, now: bool, yes: bool) -> None:
     """Have a job save, then cancel it. A later launch under the same name goes on from there."""
     from skyspot import launch_cli
 

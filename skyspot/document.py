@@ -147,6 +147,11 @@ class Task:
         found = self.resources.get("ordered") if self.resources else None
         return found is not None and bool(found.items)
 
+    @property
+    def listed(self) -> bool:
+        """Whether the rungs are a list, be it of one."""
+        return self._listed is not None
+
     @cached_property
     def rungs(self) -> tuple[Rung, ...]:
         """All that is asked for, each rung with what stands above the rungs; one, where it is not a list."""

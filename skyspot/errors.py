@@ -36,6 +36,10 @@ class UnreadableError(SkyspotError):
     """A run's folder cannot be read from this machine; the message says why."""
 
 
+class NoAnswerError(UnreadableError):
+    """A bucket did not answer in time."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` Did you mean 'nearest'?`, or nothing where nothing is near."""
     lower: dict[str, str] = {}

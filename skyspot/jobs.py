@@ -15,7 +15,6 @@ from skyspot.managed_jobs import RUNNING, Job
 from skyspot.runs import Location, Progress
 from trainer.layout import (
     AttemptName,
-    LayoutError,
     RunPaths,
     event_named,
     file_safe,
@@ -64,7 +63,7 @@ def look(jobs: Sequence[Job]) -> list[Seen]:
 def _look(job: Job) -> Seen:
     try:
         progress = runs.progress(open_job(job))
-    except (SkyspotError, LayoutError) as error:
+    except SkyspotError as error:
         return Seen(job, None, str(error))
     return Seen(job, progress, "" if progress else "nothing written yet")
 
@@ -188,7 +187,7 @@ def _ask_task_to_save(job: Job, grace_s: float, say: Callable[[str], None]) -> b
                 say(f"{attempt} saved and stopped")
                 return True
             time.sleep(LOOK_S)
-    except (SkyspotError, LayoutError) as error:
+    except SkyspotError as error:
         say(f"{error}; SIGTERM will have it save")
         return False
     say(f"{attempt} has not stopped within {grace_s:.0f} s")

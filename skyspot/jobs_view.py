@@ -127,7 +127,7 @@ def show_plan(launch: Launch, before: Before) -> None:
 def _order(task: Task) -> str:
     if task.ordered:
         return "SkyPilot will try these in order and use the first one available:"
-    if len(task.rungs) > 1:
+    if task.listed:
         return "SkyPilot will use the cheapest of these that is available:"
     return "SkyPilot will look for:"
 

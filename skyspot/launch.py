@@ -8,18 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from skyspot import document, lint, managed_jobs, payload, runs, task
+from skyspot import document, jobs, lint, managed_jobs, payload, runs, task
 from skyspot.document import Task
 from skyspot.errors import SkyspotError, UnreadableError, UsageError
 from skyspot.lint import Finding
 from skyspot.managed_jobs import Job
-from skyspot.options import SETTINGS, Options
+from skyspot.options import Options
 from skyspot.render import headed, task_yaml
 from skyspot.runs import Location, Progress
 from skyspot.shell import options
-from trainer.layout import LayoutError, RunPaths
+from trainer.layout import RunPaths
 
 
 @dataclass(frozen=True)
@@ -190,12 +188,10 @@ def _look(part: Part, living: Job | None, unasked: str) -> Before:
     if part.where is None:
         return Before(living, None, "the task names no SKYSPOT_CHECKPOINT_DIR", None)
     try:
-        from skyspot.jobs import resolved
-
-        paths = runs.open_run(part.where if unasked else resolved(part.where))
+        paths = runs.open_run(part.where if unasked else jobs.resolved(part.where))
         progress = runs.progress(paths)
         return Before(living, progress, "", _difference(part.task, paths) if progress else None)
-    except (UnreadableError, LayoutError) as error:
+    except UnreadableError as error:
         return Before(living, None, str(error), None)
 
 
@@ -268,18 +264,3 @@ def refuse(launch: Launch, before: Before, replace: bool) -> None:
 def write(launch: Launch, update_trainer: bool) -> None:
     """Write .skyspot/<run>.yaml and the trainer's copy beside it."""
     payload.place(launch.path, launch.text, launch.trainers, update_trainer)
-
-
-def remember_bucket(name: str, folder: Path) -> bool:
-    """Write the bucket that SkyPilot makes into skyspot.yaml, for later runs; False where that cannot be done."""
-    path = folder / SETTINGS
-    try:
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        new = f"{text}{'' if not text or text.endswith(chr(10)) else chr(10)}bucket: {name}\n"
-        before = yaml.safe_load(text) or {}
-        if not isinstance(before, dict) or yaml.safe_load(new) != {**before, "bucket": name}:
-            return False
-        path.write_text(new, encoding="utf-8")
-    except (OSError, yaml.YAMLError):
-        return False
-    return True

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from skyspot import jobs, jobs_view, lint, managed_jobs
+from skyspot import jobs, jobs_view, lint, managed_jobs, settings
 from skyspot import launch as launching
 from skyspot.errors import SkyspotError, UsageError
 from skyspot.launch import Before, Launch
@@ -31,7 +31,6 @@ class How:
     replace: bool = False
     update_trainer: bool = False
     as_json: bool = False
-    verbose: bool = False
 
 
 def run(options: Options, how: How) -> int:
@@ -111,7 +110,7 @@ def _replace(living: Job) -> None:
 
 
 def _remember(bucket: str, folder: Path) -> None:
-    if launching.remember_bucket(bucket, folder):
+    if settings.remember_bucket(bucket, folder):
         click.echo(f"Wrote `bucket: {bucket}` into {SETTINGS}: later runs go there too", err=True)
     else:
         click.echo(f"{SETTINGS} could not be changed: say --bucket {bucket} from now on", err=True)

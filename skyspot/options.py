@@ -1,4 +1,4 @@
-"""What a task command was asked for: flags beat skyspot.yaml, which beats the template's defaults."""
+"""What a task command was asked for; each value is checked, whoever gave it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from skyspot.errors import UsageError, did_you_mean, shown
+from skyspot.errors import UsageError, shown
 from skyspot.ladder import STRATEGIES, check_infra
 from skyspot.yamltext import refuse_unwritable
 
@@ -76,19 +74,11 @@ class Options:
                     raise UsageError(f"{what}: {key}: names that begin with SKYPILOT_ are SkyPilot's own")
         for key, value in self.env.items():
             refuse_unwritable(f"--env {key}", value)
-        _check_codes("--ignore", self.ignore)
 
     def given(self) -> list[str]:
         """Names of the options that were given."""
         names = [item.name for item in dataclasses.fields(self) if item.name != "flags"]
         return [name for name in names if getattr(self, name) not in (None, (), {})]
-
-
-def _check_codes(option: str, codes: Collection[str]) -> None:
-    for code in codes:
-        from skyspot.lint_rules import check_code  # Rarely needed.
-
-        check_code(option, code)
 
 
 def flag(name: str) -> str:
@@ -98,10 +88,11 @@ def flag(name: str) -> str:
 
 def blamed(message: str, options: Options) -> str:
     """An error's message, with skyspot.yaml named where it gave the option that the message is about."""
-    return message if options.flags is None else _blamed(message, {*options.given()} - options.flags)
+    return message if options.flags is None else blamed_on(message, {*options.given()} - options.flags)
 
 
-def _blamed(message: str, from_file: Collection[str]) -> str:
+def blamed_on(message: str, from_file: Collection[str]) -> str:
+    """An error's message, with skyspot.yaml named where the option that it is about is one of these."""
     found = re.match(r"--([a-z-]+)", message)
     name = found[1].replace("-", "_").replace("set", "parameters") if found else ""
     return f"{SETTINGS}: {message[2:]}" if name in from_file else message
@@ -159,115 +150,3 @@ def env_file(path: Path) -> dict[str, str]:
     except UnicodeDecodeError:
         raise UsageError(f"--env-file {path}: not UTF-8") from None
     return found
-
-
-def merged(flags: Mapping[str, Any], folder: Path) -> Options:
-    """The options of a command, from its flags and from skyspot.yaml in the working folder."""
-    settings = read_settings(folder / SETTINGS)
-    values: dict[str, Any] = dict(settings)
-    said: set[str] = set()
-    for key, value in flags.items():
-        if value in (None, (), {}):
-            continue
-        if key in ("env", "secret", "parameters"):
-            value = {**values.get(key, {}), **value}
-        elif key == "ignore":
-            value = tuple(dict.fromkeys([*values.get(key, ()), *value]))
-        values[key] = value
-        said.add(key)
-    try:
-        return Options(**values, flags=frozenset(said))
-    except UsageError as error:
-        raise UsageError(_blamed(str(error), values.keys() - said)) from None
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """What skyspot.yaml says, by the names of Options; empty where there is none.
-
-    Raises:
-        UsageError: unreadable, an unknown key (the nearest is given), or a value of another type.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        document = yaml.safe_load(text)
-        _refuse_twins(path.name, yaml.compose(text))
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path.name}: not readable as YAML: {' '.join(str(error).split())[:160]}") from None
-    if document is None:
-        return {}
-    if not isinstance(document, dict):
-        raise UsageError(f"{path.name}: it has to hold options by name, like `bucket: s3://my-bucket`")
-    known = {
-        item.name.replace("parameters", "set"): item for item in dataclasses.fields(Options) if item.name != "flags"
-    }
-    found: dict[str, Any] = {}
-    for key, value in document.items():
-        name = str(key).replace("-", "_")
-        if name in ("max_spend", "deadline"):
-            raise UsageError(f"{path.name}: {key} is not in this release")
-        if name not in known:
-            near = did_you_mean(name, known)
-            raise UsageError(f"{path.name}: unknown key {shown(str(key))}.{near}")
-        if value is not None:
-            found[known[name].name] = _typed(path.name, name, value)
-    return found
-
-
-def _refuse_twins(where: str, node: yaml.Node | None) -> None:
-    """Refuse a key that stands there twice: YAML's loader silently takes the last."""
-    if not isinstance(node, yaml.MappingNode):
-        return
-    for key, value in node.value:
-        twins = [one for one, _ in node.value if one.value == key.value] if isinstance(key, yaml.ScalarNode) else []
-        if len(twins) > 1:
-            raise UsageError(
-                f"{where}, line {twins[1].start_mark.line + 1}: {shown(key.value)} stands there a second time"
-            )
-        _refuse_twins(where, value)
-
-
-def _as_text(value: Any) -> str:
-    """A value of skyspot.yaml as the text that the command line would have."""
-    return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
-
-
-def _typed(where: str, name: str, value: Any) -> Any:
-    """A value of skyspot.yaml, of its option's type."""
-    problem = UsageError(f"{where}: {name}: {shown(str(value))} is not what this option takes")
-    if name in ("on_demand_last", "use_spot"):
-        if not isinstance(value, bool):
-            raise problem
-        return value
-    if name in ("max_hourly_cost", "num_nodes"):
-        wanted = (int,) if name == "num_nodes" else (int, float)
-        if isinstance(value, bool) or not isinstance(value, wanted):
-            raise problem
-        return value
-    if name in ("prefer", "ignore"):
-        places = value if isinstance(value, list) else [value]
-        if not all(isinstance(place, str) for place in places):
-            raise problem
-        if name == "ignore":
-            _check_codes(f"{where}: ignore", places)
-        return tuple(places)
-    if name in ("env", "set"):
-        if not isinstance(value, dict):
-            raise problem
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise UsageError(f"{where}: {name}: the key {key} is not text to YAML: put it in quotes")
-            if name == "env" and (item is None or isinstance(item, (dict, list))):
-                raise UsageError(f"{where}: env: {key} needs a value that is text or a number")
-        return {key: _as_text(item) for key, item in value.items()} if name == "env" else value
-    if name == "secret":
-        keys = value if isinstance(value, list) else [value]
-        if not all(isinstance(key, str) for key in keys):
-            raise UsageError(f"{where}: secret: a list of names; values are never written into a file")
-        return dict.fromkeys(keys)
-    if isinstance(value, (dict, list)):
-        raise problem
-    return _as_text(value)

@@ -24,13 +24,6 @@ from trainer.layout import (
 )
 
 KINDS = ("kill", "aws-notice", "sigterm", "kill-in-save", "torn")
-ABOUT = {
-    "kill": "SIGKILL, without a word",
-    "aws-notice": "a spot notice from the metadata service; the machine goes when the save is committed",
-    "sigterm": "SIGTERM, then the machine goes when the task has left",
-    "kill-in-save": "SIGKILL while a checkpoint is being written",
-    "torn": "SIGKILL, and the newest checkpoint is left torn",
-}
 
 
 @dataclass(frozen=True)
@@ -132,13 +125,13 @@ class Watch:
         """Whether a checkpoint is being written at this instant."""
         paths = self.paths
         if paths and paths.checkpoints.is_dir():
-            return any(not (paths.checkpoint(name) / MANIFEST).exists() and self._is_new(str(name), paths)
+            return any(not (paths.checkpoint(name) / MANIFEST).exists() and self._is_new(str(name))
                        for name in list_checkpoints(paths)[:3])  # fmt: skip
         if paths and paths.attempts.is_dir():
             return False
         return bool(self._files() - self._files_before)
 
-    def _is_new(self, name: str, paths: RunPaths) -> bool:
+    def _is_new(self, name: str) -> bool:
         attempt = self.attempt()
         return attempt is not None and f"-{attempt}-" in name
 
@@ -163,11 +156,7 @@ class Watch:
     def committed(self) -> int:
         """How many committed checkpoints there are."""
         paths = self.paths
-        return (
-            len([name for name in list_checkpoints(paths) if is_committed(paths, paths.checkpoint(name))])
-            if paths
-            else 0
-        )
+        return len([name for name in list_checkpoints(paths) if is_committed(paths.checkpoint(name))]) if paths else 0
 
 
 def walk(folder: Path) -> list[tuple[str, int]]:
@@ -183,7 +172,7 @@ def walk(folder: Path) -> list[tuple[str, int]]:
     return found
 
 
-def is_committed(paths: RunPaths, folder: Path) -> bool:
+def is_committed(folder: Path) -> bool:
     """Whether a checkpoint's manifest is readable."""
     try:
         read_manifest(folder)
@@ -209,7 +198,7 @@ def tear(bucket: Path, run_folder: str | None) -> str | None:
     """
     paths = find_run(bucket, run_folder)
     if paths:
-        names = [name for name in list_checkpoints(paths) if is_committed(paths, paths.checkpoint(name))]
+        names = [name for name in list_checkpoints(paths) if is_committed(paths.checkpoint(name))]
         if not names:
             return None
         folder = paths.checkpoint(names[0])

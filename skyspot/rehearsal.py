@@ -108,8 +108,6 @@ def check_settings(settings: Settings) -> None:
         UsageError: an unknown kind (the nearest is given), or a number that is none.
     """
     for kind in settings.kinds:
-        if kind in ("gcp-notice", "azure-notice"):
-            raise UsageError(f"--kinds: {kind} is not in this release; there are {', '.join(preempt.KINDS)}")
         if kind not in preempt.KINDS:
             near = did_you_mean(kind, preempt.KINDS)
             raise UsageError(f"--kinds: no kind is called {kind!r}; there are {', '.join(preempt.KINDS)}.{near}")

@@ -190,5 +190,5 @@ def _stand_ins(mount: tuple[str, ...]) -> dict[str, Path]:
     return found
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt

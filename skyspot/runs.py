@@ -252,12 +252,14 @@ def reading(paths: RunPaths) -> Iterator[None]:
     """Turn whatever a bucket's library raises into one line; a mistake of ours keeps its traceback.
 
     Raises:
-        UnreadableError: the folder cannot be read from here.
+        UnreadableError: the folder cannot be read from here, or what stands in it is not what the layout says.
     """
     try:
         yield
-    except (SkyspotError, LayoutError):
+    except SkyspotError:
         raise
+    except LayoutError as error:
+        raise UnreadableError(str(error)) from None
     except Exception as error:
         if isinstance(paths.root, Path) and not isinstance(error, OSError):
             raise

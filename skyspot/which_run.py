@@ -83,7 +83,8 @@ def _written(name: str, project: Path) -> Location | None:
 def _in_the_bucket(name: str, project: Path) -> Location | None:
     """Where a run of this name would lie in the bucket of skyspot.yaml; None where that names none."""
     from skyspot import buckets
-    from skyspot.options import NAME, SETTINGS, read_settings
+    from skyspot.options import NAME, SETTINGS
+    from skyspot.settings import read_settings
 
     bucket = read_settings(project / SETTINGS).get("bucket")
     if not bucket or not NAME.fullmatch(name):

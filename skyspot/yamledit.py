@@ -112,12 +112,18 @@ def checked(text: str) -> str:
         UsageError: it is not; says where.
     """
     root = compose(text)
-    _refuse_twins(root, set())
+    refuse_twins(root)
     value(root)
     return text
 
 
-def _refuse_twins(node: yaml.Node, done: set[int]) -> None:
+def refuse_twins(node: yaml.Node, done: set[int] | None = None) -> None:
+    """Refuse a key that stands twice in a mapping: YAML's loader silently takes the last.
+
+    Raises:
+        UsageError: there is one; says where.
+    """
+    done = set() if done is None else done
     if id(node) in done:
         return
     done.add(id(node))
@@ -131,10 +137,10 @@ def _refuse_twins(node: yaml.Node, done: set[int]) -> None:
                         f"line {line}: {shown(key.value)} stands there a second time (line {seen[key.value]})"
                     )
                 seen[key.value] = line
-            _refuse_twins(value, done)
+            refuse_twins(value, done)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            _refuse_twins(item, done)
+            refuse_twins(item, done)
 
 
 def compose(text: str) -> yaml.MappingNode:

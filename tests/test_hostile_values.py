@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from skyspot import options as opts
 from skyspot.errors import UsageError
-from skyspot.options import Options, merged
+from skyspot.options import Options
 from skyspot.render import Rendered, task_yaml
+from skyspot.settings import merged
 from skyspot.yamltext import quoted
 
 NASTY = [

@@ -80,6 +80,34 @@ def test_imports_go_one_way() -> None:
             assert not {"skyspot.cli", "trainer.finetune"} & imported(path), path
 
 
+def test_no_module_of_skyspot_imports_one_that_imports_it() -> None:
+    """Wherever an import stands: at the top, in a function, or for a type checker alone."""
+    modules = {f"skyspot.{path.stem}": path for path in (REPO / "skyspot").glob("*.py")}
+    left = {name: imported(path) & modules.keys() for name, path in modules.items()}
+    while free := [name for name, names in left.items() if not names & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not left, "these import each other in a circle, or one that does"
+
+
+def test_one_module_reads_task_yamls() -> None:
+    """Besides it, edits need the marks of the text; skyspot.yaml and a template's parameters are no task YAMLs."""
+    readers = {path.stem for path in (REPO / "skyspot").glob("*.py") if reads_yaml(path)}
+    assert readers == {"document", "yamledit", "settings", "template"}
+
+
+def reads_yaml(path: Path) -> bool:
+    """Whether a file uses what reads YAML, as an attribute of the package or imported from it."""
+    reading = {"load", "load_all", "safe_load", "safe_load_all", "full_load", "compose", "compose_all", "parse", "scan"}
+    used: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "yaml":
+            used.add(node.attr)
+        elif isinstance(node, ast.ImportFrom) and node.module == "yaml":
+            used |= {one.name for one in node.names}
+    return bool(used & reading)
+
+
 def test_every_way_to_import_a_module_is_seen(tmp_path: Path) -> None:
     (tmp_path / "skyspot").mkdir()
     path = tmp_path / "skyspot" / "one.py"

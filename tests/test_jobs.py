@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import mlp
 
-from skyspot import document, jobs, launch, managed_jobs, runs
+from skyspot import document, jobs, launch, managed_jobs, runs, settings
 from skyspot.errors import SkyspotError, UnreadableError, UsageError
 from skyspot.managed_jobs import Job
 from skyspot.runs import Location
@@ -255,7 +255,7 @@ def test_the_bucket_that_skypilot_makes_is_remembered(tmp_path: Path, before: st
     path = tmp_path / "skyspot.yaml"
     if before is not None:
         path.write_text(before)
-    assert launch.remember_bucket("b", tmp_path) == (after is not None)
+    assert settings.remember_bucket("b", tmp_path) == (after is not None)
     assert (path.read_text() if path.exists() else None) == (after if after is not None else before)
 
 

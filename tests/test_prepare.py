@@ -185,7 +185,7 @@ def test_what_lint_finds_stops_a_launch(here: Path) -> None:
     ("args", "code", "says"),
     [
         (["launch", "--json"], 2, "say -y as well"),
-        (["launch", "--max-spend", "3"], 2, "not in this release"),
+        (["launch", "--max-spend", "3"], 2, "No such option: --max-spend"),
         (["launch", "--gpus", "A1000:8"], 2, "no accelerator is called"),
         (["cancel"], 2, "NAME|ID"),
     ],
