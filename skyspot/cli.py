@@ -208,7 +208,8 @@ def render(options: Any, output: Path | None, diff: bool, as_json: bool) -> None
     Examples: skyspot render --gpus A100:8,L4:8 --on-demand-last -n run-001 -o .
               skyspot render --diff old.yaml
     """  # noqa: D301
-    from skyspot.render import headed, task_yaml
+    from skyspot.render import headed
+    from skyspot.source import task_yaml
 
     if diff and (output is not None or as_json):
         raise click.UsageError("--diff prints the change and nothing else: leave out -o and --json.")

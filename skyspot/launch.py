@@ -14,9 +14,10 @@ from skyspot.errors import SkyspotError, UnreadableError, UsageError
 from skyspot.lint import Finding
 from skyspot.managed_jobs import Job
 from skyspot.options import Options
-from skyspot.render import headed, task_yaml
+from skyspot.render import headed
 from skyspot.runs import Location, Progress
 from skyspot.shell import options
+from skyspot.source import task_yaml
 from trainer.layout import RunPaths
 
 

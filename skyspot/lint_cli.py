@@ -13,7 +13,8 @@ from skyspot import document, lint, lint_rules, task
 from skyspot.errors import UsageError
 from skyspot.lint import Finding
 from skyspot.options import ENV, NAME, Options, flags_alone
-from skyspot.render import Rendered, task_yaml
+from skyspot.render import Rendered
+from skyspot.source import task_yaml
 from skyspot.words import many
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from skyspot import document, gpus, ladder, oldyaml, pipeline, task
-from skyspot.errors import UsageError
-from skyspot.options import Options
+from skyspot.errors import UsageError, shown
+from skyspot.options import NAME, Options, flag, flags_alone
 from skyspot.pipeline import Pipeline
+from skyspot.render import Rendered
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,45 @@ class Edited:
     changes: tuple[str, ...]
     """What the migration changed, a sentence each; the lines are those of the file as it was."""
     notes: tuple[str, ...]
+
+
+_TAKEN = {
+    "task", "gpus", "infra", "prefer", "on_demand_last", "use_spot", "max_hourly_cost", "num_nodes", "strategy", "env",
+    "secret", "name", "ignore",
+}  # fmt: skip
+"""The options that mean something for a plain YAML."""
+
+
+def rendered(path: Path, options: Options) -> Rendered:
+    """A SkyPilot YAML of the user's, as it is but for what was asked for.
+
+    Raises:
+        UsageError: whatever is wrong with the file or with what was asked for; says where.
+    """
+    options, left = flags_alone(options)
+    refused = [name for name in options.given() if name not in _TAKEN]
+    if refused:
+        option = flag(refused[0])
+        raise UsageError(f"{option} means nothing for {path}: it is a plain YAML, not a template. Edit the file itself")
+    before = task.read(path)
+    try:
+        found = edited(before, options)
+    except UsageError as error:
+        raise UsageError(f"{path}{', ' if str(error).startswith('line') else ': '}{error}") from None
+    name = options.name or found.pipeline.document.name or _name_of(path)
+    if not NAME.fullmatch(name):
+        raise UsageError(f"{path}: the name {shown(name)} cannot be a file's; -n gives it another")
+    notes = [*(f"{path}, {change}." for change in found.changes), *found.notes]
+    if left:
+        notes.append(
+            f"skyspot.yaml: {', '.join(left)} left out: it holds for templates, {path} says everything itself."
+        )
+    return Rendered(name, found.pipeline.text, tuple(notes), False, before)
+
+
+def _name_of(path: Path) -> str:
+    """The name of a run that only its file names: `my task.yaml` is the run my-task."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem)[:63].strip("._-") or path.stem
 
 
 def edited(text: str, options: Options) -> Edited:

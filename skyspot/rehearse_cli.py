@@ -19,7 +19,8 @@ from skyspot.home import expanded
 from skyspot.options import Options
 from skyspot.rehearsal import Settings, check_settings
 from skyspot.rehearse_view import View
-from skyspot.render import Rendered, task_yaml
+from skyspot.render import Rendered
+from skyspot.source import task_yaml
 
 
 def run(

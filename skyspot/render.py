@@ -1,4 +1,4 @@
-"""Template and options -> task YAML text. Pure: no network, no sky, nothing written."""
+"""Template and options -> task YAML text, and its header. Pure: no network, no sky, nothing written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from skyspot import __version__, buckets, gpus, ladder, template
 from skyspot.errors import UsageError, shown
-from skyspot.options import NAME, Options, flag, flags_alone
+from skyspot.options import Options
 
 _HEADER = re.compile(r"\A# Rendered by skyspot \S+ from .+ \(([0-9a-f]{6,64})\)\.")
 _SECOND = "#   sky jobs launch "
@@ -40,14 +40,12 @@ def made_up_name() -> str:
     return "-".join(words)
 
 
-def task_yaml(options: Options) -> Rendered:
-    """The task YAML of a template, a template's path, or a plain SkyPilot YAML.
+def from_template(options: Options) -> Rendered:
+    """The task YAML of a template's name or path.
 
     Raises:
         UsageError: whatever is wrong with what was asked for, in a line.
     """
-    if options.task.endswith((".yaml", ".yml")):
-        return _plain(Path(options.task), options)
     chosen = template.find(options.task)
     notes: list[str] = []
     name = options.name
@@ -78,16 +76,8 @@ def task_yaml(options: Options) -> Rendered:
         notes.append("No --data: this is a trial on the standard library's own source (model and data cost nothing).")
     if options.bucket is None and store.source:
         notes.append(f"No --bucket: SkyPilot will make the bucket {store.source['name']} and keep it.")
-    groups = gpus.parse(options.gpus) if options.gpus is not None else []
-    notes += gpus.hints(groups)
-    rungs = ladder.rungs(
-        groups,
-        prefer=list(options.prefer),
-        infra=options.infra,
-        use_spot=options.use_spot is not False,
-        on_demand_last=bool(options.on_demand_last),
-    )
-    notes += ladder.notes(rungs, options.use_spot is not False)
+    rungs, more = _rungs(options)
+    notes += more
     context = {
         **parameters,
         "name": name,
@@ -102,9 +92,22 @@ def task_yaml(options: Options) -> Rendered:
         "secrets": dict.fromkeys(options.secret),
         "file_mounts": mounts,
     }
-    return Rendered(
-        name, with_header(template.render(chosen, context), name, _source(chosen.path)), tuple(notes), chosen.trainer
+    text = with_header(template.render(chosen, context), name, _source(chosen.path))
+    return Rendered(name, text, tuple(notes), chosen.trainer)
+
+
+def _rungs(options: Options) -> tuple[list[ladder.Rung], list[str]]:
+    """What to ask for, and what there is to say about that."""
+    groups = gpus.parse(options.gpus) if options.gpus is not None else []
+    use_spot = options.use_spot is not False
+    rungs = ladder.rungs(
+        groups,
+        prefer=list(options.prefer),
+        infra=options.infra,
+        use_spot=use_spot,
+        on_demand_last=bool(options.on_demand_last),
     )
+    return rungs, [*gpus.hints(groups), *ladder.notes(rungs, use_spot)]
 
 
 def _bend_defaults(parameters: dict[str, Any], given: Mapping[str, Any]) -> None:
@@ -190,37 +193,3 @@ def rendered_from(text: str) -> str | None:
     """The hash of what had been rendered into a file, as its header keeps it; None where it has no header."""
     found = _HEADER.match(text)
     return found[1] if found else None
-
-
-def _name_of(path: Path) -> str:
-    """The name of a run that only its file names: `my task.yaml` is the run my-task."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem)[:63].strip("._-") or path.stem
-
-
-def _plain(path: Path, options: Options) -> Rendered:
-    """A SkyPilot YAML of the user's, as it is but for what was asked for."""
-    allowed = {
-        "task", "gpus", "infra", "prefer", "on_demand_last", "use_spot", "max_hourly_cost", "num_nodes", "strategy",
-        "env", "secret", "name", "ignore",
-    }  # fmt: skip
-    options, left = flags_alone(options)
-    refused = [name for name in options.given() if name not in allowed]
-    if refused:
-        option = flag(refused[0])
-        raise UsageError(f"{option} means nothing for {path}: it is a plain YAML, not a template. Edit the file itself")
-    from skyspot import plain, task  # Not for a template: these would be half of its time.
-
-    before = task.read(path)
-    try:
-        edited = plain.edited(before, options)
-    except UsageError as error:
-        raise UsageError(f"{path}{', ' if str(error).startswith('line') else ': '}{error}") from None
-    name = options.name or edited.pipeline.document.name or _name_of(path)
-    if not NAME.fullmatch(name):
-        raise UsageError(f"{path}: the name {shown(name)} cannot be a file's; -n gives it another")
-    notes = [*(f"{path}, {change}." for change in edited.changes), *edited.notes]
-    if left:
-        notes.append(
-            f"skyspot.yaml: {', '.join(left)} left out: it holds for templates, {path} says everything itself."
-        )
-    return Rendered(name, edited.pipeline.text, tuple(notes), False, before)

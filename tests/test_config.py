@@ -152,7 +152,7 @@ def test_a_templates_default_gives_way_as_the_trainers_does(given: dict[str, str
     import yaml
 
     from skyspot.options import Options
-    from skyspot.render import task_yaml
+    from skyspot.source import task_yaml
 
     envs = yaml.safe_load(task_yaml(Options(name="run-001", parameters=given)).text)["envs"]
     names = ("MAX_STEPS", "GLOBAL_BATCH_SIZE", "MICRO_BATCH_SIZE", "WARMUP_STEPS")

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from skyspot import options as opts
 from skyspot.errors import UsageError
 from skyspot.options import Options
-from skyspot.render import Rendered, task_yaml
+from skyspot.render import Rendered
 from skyspot.settings import merged
+from skyspot.source import task_yaml
 from skyspot.yamltext import quoted
 
 NASTY = [

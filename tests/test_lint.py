@@ -17,8 +17,8 @@ from support_sky import run_sky
 
 from skyspot import known_keys, lint, lint_resources, lint_rules
 from skyspot.options import Options
-from skyspot.render import task_yaml
 from skyspot.shell import commands
+from skyspot.source import task_yaml
 
 TRAINER = """\
 name: mine

@@ -16,7 +16,7 @@ from support_sky import refusals
 from skyspot.errors import UsageError
 from skyspot.oldyaml import Migrated, to_today
 from skyspot.options import Options
-from skyspot.render import task_yaml
+from skyspot.source import task_yaml
 from skyspot.yamledit import difference
 
 TUTORIAL = REPO / "tests" / "data" / "tutorial.yaml"

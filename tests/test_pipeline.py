@@ -14,7 +14,7 @@ from skyspot import cli, document, jobs, lint, managed_jobs, pipeline, which_run
 from skyspot.errors import UsageError
 from skyspot.job import Job
 from skyspot.options import Options
-from skyspot.render import task_yaml
+from skyspot.source import task_yaml
 from skyspot.yamledit import difference
 from trainer.layout import to_json
 

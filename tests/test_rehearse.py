@@ -22,7 +22,7 @@ from skyspot.rehearsal import Leg, Result, Row, Settings, heading
 from skyspot.rehearse import MORE_ATTEMPTS, _folder
 from skyspot.rehearse import rehearse as rehearse_task
 from skyspot.rehearse_view import View, table
-from skyspot.render import task_yaml
+from skyspot.source import task_yaml
 from trainer.layout import RunPaths, list_checkpoints
 
 OWN = """\

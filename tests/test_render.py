@@ -442,7 +442,7 @@ def test_names_of_accelerators_are_matched_whatever_their_case() -> None:
 
 
 def test_a_rendered_text_knows_whether_it_was_edited() -> None:
-    text = render.task_yaml(Options(name="r")).text
+    text = render.from_template(Options(name="r")).text
     assert not render.edited_by_hand(text)
     assert render.edited_by_hand(text.replace("tiny", "huge"))
 
