@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import Lab, call, kill, processes_of, train_here, until
-from managed import PATIENCE_S, Job, launch, newest
+from managed import ENDED, PATIENCE_S, Job, launch, newest
 from place import CLOSING, CLUSTER, MOUNTS, ON_DEMAND, REPO, S3_DATA, SPOT
 from scenarios import scenario
 from test_preempted import Ended, template_options, undisturbed, verdict  # noqa: F401  (a fixture)
@@ -252,6 +252,73 @@ def test_checkpoints_on_an_s3_mount_survive_too(in_a_bucket: Ended, undisturbed:
     assert in_a_bucket.job.events()["restored"]["step"] >= 20
     found = verdict(undisturbed, in_a_bucket.job)
     assert found.exact, found.text
+
+
+# -- a pipeline --------------------------------------------------------------------------------------------------------
+
+PIPELINE = """\
+name: pipeline
+---
+name: prepare
+resources: {{infra: slurm/{cluster}/{spot}, cpus: 1}}
+envs: {{OUT: {out}}}
+run: |
+  mkdir $OUT
+  echo prepared > $OUT/data
+  until [ -e $OUT/prepare-was-seen ]; do sleep 0.5; done
+---
+name: train
+resources: {{infra: slurm/{cluster}/{spot}, cpus: 1}}
+envs: {{OUT: {out}}}
+run: |
+  cp $OUT/data $OUT/model
+  until [ -e $OUT/train-was-seen ]; do sleep 0.5; done
+"""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    job: Job
+    rows: dict[str, dict[str, Any]]
+    """What `skyspot queue` says while each task runs."""
+    ends: dict[str, str]
+    """SkyPilot's status of each task, at the end."""
+
+
+@scenario
+def pipeline(lab: Lab) -> Pipeline:
+    """Two tasks, one after the other; each goes on until it was seen in the queue."""
+    out, task = lab.shared / "pipeline", lab.project / "pipeline.yaml"
+    task.write_text(PIPELINE.format(cluster=CLUSTER, spot=SPOT, out=out))
+    job = launch(lab, "pipeline", task=str(task), infra=None, bucket=None)
+    rows = {}
+    for name, made in (("prepare", "data"), ("train", "model")):
+        until(f"{name} runs", (out / made).exists, PATIENCE_S, job.story)
+        rows[name] = until(f"{name} is RUNNING in the queue", lambda: _running_row(lab, job), PATIENCE_S, job.story)
+        (out / f"{name}-was-seen").touch()
+        lab.note(f"pipeline: {name} was seen")
+    ends = until("both tasks have ended", lambda: _ends(lab, job), PATIENCE_S, job.story)
+    lab.note(f"pipeline: {ends}")
+    return Pipeline(job, rows, ends)
+
+
+def _running_row(lab: Lab, job: Job) -> dict[str, Any] | None:
+    found = json.loads(lab.skyspot("queue", "--json").stdout)
+    return next((row for row in found if row["id"] == job.id and row["status"] == "RUNNING"), None)
+
+
+def _ends(lab: Lab, job: Job) -> dict[str, str] | None:
+    tasks = {one["task_name"]: one["status"] for one in lab.queue() if one["job_id"] == job.id}
+    return tasks if set(tasks.values()) <= ENDED else None
+
+
+def test_a_pipelines_tasks_run_one_after_the_other_and_the_queue_shows_each(pipeline: Pipeline, lab: Lab) -> None:
+    seen = [(row["task"], row["task_number"], row["tasks"]) for row in pipeline.rows.values()]
+    assert seen == [("prepare", 1, 2), ("train", 2, 2)]
+    assert pipeline.ends == {"prepare": "SUCCEEDED", "train": "SUCCEEDED"}
+    assert (lab.shared / "pipeline" / "model").read_text() == "prepared\n"
+    [row] = [row for row in json.loads(lab.skyspot("queue", "--all", "--json").stdout) if row["id"] == pipeline.job.id]
+    assert (row["name"], row["task"], row["status"]) == ("pipeline", "train", "SUCCEEDED")
 
 
 # -- bugs --------------------------------------------------------------------------------------------------------------

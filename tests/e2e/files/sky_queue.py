@@ -8,7 +8,8 @@ import sky.jobs
 
 FIELDS = [
     "job_id", "job_name", "status", "recovery_count", "failure_reason", "details", "schedule_state", "infra", "zone",
-    "region", "cluster_resources", "current_cluster_name", "cluster_name_on_cloud", "submitted_at", "end_at",
+    "region", "cluster_resources", "task_id", "task_name", "current_cluster_name", "cluster_name_on_cloud",
+    "submitted_at", "end_at",
 ]  # fmt: skip
 
 answers = sys.stdout
