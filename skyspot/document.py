@@ -19,7 +19,7 @@ from skyspot.known_keys import HEADER
 from skyspot.marks import At
 from skyspot.mounts import Mount, clean_path
 from skyspot.shell import Command, Word, commands, starts_our_trainer
-from skyspot.yamledit import UNREADABLE
+from skyspot.yamledit import UNREADABLE, not_yaml
 
 # What a user's YAML may call the same thing: the newer name first.
 _ACCELERATORS = ("accelerators", "gpus")
@@ -308,7 +308,7 @@ def read(text: str) -> Document:
     try:
         found = [At(node, node.start_mark.line + 1) for node in yaml.compose_all(text, Loader=yaml.SafeLoader)]
     except UNREADABLE as error:
-        raise _not_yaml(error, text) from None
+        raise not_yaml(error, text) from None
     header = found[0] if len(found) > 1 and _is_header(found[0]) else None
     return Document(tuple(Task(one) for one in found if one is not header and not one.is_null), header)
 
@@ -324,12 +324,3 @@ def tasks(text: str) -> tuple[Task, ...]:
 def _is_header(first: At) -> bool:
     """Whether a first document is no task: sky/utils/dag_utils.py."""
     return "name" in first.entries and first.entries.keys() <= {*HEADER}
-
-
-def _not_yaml(error: BaseException, text: str) -> NotYamlError:
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    problem = getattr(error, "problem", None) or (
-        "nested too deeply" if isinstance(error, RecursionError) else str(error)
-    )
-    line = min(mark.line + 1, len(text.splitlines()) or 1) if mark else 1
-    return NotYamlError(f"not readable as YAML: {' '.join(str(error).split())[:200]}", line, str(problem))

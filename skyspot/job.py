@@ -8,9 +8,10 @@ from pathlib import Path
 
 from skyspot import document
 from skyspot import mounts as described
+from skyspot.buckets import MOUNT_POINT
 from skyspot.errors import UsageError, did_you_mean, shown
 from skyspot.home import expanded
-from skyspot.mounts import CHECKPOINT_DIR, within
+from skyspot.mounts import CHECKPOINT_DIR, TRAINER, within
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Job:
         found = (
             ([said] if said else [])
             or [mount for mount in self.lasting if mount.target == self.compared_in]
-            or [mount for mount in self.lasting if mount.target == "/checkpoints"]
+            or [mount for mount in self.lasting if mount.target == MOUNT_POINT]
             or [mount for mount in self.lasting if mount.source is None and not mount.read_only]
             or list(self.lasting)
         )
@@ -135,7 +136,7 @@ def read(text: str, base: Path, stand_ins: Mapping[str, Path], payload: Path | N
         parent = Path(folder).parent
         mounts.append(Mount(folder if parent == Path("/") else str(parent), None, True))
     for mount in mounts:
-        if mount.survives and mount.folder is None and mount.source and not mount.holds(folder or "/checkpoints"):
+        if mount.survives and mount.folder is None and mount.source and not mount.holds(folder or MOUNT_POINT):
             notes.append(f"{mount.target} starts empty; --mount {mount.target}=FOLDER puts files there.")
     workdir = None
     if task.workdir is not None:
@@ -180,7 +181,7 @@ def _mount(mount: described.Mount, base: Path, stand_ins: dict[str, Path], paylo
             f"give a folder that stands in for it, --mount {target}=FOLDER"
         )
     place = base / expanded(text)
-    if not place.exists() and payload is not None and target == "~/skyspot/trainer":
+    if not place.exists() and payload is not None and target == TRAINER:
         place = payload
     if not place.exists():
         raise UsageError(f"file_mounts: {target}: {place}: no such file or folder")

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from skyspot import aside, document, managed_jobs, runs
 from skyspot.errors import SkyspotError, UnreadableError, UsageError, did_you_mean, shown
 from skyspot.managed_jobs import RUNNING, Job
+from skyspot.options import written_task
 from skyspot.runs import Location, Progress
 from trainer.layout import (
     AttemptName,
@@ -89,7 +90,7 @@ def open_job(job: Job) -> RunPaths:
 def _written(job: Job) -> Location | None:
     """Where the task that was written for a job has its run's folder."""
     with suppress(OSError, UnicodeDecodeError):
-        return _location(runs.written_task(job.name).read_text(encoding="utf-8"), job)
+        return _location(written_task(job.name).read_text(encoding="utf-8"), job)
     return None
 
 

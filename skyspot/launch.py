@@ -11,9 +11,9 @@ from typing import Any
 from skyspot import document, jobs, lint, managed_jobs, payload, runs, task
 from skyspot.document import Task
 from skyspot.errors import SkyspotError, UnreadableError, UsageError
-from skyspot.lint import Finding
+from skyspot.lint_rules import Finding
 from skyspot.managed_jobs import Job
-from skyspot.options import Options
+from skyspot.options import WRITTEN, Options, written_task
 from skyspot.render import headed
 from skyspot.runs import Location, Progress
 from skyspot.shell import options
@@ -100,7 +100,7 @@ def prepare(options: Options, folder: Path) -> Launch:
         UsageError: a mistake in what was asked for; a secret without a value.
         SkyspotError: the file was edited by hand, and what is asked for now differs too (with the diff).
     """
-    known = runs.written_task(options.name, folder) if options.name else None
+    known = written_task(options.name, folder) if options.name else None
     said = options.flags if options.flags is not None else set(options.given()) - {"task"}
     if known and known.exists() and said <= {"name", "ignore"} and options.task == Options.task:
         # The run's name alone: go on with what was written for it.
@@ -111,7 +111,7 @@ def prepare(options: Options, folder: Path) -> Launch:
     else:
         rendered = task_yaml(options)
         name = rendered.name
-        path = runs.written_task(name, folder)
+        path = written_task(name, folder)
         linted = Path(options.task) if rendered.before is not None else path
         found = lint.findings_in(rendered.before or rendered.text, rendered.text, options.ignore)
         if not (path.exists() and rendered.before is not None and path.samefile(options.task)):
@@ -157,7 +157,7 @@ def check(launch: Launch) -> list[str]:
     Raises:
         SkyspotError: SkyPilot refuses it.
     """
-    made = [f"{runs.WRITTEN}/{run}/trainer" for run in launch.trainers]
+    made = [f"{WRITTEN}/{run}/trainer" for run in launch.trainers]
     return managed_jobs.check(launch.text, launch.secrets, made)
 
 

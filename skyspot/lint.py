@@ -12,9 +12,7 @@ from skyspot.document import Task
 from skyspot.errors import NotYamlError
 from skyspot.errors import shown as shown_value
 from skyspot.lint_rules import Finding
-from skyspot.shell import Command, option, runs_our_trainer
-
-__all__ = ["Finding", "findings", "runs_our_trainer", "shown"]
+from skyspot.shell import Command, option
 
 DEFAULT_GRACE_S = 25.0
 _SECRET = re.compile(r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)(?:_|$)")

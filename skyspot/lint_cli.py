@@ -11,7 +11,7 @@ import click
 
 from skyspot import document, lint, lint_rules, task
 from skyspot.errors import UsageError
-from skyspot.lint import Finding
+from skyspot.lint_rules import Finding
 from skyspot.options import ENV, NAME, Options, flags_alone
 from skyspot.render import Rendered
 from skyspot.source import task_yaml

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from skyspot import lint_rules
 from skyspot.lint_rules import Finding
+from skyspot.yamledit import BREAK
 
-_LINE_END = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 _MARK = re.compile(r"#\s*skyspot:\s*ignore\b(?:\s*\[([^\]]*)\])?", re.IGNORECASE)
 _ALONE = re.compile(r"\s*#")
 
@@ -26,7 +26,7 @@ def overruled(text: str, found: Sequence[Finding], ignored: Collection[str] = ()
         found: What was found in it.
         ignored: Codes from the command line.
     """
-    lines = _LINE_END.split(text)
+    lines = BREAK.split(text)
     marks = {at: _codes(line) for at, line in enumerate(lines, 1) if _MARK.search(line)}
 
     def is_overruled(finding: Finding) -> bool:

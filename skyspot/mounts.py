@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 CHECKPOINT_DIR = "SKYSPOT_CHECKPOINT_DIR"
 """The variable that names the run's folder."""
+TRAINER = "~/skyspot/trainer"
+"""Where a template puts the copy of the trainer."""
 WORKDIR = "~/sky_workdir"
 """Where SkyPilot starts `run`."""
 _HOME = re.compile(r"^(?:\$HOME|\$\{HOME\})(?=/|$)")

@@ -16,7 +16,7 @@ import yaml
 from skyspot import oldrungs
 from skyspot.errors import UsageError, shown
 from skyspot.yamledit import Sheet, at, compose, drop, entries, entry, insert, put, put_in, rename, unwrap, value
-from skyspot.yamltext import flow, quoted
+from skyspot.yamltext import BOOLEANS, flow, quoted
 
 _RESOURCES = (("resources",), ("resources", "ordered", "*"), ("resources", "any_of", "*"))
 _NAMES = {
@@ -48,7 +48,6 @@ _STRATEGIES = (
     *((*place, "job_recovery") for place in _RESOURCES),
     *((*place, "job_recovery", "strategy") for place in _RESOURCES),
 )
-_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _NUMBER = re.compile(r"(0|[1-9][0-9]*)(\.[0-9]+)?")
 _PRICE = re.compile(rf"(?:USD|\$)? *({_NUMBER.pattern}) *(?:USD|\$)? *(?:/ *h(?:r|our)?)?", re.IGNORECASE)
 # The sections that rules change; all else in a file has to mean the same afterwards.
@@ -129,7 +128,7 @@ def _elsewhere(text: str) -> str:
 def _unquoted(found: Any) -> Any:
     if isinstance(found, dict):
         return {key: _unquoted(item) for key, item in found.items()}
-    return _WORDS.get(found.strip().lower(), found) if isinstance(found, str) else found
+    return BOOLEANS.get(found.strip().lower(), found) if isinstance(found, str) else found
 
 
 # -- rules -------------------------------------------------------------------------------------------------------------
@@ -191,7 +190,7 @@ def _bare(sheet: Sheet, root: yaml.MappingNode) -> Sheet | None:
 
 
 def _boolean(text: str) -> str | None:
-    found = _WORDS.get(text.strip().lower())
+    found = BOOLEANS.get(text.strip().lower())
     return None if found is None else str(found).lower()
 
 

@@ -15,6 +15,8 @@ from skyspot.ladder import STRATEGIES, check_infra
 from skyspot.yamltext import refuse_unwritable
 
 SETTINGS = "skyspot.yaml"
+WRITTEN = ".skyspot"
+"""The project's folder of task YAMLs that were written for runs, with their payloads."""
 NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 
@@ -79,6 +81,11 @@ class Options:
         """Names of the options that were given."""
         names = [item.name for item in dataclasses.fields(self) if item.name != "flags"]
         return [name for name in names if getattr(self, name) not in (None, (), {})]
+
+
+def written_task(name: str, folder: Path = Path()) -> Path:
+    """The task YAML that `launch` and `render -o` write for a run."""
+    return folder / WRITTEN / f"{name}.yaml"
 
 
 def flag(name: str) -> str:

@@ -11,10 +11,9 @@ from pathlib import Path
 
 from skyspot import document
 from skyspot.errors import SkyspotError
-from skyspot.options import NAME
+from skyspot.options import NAME, WRITTEN, written_task
 from skyspot.render import Rendered, edited_by_hand, rendered_from
 
-WRITTEN = ".skyspot"  # As in runs, which imports the trainer.
 _PLACE = re.compile(rf"(?:\./)?{re.escape(WRITTEN)}/([^/]+)/trainer/?")
 
 
@@ -95,7 +94,7 @@ def write(rendered: Rendered, folder: Path) -> Path:
     Raises:
         SkyspotError: the file is there and was edited by hand (with the diff), or cannot be written.
     """
-    path = folder / WRITTEN / f"{rendered.name}.yaml"
+    path = written_task(rendered.name, folder)
     if path.exists():
         known = _read(path)
         if known != rendered.text and edited_by_hand(known):

@@ -16,6 +16,7 @@ import click
 from skyspot import job, payload, pipeline, preempt, rehearse
 from skyspot.errors import UsageError, did_you_mean, shown
 from skyspot.home import expanded
+from skyspot.mounts import TRAINER
 from skyspot.options import Options
 from skyspot.rehearsal import Settings, check_settings
 from skyspot.rehearse_view import View
@@ -53,7 +54,7 @@ def run(
     trainer = payload.trainer_folder() if rendered.trainer else None
     task = job.read(_one_task(rendered, part), Path.cwd(), _stand_ins(mount), trainer)
     task, settings = _with_secrets(*_comparing(task, settings, compare))
-    ours = [mount.folder for mount in task.mounts if mount.target == "~/skyspot/trainer" and mount.folder]
+    ours = [mount.folder for mount in task.mounts if mount.target == TRAINER and mount.folder]
     if ours and not setup:
         _check_python(ours[0])
     for number in (signal.SIGTERM, signal.SIGHUP):

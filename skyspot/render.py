@@ -12,7 +12,8 @@ from typing import Any
 
 from skyspot import __version__, buckets, gpus, ladder, template
 from skyspot.errors import UsageError, shown
-from skyspot.options import Options
+from skyspot.mounts import CHECKPOINT_DIR, TRAINER
+from skyspot.options import WRITTEN, Options
 
 _HEADER = re.compile(r"\A# Rendered by skyspot \S+ from .+ \(([0-9a-f]{6,64})\)\.")
 _SECOND = "#   sky jobs launch "
@@ -71,7 +72,7 @@ def from_template(options: Options) -> Rendered:
     _bend_defaults(parameters, given)
     _check_sizes(parameters)
     if chosen.trainer:
-        mounts["~/skyspot/trainer"] = f".skyspot/{name}/trainer"
+        mounts[TRAINER] = f"{WRITTEN}/{name}/trainer"
     if chosen.trainer and options.data is None and parameters.get("data") == "stdlib":
         notes.append("No --data: this is a trial on the standard library's own source (model and data cost nothing).")
     if options.bucket is None and store.source:
@@ -144,7 +145,7 @@ def _check_sizes(parameters: dict[str, Any]) -> None:
 def _envs(store: buckets.Store, name: str, data: str | None, parameters: dict[str, Any]) -> dict[str, str]:
     """The environment of the task: every value of the user's, as text."""
     found = {"SKYSPOT_MOUNT": store.mount} if store.mount else {}
-    found["SKYSPOT_CHECKPOINT_DIR"] = f"{store.folder.rstrip('/')}/{name}"
+    found[CHECKPOINT_DIR] = f"{store.folder.rstrip('/')}/{name}"
     if data is not None:
         found["SKYSPOT_DATA"] = data
     for key, value in parameters.items():

@@ -35,7 +35,6 @@ from trainer.layout import (
 if TYPE_CHECKING:  # It needs PyYAML, which looking at checkpoints does not.
     from skyspot.document import Task
 
-WRITTEN = ".skyspot"
 _EXTRAS = {
     "s3": "aws", "s3a": "aws", "r2": "aws", "gs": "gcp", "gcs": "gcp", "az": "azure", "abfs": "azure", "abfss": "azure",
 }  # fmt: skip
@@ -98,11 +97,6 @@ def located(folder: str, mounts: Iterable[Mount]) -> Location | None:
     if mount.name:
         return Location(inside, f"{scheme}://{mount.name}") if scheme else Location(inside, None, mount.name)
     return None
-
-
-def written_task(name: str, folder: Path = Path()) -> Path:
-    """The task YAML that `launch` and `render -o` write for a run."""
-    return folder / WRITTEN / f"{name}.yaml"
 
 
 def open_run(where: Location) -> RunPaths:

@@ -164,7 +164,7 @@ def _read(text: str, wanted: type) -> Any:
     """A number or a truth value from the command line; None where it is none. YAML 1.1 would take 010 for 8."""
     try:
         if wanted is bool:
-            return {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}[text.lower()]
+            return yamltext.BOOLEANS[text.lower()]
         return int(text) if re.fullmatch(r"[+-]?\d{1,18}", text) else float(text)
     except (KeyError, ValueError):
         return None

@@ -9,6 +9,7 @@ from pathlib import Path
 from skyspot import aside, runs
 from skyspot.errors import SkyspotError, UsageError, did_you_mean, shown
 from skyspot.mounts import CHECKPOINT_DIR
+from skyspot.options import NAME, SETTINGS, WRITTEN, written_task
 from skyspot.runs import Location
 from trainer.layout import MANIFEST, CheckpointName, RunPaths
 
@@ -63,7 +64,7 @@ def _kind(folder: Path) -> tuple[bool, bool]:
 
 def _written(name: str, project: Path) -> Location | None:
     """Where the task YAML of a run has its folder; None where there is no such file."""
-    path = runs.written_task(name, project)
+    path = written_task(name, project)
     if not path.is_file():
         return None
     from skyspot import document
@@ -83,7 +84,6 @@ def _written(name: str, project: Path) -> Location | None:
 def _in_the_bucket(name: str, project: Path) -> Location | None:
     """Where a run of this name would lie in the bucket of skyspot.yaml; None where that names none."""
     from skyspot import buckets
-    from skyspot.options import NAME, SETTINGS
     from skyspot.settings import read_settings
 
     bucket = read_settings(project / SETTINGS).get("bucket")
@@ -94,9 +94,9 @@ def _in_the_bucket(name: str, project: Path) -> Location | None:
 
 
 def _unknown(name: str, project: Path) -> str:
-    near = did_you_mean(name, [path.stem for path in (project / runs.WRITTEN).glob("*.yaml")])
+    near = did_you_mean(name, [path.stem for path in (project / WRITTEN).glob("*.yaml")])
     return (
-        f"no run {shown(name)} here: no folder of that name, no {runs.WRITTEN}/{name}.yaml, and no bucket in "
+        f"no run {shown(name)} here: no folder of that name, no {WRITTEN}/{name}.yaml, and no bucket in "
         f"skyspot.yaml.{near or ' Give its folder or its URL, like s3://my-checkpoints/run-001'}"
     )
 

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from skyspot.errors import UsageError, shown
+from skyspot.errors import NotYamlError, UsageError, shown
 
 # What reading YAML can raise: PyYAML lets Python's own errors through, of `!!bool x` or a date that is none.
 UNREADABLE = (yaml.YAMLError, RecursionError, ValueError, OverflowError, TypeError, AttributeError, LookupError)
-_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
+BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
+"""What ends a line, to YAML."""
 _COMMENT = "#[^\n\r\x85\u2028\u2029]*"
 _REST = re.compile(f"(?P<gap>[ \t]*)(?P<comment>{_COMMENT})?")
 _ALIAS = re.compile(rf"[ \t]*:(?:\s|{_COMMENT})*(\*[^\s,\[\]{{}}]+)")
@@ -47,7 +48,7 @@ class Sheet:
     @classmethod
     def of(cls, text: str) -> Sheet:
         """A sheet that nothing was done to."""
-        return cls(text, tuple(range(1, len(_BREAK.findall(text)) + 2)))
+        return cls(text, tuple(range(1, len(BREAK.findall(text)) + 2)))
 
     def line(self, node: yaml.Node) -> int:
         """The file's line of a node of this text."""
@@ -59,12 +60,12 @@ class Sheet:
 
     def edited(self, edit: Edit) -> Sheet:
         """The sheet with one edit done."""
-        first = len(_BREAK.findall(self.text, 0, edit.start))
-        last = first + len(_BREAK.findall(self.text, edit.start, edit.end))
+        first = len(BREAK.findall(self.text, 0, edit.start))
+        last = first + len(BREAK.findall(self.text, edit.start, edit.end))
         whole = not edit.new and edit.start == _line_start(self.text, edit.start)
         lines = (
             *self.lines[:first],
-            *[self.lines[first]] * len(_BREAK.findall(edit.new)),
+            *[self.lines[first]] * len(BREAK.findall(edit.new)),
             self.lines[last if whole else first],
             *self.lines[last + 1 :],
         )
@@ -73,17 +74,27 @@ class Sheet:
 
 def breaks(text: str) -> str:
     """The line breaks of a text alone."""
-    return "".join(_BREAK.findall(text))
+    return "".join(BREAK.findall(text))
 
 
 def applied(text: str, edit: Edit) -> str:
     """The text with one edit done; new lines end as the lines of the text do."""
-    found = _BREAK.search(text)
+    found = BREAK.search(text)
     new = re.sub("(?<!\r)\n", lambda _: found[0], edit.new) if found else edit.new
     return text[: edit.start] + new + text[edit.end :]
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def not_yaml(error: BaseException, text: str) -> NotYamlError:
+    """What to raise where reading a text raised one of UNREADABLE."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    problem = getattr(error, "problem", None) or (
+        "nested too deeply" if isinstance(error, RecursionError) else str(error)
+    )
+    line = min(mark.line + 1, len(text.splitlines()) or 1) if mark else 1
+    return NotYamlError(f"not readable as YAML: {' '.join(str(error).split())[:200]}", line, str(problem))
 
 
 def starts(text: str) -> list[int]:
@@ -95,7 +106,7 @@ def starts(text: str) -> list[int]:
     try:
         begins = [event for event in yaml.parse(text) if isinstance(event, yaml.DocumentStartEvent)]
     except UNREADABLE as error:
-        raise UsageError(f"not readable as YAML: {' '.join(str(error).split())[:200]}") from None
+        raise not_yaml(error, text) from None
     return [0, *(event.start_mark.index for event in begins[1:] if event.start_mark)]
 
 
@@ -155,7 +166,7 @@ def compose(text: str) -> yaml.MappingNode:
             _refuse_circles(nodes[0], frozenset(), set())
             return nodes[0]
     except UNREADABLE as error:
-        raise UsageError(f"not readable as YAML: {' '.join(str(error).split())[:200]}") from None
+        raise not_yaml(error, text) from None
     found = "the file is empty" if not nodes else f"there are {len(nodes)} documents in it"
     if len(nodes) == 1:
         found = "this is a list" if isinstance(nodes[0], yaml.SequenceNode) else "this is a single value"
@@ -348,7 +359,7 @@ def drop(text: str, mapping: yaml.MappingNode, key: str) -> Edit:
     if text[beginning:start].strip("\ufeff \t"):  # the first key of a list's item, beside its dash
         joined = following is not None and not text[end:following].strip()
         return Edit(start, following if joined and following is not None else end, "")
-    gone = _BREAK.match(text, rest.end())
+    gone = BREAK.match(text, rest.end())
     if gone:
         return Edit(beginning, gone.end(), "")
     return Edit(len(text[:beginning].rstrip("\r\n")), rest.end(), "")
@@ -382,7 +393,7 @@ def unwrap(text: str, outer: Entry, inner: Entry) -> Edit:
     colon = re.compile("[ \t]*:").match(text, inner[0].end_mark.index)
     rest = _REST.match(text, colon.end() if colon else inner[0].end_mark.index)
     assert rest
-    gone = _BREAK.match(text, rest.end())
+    gone = BREAK.match(text, rest.end())
     if gone and not rest["comment"]:
         return Edit(_line_start(text, start), gone.end(), "")
     return Edit(start, rest.end("gap"), "")
@@ -407,7 +418,7 @@ def _lines(text: str) -> list[str]:
 
 def lines_before(before: str, after: str) -> list[int]:
     """For each line of an edited text the line of the text before that it comes from, or that stands nearest."""
-    old, new = _BREAK.split(before), _BREAK.split(after)
+    old, new = BREAK.split(before), BREAK.split(after)
     found: list[int] = []
     for _, first, last, start, end in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         found += [min(first + at, max(last - 1, first), len(old) - 1) + 1 for at in range(end - start)]

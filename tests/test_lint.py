@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from support import REPO, clean_env
 from support_sky import run_sky
 
-from skyspot import known_keys, lint, lint_resources, lint_rules
+from skyspot import known_keys, lint, lint_resources, lint_rules, shell
 from skyspot.options import Options
 from skyspot.shell import commands
 from skyspot.source import task_yaml
@@ -646,12 +646,12 @@ RUNS = [
 
 @pytest.mark.parametrize(("run", "ours"), RUNS)
 def test_our_trainer_is_known_by_the_command_that_starts_it(run: str, ours: bool) -> None:
-    assert lint.runs_our_trainer(run) is ours
+    assert shell.runs_our_trainer(run) is ours
 
 
 def test_our_trainer_is_known_through_a_variable_of_the_task() -> None:
-    assert not lint.runs_our_trainer('bash -c "$CMD"')
-    assert lint.runs_our_trainer('bash -c "$CMD"', {"CMD": "python -m trainer"})
+    assert not shell.runs_our_trainer('bash -c "$CMD"')
+    assert shell.runs_our_trainer('bash -c "$CMD"', {"CMD": "python -m trainer"})
 
 
 WORDS = [
