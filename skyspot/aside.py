@@ -195,7 +195,8 @@ class _Child:
         )
         self._lock = threading.Lock()
         self._asked: dict[int, queue.SimpleQueue[_Answer]] = {}
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def ask(self, root: Path, function: Callable[..., _T], args: Sequence[Any], seconds: float | None) -> _T:
         assert self._process.stdin

@@ -157,11 +157,17 @@ def test_the_child_imports_nothing_from_the_working_folder(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
     child = aside._Child()
+    assert child.ask(tmp_path, len, ("ab",), ENDS_S) == len("ab")
+    end(child)
+
+
+def end(child: aside._Child) -> None:
+    """Have it leave; its pipe is closed once nobody reads from it any more."""
     assert child._process.stdin
     assert child._process.stdout
-    assert child.ask(tmp_path, len, ("ab",), ENDS_S) == len("ab")
     child._process.stdin.close()
     assert child._process.wait(ENDS_S) == 0
+    child._listener.join(ENDS_S)
     child._process.stdout.close()
 
 
@@ -185,14 +191,10 @@ def fails_in_two_words() -> None:
 @pytest.mark.parametrize("function", [fails_oddly, fails_in_two_words])
 def test_an_error_that_cannot_come_over_from_the_child_comes_as_its_text(function, monkeypatch) -> None:
     child = aside._Child()
-    assert child._process.stdin
-    assert child._process.stdout
     with pytest.raises(RuntimeError, match="two words"):
         child.ask(Path("/x"), function, (), ENDS_S)
     assert child.ask(Path("/x"), len, ("it goes on",), ENDS_S) == len("it goes on")
-    child._process.stdin.close()
-    assert child._process.wait(ENDS_S) == 0
-    child._process.stdout.close()
+    end(child)
 
 
 def test_what_may_hang_is_told_by_its_mount_through_links(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from wait import readable
 from watch import Watch
 
 from trainer.checkpoint import POINTS
+from trainer.layout import RunPaths
 
 STEPS = 4
 OF_EACH_RANK = ("folder-made", "share-half", "share-written")
@@ -218,10 +219,14 @@ def another_runs(file: Path, draw: random.Random, scene: Scene) -> bool:
 
 
 def another_runs_checkpoint(scene: Scene) -> bool:
-    """A whole checkpoint of another run among this run's; it is newer than all of them."""
+    """A whole checkpoint of another run among this run's; it is newer than all of them.
+
+    It counts once this run has begun, which its run.json tells: into a folder that is of no run yet, a checkpoint makes
+    it a folder of its own run. There the trainer refuses what does not bind as it does; this campaign's children do not.
+    """
     theirs = folder_of(scene.other, scene.draw.choice(truth.whole(scene.other, scene.plan.run + OTHER)))
     here = scene.behind / "checkpoints" / theirs.name
-    fresh = scene.behind.exists() and not here.exists()
+    fresh = RunPaths(scene.behind).run_json.exists() and not here.exists()
     if fresh:
         shutil.copytree(theirs, here)
     scene.begin().wait()

@@ -260,7 +260,8 @@ def campaign(jobs: list[Job], workers: int, tally: Tally, state: Path | None, fo
                     show(f"{count} of {total} faults struck, {hits} hit, {len(tally.wrong)} wrong, {now - begun:.0f} s")
                     keep(tally, state)
         finally:
-            for pid in pids.values():
+            for ours, pid in pids.items():
+                os.close(ours)  # A worker whose SIGTERM was lost (it may come within a callback) fails to write here.
                 os.kill(pid, signal.SIGTERM)
                 os.waitpid(pid, 0)
         keep(tally, state)
