@@ -19,7 +19,7 @@ from skyspot.known_keys import HEADER
 from skyspot.marks import At
 from skyspot.mounts import Mount, clean_path
 from skyspot.shell import Command, Word, commands, starts_our_trainer
-from skyspot.yamledit import UNREADABLE, not_yaml
+from skyspot.yamlnodes import UNREADABLE, not_yaml
 
 # What a user's YAML may call the same thing: the newer name first.
 _ACCELERATORS = ("accelerators", "gpus")

@@ -11,22 +11,8 @@ import yaml
 from skyspot.errors import UsageError, shown
 from skyspot.ladder import RECOVER
 from skyspot.shell import runs_our_trainer
-from skyspot.yamledit import (
-    Entry,
-    Sheet,
-    append,
-    at,
-    compose,
-    drop,
-    entries,
-    entry,
-    insert,
-    merged,
-    put,
-    put_in,
-    rename,
-    value,
-)
+from skyspot.yamledit import Sheet, append, drop, insert, put, put_in, rename
+from skyspot.yamlnodes import Entry, at, compose, entries, entry, merged, value
 from skyspot.yamltext import flow, quoted
 
 _PLACE = ("cloud", "region", "zone")

@@ -15,7 +15,8 @@ import yaml
 
 from skyspot import oldrungs
 from skyspot.errors import UsageError, shown
-from skyspot.yamledit import Sheet, at, compose, drop, entries, entry, insert, put, put_in, rename, unwrap, value
+from skyspot.yamledit import Sheet, drop, insert, put, put_in, rename, unwrap
+from skyspot.yamlnodes import at, compose, entries, entry, value
 from skyspot.yamltext import BOOLEANS, flow, quoted
 
 _RESOURCES = (("resources",), ("resources", "ordered", "*"), ("resources", "any_of", "*"))

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from skyspot import document, yamltext
 from skyspot.document import Document
 from skyspot.errors import UsageError, shown
-from skyspot.yamledit import breaks, checked, keeps_lines, opening, starts
+from skyspot.yamledit import breaks, keeps_lines
+from skyspot.yamlnodes import checked, opening, starts
 
 _FIRST_BREAK = re.compile("[ \t]*(?:\r\n|[\n\r])?")
 _MARK = re.compile(r"^(?:---|\.\.\.)", re.MULTILINE)

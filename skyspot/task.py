@@ -9,11 +9,12 @@ from typing import Any
 
 import yaml
 
-from skyspot import document, pipeline, yamledit, yamltext
+from skyspot import document, pipeline, yamledit, yamlnodes, yamltext
 from skyspot.document import Task
 from skyspot.errors import UsageError
 from skyspot.gpus import Accelerators, parse
-from skyspot.yamledit import Edit, applied, compose, entry
+from skyspot.yamledit import Edit, applied
+from skyspot.yamlnodes import compose, entry
 
 _LINE = re.compile("[^\r\n]*")
 _RUNG_KEYS = {"accelerators", "gpus", "use_spot", "infra", "cloud", "region", "zone", "any_of", "ordered"}
@@ -67,7 +68,7 @@ def _refuse_odd(found: Task) -> None:
 
 def _resources(root: yaml.MappingNode) -> dict[str, Any]:
     """`resources`, whole, to be written anew."""
-    found = yamledit.entries(root).get("resources")
+    found = yamlnodes.entries(root).get("resources")
     return found if isinstance(found, dict) else {}
 
 
@@ -100,7 +101,7 @@ def without_empty_env(text: str, name: str) -> str:
     root = compose(text)
     envs = entry(root, "envs")
     found = entry(envs[1], name) if envs else None
-    if not envs or not found or yamledit.value(found[1]) is not None or not isinstance(envs[1], yaml.MappingNode):
+    if not envs or not found or yamlnodes.value(found[1]) is not None or not isinstance(envs[1], yaml.MappingNode):
         return text
     mapping, key = (envs[1], name) if len(envs[1].value) > 1 else (root, "envs")
     return applied(text, yamledit.drop(text, mapping, key))

@@ -93,7 +93,7 @@ def test_no_module_of_skyspot_imports_one_that_imports_it() -> None:
 def test_one_module_reads_task_yamls() -> None:
     """Besides it, edits need the marks of the text; skyspot.yaml and a template's parameters are no task YAMLs."""
     readers = {path.stem for path in (REPO / "skyspot").glob("*.py") if reads_yaml(path)}
-    assert readers == {"document", "yamledit", "settings", "template"}
+    assert readers == {"document", "yamlnodes", "settings", "template"}
 
 
 def reads_yaml(path: Path) -> bool:
