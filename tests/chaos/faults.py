@@ -222,7 +222,8 @@ def another_runs_checkpoint(scene: Scene) -> bool:
     """A whole checkpoint of another run among this run's; it is newer than all of them.
 
     It counts once this run has begun, which its run.json tells: into a folder that is of no run yet, a checkpoint makes
-    it a folder of its own run. There the trainer refuses what does not bind as it does; this campaign's children do not.
+    it a folder of its own run. There the trainer refuses what does not bind as it does; this campaign's children do
+    not.
     """
     theirs = folder_of(scene.other, scene.draw.choice(truth.whole(scene.other, scene.plan.run + OTHER)))
     here = scene.behind / "checkpoints" / theirs.name
