@@ -1,4 +1,4 @@
-"""Saving and restoring as trainer/loop.py does it."""
+"""Saving and restoring as trainer/training/loop.py does it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import threading
 from pathlib import Path
 
 from bench.training import Training
-from trainer import restore, rng, state
 from trainer.attempt import open_attempt
+from trainer.checkpoint import restore, state
+from trainer.checkpoint.saving import Boundary, Keeping, Saver
 from trainer.layout import AttemptName, RunPaths, list_checkpoints, read_manifest
-from trainer.records import Records
-from trainer.saving import Boundary, Keeping, Saver
-from trainer.together import Together
+from trainer.ranks.together import Together
+from trainer.training import rng
+from trainer.training.metrics import Records
 
 
 class Ours:
-    """`trainer.saving.Saver`, driven by any number of ranks."""
+    """`trainer.checkpoint.saving.Saver`, driven by any number of ranks."""
 
     def __init__(self, folder: Path, training: Training) -> None:
         self.training = training

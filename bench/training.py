@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bench.sizes import layers
-from trainer.hashing import Hasher
+from trainer.bucket.hashing import Hasher
 
 BYTES_PER_PARAMETER = 12
 """A parameter and AdamW's two moments, in fp32."""

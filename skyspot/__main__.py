@@ -1,5 +1,5 @@
 """`python -m skyspot`."""
 
-from skyspot.cli import main
+from skyspot.cli.main import main
 
 main()

@@ -51,9 +51,10 @@ def load() -> None:
     sys.path.insert(0, str(REPO))
     for name in LIBRARIES:
         importlib.import_module(name)
-    for path in sorted((REPO / "trainer").glob("*.py")):
-        if not path.stem.startswith("__"):
-            importlib.import_module(f"trainer.{path.stem}")
+    for path in sorted((REPO / "trainer").rglob("*.py")):
+        if path.stem != "__main__":
+            name = ".".join(path.relative_to(REPO).with_suffix("").parts)
+            importlib.import_module(name.removesuffix(".__init__"))
     import torch
 
     torch.optim.AdamW([torch.nn.Parameter(torch.empty(0))])  # What it imports, it imports at its first use.
@@ -230,7 +231,8 @@ def _run(argv: Sequence[str]) -> int:
     main.__builtins__ = __builtins__  # type: ignore[attr-defined]
     try:
         if argv[1] == "-m":
-            sys.modules.pop(argv[2], None)
+            if not hasattr(sys.modules.get(argv[2]), "__path__"):  # A package's program is its __main__.
+                sys.modules.pop(argv[2], None)
             runpy._run_module_as_main(argv[2])  # type: ignore[attr-defined]
         else:
             main.__file__, main.__cached__ = argv[1], None  # type: ignore[attr-defined]

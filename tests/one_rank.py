@@ -15,10 +15,10 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from trainer.config import RunConfig
-from trainer.ending import Ending
-from trainer.run import SpotRun
-from trainer.saving import Saver
+from trainer.attempt.ending import Ending
+from trainer.checkpoint.saving import Saver
+from trainer.training.config import RunConfig
+from trainer.training.run import SpotRun
 
 
 class Left(BaseException):

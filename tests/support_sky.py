@@ -46,7 +46,7 @@ print(json.dumps(verdicts))
 _COMMANDS = """
 import io, json, sys
 from contextlib import redirect_stderr, redirect_stdout
-from skyspot import cli
+from skyspot.cli import main as cli
 results = []
 for words in json.loads(sys.stdin.read()):
     sys.argv = ["skyspot", *words]

@@ -29,7 +29,7 @@ def test_a_share_that_cannot_be_read_ends_the_attempt_and_starts_nothing_anew(
     run_dir: Path, number: int, code: int
 ) -> None:
     kept = list_checkpoints(RunPaths(run_dir))
-    done = mlp(run_dir, "--unreadable", f"{number}:99", "--constant", "restore.READ_TRIES=2")
+    done = mlp(run_dir, "--unreadable", f"{number}:99", "--constant", "checkpoint.restore.READ_TRIES=2")
     assert done.code == code, done.output
     assert "cannot be read" in done.output
     assert "Traceback" not in done.output
@@ -40,7 +40,7 @@ def test_a_share_that_cannot_be_read_ends_the_attempt_and_starts_nothing_anew(
 
 
 def test_a_checkpoint_that_cannot_be_read_for_good_costs_steps_but_not_the_run(run_dir: Path) -> None:
-    done = mlp(run_dir, "--unreadable", f"{errno.EIO}:99:8", "--constant", "restore.READ_TRIES=2")
+    done = mlp(run_dir, "--unreadable", f"{errno.EIO}:99:8", "--constant", "checkpoint.restore.READ_TRIES=2")
     assert done.code == 0, done.output
     restored = event(run_dir, "restored")
     assert restored["step"] == 4
@@ -49,7 +49,7 @@ def test_a_checkpoint_that_cannot_be_read_for_good_costs_steps_but_not_the_run(r
 
 
 def test_a_checkpoint_that_could_not_be_read_is_asked_for_again_once_an_older_one_can(run_dir: Path) -> None:
-    done = mlp(run_dir, "--unreadable", f"{errno.EIO}:3:8", "--constant", "restore.READ_TRIES=2")
+    done = mlp(run_dir, "--unreadable", f"{errno.EIO}:3:8", "--constant", "checkpoint.restore.READ_TRIES=2")
     assert done.code == 0, done.output
     restored = event(run_dir, "restored")
     assert (restored["step"], restored["rejected"]) == (8, [])

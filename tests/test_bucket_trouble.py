@@ -13,8 +13,8 @@ import warm
 from bucket_lab import until
 from support import PROGRAMS, clean_env, event, mlp
 
+from trainer.bucket.verify import problem
 from trainer.layout import RunPaths, list_checkpoints, read_manifest
-from trainer.verify import problem
 
 pytestmark = pytest.mark.skipif(bucket_lab.missing() is not None, reason=str(bucket_lab.missing()))
 SHARE = "share-00000.safetensors"
@@ -24,7 +24,7 @@ def begin(run_dir: Path, *args: str, grace_s: float = 5) -> subprocess.Popen[str
     """An attempt with a committed checkpoint, and more to come."""
     process = warm.Popen(
         [sys.executable, "-m", "trainer.launch", "--grace", str(grace_s), PROGRAMS / "faulty.py", "--dir", run_dir,
-         "--slow", "0.01", "--save-every", "5", "--constant", "saving.FIRST_RETRY_S=0.01", *args],
+         "--slow", "0.01", "--save-every", "5", "--constant", "checkpoint.saving.FIRST_RETRY_S=0.01", *args],
         env=clean_env(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     until("a checkpoint is committed", lambda: any((run_dir / "checkpoints").glob("*/MANIFEST.json")), 60)
@@ -96,15 +96,15 @@ def test_the_last_save_bears_as_much_as_any_other(
     faults: faultfs.Client, tmp_path: Path, trouble: int, options: tuple[str, ...], code: int
 ) -> None:
     faults.fail("create", errno.EIO, times=trouble, suffix=SHARE)
-    ended = mlp(faults.point / "run", "--steps", 10, "--save-every", 100, "--constant", "saving.FIRST_RETRY_S=0.01",
-                *options, grace=5)  # fmt: skip
+    options = ("--constant", "checkpoint.saving.FIRST_RETRY_S=0.01", *options)
+    ended = mlp(faults.point / "run", "--steps", 10, "--save-every", 100, *options, grace=5)
     assert ended.code == code, ended.output
     assert event(tmp_path / "behind" / "run", "end")["code"] == code
 
 
 def test_saves_that_take_longer_than_their_interval_are_said(tmp_path: Path) -> None:
     command = [sys.executable, PROGRAMS / "faulty.py", "--dir", tmp_path / "run", "--slow-save", "2", "--steps", "7",
-               "--save-every", "3", "--constant", "loop.SAY_WAITED_S=0.1"]  # fmt: skip
+               "--save-every", "3", "--constant", "training.loop.SAY_WAITED_S=0.1"]  # fmt: skip
     done = warm.run(command, env=clean_env(), text=True, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("longer than the 3 steps between two: training waited") == 1

@@ -12,9 +12,9 @@ import torch
 from support import column, event, history
 from torch import nn
 
-from trainer.config import ConfigError, parse
 from trainer.layout import RunPaths, list_checkpoints, read_manifest
-from trainer.order import sample_ids
+from trainer.training.config import ConfigError, parse
+from trainer.training.order import sample_ids
 
 SEED = 0
 

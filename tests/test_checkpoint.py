@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from trainer import checkpoint, restore, state
-from trainer.hashing import hash_file
+from trainer.bucket.hashing import hash_file
+from trainer.checkpoint import restore, state, writing
+from trainer.checkpoint.reading import DamagedError, open_checkpoint
+from trainer.checkpoint.shards import Part, deal, local, parts_of
 from trainer.layout import (
     MANIFEST,
     STATE,
@@ -23,8 +25,6 @@ from trainer.layout import (
     RunPaths,
     sealed,
 )
-from trainer.reading import DamagedError, open_checkpoint
-from trainer.shards import Part, deal, local, parts_of
 
 NAME = "0000000002-a0001-0000ff-1"
 
@@ -68,10 +68,10 @@ def write(folder: Path, live: state.State, ranks: int = 1) -> Path:
     folder.mkdir(parents=True)
     files = {}
     for rank, share in enumerate(deal(parts_of(live.tensors, ranks, live.buffers), ranks)):
-        path = folder / checkpoint.share_name(rank)
-        files[path.name] = checkpoint.write_share(path, share, lambda part: local(live.tensors[part.name]).contiguous())
-    files[STATE] = checkpoint.write_state(folder, live.plain)
-    checkpoint.write_manifest(folder, Manifest("checkpoint", files, {"step": 2}))
+        path = folder / writing.share_name(rank)
+        files[path.name] = writing.write_share(path, share, lambda part: local(live.tensors[part.name]).contiguous())
+    files[STATE] = writing.write_state(folder, live.plain)
+    writing.write_manifest(folder, Manifest("checkpoint", files, {"step": 2}))
     return folder
 
 
@@ -147,7 +147,7 @@ def test_a_share_is_a_plain_safetensors_file(tmp_path: Path) -> None:
     model, optimizers, _ = made(1.0)
     live = collected(model, optimizers)
     folder = write(tmp_path / NAME, live)
-    found = safetensors.load_file(folder / checkpoint.share_name(0))
+    found = safetensors.load_file(folder / writing.share_name(0))
     assert found.keys() == live.tensors.keys()
     assert all(torch.equal(found[name], tensor.detach()) for name, tensor in live.tensors.items())
 
@@ -202,12 +202,10 @@ def test_parts_that_overlap_are_not_put_together(tmp_path: Path) -> None:
     whole = torch.arange(4.0)
     for rank, (start, end) in enumerate([(0, 2), (1, 3)]):  # As many elements as the whole has; the last is in none.
         part = Part("model.w", whole.dtype, (4,), (start,), (end - start,), (rank,))
-        checkpoint.write_share(
-            folder / checkpoint.share_name(rank), [part], lambda part: whole[: part.sizes[0]].clone()
-        )
+        writing.write_share(folder / writing.share_name(rank), [part], lambda part: whole[: part.sizes[0]].clone())
     files = {path.name: FileRecord(path.stat().st_size, hash_file(path)) for path in folder.iterdir()}
-    files[STATE] = checkpoint.write_state(folder, {})
-    checkpoint.write_manifest(folder, Manifest("checkpoint", files, {"step": 2}))
+    files[STATE] = writing.write_state(folder, {})
+    writing.write_manifest(folder, Manifest("checkpoint", files, {"step": 2}))
     with pytest.raises(DamagedError, match="do not make up the whole"):
         open_checkpoint(folder)
 
@@ -222,7 +220,7 @@ def test_a_manifest_that_is_nested_about_as_deep_as_python_goes_is_refused(depth
 
 
 DEEP = b"[" * 100_000 + b"]" * 100_000
-SHARE = checkpoint.share_name(0)
+SHARE = writing.share_name(0)
 HOSTILE = {
     "shape-huge": (SHARE, tensor(shape=[10**18])),
     "shape-huge-zero": (SHARE, tensor(shape=[10**18, 0], data_offsets=[0, 0])),
@@ -347,11 +345,11 @@ def test_a_share_that_nobody_wants_is_hashed_all_the_same(tmp_path: Path) -> Non
     model, optimizers, _ = made(1.0)
     live = collected(model, optimizers)
     folder = write(tmp_path / NAME, live)
-    path = folder / checkpoint.share_name(1)
+    path = folder / writing.share_name(1)
     stream = {"rng.7": torch.zeros(100, dtype=torch.uint8)}  # Of a rank that is not there any more.
     written = json.loads((folder / MANIFEST).read_bytes())
     del written["seal"]
-    record: FileRecord = checkpoint.write_tensors(path, stream)
+    record: FileRecord = writing.write_tensors(path, stream)
     written["files"][path.name] = {"bytes": record.bytes, "hash": record.hash}
     (folder / MANIFEST).write_text(json.dumps(written))
     restore.load(folder, live)

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from support import clean_env
 
-from skyspot import checkpoints, checkpoints_cli, which_run
+from skyspot.cli import checkpoints as checkpoints_cli
 from skyspot.errors import SkyspotError, UsageError
-from trainer.hashing import hash_bytes
+from skyspot.runs import checkpoints, find
+from trainer.bucket.hashing import hash_bytes
 from trainer.layout import (
     MANIFEST,
     FileRecord,
@@ -349,9 +350,9 @@ def test_a_run_is_found_by_its_name_in_the_projects_folder(run_dir: Path, tmp_pa
     project = tmp_path / "project"
     (project / ".skyspot").mkdir(parents=True)
     (project / ".skyspot" / "mine.yaml").write_text(f"envs: {{SKYSPOT_CHECKPOINT_DIR: {run_dir}}}\nrun: x\n")
-    assert which_run.opened("mine", project).root == run_dir
+    assert find.opened("mine", project).root == run_dir
     (project / "skyspot.yaml").write_text(f"bucket: {tmp_path}\n")
-    assert which_run.opened("run", project).root == run_dir
+    assert find.opened("run", project).root == run_dir
     assert "sizes agree" in skyspot("list", "mine", cwd=project).stdout
     assert "sizes agree" in skyspot("list", "run", cwd=tmp_path).stdout, "a folder here"
     assert skyspot("verify", f"file://{run_dir}").returncode == 0
@@ -385,13 +386,13 @@ def test_what_is_no_run_is_said_in_a_line(
     Path(".skyspot/torn.yaml").write_text("envs: {")
     Path(".skyspot/own.yaml").write_text("run: x\n")
     with pytest.raises(kind, match=says) as said:
-        which_run.opened(run)
+        find.opened(run)
     assert "\n" not in str(said.value)
 
 
 def test_a_store_whose_library_is_missing_is_one_line_with_the_extra() -> None:
     for url, library, extra in (("gs://b/r", "gcsfs", "gcp"), ("az://b/r", "adlfs", "azure")):
-        code = f"import sys; sys.modules[{library!r}] = None; from skyspot.cli import main; main()"
+        code = f"import sys; sys.modules[{library!r}] = None; from skyspot.cli.main import main; main()"
         done = subprocess.run(
             [sys.executable, "-c", code, "checkpoints", "list", url], capture_output=True, text=True, env=clean_env()
         )
@@ -423,7 +424,7 @@ def test_damage_in_a_bucket_is_found_there(half: Path, bucket: Path) -> None:
         run_dir = Path(shutil.copytree(half, bucket / name))
         record(run_dir, checkpoint=newest(run_dir).name, time=time.time())
         damage(newest(run_dir))
-        paths = which_run.opened(f"s3://mine/{name}")
+        paths = find.opened(f"s3://mine/{name}")
         one, other = checkpoints.verify(paths, checkpoints.look(paths))
         local = RunPaths(run_dir)
         same, _ = checkpoints.verify(local, checkpoints.look(local))
@@ -445,7 +446,7 @@ def test_a_bucket_that_cannot_be_read_is_one_line(bucket: Path, tmp_path: Path) 
         assert done.stderr.startswith("Error: s3://mine/run cannot be read from here: ")
         assert says in done.stderr
     with pytest.raises(SkyspotError, match="s3://none/run: nothing is there"):
-        which_run.opened("s3://none/run")
+        find.opened("s3://none/run")
 
 
 def test_whatever_fsspec_reads_is_read(run_dir: Path) -> None:
@@ -456,7 +457,7 @@ def test_whatever_fsspec_reads_is_read(run_dir: Path) -> None:
             target = UPath(f"memory://store/run/{path.relative_to(run_dir).as_posix()}")
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
-    paths = which_run.opened("memory://store/run")
+    paths = find.opened("memory://store/run")
     assert [one.whole for one in checkpoints.verify(paths, checkpoints.look(paths))] == [True, True]
 
 
@@ -527,7 +528,7 @@ def test_ctrl_c_does_not_wait_for_a_bucket_that_hangs() -> None:
     code = (
         "import signal, threading\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # A job in the background ignores it.
-        "from skyspot.checkpoints import _in_order\n"
+        "from skyspot.runs.checkpoints import _in_order\n"
         "for one in _in_order([int, threading.Event().wait, threading.Event().wait], 2): print(one, flush=True)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], env=clean_env(), stdout=-1, stderr=-1, text=True)

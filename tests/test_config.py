@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config import ConfigError, RunConfig, TrainConfig, parse
+from trainer.training.config import ConfigError, RunConfig, TrainConfig, parse
 
 
 def test_the_least_command_is_a_trial() -> None:
@@ -151,8 +151,8 @@ def test_a_users_own_config_needs_but_a_folder(tmp_path: Path) -> None:
 def test_a_templates_default_gives_way_as_the_trainers_does(given: dict[str, str], expected: tuple[str, ...]) -> None:
     import yaml
 
-    from skyspot.options import Options
-    from skyspot.source import task_yaml
+    from skyspot.migrate.source import task_yaml
+    from skyspot.task.options import Options
 
     envs = yaml.safe_load(task_yaml(Options(name="run-001", parameters=given)).text)["envs"]
     names = ("MAX_STEPS", "GLOBAL_BATCH_SIZE", "MICRO_BATCH_SIZE", "WARMUP_STEPS")

@@ -10,9 +10,9 @@ import pytest
 import torch
 from support import clean_env
 
-from trainer import data, encoding, model, tokens
-from trainer.config import parse
+from trainer.finetune import data, encoding, model, tokens
 from trainer.layout import AttemptName, RunPaths
+from trainer.training.config import parse
 
 ATTEMPT = AttemptName(1, "abcdef")
 PREPARED_BEFORE = [
@@ -204,10 +204,12 @@ def test_a_model_that_is_not_there_is_said_in_a_line(monkeypatch: pytest.MonkeyP
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from trainer import data, text, tokens
-from trainer.config import parse
+from trainer.finetune import data
+from trainer.finetune import text
+from trainer.finetune import tokens
+from trainer.training.config import parse
 from trainer.layout import AttemptName, RunPaths
-from trainer.model import ModelFiles, load_tokenizer
+from trainer.finetune.model import ModelFiles, load_tokenizer
 source, run, model = sys.argv[1:]
 config = parse(["--checkpoint-dir", run, "--data", source, "--model", model])
 if model != "tiny":

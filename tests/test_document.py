@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from skyspot import document, job, lint, payload, pipeline, runs, task
-from skyspot.document import Task
 from skyspot.errors import NotYamlError
-from skyspot.runs import Location
+from skyspot.lint import check
+from skyspot.rehearsal import task as job
+from skyspot.runs import location
+from skyspot.runs.location import Location
+from skyspot.task import document, edit, payload, pipeline
+from skyspot.task.document import Task
 
 
 def only(text: str) -> Task:
@@ -40,7 +43,7 @@ def test_a_first_document_is_a_header_where_skypilot_takes_it_for_one(
 
 def test_lint_takes_for_a_header_what_the_others_take_for_one() -> None:
     text = "execution: serial\n---\nname: a\nrun: echo\n"
-    assert [(one.name, one.task) for one in lint.findings(text)] == [("unknown-key", "1")]
+    assert [(one.name, one.task) for one in check.findings(text)] == [("unknown-key", "1")]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +75,7 @@ def test_a_variable_is_the_text_that_skypilot_makes_of_it(tmp_path: Path, writte
 def test_accelerators_are_the_same_to_all_however_they_are_written(asked: str, accelerators: list[str]) -> None:
     found = only(f"resources: {{accelerators: {asked}}}\nrun: x\n")
     assert [text for text, _ in found.rungs[0].accelerators] == accelerators
-    groups = [str(one) for group in task.accelerators(found) for one in group]
+    groups = [str(one) for group in edit.accelerators(found) for one in group]
     assert groups == [one if ":" in one else f"{one}:1" for one in accelerators]
 
 
@@ -113,7 +116,7 @@ def test_a_payload_is_known_whatever_variable_names_its_run() -> None:
 
 def test_a_tag_that_nobody_knows_hides_nothing_else() -> None:
     text = "envs: {SKYSPOT_CHECKPOINT_DIR: /c/r}\nfile_mounts: {/c: {source: s3://b}}\nconfig: !mine {a: 1}\nrun: x\n"
-    assert runs.location(only(text)) == Location("r", "s3://b")
+    assert location.location(only(text)) == Location("r", "s3://b")
 
 
 def test_what_is_no_yaml_is_said_by_its_line_or_is_no_task() -> None:

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from tokenizers.models import Model
 from transformers import PreTrainedTokenizerFast
 
-from trainer import encoding
+from trainer.finetune import encoding
 
 SMALL = {"window": 400, "overlap": 120}
 

@@ -6,12 +6,12 @@ import pytest
 from support import REPO
 
 from trainer.attempt import MOUNT_GONE, AttemptError
-from trainer.config import ConfigError
+from trainer.checkpoint.saving import SaveError
 from trainer.errors import TrainerError
 from trainer.layout import EXIT_FAILED, EXIT_PREEMPTED, EXIT_SUPERSEDED, LayoutVersionError
-from trainer.participant import exit_code
-from trainer.saving import SaveError
-from trainer.scratch import ScratchError
+from trainer.machine.scratch import ScratchError
+from trainer.training.config import ConfigError
+from trainer.training.participant import exit_code
 
 NOT_SAID = {"together.PeerGoneError", "reading.DamagedError"}
 """What is always caught: a lost peer is no fault, a damaged checkpoint is passed by."""
@@ -19,7 +19,7 @@ NOT_SAID = {"together.PeerGoneError", "reading.DamagedError"}
 
 def test_every_error_of_the_trainers_is_said_in_a_line() -> None:
     bare = set()
-    for path in (REPO / "trainer").glob("*.py"):
+    for path in (REPO / "trainer").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef) and {"Exception", "RuntimeError", "ValueError", "OSError"} & {
                 base.id for base in node.bases if isinstance(base, ast.Name)

@@ -13,12 +13,14 @@ import pytest
 import torch
 from torch import nn
 
-from trainer import attempt, export, model
+from trainer import attempt
 from trainer.attempt import AttemptError
-from trainer.config import TrainConfig, parse
 from trainer.errors import RunError, TrainerError
+from trainer.finetune import model
 from trainer.layout import EXIT_FAILED, EXIT_PREEMPTED, MANIFEST, CheckpointName, Manifest, RunPaths, read_manifest
-from trainer.scratch import ScratchError
+from trainer.machine.scratch import ScratchError
+from trainer.training import export
+from trainer.training.config import TrainConfig, parse
 
 LAST = CheckpointName.parse("0000000002-a0001-0000ff-1")
 

@@ -15,12 +15,12 @@ import warm
 from needs import needs_root
 from support import PROGRAMS, REPO, clean_env, event, losses, mlp, weights
 
-from trainer.checkpoint import POINTS
-from trainer.hashing import hash_file
+from trainer.bucket.hashing import hash_file
+from trainer.checkpoint.restore import Found, find_whole
+from trainer.checkpoint.state import State
+from trainer.checkpoint.writing import POINTS
 from trainer.layout import MANIFEST, CheckpointName, RunPaths, list_attempts, list_checkpoints, read_manifest, sealed
-from trainer.restore import Found, find_whole
-from trainer.state import State
-from trainer.together import Together
+from trainer.ranks.together import Together
 
 
 def newest(run_dir: Path) -> Path:

@@ -13,9 +13,9 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from trainer import finite
-from trainer.finite import is_spoilt
 from trainer.layout import RunPaths, list_attempts, list_checkpoints, read_manifest, read_progress
+from trainer.training import finite
+from trainer.training.finite import is_spoilt
 
 
 def poisoned(steps: Callable[[int], bool], by: float = math.nan) -> dict[str, object]:

@@ -17,10 +17,11 @@ import warm
 from bucket_lab import Mounted, mounted, until
 from support import PROGRAMS, clean_env, mlp
 
-from trainer import attempt, patience
-from trainer.hashing import hash_file
+from trainer import attempt
+from trainer.bucket import deadlines
+from trainer.bucket.hashing import hash_file
+from trainer.bucket.verify import problem
 from trainer.layout import LayoutError, RunPaths, list_checkpoints, read_manifest
-from trainer.verify import problem
 
 pytestmark = pytest.mark.skipif(bucket_lab.missing() is not None, reason=str(bucket_lab.missing()))
 GRACE_S = 3.0
@@ -81,7 +82,7 @@ def test_a_frozen_mount_and_a_sigterm_end_within_the_grace_and_nothing_holds_the
 @pytest.mark.slow  # A daemon of its own that is frozen; those below hang on command.
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_frozen_mount_is_left_by_itself_for_a_new_machine(mount: Mounted, behind: Path, processes: int) -> None:
-    process = begin(mount.point / "run", behind, processes, "--constant", "patience.LIMIT_S=2")
+    process = begin(mount.point / "run", behind, processes, "--constant", "bucket.deadlines.LIMIT_S=2")
     mount.freeze()
     output, _ = process.communicate(timeout=GRACE_S + 30)
     assert process.returncode == 75, output
@@ -144,7 +145,7 @@ def test_a_file_that_was_read_and_does_not_close_ends_the_attempt_that_restores(
 ) -> None:
     assert mlp(faults.point / "run", "--fault", "kill@6", "--commit-first").code != 0
     faults.hang("close", after=1, suffix=".safetensors")  # After its header was read, and it was opened again.
-    ended = mlp(faults.point / "run", "--constant", "patience.LIMIT_S=2")
+    ended = mlp(faults.point / "run", "--constant", "bucket.deadlines.LIMIT_S=2")
     assert ended.code == 75, ended.output
     assert "its mount hangs" in ended.output
     assert faults.clear() == 1
@@ -154,17 +155,17 @@ def test_a_file_that_is_read_back_and_does_not_close_is_overdue(
     faults: faultfs.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the run's end would wait for its read-back for good."""
-    monkeypatch.setattr(patience, "LIMIT_S", 0.2)
+    monkeypatch.setattr(deadlines, "LIMIT_S", 0.2)
     path = faults.point / "a.bin"
     path.write_bytes(b"x" * 100)
     faults.hang("close", suffix=".bin")
     reading = threading.Thread(target=hash_file, args=(path,), daemon=True)
     reading.start()
-    until("it is overdue", patience.overdue)
+    until("it is overdue", deadlines.overdue)
     faults.clear()
     reading.join(60)
     assert not reading.is_alive()
-    assert patience.overdue() is None
+    assert deadlines.overdue() is None
 
 
 # -- before the first step ---------------------------------------------------------------------------------------------
@@ -175,7 +176,7 @@ def impatient(tmp_path: Path) -> dict[str, str]:
     """An environment in which a call counts as hanging after four seconds."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(
-        "from trainer import attempt, patience\npatience.LIMIT_S = attempt.START_RETRY_S = attempt.RECORDS_S = 4.0\n"
+        "from trainer import attempt; from trainer.bucket import deadlines as patience\npatience.LIMIT_S = attempt.START_RETRY_S = attempt.RECORDS_S = 4.0\n"
     )
     return clean_env(PYTHONPATH=str(tmp_path / "site"))
 

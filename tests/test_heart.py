@@ -9,9 +9,9 @@ import pytest
 import torch.distributed as dist
 from bucket_lab import until
 
-from trainer import heart
-from trainer.heart import Heart
-from trainer.together import Together, peek
+from trainer.ranks import heartbeat
+from trainer.ranks.heartbeat import Heart
+from trainer.ranks.together import Together, peek
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def store() -> dist.HashStore:
 
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heart, "BEAT_S", 0.01)
+    monkeypatch.setattr(heartbeat, "BEAT_S", 0.01)
 
 
 def beat(store: Any, key: str) -> bytes:
@@ -50,7 +50,7 @@ def test_each_wait_has_its_beat_for_as_long_as_it_lasts(store: dist.HashStore) -
 
 
 def test_a_beat_comes_at_once(store: dist.HashStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heart, "BEAT_S", 600.0)
+    monkeypatch.setattr(heartbeat, "BEAT_S", 600.0)
     mine = Heart(lambda: store)
     with mine.beating("one"):
         until("the first beats", lambda: beat(store, "one"), 10)

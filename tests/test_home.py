@@ -11,7 +11,8 @@ import pytest
 from needs import needs_root
 from support import REPO, clean_env, event
 
-from trainer import attempt, home
+from trainer import attempt
+from trainer.machine import home
 
 NOBODY = 54321
 

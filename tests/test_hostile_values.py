@@ -8,13 +8,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skyspot import options as opts
 from skyspot.errors import UsageError
-from skyspot.options import Options
-from skyspot.render import Rendered
-from skyspot.settings import merged
-from skyspot.source import task_yaml
-from skyspot.yamltext import quoted
+from skyspot.migrate.source import task_yaml
+from skyspot.task import options as opts
+from skyspot.task.options import Options
+from skyspot.task.render import Rendered
+from skyspot.task.settings import merged
+from skyspot.task.yamltext import quoted
 
 NASTY = [
     '"', "'", "\\", "\n", "\r\n", "\t", "$(touch owned)", "`touch owned`", "${HOME}", "$SKYSPOT_MODEL",

@@ -12,10 +12,10 @@ import pytest
 from hub_server import HubServer
 from support import clean_env, train
 
-from trainer import data, hub, model
+from trainer.finetune import data, hub, model
+from trainer.finetune.model import ModelError
+from trainer.finetune.sources import DataError
 from trainer.layout import EXIT_FAILED, EXIT_PREEMPTED, RunPaths, list_attempts, read_events
-from trainer.model import ModelError
-from trainer.sources import DataError
 
 OLD, NEW = "0" * 39 + "1", "0" * 39 + "2"
 NET = {
@@ -171,7 +171,7 @@ def test_a_full_cache_is_named(server: HubServer, monkeypatch: pytest.MonkeyPatc
 
     import huggingface_hub
 
-    from trainer.scratch import ScratchError
+    from trainer.machine.scratch import ScratchError
 
     def full(*args: object, **options: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -189,8 +189,8 @@ def test_a_path_is_not_asked_of_the_hub(server: HubServer, name: str) -> None:
 
 
 def test_a_data_set_without_text_is_said(server: HubServer, tmp_path: Path) -> None:
-    from trainer.config import parse
     from trainer.layout import AttemptName
+    from trainer.training.config import parse
 
     server.repositories["datasets/somebody/tables"] = {OLD: {"a.parquet": b"x", ".gitattributes": b"x"}}
     config = parse(["--checkpoint-dir", "x", "--data", "somebody/tables"])

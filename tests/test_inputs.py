@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from trainer import attempt as attempts
-from trainer import data, model, tokens
-from trainer.config import parse
-from trainer.ending import Leaving
-from trainer.finetune import is_moved
-from trainer.inputs import Inputs
+from trainer.attempt.ending import Leaving
+from trainer.finetune import data, model, tokens
+from trainer.finetune.__main__ import is_moved
+from trainer.finetune.inputs import Inputs
+from trainer.finetune.sources import DataError
 from trainer.layout import Manifest, RunPaths, list_attempts
-from trainer.run import SpotRun
-from trainer.sources import DataError
+from trainer.training.config import parse
+from trainer.training.run import SpotRun
 
 TEXT = "to be or not to be, that is the question\n" * 40
 

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from support import mlp
 
-from skyspot import document, jobs, launch, managed_jobs, runs, settings
 from skyspot.errors import SkyspotError, UnreadableError, UsageError
-from skyspot.managed_jobs import Job
-from skyspot.runs import Location
+from skyspot.jobs import client, launch, training
+from skyspot.jobs.client import Job
+from skyspot.runs import location
+from skyspot.runs.location import Location
+from skyspot.task import document, settings
 from trainer.layout import RunPaths
 
 
@@ -47,7 +49,7 @@ def job(id: int, name: str = "run-001", status: str = "RUNNING", task: str = "")
 def test_a_runs_place_is_read_from_its_task(folder: object, mounts: object, where: Location | None) -> None:
     envs = {"SKYSPOT_CHECKPOINT_DIR": folder, "BUCKET": "mine", "TEAM": "a-team", "WHERE": "c"}
     (task,) = document.tasks(json.dumps({"envs": envs, "file_mounts": mounts}))
-    assert runs.location(task) == where
+    assert location.location(task) == where
 
 
 def test_a_place_that_is_not_here_is_said_in_a_line(tmp_path: Path) -> None:
@@ -57,7 +59,7 @@ def test_a_place_that_is_not_here_is_said_in_a_line(tmp_path: Path) -> None:
         (Location("r", "oci://b"), "not read from here"),
     ):
         with pytest.raises(UnreadableError, match=why):
-            runs.open_run(where)
+            location.open_run(where)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_progress_is_what_the_newest_attempt_says(begun: Path) -> None:
-    found = runs.progress(RunPaths(begun))
+    found = location.progress(RunPaths(begun))
     assert found
     assert found.attempts == 1
     assert found.step == found.committed_step
@@ -83,30 +85,30 @@ def test_progress_is_what_the_newest_attempt_says(begun: Path) -> None:
 
 
 def test_a_run_that_nobody_began_has_no_progress(tmp_path: Path) -> None:
-    assert runs.progress(RunPaths(tmp_path / "r")) is None
+    assert location.progress(RunPaths(tmp_path / "r")) is None
 
 
 def test_a_finished_run_says_so(begun: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run-001"
     shutil.copytree(begun, run_dir)
     assert mlp(run_dir).code == 0
-    found = runs.progress(RunPaths(run_dir))
+    found = location.progress(RunPaths(run_dir))
     assert found
     assert (found.attempts, found.step, found.finished) == (2, 12, True)
 
 
 def test_a_runs_progress_is_read_from_its_bucket(begun: Path, bucket: Path) -> None:
     shutil.copytree(begun, bucket / "team" / "run-001")
-    paths = runs.open_run(Location("team/run-001", "s3://mine"))
-    assert runs.progress(paths) == runs.progress(RunPaths(begun))
-    assert runs.binding(paths)["model"] == "mlp-32"
+    paths = location.open_run(Location("team/run-001", "s3://mine"))
+    assert location.progress(paths) == location.progress(RunPaths(begun))
+    assert location.binding(paths)["model"] == "mlp-32"
 
 
 def test_a_stop_is_asked_for_in_the_bucket(begun: Path, bucket: Path) -> None:
     shutil.copytree(begun, bucket / "run-001")
-    paths = runs.open_run(Location("run-001", "s3://mine"))
-    jobs._request_stop(paths, "sky-managed_run-001_7-0")
-    jobs._request_stop(paths, "sky-managed_run-001_7-0")
+    paths = location.open_run(Location("run-001", "s3://mine"))
+    training._request_stop(paths, "sky-managed_run-001_7-0")
+    training._request_stop(paths, "sky-managed_run-001_7-0")
     assert [path.name for path in (bucket / "run-001" / "stop").iterdir()] == ["sky-managed_run-001_7-0.json"]
 
 
@@ -114,7 +116,7 @@ def test_a_bucket_that_does_not_answer_is_said_in_a_line(bucket: Path, monkeypat
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(UnreadableError, match="s3://mine/run-001 cannot be read from here") as said:
-        runs.progress(runs.open_run(Location("run-001", "s3://mine")))
+        location.progress(location.open_run(Location("run-001", "s3://mine")))
     assert "\n" not in str(said.value)
 
 
@@ -130,16 +132,16 @@ JOBS = [
     ("target", "id"), [("again", 6), ("over", 4), ("5", 5), ("8", 8), ("7", 2)], ids=lambda value: str(value)
 )
 def test_a_name_or_an_id_means_the_living_job(target: str, id: int) -> None:
-    assert jobs.pick(JOBS, target, None).id == id
+    assert training.pick(JOBS, target, None).id == id
 
 
 def test_of_several_living_jobs_the_newest_is_asked_for() -> None:
     asked: list[str] = []
-    assert jobs.pick(JOBS, "twins", lambda question: not asked.append(question)).id == 9
+    assert training.pick(JOBS, "twins", lambda question: not asked.append(question)).id == 9
     assert "9, 8" in asked[0]
     for confirm in (None, lambda question: False):
         with pytest.raises(UsageError, match="newest is 9: give the id"):
-            jobs.pick(JOBS, "twins", confirm)
+            training.pick(JOBS, "twins", confirm)
 
 
 @pytest.mark.parametrize(
@@ -147,25 +149,25 @@ def test_of_several_living_jobs_the_newest_is_asked_for() -> None:
 )
 def test_what_is_no_id_is_refused_in_a_line(target: str) -> None:
     with pytest.raises(UsageError, match="no managed job is called"):
-        jobs.pick([job(3)], target, None)
+        training.pick([job(3)], target, None)
 
 
 def test_an_unknown_job_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(UsageError, match=r"no managed job is called 'agian'\. Did you mean 'again'\?"):
-        jobs.pick(JOBS, "agian", None)
+        training.pick(JOBS, "agian", None)
 
 
 @pytest.mark.parametrize(("status", "says"), [("RECOVERING", "nothing is training"), ("STARTING", "STARTING")])
 def test_a_job_that_does_not_train_is_not_asked_to_save(status: str, says: str) -> None:
     said: list[str] = []
-    assert not jobs.ask_to_save(job(1, status=status), 1.0, said.append)
+    assert not training.ask_to_save(job(1, status=status), 1.0, said.append)
     assert says in said[0]
 
 
 def test_a_run_that_cannot_be_read_is_left_to_sigterm() -> None:
     said: list[str] = []
     task = "envs: {SKYSPOT_CHECKPOINT_DIR: /nowhere/at/all}\nrun: x"
-    assert not jobs.ask_to_save(job(1, task=task), 1.0, said.append)
+    assert not training.ask_to_save(job(1, task=task), 1.0, said.append)
     assert "SIGTERM will have it save" in said[0]
 
 
@@ -179,12 +181,12 @@ def no_listing(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(name: str) -> str:
         raise SkyspotError("SkyPilot refused: no credentials for gcp")
 
-    monkeypatch.setattr(managed_jobs, "bucket_url", fails)
+    monkeypatch.setattr(client, "bucket_url", fails)
 
 
 @pytest.mark.usefixtures("no_listing")
 def test_where_skypilot_cannot_list_its_buckets_the_row_says_so() -> None:
-    seen = jobs.look([job(1, task=MADE), job(2, task="run: x")])
+    seen = training.look([job(1, task=MADE), job(2, task="run: x")])
     assert [one.job.id for one in seen] == [1, 2]
     assert "SkyPilot does not say where its bucket mine is (SkyPilot refused: no credentials" in seen[0].unread
 
@@ -192,19 +194,19 @@ def test_where_skypilot_cannot_list_its_buckets_the_row_says_so() -> None:
 @pytest.mark.usefixtures("no_listing")
 def test_where_skypilot_cannot_list_its_buckets_cancel_cancels() -> None:
     said: list[str] = []
-    assert not jobs.ask_to_save(job(1, task=MADE), 1.0, said.append)
+    assert not training.ask_to_save(job(1, task=MADE), 1.0, said.append)
     assert "SIGTERM will have it save" in said[0]
 
 
 def test_a_jobs_task_that_is_no_yaml_is_said_in_its_row() -> None:
-    seen = jobs.look([job(1, name="x", task="a: !!int nonsense"), job(2, name="x", task="[" * 3000)])
+    seen = training.look([job(1, name="x", task="a: !!int nonsense"), job(2, name="x", task="[" * 3000)])
     assert [one.unread for one in seen] == ["its task names no SKYSPOT_CHECKPOINT_DIR"] * 2
 
 
 def test_a_job_whose_attempt_is_not_there_yet_is_not_waited_for(begun: Path) -> None:
     said: list[str] = []
     task = f"envs: {{SKYSPOT_CHECKPOINT_DIR: {begun}}}\nrun: x"
-    assert not jobs.ask_to_save(job(77, task=task), 1.0, said.append)
+    assert not training.ask_to_save(job(77, task=task), 1.0, said.append)
     assert "no attempt of job 77" in said[0]
 
 
@@ -269,7 +271,7 @@ from sky import exceptions
 from sky.schemas.api import responses
 from sky.server.common import check_server_healthy
 from sky.utils import dag_utils
-from skyspot import managed_jobs
+from skyspot.jobs import client as managed_jobs
 used = {
     "jobs.launch": (sky.jobs.launch, ["task", "name"]),
     "jobs.queue_v2": (sky.jobs.queue_v2, ["refresh", "skip_finished", "job_ids", "fields"]),
@@ -309,18 +311,18 @@ def test_the_installed_skypilot_has_what_we_use(tmp_path: Path) -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["lacking"] == []
     assert found["ended"] == []
-    managed_jobs._check_version(found["version"])
+    client._check_version(found["version"])
 
 
 def test_the_supported_versions_are_those_of_pyproject() -> None:
     text = (Path(__file__).parent.parent / "pyproject.toml").read_text()
-    assert f'"skypilot>={managed_jobs.SUPPORTED[0]},<{managed_jobs.SUPPORTED[1]}"' in text
+    assert f'"skypilot>={client.SUPPORTED[0]},<{client.SUPPORTED[1]}"' in text
 
 
 @pytest.mark.parametrize("version", ["0.13.9", "0.15", "0.15.1", "1.0"])
 def test_a_version_outside_of_them_is_refused_with_the_remedy(version: str) -> None:
     with pytest.raises(Exception, match=r"pip install 'skypilot>=0\.14\.1,<0\.15'"):
-        managed_jobs._check_version(version)
+        client._check_version(version)
 
 
 def test_a_server_that_does_not_answer_is_one_line_and_whole_where_asked(tmp_path: Path) -> None:
@@ -344,5 +346,5 @@ I 11-25 10:00:04 recovery_strategy.py:310] Retrying to launch the cluster in 60.
 
 
 def test_the_last_refusal_is_found_in_the_controllers_log() -> None:
-    assert managed_jobs.refusal_in(CONTROLLER) == CONTROLLER.splitlines()[3]
-    assert managed_jobs.refusal_in("I 11-25 10:00:04 x.py:1] all is well\n") is None
+    assert client.refusal_in(CONTROLLER) == CONTROLLER.splitlines()[3]
+    assert client.refusal_in("I 11-25 10:00:04 x.py:1] all is well\n") is None

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from support import REPO
 
-from skyspot import cli, launch, lint_rules
+from skyspot.cli import main
 from skyspot.errors import SkyspotError
-from skyspot.options import Options
+from skyspot.jobs import launch
+from skyspot.lint import rules
+from skyspot.task.options import Options
 
 Skyspot = Callable[..., tuple[int, str, str]]
 BAD_GPU = "resources: {accelerators: A1000:8, infra: aws}\nrun: nvidia-smi\n"
@@ -26,7 +28,7 @@ def skyspot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     def run(*args: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["skyspot", *args])
         try:
-            cli.main()
+            main.main()
             code = 0
         except SystemExit as leaving:
             code = int(leaving.code or 0)
@@ -140,12 +142,12 @@ def test_an_unknown_code_is_refused_with_the_nearest(tmp_path: Path, skyspot: Sk
 def test_the_rules_are_listed_from_the_one_registry(skyspot: Skyspot) -> None:
     code, out, _ = skyspot("lint", "--list")
     assert code == 0
-    assert [line.partition(" ")[0] for line in out.splitlines()[::2]] == list(lint_rules.CODES)
-    assert [rule["code"] for rule in json.loads(skyspot("lint", "--list", "--json")[1])] == list(lint_rules.CODES)
+    assert [line.partition(" ")[0] for line in out.splitlines()[::2]] == list(rules.CODES)
+    assert [rule["code"] for rule in json.loads(skyspot("lint", "--list", "--json")[1])] == list(rules.CODES)
 
 
 def test_the_table_in_the_docs_is_made_from_the_registry() -> None:
-    assert lint_rules.table() in (REPO / "docs" / "lint.md").read_text(), "docs/lint.md: put lint_rules.table() there"
+    assert rules.table() in (REPO / "docs" / "lint.md").read_text(), "docs/lint.md: put lint_rules.table() there"
 
 
 # -- render ------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from bench import cgroup
 from bench.worker import Saving
-from trainer import staging
+from trainer.checkpoint import staging
 if sys.argv[2] == "unlooked":
     staging.available_bytes = lambda: 1 << 62
 group = cgroup.make("skyspot-test")

@@ -15,9 +15,9 @@ from bucket_lab import RCLONE, Mounted, Store, child, end, mounted, until
 from needs import NOT_HERE
 from support import clean_env
 
-from trainer import mounts
-from trainer.hashing import hash_file
-from trainer.mounts import Mount, Proof, UploadLog, mount_of
+from trainer.bucket import mounts
+from trainer.bucket.hashing import hash_file
+from trainer.bucket.mounts import Mount, Proof, UploadLog, mount_of
 
 needs_rclone = pytest.mark.skipif(bucket_lab.missing() is not None, reason=str(bucket_lab.missing()))
 needs_fuse = pytest.mark.skipif(faultfs.missing() is not None, reason=str(faultfs.missing()))
@@ -201,7 +201,7 @@ def test_of_two_daemons_that_differ_none_is_believed(cached: Mounted, tmp_path: 
 
 def as_seen_by(*command: str, path: Path) -> str:
     """What `mount_of` says in a process that is started by way of a command."""
-    program = "import sys, pathlib, trainer.mounts as m; print(m.mount_of(pathlib.Path(sys.argv[1])).proof.name)"
+    program = "import sys, pathlib, trainer.bucket.mounts as m; print(m.mount_of(pathlib.Path(sys.argv[1])).proof.name)"
     done = subprocess.run(
         [*command, sys.executable, "-c", program, str(path)],
         capture_output=True,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support import clean_env
 
-from skyspot import aside
+from skyspot.runs import aside
 
 if TYPE_CHECKING:
     import faultfs
@@ -28,8 +28,11 @@ ENDS_S = 45
 PROGRAM = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's job in the background ignores it.
-from skyspot import aside, cli, jobs, managed_jobs
-from skyspot.managed_jobs import Job
+from skyspot.runs import aside
+from skyspot.cli import main as cli
+from skyspot.jobs import training as jobs
+from skyspot.jobs import client as managed_jobs
+from skyspot.jobs.client import Job
 tasks, limit, words = eval(sys.argv[1])
 listed = [Job(n, f"run-{n}", "RUNNING", "1x", "aws", 0, 1e9, 60.0, "", task) for n, task in enumerate(tasks, 1)]
 managed_jobs.queue = lambda *args, **more: listed

@@ -17,9 +17,9 @@ import pytest
 import warm
 from support import PROGRAMS, Ended, clean_env, column, event, losses, weights
 
-from skyspot.metadata_server import AwsMetadata
+from skyspot.rehearsal.metadata import AwsMetadata
+from trainer.launch.nodes import Nodes, NodesError, interface_of
 from trainer.layout import RunPaths, list_attempts, list_checkpoints, read_events
-from trainer.nodes import Nodes, NodesError, interface_of
 
 
 def environment(home: Path, node: int, task: str, nodes: int = 2, **more: str) -> dict[str, str]:
@@ -72,7 +72,7 @@ def start(
     )  # fmt: skip
 
 
-IMPATIENT = ("--constant", "run.CRASH_PATIENCE_S=1")
+IMPATIENT = ("--constant", "training.run.CRASH_PATIENCE_S=1")
 
 
 def await_true(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -188,7 +188,7 @@ def test_an_older_attempt_that_is_still_alive_is_not_joined(
 ) -> None:
     """Its store answers at the same address: the new ranks wait for their own, and the old attempt stops itself."""
     run_dir = tmp_path / "run"
-    old = start(run_dir, "--steps", 12, "--slow", "0.5", "--constant", "records.LOOK_S=1", task=task)
+    old = start(run_dir, "--steps", 12, "--slow", "0.5", "--constant", "training.metrics.LOOK_S=1", task=task)
     await_true(lambda: list_checkpoints(RunPaths(run_dir)))
     new = start(run_dir, task=task)
     assert codes(new.end()) == [0, 0]
@@ -275,7 +275,9 @@ def test_a_first_machine_without_the_mount_ends_all_too(tmp_path: Path, task: st
 def test_a_machine_that_sees_another_bucket_ends_all_and_writes_nothing(tmp_path: Path, task: str) -> None:
     (tmp_path / "other").mkdir()
     first = start(tmp_path / "run", task=task, nodes=[0])
-    second = start(tmp_path / "other" / "run", "--constant", "participant.SEE_ATTEMPT_S=1", task=task, nodes=[1])
+    second = start(
+        tmp_path / "other" / "run", "--constant", "training.participant.SEE_ATTEMPT_S=1", task=task, nodes=[1]
+    )
     ended = [*first.end(), *second.end()]
     assert codes(ended) == [1, 1], ended
     assert "not the same bucket or folder" in ended[1].output
@@ -285,7 +287,7 @@ def test_a_machine_that_sees_another_bucket_ends_all_and_writes_nothing(tmp_path
 
 def test_machines_that_run_unequal_numbers_of_processes_are_refused(tmp_path: Path, task: str) -> None:
     first = start(tmp_path / "run", task=task, nodes=[0])
-    impatient = ("--constant", "together.UNEQUAL_PATIENCE_S=0.5")
+    impatient = ("--constant", "ranks.together.UNEQUAL_PATIENCE_S=0.5")
     second = start(tmp_path / "run", *impatient, task=task, nodes=[1], processes=2)
     ended = [*first.end(), *second.end()]
     assert codes(ended) == [1, 1], ended
@@ -294,7 +296,7 @@ def test_machines_that_run_unequal_numbers_of_processes_are_refused(tmp_path: Pa
 
 def test_a_run_that_is_asked_to_stop_before_its_first_step_ends_on_all_machines(tmp_path: Path, task: str) -> None:
     run_dir = tmp_path / "run"
-    cluster = start(run_dir, "--prepare", 60, "--constant", "participant.LOOK_AT_BUCKET_S=0.2", task=task)
+    cluster = start(run_dir, "--prepare", 60, "--constant", "training.participant.LOOK_AT_BUCKET_S=0.2", task=task)
     await_true(lambda: event(run_dir, "machines") if run_dir.exists() else None)
     (run_dir / "stop").mkdir()
     RunPaths(run_dir).stop(task).touch()
@@ -304,7 +306,7 @@ def test_a_run_that_is_asked_to_stop_before_its_first_step_ends_on_all_machines(
 
 def test_a_run_that_is_asked_to_stop_holds_on_all_machines(tmp_path: Path, task: str) -> None:
     run_dir = tmp_path / "run"
-    cluster = start(run_dir, "--fault", "stop@3", "--constant", "records.LOOK_S=0.2", task=task)
+    cluster = start(run_dir, "--fault", "stop@3", "--constant", "training.metrics.LOOK_S=0.2", task=task)
     await_true(lambda: event(run_dir, "end") if list(run_dir.glob("attempts/a*")) else None)
     assert [launcher.poll() for launcher in cluster.launchers] == [None, None]
     for launcher in cluster.launchers:

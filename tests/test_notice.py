@@ -11,10 +11,10 @@ import pytest
 import warm
 from support import PROGRAMS, clean_env, event
 
-from skyspot.metadata_server import AwsMetadata
-from trainer import notice
+from skyspot.rehearsal.metadata import AwsMetadata
+from trainer.attempt import notices as notice
+from trainer.attempt.notices import Notices
 from trainer.layout import RunPaths, list_attempts
-from trainer.notice import Notices
 
 
 def listening(server: AwsMetadata, monkeypatch: pytest.MonkeyPatch, ignored: frozenset[str] = frozenset()) -> Notices:
@@ -75,12 +75,12 @@ def test_a_notice_that_ended_an_attempt_here_before_is_ignored_and_a_new_one_is_
 
 
 def test_a_service_that_forgets_its_token_is_asked_for_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from skyspot import metadata_server
+    from skyspot.rehearsal import metadata
 
     with AwsMetadata() as server:
         notices = listening(server, monkeypatch)
         asked_again(server)
-        monkeypatch.setattr(metadata_server, "_TOKEN", "another")
+        monkeypatch.setattr(metadata, "_TOKEN", "another")
         server.announce(60)
         assert notices.heard.wait(20)
 
@@ -104,7 +104,7 @@ def test_the_metadata_service_is_asked_on_its_own_cloud_alone(monkeypatch, env: 
 
 def test_a_second_signal_leaves_the_first_ones_deadline() -> None:
     code = (
-        "import os, signal, time\nfrom trainer.notice import Notices\n"
+        "import os, signal, time\nfrom trainer.attempt.notices import Notices\n"
         "n = Notices(10.0); n.install()\n"
         "os.kill(os.getpid(), signal.SIGTERM); first = n.first(); time.sleep(0.05)\n"
         "os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGINT)\n"
@@ -116,7 +116,7 @@ def test_a_second_signal_leaves_the_first_ones_deadline() -> None:
 def begin(run_dir: Path, server: AwsMetadata, *args: object) -> subprocess.Popen[str]:
     return warm.Popen(
         [sys.executable, "-m", "trainer.launch", "--processes", "1", str(PROGRAMS / "faulty.py"), "--dir", str(run_dir),
-         "--constant", "ending.HOLD_PAST_DEADLINE_S=1", *map(str, args)],
+         "--constant", "attempt.ending.HOLD_PAST_DEADLINE_S=1", *map(str, args)],
         env=clean_env(**server.env(), SKYSPOT_NOTICE_POLL_S="0.05"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True,
     )  # fmt: skip
@@ -178,8 +178,8 @@ def test_a_machine_that_is_not_taken_after_all_is_left_with_75(tmp_path: Path) -
 IMPORTING = """
 import os, signal, sys
 from pathlib import Path
-from trainer.config import RunConfig
-from trainer.run import SpotRun
+from trainer.training.config import RunConfig
+from trainer.training.run import SpotRun
 assert "torch" not in sys.modules
 
 class Taken:

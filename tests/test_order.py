@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from trainer import order
-from trainer.rng import micro_step_seed
-from trainer.schedule import lr_factor
+from trainer.training import order
+from trainer.training.rng import micro_step_seed
+from trainer.training.schedule import lr_factor
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 100, 65536, 65537, 100_003])

@@ -13,11 +13,11 @@ import torch
 from needs import NOT_HERE, needs_root
 from support import clean_env
 
-from trainer import checkpoint
-from trainer.checkpoint import paged_memory, write_share
-from trainer.hashing import hash_file
-from trainer.mounts import DISKS, mount_of
-from trainer.shards import Part
+from trainer.bucket.hashing import hash_file
+from trainer.bucket.mounts import DISKS, mount_of
+from trainer.checkpoint import writing
+from trainer.checkpoint.shards import Part
+from trainer.checkpoint.writing import paged_memory, write_share
 
 SIZES = {"a": 1_300_001, "b": 7, "c": 0, "d": 2_500_000}
 
@@ -55,7 +55,7 @@ def test_a_share_past_the_cache_is_the_same_file(tmp_path: Path, monkeypatch: py
     parts, memory, fetch = share(shift)
     usual = write_share(tmp_path / "usual", parts, fetch)
     half = []
-    monkeypatch.setattr(checkpoint, "at_point", lambda point: half.append(flags_of(tmp_path / "past")))
+    monkeypatch.setattr(writing, "at_point", lambda point: half.append(flags_of(tmp_path / "past")))
     past = write_share(tmp_path / "past", parts, fetch, memory)
     assert past == usual
     assert (tmp_path / "past").read_bytes() == (tmp_path / "usual").read_bytes()
@@ -73,8 +73,8 @@ sys.path.insert(0, sys.argv[2])
 folder = Path(sys.argv[1])
 subprocess.run(["mount", "-t", "ramfs", "none", folder], check=True)
 from test_past_cache import share
-from trainer.checkpoint import write_share
-from trainer.hashing import hash_file
+from trainer.checkpoint.writing import write_share
+from trainer.bucket.hashing import hash_file
 parts, memory, fetch = share()
 usual = write_share(folder / "usual", parts, fetch)
 assert write_share(folder / "past", parts, fetch, memory) == usual

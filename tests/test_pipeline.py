@@ -10,12 +10,16 @@ import yaml
 from click.testing import CliRunner, Result
 from support_sky import CATALOGS, run_sky
 
-from skyspot import cli, document, jobs, lint, managed_jobs, pipeline, which_run
+from skyspot.cli import main
 from skyspot.errors import UsageError
-from skyspot.job import Job
-from skyspot.options import Options
-from skyspot.source import task_yaml
-from skyspot.yamledit import difference
+from skyspot.jobs import client, training
+from skyspot.lint import check
+from skyspot.migrate.source import task_yaml
+from skyspot.rehearsal.task import Job
+from skyspot.runs import find
+from skyspot.task import document, pipeline
+from skyspot.task.options import Options
+from skyspot.task.yamledit import difference
 from trainer.layout import to_json
 
 PIPELINE = """\
@@ -57,7 +61,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def skyspot(*words: str) -> Result:
-    return CliRunner().invoke(cli.cli, words)
+    return CliRunner().invoke(main.cli, words)
 
 
 def rendered(text: str, folder: Path, **options: object) -> tuple[str, tuple[str, ...]]:
@@ -206,22 +210,20 @@ def test_render_writes_a_pipeline_that_renders_to_itself(here: Path) -> None:
 def sky(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """No SkyPilot: no job is alive, and what is submitted is remembered."""
     submitted: list[tuple[str, str]] = []
-    monkeypatch.setattr(managed_jobs, "queue", lambda *args, **more: [])
-    monkeypatch.setattr(managed_jobs, "check", lambda *args: [])
-    monkeypatch.setattr(
-        managed_jobs, "submit", lambda text, name, secrets, quiet=False: submitted.append((name, text)) or 7
-    )
+    monkeypatch.setattr(client, "queue", lambda *args, **more: [])
+    monkeypatch.setattr(client, "check", lambda *args: [])
+    monkeypatch.setattr(client, "submit", lambda text, name, secrets, quiet=False: submitted.append((name, text)) or 7)
     return submitted
 
 
 def test_a_finding_names_its_task_and_its_line(here: Path) -> None:
     (here / "p.yaml").write_text(PIPELINE.replace("mode: MOUNT", "mode: MOUNTED").replace("s3://mine", "s3://mine/x"))
-    found = [one for one in lint.findings((here / "p.yaml").read_text()) if one.line == 21]
+    found = [one for one in check.findings((here / "p.yaml").read_text()) if one.line == 21]
     assert found
     assert {one.task for one in found} == {"train"}
     said = skyspot("lint", "p.yaml")
     assert "p.yaml:21: error: task train: " in said.output
-    assert {one.task for one in lint.findings(OTHER.partition("---\n---\n")[2])} == {""}
+    assert {one.task for one in check.findings(OTHER.partition("---\n---\n")[2])} == {""}
 
 
 def test_the_plan_has_a_ladder_for_each_task(here: Path, sky: list[tuple[str, str]]) -> None:
@@ -318,14 +320,14 @@ def record(task_id: int, status: str, **fields: object) -> SimpleNamespace:
     ],
 )
 def test_a_jobs_row_is_about_the_task_that_is_on(states: list[str], part: int, status: str, living: bool) -> None:
-    found = managed_jobs.job_of([record(number, state) for number, state in enumerate(states)])
+    found = client.job_of([record(number, state) for number, state in enumerate(states)])
     assert (found.part, found.parts, found.status, found.living) == (part, 3, status, living)
     assert found.part_name == ["prepare", "train", "test"][part]
     assert (found.resources, found.recoveries) == (f"r{part}", part)
 
 
 def test_a_job_of_one_task_is_as_it_was() -> None:
-    found = managed_jobs.job_of([record(0, "RUNNING", user_yaml="name: x")])
+    found = client.job_of([record(0, "RUNNING", user_yaml="name: x")])
     assert (found.part, found.parts, found.part_name, found.task) == (0, 1, "", "name: x")
 
 
@@ -336,8 +338,8 @@ def test_the_queue_shows_the_training_of_the_task_that_is_on(here: Path, monkeyp
     (attempt / "progress.json").write_bytes(to_json({"step": 3, "max_steps": 9, "loss": 0.5}))
     task = f"name: {{}}\nenvs: {{{{SKYSPOT_CHECKPOINT_DIR: {here}/runs/{{}}}}}}\nrun: x\n"
     text = "name: pipe\n---\n" + task.format("prepare", "none") + "---\n" + task.format("train", "r")
-    job = managed_jobs.job_of([record(0, "SUCCEEDED", user_yaml=text), record(1, "RUNNING", user_yaml=text)])
-    monkeypatch.setattr(managed_jobs, "queue", lambda *args, **more: [job])
+    job = client.job_of([record(0, "SUCCEEDED", user_yaml=text), record(1, "RUNNING", user_yaml=text)])
+    monkeypatch.setattr(client, "queue", lambda *args, **more: [job])
     rows = skyspot("queue").stdout.splitlines()
     assert "pipe 2/2 train" in rows[1]
     assert "3/9" in rows[1]
@@ -347,25 +349,25 @@ def test_the_queue_shows_the_training_of_the_task_that_is_on(here: Path, monkeyp
     (here / ".skyspot").mkdir()
     (here / ".skyspot" / "pipe.yaml").write_text(text)
     unsaid = dataclasses.replace(job, task="")
-    assert jobs.open_job(unsaid).root == jobs.open_job(job).root == here / "runs" / "r"
+    assert training.open_job(unsaid).root == training.open_job(job).root == here / "runs" / "r"
 
 
 def test_cancel_asks_the_attempt_of_the_task_that_is_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "WATCH_S", 0.1)
-    monkeypatch.setattr(jobs, "LOOK_S", 0.01)
+    monkeypatch.setattr(training, "WATCH_S", 0.1)
+    monkeypatch.setattr(training, "LOOK_S", 0.01)
     attempt = here / "r" / "attempts" / "a0001-abcdef"
     attempt.mkdir(parents=True)
     (attempt / "0001-start.json").write_bytes(to_json({"time": 1e9, "launch": "sky-managed-1_pipe_4-1"}))
     text = f"name: pipe\n---\nname: a\nrun: x\n---\nname: b\nenvs: {{SKYSPOT_CHECKPOINT_DIR: {here}/r}}\nrun: y\n"
-    job = managed_jobs.job_of([record(0, "SUCCEEDED", user_yaml=text), record(1, "RUNNING", user_yaml=text)])
+    job = client.job_of([record(0, "SUCCEEDED", user_yaml=text), record(1, "RUNNING", user_yaml=text)])
     said: list[str] = []
-    assert not jobs.ask_to_save(job, 1.0, said.append)
+    assert not training.ask_to_save(job, 1.0, said.append)
     assert said[0] == "asking a0001-abcdef to save and stop"
 
 
 def test_cancel_asks_every_task_of_a_job_group_that_runs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "WATCH_S", 0.1)
-    monkeypatch.setattr(jobs, "LOOK_S", 0.01)
+    monkeypatch.setattr(training, "WATCH_S", 0.1)
+    monkeypatch.setattr(training, "LOOK_S", 0.01)
     text = "name: group\nexecution: parallel\n"
     for number in range(3):
         attempt = here / f"r{number}" / "attempts" / f"a0001-abcde{number}"
@@ -374,8 +376,8 @@ def test_cancel_asks_every_task_of_a_job_group_that_runs(here: Path, monkeypatch
         text += f"---\nname: t{number}\nenvs: {{SKYSPOT_CHECKPOINT_DIR: {here}/r{number}}}\nrun: x\n"
     for states in (["RUNNING", "STARTING", "RUNNING"], ["STARTING", "RUNNING", "RUNNING"]):
         said: list[str] = []
-        job = managed_jobs.job_of([record(number, state, user_yaml=text) for number, state in enumerate(states)])
-        assert not jobs.ask_to_save(job, 1.0, said.append)
+        job = client.job_of([record(number, state, user_yaml=text) for number, state in enumerate(states)])
+        assert not training.ask_to_save(job, 1.0, said.append)
         running = [number for number, state in enumerate(states) if state == "RUNNING"]
         asked = sorted(line for line in said if line.startswith("asking"))
         assert asked == [f"asking a0001-abcde{number} to save and stop" for number in running]
@@ -383,11 +385,11 @@ def test_cancel_asks_every_task_of_a_job_group_that_runs(here: Path, monkeypatch
 
 def test_a_job_group_has_saved_when_every_task_has(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {0: True, 2: True}
-    monkeypatch.setattr(jobs, "_ask_task_to_save", lambda job, grace_s, say: answers[job.part])
-    job = managed_jobs.job_of([record(0, "RUNNING"), record(1, "SUCCEEDED"), record(2, "RUNNING")])
-    assert jobs.ask_to_save(job, 1.0, print)
+    monkeypatch.setattr(training, "_ask_task_to_save", lambda job, grace_s, say: answers[job.part])
+    job = client.job_of([record(0, "RUNNING"), record(1, "SUCCEEDED"), record(2, "RUNNING")])
+    assert training.ask_to_save(job, 1.0, print)
     answers[2] = False
-    assert not jobs.ask_to_save(job, 1.0, print)
+    assert not training.ask_to_save(job, 1.0, print)
 
 
 # -- SkyPilot's own loader ---------------------------------------------------------------------------------------------
@@ -395,7 +397,7 @@ def test_a_job_group_has_saved_when_every_task_has(here: Path, monkeypatch: pyte
 LOADED = """
 import json, sys
 import sky, sky.jobs
-from skyspot import managed_jobs
+from skyspot.jobs import client as managed_jobs
 seen = []
 def launch(dag, name):
     dag.name = name
@@ -441,12 +443,12 @@ def test_checkpoints_of_a_pipeline_of_one_run_are_found_by_its_name(here: Path) 
     (here / "r" / "checkpoints").mkdir(parents=True)
     (here / ".skyspot").mkdir()
     (here / ".skyspot" / "pipe.yaml").write_text("name: pipe\n---\nrun: x\n---\n" + task.format("r"))
-    assert which_run.opened("pipe").root == here / "r"
+    assert find.opened("pipe").root == here / "r"
     (here / ".skyspot" / "pipe.yaml").write_text(task.format("r") + "---\n" + task.format("s"))
     with pytest.raises(
         UsageError, match=f"a pipeline of 2 runs. Give the folder or the URL of one: {here}/r, {here}/s"
     ):
-        which_run.opened("pipe")
+        find.opened("pipe")
 
 
 @pytest.mark.parametrize(
@@ -469,7 +471,7 @@ def test_the_named_task_is_the_one_that_is_rehearsed(here: Path, monkeypatch: py
         seen.append(task)
         raise UsageError("enough")
 
-    monkeypatch.setattr("skyspot.rehearse.rehearse", rehearse)
+    monkeypatch.setattr("skyspot.rehearsal.engine.rehearse", rehearse)
     monkeypatch.setattr("signal.signal", lambda *args: None)
     assert "enough" in str(skyspot("rehearse", "pipe.yaml", "--task", "prepare").exception)
     assert (seen[0].name, seen[0].run.splitlines()[0]) == ("prepare", "echo prepare")

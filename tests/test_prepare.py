@@ -9,13 +9,15 @@ import pytest
 import yaml
 from support import clean_env
 
-from skyspot import jobs_view, launch, payload
+from skyspot.cli import tables
 from skyspot.errors import SkyspotError, UsageError
-from skyspot.jobs import Seen
-from skyspot.launch import Before
-from skyspot.managed_jobs import Job
-from skyspot.options import Options
-from skyspot.render import edited_by_hand, with_header
+from skyspot.jobs import launch
+from skyspot.jobs.client import Job
+from skyspot.jobs.launch import Before
+from skyspot.jobs.training import Seen
+from skyspot.task import payload
+from skyspot.task.options import Options
+from skyspot.task.render import edited_by_hand, with_header
 
 NEW = Before(None, None, "", None)
 
@@ -119,23 +121,25 @@ def test_what_an_older_release_wrote_of_a_name_with_a_blank_is_not_taken_for_edi
 def test_a_copy_of_the_trainer_stays_unless_it_is_asked_to_change(here: Path) -> None:
     found = prepare(here)
     launch.write(found, update_trainer=False)
-    mark = here / ".skyspot" / "run-001" / "trainer" / "run.py"
+    mark = here / ".skyspot" / "run-001" / "trainer" / "training" / "run.py"
     mark.write_text("# an older release\n")
     launch.write(found, update_trainer=False)
     assert mark.read_text() == "# an older release\n"
     launch.write(found, update_trainer=True)
-    assert mark.read_text() == (payload.trainer_folder() / "run.py").read_text()
+    assert mark.read_text() == (payload.trainer_folder() / "training" / "run.py").read_text()
 
 
 def test_a_copy_of_the_trainer_is_whole_or_not_there(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that fills up, or a Ctrl-C, in the middle of the copy."""
     real = payload.shutil.copytree
 
-    def full(source: Path, target: Path, **how: object) -> None:
-        real(source, target, **how)
-        (target / "run.py").write_text("")
+    def full(source: Path, target: Path, *more: object, **how: object) -> None:
+        real(source, target, *more, **how)
+        if source != payload.trainer_folder():
+            return  # A folder below it.
+        (target / "training" / "run.py").write_text("")
         raise payload.shutil.Error(
-            [(str(source / "run.py"), str(target / "run.py"), "[Errno 28] No space left on device")]
+            [(str(source / "check.py"), str(target / "check.py"), "[Errno 28] No space left on device")]
         )
 
     monkeypatch.setattr(payload.shutil, "copytree", full)
@@ -145,7 +149,7 @@ def test_a_copy_of_the_trainer_is_whole_or_not_there(here: Path, monkeypatch: py
     monkeypatch.undo()
     assert not list((here / ".skyspot" / "run-001").iterdir())
     launch.write(found, update_trainer=False)
-    assert (here / ".skyspot" / "run-001" / "trainer" / "run.py").stat().st_size > 0
+    assert (here / ".skyspot" / "run-001" / "trainer" / "training" / "run.py").stat().st_size > 0
 
 
 def test_a_secrets_value_is_in_no_file_and_in_nothing_that_is_shown(
@@ -155,8 +159,8 @@ def test_a_secrets_value_is_in_no_file_and_in_nothing_that_is_shown(
     secret = {"HF_TOKEN": "hf-very-secret", "WANDB_API_KEY": None}
     found = prepare(here, secret=secret, env={"MINE": "env-value"}, gpus="A100:8")
     launch.write(found, update_trainer=False)
-    jobs_view.show_plan(found, NEW)
-    shown = capsys.readouterr().out + json.dumps(jobs_view.plan_json(found, NEW, 1, "new"))
+    tables.show_plan(found, NEW)
+    shown = capsys.readouterr().out + json.dumps(tables.plan_json(found, NEW, 1, "new"))
     written = "".join(path.read_text() for path in here.rglob("*.yaml"))
     for value in ("hf-very-secret", "from-the-environment"):
         assert value not in shown + written
@@ -204,7 +208,7 @@ def test_a_mistake_is_said_before_skypilot_is_asked(tmp_path: Path, args: list[s
 def shown(here: Path, text: str, columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> str:
     monkeypatch.setenv("COLUMNS", str(columns))
     (here / "mine.yaml").write_text(text)
-    jobs_view.show_plan(prepare(here, task="mine.yaml"), NEW)
+    tables.show_plan(prepare(here, task="mine.yaml"), NEW)
     return capsys.readouterr().out
 
 
@@ -250,7 +254,7 @@ def test_in_a_narrow_terminal_the_plan_and_the_queue_lose_nothing(
     for word in ("slurm/", "runpod-cluster", "A100-80GB-SXM:8", "my-training-eks", " 12.345", "as it is there"):
         assert word in out, f"{word} is cut in\n{out}"
     name, resources = "finetune-with-a-name-that-says-all-of-it", "1x[A100-80GB:8]"
-    jobs_view.show_queue([Seen(Job(1234, name, "RECOVERING", resources, "aws", 0, 0.0, 90000.0, "", ""), None, "")])
+    tables.show_queue([Seen(Job(1234, name, "RECOVERING", resources, "aws", 0, 0.0, 90000.0, "", ""), None, "")])
     out = capsys.readouterr().out
     for word in ("1234", name, "RECOVERING", resources):
         assert word in out, f"{word} is cut in\n{out}"

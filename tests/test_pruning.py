@@ -22,9 +22,12 @@ import torch.distributed as dist
 from bucket_lab import Store, mounted, until
 from support import clean_env
 
-from trainer import pruning
 from trainer.attempt import Attempt, machine_token, open_attempt, record
-from trainer.checkpoint import share_name, write_manifest, write_state, write_tensors
+from trainer.bucket.mounts import Mount, Proof, UploadLog
+from trainer.bucket.verify import problem
+from trainer.checkpoint import pruning
+from trainer.checkpoint.pruning import DEAD_S, Living, Pruner, delete
+from trainer.checkpoint.writing import share_name, write_manifest, write_state, write_tensors
 from trainer.layout import (
     EXIT_PREEMPTED,
     MANIFEST,
@@ -37,9 +40,6 @@ from trainer.layout import (
     list_checkpoints,
     read_manifest,
 )
-from trainer.mounts import Mount, Proof, UploadLog
-from trainer.pruning import DEAD_S, Living, Pruner, delete
-from trainer.verify import problem
 
 needs_rclone = pytest.mark.skipif(bucket_lab.missing() is not None, reason=str(bucket_lab.missing()))
 ATTEMPT = """
@@ -750,7 +750,7 @@ def test_another_process_under_the_number_of_one_that_is_gone_is_not_it(paths: R
 
 def test_the_launchers_keeper_lives_on_where_a_listing_fails(paths: RunPaths, tmp_path: Path) -> None:
     program = (
-        "import sys\nfrom pathlib import Path\nfrom trainer import keeper\n"
+        "import sys\nfrom pathlib import Path\nfrom trainer.launch import sidecar as keeper\n"
         "keeper.LOOK_S = 0.05\nkeeper.keep(Path(sys.argv[1]))\n"
     )
     keeper = subprocess.Popen(

@@ -13,7 +13,7 @@ import pytest
 from support import PROGRAMS, REPO, clean_env
 from support_sky import CATALOGS, run_commands
 
-from trainer.ending import ENDINGS, Hold
+from trainer.attempt.ending import ENDINGS, Hold
 from trainer.layout import EXIT_DONE, EXIT_PREEMPTED, EXIT_USAGE
 
 README = (REPO / "README.md").read_text()

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from trainer import attempt as attempts
-from trainer.hashing import hash_file
+from trainer.bucket.hashing import hash_file
 from trainer.layout import RunPaths, read_metrics
-from trainer.records import Records
+from trainer.training.metrics import Records
 
 
 def test_an_evaluation_at_a_boundary_that_was_cut_writes_over_nothing(tmp_path: Path) -> None:

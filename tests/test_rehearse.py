@@ -15,14 +15,16 @@ import pytest
 from needs import needs_root
 from support import PROGRAMS, REPO, clean_env
 
-from skyspot import job, machine, preempt, rehearse_cli, verdict
+from skyspot.cli import rehearse as rehearse_cli
 from skyspot.errors import UsageError
-from skyspot.options import Options
-from skyspot.rehearsal import Leg, Result, Row, Settings, heading
-from skyspot.rehearse import MORE_ATTEMPTS, _folder
-from skyspot.rehearse import rehearse as rehearse_task
-from skyspot.rehearse_view import View, table
-from skyspot.source import task_yaml
+from skyspot.migrate.source import task_yaml
+from skyspot.rehearsal import faults, machine, verdict
+from skyspot.rehearsal import task as job
+from skyspot.rehearsal.engine import MORE_ATTEMPTS, _folder
+from skyspot.rehearsal.engine import rehearse as rehearse_task
+from skyspot.rehearsal.result import Leg, Result, Row, Settings, heading
+from skyspot.rehearsal.view import View, table
+from skyspot.task.options import Options
 from trainer.layout import RunPaths, list_checkpoints
 
 OWN = """\
@@ -620,7 +622,7 @@ def test_the_default_task_resumes_exactly_under_every_kind(tmp_path: Path, capsy
     assert document["exact"] is True
     _, main, moved = document["legs"]
     assert main["verdict"]["text"] == "bit-identical: 60 of 60 losses, 48 of 48 weights"
-    assert sorted(row["kind"] for row in main["rows"] if row["hit"]) == sorted([*preempt.KINDS, "finished"])
+    assert sorted(row["kind"] for row in main["rows"] if row["hit"]) == sorted([*faults.KINDS, "finished"])
     assert "same samples and same LR in 60 of 60 steps" in moved["verdict"]["text"]
     rows = {row["kind"]: row for row in main["rows"] if row["hit"]}
     assert rows["sigterm"]["lost_steps"] == rows["aws-notice"]["lost_steps"] == 0
@@ -723,11 +725,11 @@ def test_across_world_sizes_samples_and_lr_are_judged_bit_by_bit_and_losses_by_t
 
 def test_a_schedule_strikes_before_the_first_checkpoint_and_soon_after_a_resume() -> None:
     for seed in range(20):
-        plan = preempt.schedule(list(preempt.KINDS), 5, seed, steps=60, first_save=20)
-        assert [strike.kind for strike in plan] == list(preempt.KINDS)
+        plan = faults.schedule(list(faults.KINDS), 5, seed, steps=60, first_save=20)
+        assert [strike.kind for strike in plan] == list(faults.KINDS)
         assert 1 <= (plan[0].at_step or 0) < 20
         assert any(1 <= (strike.after_resume or 0) <= 3 for strike in plan)
-    assert preempt.schedule(["kill"], 3, 1, steps=60, first_save=20) == preempt.schedule(
+    assert faults.schedule(["kill"], 3, 1, steps=60, first_save=20) == faults.schedule(
         ["kill"], 3, 1, steps=60, first_save=20
     )
 
@@ -737,7 +739,7 @@ def test_a_torn_checkpoint_is_the_newest_committed_one(tmp_path: Path) -> None:
 
     assert mlp(tmp_path / "run", "--steps", 8).code == 0
     paths = RunPaths(tmp_path / "run")
-    torn = preempt.tear(tmp_path, "run")
+    torn = faults.tear(tmp_path, "run")
     assert torn
     assert str(list_checkpoints(paths)[0]) in torn
 

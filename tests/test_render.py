@@ -14,9 +14,11 @@ from click.testing import CliRunner, Result
 from support import REPO
 from support_sky import CATALOGS, run_sky
 
-from skyspot import buckets, cli, gpus, lint, render
+from skyspot.cli import main
 from skyspot.errors import UsageError
-from skyspot.options import Options
+from skyspot.lint import check
+from skyspot.task import buckets, gpus, render
+from skyspot.task.options import Options
 
 EXAMPLE = [
     "render", "finetune", "--gpus", "A100:8,A10G:8", "--prefer", "aws/us-east-1", "--on-demand-last",
@@ -221,7 +223,7 @@ def test_a_file_that_was_edited_by_hand_is_never_overwritten(tmp_path: Path) -> 
 
 def test_the_payload_stays_as_it_was_for_a_resume(tmp_path: Path) -> None:
     assert skyspot("render", "-n", "r", "-o", ".", cwd=tmp_path).returncode == 0
-    kept = tmp_path / ".skyspot" / "r" / "trainer" / "order.py"
+    kept = tmp_path / ".skyspot" / "r" / "trainer" / "training" / "order.py"
     kept.write_text("# mine\n")
     assert skyspot("render", "-n", "r", "-o", ".", "--gpus", "L4:1", cwd=tmp_path).returncode == 0
     assert kept.read_text() == "# mine\n"
@@ -344,7 +346,7 @@ def in_process(args: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -
     errors = io.StringIO()
     monkeypatch.setattr(sys, "stderr", errors)
     try:
-        cli.main()
+        main.main()
     except SystemExit as leaving:
         return int(leaving.code or 0), errors.getvalue()
     return 0, errors.getvalue()
@@ -392,7 +394,7 @@ def test_a_trainer_py_of_the_users_own_is_never_run_or_shipped(tmp_path: Path) -
     (tmp_path / "trainer.py").write_text("raise SystemExit('mine ran')\n")
     done = skyspot("render", "-n", "r", "-o", ".", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / ".skyspot" / "r" / "trainer" / "layout.py").exists()
+    assert (tmp_path / ".skyspot" / "r" / "trainer" / "layout" / "__init__.py").exists()
     (tmp_path / "trainer.py").write_text("")
     refused = skyspot("rehearse", cwd=tmp_path)
     assert refused.returncode == 2
@@ -404,7 +406,7 @@ def test_a_trainer_py_of_the_users_own_is_never_run_or_shipped(tmp_path: Path) -
 
 
 def run_cli(*args: str) -> Result:
-    return CliRunner().invoke(cli.cli, list(args))
+    return CliRunner().invoke(main.cli, list(args))
 
 
 def test_templates_are_listed_and_shown_with_their_parameters() -> None:
@@ -467,7 +469,7 @@ import sys
 from click.testing import CliRunner
 import json
 from sky.utils import dag_utils
-from skyspot import cli
+from skyspot.cli import main as cli
 os.chdir(home)
 count = 0
 for args in json.loads(sys.stdin.read()):
@@ -533,7 +535,7 @@ def test_skypilot_refuses_what_we_would_never_write(tmp_path: Path) -> None:
 def test_the_nearest_accelerator_is_the_one_that_looks_like_it(written: str, meant: str) -> None:
     with pytest.raises(UsageError, match=re.escape(f"Did you mean '{meant}'?")):
         gpus.parse(f"{written}:8")
-    assert [f.remedy for f in lint.findings(f"resources: {{accelerators: '{written}:8', infra: aws}}\n")] in (
+    assert [f.remedy for f in check.findings(f"resources: {{accelerators: '{written}:8', infra: aws}}\n")] in (
         [f"Did you mean '{meant}'?"],
         [],  # A TPU, or a part of one name alone: SkyPilot takes it.
     )

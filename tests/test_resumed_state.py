@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from trainer import checkpoint, restore, state
+from trainer.checkpoint import restore, state, writing
+from trainer.checkpoint.shards import deal, local, parts_of
+from trainer.checkpoint.state import StateError
 from trainer.layout import STATE, Manifest
-from trainer.shards import deal, local, parts_of
-from trainer.state import StateError
 
 NAME = "0000000002-a0001-0000ff-1"
 
@@ -22,10 +22,10 @@ def saved(folder: Path, live: state.State) -> Path:
     """A committed checkpoint."""
     folder.mkdir(parents=True)
     [share] = deal(parts_of(live.tensors, 1, live.buffers), 1)
-    path = folder / checkpoint.share_name(0)
-    record = checkpoint.write_share(path, share, lambda part: local(live.tensors[part.name]).contiguous())
-    files = {path.name: record, STATE: checkpoint.write_state(folder, live.plain)}
-    checkpoint.write_manifest(folder, Manifest("checkpoint", files, {"step": 2}))
+    path = folder / writing.share_name(0)
+    record = writing.write_share(path, share, lambda part: local(live.tensors[part.name]).contiguous())
+    files = {path.name: record, STATE: writing.write_state(folder, live.plain)}
+    writing.write_manifest(folder, Manifest("checkpoint", files, {"step": 2}))
     return folder
 
 
@@ -82,10 +82,10 @@ def test_tensors_that_do_not_lie_in_rows_resume_bit_for_bit_with_a_fused_optimiz
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, made: Callable[[], nn.Module], older: bool
 ) -> None:
     if older:  # A checkpoint of a release that recorded no strides.
-        real = checkpoint.write_state
+        real = writing.write_state
         kept = ("optim", "counters", "extra")
         monkeypatch.setattr(
-            checkpoint, "write_state", lambda folder, plain: real(folder, {key: plain[key] for key in kept})
+            writing, "write_state", lambda folder, plain: real(folder, {key: plain[key] for key in kept})
         )
     (model, again), optimizer = (made(), made()), FUSED[kind]
     one, other = optimizer(model.parameters()), optimizer(again.parameters())
@@ -186,7 +186,7 @@ def test_what_a_model_tells_besides_its_parameters_and_buffers_is_named() -> Non
 def test_ranks_whose_buffers_differ_in_form_are_told_so_in_a_line() -> None:
     from types import SimpleNamespace
 
-    from trainer.loop import Loop
+    from trainer.training.loop import Loop
 
     loop, model = Loop.__new__(Loop), Growing(1)
     rows: list[list[int]] = []
@@ -232,7 +232,7 @@ def named(model: nn.Module) -> dict[str, list[int]]:
 
 
 def test_buffers_that_change_their_form_come_back(tmp_path: Path) -> None:
-    from trainer import buffers
+    from trainer.checkpoint import buffers
 
     model, again = Growing(), Growing()
     made = buffers.forms(model)
@@ -249,7 +249,7 @@ def test_buffers_that_change_their_form_come_back(tmp_path: Path) -> None:
 
 
 def test_buffers_that_the_program_makes_otherwise_than_before_are_refused(tmp_path: Path) -> None:
-    from trainer import buffers
+    from trainer.checkpoint import buffers
 
     def refused(folder: str, old: nn.Module, new: nn.Module) -> str:
         live = state.collect(old, [], {}, made=buffers.forms(old))
@@ -265,7 +265,7 @@ def test_buffers_that_the_program_makes_otherwise_than_before_are_refused(tmp_pa
 
 
 def test_buffers_are_set_aside_and_put_back_whatever_happens_to_them() -> None:
-    from trainer import buffers
+    from trainer.checkpoint import buffers
 
     model = Growing(1)
     kept = buffers.keep(model)
@@ -297,7 +297,7 @@ def test_a_buffer_that_is_not_persistent_is_not_saved_and_one_of_an_older_releas
 
 
 def test_a_buffer_that_steps_change_and_nothing_saves_is_named() -> None:
-    from trainer import buffers
+    from trainer.checkpoint import buffers
 
     model = nn.Module()
     for name in ("average", "table", "unset"):

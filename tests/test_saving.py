@@ -17,15 +17,15 @@ from support import PROGRAMS, REPO, clean_env, event, losses, mlp, weights
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from trainer import staging
-from trainer.interval import Costs, Lives, Pace, choose
+from trainer.bucket.verify import problem
+from trainer.checkpoint import staging
+from trainer.checkpoint.interval import Costs, Lives, Pace, choose
+from trainer.checkpoint.shards import Part, parts_of
 from trainer.layout import RunPaths, list_attempts, list_checkpoints, read_events, read_manifest
-from trainer.shards import Part, parts_of
-from trainer.verify import problem
 
 
 def test_without_memory_for_a_copy_training_waits_and_it_is_said(tmp_path: Path, undisturbed) -> None:
-    ended = mlp(tmp_path / "run", "--constant", "staging.RESERVE_BYTES=1e17", processes=2)
+    ended = mlp(tmp_path / "run", "--constant", "checkpoint.staging.RESERVE_BYTES=1e17", processes=2)
     assert ended.code == 0, ended.output
     assert ended.output.count("no memory to copy") == 1
     assert [name.step for name in list_checkpoints(RunPaths(tmp_path / "run"))] == [12, 8, 4]
@@ -142,7 +142,7 @@ def test_the_end_of_a_run_waits_for_what_follows_each_of_its_saves(tmp_path: Pat
 
 def test_the_interval_sets_itself_and_says_why(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    auto = ("--save-every", "auto", "--steps", "60", "--constant", "interval.FIRST_S=0.05")
+    auto = ("--save-every", "auto", "--steps", "60", "--constant", "checkpoint.interval.FIRST_S=0.05")
     first = mlp(run_dir, *auto, "--fault", "kill@45", "--slow", "0.02", processes=2)
     assert first.code != 0
     said = [line for line in first.output.splitlines() if line.startswith("a checkpoint every")]

@@ -14,24 +14,25 @@ from types import SimpleNamespace
 import pytest
 from support import clean_env
 
-from trainer import attempt, scratch
-from trainer.config import RunConfig
+from trainer import attempt
 from trainer.layout import EXIT_PREEMPTED, RunPaths
-from trainer.run import SpotRun
+from trainer.machine import scratch
+from trainer.training.config import RunConfig
+from trainer.training.run import SpotRun
 
 HOLDER = """
 import os, signal, sys
 from pathlib import Path
-from trainer import scratch
+from trainer.machine import scratch
 with scratch.folder("tokens") as made:
     (made / "packed").write_bytes(b"0" * 1000)
     print("made", flush=True)
     {then}
 """
 LEAVE = """
-    from trainer.config import RunConfig
-    from trainer.ending import PEER_GONE
-    from trainer.run import SpotRun
+    from trainer.training.config import RunConfig
+    from trainer.attempt.ending import PEER_GONE
+    from trainer.training.run import SpotRun
     SpotRun(RunConfig(checkpoint_dir=Path("/nowhere"), max_steps=1)).leave(PEER_GONE)
 """
 

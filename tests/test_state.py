@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.optimizers import moved
-from trainer.plain import decode, encode
-from trainer.state import StateError, apply, collect, model_tensors
+from trainer.checkpoint.optimizers import moved
+from trainer.checkpoint.state import StateError, apply, collect, model_tensors
+from trainer.checkpoint.values import decode, encode
 
 
 def test_two_values_that_make_one_path_are_both_kept() -> None:

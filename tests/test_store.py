@@ -13,8 +13,8 @@ import torch.distributed as dist
 from bucket_lab import until
 from support import PROGRAMS, launch
 
-from trainer import heart
-from trainer.together import Together, peek
+from trainer.ranks import heartbeat
+from trainer.ranks.together import Together, peek
 
 RANKS = 3
 
@@ -22,7 +22,7 @@ RANKS = 3
 @pytest.fixture
 def seats(monkeypatch: pytest.MonkeyPatch) -> list[Together]:
     """The ranks of an attempt, all in this process; the first serves the store."""
-    monkeypatch.setattr(heart, "BEAT_S", 0.01)
+    monkeypatch.setattr(heartbeat, "BEAT_S", 0.01)
     listener = socket.create_server(("127.0.0.1", 0))
     for name, value in {
         "WORLD_SIZE": RANKS, "LOCAL_WORLD_SIZE": RANKS, "MASTER_ADDR": "127.0.0.1",

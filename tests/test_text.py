@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from trainer import sources, text
-from trainer.sources import DataError
+from trainer.finetune import sources, text
+from trainer.finetune.sources import DataError
 
 
 def tree(root: Path, files: dict[str, str | bytes]) -> Path:
@@ -178,13 +178,13 @@ def test_a_file_that_cannot_be_read_is_named(
 
 def test_a_source_that_hangs_is_what_the_attempt_leaves_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each call on it is watched as one on the bucket is, and it is named instead of the run's folder."""
-    from trainer import patience
+    from trainer.bucket import deadlines
 
     tree(tmp_path, {"a.txt": "a"})
     watched = []
 
     def look(*args: Any, **options: Any) -> Any:
-        watched.extend((call.what, call.where) for call in patience._under_way.values())
+        watched.extend((call.what, call.where) for call in deadlines._under_way.values())
         return opened(*args, **options)
 
     opened = Path.open
@@ -254,7 +254,8 @@ def test_what_is_wrong_with_a_long_line_is_said(
 
 MEASURE = """
 import resource, sys
-from trainer import sources, text
+from trainer.finetune import sources
+from trainer.finetune import text
 files = sources.files_of(sys.argv[1]).files
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 count = sum(len(piece) for document in text.documents(files, lambda: None) for piece in document)

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from trainer import data, scratch, tokens
 from trainer.attempt import AttemptError
-from trainer.config import parse
+from trainer.finetune import data, tokens
 from trainer.layout import EXIT_PREEMPTED, AttemptName, RunPaths
-from trainer.together import Together
+from trainer.machine import scratch
+from trainer.ranks.together import Together
+from trainer.training.config import parse
 
 
 class Nodes:

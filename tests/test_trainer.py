@@ -89,8 +89,8 @@ def test_the_exported_model_loads_with_from_pretrained(tmp_path: Path, corpus: P
 def test_a_model_that_was_saved_in_half_precision_trains_in_fp32(tmp_path: Path) -> None:
     import torch
 
-    from trainer.config import parse
-    from trainer.model import build_model
+    from trainer.finetune.model import build_model
+    from trainer.training.config import parse
 
     config = parse(["--checkpoint-dir", "x"])
     build_model(config, 256).to(torch.bfloat16).save_pretrained(tmp_path / "half")  # type: ignore[operator]

@@ -14,10 +14,11 @@ import torch.distributed as dist
 from programs import odd
 from support import PROGRAMS, column, event, launch, weights
 
-from trainer import extras, heart, together
-from trainer.rank import Link
-from trainer.state import StateError
-from trainer.together import PeerGoneError, Together, is_peer_trouble, may_be_peer_trouble
+from trainer.checkpoint import extras
+from trainer.checkpoint.state import StateError
+from trainer.launch.link import Link
+from trainer.ranks import heartbeat, together
+from trainer.ranks.together import PeerGoneError, Together, is_peer_trouble, may_be_peer_trouble
 
 ODD = PROGRAMS / "odd.py"
 
@@ -71,7 +72,7 @@ def seats(monkeypatch: pytest.MonkeyPatch) -> list[Together]:
 
 @pytest.fixture
 def two(monkeypatch: pytest.MonkeyPatch) -> list[Together]:
-    monkeypatch.setattr(heart, "BEAT_S", 0.05)
+    monkeypatch.setattr(heartbeat, "BEAT_S", 0.05)
     monkeypatch.setattr(together, "ALIVE_S", 0.2)
     return seats(monkeypatch)
 

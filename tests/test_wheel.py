@@ -13,7 +13,13 @@ import pytest
 import yaml
 from support import REPO
 
-SHIPPED = ["trainer/setup.sh", "trainer/requirements.lock", "trainer/.skyignore", "trainer/layout.py", "skyspot/cli.py"]
+SHIPPED = [
+    "trainer/setup.sh",
+    "trainer/requirements.lock",
+    "trainer/.skyignore",
+    "trainer/layout/__init__.py",
+    "skyspot/cli/main.py",
+]
 
 
 @pytest.fixture(scope="module")

@@ -24,13 +24,14 @@ from torch.distributed.tensor import DTensor, Shard
 from wait import readable
 
 from trainer import attempt as attempts
-from trainer import checkpoint, patience, restore, saving, staging
+from trainer.bucket import deadlines
+from trainer.checkpoint import restore, saving, staging, writing
+from trainer.checkpoint.saving import Boundary, BucketError, Keeping, Saver
+from trainer.checkpoint.shards import local
+from trainer.checkpoint.state import State
 from trainer.layout import EXIT_PRECEDENCE, EXIT_PREEMPTED, RunPaths
-from trainer.records import Records
-from trainer.saving import Boundary, BucketError, Keeping, Saver
-from trainer.shards import local
-from trainer.state import State
-from trainer.together import Together, is_peer_trouble
+from trainer.ranks.together import Together, is_peer_trouble
+from trainer.training.metrics import Records
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def run(plan: Plan, rank: int, told: int, say: Callable[[dict[str, Any]], None])
     if plan.home:
         os.environ["HOME"] = str(plan.home)
     staging.RESERVE_BYTES = 0
-    patience.LIMIT_S, patience.LOOK_S = plan.limit_s, 0.02
+    deadlines.LIMIT_S, deadlines.LOOK_S = plan.limit_s, 0.02
     if plan.clock_s:
         real = time.time
         time.time = lambda: real() + plan.clock_s
@@ -95,7 +96,7 @@ def run(plan: Plan, rank: int, told: int, say: Callable[[dict[str, Any]], None])
         if plan.kill_at == (point, saves[0]) and plan.kill_rank == rank:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    checkpoint.at_point = at_point
+    writing.at_point = at_point
     threading.Thread(target=_leave_what_hangs, args=(say,), daemon=True).start()
     savers: list[Saver] = []
     if plan.ranks > 1:
@@ -194,7 +195,7 @@ def _code_without_a_peer(savers: list[Saver]) -> int:
 
 def _leave_what_hangs(say: Callable[[dict[str, Any]], None]) -> None:
     """As SpotRun: a call that hangs ends the attempt, whatever thread it is in."""
-    overdue = patience.await_overdue()
+    overdue = deadlines.await_overdue()
     say({"left": overdue.code})
     os._exit(overdue.code)
 

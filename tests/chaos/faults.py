@@ -19,7 +19,7 @@ from stores import Place
 from wait import readable
 from watch import Watch
 
-from trainer.checkpoint import POINTS
+from trainer.checkpoint.writing import POINTS
 from trainer.layout import RunPaths
 
 STEPS = 4

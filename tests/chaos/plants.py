@@ -10,14 +10,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from trainer import checkpoint, mounts, pruning, reading, restore, saving, staging, together
-from trainer.hashing import Hasher
+from trainer.bucket import mounts
+from trainer.bucket.hashing import Hasher
+from trainer.checkpoint import pruning, reading, restore, saving, staging, writing
 from trainer.layout import FileRecord
+from trainer.ranks import together
 
 
 def marker_written_early(but: str = "") -> None:
     """The manifest is written while a share still is; one of the name `but` is there in time."""
-    real = checkpoint.write_share
+    real = writing.write_share
 
     def write_share(path: Path, parts: Any, fetch: Any, staged: Any = None) -> FileRecord:
         if path.name == but:
@@ -34,7 +36,7 @@ def marker_written_early(but: str = "") -> None:
         threading.Thread(target=later).start()
         return record
 
-    checkpoint.write_share = write_share
+    writing.write_share = write_share
 
 
 def hash_not_checked() -> None:
@@ -116,7 +118,7 @@ def name_not_compared() -> None:
 
 def old_ones_deleted_first() -> None:
     """Room is made for a checkpoint before it is written."""
-    real = checkpoint.write_share
+    real = writing.write_share
 
     def write_share(path: Path, *args: Any) -> FileRecord:
         for folder in path.parents[1].iterdir():
@@ -124,7 +126,7 @@ def old_ones_deleted_first() -> None:
                 pruning.delete(folder)
         return real(path, *args)
 
-    checkpoint.write_share = write_share
+    writing.write_share = write_share
 
 
 def doubt_not_heard() -> None:
@@ -159,7 +161,7 @@ PLANTS: dict[str, tuple[str, Callable[[], None]]] = {
     "newer attempt not noticed": ("local", newer_attempt_not_noticed),
     "name not compared": ("local", name_not_compared),
     "old ones deleted first": ("local", old_ones_deleted_first),
-    "another rank's share not waited for": ("local-ranks", lambda: marker_written_early(checkpoint.share_name(0))),
+    "another rank's share not waited for": ("local-ranks", lambda: marker_written_early(writing.share_name(0))),
     "another rank's doubt not heard": ("local-ranks", doubt_not_heard),
 }
 """By name: the store that shows it, and the mistake."""

@@ -15,7 +15,7 @@ from place import CLOSING, CLUSTER, MOUNTS, ON_DEMAND, REPO, S3_DATA, SPOT
 from scenarios import scenario
 from test_preempted import Ended, template_options, undisturbed, verdict  # noqa: F401  (a fixture)
 
-from skyspot.verdict import read_history
+from skyspot.rehearsal.verdict import read_history
 from trainer.layout import RunPaths
 
 TASK = """\

@@ -9,7 +9,7 @@ from lab import Lab, train_here
 from managed import Job, launch
 from scenarios import scenario
 
-from skyspot.verdict import Verdict, compare, read_history
+from skyspot.rehearsal.verdict import Verdict, compare, read_history
 from trainer.layout import RunPaths
 
 SIZES = {"max_steps": 600, "save_every": 10, "global_batch_size": 4, "micro_batch_size": 4, "seq_len": 64}

@@ -21,9 +21,11 @@ import mlp
 import torch
 from torch import nn
 
-from trainer import checkpoint, export, loop, pruning, rng, saving, staging, together
+from trainer.checkpoint import pruning, saving, staging, writing
 from trainer.layout import LayoutError, read_manifest
-from trainer.run import default_binding
+from trainer.ranks import together
+from trainer.training import export, loop, rng
+from trainer.training.run import default_binding
 
 
 def steps_or_auto(text: str) -> int | None:
@@ -262,7 +264,7 @@ def watch_saves(run: Run) -> None:
         forward.wait(1)
         copy_run(copy)
 
-    saving.Saver.start, saving.Saver.check, checkpoint.at_point = start, check, at_point
+    saving.Saver.start, saving.Saver.check, writing.at_point = start, check, at_point
     if options.hold_copy:
         staging.Copy.run = run_later
 
@@ -343,7 +345,7 @@ def main() -> None:
     together.BIND_PATIENCE_S = options.bind_patience
     for constant in options.constant:
         name, _, value = constant.partition("=")
-        module, _, name = name.partition(".")
+        module, _, name = name.rpartition(".")
         module = import_module(f"trainer.{module}")
         setattr(module, name, type(getattr(module, name))(float(value)))
     real_config, real_model, real_samples = mlp.RunConfig, mlp.make_model, mlp.Samples

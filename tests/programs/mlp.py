@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from trainer.config import RunConfig
-from trainer.run import SpotRun
+from trainer.training.config import RunConfig
+from trainer.training.run import SpotRun
 
 
 class Samples:

@@ -8,8 +8,8 @@ import math
 import time
 from pathlib import Path
 
-from trainer.config import RunConfig
-from trainer.run import SpotRun
+from trainer.training.config import RunConfig
+from trainer.training.run import SpotRun
 
 import numpy as np  # isort: skip
 import torch  # isort: skip

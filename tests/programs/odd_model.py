@@ -8,8 +8,8 @@ import os
 import signal
 from pathlib import Path
 
-from trainer.config import RunConfig
-from trainer.run import SpotRun
+from trainer.training.config import RunConfig
+from trainer.training.run import SpotRun
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--dir", type=Path, required=True)

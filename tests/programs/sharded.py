@@ -19,12 +19,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from trainer import restore, shards, state
 from trainer.attempt import open_attempt
+from trainer.checkpoint import restore, shards, state
+from trainer.checkpoint.saving import Boundary, Keeping, Saver
 from trainer.layout import RunPaths, list_checkpoints
-from trainer.records import Records
-from trainer.saving import Boundary, Keeping, Saver
-from trainer.together import Together
+from trainer.ranks.together import Together
+from trainer.training.metrics import Records
 
 
 class Net(nn.Module):
@@ -106,7 +106,7 @@ def seat(name: str, ranks: int, everybody: Together, group: dist.ProcessGroup) -
 
 
 def save(together: Together, paths: RunPaths, mesh: DeviceMesh | None) -> None:
-    """As trainer/loop.py does: in the background; this rank waits for its copy, and steps on."""
+    """As trainer/training/loop.py does: in the background; this rank waits for its copy, and steps on."""
     rank, said = together.rank, []
     attempt = open_attempt(paths, launch="sharded", config={}, binding={}) if rank == 0 else None
     name = together.rank0_does(f"attempt/{paths.root.name}", lambda: str(attempt.name) if attempt else None)

@@ -1,0 +1,1 @@
+"""The terminal: Click commands, tables, exit codes. The only wing that prints."""

@@ -1,0 +1,182 @@
+"""`checkpoints list` and `checkpoints verify` between a run's folder and the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import click
+from rich import filesize
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from skyspot.cli.format import ago, many
+from skyspot.runs import checkpoints, find
+from skyspot.runs.checkpoints import FINAL, Checkpoint
+from skyspot.runs.location import Location
+from trainer.layout import RunPaths
+
+UNLIMITED = 1 << 16
+"""Columns where nobody's terminal has to hold a line."""
+
+
+def show(run: str, as_json: bool) -> None:
+    """`skyspot checkpoints list`."""
+    paths = find.opened(run, resolve=_resolved)
+    out = _console()
+    found = _look(paths, out, as_json)
+    if as_json:
+        click.echo(json.dumps([_fields(one) for one in found], indent=2))
+    elif not found:
+        click.echo(f"{paths.root}: no checkpoint yet")
+    else:
+        out.print(_table(found))
+        for note in _notes(found):
+            click.echo(note)
+
+
+def verify(run: str, as_json: bool) -> int:
+    """`skyspot checkpoints verify`; returns the exit status."""
+    paths = find.opened(run, resolve=_resolved)
+    out = _console()
+    looked = _look(paths, out, as_json)
+    width = max((len(one.name) for one in looked), default=0)
+    found = []
+    with _bar(out, as_json, DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()) as bar:
+        task = bar.add_task("", total=checkpoints.to_hash(looked))
+        for one in checkpoints.verify(paths, looked, lambda count: bar.advance(task, count)):
+            found.append(one)
+            if not as_json:
+                out.print(Text.assemble(f"{one.name:<{width}}  ", _verdict(one)))
+    if as_json:
+        click.echo(json.dumps([_fields(one) for one in found], indent=2))
+    else:
+        click.echo(_summary(found))
+    committed = [one for one in found if one.committed]
+    return 0 if any(one.name != FINAL for one in committed) and all(one.whole for one in committed) else 1
+
+
+def _resolved(where: Location) -> Location:
+    """A location with the URL of its bucket; SkyPilot is asked where it made that one."""
+    from skyspot.jobs.training import resolved  # Rarely needed.
+
+    return resolved(where)
+
+
+def _look(paths: RunPaths, out: Console, as_json: bool) -> list[Checkpoint]:
+    with _bar(out, as_json, MofNCompleteColumn()) as bar:
+        task = bar.add_task("", total=None)
+        return checkpoints.look(paths, lambda done, of: bar.update(task, completed=done, total=of))
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=UNLIMITED)
+
+
+def _bar(out: Console, as_json: bool, *columns: ProgressColumn) -> Progress:
+    """A bar that goes away; on stderr where stdout is a program's. Without a terminal there is none."""
+    console = Console(stderr=True) if as_json or not out.is_terminal else out
+    return Progress(
+        BarColumn(),
+        *columns,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+
+
+def _fields(one: Checkpoint) -> dict[str, Any]:
+    """A checkpoint for a program."""
+    return {
+        "checkpoint": one.name, "step": one.step, "attempt": one.attempt, "bytes": one.bytes,
+        "committed": one.committed, "whole": one.whole, "problem": one.problem,
+        "finite": one.finite, "saved_at": one.saved_at, "saved_by": one.saved_by,
+    }  # fmt: skip
+
+
+def _table(found: Sequence[Checkpoint]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("step", "saved", "bytes"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("attempt", no_wrap=True)
+    table.add_column("state", overflow="fold")
+    for one in found:
+        table.add_row(
+            FINAL if one.name == FINAL else str(one.step),
+            f"{'~' if one.saved_by == 'mtime' else ''}{ago(one.saved_at)}",
+            filesize.decimal(one.bytes),
+            one.attempt or "-",
+            Text(one.problem, _style(one)) if one.problem else Text(f"sizes agree{_not_finite(one)}"),
+        )
+    return table
+
+
+def _notes(found: Sequence[Checkpoint]) -> list[str]:
+    """What the words of the table mean, of those that stand in it."""
+    notes = []
+    if any(one.saved_by == "mtime" for one in found):
+        notes.append("~ by its MANIFEST.json's own time, which copying a folder changes.")
+    if any(one.manifest and not one.problem for one in found):
+        notes.append("Sizes agree: nothing was hashed; `skyspot checkpoints verify` does that.")
+    if not all(one.finite for one in found):
+        notes.append(
+            "Not finite: its weights hold NaN or infinite values. A resume skips it, except with --on-nan ignore."
+        )
+    if any(_left_over(one) for one in found):
+        notes.append("Not committed: what was left of a save. It is no damage, a resume passes it by.")
+    return notes
+
+
+def _verdict(one: Checkpoint) -> Text:
+    size = filesize.decimal(one.bytes)
+    if one.whole:
+        return Text(f"whole, {size}{_not_finite(one)}", "green" if one.finite else "yellow")
+    return Text(f"{'DAMAGED: ' if one.damaged else ''}{one.problem}", _style(one))
+
+
+def _not_finite(one: Checkpoint) -> str:
+    return "" if one.finite else ", not finite"
+
+
+def _style(one: Checkpoint) -> str:
+    return "bold red" if one.damaged else "yellow" if one.committed else "dim"
+
+
+def _left_over(one: Checkpoint) -> bool:
+    return not one.committed and one.name != FINAL
+
+
+def _summary(found: Sequence[Checkpoint]) -> str:
+    """How many are whole, and where a resume would go on."""
+    committed = [one for one in found if one.committed and one.name != FINAL]
+    if not committed:
+        return "No checkpoint is committed: there is nothing to go on from."
+    counts = [
+        (sum(bool(one.whole) for one in committed), "whole"),
+        (sum(one.damaged for one in committed), "damaged"),
+        (sum(one.whole is None for one in committed), "not to be read"),
+    ]
+    said = ", ".join(f"{count} {word}" for count, word in counts if count)
+    text = f"{many(len(committed), 'checkpoint')} committed: {said}."
+    if any(one.whole for one in found if one.name == FINAL):
+        return text
+    for one in committed:
+        if one.whole is None:
+            return text
+        if one.whole and one.resumable:
+            return f"{text} A resume goes on from step {one.step}."
+    return f"{text} A resume starts from the first step."

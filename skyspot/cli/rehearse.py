@@ -1,0 +1,198 @@
+"""From the command line's words to a rehearsal, and from its result to the terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from skyspot.errors import UsageError, did_you_mean, shown
+from skyspot.home import expanded
+from skyspot.migrate.source import task_yaml
+from skyspot.rehearsal import engine, faults
+from skyspot.rehearsal import task as job
+from skyspot.rehearsal.result import Settings, check_settings
+from skyspot.rehearsal.view import View
+from skyspot.task import payload, pipeline
+from skyspot.task.mounts import TRAINER
+from skyspot.task.options import Options
+from skyspot.task.render import Rendered
+
+
+def run(
+    options: Options,
+    preemptions: int,
+    kinds: str | None,
+    seed: int,
+    processes: str,
+    mount: tuple[str, ...],
+    *,
+    part: str | None,
+    setup: bool,
+    compare: str | None,
+    keep: Path | None,
+    as_json: bool,
+) -> int:
+    """Rehearse; returns the exit status: 0 where the run resumed exactly, 1 where not or not checked."""
+    settings = Settings(
+        preemptions=preemptions,
+        kinds=tuple(kind.strip() for kind in kinds.split(",") if kind.strip()) if kinds is not None else faults.KINDS,
+        seed=seed,
+        processes=_numbers(processes),
+        setup=setup,
+        keep=keep,
+        env={key: _secret(key, value) for key, value in options.secret.items()},
+    )
+    check_settings(settings)
+    rendered = task_yaml(options if options.name else dataclasses.replace(options, name=_name(options)))
+    # Relative paths in a task start from the working folder, as SkyPilot has it, wherever the YAML lies.
+    trainer = payload.trainer_folder() if rendered.trainer else None
+    task = job.read(_one_task(rendered, part), Path.cwd(), _stand_ins(mount), trainer)
+    task, settings = _with_secrets(*_comparing(task, settings, compare))
+    ours = [mount.folder for mount in task.mounts if mount.target == TRAINER and mount.folder]
+    if ours and not setup:
+        _check_python(ours[0])
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # As under nohup.
+            signal.signal(number, _interrupt)
+    with View(quiet=as_json) as view:
+        for note in rendered.notes:
+            if not note.startswith(("Run name", "No --bucket", "Hint")):
+                view.say(note)
+        result = engine.rehearse(task, settings, view)
+    if as_json:
+        click.echo(json.dumps(result.to_json(), indent=2))
+    else:
+        view.result(result)
+    return 0 if result.exact else 1
+
+
+def _one_task(rendered: Rendered, part: str | None) -> str:
+    """The text of the task to rehearse: of a pipeline, the one of that name.
+
+    Raises:
+        UsageError: nobody said which, or there is none of that name.
+    """
+    found = pipeline.split(rendered.text)
+    if len(found.tasks) == 1:
+        if part is not None:
+            raise UsageError("--task: this file holds one task, not a pipeline")
+        return found.task_texts[0]
+    texts = dict(zip(found.document.names(rendered.name), found.task_texts, strict=True))
+    names = ", ".join(texts)
+    if part is None:
+        raise UsageError(f"this is a pipeline, and one task is rehearsed at a time: --task with one of {names}")
+    if part not in texts:
+        raise UsageError(f"--task: no task is called {shown(part)}; there are {names}.{did_you_mean(part, texts)}")
+    return texts[part]
+
+
+def _secret(name: str, value: str | None) -> str:
+    value = value if value is not None else os.environ.get(name)
+    if value is None:
+        raise UsageError(f"--secret {name}: no value, and no variable of that name is set here")
+    return value
+
+
+def _with_secrets(task: job.Job, settings: Settings) -> tuple[job.Job, Settings]:
+    """Secrets that the YAML names without a value: as they are set here, where they are."""
+    unset = sorted(task.unset_secrets - settings.env.keys())
+    here = {name: os.environ[name] for name in unset if name in os.environ}
+    notes = [f"secret {name} is not set here: the task ran without it." for name in unset if name not in here]
+    return (
+        dataclasses.replace(task, notes=(*task.notes, *notes)),
+        dataclasses.replace(settings, env={**here, **settings.env}),
+    )
+
+
+def _comparing(task: job.Job, settings: Settings, pattern: str | None) -> tuple[job.Job, Settings]:
+    """The job and settings for a pattern of result files: relative to the bucket, or from a mount point on.
+
+    Raises:
+        UsageError: it is no pattern, or lies in none of the task's buckets.
+    """
+    absolute = (pattern or "").startswith(("/", "~/"))
+    mount = job.innermost(task.lasting, pattern or "") if absolute else None
+    if mount:
+        assert pattern
+        task = dataclasses.replace(task, compared_in=mount.target)
+        pattern = pattern[len(mount.target) :].strip("/") or "*"
+    elif absolute:
+        raise UsageError(f"--compare: {shown(pattern or '')} lies in none of the task's buckets")
+    if pattern is not None and not _is_pattern(pattern):
+        raise UsageError(
+            f"--compare: {shown(pattern)} is not a pattern of files within the bucket, like 'results/*.json'"
+        )
+    if len(task.lasting) > 1 and task.bucket and not mount:
+        target, other = task.bucket.target, next(one for one in task.lasting if one != task.bucket).target
+        note = ""
+        if pattern is not None:
+            note = f"--compare looks in {target}; a pattern like {other}/... names another bucket."
+        elif not task.says_where:
+            note = f"{target} is taken for the bucket that the run is in."
+        task = dataclasses.replace(task, notes=(*task.notes, note) if note else task.notes)
+    return task, dataclasses.replace(settings, compare=pattern)
+
+
+def _is_pattern(pattern: str) -> bool:
+    if not pattern or ".." in Path(pattern).parts:
+        return False
+    try:
+        next(Path(os.devnull).glob(pattern), None)
+    except (ValueError, NotImplementedError, IndexError):
+        return False
+    return True
+
+
+def _check_python(trainer: Path) -> None:
+    """The machines of a rehearsal have this Python: see that it can train.
+
+    Raises:
+        UsageError: it cannot; says what is missing.
+    """
+    path = os.pathsep.join([str(trainer.parent), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer.check"],
+        cwd=trainer.parent,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        missing = "; ".join(done.stderr.strip().splitlines()[-4:])
+        raise UsageError(f'this Python cannot train ({missing}): pip install "skyspot[trainer]"')
+
+
+def _name(options: Options) -> str | None:
+    return None if options.task.endswith((".yaml", ".yml")) else "rehearsal"
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--processes: {shown(text)} is not a list of numbers, like 1,2") from None
+
+
+def _stand_ins(mount: tuple[str, ...]) -> dict[str, Path]:
+    found = {}
+    for text in mount:
+        target, equals, folder = text.partition("=")
+        if not equals or not target.startswith(("/", "~/")):
+            raise UsageError(f"--mount: {shown(text)} is not DEST=FOLDER, like /data=./sample")
+        place = expanded(folder)
+        if not place.is_dir():
+            raise UsageError(f"--mount {target}: {folder}: no such folder")
+        found[target.rstrip("/") or "/"] = place.resolve()
+    return found
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

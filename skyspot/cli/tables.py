@@ -1,0 +1,245 @@
+"""What a person sees of a launch and of the queue: tables for 80 columns, and the same as JSON."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import click
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+
+from skyspot.cli.format import ago, clock, many
+from skyspot.jobs.launch import Before, Launch, Part
+from skyspot.jobs.training import Seen
+from skyspot.task.document import Rung, Task
+from skyspot.task.ladder import OWN_MACHINES
+
+_HIDDEN = "***"
+
+
+def _table(*columns: str, right: Sequence[str] = ()) -> Table:
+    found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column in columns:
+        wide = column == "resources"
+        found.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=not wide)
+    return found
+
+
+def _print(table: Table) -> None:
+    """Print a table. A terminal that is too narrow for it wraps its lines: nothing is cut off."""
+    needed = 0
+    for column in table.columns:
+        text = "\n".join(map(str, (column.header, *column.cells)))
+        needed += max(map(cell_len, text.split("\n") if column.no_wrap else text.split())) + 2
+    console = Console(highlight=False)
+    console.width = max(console.width, needed)
+    console.print(table)
+
+
+def _accelerators(rung: Rung) -> list[str]:
+    """What would do, each as NAME:COUNT."""
+    return [text for text, _ in rung.accelerators] or [str(rung.values.get("instance_type") or "CPU")]
+
+
+def _lines(parts: Sequence[str], joint: str, width: int) -> str:
+    """Parts joined, on as few lines as fit into the width; a part is never broken."""
+    end = joint.rstrip()
+    lines = [parts[0]]
+    for at, part in enumerate(parts[1:], 2):
+        after = len(end) if at < len(parts) else 0
+        if len(lines[-1]) + len(joint) + len(part) + after <= width:
+            lines[-1] += joint + part
+        else:
+            lines[-1] += end
+            lines.append(f"  {part}")
+    return "\n".join(lines)
+
+
+def _market(rung: Rung) -> str:
+    return "as it is there" if rung.cloud in OWN_MACHINES else "spot" if rung.use_spot else "on-demand"
+
+
+def _shared_lines(launch: Launch, before: Before) -> list[str]:
+    """What is said beside the rungs of all tasks."""
+    lines = []
+    if before.unasked:
+        lines.append(f"Jobs:        not checked for an active job of this name: {before.unasked}")
+    for run in launch.trainers:
+        trainer = launch.path.parent / run / "trainer"
+        if trainer.is_dir():
+            lines.append(f"Trainer:     {trainer}, kept from before (--update-trainer replaces it)")
+    if launch.secrets:
+        lines.append("Secrets:     " + ", ".join(f"{name}={_HIDDEN}" for name in launch.secrets))
+    return lines
+
+
+def _lines_of(part: Part, before: Before) -> list[str]:
+    """What is said beside the rungs of one task."""
+    lines = []
+    if part.where:
+        lines.append(f"Checkpoints: {part.where}")
+    if part.makes_bucket:
+        lines.append(f"Bucket:      {part.makes_bucket}; SkyPilot makes it if it is missing, and keeps it")
+    own = [name for name in part.task.envs if not name.startswith("SKYSPOT_")]
+    if own:
+        lines.append(f"Environment: {_first(own, 3)}")
+    if before.progress:
+        done = f"step {before.progress.committed_step}" if before.progress.committed_step else "its start"
+        lines.append(f"Resumes:     {part.name} from {done}, after {many(before.progress.attempts, 'attempt')}")
+    elif before.unread:
+        lines.append(f"Run folder:  not looked at: {before.unread}")
+    else:
+        lines.append("Run folder:  new")
+    return lines
+
+
+def _first(names: Sequence[str], limit: int) -> str:
+    """The first names of many, and how many more there are."""
+    more = len(names) - limit
+    return ", ".join(names) if more <= 1 else f"{', '.join(names[:limit])} and {more} more"
+
+
+def show_plan(launch: Launch, before: Before) -> None:
+    """The table of what will be asked for, rung by rung, and where the checkpoints go."""
+    console = Console(highlight=False)
+    several = len(launch.parts) > 1
+    if several:
+        how = "side by side" if launch.is_group else "one after another"
+        console.print(f"Job {launch.name}: {len(launch.parts)} tasks, {how}.", markup=False)
+    for number, (part, one) in enumerate(
+        zip(launch.parts, before.parts or [before] * len(launch.parts), strict=True), 1
+    ):
+        what = f"\nTask {number}, {part.name}" if several else f"Run {launch.name}"
+        console.print(f"{what}. {_order(part.task)}", markup=False)
+        _print(_rung_table(part.task, console.width))
+        for line in _lines_of(part, one):
+            click.echo(line)
+    shared = _shared_lines(launch, before)
+    if several and shared:
+        click.echo()
+    for line in shared:
+        click.echo(line)
+
+
+def _order(task: Task) -> str:
+    if task.ordered:
+        return "SkyPilot will try these in order and use the first one available:"
+    if task.listed:
+        return "SkyPilot will use the cheapest of these that is available:"
+    return "SkyPilot will look for:"
+
+
+def _rung_table(task: Task, width: int) -> Table:
+    """The rungs for a terminal of that width: accelerators and places are broken between their parts alone."""
+    asked, nodes = task.rungs, str(task.num_nodes)
+    costs = ["-" if rung.max_hourly_cost is None else str(rung.max_hourly_cost) for rung in asked]
+    limited = any(cost != "-" for cost in costs)
+    names = ["", "accelerators", "nodes", "market", "where", *(["max USD/h"] if limited else [])]
+    markets = [_market(rung) for rung in asked]
+    taken = len(str(len(asked))) + len("nodes") + max(map(len, [*markets, "market"])) + 2 * len(names)
+    left = width - taken - (max(map(len, [*costs, "max USD/h"])) if limited else 0)
+    places = [re.split("(?<=[/:])", rung.place or "anywhere") for rung in asked]
+    longest = max(len("".join(place)) for place in places)
+    kinds = [_lines(_accelerators(rung), " or ", max(left - longest, left // 2)) for rung in asked]
+    used = max(len(line) for kind in [*kinds, "accelerators"] for line in kind.split("\n"))
+    table = _table(*names, right=("", "nodes", "max USD/h"))
+    for number, (kind, market, place, cost) in enumerate(zip(kinds, markets, places, costs, strict=True), 1):
+        where = _lines(place, "", left - used)
+        table.add_row(str(number), kind, nodes, market, where, *([cost] if limited else []))
+    return table
+
+
+def plan_json(launch: Launch, before: Before, job_id: int | None, state: str) -> dict[str, Any]:
+    """A launch for a program."""
+    return {
+        "name": launch.name,
+        "path": str(launch.path),
+        "job_id": job_id,
+        "state": state,
+        "checkpoints": str(launch.where) if launch.where else None,
+        "makes_bucket": launch.makes_bucket,
+        "rungs": _rungs(launch.parts[0].task) if len(launch.parts) == 1 else [],
+        "num_nodes": launch.parts[0].task.num_nodes if len(launch.parts) == 1 else None,
+        "resumes_from_step": before.progress.committed_step if before.progress else None,
+        "tasks": [
+            {
+                "name": part.name,
+                "checkpoints": str(part.where) if part.where else None,
+                "makes_bucket": part.makes_bucket,
+                "rungs": _rungs(part.task),
+                "num_nodes": part.task.num_nodes,
+                "resumes_from_step": one.progress.committed_step if one.progress else None,
+            }
+            for part, one in launch.each(before)
+        ],
+        "findings": [
+            {"line": f.line, "level": f.level, "name": f.name, "reason": f.reason, "remedy": f.remedy, "task": f.task}
+            for f in launch.findings
+        ],
+        "notes": list(launch.notes),
+    }
+
+
+def _rungs(task: Task) -> list[dict[str, Any]]:
+    return [rung.values for rung in task.rungs]
+
+
+def show_queue(seen: Sequence[Seen]) -> None:
+    """Managed jobs with the training beside them."""
+    table = _table(
+        "id", "name", "status", "step", "loss", "attempts", "saved", "resources",
+        right=("id", "step", "loss", "attempts", "saved"),
+    )  # fmt: skip
+    for one in seen:
+        p = one.progress
+        steps = f"{_or(p.step)}/{_or(p.max_steps)}" if p else "-"
+        table.add_row(
+            str(one.job.id),
+            f"{one.job.name} {one.job.part + 1}/{one.job.parts} {one.job.part_name}".strip()
+            if one.job.parts > 1
+            else one.job.name,
+            f"{one.job.status} {clock(one.job.duration_s)}".strip(),
+            "finished" if p and p.finished else steps,
+            f"{p.loss:.3f}" if p and p.loss is not None else "-",
+            str(p.attempts) if p else "-",
+            ago(p.committed_at) if p else "-",
+            " ".join(part for part in (one.job.resources, one.job.infra) if part),
+        )
+    _print(table)
+    for one in seen:
+        if one.waits_for:
+            click.echo(f"{one.job.id} {one.job.status}: {_cut(one.waits_for)}")
+        elif one.job.status.startswith("FAILED") and one.job.details:
+            click.echo(f"{one.job.id} {one.job.status}: {_cut(one.job.details)}")
+        if one.unread and one.job.living and not one.waits_for:
+            click.echo(f"{one.job.id}: no progress shown: {_cut(one.unread)}")
+
+
+def queue_json(seen: Sequence[Seen]) -> list[dict[str, Any]]:
+    """The queue for a program: times in unix seconds."""
+    rows = []
+    for one in seen:
+        job, p = one.job, one.progress
+        rows.append(
+            {
+                "id": job.id, "name": job.name, "task": job.part_name or None, "task_number": job.part + 1,
+                "tasks": job.parts, "status": job.status, "resources": job.resources, "infra": job.infra,
+                "recoveries": job.recoveries, "submitted_at": job.submitted_at, "duration_s": job.duration_s,
+                "details": job.details, "waits_for": one.waits_for or None, "unread": one.unread or None,
+                "step": p.step if p else None, "max_steps": p.max_steps if p else None, "loss": p.loss if p else None,
+                "attempts": p.attempts if p else None, "committed_step": p.committed_step if p else None,
+                "committed_at": p.committed_at if p else None, "finished": p.finished if p else None,
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _or(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _cut(text: str, limit: int = 240) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}..."

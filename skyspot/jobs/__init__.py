@@ -1,0 +1,1 @@
+"""SkyPilot's managed jobs: the client, launching, and the training beside each job."""

@@ -1,0 +1,1 @@
+"""The rules that a task YAML is checked against, by subject, each with a code."""

@@ -1,0 +1,149 @@
+"""Lint: is it a task of SkyPilot's at all, and does SkyPilot know its keys?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from skyspot.errors import did_you_mean, shown
+from skyspot.lint.rules import Finding
+from skyspot.task.document import Task
+from skyspot.task.known_keys import HEADER, JOB_RECOVERY, KNOWN, OPEN, SETTINGS, VOLUME
+from skyspot.task.marks import At
+
+# What `skyspot.migrate.spelling` brings to today's spelling, or SkyPilot does.
+_OLD = {
+    "": ("api_access", "experimental"),
+    **dict.fromkeys(
+        ("resources", "resources.any_of.*", "resources.ordered.*"), ("candidates", "gpus", "max_price", "spot_recovery")
+    ),
+    "resources.accelerator_args": ("tf_version",),
+}
+# What people write, and mean.
+_MEANT = {
+    "": {
+        "cmd": "run", "command": "run", "commands": "run", "script": "run", "env": "envs", "env_vars": "envs",
+        "environment": "envs", "working_dir": "workdir", "working_directory": "workdir", "nodes": "num_nodes",
+        "mounts": "file_mounts",
+    },
+    "resources": {"gpu": "accelerators", "spot": "use_spot", "image": "image_id", "disk": "disk_size"},
+}  # fmt: skip
+_STORAGE = (
+    "It is part of file_mounts today: file_mounts: {MOUNT_PATH: {name: BUCKET, source: FOLDER_OR_URL, mode: MOUNT}}"
+)
+_REMEDIES = {
+    ("", "storage"): _STORAGE,
+    ("", "storage_mounts"): _STORAGE,
+    ("", "max_restarts_on_errors"): "Write it into `resources`: job_recovery: {max_restarts_on_errors: N}",
+    ("service", "spot_recovery"): "Take it away: SkyServe replaces every replica that it loses",
+    ("service", "spot_policy"): "Its keys are part of replica_policy today",
+    ("service", "auto_restart"): "Take it away: SkyServe restarts replicas by itself",
+    ("service.replica_policy", "auto_restart"): "Take it away: SkyServe restarts replicas by itself",
+    ("service.replica_policy", "qps_upper_threshold"): "Use target_qps_per_replica",
+    ("service.replica_policy", "qps_lower_threshold"): "Use target_qps_per_replica",
+    ("service.replica_policy", "num_extra"): "Use num_overprovision",
+    ("service.replica_policy", "spot_mixer"): "Use dynamic_ondemand_fallback: true",
+}
+
+
+def what_it_is(root: At) -> tuple[str, str] | None:
+    """What a document is that is no task, with what to do with it; None where it may be a task."""
+    keys = root.entries.keys()
+    task_only = keys & {"run", "setup", "resources", "workdir", "file_mounts", "envs", "num_nodes"}
+    if task_only or not keys:
+        return None
+    if {"apiVersion", "kind"} <= keys:
+        return "a Kubernetes manifest", "Give it to `kubectl apply`"
+    services = root.get("services")
+    if services and services.entries:
+        return "a docker-compose file", "Write a task whose `run` starts it: run: docker compose up"
+    jobs = root.get("jobs")
+    if jobs and any(job.get("runs-on", "steps", "uses") for job in jobs.entries.values()):
+        return "a GitHub workflow", "Give `launch` the task YAML that it uses"
+    if "dependencies" in keys and keys <= {"name", "channels", "dependencies", "prefix", "variables"}:
+        return "a conda environment", "Create it in a task's `setup`: conda env create -f FILE"
+    if "type" in keys and keys <= {*VOLUME}:
+        return "a volume", "Create it with `sky volumes apply`, then mount it in a task: volumes: {/mnt/data: NAME}"
+    if keys & {*SETTINGS} and keys <= {*SETTINGS, "name"}:
+        return (
+            "a file of SkyPilot settings",
+            "SkyPilot reads it as .sky.yaml or ~/.sky/config.yaml. Give `launch` a task YAML",
+        )
+    return None
+
+
+def findings(task: Task) -> Iterator[Finding]:
+    """What SkyPilot does not know in a document that is a task, or that it is none."""
+    other = what_it_is(task.root)
+    if other:
+        yield Finding(task.root.line, "error", "not-a-task", f"this is {other[0]}, not a SkyPilot task", other[1])
+        return
+    yield from _unknown(task.root, "")
+    for key, purpose, command in (
+        ("service", "SkyServe service", "sky serve up"),
+        ("pool", "pool of workers", "sky jobs pool apply"),
+    ):
+        found = task.root.get(key)
+        if found:
+            reason = f"`{key}` makes this a {purpose}, not a managed job"
+            yield Finding(found.line, "error", "service-section", reason, f"Start it with `{command}`")
+
+
+def is_job(task: Task) -> bool:
+    """Whether the document describes a job, for which the other rules are."""
+    return what_it_is(task.root) is None and task.root.get("service", "pool") is None
+
+
+def _unknown(at: At, place: str) -> Iterator[Finding]:
+    known = KNOWN.get(place)
+    for key, value in at.entries.items():
+        if known and key not in known and not key.startswith("_") and key not in _OLD.get(place, ()):
+            yield _finding(place, key, value.line)
+        for below in (f"{place}.{key}" if place else key, f"{place}.*"):
+            if below in _PLACES:
+                yield from _unknown(value, below)
+    if f"{place}.*" in _PLACES:
+        for item in at.items:
+            yield from _unknown(item, f"{place}.*")
+
+
+_PLACES: Mapping[str, None] = dict.fromkeys(
+    ".".join(path.split(".")[: depth + 1]) for path in KNOWN for depth in range(path.count(".") + 1)
+)
+
+
+def _finding(place: str, key: str, line: int) -> Finding:
+    where = f" in {place.replace('.*', '')}" if place else ""
+    if place in OPEN:
+        reason = f"SkyPilot {'ignores' if place.startswith('file') else 'may refuse'} the key {shown(key)}{where}"
+        return Finding(line, "warning", "unknown-key", reason, _remedy(place, key))
+    return Finding(line, "error", "unknown-key", f"unknown key {shown(key)}{where}", _remedy(place, key))
+
+
+def _remedy(place: str, key: str) -> str:
+    if (place, key) in _REMEDIES:
+        return _REMEDIES[place, key]
+    meant = _MEANT.get("resources" if place.startswith("resources.") else place, {}).get(key.lower())
+    if meant:
+        return f"Did you mean {meant!r}?"
+    for other in ("", "resources", "resources.job_recovery"):
+        if key in _known(other) and other != place:
+            return f"It belongs {f'in {other}' if other else 'at the top level'}: look at the indentation"
+    if place.startswith("file_mounts") and key in KNOWN["file_mounts.*.config.mount_cached"]:
+        return "It belongs in `config`, under `mount` or `mount_cached`"
+    near = did_you_mean(key, _known(place)).strip()
+    if near:
+        return near
+    for other in ("resources", ""):
+        near = did_you_mean(key, _known(other)).strip()
+        if near and not place.startswith(("config", "service")):
+            return near.replace("?", f", {f'in {other}' if other else 'at the top level'}?")
+    near = "" if place else did_you_mean(key, HEADER).strip()
+    if near:
+        where = "a first document of its own, above the tasks"
+        return f"It belongs in {where}" if key in HEADER else near.replace("?", f", in {where}?")
+    known = _known(place)
+    return f"Known keys: {', '.join(known)}" if len(known) < 10 else "SkyPilot's reference of task YAML names all keys"
+
+
+def _known(place: str) -> tuple[str, ...]:
+    return JOB_RECOVERY if place == "resources.job_recovery" else KNOWN[place]

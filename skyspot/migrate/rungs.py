@@ -1,0 +1,221 @@
+"""Old `resources` -> ones that SkyPilot takes and can launch: one place for each rung, one job_recovery for all."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from skyspot.errors import UsageError, shown
+from skyspot.task.ladder import RECOVER
+from skyspot.task.shell import runs_our_trainer
+from skyspot.task.yamledit import Sheet, append, drop, insert, put, put_in, rename
+from skyspot.task.yamlnodes import Entry, at, compose, entries, entry, merged, value
+from skyspot.task.yamltext import flow, quoted
+
+_PLACE = ("cloud", "region", "zone")
+_BARE_PLACE = re.compile(r"[A-Za-z][A-Za-z0-9._/@*-]*")
+_BARE_WORD = re.compile(r"[A-Za-z_]+")
+
+
+def _resources(root: yaml.MappingNode) -> tuple[yaml.MappingNode, list[yaml.MappingNode]] | None:
+    """`resources` and the entries of its `ordered` or `any_of`."""
+    found = entry(root, "resources")
+    if not found or not isinstance(found[1], yaml.MappingNode):
+        return None
+    lists = [node for name in ("ordered", "any_of") for _, (_, node) in at(found[1], name)]
+    items = [item for node in lists if isinstance(node, yaml.SequenceNode) for item in node.value]
+    return found[1], [item for item in items if isinstance(item, yaml.MappingNode)]
+
+
+# -- places ------------------------------------------------------------------------------------------------------------
+
+
+def one_place(sheet: Sheet, root: yaml.MappingNode) -> Sheet | None:
+    """`infra` beside `cloud`, `region` or `zone`, in a rung and above it too, becomes one `infra`."""
+    found = _resources(root)
+    if not found:
+        return None
+    top, rungs = entries(found[0]), found[1]
+    if not any(_mixed(asked) for asked in (top, *({**top, **entries(rung)} for rung in rungs))):
+        return None
+    for mapping in (mapping for node in (found[0], *rungs) for mapping in merged(node)):
+        old = {name: known for name in _PLACE if (known := entry(mapping, name)) and value(known[1]) is not None}
+        if old:
+            return _placed(sheet, mapping, old, {**top, **entries(mapping)}.get("infra"))
+    return None
+
+
+def _mixed(asked: Mapping[str, Any]) -> bool:
+    return asked.get("infra") is not None and any(asked.get(name) is not None for name in _PLACE)
+
+
+def _placed(sheet: Sheet, mapping: yaml.MappingNode, old: dict[str, Entry], infra: Any) -> Sheet:
+    """One step of a mapping's `cloud`, `region` and `zone` into `infra`, given the `infra` that holds there now."""
+    asked = {name: str(value(found[1])) for name, found in old.items()}
+    own, known = entry(mapping, "infra"), _parts(infra)
+    first, found = next(iter(old.items()))
+    if not own or value(own[1]) is None:
+        whole = _joined(_over(known, asked), sheet.line(found[0]))
+        sheet = sheet.say(
+            found[0], f"{first}: {asked[first]} -> infra: {whole}; SkyPilot takes one spelling of the two"
+        )
+        if own:
+            return sheet.edited(put(sheet.text, own, _written(whole)))
+        # The value stands behind its key: the marks of the key still hold afterwards.
+        sheet = sheet.edited(put(sheet.text, found, _written(whole)))
+        return sheet.edited(rename(sheet.text, found[0], "infra"))
+    for name, other in old.items():
+        if name in known and not _same(name, asked[name], known[name]):
+            raise UsageError(
+                f"line {sheet.line(other[0])}: {name}: {shown(asked[name])} contradicts infra: {shown(str(infra))} in "
+                f"line {sheet.line(own[0])}. Keep the one that you mean, as infra"
+            )
+    missing = [name for name in old if name not in known]
+    if missing:
+        whole = _joined({**asked, **known}, sheet.line(own[0]))
+        sheet = sheet.say(own[0], f"infra: {infra} -> {whole}, with the {' and the '.join(missing)} beside it")
+        return sheet.edited(put(sheet.text, own, _written(whole)))
+    sheet = sheet.say(found[0], f"{first} dropped: infra says it, and SkyPilot takes one spelling of the two")
+    return sheet.edited(drop(sheet.text, mapping, first))
+
+
+def _over(known: dict[str, str], asked: dict[str, str]) -> dict[str, str]:
+    """A rung's place over the one above it: where they part, what lay below in the one above is void."""
+    for index, name in enumerate(_PLACE):
+        if name in asked and not _same(name, asked[name], known.get(name, asked[name])):
+            known = {above: known[above] for above in _PLACE[:index] if above in known}
+        if name in asked:
+            known = {name: asked[name], **known}
+    return known
+
+
+def _parts(infra: Any) -> dict[str, str]:
+    """cloud[/region[/zone]] by name. A Kubernetes context may hold slashes; `*` says nothing."""
+    words = [] if infra is None else [word.strip() for word in str(infra).strip().strip("/").split("/")]
+    if words and words[0].lower() in ("k8s", "kubernetes", "ssh"):
+        words = [words[0], *filter(None, ["/".join(words[1:])])]
+    elif len(words) > 3:
+        words = [*words[:2], "/".join(words[2:])]
+    return {name: word for name, word in zip(_PLACE, words, strict=False) if word not in ("*", "")}
+
+
+def _joined(parts: Mapping[str, str], line: int) -> str:
+    words = [parts.get(name, "*") for name in _PLACE]
+    while words[-1] == "*":
+        words.pop()
+    whole = "/".join(words)
+    if _parts(whole) != dict(parts):
+        said = ", ".join(f"{name}: {shown(parts[name])}" for name in _PLACE if name in parts)
+        raise UsageError(f"line {line}: no infra says {said}. Write one by hand: cloud[/region[/zone]]")
+    return whole
+
+
+def _written(infra: str) -> str:
+    return infra if _BARE_PLACE.fullmatch(infra) else quoted(infra)
+
+
+def _same(name: str, one: str, other: str) -> bool:
+    if name != "cloud":
+        return one == other
+    return one.lower().replace("kubernetes", "k8s") == other.lower().replace("kubernetes", "k8s")
+
+
+# -- recovery ----------------------------------------------------------------------------------------------------------
+
+
+def recovery(stated: Any) -> dict[str, Any]:
+    """job_recovery as SkyPilot takes it at a launch: a mapping with a strategy."""
+    found = dict(stated) if isinstance(stated, Mapping) else {"strategy": stated}
+    strategy = found.get("strategy")
+    if strategy == "none":  # SkyPilot then takes no notice of the rest
+        return {"strategy": "EAGER_NEXT_REGION"}
+    return {**found, "strategy": str(strategy or "eager_next_region").upper()}
+
+
+def one_recovery(sheet: Sheet, root: yaml.MappingNode) -> Sheet | None:
+    """Rungs that differ in job_recovery pass SkyPilot's checks, and fail its launch: one, at the top of `resources`."""
+    found = _resources(root)
+    if not found or not found[1]:
+        return None
+    top, rungs = entries(found[0]), found[1]
+    stated = _stated(rungs)
+    meant = [recovery({**top, **entries(rung)}.get("job_recovery")) for rung in rungs]
+    if not stated or (all(one == meant[0] for one in meant) and not _lacks_75(root)):
+        return None
+    first = bool(_stated(rungs[:1]))
+    chosen = stated[0][1] if first or not top.get("job_recovery") else None
+    if chosen:
+        which = "the first rung's" if first else "the first that a rung states"
+        said = f"this job_recovery, {which}, is at the top of resources now: SkyPilot wants one for all rungs"
+        sheet = sheet.say(chosen[0], said)
+        sheet = sheet.edited(put_in(sheet.text, "resources", "job_recovery", _inline(chosen[1])))
+    silent = chosen is not None
+    while stated := _stated(_rungs(sheet)):
+        mapping, (key, node) = stated[0]
+        if not silent:
+            what = f"job_recovery: {flow(value(node))} of a rung dropped"
+            sheet = sheet.say(key, f"{what}: the one at the top of resources is for all rungs")
+        silent = False
+        sheet = sheet.edited(drop(sheet.text, mapping, "job_recovery"))
+    return sheet
+
+
+def _rungs(sheet: Sheet) -> list[yaml.MappingNode]:
+    found = _resources(compose(sheet.text))
+    return found[1] if found else []
+
+
+def _stated(rungs: list[yaml.MappingNode]) -> list[tuple[yaml.MappingNode, Entry]]:
+    return [found for rung in rungs for found in at(rung, "job_recovery")]
+
+
+def _inline(node: yaml.Node) -> str:
+    return str(node.value) if isinstance(node.value, str) and _BARE_WORD.fullmatch(node.value) else flow(value(node))
+
+
+def _lacks_75(root: yaml.MappingNode) -> bool:
+    """Whether our trainer runs, which leaves with 75 to be started again, and a rung does not list that."""
+    task = entries(root)
+    run, envs = task.get("run"), task.get("envs")
+    known = {str(key): str(item) for key, item in envs.items()} if isinstance(envs, dict) else {}
+    if not isinstance(run, str) or not runs_our_trainer(run, known):
+        return False
+    found = _resources(root)
+    top = entries(found[0]) if found else {}
+    meant = [{**top, **entries(rung)} for rung in found[1]] if found and found[1] else [top]
+    return any(RECOVER not in _codes(recovery(one.get("job_recovery"))) for one in meant)
+
+
+def _codes(stated: Mapping[str, Any]) -> list[Any]:
+    found = stated.get("recover_on_exit_codes")
+    return found if isinstance(found, list) else [] if found is None else [found]
+
+
+def recover_on_75(sheet: Sheet, root: yaml.MappingNode) -> Sheet | None:
+    """75 among the codes that SkyPilot recovers on, where our trainer runs; elsewhere it could loop for ever."""
+    if not _lacks_75(root):
+        return None
+    found = entry(root, "resources")
+    recover = entry(found[1], "job_recovery") if found else None
+    where = recover or found or entry(root, "run")
+    assert where
+    said = sheet.say(
+        where[0], f"{RECOVER} is in recover_on_exit_codes now: the trainer in `run` leaves with it to be started again"
+    )
+    stated = entries(found[1]).get("job_recovery") if found else None
+    if not recover or not isinstance(recover[1], yaml.MappingNode):
+        kept = {} if stated in (None, "none") else recovery(stated)
+        new = flow({**kept, "recover_on_exit_codes": [*_codes(kept), RECOVER]})
+        return said.edited(put_in(said.text, "resources", "job_recovery", new))
+    if isinstance(stated, dict) and stated.get("strategy") == "none":
+        strategy = entry(recover[1], "strategy")
+        default = recovery(None)["strategy"]
+        return sheet.edited(put(sheet.text, strategy, default) if strategy else insert(recover[1], "strategy", default))
+    listed = entry(recover[1], "recover_on_exit_codes")
+    if not listed:
+        return said.edited(insert(recover[1], "recover_on_exit_codes", f"[{RECOVER}]"))
+    whole = put(said.text, listed, flow([*_codes(entries(recover[1])), RECOVER]))
+    return said.edited(append(said.text, listed, str(RECOVER)) or whole)

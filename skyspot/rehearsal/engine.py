@@ -1,0 +1,320 @@
+"""Rehearse a task: run it here, take its machine away again and again, and compare with a run that nobody disturbed."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from skyspot.errors import SkyspotError, UsageError
+from skyspot.rehearsal import faults, verdict
+from skyspot.rehearsal.faults import Preemption, Watch
+from skyspot.rehearsal.injector import LOOK_S, Strike
+from skyspot.rehearsal.machine import Machine, copy_folder, namespace_command
+from skyspot.rehearsal.metadata import AwsMetadata
+from skyspot.rehearsal.result import Leg, Result, Row, Settings, heading
+from skyspot.rehearsal.task import Job, Mount
+from skyspot.rehearsal.view import View
+from trainer.layout import EXIT_NO_PROGRESS, RunPaths, event_named, list_attempts, read_events
+
+MORE_ATTEMPTS = 10
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def rehearse(job: Job, settings: Settings, view: View) -> Result:
+    """Run the reference, the preempted leg, and the leg that changes its number of processes; judge them.
+
+    Raises:
+        SkyspotError: the folder to keep is in use.
+    """
+    started = time.monotonic()
+    notes = list(job.notes)
+    if namespace_command() is None:
+        notes.append(
+            "no mount namespace here: the task's paths were rewritten in its environment and in `run`, "
+            "and SKYSPOT_MOUNT is unset"
+        )
+    with _folder(settings.keep) as folder, AwsMetadata() as server:
+        stage = _Stage(job, settings, view, folder, server)
+        result = Result(stage.legs, notes, 0.0, str(settings.keep) if settings.keep else None)
+        if settings.keep:
+            notes.append(f"{settings.keep} keeps each leg's bucket and its machines' logs.")
+        stage.rehearse(notes)
+        result.seconds = time.monotonic() - started
+        return result
+
+
+@contextmanager
+def _folder(keep: Path | None) -> Iterator[Path]:
+    """Where the machines and buckets lie; gone afterwards, unless it is kept."""
+    if keep is not None:
+        try:
+            if keep.exists() and any(keep.iterdir()):
+                raise UsageError(f"--keep {keep}: the folder is not empty")
+            keep.mkdir(parents=True, exist_ok=True)
+            (keep / ".probe").touch()
+            (keep / ".probe").unlink()
+        except OSError as error:
+            raise SkyspotError(f"--keep {keep}: {error.strerror}") from None
+        yield keep.resolve()
+        return
+    try:
+        path = Path(tempfile.mkdtemp(prefix="skyspot-rehearsal-"))
+    except OSError as error:
+        raise SkyspotError(f"no temporary folder can be made: {error}. TMPDIR names where") from None
+    try:
+        yield path.resolve()
+    finally:
+        # A second Ctrl-C must not leave half of it behind.
+        before = {number: signal.signal(number, signal.SIG_IGN) for number in _INTERRUPTS}
+        shutil.rmtree(path, ignore_errors=True)
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+class _Stage:
+    """The legs of one rehearsal."""
+
+    def __init__(self, job: Job, settings: Settings, view: View, folder: Path, server: AwsMetadata) -> None:
+        self.job, self.settings, self.view, self.folder, self.server = job, settings, view, folder, server
+        self.legs: list[Leg] = []
+        self.reference_s = 0.0
+        """What the undisturbed run took, from its machine's start on."""
+        self.written_s = 0.0
+        """How long the undisturbed run went on after it had first written into its bucket; 0 where it never did."""
+        self.records = False
+        """Whether the task keeps attempt records."""
+
+    def rehearse(self, notes: list[str]) -> None:
+        first = self.settings.processes[0]
+        reference = self._leg("reference", "Undisturbed", [], [first])
+        if not reference.finished:
+            reference.verdict = verdict.Verdict(
+                False, False, f"not checked: the task fails undisturbed.\n{reference.failure}"
+            )
+            return
+        paths = self._paths("reference")
+        history = verdict.read_history(paths) if paths else None
+        self.records = history is not None
+        steps = history.steps if history else None
+        plan = faults.schedule(
+            list(self.settings.kinds),
+            self.settings.preemptions,
+            self.settings.seed,
+            steps=steps,
+            first_save=self._first_save(),
+        )
+        main = self._leg("preempted", "Preempted", plan, [first], steps)
+        self._judge(main, history)
+        if history and len(self.settings.processes) > 1:
+            rest = len(self.settings.processes) - 1
+            moves = [
+                Preemption("sigterm", at_step=max(1, history.steps * number // (rest + 1)))
+                for number in range(1, rest + 1)
+            ]
+            title = f"{' then '.join(map(str, self.settings.processes))} processes"
+            moved = self._leg("world-size", title, moves, list(self.settings.processes), steps)
+            self._judge(moved, history, across=True)
+        if not history:
+            if len(self.settings.processes) > 1:
+                notes.append("the task keeps no attempt records: there is no leg that changes its number of processes.")
+            return
+        fell = verdict.fall(history)
+        notes += [fell] if fell else []
+        weak = verdict.no_proof(history)
+        if weak and main.verdict and main.verdict.exact:
+            main.verdict = verdict.Verdict(False, False, f"not checked: {weak}")
+
+    def _judge(self, leg: Leg, reference: verdict.History | None, across: bool = False) -> None:
+        if not leg.finished:
+            leg.verdict = verdict.Verdict(False, True, f"NOT exact: it did not come to its end.\n{leg.failure}")
+            return
+        paths = self._paths(leg.name)
+        history = verdict.read_history(paths) if paths else None
+        judged: list[verdict.Verdict] = []
+        if self.settings.compare and not across:
+            buckets = [self._bucket(name, self.job.compared) for name in ("reference", leg.name)]
+            judged.append(verdict.compare_files(self.settings.compare, *buckets))
+        if reference and history:
+            judged.append((verdict.compare_across_world_sizes if across else verdict.compare)(reference, history))
+        if not judged:
+            text = (
+                "not checked: the task keeps no attempt records. Name its results: --compare 'GLOB' (within its bucket)"
+            )
+            judged.append(verdict.Verdict(False, False, text))
+        hit = {row.kind for row in leg.rows if row.hit}
+        missed = [row for row in leg.rows if not row.hit and row.kind not in hit]
+        if missed:
+            text = f"not checked: {missed[0].kind} did not hit ({missed[0].ended})"
+            judged.append(verdict.Verdict(False, False, text))
+        struck = leg.preempted
+        wanted = self.settings.preemptions if not across else len(self.settings.processes) - 1
+        if leg.finished and struck < wanted:
+            text = f"not checked: the run was over after {struck} of {wanted} preemptions; make it longer"
+            judged.append(verdict.Verdict(False, False, text))
+        leg.verdict = next((one for one in judged if not one.exact), judged[0])
+
+    def _bucket(self, leg: str, mount: Mount | None = None) -> Path:
+        """What stands for a mount in a leg; by default for the one that the run is in."""
+        other = mount is not None and mount != self.job.bucket
+        return self.folder / leg / (f"bucket-{self.job.mounts.index(mount)}" if mount and other else "bucket")
+
+    def _paths(self, leg: str) -> RunPaths | None:
+        return faults.find_run(self._bucket(leg), self.job.run_folder)
+
+    def _first_save(self) -> int | None:
+        paths = self._paths("reference")
+        for name in list_attempts(paths) if paths else []:
+            for event in read_events(paths, name) if paths else []:
+                if event.name == "saved" and isinstance(event.fields.get("step"), int):
+                    return int(event.fields["step"])
+        return None
+
+    # -- one leg -----------------------------------------------------------------------------------------------------
+
+    def _leg(
+        self, name: str, title: str, plan: list[Preemption], processes: list[int], steps: int | None = None
+    ) -> Leg:
+        """Run the task to its end, losing a machine as planned, and restarting it as SkyPilot would."""
+        leg, pending = Leg(name, title), list(plan)
+        self.legs.append(leg)
+        self.view.leg(heading(title, len(plan)), steps)
+        buckets = self._buckets(name)
+        launch = f"sky-managed-rehearsal-{name}-{secrets.token_hex(3)}_{self.job.name}_1-0"
+        started = time.monotonic()
+        for number in range(1, len(plan) + MORE_ATTEMPTS + 1):
+            count = processes[min(number - 1, len(processes) - 1)]
+            planned = pending[0] if pending else None
+            self.view.attempt(number, count, planned.kind if planned else "to the end")
+            machine = Machine(self.job, self.folder / name / f"machine-{number:02d}", buckets, self._env(launch, count))
+            watch = Watch(self._bucket(name), self.job.run_folder)
+            strike = Strike(
+                planned, machine, watch, self.server, self.view, self.reference_s, self.written_s, self.records
+            )
+            try:
+                row, code = self._attempt(strike, number, count, leg.rows[-1] if leg.rows else None)
+                if name == "reference":
+                    over = machine.left_at or time.monotonic()
+                    self.reference_s = over - machine.started
+                    self.written_s = max(0.0, over - (watch.alive_since or over))
+            finally:
+                machine.take()
+            self._fill(row, watch)
+            _lost_steps(leg.rows[-1] if leg.rows else None, row.restored_step)
+            leg.rows.append(row)
+            self.view.ended(row)
+            if row.kind == "finished":
+                leg.finished = True
+                break
+            if row.kind == "failed":
+                printed = [f"  {line}" for line in machine.last_lines()]
+                leg.failure = "\n".join([f"exit {code}{'; its last lines:' if printed else ''}", *printed])
+                if code not in self.job.recover_on or code == EXIT_NO_PROGRESS:
+                    break
+            elif row.hit or len([one for one in leg.rows if not one.hit]) > 3:
+                pending.pop(0)
+        else:
+            last = leg.failure or leg.rows[-1].ended
+            leg.failure = f"it was started {len(leg.rows)} times, and did not finish. The last time: {last}"
+        leg.seconds = time.monotonic() - started
+        self._goodput(leg)
+        self.view.leg_done(leg)
+        return leg
+
+    def _buckets(self, leg: str) -> dict[str, Path]:
+        """The folders that outlive the leg's machines, by mount point."""
+        found = {}
+        for mount in self.job.lasting:
+            own = self._bucket(leg, mount)
+            own.mkdir(parents=True, exist_ok=True)
+            if mount.folder is not None:
+                # Whatever the task writes there must not change what stands in.
+                copy_folder(mount.folder, own, leave_out=self.folder, uploaded=mount.uploaded)
+            found[mount.target] = own
+        self._bucket(leg).mkdir(parents=True, exist_ok=True)
+        return found
+
+    def _env(self, launch: str, processes: int) -> dict[str, str]:
+        return {
+            **self.settings.env,
+            **self.server.env(),
+            "SKYPILOT_TASK_ID": launch,
+            "SKYPILOT_NODE_IPS": "127.0.0.1",
+            "SKYPILOT_NODE_RANK": "0",
+            "SKYPILOT_NUM_NODES": "1",
+            "SKYPILOT_NUM_GPUS_PER_NODE": "0",
+            "SKYPILOT_CLUSTER_INFO": '{"cluster_name": "rehearsal", "cloud": "aws", "region": "here"}',
+            "SKYSPOT_PROCESSES": str(processes),
+            "SKYSPOT_NOTICE_POLL_S": "0.2",
+        }
+
+    def _attempt(self, strike: Strike, number: int, processes: int, before: Row | None) -> tuple[Row, int | None]:
+        """One attempt on one machine: until it ends by itself, or is struck."""
+        machine, watch = strike.machine, strike.watch
+        if self.settings.setup and self.job.setup.strip():
+            machine.start(self.job.setup)
+            assert machine.process
+            code = machine.process.wait()
+            if code:
+                return Row(number, "failed", f"setup failed with exit {code}", processes), code
+        machine.start(self.job.run)
+        while True:
+            status, step = machine.poll(), watch.look()
+            watch.alive_s()
+            if step is not None and before and before.last_step is not None and before.lost_steps is None:
+                _lost_steps(before, self._restored_step(watch))
+            self.view.step(step)
+            if status == 0:
+                return Row(number, "finished", "finished", processes), 0
+            if status is not None:
+                return Row(number, "failed", f"left by itself with exit {status}", processes), status
+            if machine.left_at is None and strike.due(step):  # Of what is over nothing can be taken.
+                return strike.take(number, processes)
+            time.sleep(LOOK_S)
+
+    # -- what the records say ----------------------------------------------------------------------------------------
+
+    def _fill(self, row: Row, watch: Watch) -> None:
+        """Take what the attempt recorded over into its row."""
+        paths, attempt = watch.paths, watch.attempt()
+        if not paths or not attempt:
+            return
+        watch.look()
+        events = read_events(paths, attempt)
+        first, end = event_named(events, "first-step") or {}, event_named(events, "end") or {}
+        row.restored_step = self._restored_step(watch)
+        row.first_step, row.last_step = _int(first.get("step")), watch.step
+        row.first_step_s = _float(first.get("seconds"))
+        row.committed_s = _float(end.get("committed_s"))
+
+    def _restored_step(self, watch: Watch) -> int | None:
+        paths, attempt = watch.paths, watch.attempt()
+        events = read_events(paths, attempt) if paths and attempt else []
+        return _int((event_named(events, "restored") or {}).get("step"))
+
+    def _goodput(self, leg: Leg) -> None:
+        paths = self._paths(leg.name)
+        history = verdict.read_history(paths) if paths and leg.finished else None
+        if history and leg.seconds:
+            kept = sum(float(line.get("step_s") or 0.0) for line in history.lines.values())
+            leg.goodput = kept / leg.seconds
+
+
+def _lost_steps(row: Row | None, restored_step: int | None) -> None:
+    """An attempt's lost steps are known when the next one has resumed."""
+    if row and row.last_step is not None and restored_step is not None:
+        row.lost_steps = max(0, row.last_step - restored_step)
+
+
+def _int(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _float(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None

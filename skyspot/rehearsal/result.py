@@ -1,0 +1,119 @@
+"""What a rehearsal is asked, and what it finds out: attempts, legs, and the result. Plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from skyspot.errors import UsageError, did_you_mean
+from skyspot.rehearsal import faults
+from skyspot.rehearsal.verdict import Verdict
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to rehearse."""
+
+    preemptions: int = 5
+    kinds: tuple[str, ...] = faults.KINDS
+    seed: int = 0
+    processes: tuple[int, ...] = (1, 2)
+    setup: bool = False
+    compare: str | None = None
+    keep: Path | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Row:
+    """One attempt."""
+
+    number: int
+    kind: str
+    """One of preempt.KINDS, `finished` or `failed`."""
+    ended: str
+    """In words."""
+    processes: int = 1
+    restored_step: int | None = None
+    """What it resumed from; 0: from the start."""
+    first_step: int | None = None
+    last_step: int | None = None
+    lost_steps: int | None = None
+    """Done, and done again by the next attempt."""
+    committed_s: float | None = None
+    """From the word (notice or signal) to the committed checkpoint."""
+    first_step_s: float | None = None
+    """From the attempt's start to its first step."""
+    hit: bool = True
+    """Whether the preemption happened as it was meant to."""
+
+
+@dataclass
+class Leg:
+    """One run from its first attempt to its end."""
+
+    name: str
+    title: str
+    rows: list[Row] = field(default_factory=list)
+    seconds: float = 0.0
+    finished: bool = False
+    failure: str = ""
+    """Why it did not finish, with the end of the task's output."""
+    goodput: float | None = None
+    verdict: Verdict | None = None
+
+    @property
+    def preempted(self) -> int:
+        """How many machines were taken."""
+        return len([row for row in self.rows if row.hit and row.kind not in ("finished", "failed")])
+
+
+def heading(title: str, preemptions: int) -> str:
+    """The line above a leg."""
+    many = f"{preemptions} preemption{'s' if preemptions != 1 else ''}"
+    return f"{title}: {many}" if preemptions else f"{title}: the reference"
+
+
+@dataclass
+class Result:
+    """The whole rehearsal."""
+
+    legs: list[Leg]
+    notes: list[str]
+    seconds: float
+    folder: str | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether every leg that was to be judged came out right."""
+        judged = [leg.verdict for leg in self.legs if leg.verdict]
+        return bool(judged) and all(verdict.exact for verdict in judged)
+
+    def to_json(self) -> dict[str, Any]:
+        """For a program."""
+        legs = []
+        for leg in self.legs:
+            verdict = dataclasses.asdict(leg.verdict) if leg.verdict else None
+            legs.append({**dataclasses.asdict(leg), "preempted": leg.preempted, "verdict": verdict})
+        return {"exact": self.exact, "seconds": round(self.seconds, 1), "notes": self.notes, "legs": legs}
+
+
+def check_settings(settings: Settings) -> None:
+    """Refuse what makes no sense.
+
+    Raises:
+        UsageError: an unknown kind (the nearest is given), or a number that is none.
+    """
+    for kind in settings.kinds:
+        if kind not in faults.KINDS:
+            near = did_you_mean(kind, faults.KINDS)
+            raise UsageError(f"--kinds: no kind is called {kind!r}; there are {', '.join(faults.KINDS)}.{near}")
+    if not settings.kinds:
+        raise UsageError(f"--kinds: name at least one of {', '.join(faults.KINDS)}")
+    if not 1 <= settings.preemptions <= 1000:
+        raise UsageError(f"--preemptions: {settings.preemptions} is not a number of preemptions from 1 to 1000")
+    if not settings.processes or any(not 1 <= count <= 64 for count in settings.processes):
+        raise UsageError("--processes: numbers from 1 to 64, like 1,2")

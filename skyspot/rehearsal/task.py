@@ -1,0 +1,188 @@
+"""A task YAML as a rehearsal sees it: commands, environment, and what lies where on the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from skyspot.errors import UsageError, did_you_mean, shown
+from skyspot.home import expanded
+from skyspot.task import document
+from skyspot.task import mounts as described
+from skyspot.task.buckets import MOUNT_POINT
+from skyspot.task.mounts import CHECKPOINT_DIR, TRAINER, within
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One entry of file_mounts."""
+
+    target: str
+    """On the machine: absolute, or from `~/`."""
+    folder: Path | None
+    """What stands there; None: an empty bucket of the rehearsal's own."""
+    survives: bool
+    """Whether it outlives the machine (a mounted bucket), or is copied to each new one."""
+    read_only: bool = False
+    source: str | None = None
+    """The mount's `source`; None: it has none, SkyPilot would make the bucket."""
+    uploaded: bool = False
+    """Whether SkyPilot uploads `folder`, and so leaves out what is ignored there."""
+
+    def holds(self, path: str) -> bool:
+        """Whether an absolute path lies in it."""
+        return within(path, self.target)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a machine is to do."""
+
+    name: str
+    run: str
+    setup: str
+    envs: dict[str, str]
+    mounts: tuple[Mount, ...]
+    workdir: Path | None
+    recover_on: frozenset[int]
+    notes: tuple[str, ...]
+
+    unset_secrets: frozenset[str] = frozenset()
+    """Secrets that the task names without a value."""
+    compared_in: str | None = None
+    """The mount point that `--compare` names."""
+
+    @property
+    def lasting(self) -> tuple[Mount, ...]:
+        """The mounts that outlive a machine."""
+        return tuple(mount for mount in self.mounts if mount.survives)
+
+    @property
+    def says_where(self) -> bool:
+        """Whether SKYSPOT_CHECKPOINT_DIR says which bucket holds the run."""
+        return self._saying_where() is not None
+
+    def _saying_where(self) -> Mount | None:
+        return innermost(self.lasting, self.envs.get(CHECKPOINT_DIR, ""))
+
+    @property
+    def bucket(self) -> Mount | None:
+        """The mount with the run's folder.
+
+        That of SKYSPOT_CHECKPOINT_DIR, else the one that `--compare` names, else /checkpoints, else the first that
+        SkyPilot would make, else the first.
+        """
+        said = self._saying_where()
+        found = (
+            ([said] if said else [])
+            or [mount for mount in self.lasting if mount.target == self.compared_in]
+            or [mount for mount in self.lasting if mount.target == MOUNT_POINT]
+            or [mount for mount in self.lasting if mount.source is None and not mount.read_only]
+            or list(self.lasting)
+        )
+        return found[0] if found else None
+
+    @property
+    def compared(self) -> Mount | None:
+        """The mount that `--compare` searches."""
+        named = [mount for mount in self.lasting if mount.target == self.compared_in]
+        return named[0] if named else self.bucket
+
+    @property
+    def run_folder(self) -> str | None:
+        """The run's folder relative to its bucket, where the task says."""
+        folder, bucket = self.envs.get(CHECKPOINT_DIR), self.bucket
+        if not folder or not bucket:
+            return None
+        return folder[len(bucket.target.rstrip("/")) :].strip("/") if bucket.holds(folder) else None
+
+
+def innermost(mounts: Iterable[Mount], path: str) -> Mount | None:
+    """The mount that a path lies in; the deepest, where one lies in another."""
+    return max((mount for mount in mounts if mount.holds(path)), key=lambda mount: len(mount.target), default=None)
+
+
+def read(text: str, base: Path, stand_ins: Mapping[str, Path], payload: Path | None) -> Job:
+    """Understand a task YAML.
+
+    Args:
+        text: The task YAML.
+        base: The folder that its relative paths start from.
+        stand_ins: Folders that stand in for buckets, by mount point (`--mount`).
+        payload: The trainer's folder, for a rendered template whose payload is not written yet.
+
+    Raises:
+        UsageError: a bucket with data in it has no stand-in, or a folder is missing.
+    """
+    task = document.read(text).tasks[0]
+    for section in ("file_mounts", "envs", "secrets", "resources"):
+        found = task.root.get(section)
+        if found is not None and not found.is_null and not found.is_mapping:
+            raise UsageError(f"`{section}` is not a mapping: SkyPilot would refuse it")
+    if not task.run.text.strip():
+        raise UsageError("the task has no `run`: there is nothing to rehearse")
+    notes = [f"{task.num_nodes} nodes are rehearsed as one."] if task.num_nodes != 1 else []
+    left = dict(stand_ins)
+    mounts = [_mount(mount, base, left, payload) for mount in task.mounts]
+    known = {mount.target for mount in mounts}
+    for target in left:
+        near = did_you_mean(target, known)
+        raise UsageError(f"--mount {target}: the task mounts nothing there.{near}")
+    envs = {**task.envs, **{key: value for key, value in task.secrets.items() if value is not None}}
+    folder = envs.get(CHECKPOINT_DIR)
+    if folder and folder.startswith("/") and not any(mount.survives and mount.holds(folder) for mount in mounts):
+        # A shared file system that every node has: the rehearsal puts an empty one there.
+        parent = Path(folder).parent
+        mounts.append(Mount(folder if parent == Path("/") else str(parent), None, True))
+    for mount in mounts:
+        if mount.survives and mount.folder is None and mount.source and not mount.holds(folder or MOUNT_POINT):
+            notes.append(f"{mount.target} starts empty; --mount {mount.target}=FOLDER puts files there.")
+    workdir = None
+    if task.workdir is not None:
+        workdir = base / expanded(task.workdir)
+        if not workdir.is_dir():
+            raise UsageError(f"workdir: {workdir}: no such folder")
+    elif (found := task.root.get("workdir")) is not None and not found.is_null:
+        notes.append("workdir is not a folder of this machine: the machines start without it.")
+    return Job(
+        name=task.name or "task",
+        run=task.run.text,
+        setup=task.setup.text,
+        envs=envs,
+        mounts=tuple(mounts),
+        workdir=workdir,
+        recover_on=frozenset(code for code, _ in task.rungs[0].recover_on),
+        notes=tuple(notes),
+        unset_secrets=frozenset(key for key, value in task.secrets.items() if value is None),
+    )
+
+
+def _mount(mount: described.Mount, base: Path, stand_ins: dict[str, Path], payload: Path | None) -> Mount:
+    """One entry of file_mounts, as SkyPilot means it."""
+    target, read_only, source = mount.path, mount.read_only, mount.source or None
+    stand_in = stand_ins.pop(target, None)
+    if mount.is_bucket:
+        if stand_in is not None:
+            return Mount(target, stand_in, mount.mode != "COPY", read_only, source)
+        if mount.lasts and source is not None and "://" not in source:
+            place = base / expanded(source)
+            if not place.is_dir():
+                raise UsageError(f"file_mounts: {target}: {place}: no such folder")
+            return Mount(target, place, True, read_only, source, uploaded=True)  # Into a bucket, and that is mounted.
+        if mount.lasts and not read_only and (source is None or mount.states_mode) and not mount.sources:
+            return Mount(target, None, True, source=source)
+    if stand_in is not None:
+        return Mount(target, stand_in, False)
+    text = str(source or [*mount.sources])
+    if "://" in text:
+        raise UsageError(
+            f"{target} holds data from {shown(text)}, which a rehearsal does not fetch: "
+            f"give a folder that stands in for it, --mount {target}=FOLDER"
+        )
+    place = base / expanded(text)
+    if not place.exists() and payload is not None and target == TRAINER:
+        place = payload
+    if not place.exists():
+        raise UsageError(f"file_mounts: {target}: {place}: no such file or folder")
+    return Mount(target, place, False, uploaded=True)

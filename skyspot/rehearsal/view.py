@@ -1,0 +1,120 @@
+"""What a person sees of a rehearsal: live where there is a terminal, a line an event where there is none."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from skyspot.rehearsal.result import Leg, Result, Row
+
+COLUMNS = ("", "how it ended", "steps\ndone", "lost", "word to\ncommit", "start to\n1st step")
+
+
+class View:
+    """Shows legs and attempts as they go. A context manager."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        """Say nothing at all where `quiet` (the result goes out as JSON)."""
+        self._console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self._live = Live(console=self._console, refresh_per_second=8, transient=True) if self._lively else None
+        self._leg, self._rows, self._now, self._steps = "", list[Row](), "", 0
+
+    @property
+    def _lively(self) -> bool:
+        return self._console.is_terminal and not self._console.quiet
+
+    def __enter__(self) -> View:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+        if error is not None and self._rows:
+            self._console.print(table(self._rows))  # What is known so far stays on the screen.
+
+    def say(self, text: str) -> None:
+        """A line."""
+        self._console.print(text, markup=False)
+
+    def leg(self, title: str, steps: int | None = None) -> None:
+        """A leg begins."""
+        self._leg, self._rows, self._now, self._steps = title, [], "", steps or 0
+        self.say(title)
+
+    def attempt(self, number: int, processes: int, plan: str) -> None:
+        """An attempt begins."""
+        many = f"{processes} processes" if processes > 1 else "1 process"
+        self._now = f"attempt {number}, {many}: {plan}"
+        self.step(None)
+
+    def step(self, step: int | None) -> None:
+        """The attempt's last step."""
+        if self._live:
+            bar = ""
+            if self._steps:
+                filled = round(30 * (step or 0) / self._steps)
+                bar = f"  {'━' * filled}{'╌' * (30 - filled)}"
+            where = f"step {step}" if step else "starting"
+            self._live.update(Group(table(self._rows), Text(f"  {self._now}"), Text(f"  {where}{bar}", style="cyan")))
+
+    def ended(self, row: Row) -> None:
+        """The attempt ended. Without a terminal that is seen when the leg is over, in its table."""
+        self._rows.append(row)
+
+    def leg_done(self, leg: Leg) -> None:
+        """A leg is over: its table stays."""
+        if self._live:
+            self._live.update(Text(""))
+        self._rows = []
+        if leg.name != "reference":
+            self._console.print(table(leg.rows))
+            lost = sum(row.lost_steps or 0 for row in leg.rows)
+            starts = sum(row.first_step_s or 0.0 for row in leg.rows)
+            if leg.goodput is not None:
+                self.say(
+                    f"   {lost} lost steps; goodput {leg.goodput:.0%} of {leg.seconds:.0f} s "
+                    f"({len(leg.rows)} starts took {starts:.0f} s)"
+                )
+
+    def result(self, result: Result) -> None:
+        """The verdicts."""
+        for leg in result.legs:
+            if not leg.verdict:
+                continue
+            style = "bold green" if leg.verdict.exact else "bold red"
+            self._console.print(Text(f"{leg.title}: ", style="bold"), Text(leg.verdict.text, style=style), sep="")
+            for note in leg.verdict.notes:
+                self.say(f"  note: {note}")
+        for note in result.notes:
+            self.say(f"note: {note}")
+
+
+def table(rows: list[Row] | tuple[Row, ...]) -> Table:
+    """The attempts of a leg."""
+    cells = [
+        (
+            str(row.number),
+            row.ended,
+            f"{row.first_step}-{row.last_step}" if row.last_step is not None else "-",
+            "-" if row.lost_steps is None else str(row.lost_steps),
+            "-" if row.committed_s is None else f"{row.committed_s:.1f} s",
+            "-" if row.first_step_s is None else f"{row.first_step_s:.1f} s",
+        )
+        for row in rows
+    ]
+    # A task without records says nothing of steps: no column of dashes for that.
+    shown = [n for n in range(len(COLUMNS)) if n < 2 or any(row[n] != "-" for row in cells)]
+    found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for number in shown:
+        found.add_column(COLUMNS[number], justify="left" if number == 1 else "right", no_wrap=number != 1)
+    for row in cells:
+        found.add_row(*(row[number] for number in shown))
+    return found

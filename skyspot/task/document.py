@@ -1,0 +1,326 @@
+"""A task YAML as everybody here reads it: its tasks, and what each asks for, mounts and starts.
+
+This is the one reader. It takes whatever SkyPilot might refuse, keeps the line of every value for lint's findings, and
+fills in the task's own variables as SkyPilot does. Edits of a file's text are made by yamledit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import yaml
+
+from skyspot.errors import NotYamlError
+from skyspot.task.known_keys import HEADER
+from skyspot.task.marks import At
+from skyspot.task.mounts import Mount, clean_path
+from skyspot.task.shell import Command, Word, commands, starts_our_trainer
+from skyspot.task.yamlnodes import UNREADABLE, not_yaml
+
+# What a user's YAML may call the same thing: the newer name first.
+_ACCELERATORS = ("accelerators", "gpus")
+_VARIABLE = re.compile(r"\$\{?\b([a-zA-Z_][a-zA-Z0-9_]*)\b\}?")
+
+
+@dataclass(frozen=True)
+class Script:
+    """`run` or `setup`, and what it starts."""
+
+    at: At | None
+    commands: tuple[Command, ...]
+
+    @property
+    def text(self) -> str:
+        """The script; empty where there is none."""
+        return self.at.text if self.at else ""
+
+    def line(self, word: Word) -> int:
+        """The line of the file in which a word of it stands."""
+        assert self.at
+        return int(self.at.node.start_mark.line) + 2 + word.line if self.at.is_verbatim else self.at.line
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One thing that is asked for: an entry of `ordered` or `any_of` over the rest of `resources`, or that alone."""
+
+    settings: Mapping[str, At]
+    line: int
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """The settings in Python's types."""
+        return {key: found.plain() for key, found in self.settings.items()}
+
+    @property
+    def place(self) -> str:
+        """cloud[/region[/zone]], as it is written; empty where SkyPilot may choose."""
+        parts = [self.values[key] for key in ("cloud", "region", "zone") if self.values.get(key)]
+        return str(self.values.get("infra") or "/".join(map(str, parts)))
+
+    @property
+    def cloud(self) -> str | None:
+        """The cloud that it is restricted to, in small letters; None: any."""
+        place = self.settings.get("infra") or self.settings.get("cloud")
+        name = place.text.partition("/")[0].strip().lower() if place else ""
+        return {"k8s": "kubernetes", "*": None, "": None}.get(name, name)
+
+    @property
+    def use_spot(self) -> bool:
+        """Whether it asks for machines that may be reclaimed."""
+        return self.values.get("use_spot") is True
+
+    @property
+    def recover_on(self) -> list[tuple[int, int]]:
+        """The exit codes that SkyPilot recovers the job on, each with its line."""
+        recovery = self.settings.get("job_recovery")
+        # `strategy: none` throws the whole of job_recovery away: Resources.__init__.
+        strategy = recovery.get("strategy") if recovery else None
+        codes = recovery.get("recover_on_exit_codes") if recovery else None
+        if codes is None or (strategy and strategy.value == "none"):
+            return []
+        return [(code.value, code.line) for code in codes.items or [codes] if type(code.value) is int]
+
+    @property
+    def max_hourly_cost(self) -> Any:
+        """The most that a node may cost an hour, USD; None: any price will do."""
+        return self.values.get("max_hourly_cost")
+
+    @property
+    def accelerators(self) -> tuple[tuple[str, int], ...]:
+        """The accelerators that would do, each as NAME[:COUNT] with its line."""
+        asked = next((found for key in _ACCELERATORS if (found := self.settings.get(key)) and not found.is_null), None)
+        if asked is None:
+            return ()
+        # {A100: 8}, and {A100:8} too, which YAML reads as a key without a value.
+        named = [(f"{key}:{_number(item)}" if item.text else key, item.line) for key, item in asked.entries.items()]
+        named += [(item.text, item.line) for item in asked.items]
+        named += [(asked.text, asked.line)]
+        return tuple((text, line) for text, line in named if text)
+
+
+def _number(count: At) -> str:
+    return f"{count.value:g}" if isinstance(count.value, float) else count.text
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of the file."""
+
+    root: At
+
+    @cached_property
+    def name(self) -> str | None:
+        """Its name; None where it has none."""
+        return _name(self.root)
+
+    # -- what is asked for ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def resources(self) -> At | None:
+        """`resources`."""
+        return self.root.get("resources")
+
+    @cached_property
+    def _listed(self) -> At | None:
+        """The list of rungs; None where there is only one."""
+        lists = [found for key in ("ordered", "any_of") if self.resources and (found := self.resources.get(key))]
+        return next((found for found in lists if found.items or found.entries or found.text), None)
+
+    @cached_property
+    def rungs_are_odd(self) -> bool:
+        """Whether `resources` is not a mapping, or its rungs are not: SkyPilot would refuse it."""
+        if self.resources is None or self.resources.is_null:
+            return False
+        listed = self._listed
+        return not self.resources.is_mapping or (
+            listed is not None and not (listed.is_list and all(one.is_mapping for one in listed.items))
+        )
+
+    @cached_property
+    def ordered(self) -> bool:
+        """Whether the rungs are tried in their order; else SkyPilot takes the cheapest."""
+        found = self.resources.get("ordered") if self.resources else None
+        return found is not None and bool(found.items)
+
+    @property
+    def listed(self) -> bool:
+        """Whether the rungs are a list, be it of one."""
+        return self._listed is not None
+
+    @cached_property
+    def rungs(self) -> tuple[Rung, ...]:
+        """All that is asked for, each rung with what stands above the rungs; one, where it is not a list."""
+        if not self.resources:
+            return (Rung({}, self.root.line),)
+        base = {key: value for key, value in self.resources.entries.items() if key not in ("ordered", "any_of")}
+        listed = self._listed.items if self._listed else []
+        if not listed:
+            return (Rung(base, self.resources.line),)
+        return tuple(Rung({**base, **entry.entries}, entry.line) for entry in listed)
+
+    @property
+    def preemptible(self) -> bool:
+        """Whether the machine may be taken while the job runs: spot, or a place in a Slurm queue."""
+        return any(rung.use_spot or rung.cloud == "slurm" for rung in self.rungs)
+
+    @cached_property
+    def num_nodes(self) -> int:
+        """How many nodes each attempt has."""
+        found = self.root.get("num_nodes")
+        return found.value if found is not None and type(found.value) is int and found.value else 1
+
+    # -- the environment -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def env_entries(self) -> dict[str, At]:
+        """`envs`, with the lines."""
+        found = self.root.get("envs")
+        return found.entries if found else {}
+
+    @cached_property
+    def envs(self) -> dict[str, str]:
+        """The environment that `setup` and `run` find, secrets left out: text, as SkyPilot makes it (sky/task.py)."""
+        return {key: "" if found.value is None else str(found.value) for key, found in self.env_entries.items()}
+
+    @cached_property
+    def secrets(self) -> dict[str, str | None]:
+        """The task's secrets; None: its value is given elsewhere."""
+        found = self.root.get("secrets")
+        entries = found.entries if found else {}
+        return {key: None if one.is_null else str(one.plain()) for key, one in entries.items()}
+
+    def filled_in(self, text: str) -> str:
+        """A text of file_mounts, volumes or workdir with `envs` put in, as SkyPilot does (_fill_in_env_vars)."""
+        return _VARIABLE.sub(lambda found: self.envs.get(found[1], found[0]), text)
+
+    # -- what it runs --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def run(self) -> Script:
+        """`run`."""
+        return self._script("run")
+
+    @cached_property
+    def setup(self) -> Script:
+        """`setup`."""
+        return self._script("setup")
+
+    def _script(self, key: str) -> Script:
+        found = self.root.get(key)
+        return Script(found, tuple(commands(found.text, self.envs)) if found else ())
+
+    @cached_property
+    def trainer(self) -> Command | None:
+        """The command of `run` that starts our trainer or launcher."""
+        return next((command for command in self.run.commands if starts_our_trainer(command)), None)
+
+    # -- what is on the machine ----------------------------------------------------------------------------------------
+
+    @cached_property
+    def workdir(self) -> str | None:
+        """The folder that is copied to the machine; None: there is none, or it is a repository that is cloned."""
+        found = self.root.get("workdir")
+        return self.filled_in(found.text) if found is not None and isinstance(found.value, str) else None
+
+    @cached_property
+    def mounts(self) -> tuple[Mount, ...]:
+        """What `file_mounts` puts on the machine."""
+        found = self.root.get("file_mounts")
+        return tuple(self._mount(target, source) for target, source in found.entries.items()) if found else ()
+
+    def _mount(self, target: str, entry: At) -> Mount:
+        def text(key: str) -> str:
+            found = entry.get(key)
+            return self.filled_in(found.text) if found else ""
+
+        path = clean_path(self.filled_in(target))
+        if not entry.is_mapping:
+            source = self.filled_in(entry.text)
+            return Mount(path, source, mode="COPY", is_bucket=False, line=entry.line, mode_line=entry.line)
+        mode, config, sources = entry.get("mode"), entry.get("config"), entry.get("source")
+        settings = config.get("mount", "mount_cached") if config else None
+        read_only = settings.get("read_only") if settings else None
+        return Mount(
+            path=path,
+            source=text("source"),
+            name=text("name"),
+            # In 0.14 the default is MOUNT (sky/data/storage.py: DEFAULT_STORAGE_MODE).
+            mode=mode.text.upper() if mode and mode.text else "MOUNT",
+            store=text("store"),
+            read_only=read_only is not None and read_only.value is True,
+            states_mode=mode is not None,
+            sources=tuple(self.filled_in(one.text) for one in sources.items) if sources else (),
+            line=entry.line,
+            mode_line=mode.line if mode else entry.line,
+        )
+
+    @cached_property
+    def volumes(self) -> list[str]:
+        """Where the task's volumes are mounted."""
+        found = self.root.get("volumes")
+        return [clean_path(self.filled_in(target)) for target in found.entries] if found else []
+
+
+@dataclass(frozen=True)
+class Document:
+    """A task YAML: one task, or those of a pipeline or job group."""
+
+    tasks: tuple[Task, ...]
+    header: At | None = None
+    """The first document where it is no task, but names the job and says how its tasks run."""
+
+    @property
+    def name(self) -> str | None:
+        """The job's name: the header's, or the only task's."""
+        if self.header is not None:
+            return _name(self.header)
+        return self.tasks[0].name if len(self.tasks) == 1 else None
+
+    @property
+    def is_group(self) -> bool:
+        """Whether the tasks run side by side."""
+        execution = self.header.get("execution") if self.header else None
+        return execution is not None and execution.value == "parallel"
+
+    def names(self, job: str) -> list[str]:
+        """The tasks' names, as SkyPilot gives them where the file does not, in a job of that name."""
+        if len(self.tasks) == 1:
+            return [job]
+        return [f"{job}-{number}" if task.name is None else task.name for number, task in enumerate(self.tasks)]
+
+
+def _name(root: At) -> str | None:
+    found = root.get("name")
+    return None if found is None or found.value is None else str(found.value)
+
+
+def read(text: str) -> Document:
+    """What a task YAML says; whatever a document is, it counts as a task.
+
+    Raises:
+        NotYamlError: it is not YAML.
+    """
+    try:
+        found = [At(node, node.start_mark.line + 1) for node in yaml.compose_all(text, Loader=yaml.SafeLoader)]
+    except UNREADABLE as error:
+        raise not_yaml(error, text) from None
+    header = found[0] if len(found) > 1 and _is_header(found[0]) else None
+    return Document(tuple(Task(one) for one in found if one is not header and not one.is_null), header)
+
+
+def tasks(text: str) -> tuple[Task, ...]:
+    """The tasks of a text; none where it is not YAML."""
+    try:
+        return read(text).tasks
+    except NotYamlError:
+        return ()
+
+
+def _is_header(first: At) -> bool:
+    """Whether a first document is no task: sky/utils/dag_utils.py."""
+    return "name" in first.entries and first.entries.keys() <= {*HEADER}

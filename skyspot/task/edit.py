@@ -1,0 +1,133 @@
+"""A plain SkyPilot YAML, read and edited as text, so that what changes in the file is what was asked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from skyspot.errors import UsageError
+from skyspot.task import document, pipeline, yamledit, yamlnodes, yamltext
+from skyspot.task.document import Task
+from skyspot.task.gpus import Accelerators, parse
+from skyspot.task.yamledit import Edit, applied
+from skyspot.task.yamlnodes import compose, entry
+
+_LINE = re.compile("[^\r\n]*")
+_RUNG_KEYS = {"accelerators", "gpus", "use_spot", "infra", "cloud", "region", "zone", "any_of", "ordered"}
+
+
+def read(path: Path) -> str:
+    """The text of a task YAML, each of whose documents is a mapping without a key twice.
+
+    Raises:
+        UsageError: it is not; says where.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not UTF-8") from None
+    try:
+        pipeline.split(text)
+    except UsageError as error:
+        raise UsageError(f"{path}{', ' if str(error).startswith('line ') else ': '}{error}") from None
+    return text
+
+
+def accelerators(found: Task) -> list[list[Accelerators]]:
+    """The accelerators that a task asks for, a group a rung; empty where it asks for none.
+
+    Raises:
+        UsageError: `resources` is not what SkyPilot takes.
+    """
+    _refuse_odd(found)
+    groups = [parse(text)[0] for rung in found.rungs for text, _ in rung.accelerators]
+    return [group for number, group in enumerate(groups) if group not in groups[:number]]
+
+
+def uses_spot(found: Task) -> bool | None:
+    """Whether a task's first rung asks for spot machines; None where it does not say.
+
+    Raises:
+        UsageError: `resources` is not what SkyPilot takes.
+    """
+    _refuse_odd(found)
+    said = [known for rung in found.rungs if isinstance(known := rung.values.get("use_spot"), bool)]
+    return said[0] if said else None
+
+
+def _refuse_odd(found: Task) -> None:
+    if found.rungs_are_odd:
+        raise UsageError("`resources` is not a mapping, or its rungs are not: SkyPilot would refuse it")
+
+
+def _resources(root: yaml.MappingNode) -> dict[str, Any]:
+    """`resources`, whole, to be written anew."""
+    found = yamlnodes.entries(root).get("resources")
+    return found if isinstance(found, dict) else {}
+
+
+def with_entry(text: str, key: str, value: str) -> str:
+    """The task with a top-level scalar set; `value` is YAML text."""
+    root = compose(text)
+    found = entry(root, key)
+    return applied(text, yamledit.put(text, found, value) if found else yamledit.insert(root, key, value))
+
+
+def with_name(text: str, new: str) -> str:
+    """The task under another name."""
+    return with_entry(text, "name", yamltext.plain(new))
+
+
+def with_entries(text: str, key: str, entries: Mapping[str, Any]) -> str:
+    """The task with entries set in a top-level mapping (envs, secrets); what else is there stays as it is."""
+    for name, value in entries.items():
+        text = applied(text, yamledit.put_in(text, key, name, yamltext.scalar(value)))
+    return text
+
+
+def with_resource(text: str, key: str, value: Any) -> str:
+    """The task with one of its resources set."""
+    return applied(text, yamledit.put_in(text, "resources", key, yamltext.scalar(value)))
+
+
+def without_empty_env(text: str, name: str) -> str:
+    """The task without a variable in `envs` that has no value, nor `envs` where it held no other."""
+    root = compose(text)
+    envs = entry(root, "envs")
+    found = entry(envs[1], name) if envs else None
+    if not envs or not found or yamlnodes.value(found[1]) is not None or not isinstance(envs[1], yaml.MappingNode):
+        return text
+    mapping, key = (envs[1], name) if len(envs[1].value) > 1 else (root, "envs")
+    return applied(text, yamledit.drop(text, mapping, key))
+
+
+def with_rungs(text: str, rungs: list[dict[str, Any]]) -> str:
+    """The task asking for these rungs, instead of those that it had; its other resources stay."""
+    root = compose(text)
+    found = entry(root, "resources")
+    _refuse_odd(document.read(text).tasks[0])
+    kept = {key: value for key, value in _resources(root).items() if key not in _RUNG_KEYS}
+    asked = {**kept, **rungs[0]} if len(rungs) == 1 else {**kept, "ordered": rungs}
+    if root.flow_style:
+        new = yamltext.flow(asked)
+        return applied(text, yamledit.put(text, found, new) if found else yamledit.insert(root, "resources", new))
+    new = f"resources:\n{yamltext.block(asked, 2)}"
+    if not found:
+        end = root.end_mark.index
+        return applied(text, Edit(end, end, f"{yamledit.gap(text, end)}{new}\n"))
+    end = yamledit.span(text, found)[1]
+    rest = _LINE.match(text, end)
+    return applied(text, Edit(found[0].start_mark.index, rest.end() if rest else end, new))
+
+
+def with_strategy(text: str, strategy: str) -> str:
+    """The task with another recovery strategy; its other settings of job_recovery stay."""
+    known = _resources(compose(text)).get("job_recovery")
+    recovery = {**known, "strategy": strategy} if isinstance(known, dict) else {"strategy": strategy}
+    return applied(text, yamledit.put_in(text, "resources", "job_recovery", yamltext.flow(recovery)))

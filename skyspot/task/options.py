@@ -1,0 +1,159 @@
+"""What a task command was asked for; each value is checked, whoever gave it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from skyspot.errors import UsageError, shown
+from skyspot.task.ladder import STRATEGIES, check_infra
+from skyspot.task.yamltext import refuse_unwritable
+
+SETTINGS = "skyspot.yaml"
+WRITTEN = ".skyspot"
+"""The project's folder of task YAMLs that were written for runs, with their payloads."""
+NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options that launch, render, plan and rehearse share. None, or empty: not given."""
+
+    task: str = "finetune"
+    gpus: str | None = None
+    name: str | None = None
+    bucket: str | None = None
+    data: str | None = None
+    infra: str | None = None
+    prefer: tuple[str, ...] = ()
+    on_demand_last: bool | None = None
+    use_spot: bool | None = None
+    max_hourly_cost: float | None = None
+    num_nodes: int | None = None
+    save_every: str | None = None
+    strategy: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    secret: Mapping[str, str | None] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """`--set`: as text from the command line, as YAML's types from skyspot.yaml."""
+    ignore: tuple[str, ...] = ()
+    """Codes of lint's rules whose findings are notes."""
+    flags: frozenset[str] | None = None
+    """Names of those that the command line itself gave, beside skyspot.yaml; None: all of them."""
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense, whoever asked for it.
+
+        Raises:
+            UsageError: says which option, and why.
+        """
+        for option in ("task", "name", "bucket", "data", "infra", "save_every", "strategy"):
+            if getattr(self, option) == "":
+                raise UsageError(f"{'TASK' if option == 'task' else flag(option)}: it is empty")
+        if self.name is not None and not NAME.fullmatch(self.name):
+            raise UsageError(f"--name: {shown(self.name)}: letters, digits, `.`, `_` and `-` alone, at most 63")
+        if self.infra is not None:
+            check_infra("--infra", self.infra)
+        for place in self.prefer:
+            check_infra("--prefer", place)
+        if self.strategy is not None and self.strategy not in STRATEGIES:
+            raise UsageError(f"--strategy: {shown(self.strategy)} is none of {', '.join(STRATEGIES)}")
+        if self.max_hourly_cost is not None and not 0 < self.max_hourly_cost < 1e6:
+            raise UsageError(f"--max-hourly-cost: {self.max_hourly_cost} is not a price in USD")
+        if self.num_nodes is not None and not 1 <= self.num_nodes <= 10000:
+            raise UsageError(f"--num-nodes: {self.num_nodes} is not a number of nodes")
+        for what, names in (("--env", self.env), ("--secret", self.secret)):
+            for key in names:
+                if not ENV.fullmatch(key):
+                    raise UsageError(f"{what}: {shown(key)} is not the name of an environment variable")
+                if key.startswith("SKYPILOT_"):
+                    raise UsageError(f"{what}: {key}: names that begin with SKYPILOT_ are SkyPilot's own")
+        for key, value in self.env.items():
+            refuse_unwritable(f"--env {key}", value)
+
+    def given(self) -> list[str]:
+        """Names of the options that were given."""
+        names = [item.name for item in dataclasses.fields(self) if item.name != "flags"]
+        return [name for name in names if getattr(self, name) not in (None, (), {})]
+
+
+def written_task(name: str, folder: Path = Path()) -> Path:
+    """The task YAML that `launch` and `render -o` write for a run."""
+    return folder / WRITTEN / f"{name}.yaml"
+
+
+def flag(name: str) -> str:
+    """The command line's spelling of an option's name."""
+    return "--set" if name == "parameters" else f"--{name.replace('_', '-')}"
+
+
+def blamed(message: str, options: Options) -> str:
+    """An error's message, with skyspot.yaml named where it gave the option that the message is about."""
+    return message if options.flags is None else blamed_on(message, {*options.given()} - options.flags)
+
+
+def blamed_on(message: str, from_file: Collection[str]) -> str:
+    """An error's message, with skyspot.yaml named where the option that it is about is one of these."""
+    found = re.match(r"--([a-z-]+)", message)
+    name = found[1].replace("-", "_").replace("set", "parameters") if found else ""
+    return f"{SETTINGS}: {message[2:]}" if name in from_file else message
+
+
+def flags_alone(options: Options) -> tuple[Options, list[str]]:
+    """The options without what skyspot.yaml gave, and the names of what that was: for a task that says it itself."""
+    if options.flags is None:
+        return options, []
+    left = [name for name in options.given() if name not in {*options.flags, "task", "ignore"}]
+    bare = Options()
+    return dataclasses.replace(options, **{name: getattr(bare, name) for name in left}), left
+
+
+def pairs(option: str, texts: tuple[str, ...], value_needed: bool) -> dict[str, str | None]:
+    """`K=V` as a mapping; a bare `K` takes the value that K has here, or None where none is needed.
+
+    Raises:
+        UsageError: no `=` in it, and no value here.
+    """
+    found: dict[str, str | None] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if equals:
+            found[key] = value
+        elif not value_needed:
+            found[key] = None
+        elif key in os.environ:
+            found[key] = os.environ[key]
+        else:
+            raise UsageError(f"{option}: {shown(text)} is not KEY=VALUE, and no variable of that name is set here")
+    return found
+
+
+def env_file(path: Path) -> dict[str, str]:
+    """The variables of a dotenv file.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    from dotenv.parser import parse_stream
+
+    found: dict[str, str] = {}
+    try:
+        with path.open(encoding="utf-8") as file:
+            for binding in parse_stream(file):
+                if binding.error:
+                    raise UsageError(f"--env-file {path}, line {binding.original.line}: not KEY=VALUE")
+                if binding.key is not None:
+                    found[binding.key] = binding.value or ""
+    except FileNotFoundError:
+        raise UsageError(f"--env-file {path}: no such file") from None
+    except OSError as error:
+        raise UsageError(f"--env-file {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"--env-file {path}: not UTF-8") from None
+    return found

@@ -1,0 +1,110 @@
+"""A task YAML of several documents: SkyPilot's pipelines (one task after another) and job groups (side by side).
+
+An optional first document holds the job's name and how its tasks run; every other one is a task. A file of one task is
+a pipeline of one, so that nobody has to tell the two apart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from skyspot.errors import UsageError, shown
+from skyspot.task import document, yamltext
+from skyspot.task.document import Document
+from skyspot.task.yamledit import breaks, keeps_lines
+from skyspot.task.yamlnodes import checked, opening, starts
+
+_FIRST_BREAK = re.compile("[ \t]*(?:\r\n|[\n\r])?")
+_MARK = re.compile(r"^(?:---|\.\.\.)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The documents of a file, in its order: their texts, joined, are the file."""
+
+    documents: tuple[str, ...]
+    header: int | None
+    """Which document is no task but names the job."""
+    tasks: tuple[int, ...]
+    """Which documents are tasks; the others are empty."""
+    above: tuple[str, ...]
+    """The line breaks that stood before each document in the file as it was read."""
+
+    @property
+    def text(self) -> str:
+        """The file."""
+        return "".join(self.documents)
+
+    @property
+    def several(self) -> bool:
+        """Whether it is more than one task alone."""
+        return len(self.tasks) > 1 or self.header is not None
+
+    @property
+    def task_texts(self) -> list[str]:
+        """The tasks' own texts."""
+        return [self.documents[number] for number in self.tasks]
+
+    @property
+    def document(self) -> Document:
+        """What the file says."""
+        return document.read(self.text)
+
+    def named(self, name: str, with_name: Callable[[str, str], str]) -> Pipeline:
+        """The same under another name; the tasks of several keep theirs."""
+        if self.several and self.header is None:
+            return self._under(name)
+        number = self.header if self.header is not None else self.tasks[0]
+        return self.edited(number, lambda text: with_name(text, name))
+
+    def _under(self, name: str) -> Pipeline:
+        """The same behind a header of its own."""
+        directives, explicit = opening(self.documents[0])
+        end = "...\n" if directives else ""  # Directives come between documents alone.
+        documents = (f"name: {yamltext.plain(name)}\n{end}", *self.documents)
+        if not explicit:
+            documents = (documents[0], f"---\n{documents[1]}", *documents[2:])
+        return Pipeline(documents, 0, tuple(number + 1 for number in self.tasks), ("", *self.above))
+
+    def edited(self, number: int, edit: Callable[[str], str]) -> Pipeline:
+        """The file with one document edited.
+
+        The edit gets the document behind as many empty lines as stand before it in the file: what it says of lines is
+        right for the file.
+        """
+        above, document = self.above[number], self.documents[number]
+        # What is added comes before the blank lines at its end, unless these belong to a value.
+        body = document if keeps_lines(document) else document.rstrip()
+        end = document[len(body) :]
+        ending = _FIRST_BREAK.match(end)
+        cut = len(body) + (ending.end() if ending else 0)
+        edited = edit(above + document[:cut])
+        assert edited.startswith(above)
+        documents = list(self.documents)
+        documents[number] = edited[len(above) :] + document[cut:]
+        return replace(self, documents=tuple(documents))
+
+
+def split(text: str) -> Pipeline:
+    """The documents of a task YAML.
+
+    Raises:
+        UsageError: it is no YAML, a document is no mapping, none is a task, or two tasks have one name.
+    """
+    begins = starts(text) if _MARK.search(text) else [0]
+    documents = tuple(text[start:end] for start, end in zip(begins, [*begins[1:], len(text)], strict=True))
+    above = tuple(breaks(text[:start]) for start in begins)
+    filled = [number for number, one in enumerate(documents) if len(documents) == 1 or document.read(one).tasks]
+    for number in filled:
+        Pipeline(documents, None, (), above).edited(number, checked)
+    found = document.read(text)
+    tasks = tuple(number for number in filled if number or not found.header)
+    if not tasks:
+        raise UsageError("there is no task in it, a mapping with `run`")
+    names = [task.name for task in found.tasks if task.name is not None]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two tasks are called {shown(twice)}: SkyPilot needs a different name for each")
+    return Pipeline(documents, 0 if found.header else None, tasks, above)

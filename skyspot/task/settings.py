@@ -1,0 +1,129 @@
+"""skyspot.yaml, a project's own defaults: flags beat it, it beats the template's defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from skyspot.errors import UsageError, did_you_mean, shown
+from skyspot.task.options import SETTINGS, Options, blamed_on
+
+
+def merged(flags: Mapping[str, Any], folder: Path) -> Options:
+    """The options of a command, from its flags and from skyspot.yaml in the working folder."""
+    settings = read_settings(folder / SETTINGS)
+    values: dict[str, Any] = dict(settings)
+    said: set[str] = set()
+    for key, value in flags.items():
+        if value in (None, (), {}):
+            continue
+        if key in ("env", "secret", "parameters"):
+            value = {**values.get(key, {}), **value}
+        elif key == "ignore":
+            value = tuple(dict.fromkeys([*values.get(key, ()), *value]))
+        values[key] = value
+        said.add(key)
+    try:
+        return Options(**values, flags=frozenset(said))
+    except UsageError as error:
+        raise UsageError(blamed_on(str(error), values.keys() - said)) from None
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """What skyspot.yaml says, by the names of Options; empty where there is none.
+
+    Raises:
+        UsageError: unreadable, an unknown key (the nearest is given), or a value of another type.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        document = yaml.safe_load(text)
+        node = yaml.compose(text)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path.name}: not readable as YAML: {' '.join(str(error).split())[:160]}") from None
+    if document is None or node is None:
+        return {}
+    from skyspot.task.yamlnodes import refuse_twins  # Not where there is no such file.
+
+    try:
+        refuse_twins(node)
+    except UsageError as error:
+        raise UsageError(f"{path.name}, {error}") from None
+    if not isinstance(document, dict):
+        raise UsageError(f"{path.name}: it has to hold options by name, like `bucket: s3://my-bucket`")
+    known = {
+        item.name.replace("parameters", "set"): item for item in dataclasses.fields(Options) if item.name != "flags"
+    }
+    found: dict[str, Any] = {}
+    for key, value in document.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            near = did_you_mean(name, known)
+            raise UsageError(f"{path.name}: unknown key {shown(str(key))}.{near}")
+        if value is not None:
+            found[known[name].name] = _typed(path.name, name, value)
+    return found
+
+
+def _as_text(value: Any) -> str:
+    """A value of skyspot.yaml as the text that the command line would have."""
+    return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
+
+
+def _typed(where: str, name: str, value: Any) -> Any:
+    """A value of skyspot.yaml, of its option's type."""
+    problem = UsageError(f"{where}: {name}: {shown(str(value))} is not what this option takes")
+    if name in ("on_demand_last", "use_spot"):
+        if not isinstance(value, bool):
+            raise problem
+        return value
+    if name in ("max_hourly_cost", "num_nodes"):
+        wanted = (int,) if name == "num_nodes" else (int, float)
+        if isinstance(value, bool) or not isinstance(value, wanted):
+            raise problem
+        return value
+    if name in ("prefer", "ignore"):
+        places = value if isinstance(value, list) else [value]
+        if not all(isinstance(place, str) for place in places):
+            raise problem
+        return tuple(places)
+    if name in ("env", "set"):
+        if not isinstance(value, dict):
+            raise problem
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise UsageError(f"{where}: {name}: the key {key} is not text to YAML: put it in quotes")
+            if name == "env" and (item is None or isinstance(item, (dict, list))):
+                raise UsageError(f"{where}: env: {key} needs a value that is text or a number")
+        return {key: _as_text(item) for key, item in value.items()} if name == "env" else value
+    if name == "secret":
+        keys = value if isinstance(value, list) else [value]
+        if not all(isinstance(key, str) for key in keys):
+            raise UsageError(f"{where}: secret: a list of names; values are never written into a file")
+        return dict.fromkeys(keys)
+    if isinstance(value, (dict, list)):
+        raise problem
+    return _as_text(value)
+
+
+def remember_bucket(name: str, folder: Path) -> bool:
+    """Write the bucket that SkyPilot makes into skyspot.yaml, for later runs; False where that cannot be done."""
+    path = folder / SETTINGS
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        new = f"{text}{'' if not text or text.endswith(chr(10)) else chr(10)}bucket: {name}\n"
+        before = yaml.safe_load(text) or {}
+        if not isinstance(before, dict) or yaml.safe_load(new) != {**before, "bucket": name}:
+            return False
+        path.write_text(new, encoding="utf-8")
+    except (OSError, yaml.YAMLError):
+        return False
+    return True

@@ -1,0 +1,216 @@
+"""Templates: found by name or path, described by the block of parameters that each opens with, and rendered.
+
+A template is Jinja with values placed and no logic. It opens with a comment that declares its parameters in YAML:
+
+    {#- parameters
+    model: {default: tiny, help: a model}
+    -#}
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from skyspot import __version__
+from skyspot.errors import SkyspotError, UsageError, did_you_mean, shown
+from skyspot.task import yamltext
+
+SUFFIX = ".yaml.j2"
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, where it is built: ten times as fast.
+_HEAD = re.compile(r"\A\{#-? parameters\n(.*?)-?#\}\n?", re.DOTALL)
+_ORIGIN = re.compile(r"\A\{#-? ejected from .*?#\}\n", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One declared parameter."""
+
+    name: str
+    default: Any
+    help: str
+
+
+@dataclass(frozen=True)
+class Template:
+    """A template's text, and what it declares."""
+
+    name: str
+    path: Path
+    bundled: bool
+    text: str
+    parameters: tuple[Parameter, ...]
+    about: str
+    trainer: bool
+    """Whether `run` starts our trainer, whose 75 means: bring me back."""
+
+
+def bundled_folder() -> Path:
+    """Where the templates of this release lie: in the package, or (in a checkout) at the top."""
+    package = Path(__file__).parents[1]
+    inside = package / "templates"
+    return inside if inside.is_dir() else package.parent / "templates"
+
+
+def folders() -> list[tuple[Path, bool]]:
+    """Where templates are looked for, in order, and whether they are the bundled ones."""
+    found = [(Path("templates"), False)]
+    with suppress(RuntimeError):  # There may be no home.
+        found.append((Path.home() / ".config" / "skyspot" / "templates", False))
+    return [*found, (bundled_folder(), True)]
+
+
+def names() -> dict[str, Path]:
+    """Every template that can be named, and the file that the name stands for."""
+    found: dict[str, Path] = {}
+    for folder, _ in folders():
+        for path in sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []:
+            found.setdefault(path.name.removesuffix(SUFFIX), path)
+    return found
+
+
+def find(name: str) -> Template:
+    """The template of a name or path.
+
+    Raises:
+        UsageError: there is none (the nearest is given), or its parameters are not readable.
+    """
+    if name.endswith(".j2") or "/" in name:
+        path = Path(name)
+    else:
+        known = names()
+        if name not in known:
+            raise UsageError(
+                f"no template {shown(name)}; there are {', '.join(sorted(known))}.{did_you_mean(name, known)}"
+            )
+        path = known[name]
+    return read(path)
+
+
+def read(path: Path) -> Template:
+    """Read a template's file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not UTF-8") from None
+    body = _ORIGIN.sub("", text)
+    head = _HEAD.match(body)
+    if not head:
+        raise UsageError(f"{path}: it does not open with `{{#- parameters`, the block that declares its parameters")
+    try:
+        declared = yaml.load(head[1], Loader=_LOADER)
+        about, trainer = str(declared.pop("about")), bool(declared.pop("trainer"))
+        wrong = [key for key in declared if not str(key).isidentifier()]
+        if wrong:
+            raise UsageError(
+                f"{path}: a parameter cannot be called {shown(str(wrong[0]))}: letters, digits and _ alone"
+            )
+        parameters = tuple(Parameter(key, value["default"], str(value["help"])) for key, value in declared.items())
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{path}: its block of parameters is not readable: {' '.join(str(error).split())[:160]}"
+        ) from None
+    name = path.name.removesuffix(SUFFIX)
+    bundled = path.parent.resolve() == bundled_folder().resolve()
+    return Template(name, path, bundled, body[head.end() :], parameters, about, trainer)
+
+
+def values(template: Template, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The template's parameters: what was given, of the default's type, else the default.
+
+    Raises:
+        UsageError: an unknown parameter (the nearest is given), or a value of another type.
+    """
+    known = {parameter.name: parameter for parameter in template.parameters}
+    found = {name: parameter.default for name, parameter in known.items()}
+    for name, value in given.items():
+        if name not in known:
+            raise UsageError(f"template {template.name} has no parameter {shown(name)}.{did_you_mean(name, known)}")
+        found[name] = _typed(name, known[name].default, value)
+    missing = [name for name, value in found.items() if value is None]
+    if missing:
+        raise UsageError(f"template {template.name} needs --set {missing[0]}=...: {known[missing[0]].help}")
+    return found
+
+
+def _typed(name: str, default: Any, value: Any) -> Any:
+    """A given value: text stays text where the default is text, else it is read as YAML and has to be of its type."""
+    if isinstance(default, str) or default is None:
+        if not isinstance(value, (str, int, float, bool)):
+            raise UsageError(f"--set {name}: {shown(str(value))} is not text")
+        return yamltext.refuse_unwritable(
+            f"--set {name}", str(value) if not isinstance(value, bool) else str(value).lower()
+        )
+    wanted = type(default)
+    if isinstance(value, str):
+        value = _read(value, wanted)
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if wanted is int and type(value) is float and value.is_integer():
+        value = int(value)
+    if type(value) is not wanted or value != value or value in (float("inf"), float("-inf")):
+        kind = {int: "a whole number", float: "a number", bool: "true or false"}.get(wanted, wanted.__name__)
+        raise UsageError(f"--set {name}: it has to be {kind}, like {default}")
+    return value
+
+
+def _read(text: str, wanted: type) -> Any:
+    """A number or a truth value from the command line; None where it is none. YAML 1.1 would take 010 for 8."""
+    try:
+        if wanted is bool:
+            return yamltext.BOOLEANS[text.lower()]
+        return int(text) if re.fullmatch(r"[+-]?\d{1,18}", text) else float(text)
+    except (KeyError, ValueError):
+        return None
+
+
+def render(template: Template, context: Mapping[str, Any]) -> str:
+    """The template's text with its values placed.
+
+    Raises:
+        UsageError: the template uses a name that it neither declares nor is given, or is not valid Jinja.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True, autoescape=False
+    )
+    environment.filters["quoted"] = yamltext.quoted
+    environment.filters["block"] = yamltext.block
+    environment.filters["plain"] = yamltext.plain
+    environment.filters["section"] = yamltext.section
+    environment.filters["entry"] = yamltext.entry
+    try:
+        return environment.from_string(template.text).render(**context)
+    except jinja2.TemplateError as error:
+        line = getattr(error, "lineno", None)
+        raise UsageError(f"{template.path}{f', line {line}' if line else ''}: {error.message or error}") from None
+
+
+def eject(name: str, folder: Path) -> Path:
+    """Copy a bundled template into `templates/` for editing; returns its path.
+
+    Raises:
+        UsageError: it is there already.
+    """
+    template = (
+        read(bundled_folder() / f"{name}{SUFFIX}") if (bundled_folder() / f"{name}{SUFFIX}").exists() else find(name)
+    )
+    target = folder / "templates" / template.path.name
+    if target.exists():
+        raise UsageError(f"{target} is there already: edit it, or take it away first")
+    text = template.path.read_text(encoding="utf-8")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(f"{{# ejected from skyspot {__version__} #}}\n{text}", encoding="utf-8")
+    except OSError as error:
+        raise SkyspotError(f"{error.filename or target}: {error.strerror}") from None
+    return target

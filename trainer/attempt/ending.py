@@ -1,0 +1,115 @@
+"""What ends an attempt: the table of all causes, and the exception that is thrown for one. Standard library only.
+
+The end event has cause and code. SkyPilot starts a task again after code 75 alone. README has the same table.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from enum import Enum
+
+from trainer.attempt.notices import Notice
+from trainer.layout import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_NO_PROGRESS,
+    EXIT_PREEMPTED,
+    EXIT_STOPPED,
+    EXIT_SUPERSEDED,
+    STOP_REQUEST_S,
+)
+
+HOLD_PAST_DEADLINE_S = 10.0
+"""How much later than announced a machine may be taken."""
+
+
+class Hold(Enum):
+    """What an attempt waits for before it leaves, once all is written."""
+
+    NOTHING = "nothing"
+    MACHINE_TAKEN = "the machine is taken"
+    """To leave earlier would only start another attempt on it. Before the first step too."""
+    JOB_CANCELLED = "SkyPilot cancels the job"
+    """To leave earlier would show a failed job. Before the first step there is no wait: nothing was saved."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """One way in which an attempt ends."""
+
+    cause: str
+    code: int
+    """The exit code; an error, or the script, may have one of its own."""
+    saves: bool = False
+    """Whether the last boundary is saved first; before the first step there is none."""
+    hold: Hold = Hold.NOTHING
+
+    def hold_s(self, deadline: float = 0.0) -> float:
+        """How many seconds to hold at most.
+
+        Args:
+            deadline: When the machine will be taken, as announced; on the monotonic clock.
+        """
+        if self.hold is Hold.MACHINE_TAKEN:
+            return max(0.0, deadline - time.monotonic()) + HOLD_PAST_DEADLINE_S
+        return STOP_REQUEST_S if self.hold is Hold.JOB_CANCELLED else 0.0
+
+
+FINISHED = Ending("finished", EXIT_DONE, saves=True)
+ALREADY_FINISHED = Ending("already-finished", EXIT_DONE)
+SIGNAL = Ending("signal", EXIT_PREEMPTED, saves=True)
+NOTICE = Ending("notice", EXIT_PREEMPTED, saves=True, hold=Hold.MACHINE_TAKEN)
+PEER_GONE = Ending("peer-gone", EXIT_PREEMPTED)
+MOUNT_HANGS = Ending("mount-gone", EXIT_PREEMPTED)
+DIED = Ending("died", EXIT_PREEMPTED)
+SUPERSEDED = Ending("superseded", EXIT_SUPERSEDED)
+STOP_REQUEST = Ending("stop-request", EXIT_STOPPED, saves=True, hold=Hold.JOB_CANCELLED)
+NO_PROGRESS = Ending("no-progress", EXIT_NO_PROGRESS)
+REFUSED = Ending("refused", EXIT_FAILED)
+ERROR = Ending("error", EXIT_FAILED)
+PEER_CRASHED = Ending("peer-crashed", EXIT_FAILED)
+
+ENDINGS = {
+    ending.cause: ending
+    for ending in (
+        FINISHED, ALREADY_FINISHED, SIGNAL, NOTICE, PEER_GONE, MOUNT_HANGS, DIED, SUPERSEDED, STOP_REQUEST, NO_PROGRESS,
+        REFUSED, ERROR, PEER_CRASHED,
+    )
+}  # fmt: skip
+"""By cause."""
+
+STOPS = {
+    "sigterm": SIGNAL,
+    "sigint": SIGNAL,
+    "aws-notice": NOTICE,
+    "stop-request": STOP_REQUEST,
+    "superseded": SUPERSEDED,
+}
+"""By the kind of stop that a rank asks the others for: a notice's kind, or what it found in the bucket."""
+
+
+class Leaving(BaseException):
+    """Thrown where this attempt has to end in the middle of something."""
+
+    def __init__(
+        self,
+        ending: Ending,
+        message: str = "",
+        *,
+        code: int | None = None,
+        notice: Notice | None = None,
+        hold_s: float = 0.0,
+    ) -> None:
+        """Describe the end.
+
+        Args:
+            ending: Why.
+            message: What to say of it.
+            code: The exit code; None: the ending's.
+            notice: What announced it.
+            hold_s: How long to hold.
+        """
+        super().__init__(message)
+        self.ending, self.message, self.notice, self.hold_s = ending, message, notice, hold_s
+        self.code = ending.code if code is None else code

@@ -1,0 +1,293 @@
+"""What a training run is made of at a boundary: named tensors, and a small tree of plain values.
+
+Names: `model.<fqn>` for parameters and buffers, `optim.<i>.<fqn>.<name>` for the optimizer's tensors, `module.<fqn>`
+for those in a module's extra state, `extra.<path>` for those in what a user registered (`own.<rank>.` stands before it
+where each rank has its own, extras.py). Names are those of the program's own modules, whatever is wrapped around them.
+Everything that is not a tensor goes into one tree of JSON with tagged types. No value is ever pickled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.checkpoint import buffers, memory_formats, optimizers
+from trainer.checkpoint.names import modules, parameters, plain_name, unwrap
+from trainer.checkpoint.optimizers import Groups, options_of
+from trainer.checkpoint.reading import Tensor
+from trainer.checkpoint.shards import Box, box_here, is_cut, like
+from trainer.checkpoint.values import StateError, decode, encode, tensors_of
+from trainer.checkpoint.writing import SAVED_DTYPES
+
+__all__ = ["Groups", "State", "StateError", "apply", "collect", "options_of", "rebuilt", "wanted"]
+
+MODEL = "model."
+"""What the names of parameters and buffers begin with."""
+RANDOM = "rng."
+"""What the names of the ranks' random streams begin with."""
+
+OWN = "own."
+"""What the names of the parts of extras begin with that each rank has for itself (extras.py)."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything that a step changes."""
+
+    tensors: dict[str, torch.Tensor]
+    """By name, sorted. The live tensors, not copies."""
+    plain: dict[str, Any]
+    """The rest, as tagged JSON (`encode`)."""
+    buffers: frozenset[str]
+    """Names of the tensors that count as rank 0 has them: the model's buffers, and its modules' extra state."""
+    steady: frozenset[str]
+    """Names of the tensors that nothing changes before the optimizer's next step: parameters and optimizer state."""
+
+
+def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A model's parameters and buffers by name, tied ones once; buffers that are not persistent are left out."""
+    return {f"{MODEL}{name}": tensor for name, tensor in {**parameters(model), **buffers.persistent(model)}.items()}
+
+
+def collect(
+    model: nn.Module,
+    optims: Sequence[torch.optim.Optimizer],
+    counters: Mapping[str, Any],
+    extra: Mapping[str, Any] | None = None,
+    begun: Sequence[Groups] = (),
+    made: buffers.Forms | None = None,
+) -> State:
+    """The state of a run at a boundary.
+
+    Args:
+        model: The model, wrapped or not.
+        optims: Over its parameters.
+        counters: Plain values.
+        extra: What a user registered, by name.
+        begun: `options_of` each optimizer as the program made it, so that a later change of the program's is seen.
+        made: `buffers.forms` of the model as the program made it, so that a later change of the program's is seen.
+
+    Raises:
+        StateError: a value is neither a tensor nor plain, or a tensor of a type that cannot be saved, or an optimizer
+        keeps what would be lost; the message names it.
+    """
+    named = parameters(model)
+    tensors: dict[str, torch.Tensor] = model_tensors(model)
+    own = frozenset(tensors) - {f"{MODEL}{name}" for name in named}
+    groups = []
+    for index, optimizer in enumerate(optims):
+        of_parameters, rest = optimizers.collect(index, optimizer, named)
+        tensors |= of_parameters
+        groups.append({**rest, "begun": begun[index]} if begun else rest)
+    steady = frozenset(tensors) - own
+    rests: dict[str, torch.Tensor] = {}
+    optim = encode(groups, "optimizer", rests)
+    steady |= rests.keys()  # What it keeps for itself changes as its step does.
+    of_modules: dict[str, torch.Tensor] = {}
+    told = encode(_extra_states(model), "module", of_modules)
+    tensors |= rests | of_modules
+    plain = {
+        "optim": optim,
+        "counters": encode(dict(counters), "counters", tensors),
+        "extra": encode(dict(extra or {}), "extra", tensors),
+        "modules": told,
+        "strides": memory_formats.strides_of(tensors),
+    }
+    if made is not None:
+        plain["buffers"] = buffers.changed(model, made)
+    for name, tensor in tensors.items():
+        if tensor.dtype not in SAVED_DTYPES:
+            raise StateError(f"{name}: {tensor.dtype} cannot be saved")
+    return State(dict(sorted(tensors.items())), plain, own | of_modules.keys(), steady)
+
+
+def apply(
+    model: nn.Module,
+    optims: Sequence[torch.optim.Optimizer],
+    tensors: Mapping[str, torch.Tensor],
+    plain: Mapping[str, Any],
+    begun: Sequence[Groups] = (),
+    made: buffers.Forms | None = None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Load a state into a model and its optimizers; returns (counters, extra).
+
+    Everything is checked before anything is changed. An option of an optimizer's that the program makes otherwise than
+    the program did that saved the state (`begun`, as of `collect`) stays as the program makes it; the rest is restored.
+
+    Raises:
+        StateError: a tensor is missing, too many, or of another shape or dtype; the message names it.
+    """
+    strides = plain.get("strides")
+    formatted = isinstance(strides, Mapping)  # Older releases recorded none.
+    if formatted:
+        tensors = memory_formats.laid_out(tensors, strides)
+    named = parameters(model)
+    found = {plain_name(name[len(MODEL) :]): tensor for name, tensor in tensors.items() if name.startswith(MODEL)}
+    _check_parameters(named, found)
+    forms = plain.get("buffers")
+    of_buffers = buffers.plan(
+        model,
+        {name: tensor for name, tensor in found.items() if name not in named},
+        forms if isinstance(forms, Mapping) else None,
+        made,
+    )
+    extra_states = _plan_extra_states(model, decode(plain.get("modules"), tensors))
+    loads = _plan_optimizers(optims, tensors, plain, named, begun, formatted)
+    with torch.no_grad():
+        for name, parameter in named.items():
+            saved = found[name]
+            if formatted and _is_laid_out_otherwise(parameter, saved):
+                parameter.data = saved.to(parameter.device, copy=True)
+            else:
+                parameter.copy_(saved)
+    buffers.restore(of_buffers, next(iter(named.values())).device if named else torch.device("cpu"))
+    for module, value in extra_states:
+        module.set_extra_state(value)
+    for load in loads:
+        load()
+    return decode(plain.get("counters"), tensors), decode(plain.get("extra"), tensors)
+
+
+def _check_parameters(named: Mapping[str, nn.Parameter], found: Mapping[str, torch.Tensor]) -> None:
+    for name, parameter in named.items():
+        saved = found.get(name)
+        if saved is None:
+            raise StateError(f"{MODEL}{name} is not in the checkpoint")
+        if parameter.shape != saved.shape or parameter.dtype != saved.dtype:
+            raise StateError(
+                f"{MODEL}{name} is {tuple(saved.shape)} {saved.dtype} in the checkpoint, "
+                f"{tuple(parameter.shape)} {parameter.dtype} in the model"
+            )
+
+
+def _is_laid_out_otherwise(live: torch.Tensor, saved: torch.Tensor) -> bool:
+    return not is_cut(live) and live.stride() != saved.stride() and memory_formats.is_dense(live.shape, live.stride())
+
+
+def _plan_optimizers(
+    optims: Sequence[torch.optim.Optimizer],
+    tensors: Mapping[str, torch.Tensor],
+    plain: Mapping[str, Any],
+    named: Mapping[str, nn.Parameter],
+    begun: Sequence[Groups],
+    formatted: bool,
+) -> list[Callable[[], None]]:
+    saved = decode(plain.get("optim"), tensors)
+    if not isinstance(saved, list) or len(saved) != len(optims):
+        raise StateError(f"the checkpoint does not hold {len(optims)} optimizer(s)")
+    by_parameter = optimizers.by_parameter(tensors, named, tensors_of(plain.get("optim")))
+    try:
+        return [
+            optimizers.plan(
+                index, optimizer, one, by_parameter.get(str(index), {}), named, begun[index] if begun else [], formatted
+            )
+            for index, (optimizer, one) in enumerate(zip(optims, saved, strict=True))
+        ]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise StateError(f"state.json holds no optimizer's state ({type(error).__name__}: {error})") from error
+
+
+# -- what modules keep besides -----------------------------------------------------------------------------------------
+
+
+def _extra_states(model: nn.Module) -> dict[str, Any]:
+    """What `get_extra_state` gives, by module."""
+    found = {}
+    for name, module in modules(model).items():
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            found[name] = module.get_extra_state()
+    return found
+
+
+def not_seen(model: nn.Module) -> list[str]:
+    """Names of what a model's state_dict tells and a state does not: it is kept neither as parameter nor as buffer.
+
+    What only has another name there is no loss, nor is what `get_extra_state` gives.
+    """
+    try:
+        told = unwrap(model).state_dict()
+    except Exception:  # Whoever wants it will hear of it.
+        return []
+    known = {tensor.data_ptr() for tensor in model_tensors(model).values() if not is_cut(tensor)}
+    return [
+        plain_name(name)
+        for name, value in told.items()
+        if not name.endswith("_extra_state")
+        and not (isinstance(value, torch.Tensor) and (is_cut(value) or not value.numel() or value.data_ptr() in known))
+    ]
+
+
+def _plan_extra_states(model: nn.Module, saved: Any) -> list[tuple[nn.Module, Any]]:
+    """(module, its extra state) of each that has one.
+
+    Raises:
+        StateError: the checkpoint has it of other modules than the model.
+    """
+    if saved is None:  # Of a release that did not save it.
+        return []
+    live = _extra_states(model)
+    if not isinstance(saved, Mapping):
+        raise StateError("state.json holds no extra state of modules")
+    for name in sorted(saved.keys() ^ live.keys(), key=str):
+        where = "the checkpoint" if name in live else "the model"
+        raise StateError(f"{MODEL}{name}: its extra state (get_extra_state) is not in {where}")
+    found = modules(model)
+    for name in saved:
+        if type(found[name]).set_extra_state is nn.Module.set_extra_state:
+            raise StateError(f"{MODEL}{name} has get_extra_state and no set_extra_state: it could not be restored")
+    return [(found[name], _where_it_was(live[name], value)) for name, value in saved.items()]
+
+
+def _where_it_was(live: Any, saved: Any) -> Any:
+    """The saved values, their tensors on the device of the live one's."""
+    if isinstance(live, torch.Tensor):
+        return optimizers.moved(saved, live.device)
+    if isinstance(live, Mapping) and isinstance(saved, Mapping):
+        return {key: _where_it_was(live.get(key), value) for key, value in saved.items()}
+    return saved
+
+
+# -- cut over the ranks ------------------------------------------------------------------------------------------------
+
+
+def wanted(live: State, stored: Mapping[str, Tensor], rank: int) -> dict[str, Box]:
+    """What a rank needs of a checkpoint's tensors: of those that are cut over the ranks its own part, of others all.
+
+    An optimizer's state is cut as the parameter is that it belongs to, where it has the parameter's shape: it may not
+    be there yet. Random streams are each rank's own.
+    """
+    found = {}
+    for name, tensor in stored.items():
+        if name.startswith(RANDOM) and name != f"{RANDOM}{rank}":
+            continue
+        # The first rank's too: among other ranks than saved it, all go on with what that one had.
+        if name.startswith(OWN) and name.split(".")[1] not in ("0", str(rank)):
+            continue
+        cut = _cut_alike(name, tensor, live.tensors)
+        found[name] = box_here(cut, rank) if cut is not None else ((0,) * len(tensor.shape), tensor.shape)
+    return found
+
+
+def rebuilt(live: State, stored: Mapping[str, Tensor], parts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The parts that a rank read, as tensors of the whole run: cut over the ranks where the live ones are."""
+    found = {}
+    for name, part in parts.items():
+        cut = _cut_alike(name, stored[name], live.tensors)
+        found[name] = like(cut, part) if cut is not None else part
+    return found
+
+
+def _cut_alike(name: str, stored: Tensor, live: Mapping[str, torch.Tensor]) -> Any:
+    """The live DTensor that says how a stored tensor is cut; None where it is not."""
+    name = plain_name(name)
+    tensor = live.get(name)
+    if tensor is None and name.startswith(optimizers.PREFIX):
+        parameter, _, _ = name.split(".", 2)[2].rpartition(".")
+        tensor = live.get(f"{MODEL}{parameter}")
+    if tensor is None or not is_cut(tensor) or tuple(tensor.shape) != stored.shape:
+        return None
+    return tensor

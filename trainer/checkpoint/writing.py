@@ -1,0 +1,241 @@
+"""A checkpoint on disk: shares of tensors, state.json, and last of all MANIFEST.json.
+
+Each rank streams its own share once, front to back, into a new folder, hashing as it goes, so that it works on a mount
+that knows no seek, no rename and no append. Rank 0 writes the manifest when it has every rank's word: a folder without
+a readable manifest does not count, and one with it counts only if every file hashes to what the manifest says.
+
+A share is a plain safetensors file. Nothing here unpickles anything.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import mmap
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.bucket.deadlines import within, within_bytes
+from trainer.bucket.hashing import BLOCK, CHUNK_BYTES, Hasher, hash_bytes, turn_past_cache
+from trainer.checkpoint.shards import Part
+from trainer.layout import MANIFEST, STATE, FileRecord, Manifest, fsync, to_json, write_once
+
+PARTS = "parts"
+"""In a share's `__metadata__`: JSON of {tensor: [shape of the whole, offsets]}, of tensors that it has parts of."""
+
+_WORTH_A_BLOCK = 1 << 20
+"""A share of so many bytes begins with a header of whole blocks."""
+
+POINTS = ("folder-made", "share-half", "share-written", "state-written", "manifest-half", "manifest-written")
+"""Where a machine may be taken during a save; each is passed once a save, in this order, on rank 0."""
+
+DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+SAVED_DTYPES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def _pass(point: str) -> None:
+    """Nothing: tests put a kill in its place."""
+
+
+_SYNC_FILE_RANGE_WRITE = 2
+try:
+    _sync_file_range: Any = ctypes.CDLL(None).sync_file_range
+    _sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+except (OSError, AttributeError):
+    _sync_file_range = None  # Linux alone has it.
+
+at_point: Callable[[str], None] = _pass
+"""Called with each of POINTS as a save passes it."""
+
+
+def share_name(rank: int) -> str:
+    """The file of a rank's share."""
+    return f"share-{rank:05d}.safetensors"
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> FileRecord:
+    """Stream whole tensors, from wherever they are, into a new safetensors file; errors as of `write_share`."""
+    parts = [
+        Part(name, tensor.dtype, tuple(tensor.shape), (0,) * tensor.ndim, tuple(tensor.shape), (0,))
+        for name, tensor in tensors.items()
+    ]
+    return write_share(path, parts, lambda part: tensors[part.name].detach().cpu().contiguous(), metadata=metadata)
+
+
+def write_share(
+    path: Path,
+    parts: Sequence[Part],
+    fetch: Callable[[Part], torch.Tensor],
+    staged: memoryview | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> FileRecord:
+    """Stream parts of tensors into a new safetensors file, front to back; at most one part of each tensor.
+
+    Args:
+        path: The file.
+        parts: What to write.
+        fetch: Gives the contents of a part, on the host and contiguous; asked for one after the other.
+        staged: The contents of the first of the parts (in_order), side by side, from the start of a page of memory:
+            they are written past the system's cache, where the file system can.
+        metadata: What the file's header says besides.
+
+    Raises:
+        OSError: a write, the fsync or the close failed.
+    """
+    parts = in_order(parts)
+    text, offset = _header(parts, metadata)
+    hasher, half = Hasher(), False
+    with within("opening a share"):
+        file = _NewFile(path, past_cache=bool(staged))
+    try:
+        for data in _pieces(text, parts, fetch, staged):
+            for start in range(0, len(data), CHUNK_BYTES):
+                chunk = data[start : start + CHUNK_BYTES]
+                hasher.update(chunk)
+                file.write(chunk)
+                if not half and file.written >= offset // 2:
+                    half = True
+                    at_point("share-half")
+        with within_bytes("an fsync", file.written):
+            fsync(file.descriptor)
+    except BaseException:
+        with within_bytes("a close", file.written), suppress(OSError):  # What failed first is what went wrong.
+            os.close(file.descriptor)
+        raise
+    with within_bytes("a close", file.written):
+        os.close(file.descriptor)
+    return FileRecord(file.written, hasher.hexdigest())
+
+
+def _pieces(
+    text: bytes, parts: Sequence[Part], fetch: Callable[[Part], torch.Tensor], staged: memoryview | None
+) -> Iterator[memoryview]:
+    """What a share is made of, front to back."""
+    opening = paged_memory(len(text))
+    opening[:] = text
+    yield opening
+    at = 0
+    if staged:
+        yield staged
+    for part in parts:
+        at += part.bytes
+        if not staged or at > len(staged):
+            yield _bytes_of(fetch(part))
+
+
+def paged_memory(count: int) -> memoryview:
+    """Fresh memory that begins at a page."""
+    return memoryview(mmap.mmap(-1, max(1, count), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))[:count]
+
+
+class _NewFile:
+    """A file that is written once, front to back.
+
+    Past the system's cache a write costs the processor nothing, and there is nothing to wait for at the fsync; but it
+    takes whole blocks, in memory and in the file, and not every file system can.
+    """
+
+    def __init__(self, path: Path, past_cache: bool) -> None:
+        self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        self.written = 0
+        self._past_cache = past_cache and turn_past_cache(self.descriptor, True)
+
+    def write(self, data: memoryview) -> None:
+        while data:
+            piece = data[: len(data) // BLOCK * BLOCK] if self._past_cache else data
+            if not piece:
+                self._past_cache = turn_past_cache(self.descriptor, False)
+                continue
+            try:
+                with within("a write"):
+                    done = os.write(self.descriptor, piece)
+                    if not self._past_cache:
+                        _begin_write_back(self.descriptor, self.written, done)
+            except OSError as error:
+                if not self._past_cache or error.errno != errno.EINVAL:
+                    raise
+                self._past_cache = turn_past_cache(self.descriptor, False)
+                continue
+            if not done:
+                raise OSError(errno.EIO, "a write of nothing")
+            self.written += done
+            data = data[done:]
+
+
+def _begin_write_back(descriptor: int, start: int, count: int) -> None:
+    """Have the system begin to write to disk what it was given, instead of all at once at the fsync. A hint."""
+    if _sync_file_range is not None:
+        _sync_file_range(descriptor, start, count, _SYNC_FILE_RANGE_WRITE)
+
+
+def in_order(parts: Sequence[Part]) -> list[Part]:
+    """As they lie in a share: wide types first, so that each starts at a multiple of its item's size."""
+    return sorted(parts, key=lambda part: (-part.dtype.itemsize, part.name))
+
+
+def _header(parts: Sequence[Part], metadata: Mapping[str, str] | None = None) -> tuple[bytes, int]:
+    """(what a safetensors file opens with, size of what follows in bytes)."""
+    header: dict[str, Any] = {}
+    offset = 0
+    for part in parts:
+        end = offset + part.bytes
+        header[part.name] = {
+            "dtype": SAVED_DTYPES[part.dtype], "shape": list(part.sizes), "data_offsets": [offset, end]
+        }  # fmt: skip
+        offset = end
+    partial = {part.name: [list(part.shape), list(part.offsets)] for part in parts if not part.whole}
+    more = {PARTS: json.dumps(partial, separators=(",", ":"))} if partial else {}
+    if metadata or more:
+        header["__metadata__"] = {**(metadata or {}), **more}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % (BLOCK if offset >= _WORTH_A_BLOCK else 8))
+    return len(text).to_bytes(8, "little") + text, offset
+
+
+def write_state(folder: Path, plain: Mapping[str, Any]) -> FileRecord:
+    """Write state.json."""
+    data = to_json(plain)
+    with within_bytes("writing state.json", len(data)):
+        write_once(folder / STATE, data)
+    return FileRecord(len(data), hash_bytes(data))
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write MANIFEST.json: with its close() the folder is committed."""
+    data = manifest.to_json()
+    with within_bytes("writing MANIFEST.json", len(data)), (folder / MANIFEST).open("xb") as file:
+        file.write(data[: len(data) // 2])
+        file.flush()
+        at_point("manifest-half")
+        file.write(data[len(data) // 2 :])
+        file.flush()
+        fsync(file.fileno())
+    at_point("manifest-written")

@@ -1,0 +1,1 @@
+"""The bundled program, `python -m trainer.finetune`: its settings, data and model."""

@@ -1,0 +1,178 @@
+"""Prepared data on a machine's local disk: one copy for all of its processes, hashed on the way."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from trainer.attempt import AttemptError
+from trainer.bucket.deadlines import opened, read_manifest, within
+from trainer.bucket.hashing import CHUNK_BYTES, Hasher
+from trainer.finetune.sources import DataError
+from trainer.layout import (
+    EXIT_PREEMPTED,
+    FileRecord,
+    LayoutError,
+    LayoutVersionError,
+    Manifest,
+    RunPaths,
+    says_not_there,
+)
+from trainer.machine import scratch
+
+if TYPE_CHECKING:
+    from trainer.training.run import SpotRun
+
+LISTING_LAG_S = 20.0
+"""Two mounts of one bucket see each other's new files after up to 10 s."""
+READS = 2
+"""How often a file is read before it counts as damaged."""
+
+
+class DamagedError(DataError):
+    """A file of prepared data is not as its manifest says."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A run's prepared data, on local disk."""
+
+    folder: str
+    """Its name under tokens/."""
+    key: str
+    train: np.ndarray
+    """(samples, seq_len)"""
+    held_out: np.ndarray
+    """(samples, seq_len); never trained on."""
+    vocab_size: int
+
+    def highest_id(self) -> int:
+        """The highest token id; reads everything."""
+        rows = max(1, CHUNK_BYTES // max(1, self.train[:1].nbytes))
+        parts = (
+            part[start : start + rows] for part in (self.train, self.held_out) for start in range(0, len(part), rows)
+        )
+        return max((int(part.max()) for part in parts), default=0)
+
+
+def manifest_of(
+    paths: RunPaths, folder: str, between: Callable[[], None] = lambda: None, patience_s: float = LISTING_LAG_S
+) -> Manifest:
+    """The manifest of prepared data, which another machine's mount may show a little later.
+
+    Raises:
+        DataError: it is not there, or torn.
+    """
+    source, end = paths.tokens / folder, time.monotonic() + patience_s
+    while True:
+        try:
+            return read_manifest(source)
+        except LayoutVersionError:
+            raise
+        except LayoutError as error:
+            if time.monotonic() >= end:
+                raise DataError(f"{source}: {error}") from None
+            between()
+            time.sleep(0.5)
+
+
+@contextmanager
+def copied(
+    paths: RunPaths, folder: str, manifest: Manifest, between: Callable[[], None] = lambda: None
+) -> Iterator[Path]:
+    """Prepared data in a temporary folder on local disk; it hashes to what its manifest says.
+
+    Raises:
+        DamagedError: a file is missing, or not as its manifest says, at each of two reads.
+        ScratchError: the local disk is full.
+        OSError: the bucket cannot be read just now.
+    """
+    with scratch.folder("tokens", manifest.total_bytes) as local:
+        for name, record in manifest.files.items():
+            for read in range(1, READS + 1):
+                try:
+                    _copy(paths.tokens / folder / name, local / name, record, between)
+                    break
+                except DamagedError:
+                    if read == READS:
+                        raise
+        yield local
+
+
+def _copy(source: Path, target: Path, record: FileRecord, between: Callable[[], None]) -> None:
+    hasher, size = Hasher(), 0
+    try:
+        with opened(source, "prepared data") as file, target.open("wb", buffering=0) as copy:
+            while chunk := _read(file):
+                between()
+                hasher.update(chunk)
+                size += len(chunk)
+                with scratch.local(target.parent):
+                    view = memoryview(chunk)
+                    while view:
+                        view = view[copy.write(view) :]
+    except OSError as error:
+        if error.filename in (None, str(source)) and says_not_there(error):
+            raise DamagedError(f"{source} is missing") from None
+        raise
+    if size != record.bytes:
+        raise DamagedError(f"{source} has {size} bytes, and its manifest says {record.bytes}")
+    if hasher.hexdigest() != record.hash:
+        raise DamagedError(f"{source} does not hash to what its manifest says")
+
+
+def _read(file: BinaryIO) -> bytes:
+    with within("reading prepared data"):
+        return file.read(CHUNK_BYTES)
+
+
+def open_copy(folder: str, manifest: Manifest, local: Path) -> Tokens:
+    """Map a local copy into memory: no step reads the bucket."""
+    facts = manifest.facts
+    train, held_out = (
+        np.memmap(local / name, dtype=facts["dtype"], mode="r", shape=(facts[count], facts["seq_len"]))
+        for name, count in (("train.bin", "n_train"), ("held_out.bin", "n_held_out"))
+    )
+    return Tokens(folder, facts["key"], train, held_out, facts["vocab_size"])
+
+
+def on_this_machine(run: SpotRun, folder: str, held: ExitStack, made: Path | None) -> Tokens:
+    """A run's prepared data, from one copy per machine.
+
+    The copy is deleted as soon as every rank has mapped it: the system keeps it for as long as a process uses it, and
+    nothing is left behind however those end.
+
+    Args:
+        run: The attempt.
+        folder: Its name under tokens/.
+        held: Holds the copy.
+        made: The copy, where rank 0 has made it already.
+
+    Raises:
+        AttemptError: this machine cannot read what the first one has read.
+    """
+
+    def copy() -> str:
+        return str(held.enter_context(copied(run.paths, folder, manifest, run.between)))
+
+    def once() -> str:
+        if made:
+            return str(made)
+        try:
+            return str(run.ask(copy, math.inf))
+        except DamagedError as error:
+            raise AttemptError(f"{error}, and rank 0 could read it", EXIT_PREEMPTED) from None
+
+    with held, run.together.coming_to("tokens-mapped"):  # Another machine may copy much faster.
+        manifest = run.ask(lambda: manifest_of(run.paths, folder, run.between), math.inf)
+        local = Path(run.together.machine_does("tokens", once, run.between))
+        tokens = open_copy(folder, manifest, local)
+        run.together.gather("tokens-mapped", True, run.between)
+    return tokens

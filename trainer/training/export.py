@@ -1,0 +1,230 @@
+"""The exported model, `final/`: the one folder that is emptied and written again where it is not whole."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import torch
+from torch import nn
+
+from trainer.attempt import AttemptError, newer_attempt, persist, superseded
+from trainer.attempt.ending import SUPERSEDED, Leaving
+from trainer.bucket.deadlines import read_manifest, within, within_bytes
+from trainer.bucket.hashing import CHUNK_BYTES, Hasher
+from trainer.checkpoint.names import named_tensors, without_compilation
+from trainer.checkpoint.writing import write_manifest, write_tensors
+from trainer.errors import RunError
+from trainer.layout import MANIFEST, CheckpointName, FileRecord, Manifest, fsync, is_safe_name
+from trainer.machine import scratch
+from trainer.machine.scratch import ScratchError
+from trainer.training.display import say
+from trainer.training.participant import Participant
+
+EMPTY_S = 600.0
+"""Each of its files takes a request or two."""
+
+
+class Write(Protocol):
+    """Streams tensors into a safetensors file of `final/`, front to back, without a copy on local disk."""
+
+    def __call__(
+        self, name: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+    ) -> None:
+        """Write one new file; `name` may have folders in it."""
+
+
+def save_tensors(model: nn.Module, folder: Path, write: Write | None = None) -> None:
+    """Write a model's weights into `model.safetensors`: what is exported of a model that has no `save_pretrained`.
+
+    What `get_extra_state` of a module gives is exported where it is a tensor: safetensors holds nothing else.
+    """
+    tensors, others = named_tensors(model.state_dict())
+    if others:
+        say(f"not exported, because a safetensors file holds tensors alone: {', '.join(others)}")
+    if write:
+        write("model.safetensors", tensors)
+    else:
+        write_tensors(folder / "model.safetensors", tensors)
+
+
+def check_save_model(save_model: Callable[..., None]) -> None:
+    """Refuse before training what could not be called after it.
+
+    Raises:
+        RunError: it does not take (model, folder).
+    """
+    with suppress(ValueError, TypeError):  # A built-in function tells nothing of its parameters.
+        signature = inspect.signature(save_model)
+        try:
+            signature.bind(None, Path(), **({"write": None} if "write" in signature.parameters else {}))
+        except TypeError as error:
+            raise RunError(f"save_model{signature}: it is called as save_model(model, folder) ({error})") from None
+
+
+def _streams(save_model: Callable[..., None]) -> bool:
+    """Whether it takes `write` besides the model and the folder."""
+    with suppress(ValueError, TypeError):
+        return "write" in inspect.signature(save_model).parameters
+    return False
+
+
+def export(run: Participant, model: nn.Module, save_model: Callable[..., None], last: CheckpointName) -> None:
+    """Make `final/` from the model as it stands, which is as the `last` checkpoint has it; rank 0 alone.
+
+    save_pretrained seeks and renames, which a bucket's mount may refuse: it writes to local disk, and the files are
+    then copied front to back, MANIFEST.json last; all of them again where the bucket fails for a moment. A `save_model`
+    that takes `write` streams its weights through it instead, so that no local disk has to hold the model.
+
+    Raises:
+        AttemptError: the bucket cannot be written, for ten minutes; or what `save_model` made cannot be exported.
+        ScratchError: the local disk is full.
+    """
+
+    def in_time() -> None:
+        if run.notices.first():
+            raise InterruptedError("no time is left to try again")
+
+    with without_compilation(model) as bare:
+        streams = _streams(save_model)
+        needed = 0 if streams else sum(tensor.nbytes for tensor in chain(bare.parameters(), bare.buffers()))
+        try:
+            with scratch.folder("final", needed) as made:
+                if not streams:
+                    _make(lambda: save_model(bare, made), made, needed)
+
+                def work() -> None:
+                    _publish(run, made, last, (lambda write: save_model(bare, made, write=write)) if streams else None)
+
+                persist(run.paths, work, in_time, begun=True, limit_s=math.inf)  # Each call has a limit of its own.
+        except (AttemptError, ScratchError) as error:
+            raise type(error)(
+                f"the model could not be exported: {error} Checkpoint {last} is whole: the next attempt exports it",
+                error.code,
+            ) from None
+
+
+def _make(save: Callable[[], None], made: Path, needed: int) -> None:
+    """Have `save_model` write into a local folder.
+
+    Raises:
+        ScratchError: the disk is full. Libraries say so in errors of their own: the disk itself is asked.
+    """
+    try:
+        save()
+    except Exception as error:
+        refused = isinstance(error, OSError) and error.errno in scratch.FULL
+        if refused or "No space left on device" in str(error) or scratch.is_full(made):
+            raise scratch.full(made.parent.parent, needed=needed) from None
+        raise
+
+
+def _let_a_newer_one(run: Participant) -> None:
+    with within("looking for other attempts"):
+        newer = newer_attempt(run.attempt) if run.attempt else None
+    if newer:
+        raise Leaving(SUPERSEDED, superseded(newer))
+
+
+def _publish(run: Participant, made: Path, last: CheckpointName, save: Callable[[Write], None] | None) -> None:
+    """Fill an empty `final/` with what is streamed into it, and with the files that were made."""
+    _let_a_newer_one(run)
+    final = run.paths.final
+    files: dict[str, FileRecord] = {}
+    _empty(final)
+
+    def begin(name: str) -> Path:
+        _refuse_name(name, files)
+        _let_a_newer_one(run)
+        with within("making a folder for the exported model"):
+            (final / name).parent.mkdir(parents=True, exist_ok=True)
+        return final / name
+
+    if save:
+        failed: list[OSError] = []
+
+        def write(name: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+            target = begin(name)
+            try:
+                files[name] = write_tensors(target, tensors, metadata)
+            except OSError as error:
+                failed.append(error)
+                raise
+
+        for entry in made.iterdir():  # Of a try before this one.
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        try:
+            _make(lambda: save(write), made, 0)
+        except Exception:
+            if failed:  # The bucket's, however `save_model` put it.
+                raise failed[0] from None
+            raise
+    for source in sorted(path for path in made.rglob("*") if path.is_file()):
+        name = source.relative_to(made).as_posix()
+        target = begin(name)
+        files[name] = copy(source, target)
+    kept = read_manifest(run.paths.checkpoint(last)).facts
+    facts = {key: kept.get(key) for key in ("run_id", "step", "config", "binding", "metrics")}
+    write_manifest(final, Manifest("final", files, {**facts, "max_steps": last.step, "checkpoint": str(last)}))
+
+
+def _refuse_name(name: str, files: Mapping[str, FileRecord]) -> None:
+    """Refuse a file that the manifest of `final/` could not list.
+
+    Raises:
+        AttemptError: its name is taken, or no name for a file in a bucket.
+    """
+    if name == MANIFEST:
+        raise AttemptError(f"save_model wrote a {MANIFEST}, and the trainer writes its own there: name it otherwise.")
+    if not is_safe_name(name):
+        raise AttemptError(
+            f"save_model wrote {name[:80]!r}: no file in the bucket can have that name. Name it otherwise."
+        )
+    if name in files:
+        raise AttemptError(f"save_model wrote {name[:80]!r} twice: give one of them another name.")
+
+
+def _empty(final: Path) -> None:
+    """Delete what is there, the manifest first: what is left after an interruption does not count."""
+    with within("deleting an older exported model", EMPTY_S):
+        with suppress(FileNotFoundError):
+            (final / MANIFEST).unlink()
+        if final.exists():
+            shutil.rmtree(final)
+        final.mkdir(parents=True)
+
+
+@contextmanager
+def _closed(writer: BinaryIO, count: int) -> Iterator[None]:
+    """Closes a file, in which some mounts upload it, and sees whether that hangs."""
+    try:
+        yield
+    finally:
+        with within_bytes("closing the exported model's file", count):
+            writer.close()
+
+
+def copy(source: Path, target: Path) -> FileRecord:
+    """Copy a file front to back, hashing it."""
+    hasher, size = Hasher(), 0
+    with within("making the exported model's file"):
+        writer = target.open("xb")
+    with source.open("rb") as reader, _closed(writer, source.stat().st_size):
+        while chunk := reader.read(CHUNK_BYTES):
+            hasher.update(chunk)
+            with within("writing the exported model"):
+                writer.write(chunk)
+            size += len(chunk)
+        with within_bytes("an fsync of the exported model", size):
+            writer.flush()
+            fsync(writer.fileno())
+    return FileRecord(size, hasher.hexdigest())

@@ -1,0 +1,190 @@
+"""What rank 0 writes beside the checkpoints: a line of metrics a step, and progress.json.
+
+A thread of its own does the writing, so that a slow bucket never holds up a step. It also looks, now and then, whether
+a newer attempt has begun, or somebody asked for a stop.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from trainer.attempt import Attempt, newer_attempt, record, stop_requested
+from trainer.bucket.deadlines import within
+from trainer.bucket.hashing import hash_bytes
+from trainer.layout import AttemptName, list_attempts, list_metrics, read_events, read_metrics, to_json
+from trainer.layout import event_named as last_event
+from trainer.training.display import say
+
+LOOK_S = 5.0
+
+
+@dataclass
+class _Segment:
+    """The metrics file that is being written: opened at its first line, closed before a checkpoint's manifest."""
+
+    path: Path
+    first_step: int
+    last_step: int
+    lines: list[bytes]
+    file: BinaryIO | None = None
+
+
+class Records:
+    """Rank 0's writer. `history` lists the closed metrics files of all the steps that count, oldest first."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self.attempt = attempt
+        self.history: list[dict[str, Any]] = []
+        self.superseded_by: AttemptName | None = None
+        self.stop_requested = False
+        self._said: set[int | None] = set()
+        self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._segment: _Segment | None = None
+        self._last: Path | None = None
+        """The newest metrics file: none is opened twice."""
+        self._ended: list[_Segment] = []
+        self._progress: dict[str, Any] = {}
+        self._thread = threading.Thread(target=self._work, daemon=True, name="records")
+        self._thread.start()
+
+    def line(self, metrics: dict[str, Any]) -> None:
+        """Add a line."""
+        data = json.dumps(metrics, allow_nan=False).encode() + b"\n"
+        self._tasks.put(lambda: self._append(metrics["step"], data))
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Record an event of the attempt's."""
+        self._tasks.put(lambda: record(self.attempt, name, **fields))
+
+    def progress(self, progress: dict[str, Any]) -> None:
+        """Keep what progress.json shall say; it is written every few seconds."""
+        self._progress = progress
+
+    def cut(self) -> None:
+        """End the metrics file that is open: what follows goes into a new one. Called at a boundary that is saved."""
+        self._tasks.put(self._cut)
+
+    def history_until(self, step: int) -> Future[list[dict[str, Any]]]:
+        """The closed metrics files up to a step at which there was a cut; it fails where one cannot be written."""
+        found: Future[list[dict[str, Any]]] = Future()
+
+        def work() -> None:
+            try:
+                self._close_ended()
+                found.set_result([part for part in self.history if part["last_step"] <= step])
+            except BaseException as error:
+                found.set_exception(error)
+
+        self._tasks.put(work)
+        return found
+
+    def flush(self, seconds: float) -> None:
+        """Wait until everything so far is written and progress.json is current, at most so long."""
+        done = threading.Event()
+        self._tasks.put(self._write_progress)
+        self._tasks.put(done.set)
+        done.wait(seconds)
+
+    def _work(self) -> None:
+        look_at = 0.0
+        while True:
+            try:
+                task = self._tasks.get(timeout=max(0.01, look_at - time.monotonic()))
+                with within("writing the attempt's records"):
+                    task()
+            except queue.Empty:
+                pass
+            except OSError as error:
+                self._say(error)
+            except Exception as error:  # A record that cannot be made must not keep a save waiting.
+                say(f"a record of this attempt could not be made: {type(error).__name__}: {error}")
+            if time.monotonic() >= look_at:
+                look_at = time.monotonic() + LOOK_S
+                try:
+                    with within("writing the attempt's progress"):
+                        self._write_progress()
+                    with within("looking for other attempts"):
+                        self.superseded_by = self.superseded_by or newer_attempt(self.attempt)
+                        self.stop_requested = self.stop_requested or stop_requested(self.attempt)
+                except OSError as error:
+                    self._say(error)
+
+    def _say(self, error: OSError) -> None:
+        """Say what cannot be written, each kind of trouble once; what it costs is the next save's matter."""
+        if error.errno not in self._said:
+            self._said.add(error.errno)
+            say(f"{error.filename or self.attempt.paths.root}: {error.strerror or error}; training goes on")
+
+    def _append(self, step: int, data: bytes) -> None:
+        if self._segment is None:
+            path = self.attempt.paths.metrics(self.attempt.name, step)
+            if path == self._last:  # An evaluation at a boundary that was cut already.
+                path = self.attempt.paths.metrics(self.attempt.name, step + 1)
+            self._last = path
+            self._segment = _Segment(path, step, step, [])
+        segment = self._segment
+        segment.lines.append(data)
+        segment.last_step = step
+        if segment.file is None:
+            segment.file = segment.path.open("wb", buffering=0)
+            segment.file.write(b"".join(segment.lines))
+        else:
+            segment.file.write(data)
+
+    def _cut(self) -> None:
+        if self._segment is not None:
+            self._ended.append(self._segment)
+            self._segment = None
+
+    def _close_ended(self) -> None:
+        while self._ended:
+            segment = self._ended[0]
+            data = b"".join(segment.lines)
+            file, segment.file = segment.file, None
+            if file is not None:
+                file.close()
+            if not segment.path.exists() or segment.path.stat().st_size != len(data):
+                segment.path.write_bytes(data)  # A write of it failed before: now it is written whole.
+            self.history.append(
+                {
+                    "path": str(segment.path.relative_to(self.attempt.paths.root)),
+                    "bytes": len(data),
+                    "hash": hash_bytes(data),
+                    "first_step": segment.first_step,
+                    "last_step": segment.last_step,
+                }
+            )
+            self._ended.pop(0)
+
+    def _write_progress(self) -> None:
+        if self._progress:
+            data = to_json({"time": time.time(), **self._progress})
+            self.attempt.paths.progress(self.attempt.name).write_bytes(data)
+
+
+def last_step_done(attempt: Attempt) -> int:
+    """The last step that an attempt before this one is known to have done; 0 where none did any.
+
+    The last that restored anything counts, and those after it, which came to nothing.
+    """
+    paths, steps = attempt.paths, [0]
+    for name in reversed([name for name in list_attempts(paths) if name < attempt.name]):
+        events = read_events(paths, name, ("restored", "end"))
+        ended = last_event(events, "end")
+        if ended and isinstance(ended.get("step"), int):
+            steps.append(ended["step"])
+        for _, path in list_metrics(paths, name)[-1:]:
+            with suppress(OSError):
+                steps += [line["step"] for line in read_metrics(path.read_bytes())]
+        if last_event(events, "restored"):
+            break
+    return max(steps)
