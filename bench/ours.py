@@ -10,7 +10,8 @@ from bench.training import Training
 from trainer.attempt import open_attempt
 from trainer.checkpoint import restore, state
 from trainer.checkpoint.saving import Boundary, Keeping, Saver
-from trainer.layout import AttemptName, RunPaths, list_checkpoints, read_manifest
+from trainer.layout.manifest import read_manifest
+from trainer.layout.names import AttemptName, RunPaths, list_checkpoints
 from trainer.ranks.together import Together
 from trainer.training import rng
 from trainer.training.metrics import Records

@@ -78,7 +78,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of tests/programs/mlp.py that was taken at step 10, with the checkpoints of steps 4 and 8."""
     from support import mlp
 
-    from trainer.layout import RunPaths, list_checkpoints
+    from trainer.layout.names import RunPaths, list_checkpoints
 
     def build(folder: Path) -> None:
         ended = mlp(folder / "run", "--fault", "kill@10", "--commit-first")

@@ -10,15 +10,9 @@ from pathlib import Path
 
 import warm
 
-from trainer.layout import (
-    RunPaths,
-    event_named,
-    list_attempts,
-    list_checkpoints,
-    read_events,
-    read_manifest,
-    read_metrics,
-)
+from trainer.layout.events import event_named, read_events, read_metrics
+from trainer.layout.manifest import read_manifest
+from trainer.layout.names import RunPaths, list_attempts, list_checkpoints
 
 REPO = Path(__file__).resolve().parent.parent
 PROGRAMS = REPO / "tests" / "programs"

@@ -9,25 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from trainer import attempt, layout
+from trainer import attempt
 from trainer.attempt import identity
-from trainer.layout import (
-    EXIT_PREEMPTED,
-    AttemptName,
-    FileRecord,
-    LayoutError,
-    LayoutVersionError,
-    Manifest,
-    RunPaths,
-    from_json,
-    is_safe_name,
-    list_attempts,
-    newest_committed,
-    read_events,
-    read_manifest,
-    read_metrics,
-    write_once,
-)
+from trainer.layout import events
+from trainer.layout.documents import LayoutError, LayoutVersionError, from_json, write_once
+from trainer.layout.events import read_events, read_metrics
+from trainer.layout.exit_codes import EXIT_PREEMPTED
+from trainer.layout.identity import newest_committed
+from trainer.layout.manifest import FileRecord, Manifest, read_manifest
+from trainer.layout.names import AttemptName, RunPaths, is_safe_name, list_attempts
 
 
 @pytest.fixture
@@ -272,8 +262,8 @@ def test_what_tells_why_attempts_ended_is_read_and_not_each_of_their_saves(paths
         attempt.record(one, "saved", step=step)
     end(one)
     now, read = begin(paths), []
-    real = layout.read_json
-    monkeypatch.setattr(layout, "read_json", lambda path: read.append(path.name) or real(path))
+    real = events.read_json
+    monkeypatch.setattr(events, "read_json", lambda path: read.append(path.name) or real(path))
     attempt.no_progress(now, 0)
     attempt.ignored_notices(paths, now.name, now.machine)
     attempt.binding_problem(paths, now, {}, (), None)

@@ -12,7 +12,7 @@ import pytest
 import warm
 from support import PROGRAMS, clean_env, event, losses, mlp
 
-from trainer.layout import RunPaths, list_attempts, list_checkpoints
+from trainer.layout.names import RunPaths, list_attempts, list_checkpoints
 
 
 def test_a_share_that_cannot_be_read_for_a_moment_is_read_again(run_dir: Path) -> None:

@@ -14,7 +14,8 @@ from bucket_lab import until
 from support import PROGRAMS, clean_env, event, mlp
 
 from trainer.bucket.verify import problem
-from trainer.layout import RunPaths, list_checkpoints, read_manifest
+from trainer.layout.manifest import read_manifest
+from trainer.layout.names import RunPaths, list_checkpoints
 
 pytestmark = pytest.mark.skipif(bucket_lab.missing() is not None, reason=str(bucket_lab.missing()))
 SHARE = "share-00000.safetensors"

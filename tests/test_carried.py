@@ -12,7 +12,8 @@ import torch
 from support import column, event, history
 from torch import nn
 
-from trainer.layout import RunPaths, list_checkpoints, read_manifest
+from trainer.layout.manifest import read_manifest
+from trainer.layout.names import RunPaths, list_checkpoints
 from trainer.training.config import ConfigError, parse
 from trainer.training.order import sample_ids
 

@@ -14,17 +14,9 @@ from trainer.bucket.hashing import hash_file
 from trainer.checkpoint import restore, state, writing
 from trainer.checkpoint.reading import DamagedError, open_checkpoint
 from trainer.checkpoint.shards import Part, deal, local, parts_of
-from trainer.layout import (
-    MANIFEST,
-    STATE,
-    CheckpointName,
-    FileRecord,
-    LayoutError,
-    LayoutVersionError,
-    Manifest,
-    RunPaths,
-    sealed,
-)
+from trainer.layout.documents import LayoutError, LayoutVersionError, sealed
+from trainer.layout.manifest import FileRecord, Manifest
+from trainer.layout.names import MANIFEST, STATE, CheckpointName, RunPaths
 
 NAME = "0000000002-a0001-0000ff-1"
 

@@ -18,16 +18,9 @@ from skyspot.cli import checkpoints as checkpoints_cli
 from skyspot.errors import SkyspotError, UsageError
 from skyspot.runs import checkpoints, find
 from trainer.bucket.hashing import hash_bytes
-from trainer.layout import (
-    MANIFEST,
-    FileRecord,
-    Manifest,
-    RunPaths,
-    list_attempts,
-    list_checkpoints,
-    read_manifest,
-    to_json,
-)
+from trainer.layout.documents import to_json
+from trainer.layout.manifest import FileRecord, Manifest, read_manifest
+from trainer.layout.names import MANIFEST, RunPaths, list_attempts, list_checkpoints
 
 SHARE = "share-00000.safetensors"
 

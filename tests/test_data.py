@@ -11,7 +11,7 @@ import torch
 from support import clean_env
 
 from trainer.finetune import data, encoding, model, tokens
-from trainer.layout import AttemptName, RunPaths
+from trainer.layout.names import AttemptName, RunPaths
 from trainer.training.config import parse
 
 ATTEMPT = AttemptName(1, "abcdef")
@@ -208,7 +208,7 @@ from trainer.finetune import data
 from trainer.finetune import text
 from trainer.finetune import tokens
 from trainer.training.config import parse
-from trainer.layout import AttemptName, RunPaths
+from trainer.layout.names import AttemptName, RunPaths
 from trainer.finetune.model import ModelFiles, load_tokenizer
 source, run, model = sys.argv[1:]
 config = parse(["--checkpoint-dir", run, "--data", source, "--model", model])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import clean_env, event
 
-from trainer.layout import RunPaths, list_attempts
+from trainer.layout.names import RunPaths, list_attempts
 from trainer.training.config import RunConfig
 from trainer.training.run import SpotRun
 

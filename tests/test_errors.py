@@ -8,7 +8,8 @@ from support import REPO
 from trainer.attempt import MOUNT_GONE, AttemptError
 from trainer.checkpoint.saving import SaveError
 from trainer.errors import TrainerError
-from trainer.layout import EXIT_FAILED, EXIT_PREEMPTED, EXIT_SUPERSEDED, LayoutVersionError
+from trainer.layout.documents import LayoutVersionError
+from trainer.layout.exit_codes import EXIT_FAILED, EXIT_PREEMPTED, EXIT_SUPERSEDED
 from trainer.machine.scratch import ScratchError
 from trainer.training.config import ConfigError
 from trainer.training.participant import exit_code

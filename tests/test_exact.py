@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support import Ended, column, event, history, losses, mlp, weights
 
-from trainer.layout import RunPaths, list_checkpoints
+from trainer.layout.names import RunPaths, list_checkpoints
 
 # 12 steps of 12 samples over 60 samples: an epoch is 5 steps, so there are more than two; a save every 4 steps.
 PREEMPTIONS = [

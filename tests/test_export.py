@@ -17,7 +17,9 @@ from trainer import attempt
 from trainer.attempt import AttemptError
 from trainer.errors import RunError, TrainerError
 from trainer.finetune import model
-from trainer.layout import EXIT_FAILED, EXIT_PREEMPTED, MANIFEST, CheckpointName, Manifest, RunPaths, read_manifest
+from trainer.layout.exit_codes import EXIT_FAILED, EXIT_PREEMPTED
+from trainer.layout.manifest import Manifest, read_manifest
+from trainer.layout.names import MANIFEST, CheckpointName, RunPaths
 from trainer.machine.scratch import ScratchError
 from trainer.training import export
 from trainer.training.config import TrainConfig, parse

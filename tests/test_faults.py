@@ -19,7 +19,9 @@ from trainer.bucket.hashing import hash_file
 from trainer.checkpoint.restore import Found, find_whole
 from trainer.checkpoint.state import State
 from trainer.checkpoint.writing import POINTS
-from trainer.layout import MANIFEST, CheckpointName, RunPaths, list_attempts, list_checkpoints, read_manifest, sealed
+from trainer.layout.documents import sealed
+from trainer.layout.manifest import read_manifest
+from trainer.layout.names import MANIFEST, CheckpointName, RunPaths, list_attempts, list_checkpoints
 from trainer.ranks.together import Together
 
 

@@ -13,7 +13,9 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from trainer.layout import RunPaths, list_attempts, list_checkpoints, read_manifest, read_progress
+from trainer.layout.events import read_progress
+from trainer.layout.manifest import read_manifest
+from trainer.layout.names import RunPaths, list_attempts, list_checkpoints
 from trainer.training import finite
 from trainer.training.finite import is_spoilt
 

@@ -21,7 +21,9 @@ from trainer import attempt
 from trainer.bucket import deadlines
 from trainer.bucket.hashing import hash_file
 from trainer.bucket.verify import problem
-from trainer.layout import LayoutError, RunPaths, list_checkpoints, read_manifest
+from trainer.layout.documents import LayoutError
+from trainer.layout.manifest import read_manifest
+from trainer.layout.names import RunPaths, list_checkpoints
 
 pytestmark = pytest.mark.skipif(bucket_lab.missing() is not None, reason=str(bucket_lab.missing()))
 GRACE_S = 3.0
@@ -176,7 +178,7 @@ def impatient(tmp_path: Path) -> dict[str, str]:
     """An environment in which a call counts as hanging after four seconds."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(
-        "from trainer import attempt; from trainer.bucket import deadlines as patience\npatience.LIMIT_S = attempt.START_RETRY_S = attempt.RECORDS_S = 4.0\n"
+        "from trainer import attempt\nfrom trainer.bucket import deadlines\ndeadlines.LIMIT_S = attempt.START_RETRY_S = attempt.RECORDS_S = 4.0\n"
     )
     return clean_env(PYTHONPATH=str(tmp_path / "site"))
 

@@ -15,7 +15,9 @@ from support import clean_env, train
 from trainer.finetune import data, hub, model
 from trainer.finetune.model import ModelError
 from trainer.finetune.sources import DataError
-from trainer.layout import EXIT_FAILED, EXIT_PREEMPTED, RunPaths, list_attempts, read_events
+from trainer.layout.events import read_events
+from trainer.layout.exit_codes import EXIT_FAILED, EXIT_PREEMPTED
+from trainer.layout.names import RunPaths, list_attempts
 
 OLD, NEW = "0" * 39 + "1", "0" * 39 + "2"
 NET = {
@@ -189,7 +191,7 @@ def test_a_path_is_not_asked_of_the_hub(server: HubServer, name: str) -> None:
 
 
 def test_a_data_set_without_text_is_said(server: HubServer, tmp_path: Path) -> None:
-    from trainer.layout import AttemptName
+    from trainer.layout.names import AttemptName
     from trainer.training.config import parse
 
     server.repositories["datasets/somebody/tables"] = {OLD: {"a.parquet": b"x", ".gitattributes": b"x"}}

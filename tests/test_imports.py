@@ -57,7 +57,10 @@ def test_a_template_is_rendered_without_what_a_plain_yaml_needs() -> None:
 
 
 STANDARD_LIBRARY_ALONE = (
-    "layout",
+    "layout.documents",
+    "layout.events",
+    "layout.exit_codes",
+    "layout.identity",
     "launch.supervisor",
     "launch.link",
     "launch.sidecar",
@@ -80,7 +83,7 @@ def test_what_runs_before_torch_is_loaded_needs_the_standard_library_alone(modul
 @pytest.mark.parametrize(
     ("module", "statement"),
     [
-        ("trainer/layout/__init__.py", "from trainer.bucket import hashing"),
+        ("trainer/layout/names.py", "from trainer.bucket import hashing"),
         ("trainer/checkpoint/saving.py", "def late():\n    from trainer.training import loop"),
         ("trainer/bucket/verify.py", "import trainer.attempt"),
         ("trainer/ranks/heartbeat.py", "from skyspot import errors"),

@@ -14,7 +14,8 @@ from trainer.finetune import data, model, tokens
 from trainer.finetune.__main__ import is_moved
 from trainer.finetune.inputs import Inputs
 from trainer.finetune.sources import DataError
-from trainer.layout import Manifest, RunPaths, list_attempts
+from trainer.layout.manifest import Manifest
+from trainer.layout.names import RunPaths, list_attempts
 from trainer.training.config import parse
 from trainer.training.run import SpotRun
 

@@ -17,7 +17,7 @@ from skyspot.jobs.client import Job
 from skyspot.runs import location
 from skyspot.runs.location import Location
 from skyspot.task import document, settings
-from trainer.layout import RunPaths
+from trainer.layout.names import RunPaths
 
 
 def job(id: int, name: str = "run-001", status: str = "RUNNING", task: str = "") -> Job:

@@ -16,7 +16,8 @@ from support import clean_env, event, launch
 from trainer.launch.nodes import Nodes, NodesError
 from trainer.launch.relay import LONGEST_LINE_BYTES, Lines
 from trainer.launch.supervisor import LaunchError, first_of_the_table, process_count
-from trainer.layout import RunPaths, list_attempts, read_events
+from trainer.layout.events import read_events
+from trainer.layout.names import RunPaths, list_attempts
 
 HEAD = "import os, signal, sys, time\nrank = int(os.environ['RANK'])\n"
 
@@ -247,10 +248,12 @@ def test_what_is_no_number_is_refused_in_a_line(text: str, monkeypatch: pytest.M
 def test_where_rank_0_dies_its_end_is_recorded_by_a_child(tmp_path: Path) -> None:
     body = (
         "from pathlib import Path\n"
-        "from trainer import attempt, layout; from trainer.launch import link as rank\n"
-        f"paths = layout.RunPaths(Path(r'{tmp_path}/run'))\n"
+        "from trainer import attempt\n"
+        "from trainer.launch.link import Link\n"
+        "from trainer.layout.names import RunPaths\n"
+        f"paths = RunPaths(Path(r'{tmp_path}/run'))\n"
         "mine = attempt.open_attempt(paths, launch=os.environ['SKYSPOT_LAUNCH'], config={}, binding={})\n"
-        "rank.Link.from_env().say_attempt(paths.root, mine.name)\n"
+        "Link.from_env().say_attempt(paths.root, mine.name)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     assert run(script(tmp_path, body), processes=1).returncode == 75

@@ -12,7 +12,8 @@ from pathlib import Path
 from support import event, losses, mlp
 
 from trainer.checkpoint.reading import open_checkpoint, read
-from trainer.layout import RunPaths, list_checkpoints, read_manifest
+from trainer.layout.manifest import read_manifest
+from trainer.layout.names import RunPaths, list_checkpoints
 
 DATA = Path(__file__).parent / "data" / "layout-1"
 

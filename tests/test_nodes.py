@@ -19,7 +19,8 @@ from support import PROGRAMS, Ended, clean_env, column, event, losses, weights
 
 from skyspot.rehearsal.metadata import AwsMetadata
 from trainer.launch.nodes import Nodes, NodesError, interface_of
-from trainer.layout import RunPaths, list_attempts, list_checkpoints, read_events
+from trainer.layout.events import read_events
+from trainer.layout.names import RunPaths, list_attempts, list_checkpoints
 
 
 def environment(home: Path, node: int, task: str, nodes: int = 2, **more: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ from support import PROGRAMS, clean_env, event
 from skyspot.rehearsal.metadata import AwsMetadata
 from trainer.attempt import notices as notice
 from trainer.attempt.notices import Notices
-from trainer.layout import RunPaths, list_attempts
+from trainer.layout.names import RunPaths, list_attempts
 
 
 def listening(server: AwsMetadata, monkeypatch: pytest.MonkeyPatch, ignored: frozenset[str] = frozenset()) -> Notices:

@@ -20,7 +20,7 @@ from skyspot.runs import find
 from skyspot.task import document, pipeline
 from skyspot.task.options import Options
 from skyspot.task.yamledit import difference
-from trainer.layout import to_json
+from trainer.layout.documents import to_json
 
 PIPELINE = """\
 # Two tasks, one after the other.

@@ -28,25 +28,17 @@ from trainer.bucket.verify import problem
 from trainer.checkpoint import pruning
 from trainer.checkpoint.pruning import DEAD_S, Living, Pruner, delete
 from trainer.checkpoint.writing import share_name, write_manifest, write_state, write_tensors
-from trainer.layout import (
-    EXIT_PREEMPTED,
-    MANIFEST,
-    STATE,
-    AttemptName,
-    CheckpointName,
-    LayoutError,
-    Manifest,
-    RunPaths,
-    list_checkpoints,
-    read_manifest,
-)
+from trainer.layout.documents import LayoutError
+from trainer.layout.exit_codes import EXIT_PREEMPTED
+from trainer.layout.manifest import Manifest, read_manifest
+from trainer.layout.names import MANIFEST, STATE, AttemptName, CheckpointName, RunPaths, list_checkpoints
 
 needs_rclone = pytest.mark.skipif(bucket_lab.missing() is not None, reason=str(bucket_lab.missing()))
 ATTEMPT = """
 import sys
 from pathlib import Path
 from trainer.attempt import open_attempt
-from trainer.layout import RunPaths
+from trainer.layout.names import RunPaths
 print(open_attempt(RunPaths(Path(sys.argv[1])), launch="l", config={}, binding={}).name, flush=True)
 sys.stdin.read()
 """

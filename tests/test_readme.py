@@ -14,7 +14,7 @@ from support import PROGRAMS, REPO, clean_env
 from support_sky import CATALOGS, run_commands
 
 from trainer.attempt.ending import ENDINGS, Hold
-from trainer.layout import EXIT_DONE, EXIT_PREEMPTED, EXIT_USAGE
+from trainer.layout.exit_codes import EXIT_DONE, EXIT_PREEMPTED, EXIT_USAGE
 
 README = (REPO / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)

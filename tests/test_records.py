@@ -4,7 +4,8 @@ from pathlib import Path
 
 from trainer import attempt as attempts
 from trainer.bucket.hashing import hash_file
-from trainer.layout import RunPaths, read_metrics
+from trainer.layout.events import read_metrics
+from trainer.layout.names import RunPaths
 from trainer.training.metrics import Records
 
 

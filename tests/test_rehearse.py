@@ -25,7 +25,7 @@ from skyspot.rehearsal.engine import rehearse as rehearse_task
 from skyspot.rehearsal.result import Leg, Result, Row, Settings, heading
 from skyspot.rehearsal.view import View, table
 from skyspot.task.options import Options
-from trainer.layout import RunPaths, list_checkpoints
+from trainer.layout.names import RunPaths, list_checkpoints
 
 OWN = """\
 name: own

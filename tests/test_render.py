@@ -394,7 +394,7 @@ def test_a_trainer_py_of_the_users_own_is_never_run_or_shipped(tmp_path: Path) -
     (tmp_path / "trainer.py").write_text("raise SystemExit('mine ran')\n")
     done = skyspot("render", "-n", "r", "-o", ".", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / ".skyspot" / "r" / "trainer" / "layout" / "__init__.py").exists()
+    assert (tmp_path / ".skyspot" / "r" / "trainer" / "layout" / "names.py").exists()
     (tmp_path / "trainer.py").write_text("")
     refused = skyspot("rehearse", cwd=tmp_path)
     assert refused.returncode == 2

@@ -13,7 +13,8 @@ from torch import nn
 from trainer.checkpoint import restore, state, writing
 from trainer.checkpoint.shards import deal, local, parts_of
 from trainer.checkpoint.state import StateError
-from trainer.layout import STATE, Manifest
+from trainer.layout.manifest import Manifest
+from trainer.layout.names import STATE
 
 NAME = "0000000002-a0001-0000ff-1"
 

@@ -21,7 +21,9 @@ from trainer.bucket.verify import problem
 from trainer.checkpoint import staging
 from trainer.checkpoint.interval import Costs, Lives, Pace, choose
 from trainer.checkpoint.shards import Part, parts_of
-from trainer.layout import RunPaths, list_attempts, list_checkpoints, read_events, read_manifest
+from trainer.layout.events import read_events
+from trainer.layout.manifest import read_manifest
+from trainer.layout.names import RunPaths, list_attempts, list_checkpoints
 
 
 def test_without_memory_for_a_copy_training_waits_and_it_is_said(tmp_path: Path, undisturbed) -> None:

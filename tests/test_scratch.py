@@ -15,7 +15,8 @@ import pytest
 from support import clean_env
 
 from trainer import attempt
-from trainer.layout import EXIT_PREEMPTED, RunPaths
+from trainer.layout.exit_codes import EXIT_PREEMPTED
+from trainer.layout.names import RunPaths
 from trainer.machine import scratch
 from trainer.training.config import RunConfig
 from trainer.training.run import SpotRun

@@ -11,7 +11,8 @@ import pytest
 import warm
 from support import PROGRAMS, clean_env, event, history, launch, losses, mlp, weights
 
-from trainer.layout import RunPaths, list_attempts, read_progress
+from trainer.layout.events import read_progress
+from trainer.layout.names import RunPaths, list_attempts
 
 TASK = "sky-managed-2026-01-01_run_7-0"
 

@@ -15,7 +15,8 @@ import torch.distributed as dist
 
 from trainer.attempt import AttemptError
 from trainer.finetune import data, tokens
-from trainer.layout import EXIT_PREEMPTED, AttemptName, RunPaths
+from trainer.layout.exit_codes import EXIT_PREEMPTED
+from trainer.layout.names import AttemptName, RunPaths
 from trainer.machine import scratch
 from trainer.ranks.together import Together
 from trainer.training.config import parse

@@ -9,7 +9,7 @@ import pytest
 import warm
 from support import clean_env, column, event, losses, train, weights
 
-from trainer.layout import RunPaths, list_attempts, list_checkpoints
+from trainer.layout.names import RunPaths, list_attempts, list_checkpoints
 
 SHORT = ("--max-steps", 8, "--save-every", 3, "--warmup-steps", 2, "--seq-len", 32, "--cpu")
 LONGER = (*SHORT, "--max-steps", 24)

@@ -17,7 +17,7 @@ SHIPPED = [
     "trainer/setup.sh",
     "trainer/requirements.lock",
     "trainer/.skyignore",
-    "trainer/layout/__init__.py",
+    "trainer/layout/names.py",
     "skyspot/cli/main.py",
 ]
 

@@ -25,7 +25,7 @@ from skyspot.cli.format import ago, many
 from skyspot.runs import checkpoints, find
 from skyspot.runs.checkpoints import FINAL, Checkpoint
 from skyspot.runs.location import Location
-from trainer.layout import RunPaths
+from trainer.layout.names import RunPaths
 
 UNLIMITED = 1 << 16
 """Columns where nobody's terminal has to hold a line."""

@@ -23,7 +23,7 @@ from skyspot.task.document import Task
 from skyspot.task.options import WRITTEN, Options, written_task
 from skyspot.task.render import headed
 from skyspot.task.shell import options
-from trainer.layout import RunPaths
+from trainer.layout.names import RunPaths
 
 
 @dataclass(frozen=True)

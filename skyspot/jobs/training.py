@@ -16,15 +16,9 @@ from skyspot.runs import aside, location
 from skyspot.runs.location import Location, Progress
 from skyspot.task import document
 from skyspot.task.options import written_task
-from trainer.layout import (
-    AttemptName,
-    RunPaths,
-    event_named,
-    file_safe,
-    list_attempts,
-    read_events,
-    to_json,
-)
+from trainer.layout.documents import to_json
+from trainer.layout.events import event_named, read_events
+from trainer.layout.names import AttemptName, RunPaths, file_safe, list_attempts
 
 READ_S = 20.0
 """How long the queue waits for all buckets, and then for SkyPilot's reasons."""

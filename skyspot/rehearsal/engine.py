@@ -21,7 +21,9 @@ from skyspot.rehearsal.metadata import AwsMetadata
 from skyspot.rehearsal.result import Leg, Result, Row, Settings, heading
 from skyspot.rehearsal.task import Job, Mount
 from skyspot.rehearsal.view import View
-from trainer.layout import EXIT_NO_PROGRESS, RunPaths, event_named, list_attempts, read_events
+from trainer.layout.events import event_named, read_events
+from trainer.layout.exit_codes import EXIT_NO_PROGRESS
+from trainer.layout.names import RunPaths, list_attempts
 
 MORE_ATTEMPTS = 10
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -9,19 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.layout import (
-    MANIFEST,
-    AttemptName,
-    LayoutError,
-    RunPaths,
-    event_named,
-    list_attempts,
-    list_checkpoints,
-    list_metrics,
-    read_events,
-    read_manifest,
-    read_metrics,
-)
+from trainer.layout.documents import LayoutError
+from trainer.layout.events import event_named, read_events, read_metrics
+from trainer.layout.manifest import read_manifest
+from trainer.layout.names import MANIFEST, AttemptName, RunPaths, list_attempts, list_checkpoints, list_metrics
 
 KINDS = ("kill", "aws-notice", "sigterm", "kill-in-save", "torn")
 

@@ -12,7 +12,8 @@ from skyspot.rehearsal.machine import Machine
 from skyspot.rehearsal.metadata import AwsMetadata
 from skyspot.rehearsal.result import Row
 from skyspot.rehearsal.view import View
-from trainer.layout import EXIT_PREEMPTED, CheckpointName
+from trainer.layout.exit_codes import EXIT_PREEMPTED
+from trainer.layout.names import CheckpointName
 
 NOTICE_S = 120.0
 NOTICE_WITHOUT_RECORDS_S = 10.0

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.layout import LayoutError, Manifest, RunPaths, is_safe_name, list_checkpoints, read_manifest, read_metrics
+from trainer.layout.documents import LayoutError
+from trainer.layout.events import read_metrics
+from trainer.layout.manifest import Manifest, read_manifest
+from trainer.layout.names import RunPaths, is_safe_name, list_checkpoints
 
 FALL = 0.2
 DRIFT = 1e-5

@@ -18,25 +18,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from skyspot.runs import aside, location
-from trainer.layout import (
-    MANIFEST,
-    STATE,
-    CheckpointName,
-    FileRecord,
-    LayoutError,
-    LayoutVersionError,
-    Manifest,
-    RunPaths,
-    belongs,
-    from_json,
-    id_among,
-    is_of,
-    known_id,
-    list_checkpoints,
-    parse_event,
-    read_manifest,
-    sizes_agree,
-)
+from trainer.layout.documents import LayoutError, LayoutVersionError, from_json
+from trainer.layout.events import parse_event
+from trainer.layout.identity import belongs, id_among, is_of, known_id
+from trainer.layout.manifest import FileRecord, Manifest, read_manifest, sizes_agree
+from trainer.layout.names import MANIFEST, STATE, CheckpointName, RunPaths, list_checkpoints
 
 FINAL = "final"
 PRUNED_BEHIND = 2

@@ -11,7 +11,7 @@ from skyspot.runs import aside, location
 from skyspot.runs.location import Location
 from skyspot.task.mounts import CHECKPOINT_DIR
 from skyspot.task.options import NAME, SETTINGS, WRITTEN, written_task
-from trainer.layout import MANIFEST, CheckpointName, RunPaths
+from trainer.layout.names import MANIFEST, CheckpointName, RunPaths
 
 _OF_A_RUN = {"run.json", "attempts", "checkpoints", "final"}
 SHOWN = 5

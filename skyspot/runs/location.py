@@ -18,19 +18,10 @@ from skyspot.errors import SkyspotError, UnreadableError
 from skyspot.home import expanded
 from skyspot.runs import aside
 from skyspot.task.mounts import CHECKPOINT_DIR, Mount, innermost
-from trainer.layout import (
-    MAX_JSON_BYTES,
-    AttemptName,
-    LayoutError,
-    Manifest,
-    RunPaths,
-    event_named,
-    list_attempts,
-    list_checkpoints,
-    read_events,
-    read_manifest,
-    read_progress,
-)
+from trainer.layout.documents import MAX_JSON_BYTES, LayoutError
+from trainer.layout.events import event_named, read_events, read_progress
+from trainer.layout.manifest import Manifest, read_manifest
+from trainer.layout.names import AttemptName, RunPaths, list_attempts, list_checkpoints
 
 if TYPE_CHECKING:  # It needs PyYAML, which looking at checkpoints does not.
     from skyspot.task.document import Task

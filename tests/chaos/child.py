@@ -29,7 +29,8 @@ from trainer.checkpoint import restore, saving, staging, writing
 from trainer.checkpoint.saving import Boundary, BucketError, Keeping, Saver
 from trainer.checkpoint.shards import local
 from trainer.checkpoint.state import State
-from trainer.layout import EXIT_PRECEDENCE, EXIT_PREEMPTED, RunPaths
+from trainer.layout.exit_codes import EXIT_PRECEDENCE, EXIT_PREEMPTED
+from trainer.layout.names import RunPaths
 from trainer.ranks.together import Together, is_peer_trouble
 from trainer.training.metrics import Records
 

@@ -20,7 +20,7 @@ from wait import readable
 from watch import Watch
 
 from trainer.checkpoint.writing import POINTS
-from trainer.layout import RunPaths
+from trainer.layout.names import RunPaths
 
 STEPS = 4
 OF_EACH_RANK = ("folder-made", "share-half", "share-written")

@@ -13,7 +13,7 @@ from typing import Any
 from trainer.bucket import mounts
 from trainer.bucket.hashing import Hasher
 from trainer.checkpoint import pruning, reading, restore, saving, staging, writing
-from trainer.layout import FileRecord
+from trainer.layout.manifest import FileRecord
 from trainer.ranks import together
 
 

@@ -12,15 +12,10 @@ from typing import Any
 from lab import HOME, Lab, call, kill, processes_of, until
 from place import CLUSTER, SPOT
 
-from trainer.layout import (
-    AttemptName,
-    LayoutError,
-    RunPaths,
-    list_attempts,
-    list_checkpoints,
-    read_events,
-    read_manifest,
-)
+from trainer.layout.documents import LayoutError
+from trainer.layout.events import read_events
+from trainer.layout.manifest import read_manifest
+from trainer.layout.names import AttemptName, RunPaths, list_attempts, list_checkpoints
 
 # For what takes one or two minutes on a machine that has nothing else to do. It says that something hangs, not that it
 # is slow: how long the whole may take is .ci/run's matter.

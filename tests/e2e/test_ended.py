@@ -16,7 +16,7 @@ from scenarios import scenario
 from test_preempted import Ended, template_options, undisturbed, verdict  # noqa: F401  (a fixture)
 
 from skyspot.rehearsal.verdict import read_history
-from trainer.layout import RunPaths
+from trainer.layout.names import RunPaths
 
 TASK = """\
 resources:

@@ -22,7 +22,8 @@ import torch
 from torch import nn
 
 from trainer.checkpoint import pruning, saving, staging, writing
-from trainer.layout import LayoutError, read_manifest
+from trainer.layout.documents import LayoutError
+from trainer.layout.manifest import read_manifest
 from trainer.ranks import together
 from trainer.training import export, loop, rng
 from trainer.training.run import default_binding

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from trainer.attempt import open_attempt
 from trainer.checkpoint import restore, shards, state
 from trainer.checkpoint.saving import Boundary, Keeping, Saver
-from trainer.layout import RunPaths, list_checkpoints
+from trainer.layout.names import RunPaths, list_checkpoints
 from trainer.ranks.together import Together
 from trainer.training.metrics import Records
 

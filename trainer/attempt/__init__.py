@@ -27,35 +27,22 @@ from typing import Any, TypeVar
 from trainer.attempt import ending
 from trainer.bucket import deadlines
 from trainer.errors import TrainerError
-from trainer.layout import (
-    EXIT_FAILED,
-    EXIT_PREEMPTED,
+from trainer.layout.documents import (
     LAYOUT_VERSION,
-    AttemptName,
-    CheckpointName,
-    Event,
     LayoutError,
     LayoutVersionError,
-    Manifest,
-    RunPaths,
     check_seal,
     check_version,
-    event_named,
-    file_safe,
-    id_among,
-    is_of,
-    known_id,
-    last_event_number,
-    list_attempts,
-    list_checkpoints,
-    newest_committed,
-    read_events,
     read_json,
-    read_manifest,
     sealed,
     to_json,
     write_once,
 )
+from trainer.layout.events import Event, event_named, last_event_number, read_events
+from trainer.layout.exit_codes import EXIT_FAILED, EXIT_PREEMPTED
+from trainer.layout.identity import id_among, is_of, known_id, newest_committed
+from trainer.layout.manifest import Manifest, read_manifest
+from trainer.layout.names import AttemptName, CheckpointName, RunPaths, file_safe, list_attempts, list_checkpoints
 from trainer.machine import home, scratch
 
 START_RETRY_S = 600.0

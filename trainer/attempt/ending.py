@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from trainer.attempt.notices import Notice
-from trainer.layout import (
+from trainer.layout.exit_codes import (
     EXIT_DONE,
     EXIT_FAILED,
     EXIT_NO_PROGRESS,

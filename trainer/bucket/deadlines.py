@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from trainer import layout
-from trainer.layout import EXIT_PREEMPTED, Manifest
+from trainer.layout import manifest
+from trainer.layout.exit_codes import EXIT_PREEMPTED
+from trainer.layout.manifest import Manifest
 
 SLOWEST_BYTES_PER_S = 10e6
 LIMIT_S = 120.0
@@ -76,9 +77,9 @@ def opened(path: Path, what: str, where: Path | None = None) -> Iterator[BinaryI
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """`layout.read_manifest`, and it has to be over in time."""
+    """`manifest.read_manifest`, and it has to be over in time."""
     with within(f"reading MANIFEST.json of {folder.name}"):
-        return layout.read_manifest(folder)
+        return manifest.read_manifest(folder)
 
 
 def overdue() -> UnderWay | None:

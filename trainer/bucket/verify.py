@@ -8,7 +8,8 @@ from pathlib import Path
 
 from trainer.bucket.deadlines import within
 from trainer.bucket.hashing import hash_file
-from trainer.layout import FileRecord, Manifest, says_not_there
+from trainer.layout.documents import says_not_there
+from trainer.layout.manifest import FileRecord, Manifest
 
 
 def problem(folder: Path, manifest: Manifest, past_cache: bool = False) -> str | None:

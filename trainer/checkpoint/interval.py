@@ -17,15 +17,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.layout import (
-    EXIT_PREEMPTED,
-    AttemptName,
-    RunPaths,
-    event_named,
-    list_attempts,
-    read_events,
-    read_progress,
-)
+from trainer.layout.events import event_named, read_events, read_progress
+from trainer.layout.exit_codes import EXIT_PREEMPTED
+from trainer.layout.names import AttemptName, RunPaths, list_attempts
 
 PRIOR_S = 7200.0
 """Mean time between preemptions before any is seen; it weighs as much as one preemption."""

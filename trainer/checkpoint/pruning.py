@@ -21,20 +21,11 @@ from trainer.bucket.deadlines import read_manifest, within
 from trainer.bucket.mounts import DISKS, Proof, UploadLog, mount_of
 from trainer.bucket.verify import problem
 from trainer.checkpoint.writing import share_name
-from trainer.layout import (
-    MANIFEST,
-    STATE,
-    AttemptName,
-    CheckpointName,
-    LayoutError,
-    Manifest,
-    RunPaths,
-    belongs,
-    event_named,
-    is_of,
-    list_checkpoints,
-    read_events,
-)
+from trainer.layout.documents import LayoutError
+from trainer.layout.events import event_named, read_events
+from trainer.layout.identity import belongs, is_of
+from trainer.layout.manifest import Manifest
+from trainer.layout.names import MANIFEST, STATE, AttemptName, CheckpointName, RunPaths, list_checkpoints
 
 DEAD_S = 600.0
 """An attempt that has changed nothing for so long, watched from here, writes nothing any more."""

@@ -23,19 +23,10 @@ from trainer.bucket.deadlines import opened, read_manifest, within
 from trainer.bucket.hashing import CHUNK_BYTES, Hasher, hash_bytes
 from trainer.checkpoint.shards import Box
 from trainer.checkpoint.writing import DTYPES, PARTS
-from trainer.layout import (
-    MAX_JSON_BYTES,
-    STATE,
-    CheckpointName,
-    FileRecord,
-    LayoutError,
-    LayoutVersionError,
-    Manifest,
-    belongs,
-    from_json,
-    is_safe_name,
-    says_not_there,
-)
+from trainer.layout.documents import MAX_JSON_BYTES, LayoutError, LayoutVersionError, from_json, says_not_there
+from trainer.layout.identity import belongs
+from trainer.layout.manifest import FileRecord, Manifest
+from trainer.layout.names import STATE, CheckpointName, is_safe_name
 
 _MAX_DIMS = 64
 _VIEWS = 256

@@ -15,7 +15,10 @@ from trainer.bucket.deadlines import within
 from trainer.checkpoint.reading import DamagedError, open_checkpoint, read
 from trainer.checkpoint.saving import BucketError, fatal_code
 from trainer.checkpoint.state import State, rebuilt, wanted
-from trainer.layout import EXIT_FAILED, MANIFEST, CheckpointName, Manifest, RunPaths, is_of, list_checkpoints
+from trainer.layout.exit_codes import EXIT_FAILED
+from trainer.layout.identity import is_of
+from trainer.layout.manifest import Manifest
+from trainer.layout.names import MANIFEST, CheckpointName, RunPaths, list_checkpoints
 from trainer.ranks.together import Together
 
 NOT_FINITE = "its weights are not finite (NaN or infinite)"

@@ -28,18 +28,10 @@ from trainer.checkpoint.shards import Part, deal, parts_of
 from trainer.checkpoint.staging import Copy, Staging
 from trainer.checkpoint.state import State, StateError
 from trainer.errors import TrainerError
-from trainer.layout import (
-    EXIT_FAILED,
-    EXIT_PREEMPTED,
-    EXIT_SUPERSEDED,
-    STATE,
-    AttemptName,
-    CheckpointName,
-    FileRecord,
-    LayoutError,
-    Manifest,
-    RunPaths,
-)
+from trainer.layout.documents import LayoutError
+from trainer.layout.exit_codes import EXIT_FAILED, EXIT_PREEMPTED, EXIT_SUPERSEDED
+from trainer.layout.manifest import FileRecord, Manifest
+from trainer.layout.names import STATE, AttemptName, CheckpointName, RunPaths
 from trainer.ranks.heartbeat import BEAT_S
 from trainer.ranks.together import PeerGoneError, Together, peek, wait_for
 from trainer.training.finite import NotFiniteError, is_spoilt

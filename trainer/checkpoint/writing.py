@@ -24,7 +24,9 @@ import torch
 from trainer.bucket.deadlines import within, within_bytes
 from trainer.bucket.hashing import BLOCK, CHUNK_BYTES, Hasher, hash_bytes, turn_past_cache
 from trainer.checkpoint.shards import Part
-from trainer.layout import MANIFEST, STATE, FileRecord, Manifest, fsync, to_json, write_once
+from trainer.layout.documents import fsync, to_json, write_once
+from trainer.layout.manifest import FileRecord, Manifest
+from trainer.layout.names import MANIFEST, STATE
 
 PARTS = "parts"
 """In a share's `__metadata__`: JSON of {tensor: [shape of the whole, offsets]}, of tensors that it has parts of."""

@@ -33,17 +33,9 @@ from trainer.finetune.sources import (
     nothing_readable,
 )
 from trainer.finetune.text import documents
-from trainer.layout import (
-    MANIFEST,
-    AttemptName,
-    FileRecord,
-    LayoutError,
-    Manifest,
-    RunPaths,
-    fsync,
-    sizes_agree,
-    write_once,
-)
+from trainer.layout.documents import LayoutError, fsync, write_once
+from trainer.layout.manifest import FileRecord, Manifest, sizes_agree
+from trainer.layout.names import MANIFEST, AttemptName, RunPaths
 from trainer.machine import scratch
 
 if TYPE_CHECKING:

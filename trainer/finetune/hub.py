@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from trainer.attempt import REFUSED, AttemptError, pause
-from trainer.layout import EXIT_FAILED, EXIT_PREEMPTED
+from trainer.layout.exit_codes import EXIT_FAILED, EXIT_PREEMPTED
 from trainer.machine import scratch
 
 RETRY_S = 600.0

@@ -19,7 +19,8 @@ from trainer.finetune import data
 from trainer.finetune.model import ModelFiles, find_model, fingerprint
 from trainer.finetune.sources import DataError
 from trainer.finetune.tokens import DamagedError, copied, manifest_of
-from trainer.layout import LayoutError, Manifest
+from trainer.layout.documents import LayoutError
+from trainer.layout.manifest import Manifest
 
 if TYPE_CHECKING:
     from trainer.training.config import TrainConfig

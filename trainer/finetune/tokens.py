@@ -16,15 +16,10 @@ from trainer.attempt import AttemptError
 from trainer.bucket.deadlines import opened, read_manifest, within
 from trainer.bucket.hashing import CHUNK_BYTES, Hasher
 from trainer.finetune.sources import DataError
-from trainer.layout import (
-    EXIT_PREEMPTED,
-    FileRecord,
-    LayoutError,
-    LayoutVersionError,
-    Manifest,
-    RunPaths,
-    says_not_there,
-)
+from trainer.layout.documents import LayoutError, LayoutVersionError, says_not_there
+from trainer.layout.exit_codes import EXIT_PREEMPTED
+from trainer.layout.manifest import FileRecord, Manifest
+from trainer.layout.names import RunPaths
 from trainer.machine import scratch
 
 if TYPE_CHECKING:

@@ -21,12 +21,8 @@ from trainer import attempt as attempts
 from trainer.attempt.ending import NO_PROGRESS, STOP_REQUEST, Ending
 from trainer.bucket.deadlines import await_overdue
 from trainer.errors import TrainerError
-from trainer.layout import (
-    AttemptName,
-    RunPaths,
-    event_named,
-    read_events,
-)
+from trainer.layout.events import event_named, read_events
+from trainer.layout.names import AttemptName, RunPaths
 
 LOOK_S = 5.0
 

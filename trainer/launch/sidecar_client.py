@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from trainer.attempt.ending import STOP_REQUEST, SUPERSEDED, Ending
-from trainer.layout import EXIT_FAILED
+from trainer.layout.exit_codes import EXIT_FAILED
 
 END_EVENT_S = 5.0
 STOPS = {ending.cause: ending for ending in (SUPERSEDED, STOP_REQUEST)}

@@ -35,14 +35,8 @@ from trainer.launch.link import DEFAULT_GRACE_S, LISTENS, PEER_GONE
 from trainer.launch.nodes import Nodes, interface_of
 from trainer.launch.relay import Lines, Relay
 from trainer.launch.sidecar_client import END_EVENT_S, Keeper, write_end
-from trainer.layout import (
-    EXIT_DONE,
-    EXIT_FAILED,
-    EXIT_PRECEDENCE,
-    EXIT_PREEMPTED,
-    EXIT_USAGE,
-    file_safe,
-)
+from trainer.layout.exit_codes import EXIT_DONE, EXIT_FAILED, EXIT_PRECEDENCE, EXIT_PREEMPTED, EXIT_USAGE
+from trainer.layout.names import file_safe
 from trainer.machine import home
 
 KILL_AFTER_GRACE_S = 3.0

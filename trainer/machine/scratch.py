@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trainer.errors import TrainerError
-from trainer.layout import EXIT_PREEMPTED
+from trainer.layout.exit_codes import EXIT_PREEMPTED
 
 PREFIX = "skyspot-"
 SPARE_BYTES = 64 << 20

@@ -21,7 +21,9 @@ from trainer.bucket.hashing import CHUNK_BYTES, Hasher
 from trainer.checkpoint.names import named_tensors, without_compilation
 from trainer.checkpoint.writing import write_manifest, write_tensors
 from trainer.errors import RunError
-from trainer.layout import MANIFEST, CheckpointName, FileRecord, Manifest, fsync, is_safe_name
+from trainer.layout.documents import fsync
+from trainer.layout.manifest import FileRecord, Manifest
+from trainer.layout.names import MANIFEST, CheckpointName, is_safe_name
 from trainer.machine import scratch
 from trainer.machine.scratch import ScratchError
 from trainer.training.display import say

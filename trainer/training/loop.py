@@ -32,7 +32,8 @@ from trainer.checkpoint.names import unwrap
 from trainer.checkpoint.restore import NOT_FINITE, find_whole
 from trainer.checkpoint.saving import Boundary, Keeping, Saver
 from trainer.errors import RunError
-from trainer.layout import STOP_REQUEST_S, CheckpointName
+from trainer.layout.exit_codes import STOP_REQUEST_S
+from trainer.layout.names import CheckpointName
 from trainer.ranks.agreement import KINDS, MASK, Row, Stop, exact_sum, from_bits, to_bits
 from trainer.ranks.together import Exchange
 from trainer.training import changes, export, finite, gradients, rng

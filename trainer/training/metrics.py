@@ -20,8 +20,10 @@ from typing import Any, BinaryIO
 from trainer.attempt import Attempt, newer_attempt, record, stop_requested
 from trainer.bucket.deadlines import within
 from trainer.bucket.hashing import hash_bytes
-from trainer.layout import AttemptName, list_attempts, list_metrics, read_events, read_metrics, to_json
-from trainer.layout import event_named as last_event
+from trainer.layout.documents import to_json
+from trainer.layout.events import event_named as last_event
+from trainer.layout.events import read_events, read_metrics
+from trainer.layout.names import AttemptName, list_attempts, list_metrics
 from trainer.training.display import say
 
 LOOK_S = 5.0

@@ -33,7 +33,9 @@ from trainer.bucket.deadlines import within
 from trainer.errors import RunError, TrainerError, one_line
 from trainer.launch.link import END_WRITTEN, STOPPED, Link, grace
 from trainer.launch.nodes import Nodes
-from trainer.layout import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, AttemptName, Manifest, RunPaths
+from trainer.layout.exit_codes import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED
+from trainer.layout.manifest import Manifest
+from trainer.layout.names import AttemptName, RunPaths
 from trainer.machine import scratch
 from trainer.training.config import LATER, RunConfig, unknown_field
 

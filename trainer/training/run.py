@@ -41,7 +41,9 @@ from trainer.bucket.deadlines import await_overdue
 from trainer.errors import RunError, TrainerError, one_line
 from trainer.launch.link import CRASHED, STOPPED
 from trainer.launch.nodes import Nodes
-from trainer.layout import EXIT_DONE, EXIT_FAILED, EXIT_PRECEDENCE, AttemptName, newest_committed
+from trainer.layout.exit_codes import EXIT_DONE, EXIT_FAILED, EXIT_PRECEDENCE
+from trainer.layout.identity import newest_committed
+from trainer.layout.names import AttemptName
 from trainer.machine import home, scratch
 from trainer.training.participant import Participant, exit_code
 

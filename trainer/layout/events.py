@@ -1,0 +1,87 @@
+"""What an attempt records of its life: events, lines of metrics, progress."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.layout.documents import LayoutError, from_json, read_json
+from trainer.layout.names import AttemptName, RunPaths, names_in
+
+_EVENT = re.compile(r"(\d{4,9})-([a-z][a-z-]{0,31})\.json")
+
+
+@dataclass(frozen=True)
+class Event:
+    """One record of an attempt's life."""
+
+    number: int
+    name: str
+    fields: Mapping[str, Any]
+
+
+def read_events(
+    paths: RunPaths, attempt: AttemptName, names: Collection[str] = (), *, all_of_them: bool = False
+) -> list[Event]:
+    """An attempt's events in order. One that is torn is left out: the machine was taken while it was written.
+
+    Args:
+        paths: The run's.
+        attempt: The attempt.
+        names: Only events of these names: each costs a request to the bucket. None: all.
+        all_of_them: Leave none out.
+
+    Raises:
+        LayoutError, OSError: `all_of_them` are wanted, and one cannot be read.
+    """
+    events = []
+    for name in names_in(paths.attempt(attempt)):
+        match = _EVENT.fullmatch(name)
+        if not match or (names and match[2] not in names):
+            continue
+        try:
+            fields = read_json(paths.attempt(attempt) / name)
+            events.append(Event(int(match[1]), match[2], fields))
+        except (LayoutError, OSError):
+            if all_of_them:
+                raise
+    return sorted(events, key=lambda event: (event.number, event.name))
+
+
+def parse_event(file: str) -> tuple[int, str] | None:
+    """(number, event) of the name of an event's file; None where it is not one."""
+    found = _EVENT.fullmatch(file)
+    return (int(found[1]), found[2]) if found else None
+
+
+def last_event_number(paths: RunPaths, attempt: AttemptName) -> int:
+    """The highest number that an event of the attempt has, torn ones included; 0 where there is none."""
+    return max((int(match[1]) for match in map(_EVENT.fullmatch, names_in(paths.attempt(attempt))) if match), default=0)
+
+
+def event_named(events: list[Event], name: str) -> Mapping[str, Any] | None:
+    """The fields of the last event of that name; None where there is none."""
+    return next((event.fields for event in reversed(events) if event.name == name), None)
+
+
+def read_metrics(data: bytes) -> Iterator[dict[str, Any]]:
+    """The lines of a metrics file; reading stops at the first that is torn."""
+    for line in data.split(b"\n"):
+        if not line:
+            continue
+        try:
+            document = from_json(line)
+        except LayoutError:
+            return
+        if isinstance(document, dict) and isinstance(document.get("step"), int):
+            yield document
+
+
+def read_progress(paths: RunPaths, attempt: AttemptName) -> dict[str, Any]:
+    """The attempt's progress; empty where it is missing or torn."""
+    try:
+        return read_json(paths.progress(attempt))
+    except (LayoutError, OSError):
+        return {}

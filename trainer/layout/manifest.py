@@ -1,0 +1,142 @@
+"""The manifest: the last file written into a folder, which makes the folder committed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainer.layout.documents import (
+    LAYOUT_VERSION,
+    LayoutError,
+    LayoutVersionError,
+    check_seal,
+    check_version,
+    from_json,
+    read_whole,
+    says_not_there,
+    sealed,
+)
+from trainer.layout.names import MANIFEST, is_safe_name
+
+_HASH = re.compile(r"[0-9a-f]{32}")
+
+_NO_FACTS = {"layout_version", "kind", "files", "seal"}
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a manifest says of one file."""
+
+    bytes: int
+    """Size in bytes."""
+    hash: str
+    """xxh3-128 of the contents, 32 hexadecimal digits."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The last file written into a folder: it makes the folder committed."""
+
+    kind: str
+    """`checkpoint`, `tokens` or `final`."""
+    files: Mapping[str, FileRecord]
+    """Every other file of the folder, by its path relative to it, with `/`."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else is known. Of a checkpoint: run_id, step, samples (consumed so far), world_size, attempt, config,
+    binding, machine, tokens (folder name), finite (False: its weights hold NaN or infinite values; older ones do not
+    say it), metrics (list of {path, bytes, hash, first_step, last_step})."""
+
+    @property
+    def step(self) -> int:
+        """The step that the folder stands at; 0 where it has none."""
+        return int(self.facts.get("step", 0))
+
+    @property
+    def finite(self) -> bool:
+        """Whether a checkpoint's weights are free of NaN and infinite values, as far as it is known."""
+        return self.facts.get("finite") is not False
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all files together, in bytes."""
+        return sum(record.bytes for record in self.files.values())
+
+    def to_json(self) -> bytes:
+        """The manifest as it is written."""
+        files = {name: {"bytes": record.bytes, "hash": record.hash} for name, record in sorted(self.files.items())}
+        return sealed({"layout_version": LAYOUT_VERSION, "kind": self.kind, **self.facts, "files": files})
+
+    @classmethod
+    def parse(cls, data: bytes) -> Manifest:
+        """Read a manifest, trusting nothing in it.
+
+        Raises:
+            LayoutError: it is torn, or names files outside of its folder, or sizes or hashes that cannot be.
+            LayoutVersionError: it was written by a newer release.
+        """
+        document = from_json(data)
+        if not isinstance(document, dict):
+            raise LayoutError("not a JSON object")
+        check_seal(document)
+        check_version(document)
+        kind, listed = document.get("kind"), document.get("files")
+        if not isinstance(kind, str) or not isinstance(listed, dict):
+            raise LayoutError("it has no `kind` or no `files`")
+        files = {}
+        for name, record in listed.items():
+            if not is_safe_name(name):
+                raise LayoutError(f"it lists a file outside of its folder: {name[:80]!r}")
+            size = record.get("bytes") if isinstance(record, dict) else None
+            digest = record.get("hash") if isinstance(record, dict) else None
+            if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 1 << 50:
+                raise LayoutError(f"{name}: its size cannot be {size!r}")
+            if not isinstance(digest, str) or not _HASH.fullmatch(digest):
+                raise LayoutError(f"{name}: its hash is not one")
+            files[name] = FileRecord(size, digest)
+        facts = {key: value for key, value in document.items() if key not in _NO_FACTS}
+        step = facts.get("step", 0)
+        if type(step) is not int or step < 0:
+            raise LayoutError(f"step is {str(step)[:80]!r}, not a count")
+        return cls(kind, files, facts)
+
+
+def read_manifest(folder: Path, read: Callable[[Path], bytes] = read_whole) -> Manifest:
+    """The manifest of a folder; `read` gives a file's contents, or raises what `read_whole` does.
+
+    Raises:
+        LayoutError: it is missing (so the folder is not committed), unreadable or torn.
+        LayoutVersionError: it is from a newer release.
+    """
+    path = folder / MANIFEST
+    try:
+        return Manifest.parse(read(path))
+    except FileNotFoundError:
+        raise LayoutError("not committed: it has no MANIFEST.json") from None
+    except LayoutVersionError as error:
+        raise LayoutVersionError(f"{path}: {error}") from None
+    except LayoutError as error:
+        raise LayoutError(f"not committed: MANIFEST.json: {error}") from None
+
+
+def sizes_agree(folder: Path, manifest: Manifest, size_of: Callable[[str], int] | None = None) -> str | None:
+    """The first listed file that is missing or has another size, as a sentence; None where all agree.
+
+    Cheap, and blind to flipped bits: who restores hashes as well. `size_of` gives the size of a file of the manifest,
+    in bytes, or raises OSError: for who knows it from a listing.
+
+    Raises:
+        OSError: a file cannot be looked at, which says nothing of it.
+    """
+    for name, record in manifest.files.items():
+        try:
+            size = size_of(name) if size_of else (folder / name).stat().st_size
+        except OSError as error:
+            if not says_not_there(error):
+                raise
+            return f"{name}: {error.strerror or error}"
+        if size != record.bytes:
+            return f"{name}: {size} bytes, its manifest says {record.bytes}"
+    return None
