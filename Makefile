@@ -32,6 +32,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 bench: $(READY)  ## What the command line and a checkpoint cost, beside others; the latter into docs/performance.md.
 	$(BIN)/python bench/startup.py

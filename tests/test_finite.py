@@ -13,11 +13,11 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
+from trainer.checkpoint.finite import is_spoilt, watched
 from trainer.layout.events import read_progress
 from trainer.layout.manifest import read_manifest
 from trainer.layout.names import RunPaths, list_attempts, list_checkpoints
 from trainer.training import finite
-from trainer.training.finite import is_spoilt
 
 
 def poisoned(steps: Callable[[int], bool], by: float = math.nan) -> dict[str, object]:
@@ -220,8 +220,8 @@ def test_a_parameter_that_is_cut_over_ranks_is_watched_where_it_is_finite_at_the
         mesh = DeviceMesh("cpu", [0])
         model = nn.Linear(2, 3)
         model.weight = nn.Parameter(distribute_tensor(model.weight.detach(), mesh, [Shard(0)]))
-        assert finite.watched(model) == {"model.weight", "model.bias"}
+        assert watched(model) == {"model.weight", "model.bias"}
         model.weight = nn.Parameter(distribute_tensor(torch.full((3, 2), math.nan), mesh, [Shard(0)]))
-        assert finite.watched(model) == {"model.bias"}
+        assert watched(model) == {"model.bias"}
     finally:
         dist.destroy_process_group()

@@ -178,7 +178,8 @@ def impatient(tmp_path: Path) -> dict[str, str]:
     """An environment in which a call counts as hanging after four seconds."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(
-        "from trainer import attempt\nfrom trainer.bucket import deadlines\ndeadlines.LIMIT_S = attempt.START_RETRY_S = attempt.RECORDS_S = 4.0\n"
+        "from trainer import attempt\nfrom trainer.bucket import deadlines\n"
+        "deadlines.LIMIT_S = attempt.START_RETRY_S = attempt.RECORDS_S = 4.0\n"
     )
     return clean_env(PYTHONPATH=str(tmp_path / "site"))
 

@@ -17,6 +17,7 @@ NEEDED = {
     "accelerate": (1, 10),
     "numpy": (1, 26),
     "safetensors": (0, 5),
+    "tqdm": (4, 60),
     "xxhash": (3, 4),
     "pyyaml": (6, 0),
 }

@@ -13,9 +13,10 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -23,6 +24,7 @@ from trainer.attempt import FULL, MOUNT_GONE, REFUSED, Attempt, newer_attempt, r
 from trainer.bucket.deadlines import read_manifest, within
 from trainer.bucket.hashing import fingerprint
 from trainer.checkpoint import writing
+from trainer.checkpoint.finite import NotFiniteError, is_spoilt
 from trainer.checkpoint.pruning import Pruner
 from trainer.checkpoint.shards import Part, deal, parts_of
 from trainer.checkpoint.staging import Copy, Staging
@@ -34,11 +36,16 @@ from trainer.layout.manifest import FileRecord, Manifest
 from trainer.layout.names import STATE, AttemptName, CheckpointName, RunPaths
 from trainer.ranks.heartbeat import BEAT_S
 from trainer.ranks.together import PeerGoneError, Together, peek, wait_for
-from trainer.training.finite import NotFiniteError, is_spoilt
-from trainer.training.metrics import Records
 
 TRIES = 6
 FIRST_RETRY_S = 0.5
+
+
+class MetricsHistory(Protocol):
+    """Rank 0's record of metrics, as far as a checkpoint lists its files."""
+
+    def history_until(self, step: int) -> Future[list[dict[str, Any]]]:
+        """The closed files of metrics up to a step."""
 
 
 class BucketError(TrainerError):
@@ -109,7 +116,7 @@ class Saver:
         together: Together,
         paths: RunPaths,
         attempt: Attempt | None,
-        records: Records | None,
+        records: MetricsHistory | None,
         keeping: Keeping,
         say: Callable[[str], None],
         heard: threading.Event,

@@ -28,6 +28,7 @@ from trainer.attempt.notices import Notice
 from trainer.bucket.deadlines import within
 from trainer.bucket.hashing import fingerprint
 from trainer.checkpoint import buffers, extras, interval, state
+from trainer.checkpoint.finite import NotFiniteError, watched
 from trainer.checkpoint.names import unwrap
 from trainer.checkpoint.restore import NOT_FINITE, find_whole
 from trainer.checkpoint.saving import Boundary, Keeping, Saver
@@ -145,7 +146,7 @@ class Loop:
         """By how much the samples consumed are more than the steps done make, after the global batch size changed."""
         self.evaluated = 0
         self.watch = finite.Watch(self.config.on_nan)
-        self.watched = finite.watched(self.model)
+        self.watched = watched(self.model)
         self.stop: Stop | None = None
         self.round_s = 0.0
         self.left_s = 0.0
@@ -535,7 +536,7 @@ class Loop:
         """End the run; never returns."""
         self.saver.wait()
         skip = "; --on-nan skip drops such updates" if self.config.on_nan == finite.STOP else ""
-        raise finite.NotFiniteError(
+        raise NotFiniteError(
             f"step {self.done}: {trouble}, as in the {self.watch.row - 1} steps before. {self.saver.last_finite()}: a "
             f"relaunch goes on from there. Look at the learning rate and the data{skip}"
         )
@@ -850,7 +851,7 @@ class Loop:
             assert self.stop
             self._end_at(self.stop)
         if not is_finite and self.config.on_nan != finite.IGNORE:
-            raise finite.NotFiniteError(
+            raise NotFiniteError(
                 f"the weights after the last step ({self.done}) are not finite (NaN or infinite): nothing is exported. "
                 f"{saver.last_finite()}: a relaunch goes on from there"
             )
