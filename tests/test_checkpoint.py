@@ -112,12 +112,12 @@ def test_another_machines_mount_may_show_a_checkpoint_later(
     folder.parent.mkdir(parents=True)
     waits: list[None] = []
 
-    def between() -> None:  # Called while it waits.
+    def check_stop() -> None:  # Called while it waits.
         waits.append(None)
         if not folder.exists():
             aside.rename(folder)
 
-    loaded, reason, code = restore._try_load(seat, paths, name, live, between, None)
+    loaded, reason, code = restore._try_load(seat, paths, name, live, check_stop, None)
     assert code is None
     assert bool(waits) == found
     assert (reason is None) == found == (loaded is not None), reason

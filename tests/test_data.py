@@ -148,11 +148,11 @@ def test_a_stop_is_heard_between_pieces(paths: RunPaths) -> None:
     class StopNow(Exception):
         pass
 
-    def between() -> None:
+    def check_stop() -> None:
         raise StopNow
 
     with pytest.raises(StopNow):
-        data.prepare(paths, ATTEMPT, config(), between)
+        data.prepare(paths, ATTEMPT, config(), check_stop)
     assert not list(paths.tokens.glob("*/MANIFEST.json")) if paths.tokens.exists() else True
 
 

@@ -95,14 +95,14 @@ def test_a_stop_is_heard_while_the_hub_does_not_answer(server: HubServer) -> Non
 
     asked = threading.Event()
 
-    def between() -> None:
+    def check_stop() -> None:
         if server.asked:
             asked.set()
             raise StopNow
 
     server.fail = [(503, "")]
     with pytest.raises(StopNow):
-        model.find_model("org/net", None, between)
+        model.find_model("org/net", None, check_stop)
     assert asked.is_set()
 
 

@@ -48,7 +48,7 @@ class Rank:
         yield
         self.beats.remove(key)
 
-    def between(self) -> None:
+    def check_stop(self) -> None:
         pass
 
     def ask(self, work: Callable[[], Any], limit_s: float | None = None) -> Any:
@@ -116,7 +116,7 @@ def test_a_machine_that_waits_for_a_slower_one_sees_its_ranks_alive(
     for rank in ranks:
         real_wait = rank.together.await_value
         rank.together.await_value = (  # type: ignore[method-assign]
-            lambda key, beat="", between=None, wait=real_wait: waited_for.append(beat) or wait(key, beat)  # type: ignore[func-returns-value]
+            lambda key, beat="", check_stop=None, wait=real_wait: waited_for.append(beat) or wait(key, beat)  # type: ignore[func-returns-value]
         )
 
     def slow(source: Path, target: Path, *args: Any) -> None:
@@ -164,11 +164,11 @@ def test_a_stop_is_heard_while_data_is_copied(prepared: tuple[RunPaths, str], tm
     class StopNow(Exception):
         pass
 
-    def between() -> None:
+    def check_stop() -> None:
         raise StopNow
 
     paths, folder = prepared
-    with pytest.raises(StopNow), tokens.copied(paths, folder, tokens.manifest_of(paths, folder), between):
+    with pytest.raises(StopNow), tokens.copied(paths, folder, tokens.manifest_of(paths, folder), check_stop):
         pass
     assert not list((tmp_path / "local").iterdir())
 

@@ -178,7 +178,7 @@ def average_of(model, optimizer):
 def prepare(run: Run) -> None:
     end = time.monotonic() + options.prepare
     while time.monotonic() < end:
-        run.between()
+        run.check_stop()
         time.sleep(0.05)
 
 

@@ -149,7 +149,7 @@ def _check_bucket(paths: RunPaths, mount: str | None) -> None:
 def persist(
     paths: RunPaths,
     work: Callable[[], _T],
-    between: Callable[[], None] = lambda: None,
+    check_stop: Callable[[], None] = lambda: None,
     *,
     begun: bool = False,
     limit_s: float | None = None,
@@ -159,7 +159,7 @@ def persist(
     Args:
         paths: The run's.
         work: What to do; may be done twice.
-        between: Called while waiting; raises to stop.
+        check_stop: Called while waiting; raises to stop.
         begun: Whether the attempt is recorded: then a mount that is gone, or hangs, is a matter for a new machine.
         limit_s: How long one try may take, once it is; None: as long as any call.
 
@@ -188,12 +188,12 @@ def persist(
             if not said:
                 said = True
                 print(f"{paths.root}: {error.strerror or error}; asking again for a while", file=sys.stderr, flush=True)
-        pause(wait_s, between)
+        pause(wait_s, check_stop)
         wait_s = min(30.0, 2 * wait_s)
 
 
 def newest_readable(
-    paths: RunPaths, run_id: str | None, between: Callable[[], None] = lambda: None, only_finite: bool = False
+    paths: RunPaths, run_id: str | None, check_stop: Callable[[], None] = lambda: None, only_finite: bool = False
 ) -> tuple[CheckpointName, Manifest] | None:
     """The newest committed checkpoint (`newest_committed`); errors as of `persist`.
 
@@ -204,14 +204,14 @@ def newest_readable(
     def pass_over(error: OSError) -> bool:
         return error.errno in REFUSED or (error.errno not in MOUNT_GONE and time.monotonic() > end)
 
-    return persist(paths, lambda: newest_committed(paths, run_id, pass_over, only_finite), between)
+    return persist(paths, lambda: newest_committed(paths, run_id, pass_over, only_finite), check_stop)
 
 
-def pause(seconds: float, between: Callable[[], None]) -> None:
+def pause(seconds: float, check_stop: Callable[[], None]) -> None:
     """Wait, and look in between whether there is a reason to stop; it raises then."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        between()
+        check_stop()
         time.sleep(0.05)
 
 
@@ -229,7 +229,7 @@ def open_attempt(
     launch: str,
     config: Mapping[str, Any],
     binding: Mapping[str, Any] | None,
-    between: Callable[[], None] = lambda: None,
+    check_stop: Callable[[], None] = lambda: None,
     **facts: Any,
 ) -> Attempt:
     """Begin an attempt: take the next number and write its `start` event.
@@ -239,7 +239,7 @@ def open_attempt(
         launch: The launch's id.
         config: For whoever reads the record.
         binding: What binds the run; None where that is not known, nor which run it is (`adopt`).
-        between: Called while waiting; raises to stop.
+        check_stop: Called while waiting; raises to stop.
         facts: What `start` says besides.
 
     Raises:
@@ -266,10 +266,10 @@ def open_attempt(
         paths.attempt(name).mkdir(parents=True)
         return Attempt(paths, name, launch, machine_token())
 
-    attempt = persist(paths, take_a_number, between)
-    persist(paths, lambda: record(attempt, "start", launch=launch, machine=attempt.machine, **fields), between)
+    attempt = persist(paths, take_a_number, check_stop)
+    persist(paths, lambda: record(attempt, "start", launch=launch, machine=attempt.machine, **fields), check_stop)
     if binding is not None:
-        persist(paths, lambda: keep_identity(paths, binding), between)
+        persist(paths, lambda: keep_identity(paths, binding), check_stop)
     return attempt
 
 

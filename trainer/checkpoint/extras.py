@@ -25,13 +25,13 @@ COLUMNS = 8191
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def refuse_other_names(together: Together, names: Iterable[str], between: Callable[[], None]) -> None:
+def refuse_other_names(together: Together, names: Iterable[str], check_stop: Callable[[], None]) -> None:
     """See that all ranks have registered extras of the same names.
 
     Raises:
         StateError: they have not.
     """
-    told = together.gather("extras", sorted(names), between)
+    told = together.gather("extras", sorted(names), check_stop)
     for rank, theirs in enumerate(told):
         if theirs != told[0]:
             raise StateError(

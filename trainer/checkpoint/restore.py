@@ -58,7 +58,7 @@ def find_whole(
     together: Together,
     paths: RunPaths,
     live: State,
-    between: Callable[[], None],
+    check_stop: Callable[[], None],
     run_id: str | None = None,
     only_finite: bool = False,
 ) -> Found:
@@ -74,7 +74,7 @@ def find_whole(
         together: The ranks.
         paths: The run's.
         live: The state that is to become the checkpoint's.
-        between: Called while waiting; raises to stop.
+        check_stop: Called while waiting; raises to stop.
         run_id: Rank 0's: another run's checkpoints are rejected; None: whatever lies there is this run's.
         only_finite: Those whose weights are not finite are rejected.
 
@@ -87,14 +87,14 @@ def find_whole(
     unreadable: dict[str, ReadError] = {}
     asked_twice = False
     while True:
-        between()
+        check_stop()
 
         def choose() -> str | None:
             with within("listing checkpoints"):
                 names = [name for name in list_checkpoints(paths) if str(name) not in seen]
             return str(names[0]) if names else None
 
-        choice = together.rank0_does(f"restore/{turn}", lambda: again(choose, between), between)
+        choice = together.rank0_does(f"restore/{turn}", lambda: again(choose, check_stop), check_stop)
         if choice is None:
             if unreadable:
                 raise next(iter(unreadable.values()))
@@ -103,9 +103,9 @@ def find_whole(
         name = CheckpointName.parse(choice)
         assert name
         with together.coming_to(f"verdict/{turn}"):
-            loaded, reason, code = _try_load(together, paths, name, live, between, run_id, only_finite)
+            loaded, reason, code = _try_load(together, paths, name, live, check_stop, run_id, only_finite)
         digest = loaded.digest if loaded else None
-        verdicts: list[Any] = together.gather(f"verdict/{turn}", [reason, code, digest], between)
+        verdicts: list[Any] = together.gather(f"verdict/{turn}", [reason, code, digest], check_stop)
         turn += 1
         cannot = [(code == EXIT_FAILED, rank, why, code) for rank, (why, code, _) in enumerate(verdicts) if code]
         if cannot:
@@ -167,7 +167,7 @@ def _try_load(
     paths: RunPaths,
     name: CheckpointName,
     live: State,
-    between: Callable[[], None],
+    check_stop: Callable[[], None],
     run_id: str | None,
     only_finite: bool = False,
 ) -> tuple[Loaded | None, str | None, int | None]:
@@ -179,30 +179,30 @@ def _try_load(
 
     while True:
         try:
-            return again(read_it, between), None, None
+            return again(read_it, check_stop), None, None
         except ReadError as error:
             return None, str(error), error.code
         except (FileNotFoundError, DamagedError) as error:
             problem = error
         try:
-            gone = not _is_there(folder / MANIFEST, between)
+            gone = not _is_there(folder / MANIFEST, check_stop)
             # Another machine's mount may show new files a little later than the mount of rank 0, who saw this one.
             if not gone or not together.rank or not together.several_nodes or time.monotonic() > end:
-                return None, "gone" if gone and not _is_there(folder, between) else str(problem), None
+                return None, "gone" if gone and not _is_there(folder, check_stop) else str(problem), None
         except ReadError as error:
             return None, str(error), error.code
-        pause(1.0, between)
+        pause(1.0, check_stop)
 
 
-def _is_there(path: Path, between: Callable[[], None]) -> bool:
+def _is_there(path: Path, check_stop: Callable[[], None]) -> bool:
     def look() -> bool:
         with within(f"looking for {path.name}"):
             return path.exists()
 
-    return bool(again(look, between))
+    return bool(again(look, check_stop))
 
 
-def again(read: Callable[[], Any], between: Callable[[], None]) -> Any:
+def again(read: Callable[[], Any], check_stop: Callable[[], None]) -> Any:
     """Read, and read again after a while where the bucket fails.
 
     Raises:
@@ -219,5 +219,5 @@ def again(read: Callable[[], Any], between: Callable[[], None]) -> Any:
             if code is not None or try_number == READ_TRIES - 1:
                 where = f"{error.filename}: " if error.filename else ""
                 raise ReadError(f"{where}{error.strerror or error}", EXIT_FAILED if code is None else code) from None
-        pause(FIRST_RETRY_S * 2**try_number, between)
+        pause(FIRST_RETRY_S * 2**try_number, check_stop)
     raise AssertionError

@@ -48,7 +48,7 @@ LOOK_TOKENS = 1 << 15
 """After so many tokens we look for a stop."""
 
 
-def download(data: str, revision: str | None, between: Callable[[], None]) -> tuple[Path, Source]:
+def download(data: str, revision: str | None, check_stop: Callable[[], None]) -> tuple[Path, Source]:
     """The .txt and .jsonl files of a data set of the Hub: their folder on local disk, and what is in it.
 
     Raises:
@@ -61,7 +61,7 @@ def download(data: str, revision: str | None, between: Callable[[], None]) -> tu
         left_out[:] = [name for name in names if not is_read(name) and not is_hidden(name)]
         return [name for name in names if is_read(name)]
 
-    root = hub.download(data, kind="dataset", option="--data", wanted=wanted, revision=revision, between=between)
+    root = hub.download(data, kind="dataset", option="--data", wanted=wanted, revision=revision, check_stop=check_stop)
     kinds = Counter(kind_of(Path(name)) or "no ending" for name in left_out)
     if not root.is_dir():
         raise nothing_readable(data, kinds)
@@ -129,7 +129,7 @@ def prepare(
     paths: RunPaths,
     attempt: AttemptName,
     config: TrainConfig,
-    between: Callable[[], None],
+    check_stop: Callable[[], None],
     *,
     model: ModelFiles | None = None,
     revision: str | None = None,
@@ -142,7 +142,7 @@ def prepare(
         paths: The run's.
         attempt: Whose folder it becomes.
         config: Names the source, the tokenizer and the length of a sample.
-        between: Called between pieces of work, several times a second; raises to stop.
+        check_stop: Called between pieces of work, several times a second; raises to stop.
         model: Where the tokenizer's files are; None: where the config says.
         revision: Which commit of a data set of the Hub; None for the newest.
         avoid: Folders that look whole and are not.
@@ -160,7 +160,7 @@ def prepare(
             return name
     root = None
     if is_hub_id(config.data):
-        root, source = download(config.data, revision, between)
+        root, source = download(config.data, revision, check_stop)
     else:
         source = files_of(config.data)
     if line := source.left_out_line(config.data):
@@ -170,7 +170,7 @@ def prepare(
     # Packed on local disk first: how many samples there are decides which are held out.
     size = sum(file.bytes for file in source.files)
     with scratch.folder("packing", size) as made, (made / "packed").open("w+b", buffering=PIECE_BYTES) as packed:
-        count = _pack(packed, made, source, encoder, dtype, config, between)
+        count = _pack(packed, made, source, encoder, dtype, config, check_stop)
         if count <= len(source.files):
             raise DataError(f"--data {config.data}: no text in its {len(source.files)} files")
         samples = count // config.seq_len
@@ -183,8 +183,8 @@ def prepare(
         folder = _new_folder(paths, f"{key}-{attempt}", avoid)
         rows = _Rows(packed, samples, held_out, config.seq_len * np.dtype(dtype).itemsize)
         files = {
-            "train.bin": _write(folder / "train.bin", rows.pieces(held_out=False), between),
-            "held_out.bin": _write(folder / "held_out.bin", rows.pieces(held_out=True), between),
+            "train.bin": _write(folder / "train.bin", rows.pieces(held_out=False), check_stop),
+            "held_out.bin": _write(folder / "held_out.bin", rows.pieces(held_out=True), check_stop),
         }
     facts = {
         "key": key,
@@ -222,18 +222,18 @@ def _pack(
     encoder: Encoder,
     dtype: str,
     config: TrainConfig,
-    between: Callable[[], None],
+    check_stop: Callable[[], None],
 ) -> int:
     """Write the tokens of all documents, one after the other; returns how many there are."""
     count = looked = 0
     end = np.asarray([encoder.end], dtype=dtype)
-    for document in documents(source.files, between, "replace" if config.data == "stdlib" else "strict"):
+    for document in documents(source.files, check_stop, "replace" if config.data == "stdlib" else "strict"):
         for ids in encoder.ids(document):
             with scratch.local(made):
                 packed.write(ids.astype(dtype).tobytes())
             count += len(ids)
             if count - looked > LOOK_TOKENS:
-                between()
+                check_stop()
                 looked = count
         with scratch.local(made):
             packed.write(end.tobytes())
@@ -275,14 +275,14 @@ class _Rows:
             yield rows[chosen if held_out else ~chosen].tobytes()
 
 
-def _write(path: Path, pieces: Iterator[bytes], between: Callable[[], None]) -> FileRecord:
+def _write(path: Path, pieces: Iterator[bytes], check_stop: Callable[[], None]) -> FileRecord:
     """Stream pieces into a new file, front to back."""
     hasher, size = Hasher(), 0
     with within("opening a file of prepared data"):
         file = path.open("xb", buffering=0)
     try:
         for piece in pieces:
-            between()
+            check_stop()
             data = memoryview(piece)
             hasher.update(data)
             size += len(data)

@@ -35,7 +35,7 @@ def download(
     option: str,
     wanted: Callable[[list[str]], list[str]],
     revision: str | None,
-    between: Callable[[], None],
+    check_stop: Callable[[], None],
     enough: Callable[[Path], bool] = lambda folder: False,
 ) -> Path:
     """A folder with the wanted files of a repository; its name is the commit's hash.
@@ -46,7 +46,7 @@ def download(
         option: The option that names it, for messages.
         wanted: Which of all its files.
         revision: A commit; None for the newest.
-        between: Called at least every 0.1 s; raises to stop.
+        check_stop: Called at least every 0.1 s; raises to stop.
         enough: Whether a folder of an earlier download has all that is needed, should the Hub not answer.
 
     Raises:
@@ -93,10 +93,10 @@ def download(
                     return folder
             raise
 
-    return ask(work_or_cache, name, option, revision, between)
+    return ask(work_or_cache, name, option, revision, check_stop)
 
 
-def ask(work: Callable[[], _T], name: str, option: str, revision: str | None, between: Callable[[], None]) -> _T:
+def ask(work: Callable[[], _T], name: str, option: str, revision: str | None, check_stop: Callable[[], None]) -> _T:
     """Do something that asks the Hub, again and again for ten minutes while that does not answer.
 
     Raises:
@@ -105,7 +105,7 @@ def ask(work: Callable[[], _T], name: str, option: str, revision: str | None, be
     end, wait_s, said = time.monotonic() + RETRY_S, FIRST_PAUSE_S, False
     while True:
         try:
-            return in_thread(work, between)
+            return in_thread(work, check_stop)
         except Exception as error:
             if isinstance(error, OSError) and error.errno in scratch.FULL:
                 raise scratch.full(Path(_cache()), error.strerror) from None
@@ -124,11 +124,11 @@ def ask(work: Callable[[], _T], name: str, option: str, revision: str | None, be
                     f"retrying for up to {RETRY_S / 60:.0f} minutes",
                     flush=True,
                 )
-        pause(min(wait_s, max(0.0, end - time.monotonic()) + 0.1), between)
+        pause(min(wait_s, max(0.0, end - time.monotonic()) + 0.1), check_stop)
         wait_s = min(LONGEST_PAUSE_S, 2 * wait_s)
 
 
-def in_thread(work: Callable[[], _T], between: Callable[[], None]) -> _T:
+def in_thread(work: Callable[[], _T], check_stop: Callable[[], None]) -> _T:
     """Do something that may take long, and hear of a stop meanwhile; a stop leaves it behind."""
     done: list[_T] = []
     failed: list[BaseException] = []
@@ -144,7 +144,7 @@ def in_thread(work: Callable[[], _T], between: Callable[[], None]) -> _T:
 
     threading.Thread(target=target, daemon=True, name="hub").start()
     while not finished.wait(0.1):
-        between()
+        check_stop()
     if failed:
         raise failed[0]
     return done[0]

@@ -82,7 +82,7 @@ class Inputs:
         """The model's files, of the commit that the run began with."""
         same_name = self.recorded.get("model") == self.config.model
         revision = self.recorded.get("model_revision") if same_name else None
-        return find_model(self.config.model, revision, self.run.between)
+        return find_model(self.config.model, revision, self.run.check_stop)
 
     def _bind(self, prepared: Prepared) -> None:
         run, facts = self.run, prepared.manifest.facts
@@ -188,7 +188,7 @@ class Inputs:
 
         def work() -> str:
             return data.prepare(
-                run.paths, attempt, config, run.between, model=self.model, avoid=avoid, say=run.say,
+                run.paths, attempt, config, run.check_stop, model=self.model, avoid=avoid, say=run.say,
                 revision=self.recorded.get("data_revision"),
             )  # fmt: skip
 
@@ -198,7 +198,7 @@ class Inputs:
             if damage and self.named:
                 raise DataError(f"{damage[0]}, and it cannot be made again: {error}") from None
             raise
-        prepared = Prepared(folder, run.ask(lambda: manifest_of(run.paths, folder, run.between), math.inf))
+        prepared = Prepared(folder, run.ask(lambda: manifest_of(run.paths, folder, run.check_stop), math.inf))
         if expected and prepared.hash != expected:
             raise DataError(
                 f"{damage[0]}, and --data {config.data} has changed since: it cannot be made again. Restore that "
@@ -214,6 +214,6 @@ class Inputs:
         run = self.run
 
         def work() -> Path:
-            return self.held.enter_context(copied(run.paths, prepared.folder, prepared.manifest, run.between))
+            return self.held.enter_context(copied(run.paths, prepared.folder, prepared.manifest, run.check_stop))
 
         self.local = run.ask(work, math.inf)

@@ -41,13 +41,13 @@ class ModelFiles:
     """The commit of the Hub's that they are of."""
 
 
-def find_model(name: str, revision: str | None, between: Callable[[], None] = lambda: None) -> ModelFiles:
+def find_model(name: str, revision: str | None, check_stop: Callable[[], None] = lambda: None) -> ModelFiles:
     """The files of a model: `tiny`, a folder, or an id of the Hub, whose files are downloaded.
 
     Args:
         name: As --model has it.
         revision: The commit to use of a model of the Hub; None for the newest.
-        between: Called while downloading; raises to stop.
+        check_stop: Called while downloading; raises to stop.
 
     Raises:
         ModelError: there is no such folder.
@@ -69,7 +69,7 @@ def find_model(name: str, revision: str | None, between: Callable[[], None] = la
             f"--model {name}: no such folder on this machine. Mount it, or name a model of the Hugging Face Hub"
         )
     folder = hub.download(
-        name, kind="model", option="--model", wanted=hub.model_files, revision=revision, between=between,
+        name, kind="model", option="--model", wanted=hub.model_files, revision=revision, check_stop=check_stop,
         enough=hub.has_model,
     )  # fmt: skip
     return ModelFiles(str(folder), folder.name)
@@ -79,9 +79,9 @@ def on_this_machine(run: SpotRun, name: str, revision: str | None, found: ModelF
     """The files of a model, downloaded once per machine; `found` is where rank 0 has them."""
 
     def folder() -> str | None:
-        return (found or find_model(name, revision, run.between)).folder
+        return (found or find_model(name, revision, run.check_stop)).folder
 
-    return ModelFiles(run.together.machine_does("model", folder, run.between), revision)
+    return ModelFiles(run.together.machine_does("model", folder, run.check_stop), revision)
 
 
 def fingerprint(name: str) -> str | None:

@@ -28,13 +28,13 @@ _BOM = "\ufeff"
 
 
 def documents(
-    files: Iterable[SourceFile], between: Callable[[], None], errors: str = "strict"
+    files: Iterable[SourceFile], check_stop: Callable[[], None], errors: str = "strict"
 ) -> Iterator[Iterator[str]]:
     """The documents of some files, one by one. Each has to be read to its end before the next.
 
     Args:
         files: What to read, in order.
-        between: Called at least once per 64 KB; raises to stop.
+        check_stop: Called at least once per 64 KB; raises to stop.
         errors: `replace` to go on at bytes that are not UTF-8.
 
     Raises:
@@ -42,14 +42,14 @@ def documents(
         OSError: a file cannot be read just now.
     """
     for file in files:
-        between()
+        check_stop()
         if kind_of(file.path).startswith(".jsonl"):
-            yield from _lines_of(file.path, between)
+            yield from _lines_of(file.path, check_stop)
         else:
-            yield _text_of(file.path, between, errors)
+            yield _text_of(file.path, check_stop, errors)
 
 
-def _blocks(path: Path, between: Callable[[], None]) -> Iterator[bytes]:
+def _blocks(path: Path, check_stop: Callable[[], None]) -> Iterator[bytes]:
     """A file's bytes, decompressed where it is gzipped."""
     zipped = path.name.lower().endswith(".gz")
     try:
@@ -61,7 +61,7 @@ def _blocks(path: Path, between: Callable[[], None]) -> Iterator[bytes]:
                 if not block:
                     return
                 yield block
-                between()
+                check_stop()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not a whole gzip file ({error}). Copy it again, or leave it out") from None
     except OSError as error:
@@ -113,12 +113,12 @@ def _not_utf8(path: Path, line: int, byte: int, opening: bytes) -> str:
     return f"{path}, line {line}: not UTF-8 at byte {byte}{of_what}. Convert the file, or leave it out"
 
 
-def _text_of(path: Path, between: Callable[[], None], errors: str) -> Iterator[str]:
+def _text_of(path: Path, check_stop: Callable[[], None], errors: str) -> Iterator[str]:
     """A text file's pieces."""
     utf8 = _Utf8(path, errors)
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     first = True
-    for block in _blocks(path, between):
+    for block in _blocks(path, check_stop):
         text = newlines.decode(utf8.decode(block))
         if text:
             yield text.removeprefix(_BOM) if first else text
@@ -126,10 +126,10 @@ def _text_of(path: Path, between: Callable[[], None], errors: str) -> Iterator[s
     yield newlines.decode(utf8.decode(b"", final=True), final=True)
 
 
-def _lines_of(path: Path, between: Callable[[], None]) -> Iterator[Iterator[str]]:
+def _lines_of(path: Path, check_stop: Callable[[], None]) -> Iterator[Iterator[str]]:
     """The `text` of each line, as pieces."""
     line, number, start, searched, ended = bytearray(), 1, 0, 0, False
-    blocks = _blocks(path, between)
+    blocks = _blocks(path, check_stop)
     while True:
         end = _LINE_END.search(line, searched)
         if end and (ended or end.end() < len(line) or end.group() != b"\r"):  # After "\r" a "\n" may follow.

@@ -58,7 +58,7 @@ class Tokens:
 
 
 def manifest_of(
-    paths: RunPaths, folder: str, between: Callable[[], None] = lambda: None, patience_s: float = LISTING_LAG_S
+    paths: RunPaths, folder: str, check_stop: Callable[[], None] = lambda: None, patience_s: float = LISTING_LAG_S
 ) -> Manifest:
     """The manifest of prepared data, which another machine's mount may show a little later.
 
@@ -74,13 +74,13 @@ def manifest_of(
         except LayoutError as error:
             if time.monotonic() >= end:
                 raise DataError(f"{source}: {error}") from None
-            between()
+            check_stop()
             time.sleep(0.5)
 
 
 @contextmanager
 def copied(
-    paths: RunPaths, folder: str, manifest: Manifest, between: Callable[[], None] = lambda: None
+    paths: RunPaths, folder: str, manifest: Manifest, check_stop: Callable[[], None] = lambda: None
 ) -> Iterator[Path]:
     """Prepared data in a temporary folder on local disk; it hashes to what its manifest says.
 
@@ -93,7 +93,7 @@ def copied(
         for name, record in manifest.files.items():
             for read in range(1, READS + 1):
                 try:
-                    _copy(paths.tokens / folder / name, local / name, record, between)
+                    _copy(paths.tokens / folder / name, local / name, record, check_stop)
                     break
                 except DamagedError:
                     if read == READS:
@@ -101,12 +101,12 @@ def copied(
         yield local
 
 
-def _copy(source: Path, target: Path, record: FileRecord, between: Callable[[], None]) -> None:
+def _copy(source: Path, target: Path, record: FileRecord, check_stop: Callable[[], None]) -> None:
     hasher, size = Hasher(), 0
     try:
         with opened(source, "prepared data") as file, target.open("wb", buffering=0) as copy:
             while chunk := _read(file):
-                between()
+                check_stop()
                 hasher.update(chunk)
                 size += len(chunk)
                 with scratch.local(target.parent):
@@ -155,7 +155,7 @@ def on_this_machine(run: SpotRun, folder: str, held: ExitStack, made: Path | Non
     """
 
     def copy() -> str:
-        return str(held.enter_context(copied(run.paths, folder, manifest, run.between)))
+        return str(held.enter_context(copied(run.paths, folder, manifest, run.check_stop)))
 
     def once() -> str:
         if made:
@@ -166,8 +166,8 @@ def on_this_machine(run: SpotRun, folder: str, held: ExitStack, made: Path | Non
             raise AttemptError(f"{error}, and rank 0 could read it", EXIT_PREEMPTED) from None
 
     with held, run.together.coming_to("tokens-mapped"):  # Another machine may copy much faster.
-        manifest = run.ask(lambda: manifest_of(run.paths, folder, run.between), math.inf)
-        local = Path(run.together.machine_does("tokens", once, run.between))
+        manifest = run.ask(lambda: manifest_of(run.paths, folder, run.check_stop), math.inf)
+        local = Path(run.together.machine_does("tokens", once, run.check_stop))
         tokens = open_copy(folder, manifest, local)
-        run.together.gather("tokens-mapped", True, run.between)
+        run.together.gather("tokens-mapped", True, run.check_stop)
     return tokens

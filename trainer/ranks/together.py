@@ -96,12 +96,12 @@ class Together:
     Without a launcher (no RANK in the environment) there is one rank, and no network.
     """
 
-    def __init__(self, timeout_s: float = 120.0, between: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, timeout_s: float = 120.0, check_stop: Callable[[], None] = lambda: None) -> None:
         """Take the seat.
 
         Args:
             timeout_s: Without a sign of life for so long a peer counts as gone.
-            between: Called now and then while this rank waits for the others; raises to stop.
+            check_stop: Called now and then while this rank waits for the others; raises to stop.
 
         Raises:
             PeerGoneError: rank 0's store is not to be had.
@@ -125,7 +125,7 @@ class Together:
         if self.world_size == 1:
             self.store: Any = dist.HashStore()
         elif self.several_nodes:
-            self.store = self._serve(between) if self.rank == 0 else self._join(between)
+            self.store = self._serve(check_stop) if self.rank == 0 else self._join(check_stop)
         else:
             # Rank 0 opens the attempt in the bucket first; the launcher tells us if it dies over that.
             listen = os.environ.get("SKYSPOT_LISTEN_FD")
@@ -144,11 +144,11 @@ class Together:
         store.set_timeout(timedelta(seconds=self.timeout_s))
         return store
 
-    def _serve(self, between: Callable[[], None]) -> Any:
+    def _serve(self, check_stop: Callable[[], None]) -> Any:
         """Rank 0 on several machines: the store, as soon as an older attempt has let go of the port."""
         end = time.monotonic() + BIND_PATIENCE_S
         while True:
-            between()
+            check_stop()
             try:
                 listener = socket.create_server(("", self._address[1]), backlog=512)
                 break
@@ -166,7 +166,7 @@ class Together:
         store.set("seats", self._seats)
         return store
 
-    def _join(self, between: Callable[[], None]) -> Any:
+    def _join(self, check_stop: Callable[[], None]) -> Any:
         """Another rank on several machines: a seat in the store that is rank 0's of this very attempt.
 
         Another's store may answer at that address: another task's, or an older attempt's, whose seats are taken. Then
@@ -174,7 +174,7 @@ class Together:
         """
         end, unequal_since = time.monotonic() + FIRST_SEAT_S, 0.0
         while time.monotonic() < end:
-            between()
+            check_stop()
             with suppress(OSError, RuntimeError, ValueError, AttributeError):  # Whatever a stranger may answer.
                 socket.create_connection(self._address, CONNECT_S).close()  # TCPStore itself would warn at each try.
                 store = self._reach(CONNECT_S)
@@ -310,7 +310,7 @@ class Together:
         """Put a JSON value into the store, once."""
         self.store.set(key, json.dumps(value))
 
-    def await_value(self, key: str, beat: str = "", between: Callable[[], None] = lambda: None) -> Any:
+    def await_value(self, key: str, beat: str = "", check_stop: Callable[[], None] = lambda: None) -> Any:
         """Wait for a published value, for as long as the worker's heartbeat `beat` goes on.
 
         Raises:
@@ -318,7 +318,7 @@ class Together:
         """
         last_beat, changed = b"", time.monotonic()
         while True:
-            between()
+            check_stop()
             if wait_for(self.store, key, BEAT_S):
                 return json.loads(self.store.get(key))
             if beat and (now := peek(self.store, beat)) not in (b"", last_beat):
@@ -326,25 +326,25 @@ class Together:
             if time.monotonic() - changed > self.timeout_s:
                 raise PeerGoneError(f"rank {self.rank}: no word of {key!r} for {self.timeout_s:g} s")
 
-    def rank0_does(self, name: str, work: Callable[[], Any], between: Callable[[], None] = lambda: None) -> Any:
+    def rank0_does(self, name: str, work: Callable[[], Any], check_stop: Callable[[], None] = lambda: None) -> Any:
         """Let rank 0 do something that may take long; every rank gets its JSON value.
 
         Raises:
             PeerGoneError: rank 0 gives no sign of life any more.
         """
-        return self._one_does(name, self.rank == 0, self.world_size - 1, work, between)
+        return self._one_does(name, self.rank == 0, self.world_size - 1, work, check_stop)
 
-    def machine_does(self, name: str, work: Callable[[], Any], between: Callable[[], None] = lambda: None) -> Any:
+    def machine_does(self, name: str, work: Callable[[], Any], check_stop: Callable[[], None] = lambda: None) -> Any:
         """Let the first rank of each machine do something; the machine's other ranks get its JSON value.
 
         Raises:
             PeerGoneError: that rank gives no sign of life any more.
         """
         machine = self._nodes.rank if self.several_nodes else 0
-        return self._one_does(f"{name}/{machine}", self.local_rank == 0, self.local_world_size - 1, work, between)
+        return self._one_does(f"{name}/{machine}", self.local_rank == 0, self.local_world_size - 1, work, check_stop)
 
     def _one_does(
-        self, name: str, is_me: bool, readers: int, work: Callable[[], Any], between: Callable[[], None]
+        self, name: str, is_me: bool, readers: int, work: Callable[[], Any], check_stop: Callable[[], None]
     ) -> Any:
         if not readers:
             return work()
@@ -352,7 +352,7 @@ class Together:
         self._calls[name] += 1
         done, beat = f"done/{name}/{self._calls[name]}", f"beat/{name}"
         if not is_me:
-            value = self.await_value(done, beat, between)
+            value = self.await_value(done, beat, check_stop)
             self._forget(f"read/{done}", readers, done)
             return value
         with self.beating(beat):
@@ -375,7 +375,7 @@ class Together:
         """A context for what this rank does before `gather(name)`: the others wait there for as long as that takes."""
         return self.beating(f"beat/{name}/{self.rank}")
 
-    def gather(self, name: str, value: Any, between: Callable[[], None] = lambda: None) -> list[Any]:
+    def gather(self, name: str, value: Any, check_stop: Callable[[], None] = lambda: None) -> list[Any]:
         """Every rank's JSON value, on every rank; each rank beats while it waits."""
         if self.world_size == 1:
             return [value]
@@ -384,7 +384,7 @@ class Together:
         with self.coming_to(name):
             self.publish(f"{key}/{self.rank}", value)
             values = [
-                self.await_value(f"{key}/{rank}", f"beat/{name}/{rank}", between) for rank in range(self.world_size)
+                self.await_value(f"{key}/{rank}", f"beat/{name}/{rank}", check_stop) for rank in range(self.world_size)
             ]
         self._forget(f"read/{key}", self.world_size, *(f"{key}/{rank}" for rank in range(self.world_size)))
         return values

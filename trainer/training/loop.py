@@ -194,12 +194,12 @@ class Loop:
         run.records = records
         self.records = records
         keeping = Keeping(self.config.keep_latest, self.config.keep_every, self.config.save_failures)
-        self.together.rank0_does("bind", self._bind, run.between)
-        extras.refuse_other_names(self.together, self.extra, run.between)
+        self.together.rank0_does("bind", self._bind, run.check_stop)
+        extras.refuse_other_names(self.together, self.extra, run.check_stop)
         self.saver = Saver(self.together, run.paths, run.attempt, records, keeping, run.say, run.notices.heard)
         run.trouble = lambda: self.saver.trouble
         self.throw_away_pass()
-        run.between()
+        run.check_stop()
         self.restore()
         self.progress = Progress(self.max_steps, self.done) if run.rank == 0 else None
         self._keep_buffers()
@@ -255,7 +255,7 @@ class Loop:
         """Load the newest whole checkpoint, if there is one; records it and says so in a line."""
         run, started = self.run_, time.monotonic()
         found = find_whole(
-            self.together, run.paths, self._whole_state({}), run.between, run.run_id,
+            self.together, run.paths, self._whole_state({}), run.check_stop, run.run_id,
             only_finite=self.config.on_nan != finite.IGNORE,
         )  # fmt: skip
         counters: dict[str, Any] = {}
@@ -313,7 +313,7 @@ class Loop:
         seconds = self.restored_at - started
         # What the attempts before this one tell takes a request each: the others wait for it, and not in a collective.
         self.together.rank0_does(
-            "restored", lambda: self._record_restore(checkpoint_name, found.rejected, changed, seconds), run.between
+            "restored", lambda: self._record_restore(checkpoint_name, found.rejected, changed, seconds), run.check_stop
         )
 
     def _load_extra(self, saved: Mapping[str, Any], checkpoint_name: str) -> None:
@@ -342,7 +342,7 @@ class Loop:
         """Rank 0: record the restore, say it in a line, and learn what this run's saves have cost so far."""
         run, attempt = self.run_, self.run_.attempt
         assert attempt
-        done = persist(run.paths, lambda: last_step_done(attempt), run.between, begun=True, limit_s=RECORDS_S)
+        done = persist(run.paths, lambda: last_step_done(attempt), run.check_stop, begun=True, limit_s=RECORDS_S)
         lost = max(0, done - self.done)
         fields = {
             "step": self.done,
@@ -354,7 +354,7 @@ class Loop:
             "rejected": rejected,
             "changed": changed,
         }
-        persist(run.paths, lambda: record(attempt, "restored", **fields), run.between, begun=True)
+        persist(run.paths, lambda: record(attempt, "restored", **fields), run.check_stop, begun=True)
         for refused in rejected:
             passed = refused["reason"].startswith(NOT_FINITE)
             what = "is passed by" if passed else "is not whole"

@@ -102,7 +102,7 @@ class Participant:
 
     # -- a stop, and what binds ----------------------------------------------------------------------------------------
 
-    def between(self) -> None:
+    def check_stop(self) -> None:
         """Look for a stop between two pieces of work outside of the training loop; nothing is saved there.
 
         Raises:
@@ -153,7 +153,7 @@ class Participant:
 
     def await_all_ready(self) -> None:
         """Wait for the other ranks before the first collective, however long they load; each gives signs of life."""
-        self.together.gather("ready", True, self.between)
+        self.together.gather("ready", True, self.check_stop)
         self._alive.close()
 
     def ask(self, work: Callable[[], Any], limit_s: float | None = None) -> Any:
@@ -163,7 +163,7 @@ class Participant:
             work: What to do; may be done several times.
             limit_s: How long one try may take; infinite where each of its calls has a limit of its own.
         """
-        return attempts.persist(self.paths, work, self.between, begun=True, limit_s=limit_s)
+        return attempts.persist(self.paths, work, self.check_stop, begun=True, limit_s=limit_s)
 
     def say(self, text: str) -> None:
         """Print a line, on rank 0 only."""
@@ -233,9 +233,9 @@ class Participant:
     def _open_attempt(self) -> None:
         """Rank 0: write `start`, then look whether there is anything to do, before model or data are touched."""
         attempts.check_bucket(self.paths)
-        known = attempts.persist(self.paths, lambda: attempts.identity(self.paths, self.binding), self.between)
+        known = attempts.persist(self.paths, lambda: attempts.identity(self.paths, self.binding), self.check_stop)
         self.run_id = known or attempts.new_run_id(self.binding)
-        found = attempts.newest_readable(self.paths, self.run_id, self.between, self.config.on_nan != "ignore")
+        found = attempts.newest_readable(self.paths, self.run_id, self.check_stop, self.config.on_nan != "ignore")
         self.newest = found[1] if found else None
         newest_step = self.newest.step if self.newest else 0
         launch = attempts.launch_id()
@@ -249,7 +249,7 @@ class Participant:
         if opened and self.ask(self.paths.attempt(opened).is_dir):
             self.attempt = self.ask(lambda: attempts.adopt(self.paths, opened, launch, **facts))
         else:
-            self.attempt = attempts.open_attempt(self.paths, launch=launch, between=self.between, **facts)
+            self.attempt = attempts.open_attempt(self.paths, launch=launch, check_stop=self.check_stop, **facts)
         self.link.say_attempt(self.paths.root, self.attempt.name)
         self._refuse_other_binding(self.newest)
         from trainer.bucket.verify import problem
@@ -289,7 +289,7 @@ class Participant:
                     attempts.check_bucket(self.paths)
                     self._await_the_attempt_in_the_bucket()
                     self._hear_the_cloud(self.attempt_name, machine)
-            tokens = self.together.gather("machine", machine, self.between)
+            tokens = self.together.gather("machine", machine, self.check_stop)
         if attempt := self.attempt:
             found = [token for token in tokens if token]
             self.ask(lambda: attempts.record(attempt, "machines", machines=found))
@@ -298,7 +298,7 @@ class Participant:
         """Two mounts of one bucket show each other's new files a little later; two buckets never do."""
         folder, end = self.paths.attempt(self.attempt_name), time.monotonic() + SEE_ATTEMPT_S
         while not self.ask(folder.is_dir):
-            self.between()
+            self.check_stop()
             if time.monotonic() > end:
                 raise RunError(
                     f"{folder}: the first machine wrote it, and this one does not see it for {SEE_ATTEMPT_S:g} s. "

@@ -83,14 +83,14 @@ class SpotRun(Participant):
                 self.say(self._grace_note)
             self.binding = attempts.plain_binding(self.binding)
             opened, trouble = self._open_or_leave() if self.rank == 0 else (None, None)
-            self.between()
+            self.check_stop()
             from trainer.ranks.together import Together
 
-            self.together = Together(self.config.peer_timeout_s, self.between)
+            self.together = Together(self.config.peer_timeout_s, self.check_stop)
             self._living.enter_context(self.together.live())
             if self.together.several_nodes:
                 threading.Thread(target=self._watch_for_a_crash, daemon=True, name="crashes").start()
-            word = self.together.rank0_does("attempt", lambda: opened, self.between)
+            word = self.together.rank0_does("attempt", lambda: opened, self.check_stop)
             if trouble:
                 raise trouble
             if isinstance(word, list):
@@ -103,7 +103,7 @@ class SpotRun(Participant):
                 self._meet_the_other_machines()
             if self.world_size > 1:
                 self._alive.enter_context(self.together.coming_to("ready"))
-            self.between()
+            self.check_stop()
         except BaseException as error:
             self._end_with(error)
         return self
@@ -122,7 +122,7 @@ class SpotRun(Participant):
 
     def rank0_does(self, name: str, work: Callable[[], Any]) -> Any:
         """Let rank 0 do something that may take long (download, prepare, ...); every rank gets its JSON value."""
-        return self.together.rank0_does(f"user/{name}", work, self.between)
+        return self.together.rank0_does(f"user/{name}", work, self.check_stop)
 
     def train(self, model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> None:
         """Train to the end, and export. Returns when that is done; `trainer.training.loop.Loop` has the options."""
