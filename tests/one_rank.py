@@ -15,10 +15,9 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
+from trainer import RunConfig, SpotRun
 from trainer.attempt.ending import Ending
 from trainer.checkpoint.saving import Saver
-from trainer.training.config import RunConfig
-from trainer.training.run import SpotRun
 
 
 class Left(BaseException):

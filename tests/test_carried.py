@@ -12,9 +12,10 @@ import torch
 from support import column, event, history
 from torch import nn
 
+from trainer.finetune.config import parse
 from trainer.layout.manifest import read_manifest
 from trainer.layout.names import RunPaths, list_checkpoints
-from trainer.training.config import ConfigError, parse
+from trainer.training.config import ConfigError
 from trainer.training.order import sample_ids
 
 SEED = 0

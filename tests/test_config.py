@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.training.config import ConfigError, RunConfig, TrainConfig, parse
+from trainer.finetune.config import TrainConfig, parse
+from trainer.training.config import ConfigError, RunConfig
 
 
 def test_the_least_command_is_a_trial() -> None:
@@ -28,17 +29,17 @@ def test_auto_is_no_number() -> None:
 
 MISTAKES = [
     (["--max-stesp", "3"], "--max-steps"),
-    (["--max-spend", "3"], "not in this release"),
-    (["--max-spend"], "not in this release"),
-    (["--deadline", "3h"], "not in this release"),
-    (["--shard"], "not in this release"),
-    (["--grad-checkpointing"], "not in this release"),
+    (["--max-spend", "3"], "unknown option '--max-spend'"),
+    (["--max-spend"], "unknown option '--max-spend'"),
+    (["--deadline", "3h"], "unknown option '--deadline'"),
+    (["--shard"], "unknown option '--shard'"),
+    (["--grad-checkpointing"], "unknown option '--grad-checkpointing'"),
     (["--save-every", "often"], "whole number"),
     (["--save-every", "0"], "above 0"),
     (["--save-failures", "0"], "above 0"),
     (["--keep-every", "-1"], "less than 0"),
-    (["--micro-batch-size", "auto"], "not in this release"),
-    (["--report-to", "wandb"], "not in this release"),
+    (["--micro-batch-size", "auto"], "'auto' is not a whole number"),
+    (["--report-to", "wandb"], "unknown option '--report-to'"),
     (["--global-batch-size", "10", "--micro-batch-size", "4"], "2 or 5 would"),
     (["--global-batch-size", "0"], "above 0"),
     (["--max-steps", "1.5"], "whole number"),
@@ -75,7 +76,7 @@ def test_a_mistake_is_said_in_a_line(args: list[str], remedy: str) -> None:
     ("text", "remedy"),
     [
         ("max_stesp: 3\n", "max_steps"), ("- a\n", "by name"), ("a: [\n", "not readable"),
-        ("max_steps: many\n", "whole"), ("deadline: 3h\n", "not in this release"),
+        ("max_steps: many\n", "whole"), ("deadline: 3h\n", "unknown key 'deadline'"),
         ("cpu: 3\n", "neither true nor false"), ("lr: true\n", "number"),
     ],
 )  # fmt: skip

@@ -11,8 +11,8 @@ import torch
 from support import clean_env
 
 from trainer.finetune import data, encoding, model, tokens
+from trainer.finetune.config import parse
 from trainer.layout.names import AttemptName, RunPaths
-from trainer.training.config import parse
 
 ATTEMPT = AttemptName(1, "abcdef")
 PREPARED_BEFORE = [
@@ -207,7 +207,7 @@ from pathlib import Path
 from trainer.finetune import data
 from trainer.finetune import text
 from trainer.finetune import tokens
-from trainer.training.config import parse
+from trainer.finetune.config import parse
 from trainer.layout.names import AttemptName, RunPaths
 from trainer.finetune.model import ModelFiles, load_tokenizer
 source, run, model = sys.argv[1:]

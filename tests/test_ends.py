@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from support import clean_env, event
 
+from trainer import RunConfig, SpotRun
 from trainer.layout.names import RunPaths, list_attempts
-from trainer.training.config import RunConfig
-from trainer.training.run import SpotRun
 
 
 class Left(BaseException):
@@ -97,8 +96,7 @@ def test_a_worker_that_imports_the_script_opens_no_attempt(tmp_path: Path, metho
     (tmp_path / "script.py").write_text(
         "import multiprocessing\n"
         "from pathlib import Path\n"
-        "from trainer.training.config import RunConfig\n"
-        "from trainer.training.run import SpotRun\n"
+        "from trainer import RunConfig, SpotRun\n"
         f"with SpotRun(RunConfig(checkpoint_dir=Path(r'{tmp_path}/run'), max_steps=1)):\n"
         f"    worker = multiprocessing.get_context('{method}').Process(target=print)\n"
         "    worker.start()\n"

@@ -17,12 +17,12 @@ from trainer import attempt
 from trainer.attempt import AttemptError
 from trainer.errors import RunError, TrainerError
 from trainer.finetune import model
+from trainer.finetune.config import TrainConfig, parse
 from trainer.layout.exit_codes import EXIT_FAILED, EXIT_PREEMPTED
 from trainer.layout.manifest import Manifest, read_manifest
 from trainer.layout.names import MANIFEST, CheckpointName, RunPaths
 from trainer.machine.scratch import ScratchError
 from trainer.training import export
-from trainer.training.config import TrainConfig, parse
 
 LAST = CheckpointName.parse("0000000002-a0001-0000ff-1")
 

@@ -191,8 +191,8 @@ def test_a_path_is_not_asked_of_the_hub(server: HubServer, name: str) -> None:
 
 
 def test_a_data_set_without_text_is_said(server: HubServer, tmp_path: Path) -> None:
+    from trainer.finetune.config import parse
     from trainer.layout.names import AttemptName
-    from trainer.training.config import parse
 
     server.repositories["datasets/somebody/tables"] = {OLD: {"a.parquet": b"x", ".gitattributes": b"x"}}
     config = parse(["--checkpoint-dir", "x", "--data", "somebody/tables"])

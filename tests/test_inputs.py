@@ -12,11 +12,11 @@ from trainer import attempt as attempts
 from trainer.attempt.ending import Leaving
 from trainer.finetune import data, model, tokens
 from trainer.finetune.__main__ import is_moved
+from trainer.finetune.config import parse
 from trainer.finetune.inputs import Inputs
 from trainer.finetune.sources import DataError
 from trainer.layout.manifest import Manifest
 from trainer.layout.names import RunPaths, list_attempts
-from trainer.training.config import parse
 from trainer.training.run import SpotRun
 
 TEXT = "to be or not to be, that is the question\n" * 40

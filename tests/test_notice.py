@@ -178,8 +178,7 @@ def test_a_machine_that_is_not_taken_after_all_is_left_with_75(tmp_path: Path) -
 IMPORTING = """
 import os, signal, sys
 from pathlib import Path
-from trainer.training.config import RunConfig
-from trainer.training.run import SpotRun
+from trainer import RunConfig, SpotRun
 assert "torch" not in sys.modules
 
 class Taken:

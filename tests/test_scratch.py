@@ -14,12 +14,10 @@ from types import SimpleNamespace
 import pytest
 from support import clean_env
 
-from trainer import attempt
+from trainer import RunConfig, SpotRun, attempt
 from trainer.layout.exit_codes import EXIT_PREEMPTED
 from trainer.layout.names import RunPaths
 from trainer.machine import scratch
-from trainer.training.config import RunConfig
-from trainer.training.run import SpotRun
 
 HOLDER = """
 import os, signal, sys

@@ -15,11 +15,11 @@ import torch.distributed as dist
 
 from trainer.attempt import AttemptError
 from trainer.finetune import data, tokens
+from trainer.finetune.config import parse
 from trainer.layout.exit_codes import EXIT_PREEMPTED
 from trainer.layout.names import AttemptName, RunPaths
 from trainer.machine import scratch
 from trainer.ranks.together import Together
-from trainer.training.config import parse
 
 
 class Nodes:

@@ -89,8 +89,8 @@ def test_the_exported_model_loads_with_from_pretrained(tmp_path: Path, corpus: P
 def test_a_model_that_was_saved_in_half_precision_trains_in_fp32(tmp_path: Path) -> None:
     import torch
 
+    from trainer.finetune.config import parse
     from trainer.finetune.model import build_model
-    from trainer.training.config import parse
 
     config = parse(["--checkpoint-dir", "x"])
     build_model(config, 256).to(torch.bfloat16).save_pretrained(tmp_path / "half")  # type: ignore[operator]
@@ -142,7 +142,7 @@ def test_a_start_costs_little_more_than_what_it_loads(tmp_path: Path, corpus: Pa
 
 MISTAKES = [
     (["--max-stesp", "3"], 2, "--max-steps"),
-    (["--max-spend", "3"], 2, "not in this release"),
+    (["--max-spend", "3"], 2, "unknown option '--max-spend'. Did you mean '--max-steps'?"),
     (["--seed", str(2**63)], 2, "more than 63 bits"),
     (["--peer-timeout", "0"], 2, "less than 1"),
     (["--epochs", "1", "--warmup-steps", "6", "--seq-len", "32", "--data", "{corpus}"], 1, "--warmup-steps 6 is more"),

@@ -1,1 +1,22 @@
-"""The trainer: what runs on the GPU node, and survives it. Shipped to the node as a folder; never imports skyspot."""
+"""The trainer: runs on the GPU node and survives preemptions. It is shipped there as a folder."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trainer.training.config import RunConfig
+    from trainer.training.run import SpotRun
+
+__all__ = ["RunConfig", "SpotRun"]
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name at its first use, so that `import trainer.layout` loads no torch."""
+    if name == "RunConfig":
+        from trainer.training.config import RunConfig
+
+        return RunConfig
+    if name == "SpotRun":
+        from trainer.training.run import SpotRun
+
+        return SpotRun
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from trainer.training.config import RunConfig
-from trainer.training.run import SpotRun
+from trainer import RunConfig, SpotRun
 
 
 class Samples:

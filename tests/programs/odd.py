@@ -8,8 +8,7 @@ import math
 import time
 from pathlib import Path
 
-from trainer.training.config import RunConfig
-from trainer.training.run import SpotRun
+from trainer import RunConfig, SpotRun
 
 import numpy as np  # isort: skip
 import torch  # isort: skip

@@ -8,8 +8,7 @@ import os
 import signal
 from pathlib import Path
 
-from trainer.training.config import RunConfig
-from trainer.training.run import SpotRun
+from trainer import RunConfig, SpotRun
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--dir", type=Path, required=True)

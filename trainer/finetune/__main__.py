@@ -14,7 +14,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from trainer.errors import RunError
-from trainer.training.config import ConfigError, TrainConfig, parse
+from trainer.finetune.config import TrainConfig, parse
+from trainer.training.config import ConfigError
 from trainer.training.run import SpotRun
 
 if TYPE_CHECKING:

@@ -39,8 +39,8 @@ from trainer.layout.names import MANIFEST, AttemptName, RunPaths
 from trainer.machine import scratch
 
 if TYPE_CHECKING:
+    from trainer.finetune.config import TrainConfig
     from trainer.finetune.model import ModelFiles
-    from trainer.training.config import TrainConfig
 
 HELD_OUT_ONE_IN = 100
 PIECE_BYTES = 1 << 20

@@ -23,7 +23,7 @@ from trainer.layout.documents import LayoutError
 from trainer.layout.manifest import Manifest
 
 if TYPE_CHECKING:
-    from trainer.training.config import TrainConfig
+    from trainer.finetune.config import TrainConfig
     from trainer.training.run import SpotRun
 
 TRAIN = "train.bin"

@@ -19,8 +19,8 @@ from trainer.machine import scratch
 if TYPE_CHECKING:
     from torch import nn
 
+    from trainer.finetune.config import TrainConfig
     from trainer.finetune.tokens import Tokens
-    from trainer.training.config import TrainConfig
     from trainer.training.export import Write
     from trainer.training.run import SpotRun
 

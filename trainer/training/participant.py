@@ -37,7 +37,7 @@ from trainer.layout.exit_codes import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED
 from trainer.layout.manifest import Manifest
 from trainer.layout.names import AttemptName, RunPaths
 from trainer.machine import scratch
-from trainer.training.config import LATER, RunConfig, unknown_field
+from trainer.training.config import INPUT_BINDINGS, RunConfig, unknown_field
 
 if TYPE_CHECKING:
     from trainer.ranks.together import Together
@@ -192,7 +192,7 @@ class Participant:
             Leaving: the attempt is refused.
         """
         then = self.newest.facts.get("binding") if self.newest else None
-        known = {item.name for item in dataclasses.fields(self.config)} | self.binding.keys() | LATER
+        known = {item.name for item in dataclasses.fields(self.config)} | self.binding.keys() | INPUT_BINDINGS
         known |= then.keys() if isinstance(then, Mapping) else set()
         if trouble := unknown_field(self.config.allow_config_change, known):
             raise Leaving(REFUSED, trouble)
