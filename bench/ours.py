@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 from bench.training import Training
-from trainer.attempt import open_attempt
+from trainer.attempt.record import open_attempt
 from trainer.checkpoint import restore, state
 from trainer.checkpoint.saving import Boundary, Keeping, Saver
 from trainer.layout.manifest import read_manifest

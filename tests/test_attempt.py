@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from trainer import attempt
-from trainer.attempt import identity
+from trainer.attempt.binding import binding_problem
+from trainer.attempt.history import ignored_notices, no_progress
+from trainer.attempt.identity import identity, new_run_id, newest_readable
+from trainer.attempt.record import Attempt, adopt, newer_attempt, open_attempt, record
+from trainer.bucket.retry import retry
+from trainer.errors import AttemptError
 from trainer.layout import events
 from trainer.layout.documents import LayoutError, LayoutVersionError, from_json, write_once
 from trainer.layout.events import read_events, read_metrics
@@ -26,22 +30,22 @@ def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunPaths:
     return RunPaths(tmp_path / "run")
 
 
-def begin(paths: RunPaths, launch: str = "l", **binding: object) -> attempt.Attempt:
-    return attempt.open_attempt(paths, launch=launch, config={}, binding=binding, newest_step=0)
+def begin(paths: RunPaths, launch: str = "l", **binding: object) -> Attempt:
+    return open_attempt(paths, launch=launch, config={}, binding=binding, newest_step=0)
 
 
-def end(one: attempt.Attempt, code: int = EXIT_PREEMPTED, cause: str = "peer-gone", **fields: object) -> None:
-    attempt.record(one, "end", code=code, cause=cause, **fields)
+def end(one: Attempt, code: int = EXIT_PREEMPTED, cause: str = "peer-gone", **fields: object) -> None:
+    record(one, "end", code=code, cause=cause, **fields)
 
 
 def test_numbers_grow_and_the_random_part_keeps_equal_ones_apart(paths: RunPaths) -> None:
     first, second = begin(paths), begin(paths)
     assert (first.name.number, second.name.number) == (1, 2)
-    assert attempt.newer_attempt(first) == second.name
-    assert attempt.newer_attempt(second) is None
+    assert newer_attempt(first) == second.name
+    assert newer_attempt(second) is None
     twin = AttemptName(2, "ffffff")
     paths.attempt(twin).mkdir()
-    assert attempt.newer_attempt(second) is None, "an equal number is no newer one"
+    assert newer_attempt(second) is None, "an equal number is no newer one"
     assert begin(paths).name.number == 3
 
 
@@ -102,87 +106,87 @@ def test_a_manifest_in_the_place_of_another_attempts_is_no_witness_for_a_torn_ru
 def test_another_binding_is_refused_by_name_and_may_be_allowed(paths: RunPaths) -> None:
     begin(paths, seed=1, lr=0.1)
     second = begin(paths, seed=2, lr=0.1)
-    said = attempt.binding_problem(paths, second, {"seed": 2, "lr": 0.1}, (), None)
+    said = binding_problem(paths, second, {"seed": 2, "lr": 0.1}, (), None)
     assert said
     assert "seed 1" in said
     assert "--allow-config-change seed" in said
-    assert attempt.binding_problem(paths, second, {"seed": 2, "lr": 0.1}, ("seed",), None) is None
-    assert attempt.binding_problem(paths, second, {"seed": 1, "lr": 0.1}, (), None) is None
+    assert binding_problem(paths, second, {"seed": 2, "lr": 0.1}, ("seed",), None) is None
+    assert binding_problem(paths, second, {"seed": 1, "lr": 0.1}, (), None) is None
 
 
 def test_a_refused_attempt_does_not_bind_the_next_one(paths: RunPaths) -> None:
     first = begin(paths, seed=9)
     end(first, 1, "refused")
     second = begin(paths, seed=1)
-    assert attempt.binding_problem(paths, second, {"seed": 1}, (), None) is None
+    assert binding_problem(paths, second, {"seed": 1}, (), None) is None
 
 
 def test_the_newest_manifest_binds_before_any_start(paths: RunPaths) -> None:
     begin(paths, seed=1)
     second = begin(paths, seed=1)
     newest = Manifest("checkpoint", {}, {"step": 4, "binding": {"seed": 5}})
-    assert "seed 5" in str(attempt.binding_problem(paths, second, {"seed": 1}, (), newest))
+    assert "seed 5" in str(binding_problem(paths, second, {"seed": 1}, (), newest))
 
 
 def test_three_attempts_by_their_own_doing_without_progress_are_enough(paths: RunPaths) -> None:
     for number in range(3):
         one = begin(paths)
-        assert attempt.no_progress(one, 0) is None, number
+        assert no_progress(one, 0) is None, number
         end(one, error=f"reason {number}")
-    said = attempt.no_progress(begin(paths), 0)
+    said = no_progress(begin(paths), 0)
     assert said
     assert all(f"reason {number}" in said for number in range(3))
-    assert attempt.no_progress(begin(paths, launch="other"), 0) is None, "a new launch starts from zero"
+    assert no_progress(begin(paths, launch="other"), 0) is None, "a new launch starts from zero"
 
 
 def test_a_notice_or_a_signal_from_outside_is_not_an_attempts_own_doing(paths: RunPaths) -> None:
     for cause in ("peer-gone", "signal", "notice", "peer-gone", "signal"):
         end(begin(paths), cause=cause)
-    assert attempt.no_progress(begin(paths), 0) is None
+    assert no_progress(begin(paths), 0) is None
     for _ in range(3):
         end(begin(paths), cause="signal")
-    assert attempt.no_progress(begin(paths), 0) is None
+    assert no_progress(begin(paths), 0) is None
     end(begin(paths), cause="signal")
-    assert "10 attempts in a row" in str(attempt.no_progress(begin(paths), 0))
+    assert "10 attempts in a row" in str(no_progress(begin(paths), 0))
 
 
 def test_an_end_without_a_word_counts_on_the_same_machine_alone(paths: RunPaths, tmp_path: Path, monkeypatch) -> None:
     for _ in range(3):
         begin(paths)
-    assert attempt.no_progress(begin(paths), 0)
+    assert no_progress(begin(paths), 0)
     other = RunPaths(tmp_path / "other")
     for number in range(3):
         monkeypatch.setenv("HOME", str(tmp_path / f"home{number}"))  # Another machine each time.
         begin(other)
-    assert attempt.no_progress(begin(other), 0) is None
+    assert no_progress(begin(other), 0) is None
 
 
 def test_a_new_checkpoint_or_newly_prepared_data_is_progress(paths: RunPaths) -> None:
     for _ in range(3):
         one = begin(paths)
-        attempt.record(one, "restored", step=4)
+        record(one, "restored", step=4)
         end(one)
-    assert attempt.no_progress(begin(paths), 4)
-    assert attempt.no_progress(begin(paths), 8) is None
+    assert no_progress(begin(paths), 4)
+    assert no_progress(begin(paths), 8) is None
     last = begin(paths)
     for name, whole, is_progress in (("a0000-000000", True, False), (one.name, False, False), (one.name, True, True)):
         folder = paths.tokens / f"0123-{name}"
         folder.mkdir(parents=True, exist_ok=True)
         if whole:
             write_once(folder / "MANIFEST.json", Manifest("tokens", {}).to_json())
-        assert (attempt.no_progress(last, 4) is None) == is_progress, (name, whole)
+        assert (no_progress(last, 4) is None) == is_progress, (name, whole)
 
 
 def test_a_notice_that_ended_an_attempt_on_this_machine_is_ignored_later(paths: RunPaths) -> None:
     one = begin(paths)
     end(one, cause="notice", notice={"kind": "aws-notice", "id": "aws/2026-01-01T00:00:00Z"})
     now = begin(paths)
-    assert attempt.ignored_notices(paths, now.name, now.machine) == {"aws/2026-01-01T00:00:00Z"}
+    assert ignored_notices(paths, now.name, now.machine) == {"aws/2026-01-01T00:00:00Z"}
 
 
 def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(attempt.AttemptError, match="nothing was trained"):
+    with pytest.raises(AttemptError, match="nothing was trained"):
         begin(RunPaths(tmp_path / "file" / "run"))
 
 
@@ -192,16 +196,16 @@ def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None
 def test_a_torn_event_is_left_out_and_its_number_is_not_used_again(paths: RunPaths) -> None:
     one = begin(paths)
     (paths.attempt(one.name) / "0002-saved.json").write_text('{"st')
-    attempt.record(one, "end", code=0)
+    record(one, "end", code=0)
     assert [(event.number, event.name) for event in read_events(paths, one.name)] == [(1, "start"), (3, "end")]
 
 
 def test_a_record_does_not_need_a_listing_that_shows_the_one_before(paths: RunPaths, monkeypatch) -> None:
     one = begin(paths)
-    attempt.record(one, "saved", step=1)
-    monkeypatch.setattr(attempt, "last_event_number", lambda paths, name: 1)
-    attempt.record(one, "saved", step=2)
-    attempt.record(one, "saved", step=3)
+    record(one, "saved", step=1)
+    monkeypatch.setattr("trainer.attempt.record.last_event_number", lambda paths, name: 1)
+    record(one, "saved", step=2)
+    record(one, "saved", step=3)
     assert [(event.number, event.fields.get("step")) for event in read_events(paths, one.name)] == [
         (1, None), (2, 1), (3, 2), (4, 3),
     ]  # fmt: skip
@@ -231,8 +235,8 @@ def test_a_file_that_cannot_be_looked_at_is_not_missing(paths: RunPaths, monkeyp
 def test_a_newest_checkpoint_that_cannot_be_looked_at_for_good_does_not_keep_the_run(
     paths: RunPaths, monkeypatch, number: int
 ) -> None:
-    monkeypatch.setattr(attempt, "UNREADABLE_S", 0.3)
-    monkeypatch.setattr(attempt, "START_RETRY_S", 2.0)
+    monkeypatch.setattr("trainer.attempt.identity.UNREADABLE_S", 0.3)
+    monkeypatch.setattr("trainer.bucket.retry.START_RETRY_S", 2.0)
     name = begin(paths).name
     for step in (4, 8):
         folder = paths.checkpoints / f"{step:010d}-{name}-1"
@@ -248,25 +252,25 @@ def test_a_newest_checkpoint_that_cannot_be_looked_at_for_good_does_not_keep_the
         return real(path, **more)
 
     monkeypatch.setattr(Path, "stat", stat)
-    older = attempt.newest_readable(paths, None)
+    older = newest_readable(paths, None)
     assert older
     assert older[0].step == 4
     refused.add(4)
-    with pytest.raises(attempt.AttemptError, match=f"-1/a: {os.strerror(number)}. "):
-        attempt.newest_readable(paths, None)
+    with pytest.raises(AttemptError, match=f"-1/a: {os.strerror(number)}. "):
+        newest_readable(paths, None)
 
 
 def test_what_tells_why_attempts_ended_is_read_and_not_each_of_their_saves(paths: RunPaths, monkeypatch) -> None:
     one = begin(paths)
     for step in range(20):
-        attempt.record(one, "saved", step=step)
+        record(one, "saved", step=step)
     end(one)
     now, read = begin(paths), []
     real = events.read_json
     monkeypatch.setattr(events, "read_json", lambda path: read.append(path.name) or real(path))
-    attempt.no_progress(now, 0)
-    attempt.ignored_notices(paths, now.name, now.machine)
-    attempt.binding_problem(paths, now, {}, (), None)
+    no_progress(now, 0)
+    ignored_notices(paths, now.name, now.machine)
+    binding_problem(paths, now, {}, (), None)
     assert read
     assert not [name for name in read if "saved" in name]
 
@@ -283,18 +287,18 @@ def test_a_checkpoints_folder_that_was_copied_is_not_the_newest(paths: RunPaths)
 
 
 def test_who_opens_an_attempt_without_knowing_the_run_leaves_its_identity_to_who_does(paths: RunPaths) -> None:
-    opened = attempt.open_attempt(paths, launch="l", config={}, binding=None)
+    opened = open_attempt(paths, launch="l", config={}, binding=None)
     assert not paths.run_json.exists()
-    attempt.adopt(paths, opened.name, "l", binding={"seed": 1})
-    assert json.loads(paths.run_json.read_bytes())["run_id"] == attempt.new_run_id({"seed": 1})
+    adopt(paths, opened.name, "l", binding={"seed": 1})
+    assert json.loads(paths.run_json.read_bytes())["run_id"] == new_run_id({"seed": 1})
 
 
 def test_a_mount_that_is_gone_once_the_attempt_is_recorded_is_a_matter_for_a_new_machine(paths: RunPaths) -> None:
     def gone() -> None:
         raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
 
-    with pytest.raises(attempt.AttemptError, match="not connected") as error:
-        attempt.persist(paths, gone, begun=True)
+    with pytest.raises(AttemptError, match="not connected") as error:
+        retry(paths, gone, begun=True)
     assert error.value.code == 75
     failures = [OSError(errno.EIO, "x")] * 2
 
@@ -303,7 +307,7 @@ def test_a_mount_that_is_gone_once_the_attempt_is_recorded_is_a_matter_for_a_new
             raise failures.pop()
         return "done"
 
-    assert attempt.persist(paths, fails_for_a_moment, begun=True) == "done"
+    assert retry(paths, fails_for_a_moment, begun=True) == "done"
 
 
 BAD_MANIFESTS = [
@@ -355,24 +359,24 @@ def test_honest_preemptions_of_a_script_whose_checkpoints_are_not_seen_are_no_st
     for _ in range(10):
         end(begin(paths), cause="signal")
     last = begin(paths)
-    assert attempt.no_progress(last, 0)
-    assert attempt.no_progress(last, 0, sees_progress=False) is None
+    assert no_progress(last, 0)
+    assert no_progress(last, 0, sees_progress=False) is None
     for _ in range(3):
         end(begin(paths), cause="died")
-    assert attempt.no_progress(begin(paths), 0, sees_progress=False), "its own doing counts all the same"
+    assert no_progress(begin(paths), 0, sees_progress=False), "its own doing counts all the same"
 
 
 def test_steps_are_lost_over_attempts_that_came_to_nothing_too(paths: RunPaths) -> None:
     from trainer.training.metrics import last_step_done
 
     first = begin(paths)
-    attempt.record(first, "restored", step=0)
+    record(first, "restored", step=0)
     end(first, step=9)
     end(begin(paths), cause="signal", step=0)  # Taken before it had restored anything.
     begin(paths)
     assert last_step_done(begin(paths)) == 9
     later = begin(paths)
-    attempt.record(later, "restored", step=4)
+    record(later, "restored", step=4)
     end(later, step=6)
     assert last_step_done(begin(paths)) == 6, "what was done before that restore was counted then"
 

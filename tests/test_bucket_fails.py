@@ -66,7 +66,7 @@ def test_a_checkpoint_that_could_not_be_read_is_asked_for_again_once_an_older_on
     ],
 )
 def test_a_bucket_that_fails_at_the_export(run_dir: Path, trouble: str, options: tuple[str, ...], code: int) -> None:
-    ended = mlp(run_dir, "--unexportable", trouble, "--constant", "attempt.START_RETRY_S=1", *options)
+    ended = mlp(run_dir, "--unexportable", trouble, "--constant", "bucket.retry.START_RETRY_S=1", *options)
     assert ended.code == code, ended.output
     assert "Traceback" not in ended.output
     assert (run_dir / "final" / "MANIFEST.json").exists() == (code == 0)
@@ -108,7 +108,7 @@ def begin(folder: Path, kept: bool) -> subprocess.Popen[str]:
         env=clean_env(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     assert process.stdout
-    assert "asking again for a while" in process.stdout.readline()
+    assert "retrying for up to 10 minutes" in process.stdout.readline()
     return process
 
 
@@ -132,7 +132,7 @@ def test_a_stop_is_heard_while_the_bucket_is_waited_for(tmp_path: Path, kept: bo
 
 def test_a_bucket_that_stays_unwritable_ends_the_attempt_with_1(tmp_path: Path) -> None:
     (tmp_path / "run").symlink_to(tmp_path / "later")
-    done = mlp(tmp_path / "run", "--constant", "attempt.START_RETRY_S=0.5")
+    done = mlp(tmp_path / "run", "--constant", "bucket.retry.START_RETRY_S=0.5")
     assert done.code == 1, done.output
     assert "nothing was trained" in done.output
 

@@ -5,9 +5,9 @@ import ast
 import pytest
 from support import REPO
 
-from trainer.attempt import MOUNT_GONE, AttemptError
+from trainer.bucket.retry import MOUNT_GONE
 from trainer.checkpoint.saving import SaveError
-from trainer.errors import TrainerError
+from trainer.errors import AttemptError, TrainerError
 from trainer.layout.documents import LayoutVersionError
 from trainer.layout.exit_codes import EXIT_FAILED, EXIT_PREEMPTED, EXIT_SUPERSEDED
 from trainer.machine.scratch import ScratchError

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from trainer import attempt
-from trainer.attempt import AttemptError
-from trainer.errors import RunError, TrainerError
+from trainer.attempt.history import no_progress
+from trainer.attempt.record import open_attempt, record
+from trainer.errors import AttemptError, RunError, TrainerError
 from trainer.finetune import model
 from trainer.finetune.config import TrainConfig, parse
 from trainer.layout.exit_codes import EXIT_FAILED, EXIT_PREEMPTED
@@ -128,13 +128,13 @@ def test_a_full_local_disk_is_named_and_left_to_the_next_machine(
 
 def test_disks_that_are_full_on_each_machine_end_the_run_for_good(run: Any, full: Path) -> None:
     for _ in range(3):
-        attempt_ = attempt.open_attempt(run.paths, launch="l", config={}, binding={}, newest_step=2)
-        assert attempt.no_progress(attempt_, 2) is None
-        attempt.record(attempt_, "restored", step=2)
+        attempt_ = open_attempt(run.paths, launch="l", config={}, binding={}, newest_step=2)
+        assert no_progress(attempt_, 2) is None
+        record(attempt_, "restored", step=2)
         with pytest.raises(ScratchError) as raised:
             export.export(run, nn.Linear(3, 2), save_whole, LAST)
-        attempt.record(attempt_, "end", code=raised.value.code, cause="error", error=str(raised.value))
-    stuck = attempt.no_progress(attempt.open_attempt(run.paths, launch="l", config={}, binding={}), 2)
+        record(attempt_, "end", code=raised.value.code, cause="error", error=str(raised.value))
+    stuck = no_progress(open_attempt(run.paths, launch="l", config={}, binding={}), 2)
     assert stuck
     assert "3 attempts in a row" in stuck
     assert "No space left on device" in stuck
@@ -163,7 +163,7 @@ def test_a_model_goes_where_there_is_room(
 def test_a_file_that_cannot_be_in_the_export_is_refused_in_a_line(
     run: Any, temporary: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str
 ) -> None:
-    monkeypatch.setattr(attempt, "START_RETRY_S", 2.0)
+    monkeypatch.setattr("trainer.bucket.retry.START_RETRY_S", 2.0)
     begun = threading.Event()
 
     def save(module: nn.Module, folder: Path) -> None:

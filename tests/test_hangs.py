@@ -17,7 +17,7 @@ import warm
 from bucket_lab import Mounted, mounted, until
 from support import PROGRAMS, clean_env, mlp
 
-from trainer import attempt
+from trainer.attempt.record import open_attempt, record
 from trainer.bucket import deadlines
 from trainer.bucket.hashing import hash_file
 from trainer.bucket.verify import problem
@@ -178,8 +178,8 @@ def impatient(tmp_path: Path) -> dict[str, str]:
     """An environment in which a call counts as hanging after four seconds."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(
-        "from trainer import attempt\nfrom trainer.bucket import deadlines\n"
-        "deadlines.LIMIT_S = attempt.START_RETRY_S = attempt.RECORDS_S = 4.0\n"
+        "from trainer.attempt import history\nfrom trainer.bucket import deadlines, retry\n"
+        "deadlines.LIMIT_S = retry.START_RETRY_S = history.RECORDS_S = 4.0\n"
     )
     return clean_env(PYTHONPATH=str(tmp_path / "site"))
 
@@ -238,7 +238,7 @@ def test_a_mount_that_hangs_while_the_end_is_recorded_under_the_keeper_is_left(
         paths.stop("task").touch()
     else:
         for _ in range(3):
-            attempt.record(attempt.open_attempt(paths, launch="task", config={}, binding=None), "end", code=75)
+            record(open_attempt(paths, launch="task", config={}, binding=None), "end", code=75)
     (tmp_path / "script.py").write_text("print('begun')\n")
     command = [sys.executable, "-m", "trainer.launch", "--checkpoint-dir", paths.root, tmp_path / "script.py"]
     faults.hang("create", suffix="-end.json")

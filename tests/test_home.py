@@ -11,8 +11,9 @@ import pytest
 from needs import needs_root
 from support import REPO, clean_env, event
 
-from trainer import attempt
 from trainer.machine import home
+from trainer.machine.home import setup_seconds
+from trainer.machine.token import machine_token
 
 NOBODY = 54321
 
@@ -34,11 +35,11 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_without_a_home_folder_a_temporary_one_stands_in(nobody: Path) -> None:
     assert home.home() is None
-    token = attempt.machine_token()
+    token = machine_token()
     stand_in = nobody / f"skyspot-of-{os.getuid()}"
-    assert (stand_in / "machine").read_text() == token == attempt.machine_token()
+    assert (stand_in / "machine").read_text() == token == machine_token()
     assert stand_in.stat().st_mode & 0o777 == 0o700
-    assert attempt.setup_seconds() is None
+    assert setup_seconds() is None
     found, note = home.substitutes()
     assert found == {"HOME": str(stand_in), "USER": f"user-{os.getuid()}"}
     assert note == f"HOME is not set, and this user has no passwd entry: caches go to {stand_in}"
@@ -62,7 +63,7 @@ def test_a_folder_of_that_name_that_is_somebody_elses_is_left_alone(nobody: Path
     (nobody / f"skyspot-of-{os.getuid()}").symlink_to(tmp_path / "trap")
     assert home.cache() is None
     assert home.substitutes()[0].keys() == {"USER"}
-    assert len(attempt.machine_token()) == 16
+    assert len(machine_token()) == 16
     assert list((tmp_path / "trap").iterdir()) == []
 
 

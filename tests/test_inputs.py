@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from trainer import attempt as attempts
 from trainer.attempt.ending import Leaving
+from trainer.attempt.record import open_attempt
 from trainer.finetune import data, model, tokens
 from trainer.finetune.__main__ import is_moved
 from trainer.finetune.config import parse
 from trainer.finetune.inputs import Inputs
 from trainer.finetune.sources import DataError
 from trainer.layout.manifest import Manifest
-from trainer.layout.names import RunPaths, list_attempts
+from trainer.layout.names import AttemptName, RunPaths, list_attempts
 from trainer.training.run import SpotRun
 
 TEXT = "to be or not to be, that is the question\n" * 40
@@ -42,7 +42,7 @@ class Attempts:
         config = parse([str(arg) for arg in (*self.args, *more)])
         run = SpotRun(config, config.binding())
         run.is_same = lambda name, first: name == "model" and is_moved(config.model, first)
-        run.attempt = attempts.open_attempt(self.paths, launch="launch", config=config.to_json(), binding=run.binding)
+        run.attempt = open_attempt(self.paths, launch="launch", config=config.to_json(), binding=run.binding)
         run.newest = self.newest
         run._refuse_other_binding(run.newest)
         with ExitStack() as held:
@@ -281,7 +281,7 @@ def test_a_model_of_the_hub_keeps_its_commit(
 def fit(saved: Path, corpus: Path, run_dir: Path, *args: object) -> str | None:
     config = parse([str(arg) for arg in ("--checkpoint-dir", run_dir, "--model", saved, "--data", corpus, *args)])
     paths = RunPaths(run_dir)
-    attempt = attempts.AttemptName(1, "abcdef")
+    attempt = AttemptName(1, "abcdef")
     folder = data.prepare(paths, attempt, config, lambda: None)
     manifest = tokens.manifest_of(paths, folder)
     with tokens.copied(paths, folder, manifest) as local:

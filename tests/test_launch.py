@@ -248,11 +248,11 @@ def test_what_is_no_number_is_refused_in_a_line(text: str, monkeypatch: pytest.M
 def test_where_rank_0_dies_its_end_is_recorded_by_a_child(tmp_path: Path) -> None:
     body = (
         "from pathlib import Path\n"
-        "from trainer import attempt\n"
+        "from trainer.attempt.record import open_attempt\n"
         "from trainer.launch.link import Link\n"
         "from trainer.layout.names import RunPaths\n"
         f"paths = RunPaths(Path(r'{tmp_path}/run'))\n"
-        "mine = attempt.open_attempt(paths, launch=os.environ['SKYSPOT_LAUNCH'], config={}, binding={})\n"
+        "mine = open_attempt(paths, launch=os.environ['SKYSPOT_LAUNCH'], config={}, binding={})\n"
         "Link.from_env().say_attempt(paths.root, mine.name)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )

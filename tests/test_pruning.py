@@ -22,7 +22,7 @@ import torch.distributed as dist
 from bucket_lab import Store, mounted, until
 from support import clean_env
 
-from trainer.attempt import Attempt, machine_token, open_attempt, record
+from trainer.attempt.record import Attempt, open_attempt, record
 from trainer.bucket.mounts import Mount, Proof, UploadLog
 from trainer.bucket.verify import problem
 from trainer.checkpoint import pruning
@@ -32,12 +32,13 @@ from trainer.layout.documents import LayoutError
 from trainer.layout.exit_codes import EXIT_PREEMPTED
 from trainer.layout.manifest import Manifest, read_manifest
 from trainer.layout.names import MANIFEST, STATE, AttemptName, CheckpointName, RunPaths, list_checkpoints
+from trainer.machine.token import machine_token
 
 needs_rclone = pytest.mark.skipif(bucket_lab.missing() is not None, reason=str(bucket_lab.missing()))
 ATTEMPT = """
 import sys
 from pathlib import Path
-from trainer.attempt import open_attempt
+from trainer.attempt.record import open_attempt
 from trainer.layout.names import RunPaths
 print(open_attempt(RunPaths(Path(sys.argv[1])), launch="l", config={}, binding={}).name, flush=True)
 sys.stdin.read()

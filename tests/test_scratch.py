@@ -14,7 +14,9 @@ from types import SimpleNamespace
 import pytest
 from support import clean_env
 
-from trainer import RunConfig, SpotRun, attempt
+from trainer import RunConfig, SpotRun
+from trainer.bucket.retry import retry
+from trainer.errors import AttemptError
 from trainer.layout.exit_codes import EXIT_PREEMPTED
 from trainer.layout.names import RunPaths
 from trainer.machine import scratch
@@ -131,8 +133,8 @@ def test_the_disk_that_is_full_is_blamed(
     def write() -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # A write names no file.
 
-    with pytest.raises((attempt.AttemptError, scratch.ScratchError), match="No space left on device") as raised:
-        attempt.persist(paths, write)
+    with pytest.raises((AttemptError, scratch.ScratchError), match="No space left on device") as raised:
+        retry(paths, write)
     blamed = paths.root if free else temporary
     assert str(raised.value).startswith(f"{blamed}: ")
 
@@ -155,6 +157,6 @@ def test_who_writes_to_a_local_disk_says_so(temporary: Path, tmp_path: Path) -> 
             raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
     with pytest.raises(scratch.ScratchError, match="set TMPDIR to a folder with room") as raised:
-        attempt.persist(RunPaths(tmp_path / "run"), write)
+        retry(RunPaths(tmp_path / "run"), write)
     assert str(raised.value).startswith(f"{temporary}: ")
     assert raised.value.code == EXIT_PREEMPTED

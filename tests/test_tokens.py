@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from trainer.attempt import AttemptError
+from trainer.errors import AttemptError
 from trainer.finetune import data, tokens
 from trainer.finetune.config import parse
 from trainer.layout.exit_codes import EXIT_PREEMPTED

@@ -19,6 +19,10 @@ class TrainerError(Exception):
             self.code = code
 
 
+class AttemptError(TrainerError):
+    """What the attempt depends on fails before the first step or after the last; the attempt ends with `code`."""
+
+
 class RunError(TrainerError):
     """The training script, or what it asks for, is wrong."""
 

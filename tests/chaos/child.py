@@ -23,7 +23,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 from wait import readable
 
-from trainer import attempt as attempts
+from trainer.attempt.identity import identity
+from trainer.attempt.record import open_attempt, record
 from trainer.bucket import deadlines
 from trainer.checkpoint import restore, saving, staging, writing
 from trainer.checkpoint.saving import Boundary, BucketError, Keeping, Saver
@@ -116,19 +117,19 @@ def run(plan: Plan, rank: int, told: int, say: Callable[[dict[str, Any]], None])
 def _train(plan: Plan, rank: int, say: Callable[[dict[str, Any]], None], savers: list[Saver]) -> None:
     paths = RunPaths(plan.run_dir)
     binding = {"run": plan.run}
-    attempt = attempts.open_attempt(paths, launch="chaos", config={}, binding=binding) if rank == 0 else None
+    attempt = open_attempt(paths, launch="chaos", config={}, binding=binding) if rank == 0 else None
     together = Together(timeout_s=30.0)
     together.form_groups(on_gpu=False)
     attempt_name = together.rank0_does("attempt", lambda: str(attempt.name) if attempt else None)
     tensors = _tensors(plan, rank)
     steady = frozenset(name for name in tensors if name != "model.seen")
     live = State(dict(sorted(tensors.items())), {}, frozenset({"model.seen"}), steady)
-    run_id = restore.again(lambda: attempts.identity(paths, binding), lambda: None) if attempt else None
+    run_id = restore.again(lambda: identity(paths, binding), lambda: None) if attempt else None
     found = restore.find_whole(together, paths, live, lambda: None, run_id)
     step, name = plan.begin_at, found.loaded.name if found.loaded else None
     if attempt:
         restored = name.step if name else 0
-        attempts.record(attempt, "restored", step=restored, checkpoint=str(name) if name else None)
+        record(attempt, "restored", step=restored, checkpoint=str(name) if name else None)
     if found.loaded:
         for key, tensor in found.loaded.tensors.items():
             if key in tensors:

@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from trainer.attempt import open_attempt
+from trainer.attempt.record import open_attempt
 from trainer.checkpoint import restore, shards, state
 from trainer.checkpoint.saving import Boundary, Keeping, Saver
 from trainer.layout.names import RunPaths, list_checkpoints

@@ -16,7 +16,8 @@ from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any
 
-from trainer.attempt import Attempt, machine_token, machines, process_started
+from trainer.attempt.history import machines
+from trainer.attempt.record import Attempt
 from trainer.bucket.deadlines import read_manifest, within
 from trainer.bucket.mounts import DISKS, Proof, UploadLog, mount_of
 from trainer.bucket.verify import problem
@@ -26,6 +27,7 @@ from trainer.layout.events import event_named, read_events
 from trainer.layout.identity import belongs, is_of
 from trainer.layout.manifest import Manifest
 from trainer.layout.names import MANIFEST, STATE, AttemptName, CheckpointName, RunPaths, list_checkpoints
+from trainer.machine.token import machine_token, process_started
 
 DEAD_S = 600.0
 """An attempt that has changed nothing for so long, watched from here, writes nothing any more."""

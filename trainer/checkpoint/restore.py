@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from trainer.attempt import pause
 from trainer.bucket.deadlines import within
+from trainer.bucket.retry import pause
 from trainer.checkpoint.reading import DamagedError, open_checkpoint, read
 from trainer.checkpoint.saving import BucketError, fatal_code
 from trainer.checkpoint.state import State, rebuilt, wanted

@@ -20,9 +20,10 @@ from typing import Any, Protocol
 
 import torch
 
-from trainer.attempt import FULL, MOUNT_GONE, REFUSED, Attempt, newer_attempt, record, superseded
+from trainer.attempt.record import Attempt, newer_attempt, record, superseded
 from trainer.bucket.deadlines import read_manifest, within
 from trainer.bucket.hashing import fingerprint
+from trainer.bucket.retry import MOUNT_GONE, REFUSED
 from trainer.checkpoint import writing
 from trainer.checkpoint.finite import NotFiniteError, is_spoilt
 from trainer.checkpoint.pruning import Pruner
@@ -34,6 +35,7 @@ from trainer.layout.documents import LayoutError
 from trainer.layout.exit_codes import EXIT_FAILED, EXIT_PREEMPTED, EXIT_SUPERSEDED
 from trainer.layout.manifest import FileRecord, Manifest
 from trainer.layout.names import STATE, AttemptName, CheckpointName, RunPaths
+from trainer.machine.scratch import FULL
 from trainer.ranks.heartbeat import BEAT_S
 from trainer.ranks.together import PeerGoneError, Together, peek, wait_for
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trainer.attempt import REFUSED, AttemptError, pause
+from trainer.bucket.retry import REFUSED, pause
+from trainer.errors import AttemptError
 from trainer.layout.exit_codes import EXIT_FAILED, EXIT_PREEMPTED
 from trainer.machine import scratch
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import attempt as attempts
+from trainer.attempt.binding import first_binding
+from trainer.attempt.history import RECORDS_S
 from trainer.bucket.deadlines import read_manifest
 from trainer.finetune import data
 from trainer.finetune.model import ModelFiles, find_model, fingerprint
@@ -75,7 +76,7 @@ class Inputs:
     def _recorded(self) -> Mapping[str, Any]:
         run, attempt = self.run, self.run.attempt
         assert attempt
-        first = run.ask(lambda: attempts.first_binding(run.paths, attempt, run.newest), attempts.RECORDS_S)
+        first = run.ask(lambda: first_binding(run.paths, attempt, run.newest), RECORDS_S)
         return first or {}
 
     def _find_model(self) -> ModelFiles:
@@ -115,7 +116,7 @@ class Inputs:
                 found += [one for one in others if expected in (None, one.hash)]
             return found
 
-        return self.run.ask(look, attempts.RECORDS_S)
+        return self.run.ask(look, RECORDS_S)
 
     def _is_other_data(self, kept: Prepared) -> bool:
         """Whether this attempt shall train on other data than was prepared; says it where the source has changed.

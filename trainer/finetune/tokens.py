@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from trainer.attempt import AttemptError
 from trainer.bucket.deadlines import opened, read_manifest, within
 from trainer.bucket.hashing import CHUNK_BYTES, Hasher
+from trainer.errors import AttemptError
 from trainer.finetune.sources import DataError
 from trainer.layout.documents import LayoutError, LayoutVersionError, says_not_there
 from trainer.layout.exit_codes import EXIT_PREEMPTED

@@ -17,9 +17,13 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from trainer import attempt as attempts
 from trainer.attempt.ending import NO_PROGRESS, STOP_REQUEST, Ending
+from trainer.attempt.history import RECORDS_S, no_progress
+from trainer.attempt.identity import identity, newest_readable
+from trainer.attempt.record import Attempt, launch_id, newer_attempt, open_attempt, record, stop_requested
 from trainer.bucket.deadlines import await_overdue
+from trainer.bucket.presence import check_bucket
+from trainer.bucket.retry import retry
 from trainer.errors import TrainerError
 from trainer.layout.events import event_named, read_events
 from trainer.layout.names import AttemptName, RunPaths
@@ -39,16 +43,16 @@ def keep(run_dir: Path) -> None:
     """Keep the attempt of a script that knows nothing of attempts."""
     paths = RunPaths(run_dir)
     try:
-        attempts.check_bucket(paths)
-        newest = attempts.newest_readable(paths, attempts.persist(paths, lambda: attempts.identity(paths, {})))
+        check_bucket(paths)
+        newest = newest_readable(paths, retry(paths, lambda: identity(paths, {})))
         step = newest[1].step if newest else 0
-        attempt = attempts.open_attempt(paths, launch=attempts.launch_id(), config={}, binding=None, newest_step=step)
-        stop = attempts.persist(paths, lambda: attempts.stop_requested(attempt), begun=True)
-        stuck = attempts.persist(
+        attempt = open_attempt(paths, launch=launch_id(), config={}, binding=None, newest_step=step)
+        stop = retry(paths, lambda: stop_requested(attempt), begun=True)
+        stuck = retry(
             paths,
-            lambda: attempts.no_progress(attempt, step, sees_progress=newest is not None),
+            lambda: no_progress(attempt, step, sees_progress=newest is not None),
             begun=True,
-            limit_s=attempts.RECORDS_S,
+            limit_s=RECORDS_S,
         )
     except TrainerError as error:
         print(f"Error: {error}", file=sys.stderr)
@@ -68,10 +72,10 @@ def keep(run_dir: Path) -> None:
     said = False
     while not selector.select(LOOK_S):
         with suppress(OSError):  # A bucket that does not answer now is asked again.
-            if not said and attempts.newer_attempt(attempt):
+            if not said and newer_attempt(attempt):
                 _say("superseded")
                 said = True
-            elif not said and attempts.stop_requested(attempt):
+            elif not said and stop_requested(attempt):
                 _say("stop-request")
                 said = True
     words = sys.stdin.readline().split()
@@ -85,8 +89,8 @@ def write_end(paths: RunPaths, name: AttemptName, code: int, cause: str) -> None
     if event_named(events, "end"):
         return
     start = event_named(events, "start") or {}
-    attempt = attempts.Attempt(paths, name, str(start.get("launch", "")), str(start.get("machine", "")))
-    attempts.record(
+    attempt = Attempt(paths, name, str(start.get("launch", "")), str(start.get("machine", "")))
+    record(
         attempt,
         "end",
         code=code,
@@ -99,10 +103,10 @@ def write_end(paths: RunPaths, name: AttemptName, code: int, cause: str) -> None
     )
 
 
-def _leave(attempt: attempts.Attempt, ending: Ending, **fields: str) -> None:
+def _leave(attempt: Attempt, ending: Ending, **fields: str) -> None:
     # Said before the end is recorded: the launcher waits a few seconds for that, and for a mount that hangs no longer.
     _say(f"leave {ending.code}")
-    attempts.record(attempt, "end", code=ending.code, cause=ending.cause, step=0, **fields)
+    record(attempt, "end", code=ending.code, cause=ending.cause, step=0, **fields)
 
 
 def _say(line: str) -> None:

@@ -1,1 +1,1 @@
-"""This machine: its home folder and its temporary folders. Standard library only."""
+"""This machine: its token, its home folder and its temporary folders. Standard library only."""

@@ -39,6 +39,14 @@ def cache() -> Path | None:
     return temporary()
 
 
+def setup_seconds() -> int | None:
+    """How long setup.sh took on this machine; None where it did not run."""
+    folder = home()
+    with suppress(OSError, ValueError):
+        return int((folder / "skyspot" / "setup-seconds").read_text()) if folder else None
+    return None
+
+
 def temporary() -> Path | None:
     """A folder of this user's own among the temporary ones, the same for all attempts; None where none can be made."""
     with suppress(OSError):

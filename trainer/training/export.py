@@ -14,13 +14,14 @@ from typing import BinaryIO, Protocol
 import torch
 from torch import nn
 
-from trainer.attempt import AttemptError, newer_attempt, persist, superseded
 from trainer.attempt.ending import SUPERSEDED, Leaving
+from trainer.attempt.record import newer_attempt, superseded
 from trainer.bucket.deadlines import read_manifest, within, within_bytes
 from trainer.bucket.hashing import CHUNK_BYTES, Hasher
+from trainer.bucket.retry import retry
 from trainer.checkpoint.names import named_tensors, without_compilation
 from trainer.checkpoint.writing import write_manifest, write_tensors
-from trainer.errors import RunError
+from trainer.errors import AttemptError, RunError
 from trainer.layout.documents import fsync
 from trainer.layout.manifest import FileRecord, Manifest
 from trainer.layout.names import MANIFEST, CheckpointName, is_safe_name
@@ -104,7 +105,7 @@ def export(run: Participant, model: nn.Module, save_model: Callable[..., None], 
                 def work() -> None:
                     _publish(run, made, last, (lambda write: save_model(bare, made, write=write)) if streams else None)
 
-                persist(run.paths, work, in_time, begun=True, limit_s=math.inf)  # Each call has a limit of its own.
+                retry(run.paths, work, in_time, begun=True, limit_s=math.inf)  # Each call has a limit of its own.
         except (AttemptError, ScratchError) as error:
             raise type(error)(
                 f"the model could not be exported: {error} Checkpoint {last} is whole: the next attempt exports it",

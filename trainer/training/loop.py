@@ -22,11 +22,13 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from trainer.attempt import RECORDS_S, persist, record, superseded
 from trainer.attempt.ending import STOP_REQUEST, STOPS, Hold, Leaving
+from trainer.attempt.history import RECORDS_S
 from trainer.attempt.notices import Notice
+from trainer.attempt.record import record, superseded
 from trainer.bucket.deadlines import within
 from trainer.bucket.hashing import fingerprint
+from trainer.bucket.retry import retry
 from trainer.checkpoint import buffers, extras, interval, state
 from trainer.checkpoint.finite import NotFiniteError, watched
 from trainer.checkpoint.names import unwrap
@@ -342,7 +344,7 @@ class Loop:
         """Rank 0: record the restore, say it in a line, and learn what this run's saves have cost so far."""
         run, attempt = self.run_, self.run_.attempt
         assert attempt
-        done = persist(run.paths, lambda: last_step_done(attempt), run.check_stop, begun=True, limit_s=RECORDS_S)
+        done = retry(run.paths, lambda: last_step_done(attempt), run.check_stop, begun=True, limit_s=RECORDS_S)
         lost = max(0, done - self.done)
         fields = {
             "step": self.done,
@@ -354,7 +356,7 @@ class Loop:
             "rejected": rejected,
             "changed": changed,
         }
-        persist(run.paths, lambda: record(attempt, "restored", **fields), run.check_stop, begun=True)
+        retry(run.paths, lambda: record(attempt, "restored", **fields), run.check_stop, begun=True)
         for refused in rejected:
             passed = refused["reason"].startswith(NOT_FINITE)
             what = "is passed by" if passed else "is not whole"

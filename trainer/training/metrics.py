@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from trainer.attempt import Attempt, newer_attempt, record, stop_requested
+from trainer.attempt.record import Attempt, newer_attempt, record, stop_requested
 from trainer.bucket.deadlines import within
 from trainer.bucket.hashing import hash_bytes
 from trainer.layout.documents import to_json

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from trainer import attempt as attempts
+from trainer.attempt.binding import binding_problem, plain_binding
 from trainer.attempt.ending import (
     ALREADY_FINISHED,
     ENDINGS,
@@ -28,8 +28,22 @@ from trainer.attempt.ending import (
     Ending,
     Leaving,
 )
+from trainer.attempt.history import RECORDS_S, ignored_notices, is_finished, no_progress
+from trainer.attempt.identity import identity, new_run_id, newest_readable
 from trainer.attempt.notices import Notice, Notices
+from trainer.attempt.record import (
+    Attempt,
+    adopt,
+    launch_id,
+    newer_attempt,
+    open_attempt,
+    record,
+    stop_requested,
+    superseded,
+)
 from trainer.bucket.deadlines import within
+from trainer.bucket.presence import check_bucket
+from trainer.bucket.retry import MOUNT_GONE, retry
 from trainer.errors import RunError, TrainerError, one_line
 from trainer.launch.link import END_WRITTEN, STOPPED, Link, grace
 from trainer.launch.nodes import Nodes
@@ -37,6 +51,7 @@ from trainer.layout.exit_codes import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED
 from trainer.layout.manifest import Manifest
 from trainer.layout.names import AttemptName, RunPaths
 from trainer.machine import scratch
+from trainer.machine.token import machine_token
 from trainer.training.config import INPUT_BINDINGS, RunConfig, unknown_field
 
 if TYPE_CHECKING:
@@ -72,7 +87,7 @@ class Participant:
         """The fields that may differ from the run's first attempt."""
         self.is_same: Callable[[str, Mapping[str, Any]], bool] = lambda name, first: False
         """Whether a field that differs from what bound first is the same thing under another name."""
-        self.attempt: attempts.Attempt | None = None
+        self.attempt: Attempt | None = None
         self.run_id: str | None = None
         """Rank 0: which run this is; other runs' checkpoints do not count."""
         self.newest: Manifest | None = None
@@ -127,17 +142,17 @@ class Participant:
                 message = "another machine was told to stop before the first step"
                 raise Leaving(ENDINGS[cause], message, hold_s=hold_s)
 
-    def _look_at_the_bucket(self, attempt: attempts.Attempt) -> None:
+    def _look_at_the_bucket(self, attempt: Attempt) -> None:
         """Rank 0: what `Records` looks for as soon as training has begun."""
         if self.records is None and time.monotonic() >= self._look_at_bucket:
             self._look_at_bucket = time.monotonic() + LOOK_AT_BUCKET_S
-            newer, stop_requested = None, False
+            newer, is_requested = None, False
             with suppress(OSError), within("looking for other attempts"):
-                newer = attempts.newer_attempt(attempt)
-                stop_requested = attempts.stop_requested(attempt)
+                newer = newer_attempt(attempt)
+                is_requested = stop_requested(attempt)
             if newer:
-                self._stop_all(SUPERSEDED, attempts.superseded(newer))
-            if stop_requested:
+                self._stop_all(SUPERSEDED, superseded(newer))
+            if is_requested:
                 self._stop_all(STOP_REQUEST, "a stop was asked for before the first step")
 
     def _stop_all(self, ending: Ending, message: str, notice: Notice | None = None) -> NoReturn:
@@ -157,13 +172,13 @@ class Participant:
         self._alive.close()
 
     def ask(self, work: Callable[[], Any], limit_s: float | None = None) -> Any:
-        """Do something in the bucket between the attempt's start and its first step; see `attempt.persist`.
+        """Do something in the bucket between the attempt's start and its first step; see `bucket.retry.retry`.
 
         Args:
             work: What to do; may be done several times.
             limit_s: How long one try may take; infinite where each of its calls has a limit of its own.
         """
-        return attempts.persist(self.paths, work, self.check_stop, begun=True, limit_s=limit_s)
+        return retry(self.paths, work, self.check_stop, begun=True, limit_s=limit_s)
 
     def say(self, text: str) -> None:
         """Print a line, on rank 0 only."""
@@ -178,11 +193,11 @@ class Participant:
         Raises:
             Leaving: the run was begun with another value; the attempt is refused.
         """
-        self.binding.update(attempts.plain_binding(values))
+        self.binding.update(plain_binding(values))
         if self.rank == 0:
             assert self.attempt
             attempt = self.attempt
-            self.ask(lambda: attempts.record(attempt, "bound", binding=self.binding))
+            self.ask(lambda: record(attempt, "bound", binding=self.binding))
             self._refuse_other_binding(self.newest)
 
     def refuse_unknown_names(self) -> None:
@@ -202,9 +217,9 @@ class Participant:
         attempt = self.attempt
 
         def problem() -> str | None:
-            return attempts.binding_problem(self.paths, attempt, self.binding, self.allowed, newest, self.is_same)
+            return binding_problem(self.paths, attempt, self.binding, self.allowed, newest, self.is_same)
 
-        trouble = self.ask(problem, attempts.RECORDS_S)
+        trouble = self.ask(problem, RECORDS_S)
         if trouble:
             raise Leaving(REFUSED, trouble)
 
@@ -232,13 +247,13 @@ class Participant:
 
     def _open_attempt(self) -> None:
         """Rank 0: write `start`, then look whether there is anything to do, before model or data are touched."""
-        attempts.check_bucket(self.paths)
-        known = attempts.persist(self.paths, lambda: attempts.identity(self.paths, self.binding), self.check_stop)
-        self.run_id = known or attempts.new_run_id(self.binding)
-        found = attempts.newest_readable(self.paths, self.run_id, self.check_stop, self.config.on_nan != "ignore")
+        check_bucket(self.paths)
+        known = retry(self.paths, lambda: identity(self.paths, self.binding), self.check_stop)
+        self.run_id = known or new_run_id(self.binding)
+        found = newest_readable(self.paths, self.run_id, self.check_stop, self.config.on_nan != "ignore")
         self.newest = found[1] if found else None
         newest_step = self.newest.step if self.newest else 0
-        launch = attempts.launch_id()
+        launch = launch_id()
         facts: dict[str, Any] = {
             "config": self.config.to_json(),
             "binding": self.binding,
@@ -247,31 +262,31 @@ class Participant:
         }
         opened = AttemptName.parse(os.environ.get("SKYSPOT_ATTEMPT", ""))
         if opened and self.ask(self.paths.attempt(opened).is_dir):
-            self.attempt = self.ask(lambda: attempts.adopt(self.paths, opened, launch, **facts))
+            self.attempt = self.ask(lambda: adopt(self.paths, opened, launch, **facts))
         else:
-            self.attempt = attempts.open_attempt(self.paths, launch=launch, check_stop=self.check_stop, **facts)
+            self.attempt = open_attempt(self.paths, launch=launch, check_stop=self.check_stop, **facts)
         self.link.say_attempt(self.paths.root, self.attempt.name)
         self._refuse_other_binding(self.newest)
         from trainer.bucket.verify import problem
 
         def finished() -> bool:
-            return attempts.is_finished(self.paths, self.run_id, self.binding, problem)
+            return is_finished(self.paths, self.run_id, self.binding, problem)
 
         if self.ask(finished, math.inf):  # Reads all of it; each read has a limit of its own.
             self.final_is_whole = True
             raise Leaving(ALREADY_FINISHED, f"already finished: {self.paths.final} is whole")
         attempt = self.attempt
-        if self.ask(lambda: attempts.stop_requested(attempt)):
+        if self.ask(lambda: stop_requested(attempt)):
             asked = self.paths.stop(self.attempt.launch)
             raise Leaving(STOP_REQUEST, f"not started: {asked} asks this launch to stop")
-        stuck = self.ask(lambda: attempts.no_progress(attempt, newest_step), attempts.RECORDS_S)
+        stuck = self.ask(lambda: no_progress(attempt, newest_step), RECORDS_S)
         if stuck:
             raise Leaving(NO_PROGRESS, stuck)
         self._hear_the_cloud(self.attempt.name, self.attempt.machine)
 
     def _hear_the_cloud(self, name: AttemptName, machine: str) -> None:
         """Ask the cloud's metadata service from now on: one rank on each machine, as each has notices of its own."""
-        ignored = self.ask(lambda: attempts.ignored_notices(self.paths, name, machine), attempts.RECORDS_S)
+        ignored = self.ask(lambda: ignored_notices(self.paths, name, machine), RECORDS_S)
         self.notices.ignored = frozenset(ignored)
         self.notices.poll_metadata()
 
@@ -284,15 +299,15 @@ class Participant:
         machine = ""
         with self.together.coming_to("machine"):
             if self.together.local_rank == 0:
-                machine = attempts.machine_token()
+                machine = machine_token()
                 if self.rank:
-                    attempts.check_bucket(self.paths)
+                    check_bucket(self.paths)
                     self._await_the_attempt_in_the_bucket()
                     self._hear_the_cloud(self.attempt_name, machine)
             tokens = self.together.gather("machine", machine, self.check_stop)
         if attempt := self.attempt:
             found = [token for token in tokens if token]
-            self.ask(lambda: attempts.record(attempt, "machines", machines=found))
+            self.ask(lambda: record(attempt, "machines", machines=found))
 
     def _await_the_attempt_in_the_bucket(self) -> None:
         """Two mounts of one bucket show each other's new files a little later; two buckets never do."""
@@ -379,7 +394,7 @@ class Participant:
             with suppress(OSError):
                 if self.records:
                     self.records.flush(END_EVENT_S / 2)
-                attempts.record(attempt, "end", **fields)
+                record(attempt, "end", **fields)
                 self.link.say_ended()
 
         thread = threading.Thread(target=write, daemon=True)
@@ -393,4 +408,4 @@ def exit_code(error: BaseException) -> int:
     """With what an attempt ends that an error ended."""
     if isinstance(error, TrainerError):
         return error.code
-    return EXIT_PREEMPTED if isinstance(error, OSError) and error.errno in attempts.MOUNT_GONE else EXIT_FAILED
+    return EXIT_PREEMPTED if isinstance(error, OSError) and error.errno in MOUNT_GONE else EXIT_FAILED

@@ -25,7 +25,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from trainer import attempt as attempts
+from trainer.attempt.binding import plain_binding
 from trainer.attempt.ending import (
     ENDINGS,
     ERROR,
@@ -81,7 +81,7 @@ class SpotRun(Participant):
             self._refuse_without_launcher()
             if self._grace_note:
                 self.say(self._grace_note)
-            self.binding = attempts.plain_binding(self.binding)
+            self.binding = plain_binding(self.binding)
             opened, trouble = self._open_or_leave() if self.rank == 0 else (None, None)
             self.check_stop()
             from trainer.ranks.together import Together

@@ -1,0 +1,150 @@
+"""Attempts: their numbers and the events that they record. Standard library only.
+
+Only global rank 0 opens an attempt and writes its events. A second attempt that is alive at the same time writes into
+folders of its own, because every name has a random part.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.attempt.identity import check_release, keep_identity
+from trainer.bucket.retry import retry
+from trainer.layout.documents import (
+    LAYOUT_VERSION,
+    to_json,
+    write_once,
+)
+from trainer.layout.events import last_event_number
+from trainer.layout.names import AttemptName, RunPaths, file_safe, list_attempts, list_checkpoints
+from trainer.machine.home import setup_seconds
+from trainer.machine.token import machine_token, process_started
+
+_lock = threading.Lock()
+
+_numbers: dict[Path, int] = {}
+"""The last event that this process wrote, by attempt: a listing may not show it yet."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One life of the machines."""
+
+    paths: RunPaths
+    name: AttemptName
+    launch: str
+    machine: str
+    """A token that lasts as long as the machine's disk."""
+
+
+def launch_id() -> str:
+    """The launcher's, or SkyPilot's, id of this submission, the same across recoveries; without one, made up."""
+    if known := os.environ.get("SKYSPOT_LAUNCH"):
+        return known
+    task = os.environ.get("SKYPILOT_TASK_ID")
+    return file_safe(task) if task else f"local-{secrets.token_hex(4)}"
+
+
+def open_attempt(
+    paths: RunPaths,
+    *,
+    launch: str,
+    config: Mapping[str, Any],
+    binding: Mapping[str, Any] | None,
+    check_stop: Callable[[], None] = lambda: None,
+    **facts: Any,
+) -> Attempt:
+    """Begin an attempt: take the next number and write its `start` event.
+
+    Args:
+        paths: The run's.
+        launch: The launch's id.
+        config: For whoever reads the record.
+        binding: What binds the run; None where that is not known, nor which run it is (`adopt`).
+        check_stop: Called while waiting; raises to stop.
+        facts: What `start` says besides.
+
+    Raises:
+        AttemptError: the bucket refused that for ten minutes, or at once where waiting cannot help.
+        LayoutVersionError: a newer release has begun this run.
+    """
+    fields = {
+        "layout_version": LAYOUT_VERSION,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "pid_started": process_started(os.getpid()),
+        "python": platform.python_version(),
+        "setup_s": setup_seconds(),
+        "config": dict(config),
+        "binding": dict(binding or {}),
+        **facts,
+    }
+
+    def take_a_number() -> Attempt:
+        check_release(paths)
+        taken = [name.number for name in list_attempts(paths)]
+        taken += [name.attempt.number for name in list_checkpoints(paths)]
+        name = AttemptName(1 + max(taken, default=0), secrets.token_hex(3))
+        paths.attempt(name).mkdir(parents=True)
+        return Attempt(paths, name, launch, machine_token())
+
+    attempt = retry(paths, take_a_number, check_stop)
+    retry(paths, lambda: record(attempt, "start", launch=launch, machine=attempt.machine, **fields), check_stop)
+    if binding is not None:
+        retry(paths, lambda: keep_identity(paths, binding), check_stop)
+    return attempt
+
+
+def adopt(paths: RunPaths, name: AttemptName, launch: str, binding: Mapping[str, Any], **facts: Any) -> Attempt:
+    """Take over the attempt that the launcher's child opened for a script which turns out to keep records itself.
+
+    Raises:
+        OSError: it cannot be recorded.
+    """
+    attempt = Attempt(paths, name, launch, machine_token())
+    record(attempt, "bound", binding=binding, **facts)
+    keep_identity(paths, binding)
+    return attempt
+
+
+def record(attempt: Attempt, event: str, **fields: Any) -> None:
+    """Write the attempt's next event; times are unix seconds.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    with _lock:
+        folder = attempt.paths.attempt(attempt.name)
+        number = 1 + max(last_event_number(attempt.paths, attempt.name), _numbers.get(folder, 0))
+        path = attempt.paths.event(attempt.name, number, event)
+        try:
+            write_once(path, to_json({"time": round(time.time(), 3), **fields}))
+        except FileExistsError:  # Of a try that failed half-way, and that the listing does not show yet.
+            _numbers[folder] = number
+            raise
+        _numbers[folder] = number
+
+
+def newer_attempt(attempt: Attempt) -> AttemptName | None:
+    """The highest attempt that outnumbers this one; None where there is none."""
+    names = [name for name in list_attempts(attempt.paths) if name.number > attempt.name.number]
+    return names[-1] if names else None
+
+
+def superseded(newer: AttemptName | None) -> str:
+    """What an attempt says that stops for a newer one."""
+    return f"a newer attempt exists ({newer}): this one stops"
+
+
+def stop_requested(attempt: Attempt) -> bool:
+    """Whether somebody asked every attempt of this launch to save and stop; the file's being there is the request."""
+    return attempt.paths.stop(attempt.launch).exists()

@@ -1,0 +1,42 @@
+"""The check, before anything is written, that a run's folder lies in a bucket. Standard library only."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from trainer.bucket import deadlines
+from trainer.bucket.retry import START_RETRY_S
+from trainer.errors import AttemptError
+from trainer.layout.exit_codes import EXIT_FAILED
+from trainer.layout.names import RunPaths
+
+
+def check_bucket(paths: RunPaths) -> None:
+    """Refuse to train into a folder that is lost with the machine.
+
+    Raises:
+        AttemptError: no bucket is mounted where SKYSPOT_MOUNT says, or the folder that the run's folder goes into is
+        missing.
+    """
+    with deadlines.within("looking at the mount", START_RETRY_S, EXIT_FAILED):
+        _check_bucket(paths, os.environ.get("SKYSPOT_MOUNT"))
+
+
+def _check_bucket(paths: RunPaths, mount: str | None) -> None:
+    if not mount:
+        if not paths.root.parent.is_dir():
+            raise AttemptError(
+                f"{paths.root.parent}: no such folder. It is not made here, because a bucket that failed to mount "
+                "would look the same: mount it, or make the folder yourself."
+            )
+        return
+    try:
+        device = Path(mount).stat().st_dev
+    except OSError as error:
+        raise AttemptError(f"{mount}: {error.strerror}. SKYSPOT_MOUNT names it as the bucket's mount.") from None
+    if device == Path("/").stat().st_dev:
+        raise AttemptError(
+            f"{mount}: no bucket is mounted there (it lies on the machine's own disk, which goes with the machine). "
+            "Nothing was written. Look at the mount in the job's log; unset SKYSPOT_MOUNT for a shared folder."
+        )
