@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from skyspot.errors import NotYamlError
-from skyspot.lint import check
+from skyspot.lint import linter
 from skyspot.rehearsal import task as job
 from skyspot.runs import location
 from skyspot.runs.location import Location
-from skyspot.task import document, edit, payload, pipeline
+from skyspot.task import document, edits, payload, pipeline
 from skyspot.task.document import Task
 
 
@@ -43,7 +43,7 @@ def test_a_first_document_is_a_header_where_skypilot_takes_it_for_one(
 
 def test_lint_takes_for_a_header_what_the_others_take_for_one() -> None:
     text = "execution: serial\n---\nname: a\nrun: echo\n"
-    assert [(one.name, one.task) for one in check.findings(text)] == [("unknown-key", "1")]
+    assert [(one.name, one.task) for one in linter.findings(text)] == [("unknown-key", "1")]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_variable_is_the_text_that_skypilot_makes_of_it(tmp_path: Path, writte
 def test_accelerators_are_the_same_to_all_however_they_are_written(asked: str, accelerators: list[str]) -> None:
     found = only(f"resources: {{accelerators: {asked}}}\nrun: x\n")
     assert [text for text, _ in found.rungs[0].accelerators] == accelerators
-    groups = [str(one) for group in edit.accelerators(found) for one in group]
+    groups = [str(one) for group in edits.accelerators(found) for one in group]
     assert groups == [one if ":" in one else f"{one}:1" for one in accelerators]
 
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from skyspot.errors import UsageError
 from skyspot.migrate.source import task_yaml
 from skyspot.task import options as opts
+from skyspot.task.emitter import quoted
 from skyspot.task.options import Options
 from skyspot.task.render import Rendered
 from skyspot.task.settings import merged
-from skyspot.task.yamltext import quoted
 
 NASTY = [
     '"', "'", "\\", "\n", "\r\n", "\t", "$(touch owned)", "`touch owned`", "${HOME}", "$SKYSPOT_MODEL",

@@ -48,11 +48,11 @@ def test_a_template_is_rendered_without_what_a_plain_yaml_needs() -> None:
     loaded = set(done.stderr.split())
     assert "jinja2" in loaded
     assert not loaded & {
-        "skyspot.migrate.spelling",
+        "skyspot.migrate.migration",
         "skyspot.migrate.rungs",
-        "skyspot.task.edit",
+        "skyspot.task.edits",
         "skyspot.task.shell",
-        "skyspot.lint.check",
+        "skyspot.lint.linter",
     }
 
 
@@ -93,26 +93,45 @@ def test_the_trainers_public_names_load_at_their_first_use() -> None:
     loaded_by(f"{names}assert one is other\nimport trainer\nassert not hasattr(trainer, 'Run')")
 
 
+TRAINER_WINGS = "The trainer's wings: each imports only what stands below it"
+SKYSPOT_WINGS = "skyspot's wings: each imports only what stands below it"
+OF_THE_TRAINER = "Of the trainer, skyspot imports the contract, hashing and verify"
+NO_SKYSPOT = "The trainer never imports skyspot"
+ONE_SKY = "One module imports sky"
+NO_CIRCLE = "No module imports itself by way of others"
+FOUR_YAML = "YAML is read in four modules"
+
+
 @pytest.mark.parametrize(
-    ("module", "statement"),
+    ("module", "statement", "contract"),
     [
-        ("trainer/layout/names.py", "from trainer.bucket import hashing"),
-        ("trainer/checkpoint/saving.py", "def late():\n    from trainer.training import loop"),
-        ("trainer/bucket/verify.py", "import trainer.attempt"),
-        ("trainer/ranks/heartbeat.py", "from skyspot import errors"),
-        ("skyspot/task/gpus.py", "from skyspot.lint import rules"),
-        ("skyspot/runs/location.py", "from trainer.training.run import SpotRun"),
-        ("skyspot/runs/location.py", "def late():\n    import sky"),
+        ("trainer/layout/names.py", "from trainer.bucket import hashing", TRAINER_WINGS),
+        ("trainer/checkpoint/saving.py", "def late():\n    from trainer.training import loop", TRAINER_WINGS),
+        ("trainer/bucket/verify.py", "import trainer.attempt", TRAINER_WINGS),
+        ("trainer/ranks/heartbeat.py", "from skyspot import errors", NO_SKYSPOT),
+        ("skyspot/task/gpus.py", "from skyspot.lint import rules", SKYSPOT_WINGS),
+        ("skyspot/runs/location.py", "from trainer.training.run import SpotRun", OF_THE_TRAINER),
+        ("skyspot/runs/location.py", "def late():\n    import sky", ONE_SKY),
+        ("skyspot/task/gpus.py", "def late():\n    from skyspot.task import ladder", NO_CIRCLE),  # It imports gpus.
+        ("trainer/layout/names.py", "from trainer.layout import manifest", NO_CIRCLE),  # It imports names.
+        ("skyspot/task/payload.py", "import yaml", FOUR_YAML),
+        ("skyspot/runs/location.py", "def late():\n    from yaml import safe_load", FOUR_YAML),
     ],
 )
-def test_an_import_in_the_wrong_direction_fails_lint(tmp_path: Path, module: str, statement: str) -> None:
+def test_an_import_in_the_wrong_direction_fails_lint(
+    tmp_path: Path, module: str, statement: str, contract: str
+) -> None:
     for name in ("skyspot", "trainer"):
-        shutil.copytree(REPO / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        skip = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(REPO / name, tmp_path / name, ignore=skip, copy_function=os.symlink)
     shutil.copy(REPO / "pyproject.toml", tmp_path)
-    with (tmp_path / module).open("a") as file:
-        file.write(f"\n\n{statement}\n")
+    (tmp_path / module).unlink()
+    (tmp_path / module).write_text(f"{(REPO / module).read_text()}\n\n{statement}\n")
     command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
     env = {**clean_env(), "PYTHONPATH": str(tmp_path), "PATH": os.environ["PATH"]}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert ".".join(Path(module).with_suffix("").parts).removesuffix(".__init__") in done.stdout
+    assert f"{contract} BROKEN" in done.stdout
+    path = ".".join(Path(module).with_suffix("").parts)
+    # Of a circle, the package is named, and the modules within it.
+    assert (f".{Path(module).stem}" if contract == NO_CIRCLE else path) in done.stdout

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from support import REPO, clean_env
 from support_sky import run_sky
 
-from skyspot.lint import check, resources, rules
+from skyspot.lint import linter, resources, rules
 from skyspot.migrate.source import task_yaml
 from skyspot.task import known_keys, shell
 from skyspot.task.options import Options
@@ -164,12 +164,12 @@ PLANTED = [
 
 
 def brief(text: str, **options: float) -> list[tuple[str, str, int]]:
-    return [(found.name, found.level, found.line) for found in check.findings(text, **options)]
+    return [(found.name, found.level, found.line) for found in linter.findings(text, **options)]
 
 
 @pytest.mark.parametrize("text", [TRAINER, OTHER], ids=["the trainer", "another program"])
 def test_a_clean_file_has_no_finding(text: str) -> None:
-    assert check.findings(text) == []
+    assert linter.findings(text) == []
 
 
 @pytest.mark.parametrize(
@@ -198,8 +198,8 @@ def test_every_rule_is_in_the_list_and_was_planted() -> None:
 
 @pytest.mark.parametrize(("name", "text", "old", "new"), [(p[0], *p[3:]) for p in PLANTED])
 def test_a_finding_says_what_and_what_to_do_in_two_lines(name: str, text: str, old: str, new: str) -> None:
-    for finding in check.findings(text.replace(old, new, 1)):
-        said = check.shown(finding, "mine.yaml")
+    for finding in linter.findings(text.replace(old, new, 1)):
+        said = linter.shown(finding, "mine.yaml")
         first, second = said.split("\n")
         assert first.startswith(f"mine.yaml:{finding.line}: {finding.level}: ")
         assert second.strip()
@@ -446,7 +446,7 @@ def test_the_keys_that_lint_knows_are_those_of_the_installed_skypilot(tmp_path: 
     ],
 )  # fmt: skip
 def test_an_unknown_key_is_named_with_what_was_meant(text: str, said: str) -> None:
-    shown = [check.shown(found, "mine.yaml") for found in check.findings(text + "run: echo\n") if "key" in found.name]
+    shown = [linter.shown(found, "mine.yaml") for found in linter.findings(text + "run: echo\n") if "key" in found.name]
     assert len(shown) == 1
     assert said in shown[0]
 
@@ -469,21 +469,21 @@ OTHERS = [
 
 @pytest.mark.parametrize(("text", "what"), OTHERS, ids=[what for _, what in OTHERS])
 def test_a_file_that_is_no_task_is_told_for_what_it_is(text: str, what: str) -> None:
-    (found,) = check.findings(text)
+    (found,) = linter.findings(text)
     assert (found.name, found.level) == ("not-a-task", "error")
     assert what in found.reason
 
 
 @pytest.mark.parametrize("text", ["name: only\n", "run: x\nservices: {a: b}\n", "config: {docker: {}}\n", "setup: x\n"])
 def test_what_may_be_a_task_is_taken_for_one(text: str) -> None:
-    assert "not-a-task" not in [found.name for found in check.findings(text)]
+    assert "not-a-task" not in [found.name for found in linter.findings(text)]
 
 
 def test_a_header_of_several_tasks_has_keys_of_its_own() -> None:
     assert brief("name: chain\nexecution: serial\n---\nrun: echo\n---\nrun: echo\n") == []
     assert brief("run: echo\nexecution: serial\n---\nrun: echo\n") == [("unknown-key", "error", 2)]
     for key, remedy in (("execution", "It belongs in a first"), ("executions", "Did you mean 'execution', in a first")):
-        (found,) = check.findings(f"name: a\n{key}: parallel\nrun: echo\n")
+        (found,) = linter.findings(f"name: a\n{key}: parallel\nrun: echo\n")
         assert found.remedy.startswith(f"{remedy} document of its own, above the tasks")
 
 
@@ -567,7 +567,7 @@ def test_the_newest_torch_on_an_old_accelerator_is_found(kind: str) -> None:
 
 
 def levels(text: str, **options: object) -> list[tuple[str, str]]:
-    return [(found.name, found.level) for found in check.findings(text, **options)]  # type: ignore[arg-type]
+    return [(found.name, found.level) for found in linter.findings(text, **options)]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -582,9 +582,9 @@ def levels(text: str, **options: object) -> list[tuple[str, str]]:
 )
 def test_a_comment_turns_a_finding_into_a_note(text: str) -> None:
     assert levels(text) == [("unknown-gpu", "note")]
-    (note,) = check.findings(text)
-    assert check.shown(note, "x").endswith("(ignored). [unknown-gpu]")
-    assert len(check.shown(note, "x").splitlines()) == 1
+    (note,) = linter.findings(text)
+    assert linter.shown(note, "x").endswith("(ignored). [unknown-gpu]")
+    assert len(linter.shown(note, "x").splitlines()) == 1
 
 
 def test_a_comment_counts_for_its_own_line_alone() -> None:
@@ -612,7 +612,7 @@ def test_ignore_turns_every_finding_of_a_rule_into_a_note() -> None:
     ],
 )  # fmt: skip
 def test_a_comment_that_names_no_rule_is_a_warning(comment: str, remedy: str) -> None:
-    (found,) = check.findings(f"name: x  # skyspot: {comment}\n")
+    (found,) = linter.findings(f"name: x  # skyspot: {comment}\n")
     assert (found.name, found.level, found.line) == ("unknown-ignore", "warning", 1)
     assert remedy in found.remedy
 
@@ -711,14 +711,14 @@ RAW = st.lists(
 
 
 def check_sane(text: str) -> None:
-    found = check.findings(text, grace_s=31)
+    found = linter.findings(text, grace_s=31)
     assert [finding.line for finding in found] == sorted(finding.line for finding in found)
     for finding in found:
         assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", finding.name)
         assert finding.level in ("error", "warning")
         assert 1 <= finding.line <= max(1, len(text.splitlines()))
-        assert len(check.shown(finding, "x").splitlines()) == 2
-        assert check.shown(finding, "x").isascii() or finding.name == "not-yaml"
+        assert len(linter.shown(finding, "x").splitlines()) == 2
+        assert linter.shown(finding, "x").isascii() or finding.name == "not-yaml"
 
 
 @settings(deadline=None, max_examples=30)
@@ -842,11 +842,11 @@ def test_the_installed_skypilot_does_what_lint_says(tmp_path: Path) -> None:
 
 def test_lint_says_of_each_mount_what_skypilot_does() -> None:
     for config, answer in SKYPILOT:
-        refused = [found for found in check.findings(yaml.safe_dump(config)) if found.level == "error"]
+        refused = [found for found in linter.findings(yaml.safe_dump(config)) if found.level == "error"]
         assert bool(refused) == (answer != "taken" or "max_restarts" in str(config)), config
 
 
 def test_lint_loads_no_skypilot() -> None:
-    code = "import skyspot.lint.check, sys; print('sky' in sys.modules, 'jinja2' in sys.modules)"
+    code = "import skyspot.lint.linter, sys; print('sky' in sys.modules, 'jinja2' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean_env(), check=True)
     assert done.stdout.split() == ["False", "False"]

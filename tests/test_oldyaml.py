@@ -14,10 +14,10 @@ from support import REPO
 from support_sky import refusals
 
 from skyspot.errors import UsageError
+from skyspot.migrate.migration import Migrated, to_today
 from skyspot.migrate.source import task_yaml
-from skyspot.migrate.spelling import Migrated, to_today
 from skyspot.task.options import Options
-from skyspot.task.yamledit import difference
+from skyspot.task.sheet import difference
 
 TUTORIAL = REPO / "tests" / "data" / "tutorial.yaml"
 

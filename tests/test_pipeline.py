@@ -13,13 +13,13 @@ from support_sky import CATALOGS, run_sky
 from skyspot.cli import main
 from skyspot.errors import UsageError
 from skyspot.jobs import client, training
-from skyspot.lint import check
+from skyspot.lint import linter
 from skyspot.migrate.source import task_yaml
 from skyspot.rehearsal.task import Job
 from skyspot.runs import find
 from skyspot.task import document, pipeline
 from skyspot.task.options import Options
-from skyspot.task.yamledit import difference
+from skyspot.task.sheet import difference
 from trainer.layout.documents import to_json
 
 PIPELINE = """\
@@ -218,12 +218,12 @@ def sky(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 def test_a_finding_names_its_task_and_its_line(here: Path) -> None:
     (here / "p.yaml").write_text(PIPELINE.replace("mode: MOUNT", "mode: MOUNTED").replace("s3://mine", "s3://mine/x"))
-    found = [one for one in check.findings((here / "p.yaml").read_text()) if one.line == 21]
+    found = [one for one in linter.findings((here / "p.yaml").read_text()) if one.line == 21]
     assert found
     assert {one.task for one in found} == {"train"}
     said = skyspot("lint", "p.yaml")
     assert "p.yaml:21: error: task train: " in said.output
-    assert {one.task for one in check.findings(OTHER.partition("---\n---\n")[2])} == {""}
+    assert {one.task for one in linter.findings(OTHER.partition("---\n---\n")[2])} == {""}
 
 
 def test_the_plan_has_a_ladder_for_each_task(here: Path, sky: list[tuple[str, str]]) -> None:

@@ -16,7 +16,7 @@ from support_sky import CATALOGS, run_sky
 
 from skyspot.cli import main
 from skyspot.errors import UsageError
-from skyspot.lint import check
+from skyspot.lint import linter
 from skyspot.task import buckets, gpus, render
 from skyspot.task.options import Options
 
@@ -535,7 +535,7 @@ def test_skypilot_refuses_what_we_would_never_write(tmp_path: Path) -> None:
 def test_the_nearest_accelerator_is_the_one_that_looks_like_it(written: str, meant: str) -> None:
     with pytest.raises(UsageError, match=re.escape(f"Did you mean '{meant}'?")):
         gpus.parse(f"{written}:8")
-    assert [f.remedy for f in check.findings(f"resources: {{accelerators: '{written}:8', infra: aws}}\n")] in (
+    assert [f.remedy for f in linter.findings(f"resources: {{accelerators: '{written}:8', infra: aws}}\n")] in (
         [f"Did you mean '{meant}'?"],
         [],  # A TPU, or a part of one name alone: SkyPilot takes it.
     )

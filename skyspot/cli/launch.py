@@ -16,7 +16,7 @@ from skyspot.jobs import client, training
 from skyspot.jobs import launch as launching
 from skyspot.jobs.client import Job
 from skyspot.jobs.launch import Before, Launch
-from skyspot.lint import check
+from skyspot.lint import linter
 from skyspot.task import settings
 from skyspot.task.options import SETTINGS, Options
 
@@ -47,7 +47,7 @@ def run(options: Options, how: How) -> int:
             click.echo(note, err=True)
     for finding in launch.findings:
         if finding.level != "error":
-            click.echo(check.shown(finding, launch.linted), err=True)
+            click.echo(linter.shown(finding, launch.linted), err=True)
     launching.refuse_errors(launch)
     unchecked = launching.check(launch) if how.dryrun else []
     for what in unchecked:

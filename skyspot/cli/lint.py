@@ -11,10 +11,10 @@ import click
 
 from skyspot.cli.format import many
 from skyspot.errors import UsageError
-from skyspot.lint import check, rules
+from skyspot.lint import linter, rules
 from skyspot.lint.rules import Finding
 from skyspot.migrate.source import task_yaml
-from skyspot.task import document, edit
+from skyspot.task import document, edits
 from skyspot.task.options import ENV, NAME, Options, flags_alone
 from skyspot.task.render import Rendered
 
@@ -37,7 +37,7 @@ def run(options: Options, more: Sequence[str], as_json: bool) -> int:
         rows += [as_row(finding, name) for finding in found]
         if not as_json:
             for finding in found:
-                click.echo(check.shown(finding, name))
+                click.echo(linter.shown(finding, name))
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     elif not rows and not errors:
@@ -63,13 +63,13 @@ def _findings(options: Options) -> list[Finding]:
     if plain:
         for note in rendered.notes:
             click.echo(note, err=True)
-    return check.findings_in(rendered.before or rendered.text, rendered.text, options.ignore)
+    return linter.findings_in(rendered.before or rendered.text, rendered.text, options.ignore)
 
 
 def _unreadable(path: Path) -> list[Finding]:
     """Where a file is no YAML; nothing where it is, or is no text."""
     try:
-        found = check.findings(path.read_text(encoding="utf-8"))
+        found = linter.findings(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):
         return []
     return [finding for finding in found if finding.name == "not-yaml"]
@@ -78,7 +78,7 @@ def _unreadable(path: Path) -> list[Finding]:
 def _without_values(path: Path) -> dict[str, str]:
     """The variables that a launch has to give a value (`--env`), each as what a shell would put in its place."""
     try:
-        tasks = document.read(edit.read(path)).tasks
+        tasks = document.read(edits.read(path)).tasks
     except UsageError:
         return {}  # Rendering it says why.
     entries = [entry for one in tasks for entry in one.env_entries.items()]
@@ -91,14 +91,14 @@ def check_file(rendered: Rendered, options: Options) -> None:
     Raises:
         UsageError: SkyPilot would refuse to read the file.
     """
-    found = check.of_the_file(check.findings_in(rendered.before or "", rendered.text, options.ignore))
-    refused = check.refused(found)
+    found = linter.of_the_file(linter.findings_in(rendered.before or "", rendered.text, options.ignore))
+    refused = linter.refused(found)
     path = Path(options.task)
     for finding in found:
         if finding not in refused:
-            click.echo(check.shown(finding, path), err=True)
+            click.echo(linter.shown(finding, path), err=True)
     if refused:
-        said = "\n".join(check.shown(finding, path) for finding in refused)
+        said = "\n".join(linter.shown(finding, path) for finding in refused)
         raise UsageError(f"SkyPilot would refuse this file:\n{said}")
 
 

@@ -221,7 +221,7 @@ def render(options: Any, output: Path | None, diff: bool, as_json: bool) -> None
     if diff:
         if rendered.before is None:
             raise click.UsageError(f"--diff: {options.task} is a template. A plain YAML has a before and an after.")
-        from skyspot.task.yamledit import difference
+        from skyspot.task.sheet import difference
 
         for note in rendered.notes:
             click.echo(note, err=True)

@@ -12,13 +12,12 @@ from skyspot.errors import SkyspotError, UnreadableError, UsageError
 from skyspot.jobs import client
 from skyspot.jobs import training as jobs
 from skyspot.jobs.client import Job
-from skyspot.lint import check as lint
+from skyspot.lint import linter
 from skyspot.lint.rules import Finding
 from skyspot.migrate.source import task_yaml
 from skyspot.runs import location
 from skyspot.runs.location import Location, Progress
-from skyspot.task import document, payload
-from skyspot.task import edit as task
+from skyspot.task import document, edits, payload
 from skyspot.task.document import Task
 from skyspot.task.options import WRITTEN, Options, written_task
 from skyspot.task.render import headed
@@ -110,20 +109,20 @@ def prepare(options: Options, folder: Path) -> Launch:
     if known and known.exists() and said <= {"name", "ignore"} and options.task == Options.task:
         # The run's name alone: go on with what was written for it.
         rendered = task_yaml(Options(task=str(known), name=options.name, secret=options.secret))
-        text, notes = task.read(known), (f"Using {known}", *rendered.notes)
+        text, notes = edits.read(known), (f"Using {known}", *rendered.notes)
         name, path, linted = rendered.name, known, known
-        found = lint.findings(text, ignored=options.ignore)
+        found = linter.findings(text, ignored=options.ignore)
     else:
         rendered = task_yaml(options)
         name = rendered.name
         path = written_task(name, folder)
         linted = Path(options.task) if rendered.before is not None else path
-        found = lint.findings_in(rendered.before or rendered.text, rendered.text, options.ignore)
+        found = linter.findings_in(rendered.before or rendered.text, rendered.text, options.ignore)
         if not (path.exists() and rendered.before is not None and path.samefile(options.task)):
             rendered = headed(rendered, Path(options.task))
         text, more = payload.chosen(rendered, path, Path(options.task))
         if text != rendered.text:
-            found, linted = lint.findings(text, ignored=options.ignore), path
+            found, linted = linter.findings(text, ignored=options.ignore), path
         notes = (*rendered.notes, *more)
     file = document.read(text)
     return Launch(
@@ -239,9 +238,9 @@ def refuse_errors(launch: Launch) -> None:
     """
     errors = [finding for finding in launch.findings if finding.level == "error"]
     if errors:
-        said = "\n".join(lint.shown(finding, launch.linted) for finding in errors)
+        said = "\n".join(linter.shown(finding, launch.linted) for finding in errors)
         codes = " ".join(f"--ignore {code}" for code in dict.fromkeys(finding.name for finding in errors))
-        how = "" if lint.refused(errors) else f"\nTo submit it anyway: {codes}"
+        how = "" if linter.refused(errors) else f"\nTo submit it anyway: {codes}"
         raise SkyspotError(f"this task is not submitted:\n{said}{how}")
 
 

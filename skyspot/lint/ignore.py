@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from skyspot.lint import rules
 from skyspot.lint.rules import Finding
-from skyspot.task.yamledit import BREAK
+from skyspot.task.sheet import BREAK
 
 _MARK = re.compile(r"#\s*skyspot:\s*ignore\b(?:\s*\[([^\]]*)\])?", re.IGNORECASE)
 _ALONE = re.compile(r"\s*#")

@@ -8,9 +8,9 @@ from skyspot.errors import did_you_mean, shown
 from skyspot.lint.rules import Finding
 from skyspot.task.document import Task
 from skyspot.task.known_keys import HEADER, JOB_RECOVERY, KNOWN, OPEN, SETTINGS, VOLUME
-from skyspot.task.marks import At
+from skyspot.task.located import Located
 
-# What `skyspot.migrate.spelling` brings to today's spelling, or SkyPilot does.
+# What `skyspot.migrate.migration` brings to today's spelling, or SkyPilot does.
 _OLD = {
     "": ("api_access", "experimental"),
     **dict.fromkeys(
@@ -45,7 +45,7 @@ _REMEDIES = {
 }
 
 
-def what_it_is(root: At) -> tuple[str, str] | None:
+def what_it_is(root: Located) -> tuple[str, str] | None:
     """What a document is that is no task, with what to do with it; None where it may be a task."""
     keys = root.entries.keys()
     task_only = keys & {"run", "setup", "resources", "workdir", "file_mounts", "envs", "num_nodes"}
@@ -93,7 +93,7 @@ def is_job(task: Task) -> bool:
     return what_it_is(task.root) is None and task.root.get("service", "pool") is None
 
 
-def _unknown(at: At, place: str) -> Iterator[Finding]:
+def _unknown(at: Located, place: str) -> Iterator[Finding]:
     known = KNOWN.get(place)
     for key, value in at.entries.items():
         if known and key not in known and not key.startswith("_") and key not in _OLD.get(place, ()):

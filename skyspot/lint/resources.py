@@ -11,7 +11,7 @@ from skyspot.task.document import Rung, Task
 from skyspot.task.gpus import NAMES, did_you_mean_gpu
 from skyspot.task.known_keys import JOB_RECOVERY
 from skyspot.task.ladder import NO_SPOT, OWN_MACHINES, STRATEGIES
-from skyspot.task.marks import At
+from skyspot.task.located import Located
 
 # NVIDIA's of compute capability below 7.5, the least that CUDA 13 and so torch 2.13 from PyPI can run on.
 _OLD_NAMES = ("K80", "M4000", "M60", "P100", "P4", "P40", "P4000", "P5000", "TITAN V", "V100", "V100-32GB")
@@ -59,7 +59,7 @@ def _differing(task: Task) -> Iterator[Finding]:
                 break
 
 
-def _comparable(setting: At | None) -> object:
+def _comparable(setting: Located | None) -> object:
     """A setting as SkyPilot compares it: with its default, whichever way it is spelt (Resources.__init__)."""
     plain = setting.plain() if setting else None
     recovery = {"strategy": plain} if isinstance(plain, str) else plain
@@ -86,7 +86,7 @@ def _recovery(task: Task) -> Iterator[Finding]:
         yield from _without_75(task)
 
 
-def _strategy(recovery: At) -> Iterator[Finding]:
+def _strategy(recovery: Located) -> Iterator[Finding]:
     strategy = recovery.get("strategy") if recovery.entries else recovery
     word = strategy.text.upper() if strategy else ""
     if strategy and word == "EAGER_NEXT_REGION":

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skyspot.errors import UsageError, shown
-from skyspot.migrate import spelling
-from skyspot.task import document, gpus, ladder, pipeline
-from skyspot.task import edit as task
+from skyspot.migrate import migration
+from skyspot.task import document, edits, gpus, ladder, pipeline
 from skyspot.task.options import NAME, Options, flag, flags_alone
 from skyspot.task.pipeline import Pipeline
 from skyspot.task.render import Rendered
@@ -43,7 +42,7 @@ def rendered(path: Path, options: Options) -> Rendered:
     if refused:
         option = flag(refused[0])
         raise UsageError(f"{option} means nothing for {path}: it is a plain YAML, not a template. Edit the file itself")
-    before = task.read(path)
+    before = edits.read(path)
     try:
         found = edited(before, options)
     except UsageError as error:
@@ -78,20 +77,20 @@ def edited(text: str, options: Options) -> Edited:
         )
     asking = [number for number in found.tasks if options.gpus is None or not several]
     if options.gpus is not None and several:
-        asking = [number for number in found.tasks if task.accelerators(document.tasks(found.documents[number])[0])]
+        asking = [number for number in found.tasks if edits.accelerators(document.tasks(found.documents[number])[0])]
         if not asking:
             raise UsageError("--gpus: no task of this pipeline asks for accelerators. Edit the file")
     changes: list[str] = []
     for number in found.tasks:
 
         def edit(part: str, asks: bool = number in asking) -> str:
-            migrated = spelling.to_today(part, given={*options.env, *options.secret})
+            migrated = migration.to_today(part, given={*options.env, *options.secret})
             changes.extend(migrated.changes)
             return _with_options(migrated.text, options, asks)
 
         found = found.edited(number, edit)
     if options.name is not None:
-        found = found.named(options.name, task.with_name)
+        found = found.named(options.name, edits.with_name)
     return Edited(found, tuple(changes), _left(found, options, asking) if several else ())
 
 
@@ -112,8 +111,8 @@ def _with_options(text: str, options: Options, asks: bool) -> str:
     asked = options.gpus if asks else None
     if asked or options.prefer or options.infra or options.on_demand_last or options.use_spot is not None:
         found = document.read(text).tasks[0]
-        groups = gpus.parse(asked) if asked else task.accelerators(found)
-        use_spot = options.use_spot if options.use_spot is not None else task.uses_spot(found)
+        groups = gpus.parse(asked) if asked else edits.accelerators(found)
+        use_spot = options.use_spot if options.use_spot is not None else edits.uses_spot(found)
         rungs = ladder.rungs(
             groups,
             prefer=list(options.prefer),
@@ -121,17 +120,17 @@ def _with_options(text: str, options: Options, asks: bool) -> str:
             use_spot=bool(use_spot if use_spot is not None else asked),
             on_demand_last=bool(options.on_demand_last),
         )
-        text = task.with_rungs(text, [rung.to_yaml() for rung in rungs])
+        text = edits.with_rungs(text, [rung.to_yaml() for rung in rungs])
     if options.strategy is not None:
-        text = task.with_strategy(text, options.strategy.upper())
+        text = edits.with_strategy(text, options.strategy.upper())
     if options.max_hourly_cost is not None:
-        text = task.with_resource(text, "max_hourly_cost", options.max_hourly_cost)
+        text = edits.with_resource(text, "max_hourly_cost", options.max_hourly_cost)
     if options.num_nodes is not None:
-        text = task.with_entry(text, "num_nodes", str(options.num_nodes))
+        text = edits.with_entry(text, "num_nodes", str(options.num_nodes))
     if options.env:
-        text = task.with_entries(text, "envs", dict(options.env))
+        text = edits.with_entries(text, "envs", dict(options.env))
     for key in options.secret:
-        text = task.without_empty_env(text, key)
+        text = edits.without_empty_env(text, key)
     if options.secret:
-        text = task.with_entries(text, "secrets", dict.fromkeys(options.secret))
+        text = edits.with_entries(text, "secrets", dict.fromkeys(options.secret))
     return text

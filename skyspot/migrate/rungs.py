@@ -6,34 +6,32 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from skyspot.errors import UsageError, shown
+from skyspot.task.emitter import flow, quoted
 from skyspot.task.ladder import RECOVER
+from skyspot.task.nodes import Entry, MappingNode, Node, SequenceNode, at, compose, entries, entry, merged, value
+from skyspot.task.sheet import Sheet, append, drop, insert, put, put_in, rename
 from skyspot.task.shell import runs_our_trainer
-from skyspot.task.yamledit import Sheet, append, drop, insert, put, put_in, rename
-from skyspot.task.yamlnodes import Entry, at, compose, entries, entry, merged, value
-from skyspot.task.yamltext import flow, quoted
 
 _PLACE = ("cloud", "region", "zone")
 _BARE_PLACE = re.compile(r"[A-Za-z][A-Za-z0-9._/@*-]*")
 _BARE_WORD = re.compile(r"[A-Za-z_]+")
 
 
-def _resources(root: yaml.MappingNode) -> tuple[yaml.MappingNode, list[yaml.MappingNode]] | None:
+def _resources(root: MappingNode) -> tuple[MappingNode, list[MappingNode]] | None:
     """`resources` and the entries of its `ordered` or `any_of`."""
     found = entry(root, "resources")
-    if not found or not isinstance(found[1], yaml.MappingNode):
+    if not found or not isinstance(found[1], MappingNode):
         return None
     lists = [node for name in ("ordered", "any_of") for _, (_, node) in at(found[1], name)]
-    items = [item for node in lists if isinstance(node, yaml.SequenceNode) for item in node.value]
-    return found[1], [item for item in items if isinstance(item, yaml.MappingNode)]
+    items = [item for node in lists if isinstance(node, SequenceNode) for item in node.value]
+    return found[1], [item for item in items if isinstance(item, MappingNode)]
 
 
 # -- places ------------------------------------------------------------------------------------------------------------
 
 
-def one_place(sheet: Sheet, root: yaml.MappingNode) -> Sheet | None:
+def one_place(sheet: Sheet, root: MappingNode) -> Sheet | None:
     """`infra` beside `cloud`, `region` or `zone`, in a rung and above it too, becomes one `infra`."""
     found = _resources(root)
     if not found:
@@ -52,7 +50,7 @@ def _mixed(asked: Mapping[str, Any]) -> bool:
     return asked.get("infra") is not None and any(asked.get(name) is not None for name in _PLACE)
 
 
-def _placed(sheet: Sheet, mapping: yaml.MappingNode, old: dict[str, Entry], infra: Any) -> Sheet:
+def _placed(sheet: Sheet, mapping: MappingNode, old: dict[str, Entry], infra: Any) -> Sheet:
     """One step of a mapping's `cloud`, `region` and `zone` into `infra`, given the `infra` that holds there now."""
     asked = {name: str(value(found[1])) for name, found in old.items()}
     own, known = entry(mapping, "infra"), _parts(infra)
@@ -135,7 +133,7 @@ def recovery(stated: Any) -> dict[str, Any]:
     return {**found, "strategy": str(strategy or "eager_next_region").upper()}
 
 
-def one_recovery(sheet: Sheet, root: yaml.MappingNode) -> Sheet | None:
+def one_recovery(sheet: Sheet, root: MappingNode) -> Sheet | None:
     """Rungs that differ in job_recovery pass SkyPilot's checks, and fail its launch: one, at the top of `resources`."""
     found = _resources(root)
     if not found or not found[1]:
@@ -163,20 +161,20 @@ def one_recovery(sheet: Sheet, root: yaml.MappingNode) -> Sheet | None:
     return sheet
 
 
-def _rungs(sheet: Sheet) -> list[yaml.MappingNode]:
+def _rungs(sheet: Sheet) -> list[MappingNode]:
     found = _resources(compose(sheet.text))
     return found[1] if found else []
 
 
-def _stated(rungs: list[yaml.MappingNode]) -> list[tuple[yaml.MappingNode, Entry]]:
+def _stated(rungs: list[MappingNode]) -> list[tuple[MappingNode, Entry]]:
     return [found for rung in rungs for found in at(rung, "job_recovery")]
 
 
-def _inline(node: yaml.Node) -> str:
+def _inline(node: Node) -> str:
     return str(node.value) if isinstance(node.value, str) and _BARE_WORD.fullmatch(node.value) else flow(value(node))
 
 
-def _lacks_75(root: yaml.MappingNode) -> bool:
+def _lacks_75(root: MappingNode) -> bool:
     """Whether our trainer runs, which leaves with 75 to be started again, and a rung does not list that."""
     task = entries(root)
     run, envs = task.get("run"), task.get("envs")
@@ -194,7 +192,7 @@ def _codes(stated: Mapping[str, Any]) -> list[Any]:
     return found if isinstance(found, list) else [] if found is None else [found]
 
 
-def recover_on_75(sheet: Sheet, root: yaml.MappingNode) -> Sheet | None:
+def recover_on_75(sheet: Sheet, root: MappingNode) -> Sheet | None:
     """75 among the codes that SkyPilot recovers on, where our trainer runs; elsewhere it could loop for ever."""
     if not _lacks_75(root):
         return None
@@ -206,7 +204,7 @@ def recover_on_75(sheet: Sheet, root: yaml.MappingNode) -> Sheet | None:
         where[0], f"{RECOVER} is in recover_on_exit_codes now: the trainer in `run` leaves with it to be started again"
     )
     stated = entries(found[1]).get("job_recovery") if found else None
-    if not recover or not isinstance(recover[1], yaml.MappingNode):
+    if not recover or not isinstance(recover[1], MappingNode):
         kept = {} if stated in (None, "none") else recovery(stated)
         new = flow({**kept, "recover_on_exit_codes": [*_codes(kept), RECOVER]})
         return said.edited(put_in(said.text, "resources", "job_recovery", new))

@@ -1,7 +1,7 @@
 """A task YAML as everybody here reads it: its tasks, and what each asks for, mounts and starts.
 
 This is the one reader. It takes whatever SkyPilot might refuse, keeps the line of every value for lint's findings, and
-fills in the task's own variables as SkyPilot does. Edits of a file's text are made by yamledit.
+fills in the task's own variables as SkyPilot does. Edits of a file's text are made in sheet.py.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import yaml
 
 from skyspot.errors import NotYamlError
 from skyspot.task.known_keys import HEADER
-from skyspot.task.marks import At
+from skyspot.task.located import Located
 from skyspot.task.mounts import Mount, clean_path
+from skyspot.task.nodes import UNREADABLE, not_yaml
 from skyspot.task.shell import Command, Word, commands, starts_our_trainer
-from skyspot.task.yamlnodes import UNREADABLE, not_yaml
 
 # What a user's YAML may call the same thing: the newer name first.
 _ACCELERATORS = ("accelerators", "gpus")
@@ -30,7 +30,7 @@ _VARIABLE = re.compile(r"\$\{?\b([a-zA-Z_][a-zA-Z0-9_]*)\b\}?")
 class Script:
     """`run` or `setup`, and what it starts."""
 
-    at: At | None
+    at: Located | None
     commands: tuple[Command, ...]
 
     @property
@@ -48,7 +48,7 @@ class Script:
 class Rung:
     """One thing that is asked for: an entry of `ordered` or `any_of` over the rest of `resources`, or that alone."""
 
-    settings: Mapping[str, At]
+    settings: Mapping[str, Located]
     line: int
 
     @cached_property
@@ -103,7 +103,7 @@ class Rung:
         return tuple((text, line) for text, line in named if text)
 
 
-def _number(count: At) -> str:
+def _number(count: Located) -> str:
     return f"{count.value:g}" if isinstance(count.value, float) else count.text
 
 
@@ -111,7 +111,7 @@ def _number(count: At) -> str:
 class Task:
     """One task of the file."""
 
-    root: At
+    root: Located
 
     @cached_property
     def name(self) -> str | None:
@@ -121,12 +121,12 @@ class Task:
     # -- what is asked for ---------------------------------------------------------------------------------------------
 
     @cached_property
-    def resources(self) -> At | None:
+    def resources(self) -> Located | None:
         """`resources`."""
         return self.root.get("resources")
 
     @cached_property
-    def _listed(self) -> At | None:
+    def _listed(self) -> Located | None:
         """The list of rungs; None where there is only one."""
         lists = [found for key in ("ordered", "any_of") if self.resources and (found := self.resources.get(key))]
         return next((found for found in lists if found.items or found.entries or found.text), None)
@@ -177,7 +177,7 @@ class Task:
     # -- the environment -----------------------------------------------------------------------------------------------
 
     @cached_property
-    def env_entries(self) -> dict[str, At]:
+    def env_entries(self) -> dict[str, Located]:
         """`envs`, with the lines."""
         found = self.root.get("envs")
         return found.entries if found else {}
@@ -233,7 +233,7 @@ class Task:
         found = self.root.get("file_mounts")
         return tuple(self._mount(target, source) for target, source in found.entries.items()) if found else ()
 
-    def _mount(self, target: str, entry: At) -> Mount:
+    def _mount(self, target: str, entry: Located) -> Mount:
         def text(key: str) -> str:
             found = entry.get(key)
             return self.filled_in(found.text) if found else ""
@@ -271,7 +271,7 @@ class Document:
     """A task YAML: one task, or those of a pipeline or job group."""
 
     tasks: tuple[Task, ...]
-    header: At | None = None
+    header: Located | None = None
     """The first document where it is no task, but names the job and says how its tasks run."""
 
     @property
@@ -294,7 +294,7 @@ class Document:
         return [f"{job}-{number}" if task.name is None else task.name for number, task in enumerate(self.tasks)]
 
 
-def _name(root: At) -> str | None:
+def _name(root: Located) -> str | None:
     found = root.get("name")
     return None if found is None or found.value is None else str(found.value)
 
@@ -306,7 +306,7 @@ def read(text: str) -> Document:
         NotYamlError: it is not YAML.
     """
     try:
-        found = [At(node, node.start_mark.line + 1) for node in yaml.compose_all(text, Loader=yaml.SafeLoader)]
+        found = [Located(node, node.start_mark.line + 1) for node in yaml.compose_all(text, Loader=yaml.SafeLoader)]
     except UNREADABLE as error:
         raise not_yaml(error, text) from None
     header = found[0] if len(found) > 1 and _is_header(found[0]) else None
@@ -321,6 +321,6 @@ def tasks(text: str) -> tuple[Task, ...]:
         return ()
 
 
-def _is_header(first: At) -> bool:
+def _is_header(first: Located) -> bool:
     """Whether a first document is no task: sky/utils/dag_utils.py."""
     return "name" in first.entries and first.entries.keys() <= {*HEADER}

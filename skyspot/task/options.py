@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from skyspot.errors import UsageError, shown
+from skyspot.task.emitter import refuse_unwritable
 from skyspot.task.ladder import STRATEGIES, check_infra
-from skyspot.task.yamltext import refuse_unwritable
 
 SETTINGS = "skyspot.yaml"
 WRITTEN = ".skyspot"

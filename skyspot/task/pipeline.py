@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from skyspot.errors import UsageError, shown
-from skyspot.task import document, yamltext
+from skyspot.task import document, emitter
 from skyspot.task.document import Document
-from skyspot.task.yamledit import breaks, keeps_lines
-from skyspot.task.yamlnodes import checked, opening, starts
+from skyspot.task.nodes import checked, opening, starts
+from skyspot.task.sheet import breaks, keeps_lines
 
 _FIRST_BREAK = re.compile("[ \t]*(?:\r\n|[\n\r])?")
 _MARK = re.compile(r"^(?:---|\.\.\.)", re.MULTILINE)
@@ -63,7 +63,7 @@ class Pipeline:
         """The same behind a header of its own."""
         directives, explicit = opening(self.documents[0])
         end = "...\n" if directives else ""  # Directives come between documents alone.
-        documents = (f"name: {yamltext.plain(name)}\n{end}", *self.documents)
+        documents = (f"name: {emitter.plain(name)}\n{end}", *self.documents)
         if not explicit:
             documents = (documents[0], f"---\n{documents[1]}", *documents[2:])
         return Pipeline(documents, 0, tuple(number + 1 for number in self.tasks), ("", *self.above))

@@ -51,7 +51,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path.name}: not readable as YAML: {' '.join(str(error).split())[:160]}") from None
     if document is None or node is None:
         return {}
-    from skyspot.task.yamlnodes import refuse_twins  # Not where there is no such file.
+    from skyspot.task.nodes import refuse_twins  # Not where there is no such file.
 
     try:
         refuse_twins(node)

@@ -20,7 +20,7 @@ import yaml
 
 from skyspot import __version__
 from skyspot.errors import SkyspotError, UsageError, did_you_mean, shown
-from skyspot.task import yamltext
+from skyspot.task import emitter
 
 SUFFIX = ".yaml.j2"
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, where it is built: ten times as fast.
@@ -146,7 +146,7 @@ def _typed(name: str, default: Any, value: Any) -> Any:
     if isinstance(default, str) or default is None:
         if not isinstance(value, (str, int, float, bool)):
             raise UsageError(f"--set {name}: {shown(str(value))} is not text")
-        return yamltext.refuse_unwritable(
+        return emitter.refuse_unwritable(
             f"--set {name}", str(value) if not isinstance(value, bool) else str(value).lower()
         )
     wanted = type(default)
@@ -166,7 +166,7 @@ def _read(text: str, wanted: type) -> Any:
     """A number or a truth value from the command line; None where it is none. YAML 1.1 would take 010 for 8."""
     try:
         if wanted is bool:
-            return yamltext.BOOLEANS[text.lower()]
+            return emitter.BOOLEANS[text.lower()]
         return int(text) if re.fullmatch(r"[+-]?\d{1,18}", text) else float(text)
     except (KeyError, ValueError):
         return None
@@ -183,11 +183,11 @@ def render(template: Template, context: Mapping[str, Any]) -> str:
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True, autoescape=False
     )
-    environment.filters["quoted"] = yamltext.quoted
-    environment.filters["block"] = yamltext.block
-    environment.filters["plain"] = yamltext.plain
-    environment.filters["section"] = yamltext.section
-    environment.filters["entry"] = yamltext.entry
+    environment.filters["quoted"] = emitter.quoted
+    environment.filters["block"] = emitter.block
+    environment.filters["plain"] = emitter.plain
+    environment.filters["section"] = emitter.section
+    environment.filters["entry"] = emitter.entry
     try:
         return environment.from_string(template.text).render(**context)
     except jinja2.TemplateError as error:

@@ -7,10 +7,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import yaml
-
 from skyspot.errors import UsageError
-from skyspot.task.yamlnodes import Entry, compose, entry
+from skyspot.task.nodes import CollectionNode, Entry, MappingNode, Node, SequenceNode, compose, entry
 
 BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 """What ends a line, to YAML."""
@@ -44,11 +42,11 @@ class Sheet:
         """A sheet that nothing was done to."""
         return cls(text, tuple(range(1, len(BREAK.findall(text)) + 2)))
 
-    def line(self, node: yaml.Node) -> int:
+    def line(self, node: Node) -> int:
         """The file's line of a node of this text."""
         return self.lines[min(node.start_mark.line, len(self.lines) - 1)]
 
-    def say(self, node: yaml.Node, sentence: str) -> Sheet:
+    def say(self, node: Node, sentence: str) -> Sheet:
         """Note what is done to a node."""
         return replace(self, said=(*self.said, (self.line(node), sentence)))
 
@@ -92,10 +90,10 @@ def span(text: str, found: Entry) -> tuple[int, int]:
     return alias.span(1)
 
 
-def _end(text: str, node: yaml.Node) -> int:
+def _end(text: str, node: Node) -> int:
     """The end of a node's last line: a block's end mark lies before the next key, behind comments."""
     start, end = node.start_mark.index, node.end_mark.index
-    if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
+    if isinstance(node, CollectionNode) and not node.flow_style and node.value:
         last = node.value[-1]
         if isinstance(last, tuple):
             return span(text, last)[1]
@@ -111,14 +109,14 @@ def _end(text: str, node: yaml.Node) -> int:
 def append(text: str, found: Entry, new: str) -> Edit | None:
     """Another item for an entry's block list, as its last; None where it is no plain block list."""
     start, end = span(text, found)
-    if not isinstance(found[1], yaml.SequenceNode) or not text.startswith("-", start):
+    if not isinstance(found[1], SequenceNode) or not text.startswith("-", start):
         return None
     rest = _REST.match(text, end)
     assert rest
     return Edit(rest.end(), rest.end(), f"\n{' ' * found[1].start_mark.column}- {new}")
 
 
-def rename(text: str, key: yaml.Node, new: str) -> Edit:
+def rename(text: str, key: Node, new: str) -> Edit:
     """A key under another name; quoted where the old one was."""
     start, end = key.start_mark.index, key.end_mark.index
     start += _properties(text, start, end)
@@ -132,7 +130,7 @@ def put(text: str, found: Entry, new: str) -> Edit:
     if start == end:
         return Edit(start, end, f" {new}")
     colon = _BLOCK.match(text, found[0].end_mark.index)
-    if colon and isinstance(found[1], yaml.CollectionNode) and not found[1].flow_style and colon.end() == start:
+    if colon and isinstance(found[1], CollectionNode) and not found[1].flow_style and colon.end() == start:
         return Edit(colon.start("gap"), end, f" {new}")
     anchors = [word for word in text[start : start + _properties(text, start, end)].split() if word.startswith("&")]
     return Edit(start, end, " ".join([*anchors, new]))
@@ -144,7 +142,7 @@ def _properties(text: str, start: int, end: int) -> int:
     return len(found[0]) if found else 0
 
 
-def insert(mapping: yaml.MappingNode, key: str, new: str) -> Edit:
+def insert(mapping: MappingNode, key: str, new: str) -> Edit:
     """A first entry for a mapping; `new` is YAML, of one line where the mapping is in flow style."""
     if not mapping.value:
         return Edit(mapping.end_mark.index - 1, mapping.end_mark.index - 1, f"{key}: {new}")
@@ -182,13 +180,13 @@ def put_in(text: str, section: str, key: str, new: str) -> Edit:
         if root.flow_style:
             return put(text, found, f"{{{key}: {new}}}")
         return Edit(*span(text, found), f"\n  {key}: {new}")
-    if not isinstance(node, yaml.MappingNode):
+    if not isinstance(node, MappingNode):
         raise UsageError(f"`{section}` is not a mapping: {key} cannot be set in it")
     inner = entry(node, key)
     return put(text, inner, new) if inner else insert(node, key, new)
 
 
-def drop(text: str, mapping: yaml.MappingNode, key: str) -> Edit:
+def drop(text: str, mapping: MappingNode, key: str) -> Edit:
     """An entry of a mapping away, and its line with it; a comment beside it stays."""
     index = next(index for index, (known, _) in enumerate(mapping.value) if known.value == key)
     start, end = mapping.value[index][0].start_mark.index, span(text, mapping.value[index])[1]
@@ -211,9 +209,7 @@ def drop(text: str, mapping: yaml.MappingNode, key: str) -> Edit:
     return Edit(len(text[:beginning].rstrip("\r\n")), rest.end(), "")
 
 
-def _drop_in_flow(
-    text: str, mapping: yaml.MappingNode, index: int, start: int, end: int, following: int | None
-) -> Edit:
+def _drop_in_flow(text: str, mapping: MappingNode, index: int, start: int, end: int, following: int | None) -> Edit:
     if following is not None:
         return Edit(start, following, _comments(text[end:following]))
     if index:
@@ -232,7 +228,7 @@ def _comments(between: str) -> str:
 
 def unwrap(text: str, outer: Entry, inner: Entry) -> Edit:
     """The value of the only entry of `outer` as the value of `outer` itself."""
-    if not isinstance(outer[1], yaml.MappingNode) or outer[1].flow_style:
+    if not isinstance(outer[1], MappingNode) or outer[1].flow_style:
         start, end = span(text, inner)
         return Edit(*span(text, outer), text[start:end])
     start = inner[0].start_mark.index

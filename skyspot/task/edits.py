@@ -7,14 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from skyspot.errors import UsageError
-from skyspot.task import document, pipeline, yamledit, yamlnodes, yamltext
+from skyspot.task import document, emitter, nodes, pipeline, sheet
 from skyspot.task.document import Task
 from skyspot.task.gpus import Accelerators, parse
-from skyspot.task.yamledit import Edit, applied
-from skyspot.task.yamlnodes import compose, entry
+from skyspot.task.nodes import MappingNode, compose, entry
+from skyspot.task.sheet import Edit, applied
 
 _LINE = re.compile("[^\r\n]*")
 _RUNG_KEYS = {"accelerators", "gpus", "use_spot", "infra", "cloud", "region", "zone", "any_of", "ordered"}
@@ -66,9 +64,9 @@ def _refuse_odd(found: Task) -> None:
         raise UsageError("`resources` is not a mapping, or its rungs are not: SkyPilot would refuse it")
 
 
-def _resources(root: yaml.MappingNode) -> dict[str, Any]:
+def _resources(root: MappingNode) -> dict[str, Any]:
     """`resources`, whole, to be written anew."""
-    found = yamlnodes.entries(root).get("resources")
+    found = nodes.entries(root).get("resources")
     return found if isinstance(found, dict) else {}
 
 
@@ -76,24 +74,24 @@ def with_entry(text: str, key: str, value: str) -> str:
     """The task with a top-level scalar set; `value` is YAML text."""
     root = compose(text)
     found = entry(root, key)
-    return applied(text, yamledit.put(text, found, value) if found else yamledit.insert(root, key, value))
+    return applied(text, sheet.put(text, found, value) if found else sheet.insert(root, key, value))
 
 
 def with_name(text: str, new: str) -> str:
     """The task under another name."""
-    return with_entry(text, "name", yamltext.plain(new))
+    return with_entry(text, "name", emitter.plain(new))
 
 
 def with_entries(text: str, key: str, entries: Mapping[str, Any]) -> str:
     """The task with entries set in a top-level mapping (envs, secrets); what else is there stays as it is."""
     for name, value in entries.items():
-        text = applied(text, yamledit.put_in(text, key, name, yamltext.scalar(value)))
+        text = applied(text, sheet.put_in(text, key, name, emitter.scalar(value)))
     return text
 
 
 def with_resource(text: str, key: str, value: Any) -> str:
     """The task with one of its resources set."""
-    return applied(text, yamledit.put_in(text, "resources", key, yamltext.scalar(value)))
+    return applied(text, sheet.put_in(text, "resources", key, emitter.scalar(value)))
 
 
 def without_empty_env(text: str, name: str) -> str:
@@ -101,10 +99,10 @@ def without_empty_env(text: str, name: str) -> str:
     root = compose(text)
     envs = entry(root, "envs")
     found = entry(envs[1], name) if envs else None
-    if not envs or not found or yamlnodes.value(found[1]) is not None or not isinstance(envs[1], yaml.MappingNode):
+    if not envs or not found or nodes.value(found[1]) is not None or not isinstance(envs[1], MappingNode):
         return text
     mapping, key = (envs[1], name) if len(envs[1].value) > 1 else (root, "envs")
-    return applied(text, yamledit.drop(text, mapping, key))
+    return applied(text, sheet.drop(text, mapping, key))
 
 
 def with_rungs(text: str, rungs: list[dict[str, Any]]) -> str:
@@ -115,13 +113,13 @@ def with_rungs(text: str, rungs: list[dict[str, Any]]) -> str:
     kept = {key: value for key, value in _resources(root).items() if key not in _RUNG_KEYS}
     asked = {**kept, **rungs[0]} if len(rungs) == 1 else {**kept, "ordered": rungs}
     if root.flow_style:
-        new = yamltext.flow(asked)
-        return applied(text, yamledit.put(text, found, new) if found else yamledit.insert(root, "resources", new))
-    new = f"resources:\n{yamltext.block(asked, 2)}"
+        new = emitter.flow(asked)
+        return applied(text, sheet.put(text, found, new) if found else sheet.insert(root, "resources", new))
+    new = f"resources:\n{emitter.block(asked, 2)}"
     if not found:
         end = root.end_mark.index
-        return applied(text, Edit(end, end, f"{yamledit.gap(text, end)}{new}\n"))
-    end = yamledit.span(text, found)[1]
+        return applied(text, Edit(end, end, f"{sheet.gap(text, end)}{new}\n"))
+    end = sheet.span(text, found)[1]
     rest = _LINE.match(text, end)
     return applied(text, Edit(found[0].start_mark.index, rest.end() if rest else end, new))
 
@@ -130,4 +128,4 @@ def with_strategy(text: str, strategy: str) -> str:
     """The task with another recovery strategy; its other settings of job_recovery stay."""
     known = _resources(compose(text)).get("job_recovery")
     recovery = {**known, "strategy": strategy} if isinstance(known, dict) else {"strategy": strategy}
-    return applied(text, yamledit.put_in(text, "resources", "job_recovery", yamltext.flow(recovery)))
+    return applied(text, sheet.put_in(text, "resources", "job_recovery", emitter.flow(recovery)))

@@ -7,44 +7,36 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import yaml
-
-# What SafeConstructor raises on a scalar that is not what its tag says.
-_NOT_READABLE = (ValueError, TypeError, AttributeError, LookupError, OverflowError, yaml.YAMLError)
+from skyspot.task.nodes import MappingNode, Node, ScalarNode, SequenceNode, scalar_value
 
 
 @dataclass(frozen=True)
-class At:
+class Located:
     """A value in the file, and the line of its key; of an item of a list, its own line."""
 
-    node: yaml.Node
+    node: Node
     line: int
 
     @cached_property
-    def entries(self) -> dict[str, At]:
+    def entries(self) -> dict[str, Located]:
         """The entries of a mapping, merge keys followed; empty where it is none."""
         return dict(_entries(self.node, set()))
 
-    def get(self, *keys: str) -> At | None:
+    def get(self, *keys: str) -> Located | None:
         """The entry of the first of these keys that is there."""
         return next((self.entries[key] for key in keys if key in self.entries), None)
 
     @property
-    def items(self) -> list[At]:
+    def items(self) -> list[Located]:
         """The items of a list; empty where it is none."""
-        if not isinstance(self.node, yaml.SequenceNode):
+        if not isinstance(self.node, SequenceNode):
             return []
-        return [At(item, item.start_mark.line + 1) for item in self.node.value]
+        return [Located(item, item.start_mark.line + 1) for item in self.node.value]
 
     @property
     def value(self) -> Any:
         """A scalar as YAML 1.1 types it; None where it is null, not a scalar, or not what its tag says."""
-        if not isinstance(self.node, yaml.ScalarNode):
-            return None
-        try:
-            return yaml.constructor.SafeConstructor().construct_object(self.node)
-        except _NOT_READABLE:
-            return None
+        return scalar_value(self.node)
 
     @property
     def is_null(self) -> bool:
@@ -54,22 +46,22 @@ class At:
     @property
     def is_mapping(self) -> bool:
         """Whether it is a mapping."""
-        return isinstance(self.node, yaml.MappingNode)
+        return isinstance(self.node, MappingNode)
 
     @property
     def is_list(self) -> bool:
         """Whether it is a list."""
-        return isinstance(self.node, yaml.SequenceNode)
+        return isinstance(self.node, SequenceNode)
 
     @property
     def is_verbatim(self) -> bool:
         """Whether it is a text whose lines are the file's own (`|`)."""
-        return isinstance(self.node, yaml.ScalarNode) and self.node.style == "|"
+        return isinstance(self.node, ScalarNode) and self.node.style == "|"
 
     @property
     def text(self) -> str:
         """A scalar as it is written; empty where it is none."""
-        return self.node.value if isinstance(self.node, yaml.ScalarNode) and self.value is not None else ""
+        return self.node.value if isinstance(self.node, ScalarNode) and self.value is not None else ""
 
     def plain(self, depth: int = 4) -> Any:
         """The value in Python's types; what lies deeper than `depth` is left out."""
@@ -80,16 +72,16 @@ class At:
         return self.value
 
 
-def _entries(node: yaml.Node, seen: set[int]) -> Iterator[tuple[str, At]]:
+def _entries(node: Node, seen: set[int]) -> Iterator[tuple[str, Located]]:
     """Key and value, what is merged in before what stands in the mapping itself; no node twice."""
-    if not isinstance(node, yaml.MappingNode) or id(node) in seen:
+    if not isinstance(node, MappingNode) or id(node) in seen:
         return
     seen.add(id(node))
     merged = [value for key, value in node.value if key.tag == "tag:yaml.org,2002:merge"]
     for value in merged:
         # Of several, the first has the last word.
-        for source in reversed(value.value) if isinstance(value, yaml.SequenceNode) else [value]:
+        for source in reversed(value.value) if isinstance(value, SequenceNode) else [value]:
             yield from _entries(source, seen)
     for key, value in node.value:
-        if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-            yield key.value, At(value, key.start_mark.line + 1)
+        if isinstance(key, ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+            yield key.value, Located(value, key.start_mark.line + 1)

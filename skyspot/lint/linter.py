@@ -11,7 +11,7 @@ from skyspot.errors import NotYamlError
 from skyspot.errors import shown as shown_value
 from skyspot.lint import ignore, keys, mounts, programs, resources
 from skyspot.lint.rules import Finding
-from skyspot.task import document, yamledit
+from skyspot.task import document, sheet
 from skyspot.task.document import Task
 from skyspot.task.shell import Command, option
 
@@ -49,7 +49,7 @@ def findings(text: str, *, grace_s: float | None = None, ignored: Collection[str
 
 def findings_in(before: str, after: str, ignored: Collection[str] = ()) -> list[Finding]:
     """What is wrong or doubtful in a task YAML after its migration, at the lines of the file as it was before."""
-    lines = yamledit.lines_before(before, after)
+    lines = sheet.lines_before(before, after)
     found = [replace(finding, line=lines[finding.line - 1]) for finding in findings(after, ignored=ignored)]
     return sorted(found, key=lambda finding: finding.line)
 

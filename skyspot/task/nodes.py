@@ -7,12 +7,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import yaml
+from yaml import CollectionNode as CollectionNode  # Exported: only this module and the readers import yaml.
+from yaml import MappingNode as MappingNode
+from yaml import Node as Node
+from yaml import ScalarNode as ScalarNode
+from yaml import SequenceNode as SequenceNode
 
 from skyspot.errors import NotYamlError, UsageError, shown
 
 # What reading YAML can raise: PyYAML lets Python's own errors through, of `!!bool x` or a date that is none.
 UNREADABLE = (yaml.YAMLError, RecursionError, ValueError, OverflowError, TypeError, AttributeError, LookupError)
-Entry = tuple[yaml.Node, yaml.Node]
+Entry = tuple[Node, Node]
 """A key and its value."""
 
 
@@ -57,7 +62,7 @@ def checked(text: str) -> str:
     return text
 
 
-def refuse_twins(node: yaml.Node, done: set[int] | None = None) -> None:
+def refuse_twins(node: Node, done: set[int] | None = None) -> None:
     """Refuse a key that stands twice in a mapping: YAML's loader silently takes the last.
 
     Raises:
@@ -67,23 +72,23 @@ def refuse_twins(node: yaml.Node, done: set[int] | None = None) -> None:
     if id(node) in done:
         return
     done.add(id(node))
-    if isinstance(node, yaml.MappingNode):
+    if isinstance(node, MappingNode):
         seen: dict[str, int] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+            if isinstance(key, ScalarNode) and key.value != "<<":
                 if key.value in seen:
                     raise UsageError(
                         f"line {line}: {shown(key.value)} stands there a second time (line {seen[key.value]})"
                     )
                 seen[key.value] = line
             refuse_twins(value, done)
-    elif isinstance(node, yaml.SequenceNode):
+    elif isinstance(node, SequenceNode):
         for item in node.value:
             refuse_twins(item, done)
 
 
-def compose(text: str) -> yaml.MappingNode:
+def compose(text: str) -> MappingNode:
     """The nodes of a text that is one mapping.
 
     Raises:
@@ -91,21 +96,21 @@ def compose(text: str) -> yaml.MappingNode:
     """
     try:
         nodes = [node for node in yaml.compose_all(text) if node is not None]
-        if len(nodes) == 1 and isinstance(nodes[0], yaml.MappingNode):
+        if len(nodes) == 1 and isinstance(nodes[0], MappingNode):
             _refuse_circles(nodes[0], frozenset(), set())
             return nodes[0]
     except UNREADABLE as error:
         raise not_yaml(error, text) from None
     found = "the file is empty" if not nodes else f"there are {len(nodes)} documents in it"
     if len(nodes) == 1:
-        found = "this is a list" if isinstance(nodes[0], yaml.SequenceNode) else "this is a single value"
+        found = "this is a list" if isinstance(nodes[0], SequenceNode) else "this is a single value"
     raise UsageError(f"one task is needed, a mapping with `run`; {found}")
 
 
-def _refuse_circles(node: yaml.Node, above: frozenset[int], done: set[int]) -> None:
+def _refuse_circles(node: Node, above: frozenset[int], done: set[int]) -> None:
     if id(node) in above:
         raise UsageError(f"line {node.start_mark.line + 1}: the anchor there holds an alias of itself")
-    if id(node) in done or not isinstance(node, yaml.CollectionNode):
+    if id(node) in done or not isinstance(node, CollectionNode):
         return
     for item in node.value:
         for child in item if isinstance(item, tuple) else (item,):
@@ -113,7 +118,7 @@ def _refuse_circles(node: yaml.Node, above: frozenset[int], done: set[int]) -> N
     done.add(id(node))
 
 
-def value(node: yaml.Node) -> Any:
+def value(node: Node) -> Any:
     """What a node means, merge keys merged.
 
     Raises:
@@ -127,32 +132,42 @@ def value(node: yaml.Node) -> Any:
         raise UsageError(f"line {node.start_mark.line + 1}: not readable as YAML: {problem}") from None
 
 
-def entries(node: yaml.Node) -> dict[str, Any]:
+def scalar_value(node: Node) -> Any:
+    """A scalar as YAML 1.1 types it; None where it is null, not a scalar, or does not fit its tag."""
+    if not isinstance(node, ScalarNode):
+        return None
+    try:
+        return yaml.constructor.SafeConstructor().construct_object(node)
+    except UNREADABLE:
+        return None
+
+
+def entries(node: Node) -> dict[str, Any]:
     """What a mapping's node means, by its keys; nothing of another node's."""
     found = value(node)
     return found if isinstance(found, dict) else {}
 
 
-def entry(mapping: yaml.Node | None, key: str) -> Entry | None:
+def entry(mapping: Node | None, key: str) -> Entry | None:
     """An entry of a mapping that stands in itself, not in what `<<` merges into it."""
-    if not isinstance(mapping, yaml.MappingNode):
+    if not isinstance(mapping, MappingNode):
         return None
     return next(((known, found) for known, found in mapping.value if known.value == key), None)
 
 
-def merged(node: yaml.Node) -> Iterator[yaml.MappingNode]:
+def merged(node: Node) -> Iterator[MappingNode]:
     """A mapping, and those that `<<` merges into it."""
-    if isinstance(node, yaml.MappingNode):
+    if isinstance(node, MappingNode):
         yield node
         found = entry(node, "<<")
         if found:
-            for source in found[1].value if isinstance(found[1], yaml.SequenceNode) else [found[1]]:
+            for source in found[1].value if isinstance(found[1], SequenceNode) else [found[1]]:
                 yield from merged(source)
 
 
-def at(node: yaml.Node, *path: str) -> Iterator[tuple[yaml.MappingNode, Entry]]:
+def at(node: Node, *path: str) -> Iterator[tuple[MappingNode, Entry]]:
     """The entries at a path, each with its mapping; `*` is every key of a mapping, and every item of a list."""
-    if isinstance(node, yaml.SequenceNode) and path[0] == "*":
+    if isinstance(node, SequenceNode) and path[0] == "*":
         for item in node.value:
             yield from at(item, *path[1:])
     for mapping in merged(node):

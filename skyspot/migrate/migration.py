@@ -11,13 +11,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from skyspot.errors import UsageError, shown
-from skyspot.migrate import rungs as oldrungs
-from skyspot.task.yamledit import Sheet, drop, insert, put, put_in, rename, unwrap
-from skyspot.task.yamlnodes import at, compose, entries, entry, value
-from skyspot.task.yamltext import BOOLEANS, flow, quoted
+from skyspot.migrate import rungs
+from skyspot.task.emitter import BOOLEANS, flow, quoted
+from skyspot.task.nodes import MappingNode, Node, ScalarNode, at, compose, entries, entry, value
+from skyspot.task.sheet import Sheet, drop, insert, put, put_in, rename, unwrap
 
 _RESOURCES = (("resources",), ("resources", "ordered", "*"), ("resources", "any_of", "*"))
 _NAMES = {
@@ -90,9 +88,9 @@ def to_today(text: str, given: Collection[str] = ()) -> Migrated:
         _config,
         _no_envs,
         _restarts,
-        oldrungs.one_place,
-        oldrungs.one_recovery,
-        oldrungs.recover_on_75,
+        rungs.one_place,
+        rungs.one_recovery,
+        rungs.recover_on_75,
     ):
         while (edited := rule(sheet, compose(sheet.text))) is not None:
             sheet = edited
@@ -102,7 +100,7 @@ def to_today(text: str, given: Collection[str] = ()) -> Migrated:
     return Migrated(sheet.text, changes)
 
 
-def _refuse_valueless(root: yaml.MappingNode, given: Collection[str]) -> None:
+def _refuse_valueless(root: MappingNode, given: Collection[str]) -> None:
     """As SkyPilot does: a variable that is empty by mistake would fail only on machines that are paid for."""
     found = [key for _, (key, node) in at(root, "envs", "*") if _null(node) and str(key.value) not in given]
     if found:
@@ -114,7 +112,7 @@ def _refuse_valueless(root: yaml.MappingNode, given: Collection[str]) -> None:
         )
 
 
-def _null(node: yaml.Node) -> bool:
+def _null(node: Node) -> bool:
     return node.tag == "tag:yaml.org,2002:null"
 
 
@@ -135,7 +133,7 @@ def _unquoted(found: Any) -> Any:
 # -- rules -------------------------------------------------------------------------------------------------------------
 
 
-def _name(sheet: Sheet, root: yaml.MappingNode) -> Sheet | None:
+def _name(sheet: Sheet, root: MappingNode) -> Sheet | None:
     names = [(path, old, new) for path in _RESOURCES for old, new in _NAMES.items()]
     for path, old, new in [*names, *_MORE_NAMES, *(((), old, new) for old, new in _TASK_NAMES.items())]:
         for mapping, (key, node) in at(root, *path, old):
@@ -151,7 +149,7 @@ def _name(sheet: Sheet, root: yaml.MappingNode) -> Sheet | None:
             sheet = sheet.say(key, f"{old} -> {new}{_SAID.get(old, '')}")
             if old == "max_price":
                 sheet = _priced(sheet, key, node)
-            if old == "tf_version" and isinstance(node, yaml.ScalarNode) and not isinstance(value(node), str):
+            if old == "tf_version" and isinstance(node, ScalarNode) and not isinstance(value(node), str):
                 sheet = sheet.edited(put(sheet.text, (key, node), quoted(node.value)))
             return sheet.edited(rename(sheet.text, key, new))
     return None
@@ -159,11 +157,11 @@ def _name(sheet: Sheet, root: yaml.MappingNode) -> Sheet | None:
 
 def _alike(name: str, one: Any, other: Any) -> bool:
     if name == "job_recovery":
-        return oldrungs.recovery(one) == oldrungs.recovery(other)
+        return rungs.recovery(one) == rungs.recovery(other)
     return str(one) == str(other)
 
 
-def _priced(sheet: Sheet, key: yaml.Node, node: yaml.Node) -> Sheet:
+def _priced(sheet: Sheet, key: Node, node: Node) -> Sheet:
     """`"$3.50/h"` -> 3.50. The price stands behind its key: the marks of the key still hold afterwards."""
     price = value(node)
     if price is None or (isinstance(price, (int, float)) and price > 0):
@@ -177,12 +175,12 @@ def _priced(sheet: Sheet, key: yaml.Node, node: yaml.Node) -> Sheet:
     return sheet.edited(put(sheet.text, (key, node), found[1]))
 
 
-def _bare(sheet: Sheet, root: yaml.MappingNode) -> Sheet | None:
+def _bare(sheet: Sheet, root: MappingNode) -> Sheet | None:
     """A boolean or a number in quotes is a string, which SkyPilot refuses; `NONE` is no strategy, `none` is."""
     for paths, meant in ((_BOOLEANS, _boolean), (_NUMBERS, _number), (_STRATEGIES, _none)):
         for path in paths:
             for _, (key, node) in at(root, *path):
-                if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:str":
+                if isinstance(node, ScalarNode) and node.tag == "tag:yaml.org,2002:str":
                     new = meant(node.value)
                     if new is not None:
                         said = f"{key.value}: {shown(node.value)} -> {new}"
@@ -203,11 +201,11 @@ def _none(text: str) -> str | None:
     return "none" if text.strip().lower() == "none" != text else None
 
 
-def _config(sheet: Sheet, root: yaml.MappingNode) -> Sheet | None:
+def _config(sheet: Sheet, root: MappingNode) -> Sheet | None:
     """`experimental: config_overrides:` of 0.6 to 0.10 is `config:`."""
     outer = entry(root, "experimental")
     inner = entry(outer[1], "config_overrides") if outer else None
-    if not outer or not inner or len(outer[1].value) != 1 or not isinstance(inner[1], yaml.MappingNode):
+    if not outer or not inner or len(outer[1].value) != 1 or not isinstance(inner[1], MappingNode):
         return None
     other = entry(root, "config")
     if other:
@@ -219,7 +217,7 @@ def _config(sheet: Sheet, root: yaml.MappingNode) -> Sheet | None:
     return sheet.edited(rename(sheet.text, outer[0], "config"))
 
 
-def _no_envs(sheet: Sheet, root: yaml.MappingNode) -> Sheet | None:
+def _no_envs(sheet: Sheet, root: MappingNode) -> Sheet | None:
     """SkyPilot fails on `envs:` with nothing below it."""
     found = entry(root, "envs")
     if not found or not _null(found[1]):
@@ -227,7 +225,7 @@ def _no_envs(sheet: Sheet, root: yaml.MappingNode) -> Sheet | None:
     return sheet.say(found[0], "envs: nothing -> {}").edited(put(sheet.text, found, "{}"))
 
 
-def _restarts(sheet: Sheet, root: yaml.MappingNode) -> Sheet | None:
+def _restarts(sheet: Sheet, root: MappingNode) -> Sheet | None:
     """`max_restarts_on_errors` at the top, as many a guide has it, belongs in `resources.job_recovery`."""
     found, resources = entry(root, "max_restarts_on_errors"), entry(root, "resources")
     asked = value(resources[1]) if resources else None
@@ -235,8 +233,8 @@ def _restarts(sheet: Sheet, root: yaml.MappingNode) -> Sheet | None:
         return None
     recovery = entry(resources[1], "job_recovery") if resources else None
     stated = (asked or {}).get("job_recovery")
-    rungs = [rung for name in ("ordered", "any_of") for rung in at(root, "resources", name, "*", "job_recovery")]
-    if rungs or (stated is not None and not recovery):
+    listed = [rung for name in ("ordered", "any_of") for rung in at(root, "resources", name, "*", "job_recovery")]
+    if listed or (stated is not None and not recovery):
         return None  # Which of them is meant, nobody can tell: lint names it.
     count = value(found[1])
     known = stated if isinstance(stated, dict) else {} if stated in (None, "none") else {"strategy": stated}
@@ -247,7 +245,7 @@ def _restarts(sheet: Sheet, root: yaml.MappingNode) -> Sheet | None:
         )
     said = sheet.say(found[0], "max_restarts_on_errors is in resources.job_recovery now, where SkyPilot takes it")
     if "max_restarts_on_errors" not in known:
-        if recovery and isinstance(recovery[1], yaml.MappingNode):
+        if recovery and isinstance(recovery[1], MappingNode):
             said = said.edited(insert(recovery[1], "max_restarts_on_errors", str(count)))
         else:
             new = flow({**known, "max_restarts_on_errors": count})
