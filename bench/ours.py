@@ -12,7 +12,7 @@ from trainer.checkpoint import restore, state
 from trainer.checkpoint.saving import Boundary, Keeping, Saver
 from trainer.layout.manifest import read_manifest
 from trainer.layout.names import AttemptName, RunPaths, list_checkpoints
-from trainer.ranks.together import Together
+from trainer.ranks.group import RankGroup
 from trainer.training import rng
 from trainer.training.metrics import Records
 
@@ -22,18 +22,18 @@ class Ours:
 
     def __init__(self, folder: Path, training: Training) -> None:
         self.training = training
-        self.together = Together()
-        self.together.form_groups(on_gpu=False)
+        self.group = RankGroup()
+        self.group.form_groups(on_gpu=False)
         self.paths = RunPaths(folder / "run")
         self.said: list[str] = []
         self.begun = copy.deepcopy(state.options_of(training.optimizer))
         attempt = None
-        if self.together.rank == 0:
+        if self.group.rank == 0:
             attempt = open_attempt(self.paths, launch="bench", config={}, binding={})
-        name = self.together.rank0_does("attempt", lambda: str(attempt.name) if attempt else None)
+        name = self.group.rank0_does("attempt", lambda: str(attempt.name) if attempt else None)
         self.records = Records(attempt) if attempt else None
         self.saver = Saver(
-            self.together, self.paths, attempt, self.records, Keeping(latest=2), self.said.append, threading.Event()
+            self.group, self.paths, attempt, self.records, Keeping(latest=2), self.said.append, threading.Event()
         )
         self.saver.adopt(name, None)
         self.attempt = AttemptName.parse(name)
@@ -49,7 +49,7 @@ class Ours:
 
     def save(self, step: int) -> None:
         """All that the training thread does for a save, up to where it trains on."""
-        rank = self.together.rank
+        rank = self.group.rank
         whole = self._state(step)
         if self.records:
             self.records.cut()
@@ -60,7 +60,7 @@ class Ours:
                 state=whole,
                 own={f"{state.RANDOM}{rank}": rng.save_streams()},
                 plain=whole.plain if rank == 0 else None,
-                facts={"step": step, "world_size": self.together.world_size} if rank == 0 else None,
+                facts={"step": step, "world_size": self.group.world_size} if rank == 0 else None,
             )
         )
 

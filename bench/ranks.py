@@ -31,27 +31,27 @@ def main() -> None:
     keep_freed_memory()
     training = Training(options.size, options.threads)
     ours = Ours(options.folder, training)
-    together = ours.together
+    group = ours.group
     training.calibrate(options.forward_backward)
-    training.batch = max(row[0] for row in together.exchange([training.batch]).wait())
+    training.batch = max(row[0] for row in group.exchange([training.batch]).wait())
     training.step()
     reset_peak()
     for _ in range(3):
-        together.exchange([0]).wait()
+        group.exchange([0]).wait()
         training.step()
-    without, stalls, commits, rank = peak_bytes(), [], [], together.rank
+    without, stalls, commits, rank = peak_bytes(), [], [], group.rank
     reset_peak()
     ours.prepare()
     training.step()
     for count in range(1 + options.rounds):
-        together.exchange([0]).wait()
+        group.exchange([0]).wait()
         begun = time.perf_counter()
         ours.save(1 + count)
         stall_s = time.perf_counter() - begun
         over = False
         while not over:
             training.step(ours.before_step)
-            over = all(row[0] for row in together.exchange([int(ours.over())]).wait())
+            over = all(row[0] for row in group.exchange([int(ours.over())]).wait())
         ours.settle()
         stalls.append(stall_s + ours.saver.stall_s - ours.saver.begun_s)
         commits.append(ours.saver.commit_s or 0.0)
@@ -63,10 +63,10 @@ def main() -> None:
         "extra": peak_bytes() - without,
         "forward_backward": min(training.forward_backward() for _ in range(2)),
     }
-    together.exchange([0]).wait()
+    group.exchange([0]).wait()
     (options.out / f"rank-{rank}.json").write_text(json.dumps(found))
-    together.say_left()
-    together.await_others_left(10)
+    group.mark_left()
+    group.await_others_left(10)
 
 
 if __name__ == "__main__":

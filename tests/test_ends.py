@@ -120,7 +120,7 @@ def test_a_worker_that_imports_the_script_opens_no_attempt(tmp_path: Path, metho
         (None, None, 25, ""),
         (None, 40.0, 40, ""),
         ("25.0", 4.0, 4, ""),
-        ("10.0", 60.0, 10, "grace_s is 60, and the launcher kills 10 s after SIGTERM"),
+        ("10.0", 60.0, 10, "grace_s=60 is reduced to 10, because the launcher kills 10 s after SIGTERM"),
         ("soon", 4.0, 4, ""),
     ],
 )

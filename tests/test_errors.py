@@ -14,7 +14,7 @@ from trainer.machine.scratch import ScratchError
 from trainer.training.config import ConfigError
 from trainer.training.participant import exit_code
 
-NOT_SAID = {"together.PeerGoneError", "reading.DamagedError"}
+NOT_SAID = {"peers.PeerGoneError", "reading.DamagedError"}
 """What is always caught: a lost peer is no fault, a damaged checkpoint is passed by."""
 
 

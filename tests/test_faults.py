@@ -22,7 +22,7 @@ from trainer.checkpoint.writing import POINTS
 from trainer.layout.documents import sealed
 from trainer.layout.manifest import read_manifest
 from trainer.layout.names import MANIFEST, CheckpointName, RunPaths, list_attempts, list_checkpoints
-from trainer.ranks.together import Together
+from trainer.ranks.group import RankGroup
 
 
 def newest(run_dir: Path) -> Path:
@@ -99,7 +99,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(run_dir: 
     )
 
     def find() -> Found:
-        return find_whole(Together(), paths, state, lambda: None)
+        return find_whole(RankGroup(), paths, state, lambda: None)
 
     def found_is(tensors: dict[str, torch.Tensor]) -> bool:
         loaded = find().loaded

@@ -10,8 +10,9 @@ import torch.distributed as dist
 from bucket_lab import until
 
 from trainer.ranks import heartbeat
-from trainer.ranks.heartbeat import Heart
-from trainer.ranks.together import Together, peek
+from trainer.ranks.group import RankGroup
+from trainer.ranks.heartbeat import Heartbeats
+from trainer.ranks.store import peek
 
 
 @pytest.fixture
@@ -35,10 +36,10 @@ def goes_on(store: Any, key: str) -> None:
 
 @pytest.mark.usefixtures("often")
 def test_each_wait_has_its_beat_for_as_long_as_it_lasts(store: dist.HashStore) -> None:
-    mine = Heart(lambda: store)
-    with mine.beating("one"):
+    mine = Heartbeats(lambda: store)
+    with mine.sent("one"):
         goes_on(store, "one")
-        with mine.beating("two"):
+        with mine.sent("two"):
             goes_on(store, "two")
             goes_on(store, "one")
         for _ in range(2):  # The round that was under way may have had it still.
@@ -51,12 +52,12 @@ def test_each_wait_has_its_beat_for_as_long_as_it_lasts(store: dist.HashStore) -
 
 def test_a_beat_comes_at_once(store: dist.HashStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "BEAT_S", 600.0)
-    mine = Heart(lambda: store)
-    with mine.beating("one"):
+    mine = Heartbeats(lambda: store)
+    with mine.sent("one"):
         until("the first beats", lambda: beat(store, "one"), 10)
-        with mine.beating("two"):
+        with mine.sent("two"):
             until("the second beats", lambda: beat(store, "two"), 10)
-    with mine.beating("three"):
+    with mine.sent("three"):
         until("the third beats", lambda: beat(store, "three"), 10)
 
 
@@ -70,7 +71,7 @@ def test_a_store_that_cannot_be_reached_for_a_moment_is_asked_again(store: dist.
             raise RuntimeError("connection refused")
         return store
 
-    with Heart(connect).beating("one"):
+    with Heartbeats(connect).sent("one"):
         goes_on(store, "one")
     assert len(tries) == 3
 
@@ -85,14 +86,14 @@ def test_work_that_is_over_does_not_wait_for_the_connection() -> None:
             late.set()
         return dist.HashStore()
 
-    with Heart(connect).beating("one"):
+    with Heartbeats(connect).sent("one"):
         assert begun.wait(10)
     left.set()
     assert not late.is_set()
 
 
 @pytest.fixture
-def seat(monkeypatch: pytest.MonkeyPatch) -> Together:
+def seat(monkeypatch: pytest.MonkeyPatch) -> RankGroup:
     """The first of two ranks; it serves the store."""
     listener = socket.create_server(("127.0.0.1", 0))
     for name, value in {
@@ -100,11 +101,11 @@ def seat(monkeypatch: pytest.MonkeyPatch) -> Together:
         "SKYSPOT_STORE_PORT": listener.getsockname()[1], "SKYSPOT_LISTEN_FD": listener.detach(),
     }.items():  # fmt: skip
         monkeypatch.setenv(name, str(value))
-    return Together(timeout_s=30.0)
+    return RankGroup(timeout_s=30.0)
 
 
 @pytest.mark.usefixtures("often")
-def test_many_waits_make_one_connection(seat: Together, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_waits_make_one_connection(seat: RankGroup, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[float] = []
     real = dist.TCPStore
 
@@ -115,7 +116,7 @@ def test_many_waits_make_one_connection(seat: Together, monkeypatch: pytest.Monk
     monkeypatch.setattr(dist, "TCPStore", counted)
     for number in range(20):
         assert seat.rank0_does(f"work/{number}", lambda: 1) == 1
-        with seat.beating(f"beat/{number}"):
+        with seat.heartbeat(f"beat/{number}"):
             goes_on(seat.store, f"beat/{number}")
     assert len(made) == 1
 
@@ -123,6 +124,6 @@ def test_many_waits_make_one_connection(seat: Together, monkeypatch: pytest.Monk
 def test_nobody_waits_for_a_rank_that_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    alone, before = Together(), threading.active_count()
-    with alone.beating("one"):
+    alone, before = RankGroup(), threading.active_count()
+    with alone.heartbeat("one"):
         assert threading.active_count() == before

@@ -253,7 +253,7 @@ def test_where_rank_0_dies_its_end_is_recorded_by_a_child(tmp_path: Path) -> Non
         "from trainer.layout.names import RunPaths\n"
         f"paths = RunPaths(Path(r'{tmp_path}/run'))\n"
         "mine = open_attempt(paths, launch=os.environ['SKYSPOT_LAUNCH'], config={}, binding={})\n"
-        "Link.from_env().say_attempt(paths.root, mine.name)\n"
+        "Link.from_env().report_attempt(paths.root, mine.name)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     assert run(script(tmp_path, body), processes=1).returncode == 75

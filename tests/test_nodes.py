@@ -288,11 +288,11 @@ def test_a_machine_that_sees_another_bucket_ends_all_and_writes_nothing(tmp_path
 
 def test_machines_that_run_unequal_numbers_of_processes_are_refused(tmp_path: Path, task: str) -> None:
     first = start(tmp_path / "run", task=task, nodes=[0])
-    impatient = ("--constant", "ranks.together.UNEQUAL_PATIENCE_S=0.5")
+    impatient = ("--constant", "ranks.rendezvous.UNEQUAL_PATIENCE_S=0.5")
     second = start(tmp_path / "run", *impatient, task=task, nodes=[1], processes=2)
     ended = [*first.end(), *second.end()]
     assert codes(ended) == [1, 1], ended
-    assert "machine 0 reckons with 2 processes in all, machine 1 with 4" in ended[1].output
+    assert "node 0 expects 2 processes in total, node 1 expects 4" in ended[1].output
 
 
 def test_a_run_that_is_asked_to_stop_before_its_first_step_ends_on_all_machines(tmp_path: Path, task: str) -> None:

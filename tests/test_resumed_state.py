@@ -196,7 +196,7 @@ def test_ranks_whose_buffers_differ_in_form_are_told_so_in_a_line() -> None:
         rows.append(row)
         return SimpleNamespace(wait=lambda: list(rows))
 
-    loop.together = SimpleNamespace(exchange=exchange)  # type: ignore[assignment]
+    loop.group = SimpleNamespace(exchange=exchange)  # type: ignore[assignment]
     loop._refuse_unlike_buffers(model)
     model(torch.randn(1, 2))
     with pytest.raises(StateError, match="the ranks' buffers differ"):

@@ -14,13 +14,14 @@ from bucket_lab import until
 from support import PROGRAMS, launch
 
 from trainer.ranks import heartbeat
-from trainer.ranks.together import Together, peek
+from trainer.ranks.group import RankGroup
+from trainer.ranks.store import peek
 
 RANKS = 3
 
 
 @pytest.fixture
-def seats(monkeypatch: pytest.MonkeyPatch) -> list[Together]:
+def seats(monkeypatch: pytest.MonkeyPatch) -> list[RankGroup]:
     """The ranks of an attempt, all in this process; the first serves the store."""
     monkeypatch.setattr(heartbeat, "BEAT_S", 0.01)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -33,11 +34,11 @@ def seats(monkeypatch: pytest.MonkeyPatch) -> list[Together]:
     for rank in range(RANKS):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("LOCAL_RANK", str(rank))
-        found.append(Together(timeout_s=30.0))
+        found.append(RankGroup(timeout_s=30.0))
     return found
 
 
-def at_once(seats: list[Together], work: Callable[[Together], Any]) -> list[Any]:
+def at_once(seats: list[RankGroup], work: Callable[[RankGroup], Any]) -> list[Any]:
     """What each rank gets, all at the same time."""
     found: list[Any] = [None] * len(seats)
 
@@ -53,10 +54,10 @@ def at_once(seats: list[Together], work: Callable[[Together], Any]) -> list[Any]
     return found
 
 
-def test_what_all_have_read_is_deleted(seats: list[Together]) -> None:
+def test_what_all_have_read_is_deleted(seats: list[RankGroup]) -> None:
     before = seats[0].store.num_keys()
 
-    def much(seat: Together) -> list[Any]:
+    def much(seat: RankGroup) -> list[Any]:
         late = random.Random(seat.rank)
         found = []
         for number in range(30):
@@ -70,7 +71,7 @@ def test_what_all_have_read_is_deleted(seats: list[Together]) -> None:
     until("nothing is left", lambda: seats[0].store.num_keys() == before, 10)
 
 
-def test_a_beat_that_is_deleted_at_any_moment_keeps_nobody_waiting(seats: list[Together]) -> None:
+def test_a_beat_that_is_deleted_at_any_moment_keeps_nobody_waiting(seats: list[RankGroup]) -> None:
     """With `check` and then `get` the reader would wait for the key until the store's own time-out."""
     store, stop = seats[1].connection(), threading.Event()
 
@@ -91,7 +92,7 @@ def test_a_beat_that_is_deleted_at_any_moment_keeps_nobody_waiting(seats: list[T
 
 
 @pytest.mark.parametrize("store", [dist.HashStore(), "tcp"], ids=["alone", "several"])
-def test_peeking_tells_what_is_there(store: Any, seats: list[Together]) -> None:
+def test_peeking_tells_what_is_there(store: Any, seats: list[RankGroup]) -> None:
     store = seats[1].store if store == "tcp" else store
     assert peek(store, "nowhere") == b""
     assert not store.check(["nowhere"])
@@ -105,7 +106,7 @@ def test_a_run_that_saves_often_leaves_few_keys(tmp_path: Path) -> None:
         f"import sys\nsys.path.insert(0, r'{PROGRAMS}')\nimport mlp\n"
         "class Run(mlp.SpotRun):\n"
         "    def leave(self, ending, **more):\n"
-        "        if self.rank == 0: print('keys', self.together.store.num_keys(), flush=True)\n"
+        "        if self.rank == 0: print('keys', self.group.store.num_keys(), flush=True)\n"
         "        super().leave(ending, **more)\n"
         "mlp.SpotRun = Run\nmlp.main()\n"
     )

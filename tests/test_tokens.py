@@ -19,12 +19,7 @@ from trainer.finetune.config import parse
 from trainer.layout.exit_codes import EXIT_PREEMPTED
 from trainer.layout.names import AttemptName, RunPaths
 from trainer.machine import scratch
-from trainer.ranks.together import Together
-
-
-class Nodes:
-    def __init__(self, rank: int) -> None:
-        self.rank = rank
+from trainer.ranks.group import RankGroup
 
 
 class Rank:
@@ -32,13 +27,13 @@ class Rank:
 
     def __init__(self, rank: int, store: Any, paths: RunPaths) -> None:
         self.paths = paths
-        together = Together.__new__(Together)
-        together.rank, together.local_rank, together.world_size, together.local_world_size = rank, rank % 2, 4, 2
-        together._calls = Counter()
-        together.several_nodes, together._nodes = True, Nodes(rank // 2)  # type: ignore[assignment]
-        together.store, together.timeout_s = store, 120.0
-        together.beating = self.beating  # type: ignore[method-assign,assignment]
-        self.together = together
+        group = RankGroup.__new__(RankGroup)
+        group.rank, group.local_rank, group.world_size, group.local_world_size = rank, rank % 2, 4, 2
+        group._calls = Counter()
+        group.several_nodes, group.node_rank = True, rank // 2
+        group.store, group.timeout_s = store, 120.0
+        group.heartbeat = self.beating  # type: ignore[method-assign,assignment]
+        self.group = group
         self.beats: list[str] = []
         """The signs of life that it gives."""
 
@@ -114,8 +109,8 @@ def test_a_machine_that_waits_for_a_slower_one_sees_its_ranks_alive(
     store, real, waited_for = dist.HashStore(), tokens._copy, list[str]()
     ranks = [Rank(number, store, paths) for number in range(4)]
     for rank in ranks:
-        real_wait = rank.together.await_value
-        rank.together.await_value = (  # type: ignore[method-assign]
+        real_wait = rank.group.await_value
+        rank.group.await_value = (  # type: ignore[method-assign]
             lambda key, beat="", check_stop=None, wait=real_wait: waited_for.append(beat) or wait(key, beat)  # type: ignore[func-returns-value]
         )
 

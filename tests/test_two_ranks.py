@@ -17,8 +17,10 @@ from support import PROGRAMS, column, event, launch, weights
 from trainer.checkpoint import extras
 from trainer.checkpoint.state import StateError
 from trainer.launch.link import Link
-from trainer.ranks import heartbeat, together
-from trainer.ranks.together import PeerGoneError, Together, is_peer_trouble, may_be_peer_trouble
+from trainer.ranks import group, heartbeat
+from trainer.ranks.exchange import Exchange
+from trainer.ranks.group import RankGroup
+from trainer.ranks.peers import PeerGoneError, is_peer_trouble, may_be_peer_trouble
 
 ODD = PROGRAMS / "odd.py"
 
@@ -57,7 +59,7 @@ def test_two_ranks_are_as_one_with_sparse_gradients_float_weights_a_nan_and_extr
         assert torch.allclose(ours, torch.frombuffer(bytearray(data), dtype=torch.float32), atol=1e-5), name
 
 
-def seats(monkeypatch: pytest.MonkeyPatch) -> list[Together]:
+def seats(monkeypatch: pytest.MonkeyPatch) -> list[RankGroup]:
     """The seats of two ranks of one machine in this process."""
     served = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=10))
     found = []
@@ -65,37 +67,37 @@ def seats(monkeypatch: pytest.MonkeyPatch) -> list[Together]:
         for name, value in (("RANK", rank), ("WORLD_SIZE", 2), ("MASTER_ADDR", "127.0.0.1"),
                             ("MASTER_PORT", served.port)):  # fmt: skip
             monkeypatch.setenv(name, str(value))
-        found.append(Together())
+        found.append(RankGroup())
     found[0].served = served  # type: ignore[attr-defined]
     return found
 
 
 @pytest.fixture
-def two(monkeypatch: pytest.MonkeyPatch) -> list[Together]:
+def two(monkeypatch: pytest.MonkeyPatch) -> list[RankGroup]:
     monkeypatch.setattr(heartbeat, "BEAT_S", 0.05)
-    monkeypatch.setattr(together, "ALIVE_S", 0.2)
+    monkeypatch.setattr(group, "ALIVE_S", 0.2)
     return seats(monkeypatch)
 
 
 def test_a_peer_is_gone_where_the_launcher_says_so_or_its_heart_stands_still_or_the_store_is_gone(
-    two: list[Together], monkeypatch: pytest.MonkeyPatch
+    two: list[RankGroup], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = threading.Event()
     with ExitStack() as alive:
-        alive.enter_context(two[0].live())
-        with two[1].live():
+        alive.enter_context(two[0].stay_alive())
+        with two[1].stay_alive():
             assert not two[0].lost_a_peer(gone)
             assert not two[1].lost_a_peer(gone)
-        monkeypatch.setattr(together, "LOST_S", 1.0)
+        monkeypatch.setattr(group, "LOST_S", 1.0)
         assert two[0].lost_a_peer(gone), "rank 1 beats no more"
-        monkeypatch.setattr(together, "LOST_S", 600.0)
+        monkeypatch.setattr(group, "LOST_S", 600.0)
         threading.Timer(0.2, gone.set).start()
         begun = time.monotonic()
         assert two[0].lost_a_peer(gone)
         assert time.monotonic() - begun < 300
 
 
-def test_a_failed_exchange_is_a_peer_that_is_gone_and_a_failed_pass_beside_it_too(two: list[Together]) -> None:
+def test_a_failed_exchange_is_a_peer_that_is_gone_and_a_failed_pass_beside_it_too(two: list[RankGroup]) -> None:
     class Work:
         def __init__(self, fails: bool) -> None:
             self.fails = fails
@@ -104,17 +106,17 @@ def test_a_failed_exchange_is_a_peer_that_is_gone_and_a_failed_pass_beside_it_to
             if self.fails:
                 raise RuntimeError("Connection closed by peer")
 
-    def told(fails: bool) -> together.Exchange:
-        return together.Exchange(torch.zeros(2, 1), Work(fails))  # type: ignore[arg-type]
+    def told(fails: bool) -> Exchange:
+        return Exchange(torch.zeros(2, 1), Work(fails))  # type: ignore[arg-type]
 
     with pytest.raises(PeerGoneError):
         told(True).wait()
-    with pytest.raises(PeerGoneError), two[0].judging(told(True)):
+    with pytest.raises(PeerGoneError), two[0].detect_lost_peer(told(True)):
         raise RuntimeError("Connection closed by peer")
-    with pytest.raises(RuntimeError, match="timed out"), two[0].judging(told(False)):
+    with pytest.raises(RuntimeError, match="timed out"), two[0].detect_lost_peer(told(False)):
         raise RuntimeError("my own socket timed out")
     two[0].timeout_s = 0.0
-    with pytest.raises(PeerGoneError), two[0].judging(told(False)):
+    with pytest.raises(PeerGoneError), two[0].detect_lost_peer(told(False)):
         raise RuntimeError("Timed out waiting 120000ms")
 
 
@@ -139,17 +141,17 @@ def test_a_rank_that_left_for_the_same_error_is_no_lost_peer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, code: int, cause: str
 ) -> None:
     def fail(run: one_rank.InProcess) -> None:
-        run.world_size, run.link = 2, Link(said=words.fileno())
-        monkeypatch.setattr(run.together, "lost_a_peer", lambda gone: True)
+        run.world_size, run.link = 2, Link(printed=words.fileno())
+        monkeypatch.setattr(run.group, "lost_a_peer", lambda gone: True)
         raise RuntimeError("my own mistake")
 
     with (tmp_path / "said").open("w+b") as words:
-        Link(said=words.fileno()).is_first_to_say(f"RuntimeError: {said}")
+        Link(printed=words.fileno()).is_first_to_print(f"RuntimeError: {said}")
         left = one_rank.train(tmp_path / "run", before=fail)
     assert (left.code, left.cause) == (code, cause)
 
 
-def test_rank_0_does_something_anew_each_time(two: list[Together]) -> None:
+def test_rank_0_does_something_anew_each_time(two: list[RankGroup]) -> None:
     heard: list[Any] = []
 
     def second() -> None:
@@ -165,7 +167,7 @@ def test_rank_0_does_something_anew_each_time(two: list[Together]) -> None:
     assert gathered == heard[3:] == [[0, 10], [1, 11]]
 
 
-def test_extras_of_other_names_are_refused_on_every_rank(two: list[Together]) -> None:
+def test_extras_of_other_names_are_refused_on_every_rank(two: list[RankGroup]) -> None:
     said: list[str] = []
 
     def register(rank: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from trainer.finetune.config import parse
-from trainer.launch.link import DEFAULT_GRACE_S
+from trainer.launch.grace import DEFAULT_GRACE_S
 from trainer.launch.supervisor import launch, leave_with, process_count
 
 

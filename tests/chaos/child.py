@@ -32,7 +32,8 @@ from trainer.checkpoint.shards import local
 from trainer.checkpoint.state import State
 from trainer.layout.exit_codes import EXIT_PRECEDENCE, EXIT_PREEMPTED
 from trainer.layout.names import RunPaths
-from trainer.ranks.together import Together, is_peer_trouble
+from trainer.ranks.group import RankGroup
+from trainer.ranks.peers import is_peer_trouble
 from trainer.training.metrics import Records
 
 
@@ -118,14 +119,14 @@ def _train(plan: Plan, rank: int, say: Callable[[dict[str, Any]], None], savers:
     paths = RunPaths(plan.run_dir)
     binding = {"run": plan.run}
     attempt = open_attempt(paths, launch="chaos", config={}, binding=binding) if rank == 0 else None
-    together = Together(timeout_s=30.0)
-    together.form_groups(on_gpu=False)
-    attempt_name = together.rank0_does("attempt", lambda: str(attempt.name) if attempt else None)
+    group = RankGroup(timeout_s=30.0)
+    group.form_groups(on_gpu=False)
+    attempt_name = group.rank0_does("attempt", lambda: str(attempt.name) if attempt else None)
     tensors = _tensors(plan, rank)
     steady = frozenset(name for name in tensors if name != "model.seen")
     live = State(dict(sorted(tensors.items())), {}, frozenset({"model.seen"}), steady)
     run_id = restore.again(lambda: identity(paths, binding), lambda: None) if attempt else None
-    found = restore.find_whole(together, paths, live, lambda: None, run_id)
+    found = restore.find_whole(group, paths, live, lambda: None, run_id)
     step, name = plan.begin_at, found.loaded.name if found.loaded else None
     if attempt:
         restored = name.step if name else 0
@@ -140,7 +141,7 @@ def _train(plan: Plan, rank: int, say: Callable[[dict[str, Any]], None], savers:
     else:
         say({"restored": None})
     records = Records(attempt) if attempt else None
-    saver = Saver(together, paths, attempt, records, Keeping(2, 0, FAILURES), lambda text: None, threading.Event())
+    saver = Saver(group, paths, attempt, records, Keeping(2, 0, FAILURES), lambda text: None, threading.Event())
     savers.append(saver)
     saver.adopt(attempt_name, name)
     saver.prepare(live)
@@ -164,8 +165,8 @@ def _train(plan: Plan, rank: int, say: Callable[[dict[str, Any]], None], savers:
     _wait(saver)
     _tell(saver, said, say)
     saver.settle()
-    together.say_left()
-    together.await_others_left(STANDS_STILL_S)
+    group.mark_left()
+    group.await_others_left(STANDS_STILL_S)
 
 
 def _tensors(plan: Plan, rank: int) -> dict[str, torch.Tensor]:

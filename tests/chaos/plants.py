@@ -14,7 +14,7 @@ from trainer.bucket import mounts
 from trainer.bucket.hashing import Hasher
 from trainer.checkpoint import pruning, reading, restore, saving, staging, writing
 from trainer.layout.manifest import FileRecord
-from trainer.ranks import together
+from trainer.ranks import group
 
 
 def marker_written_early(but: str = "") -> None:
@@ -131,13 +131,13 @@ def old_ones_deleted_first() -> None:
 
 def doubt_not_heard() -> None:
     """What the first rank finds of a checkpoint is what counts, whatever another one has read."""
-    real = together.Together.gather
+    real = group.RankGroup.gather
 
     def gather(self: Any, name: str, value: Any, *args: Any) -> list[Any]:
         found = real(self, name, value, *args)
         return [[*found[0][:2], value[2]]] * len(found) if name.startswith("verdict/") else found
 
-    together.Together.gather = gather  # type: ignore[method-assign]
+    group.RankGroup.gather = gather  # type: ignore[method-assign]
 
 
 def both(*plants: Callable[[], None]) -> Callable[[], None]:

@@ -24,7 +24,7 @@ from torch import nn
 from trainer.checkpoint import pruning, saving, staging, writing
 from trainer.layout.documents import LayoutError
 from trainer.layout.manifest import read_manifest
-from trainer.ranks import together
+from trainer.ranks import rendezvous
 from trainer.training import export, loop, rng
 from trainer.training.run import default_binding
 
@@ -61,7 +61,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--slow-save", type=float, default=0.0, help="seconds more for each save")
     parser.add_argument("--hold-copy", action="store_true", help="a copy begins after the next forward pass has")
     parser.add_argument("--meddle", action="store_true", help="a model that changes its weights in its forward pass")
-    parser.add_argument("--bind-patience", type=float, default=together.BIND_PATIENCE_S)
+    parser.add_argument("--bind-patience", type=float, default=rendezvous.BIND_PATIENCE_S)
     parser.add_argument("--prepare", type=float, default=0.0, help="seconds that rank 0 prepares something")
     parser.add_argument("--constant", action="append", default=[], help="MODULE.NAME=SECONDS of trainer, shortened")
     parser.add_argument("--overflow-at", type=int, help="a step whose loss is too large for half precision")
@@ -343,7 +343,7 @@ def local_lr(steps: int):
 
 
 def main() -> None:
-    together.BIND_PATIENCE_S = options.bind_patience
+    rendezvous.BIND_PATIENCE_S = options.bind_patience
     for constant in options.constant:
         name, _, value = constant.partition("=")
         module, _, name = name.rpartition(".")

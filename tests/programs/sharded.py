@@ -23,7 +23,7 @@ from trainer.attempt.record import open_attempt
 from trainer.checkpoint import restore, shards, state
 from trainer.checkpoint.saving import Boundary, Keeping, Saver
 from trainer.layout.names import RunPaths, list_checkpoints
-from trainer.ranks.together import Together
+from trainer.ranks.group import RankGroup
 from trainer.training.metrics import Records
 
 
@@ -90,7 +90,7 @@ def whole_of(tensors: dict[str, torch.Tensor]) -> dict[str, bytes]:
     return found
 
 
-def seat(name: str, ranks: int, everybody: Together, group: dist.ProcessGroup) -> Together | None:
+def seat(name: str, ranks: int, everybody: RankGroup, process_group: dist.ProcessGroup) -> RankGroup | None:
     """This process' seat among the first few ranks, with a store of their own; None where it has none."""
     listener = socket.create_server(("127.0.0.1", 0)) if everybody.rank == 0 else None
     port = everybody.rank0_does(f"store/{name}", lambda: listener.getsockname()[1] if listener else None)
@@ -100,18 +100,18 @@ def seat(name: str, ranks: int, everybody: Together, group: dist.ProcessGroup) -
     os.environ.update(WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks), SKYSPOT_STORE_PORT=str(port))
     if listener:
         os.environ["SKYSPOT_LISTEN_FD"] = str(listener.detach())
-    together = Together()
-    together._control = group if ranks > 1 else None  # form_groups makes the default group, too, and there is one.
-    return together
+    group = RankGroup()
+    group._control = process_group if ranks > 1 else None  # form_groups makes the default group, too, and there is one.
+    return group
 
 
-def save(together: Together, paths: RunPaths, mesh: DeviceMesh | None) -> None:
+def save(group: RankGroup, paths: RunPaths, mesh: DeviceMesh | None) -> None:
     """As trainer/training/loop.py does: in the background; this rank waits for its copy, and steps on."""
-    rank, said = together.rank, []
+    rank, said = group.rank, []
     attempt = open_attempt(paths, launch="sharded", config={}, binding={}) if rank == 0 else None
-    name = together.rank0_does(f"attempt/{paths.root.name}", lambda: str(attempt.name) if attempt else None)
+    name = group.rank0_does(f"attempt/{paths.root.name}", lambda: str(attempt.name) if attempt else None)
     records = Records(attempt) if attempt else None
-    saver = Saver(together, paths, attempt, records, Keeping(), said.append, threading.Event())
+    saver = Saver(group, paths, attempt, records, Keeping(), said.append, threading.Event())
     saver.adopt(name, None)
     model, optimizers = trained(mesh, 1)
     live = state.collect(model, optimizers, {}, {"mine": extra(mesh, 1)})
@@ -126,7 +126,7 @@ def save(together: Together, paths: RunPaths, mesh: DeviceMesh | None) -> None:
             state=live,
             own={f"{state.RANDOM}{rank}": own_of(rank)},
             plain=live.plain if rank == 0 else None,
-            facts={"step": 2, "world_size": together.world_size} if rank == 0 else None,
+            facts={"step": 2, "world_size": group.world_size} if rank == 0 else None,
         )
     )
     for tensor in live.tensors.keys() - live.steady:
@@ -145,16 +145,16 @@ def own_of(rank: int) -> torch.Tensor:
     return torch.tensor([rank, 7 * rank], dtype=torch.uint8)
 
 
-def load(together: Together, paths: RunPaths, mesh: DeviceMesh | None) -> tuple[dict[str, bytes], float, bool]:
+def load(group: RankGroup, paths: RunPaths, mesh: DeviceMesh | None) -> tuple[dict[str, bytes], float, bool]:
     """(all tensors as they are after a restore, how much of them this rank has read, whether its own is its own)."""
     model, optimizers = trained(mesh, 2)
     for optimizer in optimizers:
         optimizer.state.clear()  # As in a new attempt: no step was done yet.
     live = state.collect(model, optimizers, {}, {"mine": extra(mesh, -1)})
     [name] = list_checkpoints(paths)
-    loaded = restore.load(paths.checkpoint(name), live, together.rank, together.world_size)
-    own = loaded.tensors.pop(f"{state.RANDOM}{together.rank}", None)
-    is_own = loaded.manifest.facts["world_size"] <= together.rank if own is None else own.equal(own_of(together.rank))
+    loaded = restore.load(paths.checkpoint(name), live, group.rank, group.world_size)
+    own = loaded.tensors.pop(f"{state.RANDOM}{group.rank}", None)
+    is_own = loaded.manifest.facts["world_size"] <= group.rank if own is None else own.equal(own_of(group.rank))
     held = sum(shards.local(tensor).numel() for tensor in loaded.tensors.values())
     everything = sum(math.prod(tensor.shape) for tensor in loaded.tensors.values())
     _, got = state.apply(model, optimizers, loaded.tensors, loaded.plain)
@@ -165,7 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--dir", type=Path, required=True)
     base = parser.parse_args().dir
-    everybody = Together(timeout_s=60.0)
+    everybody = RankGroup(timeout_s=60.0)
     everybody.form_groups(on_gpu=False)
     rank, world = everybody.rank, everybody.world_size
     groups = {count: dist.new_group(list(range(count)), timeout=timedelta(seconds=60)) for count in range(1, world)}
@@ -176,17 +176,17 @@ def main() -> None:
     reference = whole_of(state.collect(*trained(None, 1), {}, {"mine": extra(None, 1)}).tensors)
     said = []
     for name, (ranks, cut) in layouts.items():
-        if together := seats[name]:
-            save(together, RunPaths(base / name), meshes[ranks] if cut else None)
+        if group := seats[name]:
+            save(group, RunPaths(base / name), meshes[ranks] if cut else None)
         dist.barrier()
     for saved, there in layouts.items():
         for name, (ranks, cut) in layouts.items():
-            if together := seats[name]:
-                got, held, is_own = load(together, RunPaths(base / saved), meshes[ranks] if cut else None)
+            if group := seats[name]:
+                got, held, is_own = load(group, RunPaths(base / saved), meshes[ranks] if cut else None)
                 said.append({"from": there, "to": (ranks, cut), "same": got == reference and is_own, "held": held})
             dist.barrier()
     (base / f"said-{rank}.json").write_text(json.dumps(said))
-    everybody.say_left()
+    everybody.mark_left()
     everybody.await_others_left(10)
     dist.destroy_process_group()
 

@@ -16,7 +16,7 @@ import torch
 from trainer.bucket.hashing import fingerprint
 from trainer.checkpoint.shards import is_cut
 from trainer.checkpoint.state import OWN, State, StateError
-from trainer.ranks.together import Together
+from trainer.ranks.group import RankGroup
 
 EXTRA = "extra."
 """What the names of the extras' tensors begin with."""
@@ -25,13 +25,13 @@ COLUMNS = 8191
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def refuse_other_names(together: Together, names: Iterable[str], check_stop: Callable[[], None]) -> None:
+def refuse_other_names(group: RankGroup, names: Iterable[str], check_stop: Callable[[], None]) -> None:
     """See that all ranks have registered extras of the same names.
 
     Raises:
         StateError: they have not.
     """
-    told = together.gather("extras", sorted(names), check_stop)
+    told = group.gather("extras", sorted(names), check_stop)
     for rank, theirs in enumerate(told):
         if theirs != told[0]:
             raise StateError(
@@ -40,23 +40,23 @@ def refuse_other_names(together: Together, names: Iterable[str], check_stop: Cal
             )
 
 
-def split(together: Together, state: State) -> tuple[State, dict[str, torch.Tensor]]:
+def split(group: RankGroup, state: State) -> tuple[State, dict[str, torch.Tensor]]:
     """(the state that all ranks share, copies on the host of what is this rank's own). Every rank calls it."""
-    if together.world_size == 1 or not state.plain["extra"]["dict"]:
+    if group.world_size == 1 or not state.plain["extra"]["dict"]:
         return state, {}
     names = [name for name in state.tensors if name.startswith(EXTRA)]
     form = fingerprint(*(f"{name}{state.tensors[name].dtype}{tuple(state.tensors[name].shape)}" for name in names))
     values = json.dumps(state.plain["extra"])
-    rows = together.exchange([form, fingerprint(values)]).wait()
+    rows = group.exchange([form, fingerprint(values)]).wait()
     own = {}
     if any(row[1] != rows[0][1] for row in rows):
-        own[f"{OWN}{together.rank}"] = torch.frombuffer(bytearray(values.encode("ascii")), dtype=torch.uint8)
+        own[f"{OWN}{group.rank}"] = torch.frombuffer(bytearray(values.encode("ascii")), dtype=torch.uint8)
     differing = names
     if names and all(row[0] == rows[0][0] for row in rows):
-        told = together.exchange(_digests([state.tensors[name] for name in names])).wait()
+        told = group.exchange(_digests([state.tensors[name] for name in names])).wait()
         differing = [name for at, name in enumerate(names) if any(row[at] != told[0][at] for row in told)]
     for name in differing:
-        own[f"{OWN}{together.rank}.{name}"] = state.tensors[name].detach().to("cpu", copy=True).contiguous()
+        own[f"{OWN}{group.rank}.{name}"] = state.tensors[name].detach().to("cpu", copy=True).contiguous()
     return replace(state, tensors={k: v for k, v in state.tensors.items() if k not in set(differing)}), own
 
 

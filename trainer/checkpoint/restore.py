@@ -19,7 +19,7 @@ from trainer.layout.exit_codes import EXIT_FAILED
 from trainer.layout.identity import is_of
 from trainer.layout.manifest import Manifest
 from trainer.layout.names import MANIFEST, CheckpointName, RunPaths, list_checkpoints
-from trainer.ranks.together import Together
+from trainer.ranks.group import RankGroup
 
 NOT_FINITE = "its weights are not finite (NaN or infinite)"
 READ_TRIES = 6
@@ -55,7 +55,7 @@ class Found:
 
 
 def find_whole(
-    together: Together,
+    group: RankGroup,
     paths: RunPaths,
     live: State,
     check_stop: Callable[[], None],
@@ -71,7 +71,7 @@ def find_whole(
     throw away what is not lost.
 
     Args:
-        together: The ranks.
+        group: The ranks.
         paths: The run's.
         live: The state that is to become the checkpoint's.
         check_stop: Called while waiting; raises to stop.
@@ -94,7 +94,7 @@ def find_whole(
                 names = [name for name in list_checkpoints(paths) if str(name) not in seen]
             return str(names[0]) if names else None
 
-        choice = together.rank0_does(f"restore/{turn}", lambda: again(choose, check_stop), check_stop)
+        choice = group.rank0_does(f"restore/{turn}", lambda: again(choose, check_stop), check_stop)
         if choice is None:
             if unreadable:
                 raise next(iter(unreadable.values()))
@@ -102,10 +102,10 @@ def find_whole(
         seen.add(choice)
         name = CheckpointName.parse(choice)
         assert name
-        with together.coming_to(f"verdict/{turn}"):
-            loaded, reason, code = _try_load(together, paths, name, live, check_stop, run_id, only_finite)
+        with group.before_gather(f"verdict/{turn}"):
+            loaded, reason, code = _try_load(group, paths, name, live, check_stop, run_id, only_finite)
         digest = loaded.digest if loaded else None
-        verdicts: list[Any] = together.gather(f"verdict/{turn}", [reason, code, digest], check_stop)
+        verdicts: list[Any] = group.gather(f"verdict/{turn}", [reason, code, digest], check_stop)
         turn += 1
         cannot = [(code == EXIT_FAILED, rank, why, code) for rank, (why, code, _) in enumerate(verdicts) if code]
         if cannot:
@@ -163,7 +163,7 @@ def load(
 
 
 def _try_load(
-    together: Together,
+    group: RankGroup,
     paths: RunPaths,
     name: CheckpointName,
     live: State,
@@ -175,7 +175,7 @@ def _try_load(
     folder, end = paths.checkpoint(name), time.monotonic() + UNSEEN_S
 
     def read_it() -> Loaded:
-        return load(folder, live, together.rank, together.world_size, run_id, only_finite)
+        return load(folder, live, group.rank, group.world_size, run_id, only_finite)
 
     while True:
         try:
@@ -187,7 +187,7 @@ def _try_load(
         try:
             gone = not _is_there(folder / MANIFEST, check_stop)
             # Another machine's mount may show new files a little later than the mount of rank 0, who saw this one.
-            if not gone or not together.rank or not together.several_nodes or time.monotonic() > end:
+            if not gone or not group.rank or not group.several_nodes or time.monotonic() > end:
                 return None, "gone" if gone and not _is_there(folder, check_stop) else str(problem), None
         except ReadError as error:
             return None, str(error), error.code

@@ -36,8 +36,10 @@ from trainer.layout.exit_codes import EXIT_FAILED, EXIT_PREEMPTED, EXIT_SUPERSED
 from trainer.layout.manifest import FileRecord, Manifest
 from trainer.layout.names import STATE, AttemptName, CheckpointName, RunPaths
 from trainer.machine.scratch import FULL
+from trainer.ranks.group import RankGroup
 from trainer.ranks.heartbeat import BEAT_S
-from trainer.ranks.together import PeerGoneError, Together, peek, wait_for
+from trainer.ranks.peers import PeerGoneError
+from trainer.ranks.store import peek, wait_for
 
 TRIES = 6
 FIRST_RETRY_S = 0.5
@@ -115,7 +117,7 @@ class Saver:
 
     def __init__(
         self,
-        together: Together,
+        group: RankGroup,
         paths: RunPaths,
         attempt: Attempt | None,
         records: MetricsHistory | None,
@@ -126,7 +128,7 @@ class Saver:
         """Make a writer that has written nothing yet.
 
         Args:
-            together: This rank's seat.
+            group: This rank's seat.
             paths: The run's.
             attempt: Rank 0's.
             records: Rank 0's.
@@ -145,8 +147,8 @@ class Saver:
         """The part of them that it waited at the boundary."""
         self.waited_s = 0.0
         """Seconds that it waited for the save before that one."""
-        self._together, self._paths, self._attempt, self._records = together, paths, attempt, records
-        self._store: Any = together.connection()  # Here: no save shall wait for what a connection may take.
+        self._group, self._paths, self._attempt, self._records = group, paths, attempt, records
+        self._store: Any = group.connection()  # Here: no save shall wait for what a connection may take.
         self._attempt_name = attempt.name if attempt else None
         self._failures = keeping.failures
         self._say = say
@@ -171,7 +173,7 @@ class Saver:
         self._said_short = False
         self._spoilt = ""
         """A tensor of the newest checkpoint that is not finite; empty where all are."""
-        self._pruner = Pruner(paths, attempt, keeping.latest, keeping.every, together.world_size, say)
+        self._pruner = Pruner(paths, attempt, keeping.latest, keeping.every, group.world_size, say)
 
     def adopt(self, attempt_name: str, restored: CheckpointName | None, finite: bool = True) -> None:
         """Learn the attempt's name (rank 0's word) and which checkpoint was found whole at the restore."""
@@ -250,19 +252,17 @@ class Saver:
 
     def _agree(self, state: State) -> list[Part]:
         """Agree with the others on what is saved, and whether there is memory for a copy; this rank's share."""
-        rank, ranks = self._together.rank, self._together.world_size
+        rank, ranks = self._group.rank, self._group.world_size
         parts = parts_of(state.tensors, ranks, state.buffers)
         form = fingerprint(*(f"{part.name}{part.dtype}{part.shape}{part.offsets}{part.sizes}" for part in parts))
         if self._dealt is None or self._dealt[0] != form:
             self._dealt = form, deal(parts, ranks)
         mine = self._dealt[1][rank]
-        here = range(
-            rank - self._together.local_rank, rank - self._together.local_rank + self._together.local_world_size
-        )
+        here = range(rank - self._group.local_rank, rank - self._group.local_rank + self._group.local_world_size)
         needed = sum(part.bytes for other in here for part in self._dealt[1][other])
         holds = self._staging.holds(mine)
         # Whether there is room for all is asked before any rank takes its part of it.
-        rows = self._together.exchange([form, int(holds), int(holds or self._staging.has_room(needed))]).wait()
+        rows = self._group.exchange([form, int(holds), int(holds or self._staging.has_room(needed))]).wait()
         if any(row[0] != form for row in rows):
             raise StateError(
                 "the ranks' states are not made of the same tensors: what is saved must have the same names, shapes "
@@ -270,7 +270,7 @@ class Saver:
             )
         self._staged = all(row[2] for row in rows)
         if self._staged and not all(row[1] for row in rows):
-            got = self._together.exchange([int(holds or self._staging.allocate(mine))]).wait()
+            got = self._group.exchange([int(holds or self._staging.allocate(mine))]).wait()
             self._staged = all(row[0] for row in got)
         if not self._staged:
             self._staging.drop()
@@ -303,7 +303,7 @@ class Saver:
 
     def settle(self) -> None:
         """Rank 0: wait until all that follows the saves is done too, or a stop is heard."""
-        for thread in self._threads if self._together.rank == 0 else ():
+        for thread in self._threads if self._group.rank == 0 else ():
             while thread.is_alive() and not self._heard.is_set():
                 thread.join(0.05)
 
@@ -333,7 +333,7 @@ class Saver:
             verdict = self._try(boundary, copy, self._save, try_number)
             if verdict["code"] is not None:
                 raise SaveError(verdict["say"], verdict["code"])
-            if verdict["say"] and self._together.rank == 0:
+            if verdict["say"] and self._group.rank == 0:
                 self._say(verdict["say"])
             self._at_once = self._at_once or verdict["torn"]
             if verdict["committed"]:
@@ -373,10 +373,10 @@ class Saver:
     def _try(self, boundary: Boundary, copy: Copy, save: int, try_number: int) -> dict[str, Any]:
         """Write this rank's share into a new folder and learn what becomes of the save."""
         assert self._attempt_name
-        rank, key = self._together.rank, f"save/{save}"
+        rank, key = self._group.rank, f"save/{save}"
         name = CheckpointName(boundary.step, self._attempt_name, save)
         folder = self._paths.checkpoint(name)
-        with self._together.beating(f"beat/{key}/{rank}"):
+        with self._group.heartbeat(f"beat/{key}/{rank}"):
             word: dict[str, Any] = {}
             try:
                 with within("making a folder"):
@@ -393,7 +393,7 @@ class Saver:
                 verdict: dict[str, Any] = self._await(f"{key}/verdict", f"beat/{key}/0")
                 return verdict
             words = [
-                self._await(f"{key}/share/{other}", f"beat/{key}/{other}") for other in range(self._together.world_size)
+                self._await(f"{key}/share/{other}", f"beat/{key}/{other}") for other in range(self._group.world_size)
             ]
             # Whoever has written its share of this save has read the verdict on the one before.
             for read in (*(f"{key}/share/{other}" for other in range(len(words))), f"save/{save - 1}/verdict"):
@@ -404,9 +404,7 @@ class Saver:
 
     def _write_share(self, path: Path, boundary: Boundary, copy: Copy) -> FileRecord:
         own = [
-            Part(
-                name, tensor.dtype, tuple(tensor.shape), (0,) * tensor.ndim, tuple(tensor.shape), (self._together.rank,)
-            )
+            Part(name, tensor.dtype, tuple(tensor.shape), (0,) * tensor.ndim, tuple(tensor.shape), (self._group.rank,))
             for name, tensor in boundary.own.items()
         ]
         parts = [*copy.parts, *own]
@@ -424,8 +422,8 @@ class Saver:
         while not wait_for(self._store, key, BEAT_S):
             if (now := peek(self._store, beat)) not in (b"", last):
                 last, changed = now, time.monotonic()
-            if time.monotonic() - changed > self._together.timeout_s:
-                raise PeerGoneError(f"no word of {key!r} for {self._together.timeout_s:g} s")
+            if time.monotonic() - changed > self._group.timeout_s:
+                raise PeerGoneError(f"no word of {key!r} for {self._group.timeout_s:g} s")
         return json.loads(self._store.get(key))
 
     def _commit(self, boundary: Boundary, folder: Path, words: list[dict[str, Any]], try_number: int) -> dict[str, Any]:
@@ -474,8 +472,8 @@ class Saver:
     def _after_commit(self, boundary: Boundary, name: CheckpointName) -> None:
         """Record the save, learn whether it is in the store, and prune behind it. Nothing here can undo the commit."""
         try:
-            if self._together.rank:
-                self._pruner.report(name, self._together.rank, self._store, self._hurried)
+            if self._group.rank:
+                self._pruner.report(name, self._group.rank, self._store, self._hurried)
                 return
             assert self._attempt
             manifest = read_manifest(self._paths.checkpoint(name))

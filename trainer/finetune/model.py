@@ -81,7 +81,7 @@ def on_this_machine(run: SpotRun, name: str, revision: str | None, found: ModelF
     def folder() -> str | None:
         return (found or find_model(name, revision, run.check_stop)).folder
 
-    return ModelFiles(run.together.machine_does("model", folder, run.check_stop), revision)
+    return ModelFiles(run.group.machine_does("model", folder, run.check_stop), revision)
 
 
 def fingerprint(name: str) -> str | None:

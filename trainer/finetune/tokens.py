@@ -165,9 +165,9 @@ def on_this_machine(run: SpotRun, folder: str, held: ExitStack, made: Path | Non
         except DamagedError as error:
             raise AttemptError(f"{error}, and rank 0 could read it", EXIT_PREEMPTED) from None
 
-    with held, run.together.coming_to("tokens-mapped"):  # Another machine may copy much faster.
+    with held, run.group.before_gather("tokens-mapped"):  # Another machine may copy much faster.
         manifest = run.ask(lambda: manifest_of(run.paths, folder, run.check_stop), math.inf)
-        local = Path(run.together.machine_does("tokens", once, run.check_stop))
+        local = Path(run.group.machine_does("tokens", once, run.check_stop))
         tokens = open_copy(folder, manifest, local)
-        run.together.gather("tokens-mapped", True, run.check_stop)
+        run.group.gather("tokens-mapped", True, run.check_stop)
     return tokens

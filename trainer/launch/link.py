@@ -1,4 +1,4 @@
-"""A rank's end of the pipes to its launcher. Standard library only."""
+"""A rank's end of the pipes to its launcher, and the messages that travel there. Standard library only."""
 
 from __future__ import annotations
 
@@ -10,112 +10,101 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-DEFAULT_GRACE_S = 25.0
-"""Seconds from SIGTERM to SIGKILL, where nobody says otherwise."""
-PEER_GONE = "peer-gone"
+PEER_GONE = b"peer-gone"
+"""Launcher to rank: another rank left."""
+ATTEMPT = "attempt"
+"""Rank to launcher, with JSON: the run's folder, and the attempt's name."""
 LISTENS = "listens"
-# Words that a rank leaves in the store for all others, whatever those are doing.
-CRASHED = "crashed"
-STOPPED = "stopped"
-END_WRITTEN = "end-written"
-
-
-def grace(asked_s: float | None) -> tuple[float, str]:
-    """(how many seconds a script has from SIGTERM to SIGKILL, what to say of that; empty where all is as asked).
-
-    The launcher kills when its own grace is over, whatever the script asks for: the smaller of both counts.
-
-    Args:
-        asked_s: What the script asks for; None: as long as there is.
-    """
-    try:
-        given_s = float(os.environ["SKYSPOT_GRACE_S"])
-    except (KeyError, ValueError):
-        return (DEFAULT_GRACE_S if asked_s is None else asked_s), ""
-    if asked_s is None or asked_s <= given_s:
-        return (given_s if asked_s is None else asked_s), ""
-    return given_s, (
-        f"grace_s is {asked_s:g}, and the launcher kills {given_s:g} s after SIGTERM: {given_s:g} s it is "
-        f"(python -m trainer.launch --grace {asked_s:g} gives more)"
-    )
+"""Rank to launcher: this rank reads its pipe, so it needs no SIGTERM when another rank leaves."""
+ENDED = "ended"
+"""Rank to launcher: the attempt's end event is written."""
+EXIT = "exit"
+"""Rank to launcher, with the exit code: this rank leaves."""
 
 
 class Link:
-    """Words to and from the launcher; without a launcher, words to nobody."""
+    """Messages to and from the launcher; without a launcher, it sends nothing and receives nothing."""
 
-    def __init__(self, read: int | None = None, write: int | None = None, said: int | None = None) -> None:
-        self._read, self._write, self._said = read, write, said
+    def __init__(self, read: int | None = None, write: int | None = None, printed: int | None = None) -> None:
+        """Use these file descriptors.
+
+        Args:
+            read: The pipe from the launcher.
+            write: The pipe to the launcher.
+            printed: The file in which the ranks of this node note the messages that they have printed.
+        """
+        self._read, self._write, self._printed = read, write, printed
 
     @classmethod
     def from_env(cls) -> Link:
-        """The link that the launcher left in SKYSPOT_LINK, as three file descriptors."""
+        """Return the link that the launcher left in SKYSPOT_LINK, as three file descriptors."""
         text = os.environ.get("SKYSPOT_LINK", "")
         try:
-            read, write, said = (int(part) for part in text.split(","))
-            for descriptor in (read, write, said):
+            read, write, printed = (int(part) for part in text.split(","))
+            for descriptor in (read, write, printed):
                 os.fstat(descriptor)
         except (ValueError, OSError):
             return cls()
-        return cls(read, write, said)
+        return cls(read, write, printed)
 
-    def is_first_to_say(self, what: str) -> bool:
-        """Whether no other rank of this machine has asked that of the same words, be it gone since or not."""
-        if self._said is None:
+    def is_first_to_print(self, message: str) -> bool:
+        """Note that this rank prints a message; False if another rank of this node has, even if it is gone by now."""
+        if self._printed is None:
             return True
-        line = _line(what)
+        line = _line(message)
         with suppress(OSError):
-            fcntl.lockf(self._said, fcntl.LOCK_EX)
+            fcntl.lockf(self._printed, fcntl.LOCK_EX)
             try:
-                said = os.pread(self._said, os.fstat(self._said).st_size, 0)
-                if line in said.splitlines(keepends=True):
+                printed = os.pread(self._printed, os.fstat(self._printed).st_size, 0)
+                if line in printed.splitlines(keepends=True):
                     return False
-                os.pwrite(self._said, line, len(said))
+                os.pwrite(self._printed, line, len(printed))
             finally:
-                fcntl.lockf(self._said, fcntl.LOCK_UN)
+                fcntl.lockf(self._printed, fcntl.LOCK_UN)
         return True
 
-    def has_been_said(self, what: str) -> bool:
-        """Whether a rank of this machine has asked `is_first_to_say` of the same words."""
-        if self._said is not None:
+    def was_printed(self, message: str) -> bool:
+        """Return whether a rank of this node has noted the same message with `is_first_to_print`."""
+        if self._printed is not None:
             with suppress(OSError):
-                said = os.pread(self._said, os.fstat(self._said).st_size, 0)
-                return _line(what) in said.splitlines(keepends=True)
+                printed = os.pread(self._printed, os.fstat(self._printed).st_size, 0)
+                return _line(message) in printed.splitlines(keepends=True)
         return False
 
-    def say_attempt(self, run_dir: Path, attempt: object) -> None:
+    def report_attempt(self, run_dir: Path, attempt: object) -> None:
         """Name the attempt, so that the launcher can have its end recorded if this rank dies."""
-        self._say("attempt " + json.dumps({"run_dir": str(run_dir), "attempt": str(attempt)}))
+        self._send(f"{ATTEMPT} " + json.dumps({"run_dir": str(run_dir), "attempt": str(attempt)}))
 
-    def say_ended(self) -> None:
-        """The attempt's end event is written."""
-        self._say("ended")
+    def report_end_written(self) -> None:
+        """Report that the attempt's end event is written."""
+        self._send(ENDED)
 
-    def say_exit(self, code: int) -> None:
-        """This rank leaves with `code`: counts even where the process cannot be reaped."""
-        self._say(f"exit {code}")
+    def report_exit(self, code: int) -> None:
+        """Report that this rank leaves with `code`, which counts even if the process cannot be reaped."""
+        self._send(f"{EXIT} {code}")
 
     def watch(self, on_peer_gone: Callable[[], None]) -> None:
-        """Call back, on a thread of its own, when the launcher says that another rank left."""
+        """Call back, on a thread of its own, when the launcher reports that another rank left."""
         if self._read is not None:
-            self._say(LISTENS)
+            self._send(LISTENS)
             threading.Thread(target=self._listen, args=(on_peer_gone,), daemon=True, name="launcher").start()
 
-    def _say(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         if self._write is not None:
             with suppress(OSError):
                 os.write(self._write, line.encode("ascii", "backslashreplace") + b"\n")
 
     def _listen(self, on_peer_gone: Callable[[], None]) -> None:
         assert self._read is not None
-        heard = b""
+        received = b""
         with suppress(OSError):
             while data := os.read(self._read, 4096):
-                heard += data
-                if PEER_GONE.encode() + b"\n" in heard:
+                received += data
+                if PEER_GONE + b"\n" in received:
                     on_peer_gone()
                     return
 
 
-def _line(what: str) -> bytes:
-    """How words stand in the file of what the ranks of a machine have said."""
-    return repr(what).encode() + b"\n"
+def _line(message: str) -> bytes:
+    """Return a message as it stands in the file of printed messages."""
+    return repr(message).encode() + b"\n"

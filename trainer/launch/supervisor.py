@@ -31,7 +31,8 @@ from typing import Any
 
 from trainer.attempt.ending import DIED, FINISHED, SIGNAL, Ending, Hold
 from trainer.errors import TrainerError
-from trainer.launch.link import DEFAULT_GRACE_S, LISTENS, PEER_GONE
+from trainer.launch.grace import DEFAULT_GRACE_S
+from trainer.launch.link import LISTENS, PEER_GONE
 from trainer.launch.nodes import Nodes, interface_of
 from trainer.launch.relay import Lines, Relay
 from trainer.launch.sidecar_client import END_EVENT_S, Keeper, write_end
@@ -262,8 +263,8 @@ class _Launch:
         # times as slow with two trainings on two cores. Not to spin at all makes short operations slow on a quiet one.
         if "OMP_WAIT_POLICY" not in env:
             env.setdefault("GOMP_SPINCOUNT", "5000")
-        if nodes.several and "GLOO_SOCKET_IFNAME" not in env and (name := interface_of(nodes.ips[nodes.rank])):
-            env["GLOO_SOCKET_IFNAME"] = name
+        if nodes.several and "GLOO_SOCKET_IFNAME" not in env and (interface := interface_of(nodes.ips[nodes.rank])):
+            env["GLOO_SOCKET_IFNAME"] = interface
         if listener:
             env["SKYSPOT_STORE_PORT"] = str(listener.getsockname()[1])
             if rank == 0:
@@ -365,7 +366,7 @@ class _Launch:
             for other in self._ranks:
                 if other.code is None:
                     with suppress(OSError):
-                        os.write(other.to_rank, f"{PEER_GONE}\n".encode())
+                        os.write(other.to_rank, PEER_GONE + b"\n")
             # To who hears the pipe a SIGTERM would look like one from outside.
             self._send(signal.SIGTERM, [other for other in self._ranks if not other.listens])
 

@@ -1,4 +1,4 @@
-"""What the ranks tell each other at each micro-step, beside its computation, and what all conclude from it alike."""
+"""The row of integers that each rank sends to all others at each micro-step, and the stop that all conclude from it."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ import math
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from trainer.attempt.ending import STOPS, Ending
 
 KINDS = ("", *STOPS)
-"""Why a rank asks for a stop, by the number that travels."""
+"""Why a rank asks for a stop; a row has the index."""
 MASK = (1 << 62) - 1
-"""What a sum of fingerprints is cut to."""
+"""The bits of a sum of fingerprints that are kept."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one rank tells the others at a micro-step."""
+    """The integers that one rank sends to the others at a micro-step."""
 
     stop: int = 0
-    """Index into KINDS of the notice that this rank heard, or of the request that rank 0 found; 0: neither."""
+    """Index into KINDS of the notice that this rank got, or of the request that rank 0 found; 0: neither."""
     left_ms: int = 0
-    """Until that notice's deadline."""
+    """Milliseconds until that notice's deadline."""
     superseded: int = 0
     """Rank 0: a newer attempt exists."""
     order: int = 0
@@ -31,16 +32,16 @@ class Row:
     rng: int = 0
     """Fingerprint of the generators' seeds of this micro-step."""
     round_ms: int = 0
-    """Rank 0's time for a round of micro-steps."""
+    """How long a round of micro-steps took on rank 0."""
     save_ms: int = 0
-    """Rank 0's time for a save; 0 where it has seen none."""
+    """How long a save took on rank 0; 0 before the first save."""
     save_every: int = 0
-    """Rank 0: how many steps to leave between checkpoints."""
+    """Rank 0: how many steps there are between checkpoints."""
     weights: tuple[float, ...] = ()
-    """Of this rank's micro-steps of the next step, in the last round of a step."""
+    """In the last round of a step: the weights of this rank's micro-steps of the next step."""
 
     def to_ints(self) -> list[int]:
-        """The row as it travels."""
+        """Return the row as integers, for an exchange."""
         return [
             self.stop, self.left_ms, self.superseded, self.order, self.rng, self.round_ms, self.save_ms,
             self.save_every, *map(to_bits, self.weights),
@@ -48,9 +49,10 @@ class Row:
 
     @classmethod
     def from_ints(cls, row: Sequence[int]) -> Row:
-        """What `to_ints` gave."""
-        count = len(dataclasses.fields(cls)) - 1
-        return cls(*row[:count], weights=tuple(map(from_bits, row[count:])))
+        """Return the row that `to_ints` was called on."""
+        names = [field.name for field in dataclasses.fields(cls)][:-1]
+        values: dict[str, Any] = dict(zip(names, row, strict=False))
+        return cls(**values, weights=tuple(map(from_bits, row[len(names) :])))
 
 
 @dataclass(frozen=True)
@@ -64,21 +66,21 @@ class Stop:
 
     @property
     def ending(self) -> Ending:
-        """How the attempt ends."""
+        """Return how the attempt ends."""
         return STOPS[self.kind]
 
 
 def to_bits(value: float) -> int:
-    """A float as an integer of the same bits: how a loss travels in a row."""
+    """Return an integer with the bits of a float, so that a loss fits into a row."""
     return int(struct.unpack("<q", struct.pack("<d", value))[0])
 
 
 def from_bits(bits: int) -> float:
-    """What `to_bits` was given."""
+    """Return the float that `to_bits` was given."""
     return float(struct.unpack("<d", struct.pack("<q", bits))[0])
 
 
 def exact_sum(weights: Iterable[float]) -> int | float:
-    """The sum of weights, rounded once: the same in whatever order; a whole number as such."""
+    """Return the sum of weights, rounded once, so that their order does not matter; an int if it is a whole number."""
     total = math.fsum(weights)
     return int(total) if total.is_integer() else total

@@ -1,7 +1,7 @@
-"""Signs of life in the store: one thread and one connection a rank, however many waits there are.
+"""Heartbeats in the store: each rank has one thread and one connection for them, however many waits there are.
 
-A connection is not made for each: torch asks the name server who is at the other end, loopback included, and where that
-answer is lost, each connection takes five seconds.
+It does not open a connection for each wait: torch asks the name server for the other end's name, even on loopback, and
+if that answer is lost, each connection takes five seconds.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 BEAT_S = 1.0
 
 
-class Heart:
-    """Leaves a sign of life under each key that somebody waits for."""
+class Heartbeats:
+    """Sends a heartbeat under each key that somebody waits for."""
 
     def __init__(self, connect: Callable[[], Any]) -> None:
-        """Make one that has not begun yet.
+        """Prepare; the thread starts with the first heartbeat.
 
         Args:
             connect: Makes a connection to the store that nobody else uses; called on the thread.
@@ -30,13 +30,13 @@ class Heart:
         self._thread: threading.Thread | None = None
 
     @contextmanager
-    def beating(self, key: str) -> Iterator[None]:
-        """A context in which a heartbeat goes out under `key`, at once and then every `BEAT_S`; it is deleted then."""
+    def sent(self, key: str) -> Iterator[None]:
+        """A context in which a heartbeat is sent under `key`, at once and then every `BEAT_S`; then it is deleted."""
         with self._changed:
             self._keys.add(key)
             self._changed.notify()
             if not self._thread:
-                self._thread = threading.Thread(target=self._beat, daemon=True, name="heart")
+                self._thread = threading.Thread(target=self._send, daemon=True, name="heartbeat")
                 self._thread.start()
         try:
             yield
@@ -45,20 +45,20 @@ class Heart:
                 self._keys.discard(key)
                 self._changed.notify()
 
-    def _beat(self) -> None:
+    def _send(self) -> None:
         store, left = None, frozenset[str]()
         while True:
             with self._changed:
-                self._changed.wait_for(lambda left=left: self._keys or left)
+                self._changed.wait_for(lambda left=left: self._keys or left)  # type: ignore[misc]
                 keys = frozenset(self._keys)
             try:
                 store = store or self._connect()
                 for key in keys:
                     store.set(key, repr(time.monotonic()))
-                for key in left - keys:  # By this thread alone: nobody sets it again behind its back.
+                for key in left - keys:  # Only this thread deletes, so that nobody sets the key again afterwards.
                     store.delete_key(key)
                 left = keys
             except Exception:  # A dead store ends the attempt elsewhere.
                 store, left = None, frozenset()
             with self._changed:
-                self._changed.wait_for(lambda known=keys: self._keys != known, BEAT_S)
+                self._changed.wait_for(lambda known=keys: self._keys != known, BEAT_S)  # type: ignore[misc]

@@ -38,7 +38,7 @@ from trainer.errors import RunError
 from trainer.layout.exit_codes import STOP_REQUEST_S
 from trainer.layout.names import CheckpointName
 from trainer.ranks.agreement import KINDS, MASK, Row, Stop, exact_sum, from_bits, to_bits
-from trainer.ranks.together import Exchange
+from trainer.ranks.exchange import Exchange
 from trainer.training import changes, export, finite, gradients, rng
 from trainer.training.display import Progress
 from trainer.training.metrics import Records, last_step_done
@@ -120,7 +120,7 @@ class Loop:
             extra: Objects with `state_dict` and `load_state_dict`, saved with the model (an EMA copy, say).
             tokens: The folder of prepared data that the checkpoints shall name.
         """
-        self.run_, self.config, self.together = run, run.config, run.together
+        self.run_, self.config, self.group = run, run.config, run.group
         self.samples, self.loss, self.lr_factor, self.held_out = samples, loss, lr_factor, held_out
         self.save_model, self.extra, self.tokens = save_model, dict(extra or {}), tokens
         steps = max_steps if max_steps is not None else run.config.max_steps
@@ -176,15 +176,15 @@ class Loop:
         os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
         on_gpu = torch.cuda.is_available() and not self.config.cpu
         self.run_.await_all_ready()
-        self.together.form_groups(on_gpu)
-        if self.together.world_size == 1:
+        self.group.form_groups(on_gpu)
+        if self.group.world_size == 1:
             for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
                 os.environ.pop(name, None)  # Alone, accelerate would take them as a reason to open a port.
         # fp16 brings torch's own scaler instead: accelerate has none on the CPU.
         precision = "bf16" if self.config.precision == "bf16" else "no"
         accelerator = Accelerator(cpu=not on_gpu, mixed_precision=precision, gradient_accumulation_steps=1)
         assert accelerator.gradient_accumulation_steps == 1
-        assert accelerator.num_processes == self.together.world_size
+        assert accelerator.num_processes == self.group.world_size
         return accelerator
 
     # -- the attempt, top to bottom ----------------------------------------------------------------------------------
@@ -196,9 +196,9 @@ class Loop:
         run.records = records
         self.records = records
         keeping = Keeping(self.config.keep_latest, self.config.keep_every, self.config.save_failures)
-        self.together.rank0_does("bind", self._bind, run.check_stop)
-        extras.refuse_other_names(self.together, self.extra, run.check_stop)
-        self.saver = Saver(self.together, run.paths, run.attempt, records, keeping, run.say, run.notices.heard)
+        self.group.rank0_does("bind", self._bind, run.check_stop)
+        extras.refuse_other_names(self.group, self.extra, run.check_stop)
+        self.saver = Saver(self.group, run.paths, run.attempt, records, keeping, run.say, run.notices.heard)
         run.trouble = lambda: self.saver.trouble
         self.throw_away_pass()
         run.check_stop()
@@ -207,7 +207,7 @@ class Loop:
         self._keep_buffers()
         if self.done < self.max_steps:
             row = Row(weights=tuple(micro.weight for micro in self._fetch(self.done)))
-            self._hear([self.together.exchange(row.to_ints()).wait()], None)
+            self._hear([self.group.exchange(row.to_ints()).wait()], None)
         prepared, before = False, self._buffers
         while self.done < self.max_steps and not self.stop:
             self._evaluate_if_due()
@@ -217,7 +217,7 @@ class Loop:
                 prepared = True
                 self._say_what_is_not_saved(before)
                 before = {}
-                self.saver.prepare(extras.split(self.together, self._whole_state({}))[0])
+                self.saver.prepare(extras.split(self.group, self._whole_state({}))[0])
             if self._save_is_due() and self.done < self.max_steps and not self.stop:
                 self._save()
             self.saver.check()
@@ -257,7 +257,7 @@ class Loop:
         """Load the newest whole checkpoint, if there is one; records it and says so in a line."""
         run, started = self.run_, time.monotonic()
         found = find_whole(
-            self.together, run.paths, self._whole_state({}), run.check_stop, run.run_id,
+            self.group, run.paths, self._whole_state({}), run.check_stop, run.run_id,
             only_finite=self.config.on_nan != finite.IGNORE,
         )  # fmt: skip
         counters: dict[str, Any] = {}
@@ -268,8 +268,8 @@ class Loop:
             tensors, plain, first_ranks = extras.joined(
                 found.loaded.tensors,
                 found.loaded.plain,
-                self.together.rank,
-                self.together.world_size,
+                self.group.rank,
+                self.group.world_size,
                 manifest.facts.get("world_size"),
             )
             counters, extra = state.apply(self.model, [self.optimizer], tensors, plain, [self.begun], self.made)
@@ -289,8 +289,8 @@ class Loop:
                     f"{run.paths.root} stands at step {self.done} already, which is beyond the {self.max_steps} steps "
                     "asked for: ask for as many or more, or give the run another name"
                 )
-            if manifest.facts.get("world_size") == self.together.world_size:
-                own = found.loaded.tensors.get(f"{state.RANDOM}{self.together.rank}")
+            if manifest.facts.get("world_size") == self.group.world_size:
+                own = found.loaded.tensors.get(f"{state.RANDOM}{self.group.rank}")
                 if own is not None:
                     rng.load_streams(own)
                 machine = manifest.facts.get("machine")
@@ -314,7 +314,7 @@ class Loop:
         self.restored_at = time.monotonic()
         seconds = self.restored_at - started
         # What the attempts before this one tell takes a request each: the others wait for it, and not in a collective.
-        self.together.rank0_does(
+        self.group.rank0_does(
             "restored", lambda: self._record_restore(checkpoint_name, found.rejected, changed, seconds), run.check_stop
         )
 
@@ -387,7 +387,7 @@ class Loop:
             return self._fetched[step]
         ids = step_ids(self.config.seed, len(self.samples), self.config.global_batch_size, step, self.offset)
         parts = micro_steps(ids, self.config.micro_batch_size)
-        rank, ranks = self.together.rank, self.together.world_size
+        rank, ranks = self.group.rank, self.group.world_size
         mine = []
         for first in range(0, len(parts), ranks):
             index = first + rank
@@ -438,8 +438,8 @@ class Loop:
     ) -> tuple[torch.Tensor, Exchange]:
         """Forward and backward of one micro-step; returns its loss sum and the exchange that was begun beside it."""
         with rng.seeded(rng.micro_step_seed(self.config.seed, step, micro.index)):
-            told = self.together.exchange(self._row(micro, weights).to_ints())
-            with self.together.judging(told):
+            told = self.group.exchange(self._row(micro, weights).to_ints())
+            with self.group.detect_lost_peer(told):
                 return self._forward_and_backward(micro, total, last), told
 
     def _forward_and_backward(self, micro: Micro, total: float, last: bool) -> torch.Tensor:
@@ -447,7 +447,7 @@ class Loop:
         wait = nullcontext() if last else self.accelerator.no_sync(self.model)
         with wait:
             loss = self._forward(micro.batch)
-            scaled = loss * (float(bool(micro.weight)) * self.together.world_size / (total or 1))
+            scaled = loss * (float(bool(micro.weight)) * self.group.world_size / (total or 1))
             (self.scaler.scale(scaled) if self.scaler else scaled).backward()
         buffers.put_back(self.model, kept)
         return loss.detach()
@@ -589,7 +589,7 @@ class Loop:
                 "tokens": total,
                 "grad_norm": finite_or_none(norm),
                 "step_s": round(seconds, 5),
-                "world_size": self.together.world_size,
+                "world_size": self.group.world_size,
                 **skipped,
             }
         )
@@ -622,7 +622,7 @@ class Loop:
     def _gather_losses(self, losses: list[torch.Tensor], norm: float) -> Said:
         """What the step gave on all ranks."""
         mine = torch.stack(losses).double().tolist()
-        rows = self.together.exchange([to_bits(value) for value in (*mine, norm)]).wait()
+        rows = self.group.exchange([to_bits(value) for value in (*mine, norm)]).wait()
         # Some ranks' last micro-steps may only have kept the others company.
         count = -(-self.config.global_batch_size // self.config.micro_batch_size)
         ordered = [from_bits(row[number]) for number in range(len(mine)) for row in rows]
@@ -651,19 +651,19 @@ class Loop:
         """The mean loss over the held-out samples; None where a stop was agreed on meanwhile and steps are left."""
         assert self.held_out
         parts = micro_steps(np.arange(len(self.held_out)), self.config.micro_batch_size)
-        model, ranks = unwrap(self.model), self.together.world_size
+        model, ranks = unwrap(self.model), self.group.world_size
         losses, weights = [], []
         modes = {module: module.training for module in model.modules()}
         # Each rank has seen other samples since: all evaluate the model that would be saved.
         own = buffers.keep(model)
         self._refuse_unlike_buffers(model)
-        self.together.broadcast(tensor for _, tensor in model.named_buffers())
+        self.group.broadcast(tensor for _, tensor in model.named_buffers())
         model.eval()
         try:
             with rng.set_aside(), torch.no_grad():
                 for first in range(0, len(parts), ranks):
-                    told = self.together.exchange(self._row().to_ints())
-                    index = first + self.together.rank
+                    told = self.group.exchange(self._row().to_ints())
+                    index = first + self.group.rank
                     if index < len(parts):
                         batch = self.held_out.batch(parts[index])
                         losses.append(float(self._forward(batch, model)))
@@ -678,7 +678,7 @@ class Loop:
             for module, training in modes.items():  # Not model.train(): some may be frozen in eval mode.
                 module.training = training
         weights += [0.0] * (-(-len(parts) // ranks) - len(weights))
-        rows = self.together.exchange([to_bits(value) for value in (math.fsum(losses), *weights)]).wait()
+        rows = self.group.exchange([to_bits(value) for value in (math.fsum(losses), *weights)]).wait()
         total = exact_sum(from_bits(bits) for row in rows for bits in row[1:])
         return math.fsum(from_bits(row[0]) for row in rows) / (total or 1)
 
@@ -694,7 +694,7 @@ class Loop:
             StateError: they do not.
         """
         own = [f"{name}{buffers.form(tensor)}" for name, tensor in model.named_buffers()]
-        rows = self.together.exchange([fingerprint(*own)]).wait()
+        rows = self.group.exchange([fingerprint(*own)]).wait()
         if any(row != rows[0] for row in rows):
             raise state.StateError(
                 "the ranks' buffers differ in their names or shapes: rank 0's count, and fit no other"
@@ -720,8 +720,8 @@ class Loop:
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "watch": self.watch.state_dict(),
         }
-        whole, own = extras.split(self.together, self._whole_state(counters))
-        rank = self.together.rank
+        whole, own = extras.split(self.group, self._whole_state(counters))
+        rank = self.group.rank
         facts = self._facts() if self.run_.attempt else None
         if self.records:
             self.records.cut()
@@ -743,7 +743,7 @@ class Loop:
             "run_id": self.run_.run_id,
             "step": self.done,
             "samples": self.samples_done,
-            "world_size": self.together.world_size,
+            "world_size": self.group.world_size,
             "attempt": str(self.run_.attempt_name),
             "config": self.config.to_json(),
             "binding": self.run_.binding,
@@ -812,7 +812,7 @@ class Loop:
         # One writer at a time; and rank 0's clock decides for all.
         self.saver.wait(max(0.0, stop.deadline - time.monotonic()))
         save_s = self.saver.commit_s or 0.0
-        if self.together.rank0_does("last-save", lambda: save_s <= stop.deadline - time.monotonic()):
+        if self.group.rank0_does("last-save", lambda: save_s <= stop.deadline - time.monotonic()):
             self._save_last(stop.deadline)
         else:
             run.committed_step = self.saver.committed_step
@@ -846,7 +846,7 @@ class Loop:
             self._save(last=True)
             saver.wait()  # Raises once too many saves in a row have failed.
         # Rank 0's word: another rank may not have heard of the commit before the deadline.
-        committed, is_finite = self.together.rank0_does(
+        committed, is_finite = self.group.rank0_does(
             "last-committed", lambda: [saver.committed_step == self.done, saver.finite == saver.committed]
         )
         if not committed:
@@ -861,7 +861,7 @@ class Loop:
             self.progress.close()
         name = saver.committed
         # All steps are done: a stop that comes now is better answered by finishing.
-        self.together.rank0_does("export", lambda: self._export(name))
+        self.group.rank0_does("export", lambda: self._export(name))
         run.final_is_whole = True
         run.say(f"finished: {self.max_steps} steps, model in {run.paths.final}")
         saver.settle()

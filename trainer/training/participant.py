@@ -45,17 +45,19 @@ from trainer.bucket.deadlines import within
 from trainer.bucket.presence import check_bucket
 from trainer.bucket.retry import MOUNT_GONE, retry
 from trainer.errors import RunError, TrainerError, one_line
-from trainer.launch.link import END_WRITTEN, STOPPED, Link, grace
+from trainer.launch.grace import grace
+from trainer.launch.link import Link
 from trainer.launch.nodes import Nodes
 from trainer.layout.exit_codes import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED
 from trainer.layout.manifest import Manifest
 from trainer.layout.names import AttemptName, RunPaths
 from trainer.machine import scratch
 from trainer.machine.token import machine_token
+from trainer.ranks.messages import END_WRITTEN, STOPPED
 from trainer.training.config import INPUT_BINDINGS, RunConfig, unknown_field
 
 if TYPE_CHECKING:
-    from trainer.ranks.together import Together
+    from trainer.ranks.group import RankGroup
     from trainer.training.metrics import Records
 
 LEAVE_LAST_S = 6.0
@@ -94,7 +96,7 @@ class Participant:
         """Rank 0: the newest checkpoint's, as it was when the attempt began."""
         self.attempt_name: AttemptName
         self.records: Records | None = None
-        self.together: Together
+        self.group: RankGroup
         self.link = Link.from_env()
         self.notices = Notices(self.grace_s)
         self.peer_gone = threading.Event()
@@ -137,7 +139,7 @@ class Participant:
         """Has another machine been told to stop?"""
         if self._across() and time.monotonic() >= self._look_at_store:
             self._look_at_store = time.monotonic() + LOOK_AT_STORE_S
-            if word := self.together.heard(STOPPED):
+            if word := self.group.read_message(STOPPED):
                 cause, hold_s = json.loads(word)
                 message = "another machine was told to stop before the first step"
                 raise Leaving(ENDINGS[cause], message, hold_s=hold_s)
@@ -159,16 +161,16 @@ class Participant:
         """Leave, and let the other machines do so for the same reason."""
         hold_s = ending.hold_s(notice.deadline) if notice else 0.0
         if self._across():
-            self.together.say(STOPPED, json.dumps([ending.cause, hold_s]))
+            self.group.post_message(STOPPED, json.dumps([ending.cause, hold_s]))
         raise Leaving(ending, message, notice=notice, hold_s=hold_s)
 
     def _across(self) -> bool:
         """Whether there are other machines, and this rank has its seat among theirs."""
-        return hasattr(self, "together") and self.together.several_nodes
+        return hasattr(self, "group") and self.group.several_nodes
 
     def await_all_ready(self) -> None:
         """Wait for the other ranks before the first collective, however long they load; each gives signs of life."""
-        self.together.gather("ready", True, self.check_stop)
+        self.group.gather("ready", True, self.check_stop)
         self._alive.close()
 
     def ask(self, work: Callable[[], Any], limit_s: float | None = None) -> Any:
@@ -265,7 +267,7 @@ class Participant:
             self.attempt = self.ask(lambda: adopt(self.paths, opened, launch, **facts))
         else:
             self.attempt = open_attempt(self.paths, launch=launch, check_stop=self.check_stop, **facts)
-        self.link.say_attempt(self.paths.root, self.attempt.name)
+        self.link.report_attempt(self.paths.root, self.attempt.name)
         self._refuse_other_binding(self.newest)
         from trainer.bucket.verify import problem
 
@@ -297,14 +299,14 @@ class Participant:
             AttemptError: the bucket is not mounted here; the attempt ends with 1 on all machines.
         """
         machine = ""
-        with self.together.coming_to("machine"):
-            if self.together.local_rank == 0:
+        with self.group.before_gather("machine"):
+            if self.group.local_rank == 0:
                 machine = machine_token()
                 if self.rank:
                     check_bucket(self.paths)
                     self._await_the_attempt_in_the_bucket()
                     self._hear_the_cloud(self.attempt_name, machine)
-            tokens = self.together.gather("machine", machine, self.check_stop)
+            tokens = self.group.gather("machine", machine, self.check_stop)
         if attempt := self.attempt:
             found = [token for token in tokens if token]
             self.ask(lambda: record(attempt, "machines", machines=found))
@@ -354,12 +356,12 @@ class Participant:
                 if self.rank:
                     if across and self.stopping:
                         # The first machine to leave has SkyPilot kill the others: not before all is written.
-                        self.together.heard(END_WRITTEN, LEAVE_LAST_S)
-                    self.together.say_left()
+                        self.group.read_message(END_WRITTEN, LEAVE_LAST_S)
+                    self.group.mark_left()
                 elif code == EXIT_DONE or self.stopping or across:
-                    self.together.await_others_left(self._serve_on_s)
+                    self.group.await_others_left(self._serve_on_s)
             scratch.remove_all()
-            self.link.say_exit(code)
+            self.link.report_exit(code)
             for stream in (sys.stdout, sys.stderr):
                 with suppress(Exception):
                     stream.flush()
@@ -395,13 +397,13 @@ class Participant:
                 if self.records:
                     self.records.flush(END_EVENT_S / 2)
                 record(attempt, "end", **fields)
-                self.link.say_ended()
+                self.link.report_end_written()
 
         thread = threading.Thread(target=write, daemon=True)
         thread.start()
         thread.join(END_EVENT_S)
         with suppress(Exception):
-            self.together.say(END_WRITTEN, "")
+            self.group.post_message(END_WRITTEN, "")
 
 
 def exit_code(error: BaseException) -> int:

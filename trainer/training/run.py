@@ -39,12 +39,12 @@ from trainer.attempt.ending import (
 )
 from trainer.bucket.deadlines import await_overdue
 from trainer.errors import RunError, TrainerError, one_line
-from trainer.launch.link import CRASHED, STOPPED
 from trainer.launch.nodes import Nodes
 from trainer.layout.exit_codes import EXIT_DONE, EXIT_FAILED, EXIT_PRECEDENCE
 from trainer.layout.identity import newest_committed
 from trainer.layout.names import AttemptName
 from trainer.machine import home, scratch
+from trainer.ranks.messages import CRASHED, STOPPED
 from trainer.training.participant import Participant, exit_code
 
 if TYPE_CHECKING:
@@ -84,13 +84,13 @@ class SpotRun(Participant):
             self.binding = plain_binding(self.binding)
             opened, trouble = self._open_or_leave() if self.rank == 0 else (None, None)
             self.check_stop()
-            from trainer.ranks.together import Together
+            from trainer.ranks.group import RankGroup
 
-            self.together = Together(self.config.peer_timeout_s, self.check_stop)
-            self._living.enter_context(self.together.live())
-            if self.together.several_nodes:
+            self.group = RankGroup(self.config.peer_timeout_s, self.check_stop)
+            self._living.enter_context(self.group.stay_alive())
+            if self.group.several_nodes:
                 threading.Thread(target=self._watch_for_a_crash, daemon=True, name="crashes").start()
-            word = self.together.rank0_does("attempt", lambda: opened, self.check_stop)
+            word = self.group.rank0_does("attempt", lambda: opened, self.check_stop)
             if trouble:
                 raise trouble
             if isinstance(word, list):
@@ -99,10 +99,10 @@ class SpotRun(Participant):
             name = AttemptName.parse(word)
             assert name
             self.attempt_name = name
-            if self.together.several_nodes:
+            if self.group.several_nodes:
                 self._meet_the_other_machines()
             if self.world_size > 1:
-                self._alive.enter_context(self.together.coming_to("ready"))
+                self._alive.enter_context(self.group.before_gather("ready"))
             self.check_stop()
         except BaseException as error:
             self._end_with(error)
@@ -122,7 +122,7 @@ class SpotRun(Participant):
 
     def rank0_does(self, name: str, work: Callable[[], Any]) -> Any:
         """Let rank 0 do something that may take long (download, prepare, ...); every rank gets its JSON value."""
-        return self.together.rank0_does(f"user/{name}", work, self.check_stop)
+        return self.group.rank0_does(f"user/{name}", work, self.check_stop)
 
     def train(self, model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> None:
         """Train to the end, and export. Returns when that is done; `trainer.training.loop.Loop` has the options."""
@@ -145,9 +145,9 @@ class SpotRun(Participant):
         would start a bug again for ever.
         """
         with suppress(Exception):
-            store = self.together.connection()
+            store = self.group.connection()
             while True:
-                what = self.together.heard(CRASHED, 1.0, store)
+                what = self.group.read_message(CRASHED, 1.0, store)
                 if self._ending.is_set():
                     return
                 if what is not None:
@@ -185,16 +185,16 @@ class SpotRun(Participant):
     def _leave_with_the_others(self, error: str) -> NoReturn:
         """Leave because another rank is gone: what was agreed on if all were stopping anyway, else a preemption."""
         ending = self.stopping
-        if not ending and self._across() and (word := self.together.heard(STOPPED)):
+        if not ending and self._across() and (word := self.group.read_message(STOPPED)):
             ending = ENDINGS[json.loads(word)[0]]
         self.leave(ending or PEER_GONE, error=error)
 
     def _end_with(self, error: BaseException) -> NoReturn:
         """Turn whatever ended the attempt into its exit code; says it once."""
         # A rank that left because of the same error is no lost peer: all ranks meet one mistake, one a little later.
-        lost = self._may_be_peer_trouble(error) and self.together.lost_a_peer(self.peer_gone)
-        if lost and not self.link.has_been_said(one_line(error)):
-            error = sys.modules["trainer.ranks.together"].PeerGoneError(one_line(error))
+        lost = self._may_be_peer_trouble(error) and self.group.lost_a_peer(self.peer_gone)
+        if lost and not self.link.was_printed(one_line(error)):
+            error = sys.modules["trainer.ranks.peers"].PeerGoneError(one_line(error))
         if self.world_size > 1 and self._is_peer_trouble(error):
             error = self.trouble() or error
         if not (self.world_size > 1 and self._is_peer_trouble(error)):
@@ -217,12 +217,12 @@ class SpotRun(Participant):
                 self._end_as_the_script_says(code, error)
         if self.world_size > 1 and self._is_peer_trouble(error):
             if self._across():
-                patience_s = 0.0 if self.stopping or self.together.heard(STOPPED) else CRASH_PATIENCE_S
-                what = self.together.heard(CRASHED, patience_s)
+                patience_s = 0.0 if self.stopping or self.group.read_message(STOPPED) else CRASH_PATIENCE_S
+                what = self.group.read_message(CRASHED, patience_s)
                 self._serve_on_s -= patience_s  # The others have waited as long meanwhile.
                 if what is not None:
                     self._follow_a_crash(what)
-            elif not hasattr(self, "together"):
+            elif not hasattr(self, "group"):
                 print(f"rank {self.rank}: {error}", file=sys.stderr)
             self._leave_with_the_others(f"another rank is gone ({one_line(error)})")
         code = exit_code(error)
@@ -251,19 +251,19 @@ class SpotRun(Participant):
         Asked of the launcher's file first: rank 0 does not wait for the others where it fails, and its store goes with
         it. It does on several machines.
         """
-        if not self.link.is_first_to_say(what):
+        if not self.link.is_first_to_print(what):
             return False
         with suppress(Exception):  # No store any more: better twice than not at all.
-            return self.together.is_first(f"said/{what}")
+            return self.group.is_first(f"said/{what}")
         return True
 
     def _say_crashed(self, what: str) -> None:
         """Tell the other machines that this is no preemption, before they see this rank go."""
         if self._across():
-            self.together.say(CRASHED, f"rank {self.rank}: {what}")
+            self.group.post_message(CRASHED, f"rank {self.rank}: {what}")
 
     def _is_peer_trouble(self, error: BaseException) -> bool:
-        module = sys.modules.get("trainer.ranks.together")
+        module = sys.modules.get("trainer.ranks.peers")
         return module is not None and bool(module.is_peer_trouble(error))
 
     def _full_disk(self, error: BaseException) -> str:
@@ -275,11 +275,11 @@ class SpotRun(Participant):
 
     def _may_be_peer_trouble(self, error: BaseException) -> bool:
         """Whether it takes a look at the other ranks to tell."""
-        if self.world_size == 1 or not hasattr(self, "together"):
+        if self.world_size == 1 or not hasattr(self, "group"):
             return False
         if isinstance(error, (Leaving, TrainerError)):
             return False
-        module = sys.modules["trainer.ranks.together"]
+        module = sys.modules["trainer.ranks.peers"]
         return bool(module.may_be_peer_trouble(error)) and not module.is_peer_trouble(error)
 
     def _last_word(self) -> str:
