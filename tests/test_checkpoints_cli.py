@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from support import clean_env
 
-from skyspot.cli import checkpoints as checkpoints_cli
 from skyspot.errors import SkyspotError, UsageError
 from skyspot.runs import checkpoints, find
 from trainer.bucket.hashing import hash_bytes
@@ -194,10 +193,10 @@ def test_what_a_preemption_left_of_a_save_is_shown_and_is_no_error(run_dir: Path
     first, second, summary = done.stdout.splitlines()
     assert first.startswith(f"{newest(run_dir).name}  not committed: ")
     assert second.startswith(f"{oldest(run_dir).name}  whole, ")
-    assert summary == "1 checkpoint committed: 1 whole. A resume goes on from step 4."
+    assert summary == "1 checkpoint committed: 1 whole. A resume would start from step 4."
     listed = skyspot("list", run_dir).stdout
     assert "not committed: " in listed
-    assert "Not committed: what was left of a save. It is no damage" in listed
+    assert "Not committed: an interrupted save; harmless, a resume skips it." in listed
 
 
 def test_what_pruning_took_is_no_error_and_a_manifest_that_is_lost_is(run_dir: Path) -> None:
@@ -213,23 +212,22 @@ def test_what_pruning_took_is_no_error_and_a_manifest_that_is_lost_is(run_dir: P
 
 @pytest.mark.parametrize(("on_nan", "step"), [("stop", 4), ("ignore", 8)])
 def test_a_checkpoint_that_is_not_finite_is_said_and_a_resume_passes_it_by(
-    run_dir: Path, capsys: pytest.CaptureFixture[str], on_nan: str, step: int
+    run_dir: Path, on_nan: str, step: int
 ) -> None:
     last = newest(run_dir)
     manifest = read_manifest(last)
     config = {**manifest.facts["config"], "on_nan": on_nan}
     facts = {**manifest.facts, "finite": False, "config": config}
     (last / MANIFEST).write_bytes(Manifest("checkpoint", manifest.files, facts).to_json())
-    checkpoints_cli.show(str(run_dir), as_json=False)
-    listed = capsys.readouterr().out
+    listed = skyspot("list", run_dir).stdout
     assert listed.count("sizes agree, not finite") == 1
     assert "except with --on-nan ignore" in listed
-    assert checkpoints_cli.verify(str(run_dir), as_json=False) == 0, "it is as it was written"
-    said = capsys.readouterr().out
-    assert f"A resume goes on from step {step}." in said
+    done = skyspot("verify", run_dir)
+    assert done.returncode == 0, "it is as it was written"
+    said = done.stdout
+    assert f"A resume would start from step {step}." in said
     assert said.count(", not finite") == 1
-    checkpoints_cli.show(str(run_dir), as_json=True)
-    assert [one["finite"] for one in json.loads(capsys.readouterr().out)] == [False, True]
+    assert [one["finite"] for one in json.loads(skyspot("list", run_dir, "--json").stdout)] == [False, True]
 
 
 def test_a_damaged_checkpoint_behind_a_whole_one_fails_too_and_the_summary_says_where_a_resume_goes_on(
@@ -241,9 +239,9 @@ def test_a_damaged_checkpoint_behind_a_whole_one_fails_too_and_the_summary_says_
     first, second, summary = done.stdout.splitlines()
     assert first.startswith(f"{newest(run_dir).name}  whole, ")
     assert second == f"{oldest(run_dir).name}  DAMAGED: {SHARE} does not hash to what its manifest says"
-    assert summary == "2 checkpoints committed: 1 whole, 1 damaged. A resume goes on from step 8."
+    assert summary == "2 checkpoints committed: 1 whole, 1 damaged. A resume would start from step 8."
     flipped_bit(newest(run_dir))
-    assert skyspot("verify", run_dir).stdout.splitlines()[2].endswith("A resume starts from the first step.")
+    assert skyspot("verify", run_dir).stdout.splitlines()[2].endswith("A resume would start from step 0.")
 
 
 def test_another_runs_checkpoint_is_said_and_a_resume_goes_on_behind_it(run_dir: Path) -> None:
@@ -257,7 +255,7 @@ def test_another_runs_checkpoint_is_said_and_a_resume_goes_on_behind_it(run_dir:
     done = skyspot("verify", run_dir)
     assert done.returncode == 1
     assert "another run's (another)" in done.stdout
-    assert f"A resume goes on from step {name.step}." in done.stdout
+    assert f"A resume would start from step {name.step}." in done.stdout
 
 
 def test_every_damaged_file_is_named_and_many_are_counted(run_dir: Path) -> None:
@@ -274,7 +272,7 @@ def test_without_a_committed_checkpoint_there_is_nothing_to_go_on_from(run_dir: 
         no_manifest(folder)
     done = skyspot("verify", run_dir)
     assert done.returncode == 1
-    assert done.stdout.splitlines()[-1] == "No checkpoint is committed: there is nothing to go on from."
+    assert done.stdout.splitlines()[-1] == "No checkpoint is committed; a resume would start from step 0."
     shutil.rmtree(run_dir / "checkpoints")
     assert skyspot("verify", run_dir).returncode == 1
     done = skyspot("list", run_dir)

@@ -12,6 +12,11 @@ from support import REPO, clean_env
 HEAVY = {"torch", "sky", "transformers", "accelerate", "numpy", "rich", "psutil", "jinja2", "yaml"}
 
 
+HELP = """
+from skyspot.cli.main import cli
+cli(["--help"], standalone_mode=False)"""
+
+
 def loaded_by(statement: str) -> set[str]:
     code = f"{statement}\nimport sys\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean_env(), check=True)
@@ -19,9 +24,10 @@ def loaded_by(statement: str) -> set[str]:
 
 
 def test_the_command_line_loads_nothing_heavy() -> None:
-    loaded = loaded_by("import skyspot.cli.main")
-    assert "click" in loaded
-    assert not loaded & HEAVY
+    for statement in ("import skyspot.cli.main", HELP):
+        loaded = loaded_by(statement)
+        assert "click" in loaded
+        assert not loaded & HEAVY
 
 
 def test_rendering_and_rehearsing_load_neither_torch_nor_sky() -> None:

@@ -1,8 +1,9 @@
-"""`checkpoints list` and `checkpoints verify` between a run's folder and the terminal."""
+"""`skyspot checkpoints list` and `verify`."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,18 +22,41 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from skyspot.cli.completion import complete_run_or_folder
 from skyspot.cli.format import ago, many
-from skyspot.runs import checkpoints, find
-from skyspot.runs.checkpoints import FINAL, Checkpoint
+from skyspot.cli.group import Group
+from skyspot.cli.options import json_option
+from skyspot.runs import find
+from skyspot.runs.checkpoints import FINAL, Checkpoint, look, to_hash, verify
 from skyspot.runs.location import Location
 from trainer.layout.names import RunPaths
 
 UNLIMITED = 1 << 16
-"""Columns where nobody's terminal has to hold a line."""
+"""Columns of a line that goes to no terminal."""
 
 
-def show(run: str, as_json: bool) -> None:
-    """`skyspot checkpoints list`."""
+@click.group(cls=Group)
+def checkpoints() -> None:
+    """List or verify a run's checkpoints.
+
+    RUN is the run's folder, its URL (s3://, gs://, az://, r2://, or another that fsspec reads), or its name. A name is
+    found through .skyspot/RUN.yaml in this folder, or in the bucket that skyspot.yaml names.
+    """
+
+
+@checkpoints.command("list", short_help="List checkpoints, newest first.")
+@click.argument("run", metavar="RUN", shell_complete=complete_run_or_folder)
+@json_option("Print the checkpoints as JSON.")
+def list_checkpoints(run: str, as_json: bool) -> None:
+    """List a run's checkpoints, newest first: step, age, size, attempt, and whether the file sizes are right.
+
+    The age comes from the record of the attempt that saved the checkpoint; ~ marks a checkpoint without a record.
+    Nothing is hashed.
+
+    \b
+    Examples: skyspot checkpoints list run-001
+              skyspot checkpoints list s3://my-checkpoints/run-001 --json
+    """  # noqa: D301
     paths = find.opened(run, resolve=_resolved)
     out = _console()
     found = _look(paths, out, as_json)
@@ -46,16 +70,26 @@ def show(run: str, as_json: bool) -> None:
             click.echo(note)
 
 
-def verify(run: str, as_json: bool) -> int:
-    """`skyspot checkpoints verify`; returns the exit status."""
+@checkpoints.command("verify", short_help="Hash every file and compare it with its manifest.")
+@click.argument("run", metavar="RUN", shell_complete=complete_run_or_folder)
+@json_option("Print the checkpoints as JSON.")
+def verify_checkpoints(run: str, as_json: bool) -> None:
+    """Read a run's checkpoints and exported model, and compare every file's hash with its manifest.
+
+    Exits 0 if there is a committed checkpoint and all committed checkpoints are whole. An interrupted save is not
+    committed: it is listed, and is no error.
+
+    \b
+    Example: skyspot checkpoints verify s3://my-checkpoints/run-001
+    """  # noqa: D301
     paths = find.opened(run, resolve=_resolved)
     out = _console()
     looked = _look(paths, out, as_json)
     width = max((len(one.name) for one in looked), default=0)
     found = []
     with _bar(out, as_json, DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()) as bar:
-        task = bar.add_task("", total=checkpoints.to_hash(looked))
-        for one in checkpoints.verify(paths, looked, lambda count: bar.advance(task, count)):
+        task = bar.add_task("", total=to_hash(looked))
+        for one in verify(paths, looked, lambda count: bar.advance(task, count)):
             found.append(one)
             if not as_json:
                 out.print(Text.assemble(f"{one.name:<{width}}  ", _verdict(one)))
@@ -64,11 +98,12 @@ def verify(run: str, as_json: bool) -> int:
     else:
         click.echo(_summary(found))
     committed = [one for one in found if one.committed]
-    return 0 if any(one.name != FINAL for one in committed) and all(one.whole for one in committed) else 1
+    is_good = any(one.name != FINAL for one in committed) and all(one.whole for one in committed)
+    sys.exit(0 if is_good else 1)
 
 
 def _resolved(where: Location) -> Location:
-    """A location with the URL of its bucket; SkyPilot is asked where it made that one."""
+    """A location with the URL of its bucket, which SkyPilot knows if it created the bucket."""
     from skyspot.jobs.training import resolved  # Rarely needed.
 
     return resolved(where)
@@ -77,7 +112,7 @@ def _resolved(where: Location) -> Location:
 def _look(paths: RunPaths, out: Console, as_json: bool) -> list[Checkpoint]:
     with _bar(out, as_json, MofNCompleteColumn()) as bar:
         task = bar.add_task("", total=None)
-        return checkpoints.look(paths, lambda done, of: bar.update(task, completed=done, total=of))
+        return look(paths, lambda done, of: bar.update(task, completed=done, total=of))
 
 
 def _console() -> Console:
@@ -86,7 +121,7 @@ def _console() -> Console:
 
 
 def _bar(out: Console, as_json: bool, *columns: ProgressColumn) -> Progress:
-    """A bar that goes away; on stderr where stdout is a program's. Without a terminal there is none."""
+    """A transient progress bar; on stderr if stdout is JSON, and none without a terminal."""
     console = Console(stderr=True) if as_json or not out.is_terminal else out
     return Progress(
         BarColumn(),
@@ -100,7 +135,7 @@ def _bar(out: Console, as_json: bool, *columns: ProgressColumn) -> Progress:
 
 
 def _fields(one: Checkpoint) -> dict[str, Any]:
-    """A checkpoint for a program."""
+    """A checkpoint as JSON."""
     return {
         "checkpoint": one.name, "step": one.step, "attempt": one.attempt, "bytes": one.bytes,
         "committed": one.committed, "whole": one.whole, "problem": one.problem,
@@ -126,18 +161,18 @@ def _table(found: Sequence[Checkpoint]) -> Table:
 
 
 def _notes(found: Sequence[Checkpoint]) -> list[str]:
-    """What the words of the table mean, of those that stand in it."""
+    """Explanations of the words that the table uses."""
     notes = []
     if any(one.saved_by == "mtime" for one in found):
-        notes.append("~ by its MANIFEST.json's own time, which copying a folder changes.")
+        notes.append("~ is the modification time of MANIFEST.json, which copying a folder changes.")
     if any(one.manifest and not one.problem for one in found):
-        notes.append("Sizes agree: nothing was hashed; `skyspot checkpoints verify` does that.")
+        notes.append("Sizes agree: nothing was hashed; `skyspot checkpoints verify` hashes every file.")
     if not all(one.finite for one in found):
         notes.append(
-            "Not finite: its weights hold NaN or infinite values. A resume skips it, except with --on-nan ignore."
+            "Not finite: the weights contain NaN or infinite values. A resume skips it, except with --on-nan ignore."
         )
     if any(_left_over(one) for one in found):
-        notes.append("Not committed: what was left of a save. It is no damage, a resume passes it by.")
+        notes.append("Not committed: an interrupted save; harmless, a resume skips it.")
     return notes
 
 
@@ -161,22 +196,22 @@ def _left_over(one: Checkpoint) -> bool:
 
 
 def _summary(found: Sequence[Checkpoint]) -> str:
-    """How many are whole, and where a resume would go on."""
+    """The number of whole checkpoints, and the step from which a resume would start."""
     committed = [one for one in found if one.committed and one.name != FINAL]
     if not committed:
-        return "No checkpoint is committed: there is nothing to go on from."
+        return "No checkpoint is committed; a resume would start from step 0."
     counts = [
         (sum(bool(one.whole) for one in committed), "whole"),
         (sum(one.damaged for one in committed), "damaged"),
-        (sum(one.whole is None for one in committed), "not to be read"),
+        (sum(one.whole is None for one in committed), "unreadable"),
     ]
-    said = ", ".join(f"{count} {word}" for count, word in counts if count)
-    text = f"{many(len(committed), 'checkpoint')} committed: {said}."
+    states = ", ".join(f"{count} {word}" for count, word in counts if count)
+    text = f"{many(len(committed), 'checkpoint')} committed: {states}."
     if any(one.whole for one in found if one.name == FINAL):
         return text
     for one in committed:
         if one.whole is None:
             return text
         if one.whole and one.resumable:
-            return f"{text} A resume goes on from step {one.step}."
-    return f"{text} A resume starts from the first step."
+            return f"{text} A resume would start from step {one.step}."
+    return f"{text} A resume would start from step 0."

@@ -1,15 +1,18 @@
-"""lint between the terminal and its rules; and the part of it that `render` shows."""
+"""`skyspot lint`; and the findings that `render` shows."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
+from skyspot.cli.completion import complete_task
 from skyspot.cli.format import many
+from skyspot.cli.options import ignore_option, json_option, task_options
 from skyspot.errors import UsageError
 from skyspot.lint import linter, rules
 from skyspot.lint.rules import Finding
@@ -19,8 +22,30 @@ from skyspot.task.options import ENV, NAME, Options, flags_alone
 from skyspot.task.render import Rendered
 
 
-def run(options: Options, more: Sequence[str], as_json: bool) -> int:
-    """`skyspot lint`; returns the exit status: 1 where there is an error, or a file that cannot be rendered."""
+@click.command()
+@task_options
+@click.argument("more", nargs=-1, metavar="[TASK]...", shell_complete=complete_task)
+@ignore_option
+@click.option("--list", "list_rules", is_flag=True, help="List the rules.")
+@json_option("Print the findings, or the rules, as JSON.")
+def lint(options: Options, more: tuple[str, ...], list_rules: bool, as_json: bool) -> None:
+    """Check task YAMLs for unknown keys, and for what SkyPilot accepts but a long run cannot survive.
+
+    Needs no network and no SkyPilot. Exits 1 if it finds an error, which `launch` would refuse. A comment
+    `# skyspot: ignore[CODE]` on the line, or alone on the line above, turns a finding into a note, as --ignore does.
+
+    \b
+    Examples: skyspot lint my-task.yaml other.yaml
+              skyspot lint --list
+    """  # noqa: D301
+    if list_rules:
+        _print_rules(as_json)
+    else:
+        sys.exit(_lint(options, more, as_json))
+
+
+def _lint(options: Options, more: Sequence[str], as_json: bool) -> int:
+    """Print the findings of all tasks; returns 1 if there is an error, or a file that cannot be rendered."""
     rows: list[dict[str, object]] = []
     errors = 0
     tasks = (options.task, *more)
@@ -34,7 +59,7 @@ def run(options: Options, more: Sequence[str], as_json: bool) -> int:
             click.echo(f"Error: {error}", err=True)
             continue
         errors += sum(finding.level == "error" for finding in found)
-        rows += [as_row(finding, name) for finding in found]
+        rows += [{"path": name, **dataclasses.asdict(finding)} for finding in found]
         if not as_json:
             for finding in found:
                 click.echo(linter.shown(finding, name))
@@ -46,7 +71,7 @@ def run(options: Options, more: Sequence[str], as_json: bool) -> int:
 
 
 def _findings(options: Options) -> list[Finding]:
-    """The findings of one task, and on stderr what was changed in an old YAML before it was looked at."""
+    """The findings of one task; prints what was changed in an old YAML before the check."""
     path = Path(options.task)
     plain = options.task.endswith((".yaml", ".yml"))
     if plain:
@@ -67,7 +92,7 @@ def _findings(options: Options) -> list[Finding]:
 
 
 def _unreadable(path: Path) -> list[Finding]:
-    """Where a file is no YAML; nothing where it is, or is no text."""
+    """The finding that a file is no YAML; none if it is YAML, or no text."""
     try:
         found = linter.findings(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):
@@ -76,20 +101,20 @@ def _unreadable(path: Path) -> list[Finding]:
 
 
 def _without_values(path: Path) -> dict[str, str]:
-    """The variables that a launch has to give a value (`--env`), each as what a shell would put in its place."""
+    """The variables that a launch must give a value (`--env`), each with `$NAME` for its value."""
     try:
         tasks = document.read(edits.read(path)).tasks
     except UsageError:
-        return {}  # Rendering it says why.
+        return {}  # Rendering reports why.
     entries = [entry for one in tasks for entry in one.env_entries.items()]
     return {name: f"${name}" for name, found in entries if ENV.fullmatch(name) and found.is_null}
 
 
 def check_file(rendered: Rendered, options: Options) -> None:
-    """Show what `render` has to say of a plain YAML: the keys that SkyPilot does not know, and what else the file is.
+    """Print the findings that `render` shows for a plain YAML: keys that SkyPilot does not know, and the like.
 
     Raises:
-        UsageError: SkyPilot would refuse to read the file.
+        UsageError: SkyPilot would refuse the file.
     """
     found = linter.of_the_file(linter.findings_in(rendered.before or "", rendered.text, options.ignore))
     refused = linter.refused(found)
@@ -98,17 +123,11 @@ def check_file(rendered: Rendered, options: Options) -> None:
         if finding not in refused:
             click.echo(linter.shown(finding, path), err=True)
     if refused:
-        said = "\n".join(linter.shown(finding, path) for finding in refused)
-        raise UsageError(f"SkyPilot would refuse this file:\n{said}")
+        lines = "\n".join(linter.shown(finding, path) for finding in refused)
+        raise UsageError(f"SkyPilot would refuse this file:\n{lines}")
 
 
-def as_row(finding: Finding, path: object) -> dict[str, object]:
-    """A finding for a program."""
-    return {"path": str(path), **dataclasses.asdict(finding)}
-
-
-def show_rules(as_json: bool) -> None:
-    """`skyspot lint --list`."""
+def _print_rules(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(rule) for rule in rules.RULES], indent=2))
         return

@@ -1,4 +1,4 @@
-"""From the command line's words to a rehearsal, and from its result to the terminal."""
+"""`skyspot rehearse`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from types import FrameType
 
 import click
 
+from skyspot.cli.options import json_option, task_options
 from skyspot.errors import UsageError, did_you_mean, shown
 from skyspot.home import expanded
 from skyspot.migrate.source import task_yaml
 from skyspot.rehearsal import engine, faults
 from skyspot.rehearsal import task as job
-from skyspot.rehearsal.result import Settings, check_settings
+from skyspot.rehearsal.result import Result, Settings, check_settings
 from skyspot.rehearsal.view import View
 from skyspot.task import payload, pipeline
 from skyspot.task.mounts import TRAINER
@@ -26,21 +27,49 @@ from skyspot.task.options import Options
 from skyspot.task.render import Rendered
 
 
-def run(
+@click.command()
+@task_options
+@click.option("--preemptions", type=int, default=5, metavar="N", show_default=True, help="Number of preemptions.")
+@click.option("--kinds", metavar="A,B", help="aws-notice, sigterm, kill, kill-in-save, torn; default: all, in turn.")
+@click.option("--seed", type=int, default=0, metavar="N", help="Random seed for when machines are taken.")
+@click.option(
+    "--processes",
+    default="1,2",
+    metavar="1,2",
+    show_default=True,
+    help="Processes for the main runs, then for the run that changes its number of processes.",
+)
+@click.option(
+    "--mount", "mounts", multiple=True, metavar="DEST=FOLDER", help="Use a local folder in place of a bucket."
+)
+@click.option("--task", "part", metavar="NAME", help="The task of a pipeline to rehearse.")
+@click.option("--setup", is_flag=True, help="Also run the task's `setup` on each new machine.")
+@click.option("--compare", metavar="GLOB", help="Result files in the bucket to compare byte for byte.")
+@click.option(
+    "--keep", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER", help="Keep all files in FOLDER."
+)
+@json_option("Print the result as JSON.")
+def rehearse(
     options: Options,
     preemptions: int,
     kinds: str | None,
     seed: int,
     processes: str,
-    mount: tuple[str, ...],
-    *,
+    mounts: tuple[str, ...],
     part: str | None,
     setup: bool,
     compare: str | None,
     keep: Path | None,
     as_json: bool,
-) -> int:
-    """Rehearse; returns the exit status: 0 where the run resumed exactly, 1 where not or not checked."""
+) -> None:
+    """Run a task on this machine, preempt it again and again, and check that it resumes exactly.
+
+    Needs no account, no GPU and no download: the default task trains a small model on Python's own source code.
+
+    \b
+    Examples: skyspot rehearse
+              skyspot rehearse my-task.yaml --compare 'results/*.json' --mount /data=./sample
+    """  # noqa: D301
     settings = Settings(
         preemptions=preemptions,
         kinds=tuple(kind.strip() for kind in kinds.split(",") if kind.strip()) if kinds is not None else faults.KINDS,
@@ -51,13 +80,20 @@ def run(
         env={key: _secret(key, value) for key, value in options.secret.items()},
     )
     check_settings(settings)
+    sys.exit(0 if _rehearse(options, settings, mounts, part, compare, as_json).exact else 1)
+
+
+def _rehearse(
+    options: Options, settings: Settings, mounts: tuple[str, ...], part: str | None, compare: str | None, as_json: bool
+) -> Result:
+    """Run the rehearsal and print its result."""
     rendered = task_yaml(options if options.name else dataclasses.replace(options, name=_name(options)))
     # Relative paths in a task start from the working folder, as SkyPilot has it, wherever the YAML lies.
     trainer = payload.trainer_folder() if rendered.trainer else None
-    task = job.read(_one_task(rendered, part), Path.cwd(), _stand_ins(mount), trainer)
+    task = job.read(_one_task(rendered, part), Path.cwd(), _stand_ins(mounts), trainer)
     task, settings = _with_secrets(*_comparing(task, settings, compare))
     ours = [mount.folder for mount in task.mounts if mount.target == TRAINER and mount.folder]
-    if ours and not setup:
+    if ours and not settings.setup:
         _check_python(ours[0])
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # As under nohup.
@@ -71,7 +107,7 @@ def run(
         click.echo(json.dumps(result.to_json(), indent=2))
     else:
         view.result(result)
-    return 0 if result.exact else 1
+    return result
 
 
 def _one_task(rendered: Rendered, part: str | None) -> str:
