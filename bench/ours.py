@@ -9,7 +9,8 @@ from pathlib import Path
 from bench.training import Training
 from trainer.attempt.record import open_attempt
 from trainer.checkpoint import restore, state
-from trainer.checkpoint.saving import Boundary, Keeping, Saver
+from trainer.checkpoint.boundary import Boundary
+from trainer.checkpoint.saving import SavePolicy, Saver
 from trainer.layout.manifest import read_manifest
 from trainer.layout.names import AttemptName, RunPaths, list_checkpoints
 from trainer.ranks.group import RankGroup
@@ -33,7 +34,7 @@ class Ours:
         name = self.group.rank0_does("attempt", lambda: str(attempt.name) if attempt else None)
         self.records = Records(attempt) if attempt else None
         self.saver = Saver(
-            self.group, self.paths, attempt, self.records, Keeping(latest=2), self.said.append, threading.Event()
+            self.group, self.paths, attempt, self.records, SavePolicy(latest=2), self.said.append, threading.Event()
         )
         self.saver.adopt(name, None)
         self.attempt = AttemptName.parse(name)

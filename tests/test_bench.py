@@ -40,7 +40,7 @@ def test_the_bench_writes_a_report_with_every_way_to_save_and_every_bound(tmp_pa
         assert any(row[0] == name and all(row[1:]) for row in rows), f"no whole row {name!r} in\n{report}"
     for what in ("CPU", "Memory", "System", "Disk", "Python", "torch", "accelerate", "safetensors", "xxhash"):
         assert re.search(rf"{what}:? \S", report), f"{what} is not in\n{report}"
-    assert "no memory to copy 0.0 GB" in report or "no control group could be made" in report
+    assert "Not enough memory to stage 0.0 GB" in report or "no control group could be made" in report
     found = json.loads(figures.read_text())
     assert {way for way, rounds in found["saves"].items() if rounds} >= set(WAYS)
     assert found["loads"]

@@ -25,7 +25,7 @@ def begin(run_dir: Path, *args: str, grace_s: float = 5) -> subprocess.Popen[str
     """An attempt with a committed checkpoint, and more to come."""
     process = warm.Popen(
         [sys.executable, "-m", "trainer.launch", "--grace", str(grace_s), PROGRAMS / "faulty.py", "--dir", run_dir,
-         "--slow", "0.01", "--save-every", "5", "--constant", "checkpoint.saving.FIRST_RETRY_S=0.01", *args],
+         "--slow", "0.01", "--save-every", "5", "--constant", "checkpoint.commit.FIRST_RETRY_S=0.01", *args],
         env=clean_env(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     until("a checkpoint is committed", lambda: any((run_dir / "checkpoints").glob("*/MANIFEST.json")), 60)
@@ -41,7 +41,7 @@ def newest_is_whole(run_dir: Path) -> bool:
 @pytest.mark.parametrize(
     ("call", "number", "code", "words"),
     [
-        ("create", errno.EROFS, 1, "Give this machine the right to write there"),
+        ("create", errno.EROFS, 1, "Give this machine permission to write there"),
         ("write", errno.ENOTCONN, 75, "Transport endpoint is not connected"),
         ("close", errno.EIO, 1, "2 saves in a row failed"),
     ],
@@ -97,7 +97,7 @@ def test_the_last_save_bears_as_much_as_any_other(
     faults: faultfs.Client, tmp_path: Path, trouble: int, options: tuple[str, ...], code: int
 ) -> None:
     faults.fail("create", errno.EIO, times=trouble, suffix=SHARE)
-    options = ("--constant", "checkpoint.saving.FIRST_RETRY_S=0.01", *options)
+    options = ("--constant", "checkpoint.commit.FIRST_RETRY_S=0.01", *options)
     ended = mlp(faults.point / "run", "--steps", 10, "--save-every", 100, *options, grace=5)
     assert ended.code == code, ended.output
     assert event(tmp_path / "behind" / "run", "end")["code"] == code

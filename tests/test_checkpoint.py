@@ -12,7 +12,8 @@ from torch import nn
 
 from trainer.bucket.hashing import hash_file
 from trainer.checkpoint import restore, state, writing
-from trainer.checkpoint.reading import DamagedError, open_checkpoint
+from trainer.checkpoint.contents import open_checkpoint
+from trainer.checkpoint.damage import DamagedError
 from trainer.checkpoint.shards import Part, deal, local, parts_of
 from trainer.layout.documents import LayoutError, LayoutVersionError, sealed
 from trainer.layout.manifest import FileRecord, Manifest

@@ -6,7 +6,7 @@ import pytest
 from support import REPO
 
 from trainer.bucket.retry import MOUNT_GONE
-from trainer.checkpoint.saving import SaveError
+from trainer.checkpoint.errors import SaveError
 from trainer.errors import AttemptError, TrainerError
 from trainer.layout.documents import LayoutVersionError
 from trainer.layout.exit_codes import EXIT_FAILED, EXIT_PREEMPTED, EXIT_SUPERSEDED
@@ -14,7 +14,7 @@ from trainer.machine.scratch import ScratchError
 from trainer.training.config import ConfigError
 from trainer.training.participant import exit_code
 
-NOT_SAID = {"peers.PeerGoneError", "reading.DamagedError"}
+NOT_SAID = {"peers.PeerGoneError", "damage.DamagedError"}
 """What is always caught: a lost peer is no fault, a damaged checkpoint is passed by."""
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from support import event, losses, mlp
 
-from trainer.checkpoint.reading import open_checkpoint, read
+from trainer.checkpoint.contents import open_checkpoint
+from trainer.checkpoint.reading import read
 from trainer.layout.manifest import read_manifest
 from trainer.layout.names import RunPaths, list_checkpoints
 

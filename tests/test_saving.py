@@ -29,7 +29,7 @@ from trainer.layout.names import RunPaths, list_attempts, list_checkpoints
 def test_without_memory_for_a_copy_training_waits_and_it_is_said(tmp_path: Path, undisturbed) -> None:
     ended = mlp(tmp_path / "run", "--constant", "checkpoint.staging.RESERVE_BYTES=1e17", processes=2)
     assert ended.code == 0, ended.output
-    assert ended.output.count("no memory to copy") == 1
+    assert ended.output.count("Not enough memory to stage") == 1
     assert [name.step for name in list_checkpoints(RunPaths(tmp_path / "run"))] == [12, 8, 4]
     # Step 8's, that was written from the live tensors, leads to the same end.
     shutil.rmtree(tmp_path / "run" / "final")

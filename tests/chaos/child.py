@@ -26,8 +26,10 @@ from wait import readable
 from trainer.attempt.identity import identity
 from trainer.attempt.record import open_attempt, record
 from trainer.bucket import deadlines
-from trainer.checkpoint import restore, saving, staging, writing
-from trainer.checkpoint.saving import Boundary, BucketError, Keeping, Saver
+from trainer.checkpoint import commit, restore, staging, writing
+from trainer.checkpoint.boundary import Boundary
+from trainer.checkpoint.errors import BucketError
+from trainer.checkpoint.saving import SavePolicy, Saver
 from trainer.checkpoint.shards import local
 from trainer.checkpoint.state import State
 from trainer.layout.exit_codes import EXIT_PRECEDENCE, EXIT_PREEMPTED
@@ -82,7 +84,7 @@ def run(plan: Plan, rank: int, told: int, say: Callable[[dict[str, Any]], None])
         told: Something can be read there once another rank is gone.
         say: Says it to the campaign.
     """
-    saving.FIRST_RETRY_S = 0.01
+    commit.FIRST_RETRY_S = 0.01
     restore.FIRST_RETRY_S = 0.001
     if plan.home:
         os.environ["HOME"] = str(plan.home)
@@ -141,7 +143,7 @@ def _train(plan: Plan, rank: int, say: Callable[[dict[str, Any]], None], savers:
     else:
         say({"restored": None})
     records = Records(attempt) if attempt else None
-    saver = Saver(group, paths, attempt, records, Keeping(2, 0, FAILURES), lambda text: None, threading.Event())
+    saver = Saver(group, paths, attempt, records, SavePolicy(2, 0, FAILURES), lambda text: None, threading.Event())
     savers.append(saver)
     saver.adopt(attempt_name, name)
     saver.prepare(live)

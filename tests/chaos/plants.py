@@ -12,7 +12,7 @@ from typing import Any
 
 from trainer.bucket import mounts
 from trainer.bucket.hashing import Hasher
-from trainer.checkpoint import pruning, reading, restore, saving, staging, writing
+from trainer.checkpoint import commit, contents, pruning, restore, saving, share_report, staging, targets, writing
 from trainer.layout.manifest import FileRecord
 from trainer.ranks import group
 
@@ -47,7 +47,7 @@ def hash_not_checked() -> None:
             return type("Any", (str,), {"__ne__": lambda self, other: False, "__eq__": lambda self, other: True,
                                         "__hash__": str.__hash__})("x")  # fmt: skip
 
-    reading.Hasher = Believes  # type: ignore[misc]
+    targets.Hasher = Believes  # type: ignore[misc]
 
 
 def pruned_before_verified() -> None:
@@ -102,18 +102,18 @@ def another_run_not_noticed() -> None:
 
 def full_bucket_ridden_out() -> None:
     """A write that fails is tried again and again, and a save that is given up costs nothing, whatever the reason."""
-    saving.fatal_code = lambda error: None
+    share_report.fatal_code = commit.fatal_code = lambda error: None
     saving.Saver._given_up = property(lambda self: 0, lambda self, count: None)  # type: ignore[assignment]
 
 
 def newer_attempt_not_noticed() -> None:
     """A save does not look whether a newer attempt has begun."""
-    saving.newer_attempt = lambda attempt: None
+    commit.newer_attempt = lambda attempt: None
 
 
 def name_not_compared() -> None:
     """A manifest is believed in whatever folder it lies."""
-    reading.CheckpointName = SimpleNamespace(parse=lambda text: None)  # type: ignore[assignment,misc]
+    contents.CheckpointName = SimpleNamespace(parse=lambda text: None)  # type: ignore[assignment,misc]
 
 
 def old_ones_deleted_first() -> None:

@@ -21,7 +21,8 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from trainer.attempt.record import open_attempt
 from trainer.checkpoint import restore, shards, state
-from trainer.checkpoint.saving import Boundary, Keeping, Saver
+from trainer.checkpoint.boundary import Boundary
+from trainer.checkpoint.saving import SavePolicy, Saver
 from trainer.layout.names import RunPaths, list_checkpoints
 from trainer.ranks.group import RankGroup
 from trainer.training.metrics import Records
@@ -111,7 +112,7 @@ def save(group: RankGroup, paths: RunPaths, mesh: DeviceMesh | None) -> None:
     attempt = open_attempt(paths, launch="sharded", config={}, binding={}) if rank == 0 else None
     name = group.rank0_does(f"attempt/{paths.root.name}", lambda: str(attempt.name) if attempt else None)
     records = Records(attempt) if attempt else None
-    saver = Saver(group, paths, attempt, records, Keeping(), said.append, threading.Event())
+    saver = Saver(group, paths, attempt, records, SavePolicy(), said.append, threading.Event())
     saver.adopt(name, None)
     model, optimizers = trained(mesh, 1)
     live = state.collect(model, optimizers, {}, {"mine": extra(mesh, 1)})

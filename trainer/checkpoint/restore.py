@@ -12,8 +12,10 @@ import torch
 
 from trainer.bucket.deadlines import within
 from trainer.bucket.retry import pause
-from trainer.checkpoint.reading import DamagedError, open_checkpoint, read
-from trainer.checkpoint.saving import BucketError, fatal_code
+from trainer.checkpoint.contents import open_checkpoint
+from trainer.checkpoint.damage import DamagedError
+from trainer.checkpoint.errors import ReadError, fatal_code
+from trainer.checkpoint.reading import read
 from trainer.checkpoint.state import State, rebuilt, wanted
 from trainer.layout.exit_codes import EXIT_FAILED
 from trainer.layout.identity import is_of
@@ -26,10 +28,6 @@ READ_TRIES = 6
 FIRST_RETRY_S = 0.5
 UNSEEN_S = 20.0
 """How long a machine's mount may take to show what another machine's has shown."""
-
-
-class ReadError(BucketError):
-    """The bucket cannot be read; the attempt starts nothing anew."""
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from trainer.checkpoint import buffers, memory_formats, optimizers
+from trainer.checkpoint.contents import Tensor
 from trainer.checkpoint.names import modules, parameters, plain_name, unwrap
 from trainer.checkpoint.optimizers import Groups, options_of
-from trainer.checkpoint.reading import Tensor
 from trainer.checkpoint.shards import Box, box_here, is_cut, like
 from trainer.checkpoint.values import StateError, decode, encode, tensors_of
 from trainer.checkpoint.writing import SAVED_DTYPES

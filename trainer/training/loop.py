@@ -30,10 +30,11 @@ from trainer.bucket.deadlines import within
 from trainer.bucket.hashing import fingerprint
 from trainer.bucket.retry import retry
 from trainer.checkpoint import buffers, extras, interval, state
+from trainer.checkpoint.boundary import Boundary
 from trainer.checkpoint.finite import NotFiniteError, watched
 from trainer.checkpoint.names import unwrap
 from trainer.checkpoint.restore import NOT_FINITE, find_whole
-from trainer.checkpoint.saving import Boundary, Keeping, Saver
+from trainer.checkpoint.saving import SavePolicy, Saver
 from trainer.errors import RunError
 from trainer.layout.exit_codes import STOP_REQUEST_S
 from trainer.layout.names import CheckpointName
@@ -195,10 +196,10 @@ class Loop:
         records = Records(run.attempt) if run.attempt else None
         run.records = records
         self.records = records
-        keeping = Keeping(self.config.keep_latest, self.config.keep_every, self.config.save_failures)
+        policy = SavePolicy(self.config.keep_latest, self.config.keep_every, self.config.save_failures)
         self.group.rank0_does("bind", self._bind, run.check_stop)
         extras.refuse_other_names(self.group, self.extra, run.check_stop)
-        self.saver = Saver(self.group, run.paths, run.attempt, records, keeping, run.say, run.notices.heard)
+        self.saver = Saver(self.group, run.paths, run.attempt, records, policy, run.say, run.notices.heard)
         run.trouble = lambda: self.saver.trouble
         self.throw_away_pass()
         run.check_stop()

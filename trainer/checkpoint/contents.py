@@ -1,0 +1,198 @@
+"""What is in a checkpoint: its manifest, its state.json, and which part of which tensor lies where in its shares.
+
+Nothing that is read is trusted: sizes and places are checked before memory is asked for.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from trainer.bucket.deadlines import read_manifest, within
+from trainer.bucket.hashing import hash_bytes
+from trainer.checkpoint.damage import DamagedError, as_damage
+from trainer.checkpoint.shards import Box
+from trainer.checkpoint.targets import Target, read_all
+from trainer.checkpoint.writing import DTYPES, PARTS
+from trainer.layout.documents import MAX_JSON_BYTES, LayoutError, LayoutVersionError, from_json
+from trainer.layout.identity import belongs
+from trainer.layout.manifest import FileRecord, Manifest
+from trainer.layout.names import STATE, CheckpointName, is_safe_name
+
+_MAX_DIMS = 64
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A part of a tensor in a share."""
+
+    file: str
+    start: int
+    """Its first byte in the file."""
+    box: Box
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of a checkpoint."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    parts: tuple[Stored, ...]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What is known of a checkpoint before its tensors are read."""
+
+    folder: Path
+    manifest: Manifest
+    plain: dict[str, Any]
+    tensors: dict[str, Tensor]
+    headers: dict[str, bytes] = field(repr=False)
+    """How each share opens: what the tensors are known from."""
+
+    @property
+    def digest(self) -> str:
+        """The same on all ranks that read the same."""
+        return hash_bytes(b"".join(text for _, text in sorted(self.headers.items())))
+
+
+def open_checkpoint(folder: Path) -> Opened:
+    """Read a checkpoint's manifest, its state.json and how its shares open; see that every file has its size.
+
+    Raises:
+        DamagedError: it is not committed, or not whole.
+        LayoutVersionError: a newer release wrote it.
+        FileNotFoundError: the folder is gone (pruned by another attempt meanwhile).
+        OSError: it cannot be read, which says nothing of whether it is whole.
+    """
+    try:
+        manifest = read_manifest(folder)
+    except LayoutVersionError:
+        raise
+    except LayoutError as error:
+        with within("looking for a folder"):
+            folder.stat()
+        raise DamagedError(str(error)) from None
+    named = CheckpointName.parse(folder.name)
+    if named and not belongs(manifest, named):
+        raise DamagedError("its manifest is another checkpoint's")
+    if STATE not in manifest.files:
+        raise DamagedError("its manifest lists no state.json")
+    if not _is_history(manifest.facts.get("metrics", [])):
+        raise DamagedError("its manifest's list of metrics cannot be one")
+    headers, found = {}, {}
+    for name, record in sorted(manifest.files.items()):
+        with as_damage(name), within(f"reading {name}"):
+            found_there = (folder / name).stat()
+            size = found_there.st_size
+            if not stat.S_ISREG(found_there.st_mode):  # Opening a pipe would wait for ever.
+                raise DamagedError(f"{name} is not a file")
+            if size != record.bytes:
+                raise DamagedError(f"{name} has {size} bytes, its manifest says {record.bytes}")
+            if name.endswith(".safetensors"):
+                with (folder / name).open("rb", buffering=0) as file:
+                    headers[name] = _header(file, size)
+                _understand(headers[name], name, size, found)
+    plain = _read_state(folder, manifest.files[STATE])
+    return Opened(folder, manifest, plain, _assembled(found), headers)
+
+
+def _is_history(metrics: object) -> bool:
+    """Whether it lists files of metrics, as layout.py says."""
+    return isinstance(metrics, list) and all(
+        isinstance(part, dict)
+        and isinstance(part.get("path"), str)
+        and is_safe_name(part["path"])
+        and isinstance(part.get("hash"), str)
+        and all(_is_count(part.get(key)) for key in ("bytes", "first_step", "last_step"))
+        for part in metrics
+    )
+
+
+def _read_state(folder: Path, record: FileRecord) -> dict[str, Any]:
+    if record.bytes > MAX_JSON_BYTES:
+        raise DamagedError(f"state.json of {record.bytes} bytes cannot be one")
+    data = bytearray(record.bytes)
+    with as_damage(STATE):
+        read_all(folder / STATE, STATE, record, b"", [Target(0, len(data), memoryview(data))])
+        plain = from_json(bytes(data))
+    if not isinstance(plain, dict):
+        raise DamagedError("state.json is not an object")
+    return plain
+
+
+def _header(file: BinaryIO, size: int) -> bytes:
+    """The first bytes of a safetensors file: its header's length, and its header."""
+    first = file.read(8)
+    length = int.from_bytes(first, "little") if len(first) == 8 else -1
+    if not 0 <= length <= min(size - 8, MAX_JSON_BYTES):
+        raise DamagedError("it is not a safetensors file")
+    text = bytearray(first)
+    while len(text) < 8 + length:
+        more = file.read(8 + length - len(text))
+        if not more:
+            raise DamagedError("it ends in its header")
+        text += more
+    return bytes(text)
+
+
+def _understand(
+    text: bytes, file: str, size: int, found: dict[str, list[tuple[torch.dtype, list[int], Stored]]]
+) -> None:
+    """Enter the parts that a share's header names into `found`: (dtype, shape of the whole, place) by tensor."""
+    header, body = from_json(text[8:]), size - len(text)
+    partial = from_json(header.pop("__metadata__", {}).get(PARTS, "{}").encode())
+    for name, entry in header.items():
+        dtype, sizes, (start, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        shape, offsets = partial.get(name, [sizes, [0] * len(sizes)])
+        if not len(sizes) == len(shape) == len(offsets) <= _MAX_DIMS or not all(
+            _is_count(number) for number in (*sizes, *shape, *offsets, start, end)
+        ):
+            raise DamagedError(f"{name[:80]}: its shape cannot be {str(sizes)[:80]}")
+        if any(math.prod(max(1, n) for n in of) * dtype.itemsize >= 1 << 63 for of in (sizes, shape)):
+            raise DamagedError(f"{name[:80]}: no tensor has the shape {str(shape)[:80]}")
+        if any(at + extent > whole for at, extent, whole in zip(offsets, sizes, shape, strict=True)):
+            raise DamagedError(f"{name[:80]}: a part of it lies outside of it")
+        if not start <= end <= body or end - start != math.prod(sizes) * dtype.itemsize:
+            raise DamagedError(f"{name[:80]}: its bytes and its shape disagree")
+        stored = Stored(file, len(text) + start, (tuple(offsets), tuple(sizes)))
+        found.setdefault(name, []).append((dtype, shape, stored))
+
+
+def _is_count(number: object) -> bool:
+    return type(number) is int and 0 <= number < 1 << 62
+
+
+def _assembled(found: Mapping[str, list[tuple[torch.dtype, list[int], Stored]]]) -> dict[str, Tensor]:
+    """The tensors, of the parts that all shares name; all of each is there, once."""
+    tensors = {}
+    for name, parts in found.items():
+        dtype, shape, _ = parts[0]
+        if any(other[:2] != (dtype, shape) for other in parts):
+            raise DamagedError(f"{name[:80]}: its shares disagree on its type or shape")
+        by_place = sorted((stored for _, _, stored in parts), key=lambda stored: stored.box)
+        volume = sum(math.prod(stored.box[1]) for stored in by_place)
+        if volume != math.prod(shape) or not _is_grid([stored.box for stored in by_place]):
+            raise DamagedError(f"{name[:80]}: its parts do not make up the whole")
+        tensors[name] = Tensor(dtype, tuple(shape), tuple(by_place))
+    return tensors
+
+
+def _is_grid(boxes: Sequence[Box]) -> bool:
+    """Whether boxes are cells of a grid, each once: then none overlap. All parts that are written here are."""
+    if len({offsets for offsets, _ in boxes}) != len(boxes):
+        return False
+    for dimension in range(len(boxes[0][0])):
+        cuts = sorted({(offsets[dimension], offsets[dimension] + sizes[dimension]) for offsets, sizes in boxes})
+        if any(end > start for (_, end), (start, _) in itertools.pairwise(cuts)):
+            return False
+    return True
