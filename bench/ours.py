@@ -15,7 +15,7 @@ from trainer.layout.manifest import read_manifest
 from trainer.layout.names import AttemptName, RunPaths, list_checkpoints
 from trainer.ranks.group import RankGroup
 from trainer.training import rng
-from trainer.training.metrics import Records
+from trainer.training.journal import Journal
 
 
 class Ours:
@@ -32,7 +32,7 @@ class Ours:
         if self.group.rank == 0:
             attempt = open_attempt(self.paths, launch="bench", config={}, binding={})
         name = self.group.rank0_does("attempt", lambda: str(attempt.name) if attempt else None)
-        self.records = Records(attempt) if attempt else None
+        self.records = Journal(attempt) if attempt else None
         self.saver = Saver(
             self.group, self.paths, attempt, self.records, SavePolicy(latest=2), self.said.append, threading.Event()
         )

@@ -34,8 +34,8 @@ class InProcess(SpotRun):
     def leave(self, ending: Ending, *, code: int | None = None, error: str | None = None, **more: Any) -> NoReturn:
         """Write the end, and go."""
         self.write_end(ending, code=code, error=error, **more)
-        if self.records:  # Its thread lives on, and has nothing left to do in the run's folder.
-            self.records._progress, self.records.superseded_by, self.records.stop_requested = (
+        if self.journal:  # Its thread lives on, and has nothing left to do in the run's folder.
+            self.journal._progress, self.journal.superseded_by, self.journal.stop_requested = (
                 {},
                 self.attempt_name,
                 True,

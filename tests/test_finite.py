@@ -26,7 +26,7 @@ def poisoned(steps: Callable[[int], bool], by: float = math.nan) -> dict[str, ob
 
     def loss(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
         total = one_rank.squares(model, batch)
-        return total * by if steps(runs[0].steps_done + 1) and runs[0].records else total
+        return total * by if steps(runs[0].steps_done + 1) and runs[0].journal else total
 
     return {"loss": loss, "before": runs.append}
 

@@ -189,7 +189,7 @@ def test_an_older_attempt_that_is_still_alive_is_not_joined(
 ) -> None:
     """Its store answers at the same address: the new ranks wait for their own, and the old attempt stops itself."""
     run_dir = tmp_path / "run"
-    old = start(run_dir, "--steps", 12, "--slow", "0.5", "--constant", "training.metrics.LOOK_S=1", task=task)
+    old = start(run_dir, "--steps", 12, "--slow", "0.5", "--constant", "training.journal.LOOK_S=1", task=task)
     await_true(lambda: list_checkpoints(RunPaths(run_dir)))
     new = start(run_dir, task=task)
     assert codes(new.end()) == [0, 0]
@@ -307,7 +307,7 @@ def test_a_run_that_is_asked_to_stop_before_its_first_step_ends_on_all_machines(
 
 def test_a_run_that_is_asked_to_stop_holds_on_all_machines(tmp_path: Path, task: str) -> None:
     run_dir = tmp_path / "run"
-    cluster = start(run_dir, "--fault", "stop@3", "--constant", "training.metrics.LOOK_S=0.2", task=task)
+    cluster = start(run_dir, "--fault", "stop@3", "--constant", "training.journal.LOOK_S=0.2", task=task)
     await_true(lambda: event(run_dir, "end") if list(run_dir.glob("attempts/a*")) else None)
     assert [launcher.poll() for launcher in cluster.launchers] == [None, None]
     for launcher in cluster.launchers:

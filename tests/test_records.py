@@ -6,13 +6,13 @@ from trainer.attempt.record import open_attempt
 from trainer.bucket.hashing import hash_file
 from trainer.layout.events import read_metrics
 from trainer.layout.names import RunPaths
-from trainer.training.metrics import Records
+from trainer.training.journal import Journal
 
 
 def test_an_evaluation_at_a_boundary_that_was_cut_writes_over_nothing(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path / "run")
     attempt = open_attempt(paths, launch="l", config={}, binding={})
-    records = Records(attempt)
+    records = Journal(attempt)
     for step in (1, 2):
         records.line({"step": step, "loss": 1.0})
         records.cut()

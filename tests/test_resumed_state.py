@@ -187,20 +187,20 @@ def test_what_a_model_tells_besides_its_parameters_and_buffers_is_named() -> Non
 def test_ranks_whose_buffers_differ_in_form_are_told_so_in_a_line() -> None:
     from types import SimpleNamespace
 
-    from trainer.training.loop import Loop
+    from trainer.training.evaluation import refuse_unlike_buffers
 
-    loop, model = Loop.__new__(Loop), Growing(1)
+    model = Growing(1)
     rows: list[list[int]] = []
 
     def exchange(row: list[int]) -> Any:
         rows.append(row)
         return SimpleNamespace(wait=lambda: list(rows))
 
-    loop.group = SimpleNamespace(exchange=exchange)  # type: ignore[assignment]
-    loop._refuse_unlike_buffers(model)
+    group: Any = SimpleNamespace(exchange=exchange)
+    refuse_unlike_buffers(group, model)
     model(torch.randn(1, 2))
     with pytest.raises(StateError, match="the ranks' buffers differ"):
-        loop._refuse_unlike_buffers(model)
+        refuse_unlike_buffers(group, model)
 
 
 # -- buffers -----------------------------------------------------------------------------------------------------------

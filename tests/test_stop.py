@@ -52,7 +52,7 @@ def await_end(run_dir: Path) -> dict[str, object]:
 def test_a_run_that_is_asked_to_stop_saves_and_waits_to_be_cancelled(tmp_path: Path, processes: int) -> None:
     run_dir = tmp_path / "run"
     process = begin(run_dir, "--steps", 4000, "--save-every", 4000, "--samples", 8000, "--slow", 0.02,
-                    "--constant", "training.metrics.LOOK_S=0.2", processes=processes)  # fmt: skip
+                    "--constant", "training.journal.LOOK_S=0.2", processes=processes)  # fmt: skip
     ask(run_dir)
     found = await_end(run_dir)
     assert (found["code"], found["cause"]) == (79, "stop-request")
@@ -81,7 +81,7 @@ def test_the_request_holds_for_every_attempt_of_its_launch_and_for_no_other(tmp_
 
 def test_a_request_is_heard_while_evaluating_and_nothing_is_lost(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    impatient = ("--constant", "training.metrics.LOOK_S=0.2", "--constant", "attempt.ending.STOP_REQUEST_S=1")
+    impatient = ("--constant", "training.journal.LOOK_S=0.2", "--constant", "attempt.ending.STOP_REQUEST_S=1")
     stopped = mlp(run_dir, "--eval-every", 3, "--fault", "stop:eval@6", *impatient,
                   env=clean_env(SKYPILOT_TASK_ID=TASK))  # fmt: skip
     assert stopped.code == 79, stopped.output

@@ -36,7 +36,7 @@ from trainer.layout.exit_codes import EXIT_PRECEDENCE, EXIT_PREEMPTED
 from trainer.layout.names import RunPaths
 from trainer.ranks.group import RankGroup
 from trainer.ranks.peers import is_peer_trouble
-from trainer.training.metrics import Records
+from trainer.training.journal import Journal
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _train(plan: Plan, rank: int, say: Callable[[dict[str, Any]], None], savers:
              "digest": truth.digest({key: local(tensor).numpy() for key, tensor in tensors.items()})})  # fmt: skip
     else:
         say({"restored": None})
-    records = Records(attempt) if attempt else None
+    records = Journal(attempt) if attempt else None
     saver = Saver(group, paths, attempt, records, SavePolicy(2, 0, FAILURES), lambda text: None, threading.Event())
     savers.append(saver)
     saver.adopt(attempt_name, name)

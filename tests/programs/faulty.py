@@ -25,7 +25,7 @@ from trainer.checkpoint import pruning, saving, staging, writing
 from trainer.layout.documents import LayoutError
 from trainer.layout.manifest import read_manifest
 from trainer.ranks import rendezvous
-from trainer.training import export, loop, rng
+from trainer.training import computation, export, rng, samples
 from trainer.training.run import default_binding
 
 
@@ -211,7 +211,7 @@ class Faults:
             request = run.paths.stop(os.environ["SKYSPOT_LAUNCH"])
             request.parent.mkdir(exist_ok=True)
             request.touch()
-            while not run.records.stop_requested:
+            while not run.journal.stop_requested:
                 time.sleep(0.01)
         elif kind == "outnumber":
             (run.paths.attempts / "a0099-ffffff").mkdir()
@@ -321,19 +321,19 @@ def watch_export(run: Run) -> None:
 def take_rule_away(run: Run) -> None:
     """Each of these takes away one of the rules that make a resume exact; `lr` is `local_lr`."""
     if options.without == "throw-away":
-        loop.Loop.throw_away_pass = lambda self: None
+        computation.Computation.throw_away_pass = lambda self, samples: None
     if options.without == "rng":
         rng.seeded = lambda seed: nullcontext()
     if options.without == "order":
         calls = {"first": None}
-        real = loop.step_ids
+        real = samples.step_ids
 
         def from_the_front(seed, n_samples, global_batch_size, step, offset=0):
             if run.steps_done and calls["first"] is None:
                 calls["first"] = run.steps_done
             return real(seed, n_samples, global_batch_size, step - (calls["first"] or 0), offset)
 
-        loop.step_ids = from_the_front
+        samples.step_ids = from_the_front
 
 
 def local_lr(steps: int):

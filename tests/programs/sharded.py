@@ -25,7 +25,7 @@ from trainer.checkpoint.boundary import Boundary
 from trainer.checkpoint.saving import SavePolicy, Saver
 from trainer.layout.names import RunPaths, list_checkpoints
 from trainer.ranks.group import RankGroup
-from trainer.training.metrics import Records
+from trainer.training.journal import Journal
 
 
 class Net(nn.Module):
@@ -111,7 +111,7 @@ def save(group: RankGroup, paths: RunPaths, mesh: DeviceMesh | None) -> None:
     rank, said = group.rank, []
     attempt = open_attempt(paths, launch="sharded", config={}, binding={}) if rank == 0 else None
     name = group.rank0_does(f"attempt/{paths.root.name}", lambda: str(attempt.name) if attempt else None)
-    records = Records(attempt) if attempt else None
+    records = Journal(attempt) if attempt else None
     saver = Saver(group, paths, attempt, records, SavePolicy(), said.append, threading.Event())
     saver.adopt(name, None)
     model, optimizers = trained(mesh, 1)

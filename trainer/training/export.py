@@ -27,7 +27,7 @@ from trainer.layout.manifest import FileRecord, Manifest
 from trainer.layout.names import MANIFEST, CheckpointName, is_safe_name
 from trainer.machine import scratch
 from trainer.machine.scratch import ScratchError
-from trainer.training.display import say
+from trainer.training.console import print_line
 from trainer.training.participant import Participant
 
 EMPTY_S = 600.0
@@ -50,7 +50,7 @@ def save_tensors(model: nn.Module, folder: Path, write: Write | None = None) -> 
     """
     tensors, others = named_tensors(model.state_dict())
     if others:
-        say(f"not exported, because a safetensors file holds tensors alone: {', '.join(others)}")
+        print_line(f"not exported, because a safetensors file holds tensors alone: {', '.join(others)}")
     if write:
         write("model.safetensors", tensors)
     else:

@@ -58,7 +58,7 @@ from trainer.training.config import INPUT_BINDINGS, RunConfig, unknown_field
 
 if TYPE_CHECKING:
     from trainer.ranks.group import RankGroup
-    from trainer.training.metrics import Records
+    from trainer.training.journal import Journal
 
 LEAVE_LAST_S = 6.0
 END_EVENT_S = 5.0
@@ -95,7 +95,7 @@ class Participant:
         self.newest: Manifest | None = None
         """Rank 0: the newest checkpoint's, as it was when the attempt began."""
         self.attempt_name: AttemptName
-        self.records: Records | None = None
+        self.journal: Journal | None = None
         self.group: RankGroup
         self.link = Link.from_env()
         self.notices = Notices(self.grace_s)
@@ -145,8 +145,8 @@ class Participant:
                 raise Leaving(ENDINGS[cause], message, hold_s=hold_s)
 
     def _look_at_the_bucket(self, attempt: Attempt) -> None:
-        """Rank 0: what `Records` looks for as soon as training has begun."""
-        if self.records is None and time.monotonic() >= self._look_at_bucket:
+        """Rank 0: what `Journal` looks for as soon as training has begun."""
+        if self.journal is None and time.monotonic() >= self._look_at_bucket:
             self._look_at_bucket = time.monotonic() + LOOK_AT_BUCKET_S
             newer, is_requested = None, False
             with suppress(OSError), within("looking for other attempts"):
@@ -185,9 +185,9 @@ class Participant:
     def say(self, text: str) -> None:
         """Print a line, on rank 0 only."""
         if self.rank == 0:
-            from trainer.training.display import say
+            from trainer.training.console import print_line
 
-            say(text)
+            print_line(text)
 
     def bind(self, **values: Any) -> None:
         """Add to what binds the run, once it is known (the data's key, say).
@@ -394,8 +394,8 @@ class Participant:
 
         def write() -> None:
             with suppress(OSError):
-                if self.records:
-                    self.records.flush(END_EVENT_S / 2)
+                if self.journal:
+                    self.journal.flush(END_EVENT_S / 2)
                 record(attempt, "end", **fields)
                 self.link.report_end_written()
 

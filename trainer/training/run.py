@@ -128,7 +128,7 @@ class SpotRun(Participant):
         """Train to the end, and export. Returns when that is done; `trainer.training.loop.Loop` has the options."""
         from trainer.training.loop import Loop
 
-        Loop(self, model, optimizer, **options).run()
+        Loop(self, model, optimizer, **options).train()
 
     def _refuse_without_launcher(self) -> None:
         if self.world_size == 1 and Nodes.from_env().several:

@@ -1,4 +1,4 @@
-"""What a person sees while it trains: a bar where there is a terminal, plain lines where there is none."""
+"""Progress: a bar where there is a terminal, plain lines where there is none."""
 
 from __future__ import annotations
 
@@ -9,30 +9,22 @@ from typing import Any
 
 from tqdm import tqdm
 
+from trainer.training import console
+
 PLAIN_LINE_S = 2.0
-_bar: Any = None
-
-
-def say(text: str) -> None:
-    """Print a line, above the bar where there is one."""
-    if _bar is not None:
-        _bar.write(text, file=sys.stdout)
-    else:
-        print(text, flush=True)
 
 
 class Progress:
     """Rank 0's view of the run, told once a step."""
 
     def __init__(self, max_steps: int, done: int) -> None:
-        global _bar
         self._max_steps = max_steps
         self._started, self._first = time.monotonic(), done
         self._tokens = 0
         self._line_at = 0.0
         self._bar: Any = None
         if os.environ.get("SKYSPOT_TTY") == "1":
-            self._bar = _bar = tqdm(
+            self._bar = console.bar = tqdm(
                 total=max_steps,
                 initial=done,
                 file=sys.stdout,
@@ -72,11 +64,10 @@ class Progress:
 
     def close(self) -> None:
         """Leave the bar as it is, and go to the next line."""
-        global _bar
         if self._bar is not None:
             self._bar.refresh()
             self._bar.close()
-            self._bar = _bar = None
+            self._bar = console.bar = None
 
 
 def _count(value: float) -> str:

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,10 +20,8 @@ from trainer.attempt.record import Attempt, newer_attempt, record, stop_requeste
 from trainer.bucket.deadlines import within
 from trainer.bucket.hashing import hash_bytes
 from trainer.layout.documents import to_json
-from trainer.layout.events import event_named as last_event
-from trainer.layout.events import read_events, read_metrics
-from trainer.layout.names import AttemptName, list_attempts, list_metrics
-from trainer.training.display import say
+from trainer.layout.names import AttemptName
+from trainer.training.console import print_line
 
 LOOK_S = 5.0
 
@@ -40,7 +37,7 @@ class _Segment:
     file: BinaryIO | None = None
 
 
-class Records:
+class Journal:
     """Rank 0's writer. `history` lists the closed metrics files of all the steps that count, oldest first."""
 
     def __init__(self, attempt: Attempt) -> None:
@@ -48,7 +45,7 @@ class Records:
         self.history: list[dict[str, Any]] = []
         self.superseded_by: AttemptName | None = None
         self.stop_requested = False
-        self._said: set[int | None] = set()
+        self._reported: set[int | None] = set()
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._segment: _Segment | None = None
         self._last: Path | None = None
@@ -106,9 +103,9 @@ class Records:
             except queue.Empty:
                 pass
             except OSError as error:
-                self._say(error)
+                self._report(error)
             except Exception as error:  # A record that cannot be made must not keep a save waiting.
-                say(f"a record of this attempt could not be made: {type(error).__name__}: {error}")
+                print_line(f"a record of this attempt could not be made: {type(error).__name__}: {error}")
             if time.monotonic() >= look_at:
                 look_at = time.monotonic() + LOOK_S
                 try:
@@ -118,13 +115,13 @@ class Records:
                         self.superseded_by = self.superseded_by or newer_attempt(self.attempt)
                         self.stop_requested = self.stop_requested or stop_requested(self.attempt)
                 except OSError as error:
-                    self._say(error)
+                    self._report(error)
 
-    def _say(self, error: OSError) -> None:
+    def _report(self, error: OSError) -> None:
         """Say what cannot be written, each kind of trouble once; what it costs is the next save's matter."""
-        if error.errno not in self._said:
-            self._said.add(error.errno)
-            say(f"{error.filename or self.attempt.paths.root}: {error.strerror or error}; training goes on")
+        if error.errno not in self._reported:
+            self._reported.add(error.errno)
+            print_line(f"{error.filename or self.attempt.paths.root}: {error.strerror or error}; training goes on")
 
     def _append(self, step: int, data: bytes) -> None:
         if self._segment is None:
@@ -171,22 +168,3 @@ class Records:
         if self._progress:
             data = to_json({"time": time.time(), **self._progress})
             self.attempt.paths.progress(self.attempt.name).write_bytes(data)
-
-
-def last_step_done(attempt: Attempt) -> int:
-    """The last step that an attempt before this one is known to have done; 0 where none did any.
-
-    The last that restored anything counts, and those after it, which came to nothing.
-    """
-    paths, steps = attempt.paths, [0]
-    for name in reversed([name for name in list_attempts(paths) if name < attempt.name]):
-        events = read_events(paths, name, ("restored", "end"))
-        ended = last_event(events, "end")
-        if ended and isinstance(ended.get("step"), int):
-            steps.append(ended["step"])
-        for _, path in list_metrics(paths, name)[-1:]:
-            with suppress(OSError):
-                steps += [line["step"] for line in read_metrics(path.read_bytes())]
-        if last_event(events, "restored"):
-            break
-    return max(steps)

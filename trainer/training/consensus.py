@@ -1,0 +1,91 @@
+"""Consensus: what all ranks conclude alike from the rows that they exchange at each micro-step.
+
+Whether to stop, and when; the weights of the next step's micro-steps; how often to save.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+
+from trainer.bucket.hashing import fingerprint
+from trainer.layout.exit_codes import STOP_REQUEST_S
+from trainer.ranks.agreement import KINDS, Row, Stop
+from trainer.ranks.exchange import Exchange
+from trainer.training.checkpointer import Checkpointer
+from trainer.training.participant import Participant
+from trainer.training.samples import MicroStep
+
+
+class Consensus:
+    """The conclusions of the last round, the same on every rank."""
+
+    def __init__(self, run: Participant, checkpointer: Checkpointer) -> None:
+        self._run, self._checkpointer = run, checkpointer
+        self.stop: Stop | None = None
+        self.weights: list[float] = []
+        """Of the next step's micro-steps, of all ranks."""
+        self.save_every = 0
+        """Steps between checkpoints, as all ranks heard it from rank 0."""
+        self._left_s = 0.0
+        """Until the agreed stop's deadline, when the ranks last told each other: the same on all."""
+        self._round_s = 0.0
+
+    def start_round(self, micro: MicroStep | None = None, weights: tuple[float, ...] = ()) -> Exchange:
+        """Start to tell all ranks this rank's row; inside a micro-step, under its generators."""
+        return self._run.group.exchange(self._row(micro, weights).to_ints())
+
+    def _row(self, micro: MicroStep | None, weights: tuple[float, ...]) -> Row:
+        notice, journal = self._run.notices.first(), self._run.journal
+        now = time.monotonic()
+        save_s = self._checkpointer.saver.commit_s or 0.0
+        counted = micro is not None and micro.weight > 0
+        requested = bool(journal and journal.stop_requested)
+        kind = notice.kind if notice else "stop-request" if requested else ""
+        left = [notice.deadline - now] if notice else [STOP_REQUEST_S] if requested else []
+        if self.stop:
+            left.append(self.stop.deadline - now)
+        return Row(
+            stop=KINDS.index(kind),
+            left_ms=max(0, round(min(left, default=0.0) * 1000)),
+            superseded=int(bool(journal and journal.superseded_by)),
+            order=fingerprint(micro.index, micro.ids.tobytes()) if counted and micro else 0,
+            rng=fingerprint(micro.index, torch.initial_seed()) if counted and micro else 0,
+            round_ms=round(self._round_s * 1000),
+            save_ms=math.ceil(save_s * 1000),
+            save_every=self._checkpointer.interval.steps if self._run.rank == 0 else 0,
+            weights=weights,
+        )
+
+    def take_in(self, received: list[list[int]], round_started: float | None) -> None:
+        """Take over the rows of all ranks.
+
+        `round_started` is None where it was no round of a step: its time says nothing of how long one takes.
+        """
+        rows = [Row.from_ints(row) for row in received]
+        self.weights = [weight for row in rows for weight in row.weights]
+        self.save_every = rows[0].save_every
+        if round_started is not None:
+            seconds = time.monotonic() - round_started
+            self._round_s = seconds if not self._round_s else 0.8 * self._round_s + 0.2 * seconds
+        asked = [row for row in rows if row.stop or self.stop]
+        first = min(asked, key=lambda row: row.left_ms, default=Row())
+        self._left_s = first.left_ms / 1000
+        if self.stop:
+            return
+        if rows[0].superseded:
+            self.stop = Stop("superseded", time.monotonic())
+        elif asked:
+            self.stop = Stop(KINDS[first.stop], time.monotonic() + self._left_s)
+        if self.stop:
+            self._run.stopping = self.stop.ending
+            self._checkpointer.saver.hurry(self.stop.deadline)
+
+    def leaves_time(self, rounds_left: int, rank0: Row) -> bool:
+        """Whether the rest of a step and a save fit before the deadline: from what all ranks were told alike."""
+        assert self.stop
+        if not self.stop.ending.saves:
+            return False
+        return rounds_left * rank0.round_ms + 1.5 * rank0.save_ms < 1000 * self._left_s

@@ -1,0 +1,105 @@
+"""Evaluation: the mean loss over the held-out samples, at the boundaries where it is due."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import torch
+from torch import nn
+
+from trainer.bucket.hashing import fingerprint
+from trainer.checkpoint import buffers
+from trainer.checkpoint.names import unwrap
+from trainer.checkpoint.state import StateError
+from trainer.ranks.agreement import exact_sum, from_bits, to_bits
+from trainer.ranks.group import RankGroup
+from trainer.training import rng
+from trainer.training.computation import Computation
+from trainer.training.consensus import Consensus
+from trainer.training.order import micro_steps
+from trainer.training.participant import Participant
+from trainer.training.report import finite_or_none
+from trainer.training.samples import Samples, weigh
+from trainer.training.training_state import TrainingState
+
+
+class Evaluation:
+    """Evaluates the model as it would be saved; each rank evaluates its part of the held-out samples."""
+
+    def __init__(
+        self,
+        run: Participant,
+        state: TrainingState,
+        computation: Computation,
+        consensus: Consensus,
+        held_out: Samples | None,
+        max_steps: int,
+    ) -> None:
+        self._run, self._state, self._computation, self._consensus = run, state, computation, consensus
+        self._held_out, self._max_steps = held_out, max_steps
+
+    def run_if_due(self) -> bool:
+        """Evaluate where this boundary asks for it and it has not been done; whether it was."""
+        state, every = self._state, self._state.config.eval_interval_steps
+        if not self._held_out or not every or not state.done or state.done % every or state.evaluated >= state.done:
+            return False
+        started = time.monotonic()
+        loss = self._mean_loss(self._held_out)
+        if loss is None:
+            return False
+        state.evaluated = state.done
+        if self._run.journal:
+            self._run.journal.line(
+                {"step": state.done, "eval_loss": finite_or_none(loss), "eval_s": round(time.monotonic() - started, 4)}
+            )
+            self._run.say(f"step {state.done}  held-out loss {loss:.4f}")
+        return True
+
+    def _mean_loss(self, held_out: Samples) -> float | None:
+        """The mean loss over the held-out samples; None where a stop was agreed on meanwhile and steps are left."""
+        state, group, consensus = self._state, self._run.group, self._consensus
+        parts = micro_steps(np.arange(len(held_out)), state.config.micro_batch_size)
+        model, ranks = unwrap(state.model), group.world_size
+        losses, weights = [], []
+        modes = {module: module.training for module in model.modules()}
+        # Each rank has seen other samples since: all evaluate the model that would be saved.
+        own = buffers.keep(model)
+        refuse_unlike_buffers(group, model)
+        group.broadcast(tensor for _, tensor in model.named_buffers())
+        model.eval()
+        try:
+            with rng.set_aside(), torch.no_grad():
+                for first in range(0, len(parts), ranks):
+                    exchange = consensus.start_round()
+                    index = first + group.rank
+                    if index < len(parts):
+                        batch = held_out.batch(parts[index])
+                        losses.append(float(self._computation.forward(batch, model)))
+                        weights.append(weigh(held_out, batch))
+                    received, kept = exchange.wait(), consensus.weights
+                    consensus.take_in(received, None)
+                    consensus.weights = kept
+                    if consensus.stop and state.done < self._max_steps:
+                        return None
+        finally:
+            buffers.put_back(model, own)
+            for module, training in modes.items():  # Not model.train(): some may be frozen in eval mode.
+                module.training = training
+        weights += [0.0] * (-(-len(parts) // ranks) - len(weights))
+        rows = group.exchange([to_bits(value) for value in (math.fsum(losses), *weights)]).wait()
+        total = exact_sum(from_bits(bits) for row in rows for bits in row[1:])
+        return math.fsum(from_bits(row[0]) for row in rows) / (total or 1)
+
+
+def refuse_unlike_buffers(group: RankGroup, model: nn.Module) -> None:
+    """See that rank 0's buffers fit the others': a broadcast would hang, or mix them up.
+
+    Raises:
+        StateError: they do not.
+    """
+    own = [f"{name}{buffers.form(tensor)}" for name, tensor in model.named_buffers()]
+    rows = group.exchange([fingerprint(*own)]).wait()
+    if any(row != rows[0] for row in rows):
+        raise StateError("the ranks' buffers differ in their names or shapes: rank 0's count, and fit no other")

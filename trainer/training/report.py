@@ -1,0 +1,101 @@
+"""Report: rank 0's account of each step. A line of metrics, progress.json, and what the terminal shows."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+from trainer.ranks.agreement import MASK, Row
+from trainer.training.participant import Participant
+from trainer.training.progress import Progress
+from trainer.training.training_state import TrainingState
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step gave."""
+
+    losses: list[float]
+    """Sums, in the order of micro-steps."""
+    rows: list[list[list[int]]]
+    """What the ranks told each other: by round, by rank."""
+    lr: float
+    grad_norm: float
+    total: float
+    """What its samples weigh."""
+    seconds: float
+
+
+class Report:
+    """Writes and shows what steps give; on rank 0 alone."""
+
+    def __init__(self, run: Participant, state: TrainingState, max_steps: int, restored_at: float) -> None:
+        self._run, self._state, self._max_steps = run, state, max_steps
+        self._progress = Progress(max_steps, state.done) if run.rank == 0 else None
+        self._restored_at = restored_at
+        """0 once the first step is recorded."""
+
+    def step(self, result: StepResult, committed_step: int | None) -> None:
+        """Write the step's line of metrics and show the progress."""
+        run, state = self._run, self._state
+        if run.attempt is None or run.journal is None or self._progress is None:
+            return
+        finite_losses = all(map(math.isfinite, result.losses))
+        # Summed in the order of micro-steps, so that the sum does not depend on which rank ran which.
+        loss = finite_or_none(math.fsum(result.losses) / (result.total or 1)) if finite_losses else None
+        rows = [Row.from_ints(row) for round_ in result.rows for row in round_]
+        order, seeds = sum(row.order for row in rows) & MASK, sum(row.rng for row in rows) & MASK
+        skipped = {"skipped": state.watch.skipped} if state.watch.skipped else {}
+        run.journal.line(
+            {
+                "step": state.done,
+                "loss": loss,
+                "lr": result.lr,
+                "samples": state.samples_done,
+                "order": f"{order:016x}",
+                "rng": f"{seeds:016x}",
+                "tokens": result.total,
+                "grad_norm": finite_or_none(result.grad_norm),
+                "step_s": round(result.seconds, 5),
+                "world_size": run.group.world_size,
+                **skipped,
+            }
+        )
+        tokens_per_s, eta_s = self._progress.rates(state.done, result.total)
+        run.journal.progress(
+            {
+                "step": state.done,
+                "max_steps": self._max_steps,
+                "loss": loss,
+                "lr": result.lr,
+                "tokens_per_s": round(tokens_per_s, 1),
+                "committed_step": committed_step,
+                "eta_s": round(eta_s, 1),
+                **skipped,
+            }
+        )
+        self._progress.step(state.done, loss, result.lr, tokens_per_s, eta_s, committed_step)
+        run.committed_step = committed_step
+        self._record_first_step()
+
+    def _record_first_step(self) -> None:
+        if self._restored_at and self._run.journal:
+            now = time.monotonic()
+            self._run.journal.event(
+                "first-step",
+                step=self._state.done,
+                seconds=round(now - self._run.launched_at, 3),
+                after_restore_s=round(now - self._restored_at, 3),
+            )
+            self._restored_at = 0.0
+
+    def close(self) -> None:
+        """Show no more progress."""
+        if self._progress:
+            self._progress.close()
+
+
+def finite_or_none(value: float) -> float | None:
+    """The value; None where it is not a finite number, because JSON has none."""
+    return value if math.isfinite(value) else None

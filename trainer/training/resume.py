@@ -1,0 +1,157 @@
+"""resume: an attempt goes on from the newest whole checkpoint, and records what it found."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch
+
+from trainer.attempt.history import RECORDS_S
+from trainer.attempt.record import Attempt, record
+from trainer.bucket.deadlines import within
+from trainer.bucket.retry import retry
+from trainer.checkpoint import extras
+from trainer.checkpoint.restore import NOT_FINITE, Loaded, find_whole
+from trainer.checkpoint.state import RANDOM, StateError
+from trainer.errors import RunError
+from trainer.layout.events import event_named, read_events, read_metrics
+from trainer.layout.names import CheckpointName, list_attempts, list_metrics
+from trainer.training import changes, finite, rng
+from trainer.training.checkpointer import Checkpointer
+from trainer.training.participant import Participant
+from trainer.training.training_state import TrainingState
+
+MAX_THREADS = 1024
+
+
+def resume(run: Participant, state: TrainingState, checkpointer: Checkpointer, max_steps: int) -> float:
+    """Load the newest whole checkpoint, if there is one; returns when it was loaded, in monotonic seconds.
+
+    Raises:
+        StateError: the checkpoint does not fit the program.
+        RunError: the run is beyond `max_steps` already.
+    """
+    started = time.monotonic()
+    found = find_whole(
+        run.group, run.paths, state.collect({}), run.check_stop, run.run_id,
+        only_finite=state.config.on_nan != finite.IGNORE,
+    )  # fmt: skip
+    changed: dict[str, list[Any]] = {}
+    if found.loaded:
+        _load(run, state, found.loaded, max_steps)
+        changed = changes.changes(found.loaded.manifest.facts, checkpointer.facts())
+    name = found.loaded.name if found.loaded else None
+    checkpointer.saver.adopt(str(run.attempt_name), name, found.loaded.manifest.finite if found.loaded else True)
+    checkpointer.saved_at = state.done
+    run.steps_done, run.committed_step = state.done, checkpointer.saver.committed_step
+    state.collect({})  # What could not be saved is refused now, not at the first save.
+    restored_at = time.monotonic()
+    seconds = restored_at - started
+    # What the attempts before this one tell takes a request each: the others wait for it, and not in a collective.
+    run.group.rank0_does(
+        "restored", lambda: _record(run, state, checkpointer, name, found.rejected, changed, seconds), run.check_stop
+    )
+    return restored_at
+
+
+def _load(run: Participant, state: TrainingState, loaded: Loaded, max_steps: int) -> None:
+    """Put a checkpoint's values where they belong."""
+    facts, group = loaded.manifest.facts, run.group
+    tensors, plain, first_ranks = extras.joined(
+        loaded.tensors, loaded.plain, group.rank, group.world_size, facts.get("world_size")
+    )
+    counters = state.load(tensors, plain, str(loaded.name))
+    if first_ranks:
+        run.say(
+            "extra: each process had values of its own, and now there are other processes: all go on with the "
+            "first one's"
+        )
+    state.done, state.evaluated = loaded.manifest.step, counters.get("evaluated")
+    if counters.get("step") != state.done or type(state.evaluated) is not int:
+        raise StateError(f"checkpoint {loaded.name}: its state.json is of another step")
+    if state.done > max_steps:
+        raise RunError(
+            f"{run.paths.root} stands at step {state.done} already, which is beyond the {max_steps} steps "
+            "asked for: ask for as many or more, or give the run another name"
+        )
+    if facts.get("world_size") == group.world_size:
+        own = loaded.tensors.get(f"{RANDOM}{group.rank}")
+        if own is not None:
+            rng.load_streams(own)
+        machine = facts.get("machine")
+        threads = machine.get("threads") if isinstance(machine, Mapping) else None
+        if type(threads) is int and 0 < threads <= MAX_THREADS:
+            state.threads = threads
+        torch.set_num_threads(state.threads)
+    state.watch.load_state_dict(counters.get("watch"))
+    run.skipped = state.watch.skipped
+    samples = facts.get("samples")
+    if type(samples) is int and samples >= 0:
+        state.offset = samples - state.done * state.config.global_batch_size
+    if run.journal:
+        run.journal.history = list(facts.get("metrics", []))
+
+
+def _record(
+    run: Participant,
+    state: TrainingState,
+    checkpointer: Checkpointer,
+    name: CheckpointName | None,
+    rejected: list[dict[str, str]],
+    changed: dict[str, list[Any]],
+    seconds: float,
+) -> None:
+    """Rank 0: record the restore, say it in a line, and learn what this run's saves have cost so far."""
+    attempt = run.attempt
+    assert attempt
+    done = retry(run.paths, lambda: last_step_done(attempt), run.check_stop, begun=True, limit_s=RECORDS_S)
+    lost = max(0, done - state.done)
+    fields = {
+        "step": state.done,
+        "samples": state.samples_done,
+        "checkpoint": str(name) if name else None,
+        "from_attempt": str(name.attempt) if name else None,
+        "lost_steps": lost,
+        "seconds": round(seconds, 4),
+        "rejected": rejected,
+        "changed": changed,
+    }
+    retry(run.paths, lambda: record(attempt, "restored", **fields), run.check_stop, begun=True)
+    for refused in rejected:
+        passed = refused["reason"].startswith(NOT_FINITE)
+        what = "is passed by" if passed else "is not whole"
+        more = ". --on-nan ignore would take it" if passed else ""
+        run.say(f"checkpoint {refused['checkpoint']} {what}: {refused['reason']}; taking the one before{more}")
+    if name:
+        run.say(
+            f"resumed at step {state.done} from checkpoint {name} of attempt {name.attempt}: "
+            f"{state.samples_done} samples consumed, {lost} lost steps, {seconds:.1f} s"
+        )
+        if changed:
+            run.say(changes.sentence(state.done, changed))
+    elif lost or rejected:
+        run.say(f"starting from step 0: no whole checkpoint yet, {lost} lost steps")
+    with within("reading the attempts' records", RECORDS_S):
+        checkpointer.interval.learn(run.paths, attempt.name, state.done)
+
+
+def last_step_done(attempt: Attempt) -> int:
+    """The last step that an attempt before this one is known to have done; 0 where none did any.
+
+    The last that restored anything counts, and those after it, which came to nothing.
+    """
+    paths, steps = attempt.paths, [0]
+    for name in reversed([name for name in list_attempts(paths) if name < attempt.name]):
+        events = read_events(paths, name, ("restored", "end"))
+        ended = event_named(events, "end")
+        if ended and isinstance(ended.get("step"), int):
+            steps.append(ended["step"])
+        for _, path in list_metrics(paths, name)[-1:]:
+            with suppress(OSError):
+                steps += [line["step"] for line in read_metrics(path.read_bytes())]
+        if event_named(events, "restored"):
+            break
+    return max(steps)

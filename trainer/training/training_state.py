@@ -1,0 +1,108 @@
+"""TrainingState: all that steps change, which a checkpoint holds and a resume puts back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.checkpoint import buffers
+from trainer.checkpoint.state import State, StateError, apply, collect, options_of
+from trainer.training import finite
+from trainer.training.config import RunConfig
+
+
+class TrainingState:
+    """The model, the optimizer, the scaler, the user's extra objects, and how far training has come."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler | None,
+        extra: Mapping[str, Any],
+        made: buffers.Forms,
+    ) -> None:
+        """Begin at step 0.
+
+        Args:
+            config: The run's.
+            model: As accelerate has prepared it.
+            optimizer: Over the model's parameters, with the options that the program gave it.
+            scaler: Of fp16's losses.
+            extra: Objects with `state_dict` and `load_state_dict`, by name.
+            made: The forms of the model's buffers as the program made them.
+        """
+        self.config, self.model, self.optimizer, self.scaler, self.extra = config, model, optimizer, scaler, dict(extra)
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        self._begun, self._made = copy.deepcopy(options_of(optimizer)), made
+        self.done = 0
+        """Steps."""
+        self.offset = 0
+        """By how much the samples consumed are more than the steps done make, after the global batch size changed."""
+        self.evaluated = 0
+        """The step of the newest evaluation."""
+        self.watch = finite.Watch(config.on_nan)
+        self.threads = torch.get_num_threads()
+        self.buffers: buffers.Kept = {}
+        """The buffers' values at the last boundary."""
+
+    @property
+    def samples_done(self) -> int:
+        """How many samples the run has consumed."""
+        return self.done * self.config.global_batch_size + self.offset
+
+    def counters(self) -> dict[str, Any]:
+        """The part of a checkpoint that is no tensor and belongs to this loop."""
+        return {
+            "step": self.done,
+            "evaluated": self.evaluated,
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+            "watch": self.watch.state_dict(),
+        }
+
+    def collect(self, counters: Mapping[str, Any]) -> State:
+        """The live tensors and values, as a checkpoint holds them."""
+        extra = {name: thing.state_dict() for name, thing in self.extra.items()}
+        return collect(self.model, [self.optimizer], counters, extra, [self._begun], self._made)
+
+    def load(self, tensors: Mapping[str, Any], plain: Mapping[str, Any], checkpoint_name: str) -> Mapping[str, Any]:
+        """Put a checkpoint's values into the model, the optimizer and the extra objects; returns its counters.
+
+        Raises:
+            StateError: they do not fit.
+        """
+        counters, extra = apply(self.model, [self.optimizer], tensors, plain, [self._begun], self._made)
+        self._load_extra(extra, checkpoint_name)
+        if self.scaler and counters.get("scaler"):
+            self.scaler.load_state_dict(counters["scaler"])
+        return counters
+
+    def _load_extra(self, saved: Mapping[str, Any], checkpoint_name: str) -> None:
+        """Load the extra objects.
+
+        Raises:
+            StateError: other things are registered than were saved.
+        """
+        for name in sorted(saved.keys() ^ self.extra.keys()):
+            raise StateError(
+                f"extra {name!r} is registered, and checkpoint {checkpoint_name} has none: a run goes on with what it "
+                "was begun with; begin another one"
+                if name in self.extra
+                else f"checkpoint {checkpoint_name} has extra {name!r}, which would be lost: register it as before"
+            )
+        for name, thing in self.extra.items():
+            thing.load_state_dict(saved[name])
+
+    def keep_buffers(self) -> None:
+        """Keep the buffers of this boundary."""
+        self.buffers = buffers.keep(self.model)
+
+    def put_back_buffers(self) -> None:
+        """Put back the buffers of the last boundary."""
+        buffers.put_back(self.model, self.buffers)
