@@ -63,7 +63,7 @@ def test_a_model_is_known_by_its_commit(server: HubServer) -> None:
 
 def test_a_data_set_is_known_by_its_commit(server: HubServer) -> None:
     folder, source = data.download("somebody/some-set", None, nothing)
-    assert source.left_out == {".bin": 1}
+    assert source.ignored == {".bin": 1}
     assert (folder.name, names(folder)) == (OLD, ["part/one.TXT", "two.jsonl"])
 
 
@@ -127,7 +127,7 @@ def test_a_model_in_the_cache_that_was_cut_is_none(server: HubServer, monkeypatc
 
 HOPELESS = [
     ("org/net", None, (401, ""), "not found here or on the Hugging Face Hub"),
-    ("org/net", None, (403, "GatedRepo"), "access is gated. Accept its terms at http"),
+    ("org/net", None, (403, "GatedRepo"), "access is gated. Accept the terms at http"),
     ("org/net", None, (403, ""), "refuses it"),
     ("org/other", None, None, "not found here or on the Hugging Face Hub. Check the name"),
     ("org/net", "f" * 40, None, f"commit {'f' * 40}, which this run began with, is no longer on"),

@@ -13,6 +13,7 @@ from trainer.attempt.record import open_attempt
 from trainer.finetune import data, model, tokens
 from trainer.finetune.__main__ import is_moved
 from trainer.finetune.config import parse
+from trainer.finetune.hub import Repository
 from trainer.finetune.inputs import Inputs
 from trainer.finetune.sources import DataError
 from trainer.layout.manifest import Manifest
@@ -85,7 +86,7 @@ def test_a_run_goes_on_with_its_prepared_data_whatever_became_of_the_source(
         more = ["--data", corpus.rename(tmp_path / "elsewhere")]
     assert run.begin(*more) == first
     said = capsys.readouterr().out
-    assert ("goes on with the data that was prepared for it" in said) == (change != "moved")
+    assert ("continues with the data that was prepared for it" in said) == (change != "moved")
     assert len(said.splitlines()) == (change != "moved")
     assert len(list(run.paths.tokens.iterdir())) == 1
 
@@ -133,7 +134,7 @@ def test_what_is_left_out_is_said_when_the_data_is_prepared(
     (corpus / "b.pdf").write_bytes(b"%PDF")
     run = Attempts(tmp_path / "run", "--data", corpus)
     run.begin()
-    assert f"--data {corpus}: 1 file left out: .pdf (1)" in capsys.readouterr().out
+    assert f"--data {corpus}: 1 file ignored: .pdf (1)" in capsys.readouterr().out
     run.begin()
     assert not capsys.readouterr().out
 
@@ -162,7 +163,7 @@ def test_damaged_data_is_made_again_where_it_becomes_the_same(
     again = run.begin(checkpoint=False)["tokens"]
     assert tokens.manifest_of(run.paths, again).files == before
     said = capsys.readouterr().out
-    assert f"Made again from --data {corpus}: the same data." in said
+    assert f"Prepared again from --data {corpus}; the hash is the same." in said
     assert len(said.splitlines()) == 1
     # The next attempt finds it, without the source and though the newest checkpoint names the damaged one.
     shutil.rmtree(corpus)
@@ -170,7 +171,8 @@ def test_damaged_data_is_made_again_where_it_becomes_the_same(
 
 
 @pytest.mark.parametrize(
-    ("change", "said"), [("other", "has changed since"), ("gone", "it cannot be made again: --data .*no such folder")]
+    ("change", "said"),
+    [("other", "has changed since"), ("gone", "data cannot be prepared again: --data .*no such folder")],
 )
 def test_damaged_data_that_does_not_become_the_same_is_said(
     tmp_path: Path, corpus: Path, change: str, said: str
@@ -239,7 +241,7 @@ def test_a_model_that_moved_is_the_same_model(
     first = run.begin("--model", there)
     there.rename(here)
     assert run.begin("--model", here) == first
-    assert "goes on with the data that was prepared for it" in capsys.readouterr().out
+    assert "continues with the data that was prepared for it" in capsys.readouterr().out
     assert run.begin("--model", here) == first
 
 
@@ -259,9 +261,9 @@ def test_a_model_of_the_hub_keeps_its_commit(
     asked: list[object] = []
     newest = ["1" * 40]
 
-    def download(name: str, *, revision: str | None, **options: object) -> Path:
-        asked.append(revision)
-        folder = tmp_path / "cache" / (revision or newest[0])
+    def download(repository: Repository, **options: object) -> Path:
+        asked.append(repository.revision)
+        folder = tmp_path / "cache" / (repository.revision or newest[0])
         return folder if folder.exists() else Path(shutil.copytree(saved, folder))
 
     monkeypatch.setattr(model.hub, "download", download)

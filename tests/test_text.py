@@ -56,7 +56,7 @@ def test_dot_files_and_what_archives_leave_are_no_text(tmp_path: Path) -> None:
         {"a.txt": "a", "._a.txt": b"\0\5\26\7\xff", ".hidden.txt": "h", "__MACOSX/._a.txt": b"\xff", ".git/x.txt": "x"},
     )
     assert names(root) == ["a.txt"]
-    assert not sources.files_of(str(root)).left_out
+    assert not sources.files_of(str(root)).ignored
 
 
 def test_linked_folders_are_followed_once_and_without_loops(tmp_path: Path) -> None:
@@ -69,18 +69,18 @@ def test_linked_folders_are_followed_once_and_without_loops(tmp_path: Path) -> N
     (root / "gone.txt").symlink_to(tmp_path / "nowhere")
     (root / "self.txt").symlink_to(root / "self.txt")
     assert names(root) == ["0-linked/deep/b.txt", "file.txt", "real/a.txt"]
-    assert sources.files_of(str(root)).left_out == {"broken links": 2}
+    assert sources.files_of(str(root)).ignored == {"broken links": 2}
 
 
 def test_what_is_left_out_is_counted_in_a_line(tmp_path: Path) -> None:
     root = tree(tmp_path / "src", {"a.txt": "a", "b.pdf": "", "c.PDF": "", "d.docx": "", "e.tar.gz": "", "README": ""})
-    line = sources.files_of(str(root)).left_out_line("/data")
+    line = sources.files_of(str(root)).ignored_line("/data")
     assert line is not None
-    assert line.startswith("--data /data: 5 files left out: .pdf (2), ")
+    assert line.startswith("--data /data: 5 files ignored: .pdf (2), ")
     assert {".docx (1)", ".gz (1)", "no ending (1)"} <= set(
         line.partition(": ")[2].split(": ")[1].split(". ")[0].split(", ")
     )
-    assert sources.files_of(str(root / "a.txt")).left_out_line("/data") is None
+    assert sources.files_of(str(root / "a.txt")).ignored_line("/data") is None
 
 
 def test_a_folder_without_text_says_what_it_has(tmp_path: Path) -> None:

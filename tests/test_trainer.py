@@ -114,7 +114,7 @@ def test_a_resume_says_in_a_line_where_it_goes_on(tmp_path: Path, corpus: Path) 
     text.unlink()
     done = train("--checkpoint-dir", run_dir, *LONGER, "--data", text)
     assert done.code == 0, done.output
-    assert "goes on with the data that was prepared for it" in done.output
+    assert "continues with the data that was prepared for it" in done.output
     said = [line for line in done.output.splitlines() if line.startswith("resumed at step")]
     assert len(said) == 1
     step = event(run_dir, "restored")["step"]

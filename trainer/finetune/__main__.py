@@ -2,8 +2,8 @@
 
     python -m trainer --checkpoint-dir runs/first --model tiny --data stdlib
 
-The launcher starts this program once per accelerator. It reads top to bottom: settings, data, model, training. What
-makes it resume exactly is in run.py and loop.py.
+The launcher starts this program once per accelerator. It reads top to bottom: settings, data, model, training. The
+exact resume is the work of trainer.training.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class PackedSamples:
         return torch.from_numpy(self.rows[ids].astype(np.int64))
 
     def weight(self, batch: torch.Tensor) -> int:
-        """How many tokens are predicted: all but the first of each row."""
+        """The number of predicted tokens: all but the first of each row."""
         return int(batch[:, 1:].numel())
 
 
@@ -72,13 +72,13 @@ def main(argv: list[str] | None = None) -> None:
         from trainer.training.rng import seed_all
         from trainer.training.schedule import lr_factor
 
-        # 2. Data and model files. Rank 0 chooses them: data is packed once per run, into the bucket. Then each machine
-        # has one copy on its disk, which its ranks share.
+        # 2. Data and model files. Rank 0 chooses them and packs the data once per run, into the bucket. Each machine
+        # then makes one copy on its disk, which its ranks share.
         held = ExitStack()
         inputs = Inputs(run, config, held) if run.rank == 0 else None
         chosen = run.rank0_does("inputs", lambda: inputs and inputs.choose())
-        tokens = prepared.on_this_machine(run, chosen["tokens"], held, inputs and inputs.local)
-        files = models.on_this_machine(run, config.model, chosen["model_revision"], inputs and inputs.model)
+        tokens = prepared.on_this_machine(run, chosen["tokens"], held, inputs.local if inputs else None)
+        files = models.on_this_machine(run, config.model, chosen["model_revision"], inputs.model if inputs else None)
         samples = PackedSamples(tokens.train)
         if len(samples) < config.global_batch_size:
             raise RunError(
@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
         model.train()
         optimizer = make_optimizer(model, config)
 
-        # 4. Train: restores what the last attempt left, goes on to the last step, exports.
+        # 4. Training: restore the newest checkpoint, train to the last step, export the model.
         run.train(
             model,
             optimizer,
@@ -113,14 +113,14 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def consumed_by(run: SpotRun) -> tuple[int, int]:
-    """Rank 0: (steps done, samples consumed in them), as the newest checkpoint says."""
+    """Rank 0: the steps done and the samples consumed in them, from the newest checkpoint."""
     facts = run.newest.facts if run.newest else {}
     done, samples = facts.get("step"), facts.get("samples")
     return (done, samples) if type(done) is int and type(samples) is int else (0, 0)
 
 
 def is_moved(model: str, first: Mapping[str, Any]) -> bool:
-    """Whether the model's folder is the one that the run began with, under another path."""
+    """True if the model's folder is the one that the run began with, under another path."""
     from trainer.finetune.model import fingerprint
 
     recorded = first.get("model_files")

@@ -1,7 +1,7 @@
-"""Text to packed samples of tokens, prepared once per run and kept in the bucket.
+"""Prepared data: text packed into samples of tokens, once per run, in the bucket.
 
-A later attempt, on another machine, trains on the very bytes that the first one prepared, even if the source or the
-tokenizer's library has changed or gone since.
+Later attempts, on other machines, train on the very bytes that the first attempt prepared, even if the source or the
+tokenizer library has changed or disappeared since.
 """
 
 from __future__ import annotations
@@ -44,25 +44,25 @@ if TYPE_CHECKING:
 
 HELD_OUT_ONE_IN = 100
 PIECE_BYTES = 1 << 20
-LOOK_TOKENS = 1 << 15
-"""After so many tokens we look for a stop."""
+CHECK_STOP_TOKENS = 1 << 15
+"""Tokens between two checks for a stop."""
 
 
 def download(data: str, revision: str | None, check_stop: Callable[[], None]) -> tuple[Path, Source]:
-    """The .txt and .jsonl files of a data set of the Hub: their folder on local disk, and what is in it.
+    """Download the .txt and .jsonl files of a data set of the Hub; returns their local folder and its contents.
 
     Raises:
-        DataError: there are none.
+        DataError: it has no such files.
         HubError: it cannot be downloaded.
     """
-    left_out: list[str] = []
+    ignored: list[str] = []
 
-    def wanted(names: list[str]) -> list[str]:
-        left_out[:] = [name for name in names if not is_read(name) and not is_hidden(name)]
+    def choose(names: list[str]) -> list[str]:
+        ignored[:] = [name for name in names if not is_read(name) and not is_hidden(name)]
         return [name for name in names if is_read(name)]
 
-    root = hub.download(data, kind="dataset", option="--data", wanted=wanted, revision=revision, check_stop=check_stop)
-    kinds = Counter(kind_of(Path(name)) or "no ending" for name in left_out)
+    root = hub.download(hub.Repository(data, "dataset", revision), choose=choose, check_stop=check_stop)
+    kinds = Counter(kind_of(Path(name)) or "no ending" for name in ignored)
     if not root.is_dir():
         raise nothing_readable(data, kinds)
     return root, Source(files_of(data, root).files, kinds)
@@ -71,17 +71,17 @@ def download(data: str, revision: str | None, check_stop: Callable[[], None]) ->
 def data_key(config: TrainConfig, tokenizer: str | None = None) -> str:
     """The name of prepared data, 16 hexadecimal digits.
 
-    It is a hash of the source, its files' names and sizes, the tokenizer's name and the length of a sample. For
-    `stdlib` and a data set of the Hub it is the source's name alone: the first machine decides what is in it, and a
-    resume does not need it.
+    It hashes the source's file names and sizes, the tokenizer's name and the length of a sample. For `stdlib` and a
+    data set of the Hub it hashes the source's name instead of its files: the first machine decides on the content, and
+    a resume does not need the source.
 
     Args:
-        config: Names all of that.
-        tokenizer: Its name, where it is not the config's.
+        config: Names the source, the tokenizer and the length of a sample.
+        tokenizer: Replaces the config's tokenizer name.
 
     Raises:
-        DataError: the source is not there.
-        OSError: it cannot be looked at just now.
+        DataError: the source does not exist.
+        OSError: the source cannot be read now.
     """
     by_name = config.data == "stdlib" or is_hub_id(config.data)
     files = [] if by_name else [[file.name, file.bytes] for file in files_of(config.data).files]
@@ -91,15 +91,15 @@ def data_key(config: TrainConfig, tokenizer: str | None = None) -> str:
 
 
 def tokenizer_name(config: TrainConfig) -> str:
-    """`bytes` for the tiny model, else the model whose tokenizer it is."""
+    """`bytes` for the tiny model, or else the model that the tokenizer belongs to."""
     return "bytes" if config.model == "tiny" else config.model
 
 
 def whole_manifest(paths: RunPaths, folder: str) -> Manifest | None:
-    """The manifest of a folder of prepared data that is committed and whose files have the right sizes; else None.
+    """The manifest of a folder of prepared data; None unless it is committed and its files have the right sizes.
 
     Raises:
-        OSError: it cannot be looked at.
+        OSError: the folder cannot be read now.
     """
     try:
         manifest = read_manifest(paths.tokens / folder)
@@ -109,10 +109,10 @@ def whole_manifest(paths: RunPaths, folder: str) -> Manifest | None:
 
 
 def whole_folders(paths: RunPaths, key: str) -> Iterator[tuple[str, Manifest]]:
-    """The whole folders of prepared data that there are for a key.
+    """All whole folders of prepared data for a key, with their manifests.
 
     Raises:
-        OSError: they cannot be looked at.
+        OSError: the folders cannot be read now.
     """
     with within("looking for prepared data"):
         if not paths.tokens.is_dir():
@@ -134,54 +134,42 @@ def prepare(
     model: ModelFiles | None = None,
     revision: str | None = None,
     avoid: Collection[str] = (),
-    say: Callable[[str], None] = lambda line: None,
+    print_line: Callable[[str], None] = lambda line: None,
 ) -> str:
-    """Pack the data into `tokens/<key>-<attempt>/`, or find the whole folder that is there; returns its name.
+    """Pack the data into `tokens/<key>-<attempt>/`, unless a whole folder exists; returns the folder's name.
 
     Args:
-        paths: The run's.
-        attempt: Whose folder it becomes.
+        paths: The paths of the run.
+        attempt: The attempt that prepares the data.
         config: Names the source, the tokenizer and the length of a sample.
         check_stop: Called between pieces of work, several times a second; raises to stop.
-        model: Where the tokenizer's files are; None: where the config says.
-        revision: Which commit of a data set of the Hub; None for the newest.
-        avoid: Folders that look whole and are not.
-        say: Prints what a user should know of the source.
+        model: The files of the tokenizer; None: at the config's path.
+        revision: The commit of a data set of the Hub; None for the newest.
+        avoid: Folders that look whole but are damaged.
+        print_line: Prints a note for the user.
 
     Raises:
-        DataError: the data is unreadable, or too small.
+        DataError: the data is unreadable or too small.
         ScratchError: the local disk is full.
-        HubError: the Hub does not have it, or did not answer.
-        OSError: the source cannot be read just now, or the bucket cannot be written.
+        HubError: the Hub does not have the data, or did not answer.
+        OSError: the source cannot be read now, or the bucket cannot be written.
     """
     key = data_key(config)
     for name, _ in whole_folders(paths, key):
         if name not in avoid:
             return name
-    root = None
-    if is_hub_id(config.data):
-        root, source = download(config.data, revision, check_stop)
-    else:
-        source = files_of(config.data)
-    if line := source.left_out_line(config.data):
-        say(line)
+    source, data_revision = _find_source(config, revision, check_stop)
+    if line := source.ignored_line(config.data):
+        print_line(line)
     encoder = _encoder(config, model)
     dtype = "<u2" if encoder.vocab_size <= 1 << 16 else "<u4"
-    # Packed on local disk first: how many samples there are decides which are held out.
+    # Packed on local disk first: the number of samples decides which of them are held out.
     size = sum(file.bytes for file in source.files)
     with scratch.folder("packing", size) as made, (made / "packed").open("w+b", buffering=PIECE_BYTES) as packed:
-        count = _pack(packed, made, source, encoder, dtype, config, check_stop)
-        if count <= len(source.files):
-            raise DataError(f"--data {config.data}: no text in its {len(source.files)} files")
-        samples = count // config.seq_len
-        held_out = max(1, samples // HELD_OUT_ONE_IN)
-        if samples - held_out < config.global_batch_size:
-            raise DataError(
-                f"--data {config.data}: its {count} tokens make {samples} samples of {config.seq_len}. One is held "
-                f"out, and a batch takes {config.global_batch_size}. Give more text or a smaller batch"
-            )
+        n_tokens = _pack(packed, made, source, encoder, dtype, config, check_stop)
+        n_samples, n_held_out = _split(config, source, n_tokens)
         folder = _new_folder(paths, f"{key}-{attempt}", avoid)
-        rows = _Rows(packed, samples, held_out, config.seq_len * np.dtype(dtype).itemsize)
+        rows = _Rows(packed, n_samples, n_held_out, config.seq_len * np.dtype(dtype).itemsize)
         files = {
             "train.bin": _write(folder / "train.bin", rows.pieces(held_out=False), check_stop),
             "held_out.bin": _write(folder / "held_out.bin", rows.pieces(held_out=True), check_stop),
@@ -193,9 +181,9 @@ def prepare(
         "seq_len": config.seq_len,
         "vocab_size": encoder.vocab_size,
         "dtype": dtype,
-        "n_train": samples - held_out,
-        "n_held_out": held_out,
-        **({"data_revision": root.name} if root else {}),
+        "n_train": n_samples - n_held_out,
+        "n_held_out": n_held_out,
+        **({"data_revision": data_revision} if data_revision else {}),
         **({"model_revision": model.revision} if model and model.revision else {}),
     }
     with within("writing MANIFEST.json of prepared data"):
@@ -203,9 +191,37 @@ def prepare(
     return folder.name
 
 
+def _find_source(
+    config: TrainConfig, revision: str | None, check_stop: Callable[[], None]
+) -> tuple[Source, str | None]:
+    """The files to read, and their commit if they are of the Hub."""
+    if not is_hub_id(config.data):
+        return files_of(config.data), None
+    root, source = download(config.data, revision, check_stop)
+    return source, root.name
+
+
+def _split(config: TrainConfig, source: Source, n_tokens: int) -> tuple[int, int]:
+    """The number of samples, and how many of them are held out.
+
+    Raises:
+        DataError: there are too few to train on.
+    """
+    if n_tokens <= len(source.files):
+        raise DataError(f"--data {config.data}: no text in its {len(source.files)} files")
+    n_samples = n_tokens // config.seq_len
+    n_held_out = max(1, n_samples // HELD_OUT_ONE_IN)
+    if n_samples - n_held_out < config.global_batch_size:
+        raise DataError(
+            f"--data {config.data}: its {n_tokens} tokens make {n_samples} samples of {config.seq_len}. One is held "
+            f"out, and a batch takes {config.global_batch_size}. Give more text or a smaller batch"
+        )
+    return n_samples, n_held_out
+
+
 def _new_folder(paths: RunPaths, name: str, avoid: Collection[str]) -> Path:
-    """An empty folder for prepared data."""
-    while name in avoid:  # Damaged, and made by this very attempt: it stays as it is.
+    """A new folder for prepared data."""
+    while name in avoid:  # This very attempt made it, and it is damaged: it stays as it is.
         name += "-again"
     folder = paths.tokens / name
     with within("making a folder for prepared data"):
@@ -224,17 +240,17 @@ def _pack(
     config: TrainConfig,
     check_stop: Callable[[], None],
 ) -> int:
-    """Write the tokens of all documents, one after the other; returns how many there are."""
-    count = looked = 0
+    """Write the tokens of all documents, one after the other; returns their number."""
+    count = checked = 0
     end = np.asarray([encoder.end], dtype=dtype)
     for document in documents(source.files, check_stop, "replace" if config.data == "stdlib" else "strict"):
         for ids in encoder.ids(document):
             with scratch.local(made):
                 packed.write(ids.astype(dtype).tobytes())
             count += len(ids)
-            if count - looked > LOOK_TOKENS:
+            if count - checked > CHECK_STOP_TOKENS:
                 check_stop()
-                looked = count
+                checked = count
         with scratch.local(made):
             packed.write(end.tobytes())
         count += 1
@@ -256,13 +272,13 @@ def _encoder(config: TrainConfig, model: ModelFiles | None) -> Encoder:
 
 
 class _Rows:
-    """The samples of a packed file. Those that are held out are evenly spread: they are of every part of the text."""
+    """The samples of a packed file. The held-out ones are evenly spread over the text."""
 
     def __init__(self, packed: BinaryIO, samples: int, held_out: int, row_bytes: int) -> None:
         self._packed, self._samples, self._held_out, self._row_bytes = packed, samples, held_out, row_bytes
 
     def pieces(self, *, held_out: bool) -> Iterator[bytes]:
-        """The held-out samples, or the others, about a megabyte at a time."""
+        """The held-out samples, or all others, about a megabyte at a time."""
         step = max(1, PIECE_BYTES // self._row_bytes)
         for start in range(0, self._samples, step):
             stop = min(start + step, self._samples)
@@ -276,7 +292,7 @@ class _Rows:
 
 
 def _write(path: Path, pieces: Iterator[bytes], check_stop: Callable[[], None]) -> FileRecord:
-    """Stream pieces into a new file, front to back."""
+    """Write pieces into a new file, front to back."""
     hasher, size = Hasher(), 0
     with within("opening a file of prepared data"):
         file = path.open("xb", buffering=0)
@@ -299,7 +315,7 @@ def _write(path: Path, pieces: Iterator[bytes], check_stop: Callable[[], None]) 
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Errors of calls on an open file name it."""
+    """Add the path to errors of calls on an open file."""
     try:
         yield
     except OSError as error:

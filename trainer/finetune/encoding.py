@@ -1,9 +1,9 @@
 """Token ids of documents of any length, window by window.
 
-A document of up to a window is tokenized at once. A longer one is tokenized in windows that overlap, and two windows
-are joined at a token within the overlap where both have the same tokens on both sides: what lies beyond a window's
-edges does not reach there, so the tokens are those of the whole document. Only where an overlap has no such place (one
-word of thousands of characters may have none) does the cut show in the tokens.
+A document that fits into one window is tokenized at once. A longer document is tokenized in overlapping windows. Two
+windows are joined at a token in the overlap where both have the same tokens on both sides: text beyond the edges does
+not influence tokens there, so the result is that of the whole document. The cut shows in the tokens only if an overlap
+has no such place (a word of thousands of characters may have none).
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import Any, Protocol
 import numpy as np
 
 WINDOW = 1 << 16
-"""Characters; tokenizers take some 170 bytes of memory for each."""
+"""Characters; a tokenizer takes some 170 bytes of memory for each."""
 OVERLAP = 1 << 12
 AGREE = 8
-"""How many tokens have to be the same on both sides of a join."""
+"""The number of tokens that must be the same on both sides of a join."""
 BYTE_VOCAB = 257
 END_OF_DOCUMENT = 256
 _LINE = re.compile(r"(?<=\S\n)(?=\S)")
 
 
 class Encoder(Protocol):
-    """Turns documents into token ids."""
+    """Converts documents into token ids."""
 
     vocab_size: int
-    """Above every id."""
+    """Greater than every id."""
     end: int
     """The id that ends a document."""
 
@@ -54,7 +54,7 @@ class Pretrained:
 
     def __init__(self, tokenizer: Any, end: int) -> None:
         self._tokenizer, self.end = tokenizer, end
-        # An id may lie above the number of tokens: there are vocabularies with gaps.
+        # Vocabularies may have gaps, so an id may exceed the number of tokens.
         highest = max(tokenizer.get_vocab().values(), default=0)
         self.vocab_size = max(len(tokenizer), highest + 1, end + 1)
 
@@ -75,25 +75,25 @@ class Pretrained:
 
 
 def _without_surrogates(text: str) -> str:
-    """The text, with "?" for halves of surrogate pairs: they may stand in JSON, and tokenizers refuse them."""
+    """The text with "?" for halves of surrogate pairs, which JSON may contain and tokenizers refuse."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 @dataclass(frozen=True)
 class Tokenized:
-    """A window's tokens: their ids, and where in the window they start and end, in characters."""
+    """A window's tokens: their ids, and their first and last characters in the window."""
 
     ids: np.ndarray
     starts: np.ndarray
     ends: np.ndarray
 
     def since(self, token: int) -> Tokenized:
-        """The tokens from one on, in a window that begins where that one starts."""
+        """The tokens from `token` on, in a window that begins there."""
         at = self.starts[token]
         return Tokenized(self.ids[token:], self.starts[token:] - at, self.ends[token:] - at)
 
     def borders(self) -> dict[int, int]:
-        """Where a token starts after the one before has ended: the character, and the token's number."""
+        """The places between tokens that do not overlap: {character: number of the token that starts there}."""
         clean = np.flatnonzero(self.starts[1:] >= self.ends[:-1]) + 1
         return dict(zip(self.starts[clean].tolist(), clean.tolist(), strict=True))
 
@@ -101,7 +101,7 @@ class Tokenized:
 def in_windows(
     tokenize: Callable[[str], Tokenized], pieces: Iterable[str], window: int = WINDOW, overlap: int = OVERLAP
 ) -> Iterator[np.ndarray]:
-    """The token ids of a document of any length, from tokenizing windows of about `window` characters."""
+    """Tokenize a document of any length in windows of about `window` characters."""
     text, before = "", None
     for piece in chain(_at_most(pieces, window), [None]):
         text += piece or ""
@@ -131,7 +131,7 @@ def _at_most(pieces: Iterable[str], length: int) -> Iterator[str]:
 
 
 def _join(before: Tokenized, after: Tokenized, overlap: int) -> tuple[int, int]:
-    """How many of a window's last tokens count, and from which token of the next window on."""
+    """The join of two windows: the number of tokens to use of the first, and the first token to use of the second."""
     one, other = before.borders(), after.borders()
     middle = overlap // 2
     for agree in (AGREE, 1):
@@ -148,9 +148,9 @@ def _join(before: Tokenized, after: Tokenized, overlap: int) -> tuple[int, int]:
 
 
 def in_lines(pieces: Iterable[str], window: int = WINDOW) -> Iterator[str]:
-    """Windows that end with a line, where there are lines: for tokenizers that do not say where their tokens stand.
+    """Split a document into windows that end with a line if possible: for tokenizers without character offsets.
 
-    A line end between two characters that are no space is where hardly any tokenizer joins a token.
+    Hardly any tokenizer makes a token across a line end between two characters that are not spaces.
     """
     text = ""
     for piece in chain(_at_most(pieces, window), [None]):

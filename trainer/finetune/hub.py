@@ -1,4 +1,4 @@
-"""Files of the Hugging Face Hub on local disk, at a known commit; the Hub is asked again for a while, like a bucket."""
+"""Downloads from the Hugging Face Hub, at a known commit; they are retried while the Hub does not answer."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import glob
 import json
 import re
 import threading
-import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trainer.bucket.retry import REFUSED, pause
+from trainer.bucket.retry import REFUSED, pauses, retry_loop
 from trainer.errors import AttemptError
 from trainer.layout.exit_codes import EXIT_FAILED, EXIT_PREEMPTED
 from trainer.machine import scratch
@@ -26,111 +26,123 @@ _T = TypeVar("_T")
 
 
 class HubError(AttemptError):
-    """Files of the Hub cannot be had; the attempt ends with `code`."""
+    """Files of the Hub are not available; the attempt ends with `code`."""
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository of the Hub, at a commit."""
+
+    name: str
+    """ORGANIZATION/NAME"""
+    kind: str
+    """`model` or `dataset`"""
+    revision: str | None
+    """The commit; None for the newest."""
+
+    @property
+    def title(self) -> str:
+        """Its option and name, for messages."""
+        return f"{'--model' if self.kind == 'model' else '--data'} {self.name}"
+
+    def download(self, choose: Callable[[list[str]], list[str]]) -> Path:
+        """The folder with the chosen files; its name is the commit's hash."""
+        from huggingface_hub import HfApi, snapshot_download
+        from huggingface_hub.errors import OfflineModeIsEnabled
+
+        api = HfApi()
+        try:
+            info: Any = api.repo_info(self.name, repo_type=self.kind, revision=self.revision)
+        except OfflineModeIsEnabled:
+            return self.cached()
+        files = [file.rfilename for file in info.siblings or []]
+        if not files or len(files) > _LARGE_REPOSITORY:
+            files = api.list_repo_files(self.name, repo_type=self.kind, revision=info.sha)
+        chosen = choose(files)
+        patterns = [glob.escape(file) for file in chosen]
+        folder = Path(
+            snapshot_download(
+                self.name, repo_type=self.kind, revision=info.sha, cache_dir=_cache(), allow_patterns=patterns
+            )
+        )
+        # If the Hub stops answering half-way, snapshot_download returns an incomplete folder.
+        if missing := [file for file in chosen if not (folder / file).exists()]:
+            raise TimeoutError(f"{len(missing)} of {len(chosen)} files were not downloaded")
+        return folder
+
+    def cached(self) -> Path:
+        """The folder of an earlier download, without asking the Hub."""
+        from huggingface_hub import snapshot_download
+
+        folder = snapshot_download(
+            self.name, repo_type=self.kind, revision=self.revision, cache_dir=_cache(), local_files_only=True
+        )
+        return Path(folder)
 
 
 def download(
-    name: str,
+    repository: Repository,
     *,
-    kind: str,
-    option: str,
-    wanted: Callable[[list[str]], list[str]],
-    revision: str | None,
+    choose: Callable[[list[str]], list[str]],
     check_stop: Callable[[], None],
-    enough: Callable[[Path], bool] = lambda folder: False,
+    is_complete: Callable[[Path], bool] = lambda folder: False,
 ) -> Path:
-    """A folder with the wanted files of a repository; its name is the commit's hash.
+    """Download files of a repository into a folder; its name is the commit's hash.
 
     Args:
-        name: The repository, ORGANIZATION/NAME.
-        kind: `model` or `dataset`.
-        option: The option that names it, for messages.
-        wanted: Which of all its files.
-        revision: A commit; None for the newest.
+        repository: What to download from.
+        choose: Selects the files by their names.
         check_stop: Called at least every 0.1 s; raises to stop.
-        enough: Whether a folder of an earlier download has all that is needed, should the Hub not answer.
+        is_complete: True if the folder of an earlier download will do when the Hub does not answer.
 
     Raises:
         HubError: there is no such repository or no access to it (exit code 1), or the Hub did not answer for ten
             minutes (75).
     """
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import OfflineModeIsEnabled
 
-    cache = _cache()
-
-    def local() -> Path:
-        return Path(snapshot_download(name, repo_type=kind, revision=revision, cache_dir=cache, local_files_only=True))
-
-    def work() -> Path:
-        api = HfApi()
+    def download_or_cached() -> Path:
         try:
-            info = api.repo_info(name, repo_type=kind, revision=revision)
-        except OfflineModeIsEnabled:
-            return local()
-        files = [file.rfilename for file in info.siblings or []]
-        if not files or len(files) > _LARGE_REPOSITORY:
-            files = api.list_repo_files(name, repo_type=kind, revision=info.sha)
-        names = wanted(files)
-        patterns = [glob.escape(file) for file in names]
-        folder = Path(
-            snapshot_download(name, repo_type=kind, revision=info.sha, cache_dir=cache, allow_patterns=patterns)
-        )
-        # Where the Hub stops answering half-way, the call returns what is there.
-        if missing := [file for file in names if not (folder / file).exists()]:
-            raise TimeoutError(f"{len(missing)} of {len(names)} files were not downloaded")
-        return folder
-
-    def work_or_cache() -> Path:
-        try:
-            return work()
+            return repository.download(choose)
         except Exception as error:
-            if revision and _why_not(error, name, revision) is None:
+            if repository.revision and _reason_to_give_up(error, repository) is None:
                 try:
-                    folder = local()
+                    folder = repository.cached()
                 except Exception:
                     raise error from None
-                if enough(folder):
+                if is_complete(folder):
                     return folder
             raise
 
-    return ask(work_or_cache, name, option, revision, check_stop)
+    return _retry(download_or_cached, repository, check_stop)
 
 
-def ask(work: Callable[[], _T], name: str, option: str, revision: str | None, check_stop: Callable[[], None]) -> _T:
-    """Do something that asks the Hub, again and again for ten minutes while that does not answer.
+def _retry(work: Callable[[], _T], repository: Repository, check_stop: Callable[[], None]) -> _T:
+    """Do something that needs the Hub; retry for ten minutes while the Hub does not answer."""
+    minutes = f"{RETRY_S / 60:.0f} minutes"
 
-    Raises:
-        HubError: as of `download`.
-    """
-    end, wait_s, said = time.monotonic() + RETRY_S, FIRST_PAUSE_S, False
-    while True:
-        try:
-            return in_thread(work, check_stop)
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno in scratch.FULL:
-                raise scratch.full(Path(_cache()), error.strerror) from None
-            if reason := _why_not(error, name, revision):
-                raise HubError(f"{option} {name}: {reason}", EXIT_FAILED) from None
-            if time.monotonic() > end:
-                raise HubError(
-                    f"{option} {name}: the Hugging Face Hub has not answered for {RETRY_S / 60:.0f} minutes "
-                    f"({_first_line(error)}). Nothing that was committed is lost",
-                    EXIT_PREEMPTED,
-                ) from None
-            if not said:
-                said = True
-                print(
-                    f"{option} {name}: the Hugging Face Hub does not answer ({_first_line(error)}); "
-                    f"retrying for up to {RETRY_S / 60:.0f} minutes",
-                    flush=True,
-                )
-        pause(min(wait_s, max(0.0, end - time.monotonic()) + 0.1), check_stop)
-        wait_s = min(LONGEST_PAUSE_S, 2 * wait_s)
+    def final_error(error: Exception, no_try_left: bool) -> Exception | None:
+        if isinstance(error, OSError) and error.errno in scratch.FULL:
+            return scratch.full(Path(_cache()), error.strerror)
+        if reason := _reason_to_give_up(error, repository):
+            return HubError(f"{repository.title}: {reason}", EXIT_FAILED)
+        if not no_try_left:
+            return None
+        return HubError(
+            f"{repository.title}: the Hugging Face Hub has not answered for {minutes} ({first_line(error)}). "
+            "No committed step is lost",
+            EXIT_PREEMPTED,
+        )
+
+    def announce(error: Exception) -> None:
+        reason = f"the Hugging Face Hub does not answer ({first_line(error)})"
+        print(f"{repository.title}: {reason}; retrying for up to {minutes}", flush=True)
+
+    times = pauses(RETRY_S, FIRST_PAUSE_S, LONGEST_PAUSE_S)
+    return retry_loop(lambda: in_thread(work, check_stop), final_error, times, check_stop, announce)
 
 
 def in_thread(work: Callable[[], _T], check_stop: Callable[[], None]) -> _T:
-    """Do something that may take long, and hear of a stop meanwhile; a stop leaves it behind."""
+    """Do something slow in a thread and check for a stop meanwhile; a stop abandons the thread."""
     done: list[_T] = []
     failed: list[BaseException] = []
     finished = threading.Event()
@@ -158,8 +170,8 @@ def _cache() -> str:
     return str(constants.HF_HUB_CACHE)
 
 
-def _why_not(error: BaseException, name: str, revision: str | None) -> str | None:
-    """Why asking again would not help, as a sentence; None where it may."""
+def _reason_to_give_up(error: BaseException, repository: Repository) -> str | None:
+    """The reason why a retry would not help, as a sentence; None if it may help."""
     from huggingface_hub import constants, errors
 
     chain: list[BaseException] = []
@@ -168,12 +180,12 @@ def _why_not(error: BaseException, name: str, revision: str | None) -> str | Non
         error = error.__cause__  # type: ignore[assignment]
     for link in chain:
         if isinstance(link, errors.GatedRepoError):
-            return (
-                f"access is gated. Accept its terms at {constants.ENDPOINT}/{name} and pass a token (--secret HF_TOKEN)"
-            )
+            terms = f"{constants.ENDPOINT}/{repository.name}"
+            return f"access is gated. Accept the terms at {terms} and pass a token (--secret HF_TOKEN)"
         if isinstance(link, errors.RevisionNotFoundError):
-            began = f"commit {revision}, which this run began with, is no longer" if revision else "no commit is"
-            return f"{began} on the Hugging Face Hub"
+            revision = repository.revision
+            missing = f"commit {revision}, which this run began with, is no longer" if revision else "no commit is"
+            return f"{missing} on the Hugging Face Hub"
         status = getattr(getattr(link, "response", None), "status_code", None)
         if isinstance(link, errors.RepositoryNotFoundError) or status == 401:
             return (
@@ -182,18 +194,17 @@ def _why_not(error: BaseException, name: str, revision: str | None) -> str | Non
             )
         if isinstance(link, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)) and _is_offline(constants):
             return f"not in the cache {_cache()}, and HF_HUB_OFFLINE forbids downloads"
-        if isinstance(link, (errors.HFValidationError, errors.DisabledRepoError)):
-            return f"the Hugging Face Hub refuses it ({_first_line(link)})"
-        if isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429):
-            return f"the Hugging Face Hub refuses it ({_first_line(link)})"
+        is_refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429)
+        if is_refused or isinstance(link, (errors.HFValidationError, errors.DisabledRepoError)):
+            return f"the Hugging Face Hub refuses it ({first_line(link)})"
         if isinstance(link, OSError) and link.errno in REFUSED | {errno.ENOTDIR}:
             return f"cannot be stored: {link.filename or _cache()}: {link.strerror}. Set HF_HOME to another folder"
-    return None if any(map(_is_of_the_network, chain)) else f"cannot be downloaded ({_first_line(chain[0])})"
+    return None if any(map(_is_network_error, chain)) else f"cannot be downloaded ({first_line(chain[0])})"
 
 
-def _is_of_the_network(error: BaseException) -> bool:
+def _is_network_error(error: BaseException) -> bool:
     module = type(error).__module__.partition(".")[0]
-    # hf_xet raises plain RuntimeErrors for whatever happens to a transfer.
+    # hf_xet raises a plain RuntimeError for any failure of a transfer.
     return isinstance(error, OSError) or type(error) is RuntimeError or module in ("httpx", "httpcore", "requests")
 
 
@@ -201,13 +212,14 @@ def _is_offline(constants: Any) -> bool:
     return bool(constants.is_offline_mode())
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or else its type."""
     text = str(error).strip().splitlines()
     return text[0] if text else type(error).__name__
 
 
 def model_files(names: Sequence[str]) -> list[str]:
-    """Which of a repository's files `from_pretrained` reads: configuration, tokenizer, and one format of weights."""
+    """The files that `from_pretrained` reads: configuration, tokenizer, and one format of weights."""
     top = [name for name in names if "/" not in name]
     small = [name for name in top if name.endswith((".json", ".txt", ".model", ".jinja", ".tiktoken", ".vocab"))]
     for pattern in (
@@ -221,7 +233,7 @@ def model_files(names: Sequence[str]) -> list[str]:
 
 
 def has_model(folder: Path) -> bool:
-    """Whether a folder has a configuration and all files of the weights."""
+    """True if a folder has a configuration and all files of the weights."""
     if not (folder / "config.json").exists():
         return False
     for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
@@ -229,6 +241,6 @@ def has_model(folder: Path) -> bool:
             try:
                 shards = set(json.loads((folder / index).read_text())["weight_map"].values())
                 return all((folder / shard).exists() for shard in shards)
-            except (ValueError, KeyError, TypeError, AttributeError):  # It was cut.
+            except (ValueError, KeyError, TypeError, AttributeError):  # The file was cut off.
                 return False
     return any((folder / name).exists() for name in ("model.safetensors", "pytorch_model.bin"))

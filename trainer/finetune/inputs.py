@@ -1,7 +1,7 @@
-"""What a run trains on and with, chosen by rank 0: which prepared data, and which commit of a model of the Hub.
+"""The inputs of an attempt, chosen by rank 0: prepared data, and the commit of a model of the Hub.
 
-One rule holds for data that was prepared: the run goes on with it, and says so where its source has changed or is gone.
-Only what a command line asks for in so many words (another --data, --allow-config-change data_key) is other data.
+A run continues with the data that was prepared for it, and prints a line if the source has changed or disappeared. It
+uses other data only on an explicit request: another --data, or --allow-config-change data_key.
 """
 
 from __future__ import annotations
@@ -39,37 +39,37 @@ class Prepared:
 
     @property
     def hash(self) -> str:
-        """What it is the same data by."""
+        """The hash that identifies the data."""
         return self.manifest.files[TRAIN].hash
 
 
 class Inputs:
-    """Rank 0: finds or prepares what the attempt needs, on this machine's disk, and binds the run to it."""
+    """Finds or prepares the inputs on rank 0's disk, and binds the run to them."""
 
     def __init__(self, run: SpotRun, config: TrainConfig, held: ExitStack) -> None:
-        """Choose nothing yet.
+        """Prepare to choose.
 
         Args:
             run: The attempt.
-            config: What it asks for.
-            held: Gets to hold the copy of the data on this machine.
+            config: The settings of the attempt.
+            held: Will own the copy of the data on this machine.
         """
         self.run, self.config, self.held = run, config, held
         self.recorded: Mapping[str, Any] = {}
-        """What bound the run first."""
+        """The fields that the run was first bound to."""
         named = run.newest.facts.get("tokens") if run.newest else None
         self.named = named if isinstance(named, str) else None
-        """The folder that the newest checkpoint was trained from."""
+        """The folder of prepared data that the newest checkpoint was trained on."""
         self.local: Path | None = None
         self.model = ModelFiles(None)
 
     def choose(self) -> dict[str, Any]:
-        """Which folder of prepared data and which commit of the model all ranks use; the data is copied here then."""
+        """Choose the prepared data and the commit of the model for all ranks; copies the data to this machine."""
         self.recorded = self._recorded()
-        kept = self._kept()
-        is_other = bool(kept) and self._is_other_data(kept[0])
+        existing = self._existing()
+        is_other = bool(existing) and self._is_other_data(existing[0])
         self.model = self._find_model()
-        prepared = self._prepared_anew([], None) if is_other else self._first_undamaged(kept)
+        prepared = self._prepared_anew([], None) if is_other else self._first_undamaged(existing)
         self._bind(prepared)
         return {"tokens": prepared.folder, "model_revision": self.model.revision}
 
@@ -80,7 +80,7 @@ class Inputs:
         return first or {}
 
     def _find_model(self) -> ModelFiles:
-        """The model's files, of the commit that the run began with."""
+        """The files of the model, at the commit that the run began with."""
         same_name = self.recorded.get("model") == self.config.model
         revision = self.recorded.get("model_revision") if same_name else None
         return find_model(self.config.model, revision, self.run.check_stop)
@@ -89,7 +89,7 @@ class Inputs:
         run, facts = self.run, prepared.manifest.facts
         if "model" in self.config.allow_config_change:
             run.allowed |= {"model_files", "model_revision"}
-        # Without a checkpoint no step was kept that was trained on other data.
+        # Without a checkpoint, no saved step was trained on other data.
         if not self.named or "data_key" in run.allowed:
             run.allowed |= {"data_key", "data_hash", "data_revision"}
         same_name = self.recorded.get("model") == self.config.model
@@ -98,17 +98,17 @@ class Inputs:
             "data_hash": prepared.hash,
             "data_revision": facts.get("data_revision"),
             "model_revision": self.model.revision,
-            # A folder that has changed in place is no other model: its weights are in the checkpoint.
+            # A folder that changed in place is still the same model: the weights are in the checkpoint.
             "model_files": (self.recorded.get("model_files") if same_name else None) or fingerprint(self.config.model),
         }
         run.bind(**{name: value for name, value in known.items() if value is not None})
 
-    def _kept(self) -> list[Prepared]:
-        """The whole folders of data that was prepared for this run, the one in use first."""
+    def _existing(self) -> list[Prepared]:
+        """All whole folders of data that was prepared for this run; the folder in use comes first."""
         paths, expected = self.run.paths, self.recorded.get("data_hash")
 
         def look() -> list[Prepared]:
-            found = []
+            found: list[Prepared] = []
             if self.named and (manifest := data.whole_manifest(paths, self.named)):
                 found.append(Prepared(self.named, manifest))
             if key := self.recorded.get("data_key"):
@@ -116,72 +116,74 @@ class Inputs:
                 found += [one for one in others if expected in (None, one.hash)]
             return found
 
-        return self.run.ask(look, RECORDS_S)
+        found: list[Prepared] = self.run.ask(look, RECORDS_S)
+        return found
 
-    def _is_other_data(self, kept: Prepared) -> bool:
-        """Whether this attempt shall train on other data than was prepared; says it where the source has changed.
+    def _is_other_data(self, existing: Prepared) -> bool:
+        """True if this attempt should train on other data; prints a line if the source has changed.
 
         Raises:
-            Leaving: other data is asked for, and not allowed.
+            Leaving: other data is requested but not allowed.
         """
-        run, config, facts = self.run, self.config, kept.manifest.facts
+        run, config, facts = self.run, self.config, existing.manifest.facts
         try:
             key = data.data_key(config)
             same_files = data.data_key(config, str(facts["tokenizer"])) == facts["key"]
         except (DataError, OSError) as error:
-            run.say(f"{error}. The run goes on with the data that was prepared for it.")
+            run.say(f"{error}. The run continues with the data that was prepared for it.")
             return False
         if key == facts["key"]:
             return False
         if facts["seq_len"] != config.seq_len or "data_key" in config.allow_config_change:
-            run.allowed.add("data_key")  # The length of a sample binds by itself.
+            run.allowed.add("data_key")  # The length of a sample is bound separately.
             return True
         if same_files:
             run.say(
-                f"--model was {facts['tokenizer']} when the data was prepared. The run goes on with the data that was "
-                "prepared for it."
+                f"--model was {facts['tokenizer']} when the data was prepared. The run continues with the data that "
+                "was prepared for it."
             )
             return False
         if facts["source"] == config.data:
             run.say(
-                f"--data {config.data} has changed since this run began. The run goes on with the data that was "
-                "prepared for it; --allow-config-change data_key takes the new data."
+                f"--data {config.data} has changed since this run began. The run continues with the data that was "
+                "prepared for it; to use the new data, pass --allow-config-change data_key."
             )
             return False
         if self.named:
-            run.bind(data_key=key)  # Refuses.
+            run.bind(data_key=key)  # Raises Leaving.
         return True
 
-    def _first_undamaged(self, kept: list[Prepared]) -> Prepared:
-        """Data that was prepared, copied to this machine; made again where all of it is damaged."""
+    def _first_undamaged(self, existing: list[Prepared]) -> Prepared:
+        """Copy prepared data to this machine; prepare it again if every folder is damaged."""
         damage = []
-        for prepared in kept:
+        for prepared in existing:
             try:
                 self._copy(prepared)
                 return prepared
             except DamagedError as error:
                 damage.append(str(error))
-        if self.named and not kept:
-            damage.append(f"{self.run.paths.tokens / self.named} is missing or not whole")
-        return self._prepared_anew(damage, self._expected(kept), {prepared.folder for prepared in kept})
+        if self.named and not existing:
+            damage.append(f"{self.run.paths.tokens / self.named} is missing or incomplete")
+        return self._prepared_anew(damage, self._expected(existing), {prepared.folder for prepared in existing})
 
-    def _expected(self, kept: list[Prepared]) -> str | None:
-        """What data that is made again has to hash to; None where nothing tells, or nothing was trained on it."""
+    def _expected(self, existing: list[Prepared]) -> str | None:
+        """The hash that data prepared again must have; None if it is unknown or nothing was trained on the data."""
         if not self.named or "data_key" in self.config.allow_config_change:
             return None
         if known := self.recorded.get("data_hash"):
             return str(known)
-        if kept:
-            return kept[0].hash
+        if existing:
+            return existing[0].hash
+        folder = self.run.paths.tokens / self.named
         with suppress(LayoutError):
-            return Prepared(self.named, self.run.ask(lambda: read_manifest(self.run.paths.tokens / self.named))).hash
+            return Prepared(self.named, self.run.ask(lambda: read_manifest(folder))).hash
         return None
 
     def _prepared_anew(self, damage: list[str], expected: str | None, avoid: Collection[str] = ()) -> Prepared:
-        """Prepare the data from its source, and copy it to this machine.
+        """Prepare the data from its source and copy it to this machine.
 
         Raises:
-            DataError: it cannot be prepared, or is not what the run was trained on so far.
+            DataError: the data cannot be prepared, or differs from the data that the run was trained on.
         """
         run, config = self.run, self.config
         assert run.attempt
@@ -189,7 +191,7 @@ class Inputs:
 
         def work() -> str:
             return data.prepare(
-                run.paths, attempt, config, run.check_stop, model=self.model, avoid=avoid, say=run.say,
+                run.paths, attempt, config, run.check_stop, model=self.model, avoid=avoid, print_line=run.say,
                 revision=self.recorded.get("data_revision"),
             )  # fmt: skip
 
@@ -197,17 +199,17 @@ class Inputs:
             folder = str(run.ask(work, math.inf))
         except DataError as error:
             if damage and self.named:
-                raise DataError(f"{damage[0]}, and it cannot be made again: {error}") from None
+                raise DataError(f"{damage[0]}, and the data cannot be prepared again: {error}") from None
             raise
         prepared = Prepared(folder, run.ask(lambda: manifest_of(run.paths, folder, run.check_stop), math.inf))
         if expected and prepared.hash != expected:
             raise DataError(
-                f"{damage[0]}, and --data {config.data} has changed since: it cannot be made again. Restore that "
-                "folder, or go on with the data as it is now with --allow-config-change data_key"
+                f"{damage[0]}, and --data {config.data} has changed since, so the data cannot be prepared again. "
+                "Restore that folder, or pass --allow-config-change data_key to use the data as it is now"
             )
         if damage:
-            same = "the same data" if expected else "whether it is the same data is not known"
-            run.say(f"{damage[0]}. Made again from --data {config.data}: {same}.")
+            result = "the hash is the same" if expected else "the former hash is unknown"
+            run.say(f"{damage[0]}. Prepared again from --data {config.data}; {result}.")
         self._copy(prepared)
         return prepared
 

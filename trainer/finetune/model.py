@@ -1,4 +1,4 @@
-"""The model: a tiny Llama built from a config, or any causal language model that transformers can load."""
+"""The model: a tiny Llama built here, or any causal language model that transformers can load."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 
 
 class ModelError(TrainerError):
-    """The model or its tokenizer cannot be loaded; the message says why and what to do."""
+    """The model or its tokenizer cannot be loaded; the message names the reason and the remedy."""
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where a model's files are on this machine."""
+    """The files of a model on this machine."""
 
     folder: str | None
-    """None for the tiny model, which has none."""
+    """None for the tiny model, which has no files."""
     revision: str | None = None
-    """The commit of the Hub's that they are of."""
+    """Their commit on the Hub."""
 
 
 def find_model(name: str, revision: str | None, check_stop: Callable[[], None] = lambda: None) -> ModelFiles:
-    """The files of a model: `tiny`, a folder, or an id of the Hub, whose files are downloaded.
+    """Find the files of a model: `tiny`, a folder, or an id of the Hub, whose files are downloaded.
 
     Args:
-        name: As --model has it.
-        revision: The commit to use of a model of the Hub; None for the newest.
+        name: The value of --model.
+        revision: The commit of a model of the Hub; None for the newest.
         check_stop: Called while downloading; raises to stop.
 
     Raises:
         ModelError: there is no such folder.
-        HubError: it cannot be downloaded.
+        HubError: the model cannot be downloaded.
     """
     if name == "tiny":
         return ModelFiles(None)
@@ -69,14 +69,16 @@ def find_model(name: str, revision: str | None, check_stop: Callable[[], None] =
             f"--model {name}: no such folder on this machine. Mount it, or name a model of the Hugging Face Hub"
         )
     folder = hub.download(
-        name, kind="model", option="--model", wanted=hub.model_files, revision=revision, check_stop=check_stop,
-        enough=hub.has_model,
-    )  # fmt: skip
+        hub.Repository(name, "model", revision),
+        choose=hub.model_files,
+        check_stop=check_stop,
+        is_complete=hub.has_model,
+    )
     return ModelFiles(str(folder), folder.name)
 
 
 def on_this_machine(run: SpotRun, name: str, revision: str | None, found: ModelFiles | None) -> ModelFiles:
-    """The files of a model, downloaded once per machine; `found` is where rank 0 has them."""
+    """Download the files of a model once per machine; `found` are the files that rank 0 has already."""
 
     def folder() -> str | None:
         return (found or find_model(name, revision, run.check_stop)).folder
@@ -85,9 +87,9 @@ def on_this_machine(run: SpotRun, name: str, revision: str | None, found: ModelF
 
 
 def fingerprint(name: str) -> str | None:
-    """What a model's folder is recognized by under another path: its small files, its weights' names and sizes.
+    """A hash that recognizes a model's folder under another path: of its small files and its weights' names and sizes.
 
-    None where it is no folder, or cannot be read just now.
+    None if it is not a folder or cannot be read now.
     """
     with suppress(OSError), within("looking at the model", where=Path(name)):
         if name != "tiny" and Path(name).is_dir():
@@ -102,10 +104,10 @@ def fingerprint(name: str) -> str | None:
 
 
 def check_fit(model: Any, config: TrainConfig, tokens: Tokens) -> str | None:
-    """Refuse a model that the samples do not fit into, before the first step; returns what a user should know.
+    """Refuse a model that the samples do not fit, before the first step; returns a note for the user.
 
     Raises:
-        ModelError: samples are longer than the model's table of positions, or token ids lie beyond its embedding.
+        ModelError: samples are longer than the model's table of positions, or token ids exceed its embedding.
     """
     embedding = model.get_input_embeddings()
     rows = getattr(embedding, "num_embeddings", None)
@@ -117,7 +119,7 @@ def check_fit(model: Any, config: TrainConfig, tokens: Tokens) -> str | None:
     known = getattr(model.config, "max_position_embeddings", None)
     if not isinstance(known, int) or config.seq_len <= known:
         return None
-    # Some tables have a few rows more than positions (OPT has two).
+    # Some tables have a few more rows than positions (OPT has two).
     learned = [
         table for name, table in model.named_modules()
         if table is not embedding and known <= getattr(table, "num_embeddings", 0) <= known + 8
@@ -132,15 +134,15 @@ def check_fit(model: Any, config: TrainConfig, tokens: Tokens) -> str | None:
 
 
 def build_model(config: TrainConfig, vocab_size: int, files: ModelFiles | None = None) -> nn.Module:
-    """The model with its initial weights: `tiny`, a folder, or a hub's id.
+    """Build the model with its initial weights: `tiny`, a folder, or a Hub id.
 
     Args:
         config: Names the model.
-        vocab_size: Of the tiny model.
-        files: Where its files are; None: where the config says.
+        vocab_size: The vocabulary size of the tiny model.
+        files: The files of the model; None: at the config's path.
 
     Raises:
-        ModelError: it cannot be loaded.
+        ModelError: the model cannot be loaded.
     """
     if config.model == "tiny":
         return _tiny(vocab_size, config.seq_len)
@@ -148,13 +150,13 @@ def build_model(config: TrainConfig, vocab_size: int, files: ModelFiles | None =
     from transformers import AutoModelForCausalLM
 
     with _loading(config.model):
-        # In fp32 whatever it was saved in: --precision says what the arithmetic is done in.
+        # The weights are fp32 whatever they were saved in; --precision sets the precision of the computation.
         model: nn.Module = AutoModelForCausalLM.from_pretrained(_place(config, files), dtype=torch.float32)
     return _without_cache(model)
 
 
 def _without_cache(model: Any) -> nn.Module:
-    """The model, told to keep no cache of keys and values, which training has no use for; the export undoes it."""
+    """Switch off the cache of keys and values, which training does not use; the export switches it on again."""
     model.cache_before_training = getattr(model.config, "use_cache", None)
     if model.cache_before_training is not None:
         model.config.use_cache = False
@@ -163,13 +165,13 @@ def _without_cache(model: Any) -> nn.Module:
 
 @contextmanager
 def _loading(name: str, what: str = "") -> Iterator[None]:
-    """Says in a line what is wrong with files that cannot be loaded.
+    """Turn errors of loading into one line.
 
-    A file that was cut or damaged fails with whatever its reader raises: any exception counts, but a lack of memory.
+    A damaged file fails with whatever its reader raises, so any exception counts, except for a lack of memory.
 
     Raises:
-        ModelError: it cannot be loaded.
-        ScratchError: the disk that the hub's files go to is full.
+        ModelError: the files cannot be loaded.
+        ScratchError: the disk of the Hub's cache is full.
     """
     import torch
 
@@ -182,16 +184,17 @@ def _loading(name: str, what: str = "") -> Iterator[None]:
             from huggingface_hub import constants
 
             raise scratch.full(Path(constants.HF_HUB_CACHE)) from None
-        told = isinstance(error, (OSError, ValueError, ImportError)) and not isinstance(error, json.JSONDecodeError)
-        hint = "" if told else (
-            f" ({type(error).__name__}). A file of it may be cut or damaged: "
-            + ("copy the folder again" if Path(name).is_dir() else "delete it from the hub's cache, to load it again")
+        is_json = isinstance(error, json.JSONDecodeError)
+        is_explained = isinstance(error, (OSError, ValueError, ImportError)) and not is_json
+        hint = "" if is_explained else (
+            f" ({type(error).__name__}). A file may be cut off or damaged: "
+            + ("copy the folder again" if Path(name).is_dir() else "delete it from the Hub's cache and start again")
         )  # fmt: skip
-        raise ModelError(f"--model {name}: {what}{_first_line(error)}{hint}") from None
+        raise ModelError(f"--model {name}: {what}{hub.first_line(error)}{hint}") from None
 
 
 def _tiny(vocab_size: int, seq_len: int) -> nn.Module:
-    """A Llama of about a million parameters. Dropout is on: without it a wrong random number would go unnoticed."""
+    """A Llama of about a million parameters. Dropout is on, so that a wrong random number shows in the results."""
     from transformers.models.llama.configuration_llama import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
@@ -221,7 +224,7 @@ def load_tokenizer(config: TrainConfig, files: ModelFiles | None = None) -> Any:
     """The model's tokenizer.
 
     Raises:
-        ModelError: it cannot be loaded.
+        ModelError: the tokenizer cannot be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -232,9 +235,9 @@ def load_tokenizer(config: TrainConfig, files: ModelFiles | None = None) -> Any:
 def save_model(
     model: Any, config: TrainConfig, folder: Path, write: Write | None = None, files: ModelFiles | None = None
 ) -> None:
-    """Write the model, and its tokenizer where it has one, so that `from_pretrained` loads them.
+    """Write the model and its tokenizer, if any, in the format that `from_pretrained` loads.
 
-    The weights are streamed through `write`, where it is given: no local disk has to hold them.
+    If `write` is given, the weights are streamed through it and need no local disk.
     """
     from transformers.utils import logging
 
@@ -250,11 +253,11 @@ def save_model(
 
 @contextmanager
 def _streamed(folder: Path, write: Write | None) -> Iterator[None]:
-    """Has save_pretrained write its safetensors files through `write`: it knows best which tensors go into which."""
+    """Make save_pretrained write its safetensors files through `write`; it decides on the files' tensors."""
     from transformers import modeling_utils
 
     real = getattr(modeling_utils, "safe_save_file", None)
-    if write is None or real is None:  # A release that writes in another way: then on local disk.
+    if write is None or real is None:  # This release writes in another way: on local disk.
         yield
         return
 
@@ -266,8 +269,3 @@ def _streamed(folder: Path, write: Write | None) -> Iterator[None]:
         yield
     finally:
         modeling_utils.safe_save_file = real
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__

@@ -16,15 +16,15 @@ from trainer.bucket.deadlines import within
 from trainer.errors import TrainerError
 
 STDLIB_BYTES = 8 << 20
-READ = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
+READABLE = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
 _NOT_THERE = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL
 }  # fmt: skip
-"""Errors that waiting does not mend."""
+"""Errors that a retry does not help against."""
 
 
 class DataError(TrainerError):
-    """The data cannot be trained on; the message says why and what to do."""
+    """The data cannot be trained on; the message names the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -39,51 +39,51 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Source:
-    """What a data source has."""
+    """The files of a data source."""
 
     files: list[SourceFile]
-    """Those that are read, by name."""
-    left_out: Counter[str]
-    """How many files are not read, by ending."""
+    """The readable files, sorted by name."""
+    ignored: Counter[str]
+    """The number of ignored files per ending."""
 
-    def left_out_line(self, data: str) -> str | None:
-        """What was left out, as a sentence; None where nothing was."""
-        if not self.left_out:
+    def ignored_line(self, data: str) -> str | None:
+        """A sentence about the ignored files; None if there are none."""
+        if not self.ignored:
             return None
-        count = sum(self.left_out.values())
+        count = sum(self.ignored.values())
         files = "file" if count == 1 else "files"
-        return f"--data {data}: {count} {files} left out: {_counted(self.left_out)}. Read: {_KINDS}"
+        return f"--data {data}: {count} {files} ignored: {_counted(self.ignored)}. Readable: {_KINDS}"
 
 
 _KINDS = ".txt and .jsonl, also as .gz"
 
 
 def is_hub_id(data: str) -> bool:
-    """Whether the source is a data set of the Hugging Face Hub, ORGANIZATION/NAME; an existing path comes first."""
+    """True for a data set of the Hugging Face Hub, ORGANIZATION/NAME; an existing path takes precedence."""
     return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", data)) and not _exists(Path(data))
 
 
 def is_read(name: str) -> bool:
-    """Whether a file of this relative path is read."""
-    return not any(map(is_hidden, name.split("/"))) and kind_of(Path(name)) in READ
+    """True if a file of this relative path is readable."""
+    return not any(map(is_hidden, name.split("/"))) and kind_of(Path(name)) in READABLE
 
 
 def kind_of(path: Path) -> str:
-    """The ending that says how a file is read, in lower case: `.txt`, `.jsonl`, `.txt.gz`, ..."""
+    """The ending that determines how a file is read, in lower case: `.txt`, `.jsonl`, `.txt.gz`, ..."""
     name = path.name.lower()
-    return next((kind for kind in READ if name.endswith(kind)), path.suffix.lower())
+    return next((kind for kind in READABLE if name.endswith(kind)), path.suffix.lower())
 
 
 def files_of(data: str, root: Path | None = None) -> Source:
-    """The files of a data source.
+    """List the files of a data source.
 
     Args:
-        data: The source, as --data has it.
-        root: Where a data set of the Hub was downloaded to.
+        data: The value of --data.
+        root: The local folder of a data set of the Hub.
 
     Raises:
-        DataError: there is no such folder or file, or nothing readable in it.
-        OSError: it cannot be looked at just now.
+        DataError: there is no such folder or file, or it holds nothing readable.
+        OSError: the source cannot be read now.
     """
     if data == "stdlib":
         return Source(_stdlib(), Counter())
@@ -94,7 +94,7 @@ def files_of(data: str, root: Path | None = None) -> Source:
 
 
 def as_data_error(error: OSError, where: str) -> Exception:
-    """The line for a source that cannot be read for good; the error itself where it may be over in a moment."""
+    """A DataError if a retry cannot help; otherwise the error itself."""
     if error.errno in _NOT_THERE or error.errno is None:
         return DataError(f"{where}: {error.strerror or error}")
     return error
@@ -109,7 +109,7 @@ def _files_of(data: str, root: Path) -> Source:
             "data set of the Hugging Face Hub (ORGANIZATION/NAME), or use stdlib"
         )
     found = [(root.name, root)] if is_file else sorted(_walk(root))
-    files, left_out = [], Counter[str]()
+    files, ignored = [], Counter[str]()
     for name, path in found:
         with within("looking at the data", where=path):
             try:
@@ -117,25 +117,25 @@ def _files_of(data: str, root: Path) -> Source:
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.ELOOP):
                     raise
-                left_out["broken links"] += 1
+                ignored["broken links"] += 1
                 continue
         if not stat.S_ISREG(status.st_mode):
-            left_out["not a file"] += 1
-        elif (kind := kind_of(path)) in READ:
+            ignored["not a file"] += 1
+        elif (kind := kind_of(path)) in READABLE:
             files.append(SourceFile(name, path, status.st_size))
         else:
-            left_out[kind or "no ending"] += 1
+            ignored[kind or "no ending"] += 1
     if not files:
-        raise nothing_readable(data, left_out)
-    return Source(files, left_out)
+        raise nothing_readable(data, ignored)
+    return Source(files, ignored)
 
 
-def nothing_readable(data: str, left_out: Counter[str]) -> DataError:
-    """The line for a source without any text."""
-    others = f" It has other files: {_counted(left_out)}." if left_out else ""
+def nothing_readable(data: str, ignored: Counter[str]) -> DataError:
+    """The error for a source without any text."""
+    others = f" It has other files: {_counted(ignored)}." if ignored else ""
     return DataError(
-        f"--data {data}: no .txt or .jsonl file in it.{others} Convert other formats (parquet, say) to .jsonl with a "
-        "`text` field"
+        f"--data {data}: no .txt or .jsonl file in it.{others} Convert other formats (such as parquet) to .jsonl with "
+        "a `text` field"
     )
 
 
@@ -144,12 +144,13 @@ def _counted(kinds: Counter[str]) -> str:
 
 
 def _walk(root: Path) -> Iterator[tuple[str, Path]]:
-    """The files below a folder as (relative path, path), through links to folders, each folder once.
+    """The files below a folder as (relative path, path); links to folders are followed, each folder is visited once.
 
-    Real folders come before linked ones: so a file is known by the same name with and without links to it.
+    Real folders come before linked ones, so that a link does not change the name of a file.
     """
     seen: set[str] = set()
-    folders, links = [root], []
+    folders: list[Path] = [root]
+    links: list[Path] = []
     while folders or links:
         folder = folders.pop() if folders else links.pop(0)
         with within("listing the data", where=folder):
@@ -171,7 +172,7 @@ def _walk(root: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a folder or a link to one; a link that leads nowhere is none."""
+    """True for a folder or a link to one, but not for a broken link."""
     try:
         return entry.is_dir()
     except OSError as error:
@@ -181,7 +182,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is the file system's, an archive's or a tool's rather than somebody's text."""
+    """True for a file or folder that a file system, an archive or a tool made, not an author."""
     return name.startswith(".") or name == "__MACOSX"
 
 
@@ -193,7 +194,7 @@ def _exists(path: Path) -> bool:
 
 
 def _stdlib() -> list[SourceFile]:
-    """The standard library's own source, up to 8 MB of it; a text that is on every machine with a Python."""
+    """Up to 8 MB of the standard library's source: text that every machine with Python has."""
     root = Path(sysconfig.get_paths()["stdlib"])
     skip = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "ensurepip", "__pycache__"}
     found, total = [], 0

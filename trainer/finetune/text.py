@@ -1,7 +1,7 @@
-r"""The documents of a source's files, each as pieces of text: the memory that reading takes does not grow with a file.
+r"""Reading a source's files as documents, each in pieces of text, so that memory does not grow with the size of a file.
 
-A .txt file is one document, a line of .jsonl is one (its `text` field); both may be gzipped. Text is UTF-8; line ends
-become "\n", as in Python's text files.
+A .txt file is one document. Each line of a .jsonl file is one document: its `text` field. Both may be gzipped. Text is
+UTF-8; line ends become "\n", as in Python's text files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trainer.finetune.sources import DataError, SourceFile, as_data_error, kind_
 
 BLOCK_BYTES = 1 << 16
 LONG_LINE = 4 << 20
-"""Lines of .jsonl up to this many bytes are parsed as a whole."""
+"""A longer line of .jsonl, in bytes, is parsed in pieces."""
 LONG_STRING = 1 << 16
 TAIL = 200
 _LINE_END = re.compile(rb"\r\n?|\n")
@@ -30,16 +30,16 @@ _BOM = "\ufeff"
 def documents(
     files: Iterable[SourceFile], check_stop: Callable[[], None], errors: str = "strict"
 ) -> Iterator[Iterator[str]]:
-    """The documents of some files, one by one. Each has to be read to its end before the next.
+    """Read the documents of files. Each document must be read to its end before the next.
 
     Args:
-        files: What to read, in order.
+        files: The files to read, in order.
         check_stop: Called at least once per 64 KB; raises to stop.
-        errors: `replace` to go on at bytes that are not UTF-8.
+        errors: `replace` to tolerate bytes that are not UTF-8.
 
     Raises:
-        DataError: a file cannot be read for good, or is not what its ending says; with its line and byte.
-        OSError: a file cannot be read just now.
+        DataError: a file is unreadable or has not the format of its ending; the message names line and byte.
+        OSError: a file cannot be read now.
     """
     for file in files:
         check_stop()
@@ -50,7 +50,7 @@ def documents(
 
 
 def _blocks(path: Path, check_stop: Callable[[], None]) -> Iterator[bytes]:
-    """A file's bytes, decompressed where it is gzipped."""
+    """The bytes of a file, decompressed if it is gzipped."""
     zipped = path.name.lower().endswith(".gz")
     try:
         with opened(path, f"the data file {path.name}", where=path) as raw:
@@ -69,14 +69,14 @@ def _blocks(path: Path, check_stop: Callable[[], None]) -> Iterator[bytes]:
 
 
 def _with_name(error: OSError, path: Path) -> OSError:
-    """The same error with the file that it is about."""
+    """The error with the name of its file."""
     if error.filename is None and error.errno is not None:
         return OSError(error.errno, error.strerror, str(path))
     return error
 
 
 class _Utf8:
-    """An incremental decoder that says where in the file a byte is wrong."""
+    """An incremental decoder that reports the position of a wrong byte in the file."""
 
     def __init__(self, path: Path, errors: str = "strict", at: int = 0, line: int = 1) -> None:
         self._path, self._at, self._line = path, at, line
@@ -84,10 +84,10 @@ class _Utf8:
         self._after_return = False
 
     def decode(self, data: bytes, final: bool = False) -> str:
-        """The text of the next bytes.
+        """Decode the next bytes.
 
         Raises:
-            DataError: they are not UTF-8.
+            DataError: the bytes are not UTF-8.
         """
         pending = len(self._decoder.getstate()[0])
         try:
@@ -114,7 +114,7 @@ def _not_utf8(path: Path, line: int, byte: int, opening: bytes) -> str:
 
 
 def _text_of(path: Path, check_stop: Callable[[], None], errors: str) -> Iterator[str]:
-    """A text file's pieces."""
+    """The pieces of a text file."""
     utf8 = _Utf8(path, errors)
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     first = True
@@ -132,7 +132,7 @@ def _lines_of(path: Path, check_stop: Callable[[], None]) -> Iterator[Iterator[s
     blocks = _blocks(path, check_stop)
     while True:
         end = _LINE_END.search(line, searched)
-        if end and (ended or end.end() < len(line) or end.group() != b"\r"):  # After "\r" a "\n" may follow.
+        if end and (ended or end.end() < len(line) or end.group() != b"\r"):  # A "\n" may follow after "\r".
             yield from _document(bytes(line[: end.start()]), path, number, start)
             start, number, searched = start + end.end(), number + 1, 0
             del line[: end.end()]
@@ -156,7 +156,7 @@ def _document(line: bytes, path: Path, number: int, start: int) -> Iterator[Iter
 
 
 def _parsed(line: bytes, path: Path, number: int, start: int) -> str:
-    """The `text` of a line of .jsonl that begins at a byte of the file."""
+    """The `text` of a line of .jsonl; `start` is the line's first byte in the file."""
     text = _Utf8(path, at=start, line=number).decode(line, final=True)
     if start == 0 and text.startswith(_BOM):
         text, start = text[1:], len(_BOM.encode())
@@ -169,7 +169,7 @@ def _parsed(line: bytes, path: Path, number: int, start: int) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """What is wrong with a line's JSON, without the position within the line."""
+    """The reason why a line is not JSON, without the position in the line."""
     return "nested too deeply" if isinstance(error, RecursionError) else str(error).partition(": line ")[0]
 
 
@@ -181,10 +181,9 @@ def _text_field(found: object, path: Path, number: int, start: int) -> str:
 
 
 class LongLine:
-    """A line of .jsonl that is too long to be parsed at once.
+    """A line of .jsonl that is too long to parse at once.
 
-    Its long strings are taken out piece by piece; what is left of the line, with a mark in their place, is parsed as
-    JSON at its end.
+    Its long strings are replaced by marks and read piece by piece; the rest of the line is parsed as JSON at the end.
     """
 
     _MARK = "\x00long"
@@ -193,22 +192,22 @@ class LongLine:
     _TEXT_KEY = re.compile(r'[{,]\s*"text"\s*:\s*$')
 
     def __init__(self, path: Path, number: int, start: int, opening: bytearray, blocks: Iterator[bytes]) -> None:
-        """Begin a line at byte `start` of the file, of which `opening` was read, and `blocks` follow."""
+        """Begin a line at byte `start` of the file; `opening` is its part that was read, and `blocks` follow."""
         self._path, self._number, self._start = path, number, start
         self._opening, self._blocks = opening, blocks
         self._short: list[str] = []
-        """The line without its long strings; `_tail` is how it ends."""
+        """The line without its long strings; `_tail` is its end."""
         self._tail = ""
         self._short_length = self._depth = self._long_texts = 0
         self._surrogate = ""
-        """The first half of a pair of escapes, where a piece ends between them."""
+        """The first half of a surrogate pair, if a piece ended within the pair."""
         self.rest = bytearray()
-        """What was read beyond the line, once its pieces were read."""
+        """The bytes that were read beyond the line, known when all pieces were read."""
         self.end = start
-        """The byte at which the next line begins."""
+        """The first byte of the next line."""
 
     def pieces(self) -> Iterator[str]:
-        """The pieces of its `text`."""
+        """The pieces of the line's `text`."""
         text, at, inside, streaming, wanted = "", 0, False, False, False
         for piece in self._line():
             text, at = text[at:] + piece, 0
@@ -242,7 +241,7 @@ class LongLine:
         yield from self._at_the_end()
 
     def _line(self) -> Iterator[str]:
-        """The line's text, as it is read."""
+        """The decoded line, block by block."""
         utf8 = _Utf8(self._path, at=self._start, line=self._number)
         data, first = bytes(self._opening), True
         self._opening = bytearray()
@@ -265,7 +264,7 @@ class LongLine:
         yield utf8.decode(b"", final=True)
 
     def _decoded(self, content: str, last: bool) -> str:
-        """A part of a string's content, its escapes replaced; a pair of surrogates may be cut in two."""
+        """A part of a string with its escapes decoded; the part may begin or end within a surrogate pair."""
         try:
             text = self._surrogate + str(json.loads(f'"{content}"'))
         except ValueError as error:
@@ -279,7 +278,7 @@ class LongLine:
         return text
 
     def _is_text_value(self) -> bool:
-        """Whether the string that begins here is the value of the line's `text`."""
+        """True if the string that begins here is the value of the line's `text`."""
         is_text = self._depth == 1 and self._TEXT_KEY.search(self._tail) is not None
         self._long_texts += is_text
         return is_text
@@ -293,22 +292,22 @@ class LongLine:
         if self._short_length > 2 * LONG_LINE:
             raise DataError(
                 f"{self._path}, line {self._number} (from byte {self._start}): more than {2 * LONG_LINE >> 20} MB "
-                "beside its long strings. Leave out the other fields"
+                "besides its long strings. Remove the other fields"
             )
 
     def _error(self, reason: str) -> DataError:
         return DataError(f"{self._path}, line {self._number} (from byte {self._start}): not JSON ({reason})")
 
     def _at_the_end(self) -> Iterator[str]:
-        """Check the line as a whole; a short `text` comes only now."""
+        """Check the whole line, and yield a short `text`."""
 
-        def no_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        def no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
             if self._long_texts and sum(key == "text" for key, _ in pairs) > 1:
                 raise ValueError("duplicate key 'text'")
             return dict(pairs)
 
         try:
-            found = json.loads("".join(self._short), object_pairs_hook=no_twins)
+            found = json.loads("".join(self._short), object_pairs_hook=no_duplicates)
         except (ValueError, RecursionError) as error:
             raise self._error(_reason(error)) from None
         text = _text_field(found, self._path, self._number, self._start)

@@ -1,4 +1,4 @@
-"""Prepared data on a machine's local disk: one copy for all of its processes, hashed on the way."""
+"""Prepared data on a machine's local disk: one copy for all of its processes, verified while it is copied."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from trainer.training.run import SpotRun
 
 LISTING_LAG_S = 20.0
-"""Two mounts of one bucket see each other's new files after up to 10 s."""
+"""Mounts of one bucket may take 10 s to see each other's new files."""
 READS = 2
-"""How often a file is read before it counts as damaged."""
+"""The number of reads before a file counts as damaged."""
 
 
 class DamagedError(DataError):
-    """A file of prepared data is not as its manifest says."""
+    """A file of prepared data differs from its manifest."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,16 @@ class Tokens:
     """A run's prepared data, on local disk."""
 
     folder: str
-    """Its name under tokens/."""
+    """The folder's name under tokens/."""
     key: str
     train: np.ndarray
     """(samples, seq_len)"""
     held_out: np.ndarray
-    """(samples, seq_len); never trained on."""
+    """(samples, seq_len), for evaluation only."""
     vocab_size: int
 
     def highest_id(self) -> int:
-        """The highest token id; reads everything."""
+        """The highest token id; this reads all data."""
         rows = max(1, CHUNK_BYTES // max(1, self.train[:1].nbytes))
         parts = (
             part[start : start + rows] for part in (self.train, self.held_out) for start in range(0, len(part), rows)
@@ -60,10 +60,10 @@ class Tokens:
 def manifest_of(
     paths: RunPaths, folder: str, check_stop: Callable[[], None] = lambda: None, patience_s: float = LISTING_LAG_S
 ) -> Manifest:
-    """The manifest of prepared data, which another machine's mount may show a little later.
+    """The manifest of prepared data; waits for a mount that shows another machine's files late.
 
     Raises:
-        DataError: it is not there, or torn.
+        DataError: the manifest is missing or torn.
     """
     source, end = paths.tokens / folder, time.monotonic() + patience_s
     while True:
@@ -82,12 +82,12 @@ def manifest_of(
 def copied(
     paths: RunPaths, folder: str, manifest: Manifest, check_stop: Callable[[], None] = lambda: None
 ) -> Iterator[Path]:
-    """Prepared data in a temporary folder on local disk; it hashes to what its manifest says.
+    """Copy prepared data to a temporary folder on local disk, and verify the hashes in its manifest.
 
     Raises:
-        DamagedError: a file is missing, or not as its manifest says, at each of two reads.
+        DamagedError: a file is missing or differs from its manifest, twice.
         ScratchError: the local disk is full.
-        OSError: the bucket cannot be read just now.
+        OSError: the bucket cannot be read now.
     """
     with scratch.folder("tokens", manifest.total_bytes) as local:
         for name, record in manifest.files.items():
@@ -129,7 +129,7 @@ def _read(file: BinaryIO) -> bytes:
 
 
 def open_copy(folder: str, manifest: Manifest, local: Path) -> Tokens:
-    """Map a local copy into memory: no step reads the bucket."""
+    """Map a local copy into memory, so that no step reads the bucket."""
     facts = manifest.facts
     train, held_out = (
         np.memmap(local / name, dtype=facts["dtype"], mode="r", shape=(facts[count], facts["seq_len"]))
@@ -139,25 +139,25 @@ def open_copy(folder: str, manifest: Manifest, local: Path) -> Tokens:
 
 
 def on_this_machine(run: SpotRun, folder: str, held: ExitStack, made: Path | None) -> Tokens:
-    """A run's prepared data, from one copy per machine.
+    """Open a run's prepared data, from one copy per machine.
 
-    The copy is deleted as soon as every rank has mapped it: the system keeps it for as long as a process uses it, and
-    nothing is left behind however those end.
+    The copy is deleted as soon as every rank has mapped it: the system keeps its pages while a process uses them, and
+    nothing is left behind however the processes end.
 
     Args:
         run: The attempt.
-        folder: Its name under tokens/.
-        held: Holds the copy.
-        made: The copy, where rank 0 has made it already.
+        folder: The name of the folder under tokens/.
+        held: Owns the copy.
+        made: The copy, if rank 0 has made it already.
 
     Raises:
-        AttemptError: this machine cannot read what the first one has read.
+        AttemptError: this machine cannot read what the first machine has read.
     """
 
     def copy() -> str:
         return str(held.enter_context(copied(run.paths, folder, manifest, run.check_stop)))
 
-    def once() -> str:
+    def copy_once() -> str:
         if made:
             return str(made)
         try:
@@ -167,7 +167,7 @@ def on_this_machine(run: SpotRun, folder: str, held: ExitStack, made: Path | Non
 
     with held, run.group.before_gather("tokens-mapped"):  # Another machine may copy much faster.
         manifest = run.ask(lambda: manifest_of(run.paths, folder, run.check_stop), math.inf)
-        local = Path(run.group.machine_does("tokens", once, run.check_stop))
+        local = Path(run.group.machine_does("tokens", copy_once, run.check_stop))
         tokens = open_copy(folder, manifest, local)
         run.group.gather("tokens-mapped", True, run.check_stop)
     return tokens
