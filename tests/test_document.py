@@ -8,7 +8,7 @@ import pytest
 
 from skyspot.errors import NotYamlError
 from skyspot.lint import linter
-from skyspot.rehearsal import task as job
+from skyspot.rehearsal.task import read_task
 from skyspot.runs import location
 from skyspot.runs.location import Location
 from skyspot.task import document, edits, payload, pipeline
@@ -59,7 +59,7 @@ def test_a_variable_is_the_text_that_skypilot_makes_of_it(tmp_path: Path, writte
     assert found.envs == {"A": text}
     assert [(mount.path, mount.name) for mount in found.mounts] == [(f"/x{text}", f"b-{text}")]
     assert [word.text for word in found.run.commands[0].words] == ["echo", text]
-    assert job.read(yaml, tmp_path, {}, None).envs == {"A": text}
+    assert read_task(yaml, tmp_path, {}, None).envs == {"A": text}
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def test_an_empty_list_of_rungs_hides_no_other() -> None:
 def test_a_rehearsal_brings_back_what_a_rung_recovers_on(tmp_path: Path) -> None:
     recovery = "job_recovery: {strategy: FAILOVER, recover_on_exit_codes: [42, 43]}"
     text = f"resources: {{any_of: [{{infra: aws, {recovery}}}, {{infra: gcp, {recovery}}}]}}\nrun: x\n"
-    assert job.read(text, tmp_path, {}, None).recover_on == {42, 43}
-    assert job.read(text.replace("FAILOVER", "none"), tmp_path, {}, None).recover_on == set()
+    assert read_task(text, tmp_path, {}, None).recover_on == {42, 43}
+    assert read_task(text.replace("FAILOVER", "none"), tmp_path, {}, None).recover_on == set()
 
 
 def test_a_cached_mount_is_read_only_to_a_rehearsal_too(tmp_path: Path) -> None:
@@ -102,8 +102,8 @@ def test_a_cached_mount_is_read_only_to_a_rehearsal_too(tmp_path: Path) -> None:
         ("~/sky_workdir/relative/b", False),
     ]
     (tmp_path / "seed").mkdir()
-    found = job.read(text, tmp_path, {"/a": tmp_path / "seed"}, None)
-    assert [(mount.target, mount.read_only) for mount in found.mounts] == [
+    found = read_task(text, tmp_path, {"/a": tmp_path / "seed"}, None)
+    assert [(mount.path, mount.read_only) for mount in found.mounts] == [
         ("/a", True),
         ("~/sky_workdir/relative/b", False),
     ]

@@ -15,7 +15,7 @@ from skyspot.errors import UsageError
 from skyspot.jobs import client, training
 from skyspot.lint import linter
 from skyspot.migrate.source import task_yaml
-from skyspot.rehearsal.task import Job
+from skyspot.rehearsal.task import RehearsalTask
 from skyspot.runs import find
 from skyspot.task import document, pipeline
 from skyspot.task.options import Options
@@ -465,9 +465,9 @@ def test_a_pipeline_is_rehearsed_task_by_task(here: Path, words: list[str], says
 
 
 def test_the_named_task_is_the_one_that_is_rehearsed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Job] = []
+    seen: list[RehearsalTask] = []
 
-    def rehearse(task: Job, *more: object) -> None:
+    def rehearse(task: RehearsalTask, *more: object) -> None:
         seen.append(task)
         raise UsageError("enough")
 

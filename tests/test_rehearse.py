@@ -19,10 +19,10 @@ from skyspot.cli import rehearse as rehearse_cli
 from skyspot.errors import UsageError
 from skyspot.migrate.source import task_yaml
 from skyspot.rehearsal import faults, machine, verdict
-from skyspot.rehearsal import task as job
 from skyspot.rehearsal.engine import MORE_ATTEMPTS, _folder
 from skyspot.rehearsal.engine import rehearse as rehearse_task
 from skyspot.rehearsal.result import Leg, Result, Row, Settings, heading
+from skyspot.rehearsal.task import read_task
 from skyspot.rehearsal.view import View, table
 from skyspot.task.options import Options
 from trainer.layout.names import RunPaths, list_checkpoints
@@ -329,7 +329,7 @@ def test_what_the_script_leaves_behind_goes_with_the_machine_when_it_does_not_he
     monkeypatch.setattr(machine, "LEAVE_S", 3.0)
     mark = f"600.{secrets.randbelow(10**9)}"
     run = f"(trap '' TERM; touch ready; exec setsid sleep {mark}) &\nuntil [ -e ready ]; do sleep 0.02; done\nexit 7\n"
-    taken = machine.Machine(job.read("run: unused\n", tmp_path, {}, None), tmp_path / "r/leg/m", {}, {})
+    taken = machine.Machine(read_task("run: unused\n", tmp_path, {}, None), tmp_path / "r/leg/m", {}, {})
     taken.start(run)
     while (code := taken.poll()) is None:
         time.sleep(0.02)
@@ -357,7 +357,7 @@ def test_a_script_that_has_left_is_not_struck_while_what_it_left_behind_leaves(t
 
 
 def test_a_machine_that_has_hardly_begun_is_taken_at_once(tmp_path: Path) -> None:
-    task = job.read("run: sleep 600\n", tmp_path, {}, None)
+    task = read_task("run: sleep 600\n", tmp_path, {}, None)
     taken = machine.Machine(task, tmp_path / "rehearsal" / "leg" / "machine", {}, {})
     taken.start(task.run)
     started = time.monotonic()
@@ -470,13 +470,13 @@ def test_a_stand_in_that_git_ignores_and_that_holds_what_is_kept_is_put_there_wh
 def test_of_several_buckets_the_runs_is_chosen(tmp_path: Path, envs: dict, mounts: dict, bucket: str) -> None:
     for source in mounts.values():
         source["mode"] = "MOUNT"
-    found = job.read(json.dumps({"envs": envs, "file_mounts": mounts, "run": "x"}), tmp_path, {}, None)
+    found = read_task(json.dumps({"envs": envs, "file_mounts": mounts, "run": "x"}), tmp_path, {}, None)
     assert found.bucket
-    assert found.bucket.target == bucket
+    assert found.bucket.path == bucket
     # A comparison elsewhere does not move the watch away from where the task says that its records are.
-    other = next(mount for mount in found.lasting if mount.target != bucket) if len(found.lasting) > 1 else None
+    other = next(mount for mount in found.lasting if mount.path != bucket) if len(found.lasting) > 1 else None
     if envs and other:
-        chosen, settings = rehearse_cli._comparing(found, Settings(), f"{other.target}/r/*")
+        chosen, settings = rehearse_cli._comparing(found, Settings(), f"{other.path}/r/*")
         assert (chosen.bucket, chosen.compared, settings.compare) == (found.bucket, other, "r/*")
         assert chosen.notes == found.notes
     elif other:
@@ -745,10 +745,10 @@ def test_a_torn_checkpoint_is_the_newest_committed_one(tmp_path: Path) -> None:
 
 
 def test_several_nodes_are_rehearsed_as_one_and_said(tmp_path: Path) -> None:
-    found = job.read("num_nodes: 4\nrun: x\n", tmp_path, {}, None)
+    found = read_task("num_nodes: 4\nrun: x\n", tmp_path, {}, None)
     assert found.notes == ("4 nodes are rehearsed as one.",)
     with pytest.raises(UsageError, match="no `run`"):
-        job.read("name: x\n", tmp_path, {}, None)
+        read_task("name: x\n", tmp_path, {}, None)
 
 
 def test_file_mounts_take_the_tasks_variables_and_local_folders_become_buckets(tmp_path: Path) -> None:
@@ -757,8 +757,8 @@ def test_file_mounts_take_the_tasks_variables_and_local_folders_become_buckets(t
         "envs: {WHERE: /ckpt}\nsecrets: {TOKEN: x, LATER: null}\n"
         "file_mounts:\n  $WHERE: {source: ./seed, mode: MOUNT}\n  ${WHERE}2: {name: bbb, mode: MOUNT_CACHED}\nrun: x\n"
     )
-    found = job.read(text, tmp_path, {}, None)
-    assert [(mount.target, mount.survives) for mount in found.mounts] == [("/ckpt", True), ("/ckpt2", True)]
+    found = read_task(text, tmp_path, {}, None)
+    assert [(mount.path, mount.survives) for mount in found.mounts] == [("/ckpt", True), ("/ckpt2", True)]
     assert found.mounts[0].folder == tmp_path / "seed"
     assert found.envs == {"WHERE": "/ckpt", "TOKEN": "x"}
 
@@ -779,7 +779,7 @@ def test_our_own_trainer_resumes_exactly(tmp_path: Path, namespace: bool) -> Non
 
 def test_a_workdir_is_filled_in_from_the_tasks_envs(tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
-    found = job.read("envs: {WHERE: here}\nworkdir: ./${WHERE}\nrun: x\n", tmp_path, {}, None)
+    found = read_task("envs: {WHERE: here}\nworkdir: ./${WHERE}\nrun: x\n", tmp_path, {}, None)
     assert found.workdir == tmp_path / "here"
 
 
@@ -801,7 +801,7 @@ def test_a_loss_that_begins_at_0_is_said_and_ends_no_rehearsal(first: float, las
 
 
 def test_attempts_that_run_out_give_a_reason(tmp_path: Path) -> None:
-    task = job.read("resources: {job_recovery: {recover_on_exit_codes: [75]}}\nrun: exit 75\n", tmp_path, {}, None)
+    task = read_task("resources: {job_recovery: {recover_on_exit_codes: [75]}}\nrun: exit 75\n", tmp_path, {}, None)
     with View(quiet=True) as view:
         result = rehearse_task(task, Settings(preemptions=1), view)
     assert result.legs[0].verdict

@@ -18,11 +18,11 @@ from skyspot.errors import UsageError, did_you_mean, shown
 from skyspot.home import expanded
 from skyspot.migrate.source import task_yaml
 from skyspot.rehearsal import engine, faults
-from skyspot.rehearsal import task as job
 from skyspot.rehearsal.result import Result, Settings, check_settings
+from skyspot.rehearsal.task import RehearsalTask, read_task
 from skyspot.rehearsal.view import View
 from skyspot.task import payload, pipeline
-from skyspot.task.mounts import TRAINER
+from skyspot.task.mounts import TRAINER, innermost
 from skyspot.task.options import Options
 from skyspot.task.render import Rendered
 
@@ -90,9 +90,9 @@ def _rehearse(
     rendered = task_yaml(options if options.name else dataclasses.replace(options, name=_name(options)))
     # Relative paths in a task start from the working folder, as SkyPilot has it, wherever the YAML lies.
     trainer = payload.trainer_folder() if rendered.trainer else None
-    task = job.read(_one_task(rendered, part), Path.cwd(), _stand_ins(mounts), trainer)
+    task = read_task(_one_task(rendered, part), Path.cwd(), _stand_ins(mounts), trainer)
     task, settings = _with_secrets(*_comparing(task, settings, compare))
-    ours = [mount.folder for mount in task.mounts if mount.target == TRAINER and mount.folder]
+    ours = [mount.folder for mount in task.mounts if mount.path == TRAINER and mount.folder]
     if ours and not settings.setup:
         _check_python(ours[0])
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -137,7 +137,7 @@ def _secret(name: str, value: str | None) -> str:
     return value
 
 
-def _with_secrets(task: job.Job, settings: Settings) -> tuple[job.Job, Settings]:
+def _with_secrets(task: RehearsalTask, settings: Settings) -> tuple[RehearsalTask, Settings]:
     """Secrets that the YAML names without a value: as they are set here, where they are."""
     unset = sorted(task.unset_secrets - settings.env.keys())
     here = {name: os.environ[name] for name in unset if name in os.environ}
@@ -148,18 +148,18 @@ def _with_secrets(task: job.Job, settings: Settings) -> tuple[job.Job, Settings]
     )
 
 
-def _comparing(task: job.Job, settings: Settings, pattern: str | None) -> tuple[job.Job, Settings]:
+def _comparing(task: RehearsalTask, settings: Settings, pattern: str | None) -> tuple[RehearsalTask, Settings]:
     """The job and settings for a pattern of result files: relative to the bucket, or from a mount point on.
 
     Raises:
         UsageError: it is no pattern, or lies in none of the task's buckets.
     """
     absolute = (pattern or "").startswith(("/", "~/"))
-    mount = job.innermost(task.lasting, pattern or "") if absolute else None
+    mount = innermost(task.lasting, pattern or "") if absolute else None
     if mount:
         assert pattern
-        task = dataclasses.replace(task, compared_in=mount.target)
-        pattern = pattern[len(mount.target) :].strip("/") or "*"
+        task = dataclasses.replace(task, compared_in=mount.path)
+        pattern = pattern[len(mount.path) :].strip("/") or "*"
     elif absolute:
         raise UsageError(f"--compare: {shown(pattern or '')} lies in none of the task's buckets")
     if pattern is not None and not _is_pattern(pattern):
@@ -167,7 +167,7 @@ def _comparing(task: job.Job, settings: Settings, pattern: str | None) -> tuple[
             f"--compare: {shown(pattern)} is not a pattern of files within the bucket, like 'results/*.json'"
         )
     if len(task.lasting) > 1 and task.bucket and not mount:
-        target, other = task.bucket.target, next(one for one in task.lasting if one != task.bucket).target
+        target, other = task.bucket.path, next(one for one in task.lasting if one != task.bucket).path
         note = ""
         if pattern is not None:
             note = f"--compare looks in {target}; a pattern like {other}/... names another bucket."

@@ -14,13 +14,14 @@ from typing import Any
 
 from skyspot.errors import SkyspotError, UsageError
 from skyspot.rehearsal import faults, verdict
-from skyspot.rehearsal.faults import Preemption, Watch
-from skyspot.rehearsal.injector import LOOK_S, Strike
+from skyspot.rehearsal.faults import Preemption
+from skyspot.rehearsal.injector import LOOK_S, Injector
 from skyspot.rehearsal.machine import Machine, copy_folder, namespace_command
 from skyspot.rehearsal.metadata import AwsMetadata
 from skyspot.rehearsal.result import Leg, Result, Row, Settings, heading
-from skyspot.rehearsal.task import Job, Mount
+from skyspot.rehearsal.task import MachineMount, RehearsalTask
 from skyspot.rehearsal.view import View
+from skyspot.rehearsal.watch import Watch, find_run
 from trainer.layout.events import event_named, read_events
 from trainer.layout.exit_codes import EXIT_NO_PROGRESS
 from trainer.layout.names import RunPaths, list_attempts
@@ -29,25 +30,25 @@ MORE_ATTEMPTS = 10
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def rehearse(job: Job, settings: Settings, view: View) -> Result:
+def rehearse(task: RehearsalTask, settings: Settings, view: View) -> Result:
     """Run the reference, the preempted leg, and the leg that changes its number of processes; judge them.
 
     Raises:
         SkyspotError: the folder to keep is in use.
     """
     started = time.monotonic()
-    notes = list(job.notes)
+    notes = list(task.notes)
     if namespace_command() is None:
         notes.append(
             "no mount namespace here: the task's paths were rewritten in its environment and in `run`, "
             "and SKYSPOT_MOUNT is unset"
         )
     with _folder(settings.keep) as folder, AwsMetadata() as server:
-        stage = _Stage(job, settings, view, folder, server)
-        result = Result(stage.legs, notes, 0.0, str(settings.keep) if settings.keep else None)
+        engine = _Engine(task, settings, view, folder, server)
+        result = Result(engine.legs, notes, 0.0, str(settings.keep) if settings.keep else None)
         if settings.keep:
             notes.append(f"{settings.keep} keeps each leg's bucket and its machines' logs.")
-        stage.rehearse(notes)
+        engine.rehearse(notes)
         result.seconds = time.monotonic() - started
         return result
 
@@ -80,11 +81,11 @@ def _folder(keep: Path | None) -> Iterator[Path]:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
-class _Stage:
+class _Engine:
     """The legs of one rehearsal."""
 
-    def __init__(self, job: Job, settings: Settings, view: View, folder: Path, server: AwsMetadata) -> None:
-        self.job, self.settings, self.view, self.folder, self.server = job, settings, view, folder, server
+    def __init__(self, task: RehearsalTask, settings: Settings, view: View, folder: Path, server: AwsMetadata) -> None:
+        self.task, self.settings, self.view, self.folder, self.server = task, settings, view, folder, server
         self.legs: list[Leg] = []
         self.reference_s = 0.0
         """What the undisturbed run took, from its machine's start on."""
@@ -141,7 +142,7 @@ class _Stage:
         history = verdict.read_history(paths) if paths else None
         judged: list[verdict.Verdict] = []
         if self.settings.compare and not across:
-            buckets = [self._bucket(name, self.job.compared) for name in ("reference", leg.name)]
+            buckets = [self._bucket(name, self.task.compared) for name in ("reference", leg.name)]
             judged.append(verdict.compare_files(self.settings.compare, *buckets))
         if reference and history:
             judged.append((verdict.compare_across_world_sizes if across else verdict.compare)(reference, history))
@@ -162,13 +163,13 @@ class _Stage:
             judged.append(verdict.Verdict(False, False, text))
         leg.verdict = next((one for one in judged if not one.exact), judged[0])
 
-    def _bucket(self, leg: str, mount: Mount | None = None) -> Path:
+    def _bucket(self, leg: str, mount: MachineMount | None = None) -> Path:
         """What stands for a mount in a leg; by default for the one that the run is in."""
-        other = mount is not None and mount != self.job.bucket
-        return self.folder / leg / (f"bucket-{self.job.mounts.index(mount)}" if mount and other else "bucket")
+        other = mount is not None and mount != self.task.bucket
+        return self.folder / leg / (f"bucket-{self.task.mounts.index(mount)}" if mount and other else "bucket")
 
     def _paths(self, leg: str) -> RunPaths | None:
-        return faults.find_run(self._bucket(leg), self.job.run_folder)
+        return find_run(self._bucket(leg), self.task.run_folder)
 
     def _first_save(self) -> int | None:
         paths = self._paths("reference")
@@ -188,19 +189,21 @@ class _Stage:
         self.legs.append(leg)
         self.view.leg(heading(title, len(plan)), steps)
         buckets = self._buckets(name)
-        launch = f"sky-managed-rehearsal-{name}-{secrets.token_hex(3)}_{self.job.name}_1-0"
+        launch = f"sky-managed-rehearsal-{name}-{secrets.token_hex(3)}_{self.task.name}_1-0"
         started = time.monotonic()
         for number in range(1, len(plan) + MORE_ATTEMPTS + 1):
             count = processes[min(number - 1, len(processes) - 1)]
             planned = pending[0] if pending else None
             self.view.attempt(number, count, planned.kind if planned else "to the end")
-            machine = Machine(self.job, self.folder / name / f"machine-{number:02d}", buckets, self._env(launch, count))
-            watch = Watch(self._bucket(name), self.job.run_folder)
-            strike = Strike(
+            machine = Machine(
+                self.task, self.folder / name / f"machine-{number:02d}", buckets, self._env(launch, count)
+            )
+            watch = Watch(self._bucket(name), self.task.run_folder)
+            injector = Injector(
                 planned, machine, watch, self.server, self.view, self.reference_s, self.written_s, self.records
             )
             try:
-                row, code = self._attempt(strike, number, count, leg.rows[-1] if leg.rows else None)
+                row, code = self._attempt(injector, number, count, leg.rows[-1] if leg.rows else None)
                 if name == "reference":
                     over = machine.left_at or time.monotonic()
                     self.reference_s = over - machine.started
@@ -217,7 +220,7 @@ class _Stage:
             if row.kind == "failed":
                 printed = [f"  {line}" for line in machine.last_lines()]
                 leg.failure = "\n".join([f"exit {code}{'; its last lines:' if printed else ''}", *printed])
-                if code not in self.job.recover_on or code == EXIT_NO_PROGRESS:
+                if code not in self.task.recover_on or code == EXIT_NO_PROGRESS:
                     break
             elif row.hit or len([one for one in leg.rows if not one.hit]) > 3:
                 pending.pop(0)
@@ -232,13 +235,13 @@ class _Stage:
     def _buckets(self, leg: str) -> dict[str, Path]:
         """The folders that outlive the leg's machines, by mount point."""
         found = {}
-        for mount in self.job.lasting:
+        for mount in self.task.lasting:
             own = self._bucket(leg, mount)
             own.mkdir(parents=True, exist_ok=True)
             if mount.folder is not None:
                 # Whatever the task writes there must not change what stands in.
                 copy_folder(mount.folder, own, leave_out=self.folder, uploaded=mount.uploaded)
-            found[mount.target] = own
+            found[mount.path] = own
         self._bucket(leg).mkdir(parents=True, exist_ok=True)
         return found
 
@@ -256,16 +259,16 @@ class _Stage:
             "SKYSPOT_NOTICE_POLL_S": "0.2",
         }
 
-    def _attempt(self, strike: Strike, number: int, processes: int, before: Row | None) -> tuple[Row, int | None]:
+    def _attempt(self, injector: Injector, number: int, processes: int, before: Row | None) -> tuple[Row, int | None]:
         """One attempt on one machine: until it ends by itself, or is struck."""
-        machine, watch = strike.machine, strike.watch
-        if self.settings.setup and self.job.setup.strip():
-            machine.start(self.job.setup)
+        machine, watch = injector.machine, injector.watch
+        if self.settings.setup and self.task.setup.strip():
+            machine.start(self.task.setup)
             assert machine.process
             code = machine.process.wait()
             if code:
                 return Row(number, "failed", f"setup failed with exit {code}", processes), code
-        machine.start(self.job.run)
+        machine.start(self.task.run)
         while True:
             status, step = machine.poll(), watch.look()
             watch.alive_s()
@@ -276,8 +279,8 @@ class _Stage:
                 return Row(number, "finished", "finished", processes), 0
             if status is not None:
                 return Row(number, "failed", f"left by itself with exit {status}", processes), status
-            if machine.left_at is None and strike.due(step):  # Of what is over nothing can be taken.
-                return strike.take(number, processes)
+            if machine.left_at is None and injector.due(step):  # Of what is over nothing can be taken.
+                return injector.take(number, processes)
             time.sleep(LOOK_S)
 
     # -- what the records say ----------------------------------------------------------------------------------------

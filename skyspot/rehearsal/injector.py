@@ -7,11 +7,12 @@ import time
 from dataclasses import dataclass
 
 from skyspot.rehearsal import faults
-from skyspot.rehearsal.faults import Preemption, Watch
+from skyspot.rehearsal.faults import Preemption
 from skyspot.rehearsal.machine import Machine
 from skyspot.rehearsal.metadata import AwsMetadata
 from skyspot.rehearsal.result import Row
 from skyspot.rehearsal.view import View
+from skyspot.rehearsal.watch import Watch, wait_for_save, walk
 from trainer.layout.exit_codes import EXIT_PREEMPTED
 from trainer.layout.names import CheckpointName
 
@@ -24,7 +25,7 @@ WITHOUT_A_WRITE = 0.7  # Of the undisturbed run: a task that had written nothing
 
 
 @dataclass(frozen=True)
-class Strike:
+class Injector:
     """What is to happen to one machine."""
 
     planned: Preemption | None
@@ -50,7 +51,7 @@ class Strike:
             due = alive_s > 0 and alive_s >= planned.at_fraction * self.written_s
             if self.written_s <= (1 - WITHOUT_A_WRITE) * self.reference_s:
                 due = due or time.monotonic() - self.machine.started >= WITHOUT_A_WRITE * self.reference_s
-            return due and (planned.kind != "torn" or bool(faults.walk(self.watch.bucket)))
+            return due and (planned.kind != "torn" or bool(walk(self.watch.bucket)))
         if step is None:
             return False
         if planned.kind == "torn" and self.watch.committed() < 2:
@@ -99,7 +100,7 @@ class Strike:
             self._look()
             return self.machine.poll() is None
 
-        faults.wait_for_save(self.watch, max(60.0, 2 * self.reference_s), goes_on)
+        wait_for_save(self.watch, max(60.0, 2 * self.reference_s), goes_on)
         self.machine.kill()
         self._look()
         hit = self.watch.saving()

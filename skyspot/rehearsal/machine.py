@@ -27,7 +27,7 @@ from pathlib import Path
 import psutil
 
 from skyspot.errors import SkyspotError
-from skyspot.rehearsal.task import Job, Mount
+from skyspot.rehearsal.task import MachineMount, RehearsalTask
 
 MARK = "SKYSPOT_REHEARSAL"
 LEFT = "run.sh.left"
@@ -57,16 +57,16 @@ def namespace_command() -> tuple[str, ...] | None:
 class Machine:
     """One machine of a rehearsal, from its start until it is taken."""
 
-    def __init__(self, job: Job, folder: Path, buckets: Mapping[str, Path], env: Mapping[str, str]) -> None:
+    def __init__(self, task: RehearsalTask, folder: Path, buckets: Mapping[str, Path], env: Mapping[str, str]) -> None:
         """Set the machine up: HOME, copies, the interpreter, the mount points.
 
         Args:
-            job: What it is to do.
+            task: The task that it runs.
             folder: Its disk; made here, and wiped by `take`.
             buckets: The folders that outlive it, by mount point.
             env: Variables besides the task's own.
         """
-        self.job, self.folder = job, folder
+        self.task, self.folder = task, folder
         self._buckets = dict(buckets)
         self._token = secrets.token_hex(8)
         self.home = folder / "home"
@@ -78,26 +78,26 @@ class Machine:
         """When the script was seen to have left (monotonic seconds); what it left behind may have time to leave."""
         for place in (self.home, self.home / "sky_workdir", folder / "tmp", self.home / "skyspot"):
             place.mkdir(parents=True, exist_ok=True)
-        if job.workdir:
-            copy_folder(job.workdir, self.home / "sky_workdir", leave_out=folder.parent.parent, uploaded=True)
-        for mount in job.mounts:
+        if task.workdir:
+            copy_folder(task.workdir, self.home / "sky_workdir", leave_out=folder.parent.parent, uploaded=True)
+        for mount in task.mounts:
             self._place(mount)
         interpreter = self.home / "skyspot" / "python"
         interpreter.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
         interpreter.chmod(0o755)
         self.env = self._environment(env)
 
-    def _place(self, mount: Mount) -> None:
+    def _place(self, mount: MachineMount) -> None:
         """Copy what is copied; a bucket under `~` becomes a link."""
-        if mount.survives and not mount.target.startswith("~"):
+        if mount.survives and not mount.path.startswith("~"):
             return
-        target = self.home / mount.target.removeprefix("~/") if mount.target.startswith("~") else None
+        target = self.home / mount.path.removeprefix("~/") if mount.path.startswith("~") else None
         if target is None:
-            target = self.folder / "mounts" / mount.target.strip("/").replace("/", "_")
-            self._buckets[mount.target] = target
+            target = self.folder / "mounts" / mount.path.strip("/").replace("/", "_")
+            self._buckets[mount.path] = target
         target.parent.mkdir(parents=True, exist_ok=True)
         if mount.survives:
-            target.symlink_to(self._buckets[mount.target])
+            target.symlink_to(self._buckets[mount.path])
         elif mount.folder is not None and mount.folder.is_dir():
             copy_folder(mount.folder, target, leave_out=self.folder.parent.parent, uploaded=mount.uploaded)
         elif mount.folder is not None:
@@ -108,7 +108,7 @@ class Machine:
             key: os.environ[key] for key in ("PATH", "LANG", "TERM", "USER", "LOGNAME", "SHELL") if key in os.environ
         }
         base["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), base.get("PATH", "/usr/bin:/bin")])
-        envs = {**self.job.envs, **more}
+        envs = {**self.task.envs, **more}
         if namespace_command() is None:
             envs = {key: self._rewritten(value) for key, value in envs.items() if key != "SKYSPOT_MOUNT"}
         return {
@@ -138,7 +138,7 @@ class Machine:
         command = ["bash", str(script)]
         if enter:
             root, build = self.folder / "root", self.folder / "build.sh"
-            read_only = frozenset(mount.target for mount in self.job.mounts if mount.read_only)
+            read_only = frozenset(mount.path for mount in self.task.mounts if mount.read_only)
             needed = (self.folder.parent.parent, Path(sys.prefix), Path(sys.base_prefix))
             build.write_text(_namespace_script(root, self._absolute(), needed, read_only))
             command = [*enter, str(build), str(root), str(script), str(LEAVE_S)]
@@ -356,14 +356,14 @@ def _namespace_script(root: Path, binds: Mapping[str, Path], needed: Sequence[Pa
     lines.append(f"mount -t proc proc {shlex.quote(f'{root}/proc')}")  # Of the new processes' own.
     for target, folder in sorted(binds.items()):
         here, parent = shlex.quote(f"{root}{target}"), shlex.quote(str(Path(f"{root}{target}").parent))
-        if target in absent or any(Mount(other, None, True).holds(target) for other in binds if other != target):
+        if target in absent or any(MachineMount(other, None, True).holds(target) for other in binds if other != target):
             make = f"mkdir -p {here}" if folder.is_dir() else f"mkdir -p {parent} && : > {here}"
             lines.append(f"[ -e {here} ] || {{ {make}; }}")
         lines.append(f"mount --bind {shlex.quote(str(folder))} {here}")
         if target in read_only:
             lines.append(f"mount -o remount,bind,ro {here}")
     for place in dict.fromkeys(needed):
-        if any(Mount(target, None, True).holds(str(place)) for target in binds):
+        if any(MachineMount(target, None, True).holds(str(place)) for target in binds):
             here = shlex.quote(f"{root}{place}")
             lines.append(f"mkdir -p {here} && mount --rbind {shlex.quote(str(place))} {here}")
     return "\n".join(lines) + "\n"

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from skyspot.errors import UsageError, did_you_mean, shown
 from skyspot.home import expanded
 from skyspot.task import document
-from skyspot.task import mounts as described
 from skyspot.task.buckets import MOUNT_POINT
-from skyspot.task.mounts import CHECKPOINT_DIR, TRAINER, within
+from skyspot.task.document import Task
+from skyspot.task.mounts import CHECKPOINT_DIR, TRAINER, Mount, innermost, within
 
 
 @dataclass(frozen=True)
-class Mount:
+class MachineMount:
     """One entry of file_mounts."""
 
-    target: str
+    path: str
     """On the machine: absolute, or from `~/`."""
     folder: Path | None
     """What stands there; None: an empty bucket of the rehearsal's own."""
@@ -32,18 +32,18 @@ class Mount:
 
     def holds(self, path: str) -> bool:
         """Whether an absolute path lies in it."""
-        return within(path, self.target)
+        return within(path, self.path)
 
 
 @dataclass(frozen=True)
-class Job:
+class RehearsalTask:
     """What a machine is to do."""
 
     name: str
     run: str
     setup: str
     envs: dict[str, str]
-    mounts: tuple[Mount, ...]
+    mounts: tuple[MachineMount, ...]
     workdir: Path | None
     recover_on: frozenset[int]
     notes: tuple[str, ...]
@@ -54,7 +54,7 @@ class Job:
     """The mount point that `--compare` names."""
 
     @property
-    def lasting(self) -> tuple[Mount, ...]:
+    def lasting(self) -> tuple[MachineMount, ...]:
         """The mounts that outlive a machine."""
         return tuple(mount for mount in self.mounts if mount.survives)
 
@@ -63,11 +63,11 @@ class Job:
         """Whether SKYSPOT_CHECKPOINT_DIR says which bucket holds the run."""
         return self._saying_where() is not None
 
-    def _saying_where(self) -> Mount | None:
+    def _saying_where(self) -> MachineMount | None:
         return innermost(self.lasting, self.envs.get(CHECKPOINT_DIR, ""))
 
     @property
-    def bucket(self) -> Mount | None:
+    def bucket(self) -> MachineMount | None:
         """The mount with the run's folder.
 
         That of SKYSPOT_CHECKPOINT_DIR, else the one that `--compare` names, else /checkpoints, else the first that
@@ -76,17 +76,17 @@ class Job:
         said = self._saying_where()
         found = (
             ([said] if said else [])
-            or [mount for mount in self.lasting if mount.target == self.compared_in]
-            or [mount for mount in self.lasting if mount.target == MOUNT_POINT]
+            or [mount for mount in self.lasting if mount.path == self.compared_in]
+            or [mount for mount in self.lasting if mount.path == MOUNT_POINT]
             or [mount for mount in self.lasting if mount.source is None and not mount.read_only]
             or list(self.lasting)
         )
         return found[0] if found else None
 
     @property
-    def compared(self) -> Mount | None:
+    def compared(self) -> MachineMount | None:
         """The mount that `--compare` searches."""
-        named = [mount for mount in self.lasting if mount.target == self.compared_in]
+        named = [mount for mount in self.lasting if mount.path == self.compared_in]
         return named[0] if named else self.bucket
 
     @property
@@ -95,15 +95,10 @@ class Job:
         folder, bucket = self.envs.get(CHECKPOINT_DIR), self.bucket
         if not folder or not bucket:
             return None
-        return folder[len(bucket.target.rstrip("/")) :].strip("/") if bucket.holds(folder) else None
+        return folder[len(bucket.path.rstrip("/")) :].strip("/") if bucket.holds(folder) else None
 
 
-def innermost(mounts: Iterable[Mount], path: str) -> Mount | None:
-    """The mount that a path lies in; the deepest, where one lies in another."""
-    return max((mount for mount in mounts if mount.holds(path)), key=lambda mount: len(mount.target), default=None)
-
-
-def read(text: str, base: Path, stand_ins: Mapping[str, Path], payload: Path | None) -> Job:
+def read_task(text: str, base: Path, stand_ins: Mapping[str, Path], payload: Path | None) -> RehearsalTask:
     """Understand a task YAML.
 
     Args:
@@ -123,29 +118,16 @@ def read(text: str, base: Path, stand_ins: Mapping[str, Path], payload: Path | N
     if not task.run.text.strip():
         raise UsageError("the task has no `run`: there is nothing to rehearse")
     notes = [f"{task.num_nodes} nodes are rehearsed as one."] if task.num_nodes != 1 else []
-    left = dict(stand_ins)
-    mounts = [_mount(mount, base, left, payload) for mount in task.mounts]
-    known = {mount.target for mount in mounts}
-    for target in left:
-        near = did_you_mean(target, known)
-        raise UsageError(f"--mount {target}: the task mounts nothing there.{near}")
     envs = {**task.envs, **{key: value for key, value in task.secrets.items() if value is not None}}
-    folder = envs.get(CHECKPOINT_DIR)
-    if folder and folder.startswith("/") and not any(mount.survives and mount.holds(folder) for mount in mounts):
-        # A shared file system that every node has: the rehearsal puts an empty one there.
-        parent = Path(folder).parent
-        mounts.append(Mount(folder if parent == Path("/") else str(parent), None, True))
+    mounts = _mounts(task, envs.get(CHECKPOINT_DIR), base, stand_ins, payload)
+    run_folder = envs.get(CHECKPOINT_DIR) or MOUNT_POINT
     for mount in mounts:
-        if mount.survives and mount.folder is None and mount.source and not mount.holds(folder or MOUNT_POINT):
-            notes.append(f"{mount.target} starts empty; --mount {mount.target}=FOLDER puts files there.")
-    workdir = None
-    if task.workdir is not None:
-        workdir = base / expanded(task.workdir)
-        if not workdir.is_dir():
-            raise UsageError(f"workdir: {workdir}: no such folder")
-    elif (found := task.root.get("workdir")) is not None and not found.is_null:
+        if mount.survives and mount.folder is None and mount.source and not mount.holds(run_folder):
+            notes.append(f"{mount.path} starts empty; --mount {mount.path}=FOLDER puts files there.")
+    workdir = _workdir(task, base)
+    if workdir is None and (found := task.root.get("workdir")) is not None and not found.is_null:
         notes.append("workdir is not a folder of this machine: the machines start without it.")
-    return Job(
+    return RehearsalTask(
         name=task.name or "task",
         run=task.run.text,
         setup=task.setup.text,
@@ -158,22 +140,52 @@ def read(text: str, base: Path, stand_ins: Mapping[str, Path], payload: Path | N
     )
 
 
-def _mount(mount: described.Mount, base: Path, stand_ins: dict[str, Path], payload: Path | None) -> Mount:
+def _mounts(
+    task: Task, folder: str | None, base: Path, stand_ins: Mapping[str, Path], payload: Path | None
+) -> list[MachineMount]:
+    """The task's mounts, and one for a run's folder that lies in none of them."""
+    unused = dict(stand_ins)
+    mounts = [_mount(mount, base, unused, payload) for mount in task.mounts]
+    for target in unused:
+        near = did_you_mean(target, {mount.path for mount in mounts})
+        raise UsageError(f"--mount {target}: the task mounts nothing there.{near}")
+    if folder and folder.startswith("/") and not any(mount.survives and mount.holds(folder) for mount in mounts):
+        # A shared file system that every node has: the rehearsal puts an empty one there.
+        parent = Path(folder).parent
+        mounts.append(MachineMount(folder if parent == Path("/") else str(parent), None, True))
+    return mounts
+
+
+def _workdir(task: Task, base: Path) -> Path | None:
+    """The task's working folder on this machine; None where it names none.
+
+    Raises:
+        UsageError: the folder is missing.
+    """
+    if task.workdir is None:
+        return None
+    workdir = base / expanded(task.workdir)
+    if not workdir.is_dir():
+        raise UsageError(f"workdir: {workdir}: no such folder")
+    return workdir
+
+
+def _mount(mount: Mount, base: Path, stand_ins: dict[str, Path], payload: Path | None) -> MachineMount:
     """One entry of file_mounts, as SkyPilot means it."""
     target, read_only, source = mount.path, mount.read_only, mount.source or None
     stand_in = stand_ins.pop(target, None)
     if mount.is_bucket:
         if stand_in is not None:
-            return Mount(target, stand_in, mount.mode != "COPY", read_only, source)
+            return MachineMount(target, stand_in, mount.mode != "COPY", read_only, source)
         if mount.lasts and source is not None and "://" not in source:
             place = base / expanded(source)
             if not place.is_dir():
                 raise UsageError(f"file_mounts: {target}: {place}: no such folder")
-            return Mount(target, place, True, read_only, source, uploaded=True)  # Into a bucket, and that is mounted.
+            return MachineMount(target, place, True, read_only, source, uploaded=True)
         if mount.lasts and not read_only and (source is None or mount.states_mode) and not mount.sources:
-            return Mount(target, None, True, source=source)
+            return MachineMount(target, None, True, source=source)
     if stand_in is not None:
-        return Mount(target, stand_in, False)
+        return MachineMount(target, stand_in, False)
     text = str(source or [*mount.sources])
     if "://" in text:
         raise UsageError(
@@ -185,4 +197,4 @@ def _mount(mount: described.Mount, base: Path, stand_ins: dict[str, Path], paylo
         place = payload
     if not place.exists():
         raise UsageError(f"file_mounts: {target}: {place}: no such file or folder")
-    return Mount(target, place, False, uploaded=True)
+    return MachineMount(target, place, False, uploaded=True)

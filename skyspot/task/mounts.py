@@ -6,6 +6,7 @@ import posixpath
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 CHECKPOINT_DIR = "SKYSPOT_CHECKPOINT_DIR"
 """The variable that names the run's folder."""
@@ -46,7 +47,15 @@ class Mount:
         return self.mode in ("MOUNT", "MOUNT_CACHED")
 
 
-def innermost(mounts: Iterable[Mount], path: str) -> Mount | None:
+class _HasPath(Protocol):
+    @property
+    def path(self) -> str: ...
+
+
+_MountT = TypeVar("_MountT", bound=_HasPath)
+
+
+def innermost(mounts: Iterable[_MountT], path: str) -> _MountT | None:
     """The mount that a path lies in; the deepest, where one lies in another."""
     return max((one for one in mounts if within(path, one.path)), key=lambda one: len(one.path), default=None)
 

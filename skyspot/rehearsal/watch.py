@@ -1,0 +1,146 @@
+"""The progress of one attempt on one machine, read from its bucket."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from trainer.layout.documents import LayoutError
+from trainer.layout.events import event_named, read_events, read_metrics
+from trainer.layout.manifest import read_manifest
+from trainer.layout.names import MANIFEST, AttemptName, RunPaths, list_attempts, list_checkpoints, list_metrics
+
+
+class Watch:
+    """What one attempt on one machine has done so far, read from its bucket."""
+
+    def __init__(self, bucket: Path, run_folder: str | None) -> None:
+        """Watch from before the attempt starts."""
+        self.bucket, self.run_folder = bucket, run_folder
+        self._before = {str(name) for name in self._attempts()}
+        self._files_before = self._files()
+        self.alive_since: float | None = None
+        """When the attempt was first seen to write into its bucket, on the monotonic clock."""
+        self._file: Path | None = None
+        self._read = 0
+        self.first_step: int | None = None
+        self.step: int | None = None
+
+    @property
+    def paths(self) -> RunPaths | None:
+        """The run's folder; None while there is none."""
+        return find_run(self.bucket, self.run_folder)
+
+    def _attempts(self) -> list[AttemptName]:
+        paths = self.paths
+        return list_attempts(paths) if paths else []
+
+    def attempt(self) -> AttemptName | None:
+        """The attempt that began since; None while there is none."""
+        new = [name for name in self._attempts() if str(name) not in self._before]
+        return new[0] if new else None
+
+    def look(self) -> int | None:
+        """The last step that this attempt is known to have done; None while it has done none."""
+        paths, attempt = self.paths, self.attempt()
+        if not paths or not attempt:
+            return None
+        files = list_metrics(paths, attempt)
+        if not files:
+            return None
+        if files[-1][1] != self._file:
+            self._file, self._read = files[-1][1], 0
+        with self._file.open("rb") as file:
+            file.seek(self._read)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._read += len(whole)
+        steps = [line["step"] for line in read_metrics(whole) if "loss" in line]
+        if steps:
+            self.first_step = self.first_step if self.first_step is not None else steps[0]
+            self.step = steps[-1]
+        return self.step
+
+    def saving(self) -> bool:
+        """Whether a checkpoint is being written at this instant."""
+        paths = self.paths
+        if paths and paths.checkpoints.is_dir():
+            return any(not (paths.checkpoint(name) / MANIFEST).exists() and self._is_new(str(name))
+                       for name in list_checkpoints(paths)[:3])  # fmt: skip
+        if paths and paths.attempts.is_dir():
+            return False
+        return bool(self._files() - self._files_before)
+
+    def _is_new(self, name: str) -> bool:
+        attempt = self.attempt()
+        return attempt is not None and f"-{attempt}-" in name
+
+    def alive_s(self) -> float:
+        """Seconds since the attempt was first seen to write into its bucket; 0 before."""
+        if self.alive_since is None and self._files() != self._files_before:
+            self.alive_since = time.monotonic()
+        return 0.0 if self.alive_since is None else time.monotonic() - self.alive_since
+
+    def forget_files(self) -> None:
+        """Count only what appears from now on as being written."""
+        self._files_before = self._files()
+
+    def _files(self) -> frozenset[tuple[str, int]]:
+        return frozenset((path, size) for path, size in walk(self.bucket))
+
+    def ended(self) -> bool:
+        """Whether the attempt wrote its end event."""
+        paths, attempt = self.paths, self.attempt()
+        return bool(paths and attempt and event_named(read_events(paths, attempt), "end"))
+
+    def committed(self) -> int:
+        """How many committed checkpoints there are."""
+        paths = self.paths
+        return len([name for name in list_checkpoints(paths) if is_committed(paths.checkpoint(name))]) if paths else 0
+
+
+def walk(folder: Path) -> list[tuple[str, int]]:
+    """(path, size) of every file below a folder; one that vanishes meanwhile is left out."""
+    found = []
+    for root, _, names in os.walk(folder):
+        for name in names:
+            try:
+                path = f"{root}/{name}"
+                found.append((path, Path(path).stat().st_size))
+            except OSError:
+                continue
+    return found
+
+
+def is_committed(folder: Path) -> bool:
+    """Whether a checkpoint's manifest is readable."""
+    try:
+        read_manifest(folder)
+    except (LayoutError, OSError):
+        return False
+    return True
+
+
+def find_run(bucket: Path, run_folder: str | None) -> RunPaths | None:
+    """The run's folder in a bucket: the named one, or the first that holds attempts."""
+    if run_folder is not None and (bucket / run_folder / "attempts").is_dir():
+        return RunPaths(bucket / run_folder)
+    for depth in ("attempts", "*/attempts", "*/*/attempts"):
+        for found in sorted(bucket.glob(depth)):
+            return RunPaths(found.parent)
+    return None
+
+
+def wait_for_save(watch: Watch, seconds: float, goes_on: Callable[[], bool]) -> bool:
+    """Spin until a checkpoint is being written, or `goes_on` says no; a save of a small model lasts milliseconds."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for _ in range(20):
+            if watch.saving():
+                return True
+            time.sleep(0.0005)
+        if not goes_on():
+            return False
+    return False
