@@ -38,8 +38,8 @@ bench: $(READY)  ## What the command line and a checkpoint cost, beside others; 
 	$(BIN)/python bench/startup.py
 	$(BIN)/python -m bench.checkpoint --size $(SIZE) --rounds $(ROUNDS)
 
-chaos: $(READY)  ## 22,100 faults; goes on where it was interrupted. make chaos CHAOS="--faults 100 --stores local"
-	$(BIN)/python tests/chaos/run.py --state .chaos.json $(CHAOS)
+chaos: $(READY)  ## 22,100 faults, then docs/chaos-results.md; goes on after an interruption. make chaos CHAOS="--faults 100 --stores local"
+	$(BIN)/python tests/chaos/run.py --state .chaos.json --report docs/chaos-results.md $(CHAOS)
 	@rm -f .chaos.json
 
 e2e: $(READY)  ## SkyPilot itself on a real Slurm, with the real trainer, on loopback; skipped where root or apt are not at hand.

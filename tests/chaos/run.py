@@ -5,7 +5,10 @@
     python tests/chaos/run.py --only local:1234               one episode again, up to that fault
     python tests/chaos/run.py --plants                        mistakes planted in the code; each has to be found
 
-Seeded by --seed; --state FILE keeps count, and a campaign that was interrupted goes on from there.
+    python tests/chaos/run.py --state FILE --report docs/chaos-results.md     also writes the results
+
+Seeded by --seed; --state FILE keeps count, and a campaign that was interrupted goes on from there. The report is
+written once the whole campaign is over and no fault was wrong; if FILE holds such a campaign, nothing is struck.
 """
 
 from __future__ import annotations
@@ -19,13 +22,13 @@ import random
 import selectors
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +41,9 @@ import truth  # noqa: E402
 from child import Plan, start  # noqa: E402
 from faults import BY_STORE, LIES, MAY_END_WITH, NOT_THE_NEWEST, OTHER, STEPS, Scene  # noqa: E402
 from plants import PLANTS  # noqa: E402
+from report import write as write_report  # noqa: E402
 from stores import NAMES, Place, missing, place  # noqa: E402
+from tally import Tally, keep, resumed  # noqa: E402
 from watch import Watch  # noqa: E402
 
 EPISODE = 12
@@ -61,44 +66,6 @@ class Job:
     plant: str = ""
     kinds: tuple[str, ...] = ()
     """Only these; none: all of the store's."""
-
-
-@dataclass
-class Tally:
-    """What has happened so far, by store and kind of fault."""
-
-    struck: Counter[str] = field(default_factory=Counter)
-    hit: Counter[str] = field(default_factory=Counter)
-    restored: Counter[str] = field(default_factory=Counter)
-    none: Counter[str] = field(default_factory=Counter)
-    wrong: list[dict[str, Any]] = field(default_factory=list)
-    done: set[tuple[str, int]] = field(default_factory=set)
-    what: dict[str, Any] = field(default_factory=dict)
-    """Of which campaign: its seed, its stores' faults and its kinds."""
-
-    def take(self, line: dict[str, Any]) -> None:
-        """One fault is over, or one episode."""
-        if "done" in line:
-            self.done.add((line["store"], line["done"]))
-            return
-        key = f"{line['store']}/{line['kind']}"
-        self.struck[key] += 1
-        self.hit[key] += line["hit"]
-        self.restored[key] += line["restored"] is not None
-        self.none[key] += line["restored"] is None
-        if line["wrong"]:
-            self.wrong.append(line)
-
-    def table(self) -> str:
-        """What has happened, as a table."""
-        lines = [f"{'store':14} {'fault':32} {'struck':>7} {'hit':>7} {'restored':>13} {'none':>6} {'WRONG':>6}"]
-        for store in NAMES:
-            for key in sorted(key for key in self.struck if key.startswith(f"{store}/")):
-                wrong = sum(f"{line['store']}/{line['kind']}" == key for line in self.wrong)
-                kind = key.partition("/")[2]
-                counts = (self.struck[key], self.hit[key], self.restored[key], self.none[key], wrong)
-                lines.append(f"{store:14} {kind:32} " + "{:7} {:7} {:13} {:6} {:6}".format(*counts))
-        return "\n".join(lines)
 
 
 def judge(scene: Scene, kind: str, after: list[truth.Whole]) -> str | None:
@@ -219,6 +186,9 @@ def work(jobs: list[Job], folder: Path, pipe: int) -> None:
 def campaign(jobs: list[Job], workers: int, tally: Tally, state: Path | None, folder: Path) -> Tally:
     """Have workers do the jobs; stops at the first fault that was not survived."""
     todo = [job for job in jobs if (job.store, job.episode) not in tally.done]
+    before_s = tally.ran.get("seconds", None if tally.struck else 0.0)
+    if todo:
+        tally.ran = {"workers": workers, "cores": os.cpu_count(), "commit": commit()}
     pids, rests = {}, {}
     with selectors.DefaultSelector() as selector:
         for number in range(min(workers, len(todo))):
@@ -252,46 +222,42 @@ def campaign(jobs: list[Job], workers: int, tally: Tally, state: Path | None, fo
                         continue
                     *lines, rests[key.fd] = (rests[key.fd] + data).split(b"\n")
                     for line in lines:
-                        tally.take(json.loads(line))
+                        tally.add(json.loads(line))
                 now = time.monotonic()
                 if now - said > (1 if sys.stdout.isatty() else 30):
                     said = now
                     count, hits = sum(tally.struck.values()), sum(tally.hit.values())
                     show(f"{count} of {total} faults struck, {hits} hit, {len(tally.wrong)} wrong, {now - begun:.0f} s")
+                    clock(tally, before_s, begun)
                     keep(tally, state)
         finally:
             for ours, pid in pids.items():
                 os.close(ours)  # A worker whose SIGTERM was lost (it may come within a callback) fails to write here.
                 os.kill(pid, signal.SIGTERM)
                 os.waitpid(pid, 0)
+        if todo:
+            clock(tally, before_s, begun)
         keep(tally, state)
         if failed:
             raise SystemExit("a worker failed: the campaign says nothing")
     return tally
 
 
+def clock(tally: Tally, before_s: float | None, begun: float) -> None:
+    """Put down the date, and the seconds that the campaign took with its earlier parts, if those are known."""
+    tally.ran["date"] = time.strftime("%Y-%m-%d", time.gmtime())
+    if before_s is not None:
+        tally.ran["seconds"] = round(before_s + time.monotonic() - begun, 1)
+
+
+def commit() -> str:
+    """The commit of the code under test; "unknown" outside of a repository."""
+    asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True)
+    return asked.stdout.strip() or "unknown"
+
+
 def show(text: str) -> None:
     print(f"\r{text}" if sys.stdout.isatty() else text, end="" if sys.stdout.isatty() else "\n", flush=True)
-
-
-def keep(tally: Tally, state: Path | None) -> None:
-    """Write down how far the campaign is."""
-    if state:
-        counts = {name: dict(getattr(tally, name)) for name in ("struck", "hit", "restored", "none")}
-        text = json.dumps({**counts, "done": sorted(tally.done), "wrong": tally.wrong, "what": tally.what})
-        state.with_suffix(".new").write_text(text)
-        state.with_suffix(".new").replace(state)
-
-
-def resumed(state: Path | None, what: dict[str, Any]) -> Tally:
-    """A tally as it was kept; of episodes that were not over, the counts are kept too, and they are struck again."""
-    if state is None or not state.exists():
-        return Tally(what=what)
-    kept = json.loads(state.read_text())
-    if kept.get("what") != what:
-        raise SystemExit(f"{state} is of another campaign ({kept.get('what')}): delete it to begin this one")
-    counters = {name: Counter(kept[name]) for name in ("struck", "hit", "restored", "none")}
-    return Tally(**counters, done={(store, number) for store, number in kept["done"]}, wrong=kept["wrong"], what=what)
 
 
 def jobs_for(faults: dict[str, int], seed: int, kinds: tuple[str, ...]) -> list[Job]:
@@ -302,6 +268,12 @@ def jobs_for(faults: dict[str, int], seed: int, kinds: tuple[str, ...]) -> list[
         for number in range(-(-count // EPISODE)):
             found.append(Job(store, number, seed, min(EPISODE, count - number * EPISODE), "", kinds))
     return found
+
+
+def is_whole(tally: Tally) -> bool:
+    """Whether the whole campaign is over, and every fault was survived."""
+    over = {(job.store, job.episode) for job in jobs_for(WHOLE, 0, ())}
+    return tally.what.get("faults") == WHOLE and not tally.what["kinds"] and tally.done == over and not tally.wrong
 
 
 def planted(name: str, seed: int, kinds: tuple[str, ...], workers: int, folder: Path) -> str | None:
@@ -327,7 +299,8 @@ def main() -> int:
     parser.add_argument("--kinds", metavar="KIND,KIND", help="only these kinds of faults")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--state", type=Path)
+    parser.add_argument("--state", type=Path, metavar="FILE", help="keeps the count; the campaign goes on from there")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="where the results of a whole campaign go")
     parser.add_argument("--only", metavar="STORE:NUMBER")
     parser.add_argument("--plants", nargs="?", const=",".join(PLANTS), metavar="NAME,NAME", help="default: all")
     options = parser.parse_args()
@@ -375,6 +348,12 @@ def main() -> int:
         print(f"{options.state} keeps this: delete it once the fault is mended, to begin anew")
     if not tally.wrong:
         shutil.rmtree(folder, ignore_errors=True)
+    if options.report:
+        if is_whole(tally):
+            write_report(options.report, tally)
+            print(f"results written to {options.report}")
+        else:
+            print(f"{options.report}: not written, this is not the whole campaign, or not all was survived")
     return 130 if interrupted else 1 if tally.wrong else 0
 
 
