@@ -6,7 +6,7 @@ A start of the trainer costs seconds of imports, and the tests start hundreds. T
 stays single-threaded. For each program that it is asked for it forks a child, which becomes what `python -m MODULE` or
 `python SCRIPT` would have been: arguments, environment, working folder, descriptors, signal handlers, output buffers,
 `__main__`, search path, threads and random seeds are those of a fresh interpreter. A launcher that was started so forks
-its ranks and its keeper from itself, and stays their parent. `test_warm.py` compares all of that with cold starts.
+its ranks and its sidecar from itself, and stays their parent. `test_warm.py` compares all of that with cold starts.
 
 One thing a fork cannot have: all programs of a pytest worker share one seed of Python's string hashes.
 """
@@ -95,7 +95,7 @@ def serve(control: socket.socket) -> None:
 
 
 class LaunchersPopen(ForkedPopen):
-    """What a forked launcher starts its ranks and its keeper with: forks of its own."""
+    """What a forked launcher starts its ranks and its sidecar with: forks of its own."""
 
     def fork(self, program: Program, sources: Sequence[int], before: Callable[[], None] | None) -> int | None:
         for stream in (sys.stdout, sys.stderr):

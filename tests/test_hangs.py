@@ -125,7 +125,7 @@ def test_a_rank_that_dies_while_the_mount_never_answers_is_recorded_by_nobody_an
     assert is_whole(tmp_path / "behind" / "run")
 
 
-def test_a_script_under_the_keeper_ends_as_well(faults: faultfs.Client, tmp_path: Path) -> None:
+def test_a_script_under_the_sidecar_ends_as_well(faults: faultfs.Client, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "trainer.launch", "--grace", str(GRACE_S), "--checkpoint-dir",
                faults.point / "run", tmp_path / "script.py"]  # fmt: skip
     (tmp_path / "script.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(600)\n")
@@ -212,7 +212,7 @@ def test_a_mount_that_hangs_while_data_is_prepared_is_left(
         ("list", "attempts", 1),
     ],
 )
-def test_a_mount_that_hangs_under_the_keeper_is_left(
+def test_a_mount_that_hangs_under_the_sidecar_is_left(
     faults: faultfs.Client, tmp_path: Path, impatient: dict[str, str], call: str, suffix: str, code: int
 ) -> None:
     (tmp_path / "script.py").write_text("print('done')\n")
@@ -228,7 +228,7 @@ def test_a_mount_that_hangs_under_the_keeper_is_left(
 
 
 @pytest.mark.parametrize("why", ["stop-request", "no-progress"])
-def test_a_mount_that_hangs_while_the_end_is_recorded_under_the_keeper_is_left(
+def test_a_mount_that_hangs_while_the_end_is_recorded_under_the_sidecar_is_left(
     faults: faultfs.Client, tmp_path: Path, why: str
 ) -> None:
     """The launcher knows the code by then: it does not wait for the record for good."""

@@ -67,6 +67,8 @@ STANDARD_LIBRARY_ALONE = (
     "layout.events",
     "layout.exit_codes",
     "layout.identity",
+    "launch.exits",
+    "launch.process_count",
     "launch.supervisor",
     "launch.link",
     "launch.sidecar",

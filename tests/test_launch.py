@@ -13,9 +13,10 @@ import pytest
 import warm
 from support import clean_env, event, launch
 
+from trainer.launch.exits import combined_code
 from trainer.launch.nodes import Nodes, NodesError
+from trainer.launch.process_count import LaunchError, process_count
 from trainer.launch.relay import LONGEST_LINE_BYTES, Lines
-from trainer.launch.supervisor import LaunchError, first_of_the_table, process_count
 from trainer.layout.events import read_events
 from trainer.layout.names import RunPaths, list_attempts
 
@@ -48,7 +49,7 @@ CODES = [
 @pytest.mark.parametrize(("codes", "expected"), CODES, ids=str)
 def test_the_exit_code_is_the_first_of_the_stop_table_that_any_rank_gave(codes, expected) -> None:
     for order in itertools.permutations(codes):
-        assert first_of_the_table(order) == expected
+        assert combined_code(order) == expected
 
 
 @pytest.mark.parametrize(("codes", "expected"), [([80, 1, 79], 1), ([-9, 0, 0], 75), ([0, 76, 75], 76)], ids=str)
@@ -219,7 +220,7 @@ def test_a_rehearsals_number_of_processes_beats_the_commands(tmp_path: Path) -> 
     [
         (lambda folder: (folder / "trainer.py").write_text(""), {}, "rename it"),
         (lambda folder: (folder / "program.py").unlink(), {}, "no such script"),
-        (lambda folder: None, {"SKYPILOT_NUM_NODES": "2"}, "SKYPILOT_NODE_IPS names 0 machines"),
+        (lambda folder: None, {"SKYPILOT_NUM_NODES": "2"}, "SKYPILOT_NODE_IPS has 0 addresses"),
         (lambda folder: None, {"SKYSPOT_PROCESSES": "many"}, "SKYSPOT_PROCESSES"),
     ],
 )
@@ -295,7 +296,7 @@ def test_an_attempt_that_a_newer_one_outnumbers_is_stopped_with_76(tmp_path: Pat
     assert ends[0].fields["cause"] == "superseded"
 
 
-def test_a_script_with_spotrun_under_a_keeper_makes_one_attempt(tmp_path: Path) -> None:
+def test_a_script_with_spotrun_under_a_sidecar_makes_one_attempt(tmp_path: Path) -> None:
     from support import PROGRAMS
 
     (tmp_path / "run").mkdir()

@@ -741,26 +741,26 @@ def test_another_process_under_the_number_of_one_that_is_gone_is_not_it(paths: R
     assert not Living(paths).may_write(name)
 
 
-def test_the_launchers_keeper_lives_on_where_a_listing_fails(paths: RunPaths, tmp_path: Path) -> None:
+def test_the_launchers_sidecar_lives_on_where_a_listing_fails(paths: RunPaths, tmp_path: Path) -> None:
     program = (
-        "import sys\nfrom pathlib import Path\nfrom trainer.launch import sidecar as keeper\n"
-        "keeper.LOOK_S = 0.05\nkeeper.keep(Path(sys.argv[1]))\n"
+        "import sys\nfrom pathlib import Path\nfrom trainer.launch import sidecar\n"
+        "sidecar.LOOK_S = 0.05\nsidecar.record_attempt(Path(sys.argv[1]))\n"
     )
-    keeper = subprocess.Popen(
+    sidecar = subprocess.Popen(
         [sys.executable, "-c", program, paths.root], env=clean_env(), text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
-        assert keeper.stdout
-        name = keeper.stdout.readline().split()[1]
+        assert sidecar.stdout
+        name = sidecar.stdout.readline().split()[1]
         paths.attempts.rename(tmp_path / "aside")
         paths.attempts.symlink_to(paths.attempts)  # Every listing fails with ELOOP.
         with pytest.raises(subprocess.TimeoutExpired):
-            keeper.wait(1)
+            sidecar.wait(1)
         paths.attempts.unlink()
         (tmp_path / "aside").rename(paths.attempts)
         (paths.attempts / f"a{int(name[1:5]) + 1:04d}-ffffff").mkdir()
-        assert keeper.stdout.readline() == "superseded\n"
+        assert sidecar.stdout.readline() == "superseded\n"
     finally:
-        keeper.kill()
-        keeper.communicate()
+        sidecar.kill()
+        sidecar.communicate()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 
 from trainer.finetune.config import parse
+from trainer.launch.exits import leave_with
 from trainer.launch.grace import DEFAULT_GRACE_S
-from trainer.launch.supervisor import launch, leave_with, process_count
+from trainer.launch.process_count import process_count
+from trainer.launch.supervisor import launch
 
 
 def main() -> int:
-    """Returns the exit code of the stop table."""
+    """Launch the bundled program; returns the exit code of the stop table."""
     arguments = sys.argv[1:]
     config = parse(arguments)
     return launch(

@@ -1,1 +1,1 @@
-"""The parent process: it starts the ranks, passes signals and output on, and keeps exit codes."""
+"""The parent process: it starts the ranks, passes on signals and output, and leaves with their exit code."""

@@ -1,6 +1,82 @@
-"""`python -m trainer.launch`: run a script once per accelerator."""
+"""`python -m trainer.launch`: run a script once per accelerator. Standard library only.
 
-from trainer.launch.supervisor import leave_with, main
+python -m trainer.launch [--processes N] [--grace S] [--checkpoint-dir FOLDER] SCRIPT [ARGS ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from trainer.launch.exits import leave_with
+from trainer.launch.grace import DEFAULT_GRACE_S
+from trainer.launch.process_count import LaunchError, process_count
+from trainer.launch.supervisor import launch
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise LaunchError(message)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line.
+
+    Raises:
+        LaunchError: it is wrong.
+    """
+    parser = _Parser(
+        prog="python -m trainer.launch", description="Run a script once per accelerator.", allow_abbrev=False
+    )
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="number of ranks (default one per accelerator, or 1)"
+    )
+    parser.add_argument(
+        "--grace",
+        type=float,
+        default=DEFAULT_GRACE_S,
+        metavar="S",
+        help="seconds from SIGTERM to SIGKILL (default: 25)",
+    )
+    parser.add_argument(
+        "--checkpoint-dir",
+        type=Path,
+        metavar="FOLDER",
+        default=os.environ.get("SKYSPOT_CHECKPOINT_DIR") or None,
+        help="the run's folder, in which to record the attempt (default SKYSPOT_CHECKPOINT_DIR)",
+    )
+    parser.add_argument("--cpu", action="store_true", help="start one rank, even if there are GPUs")
+    parser.add_argument("script", metavar="SCRIPT", help="the Python script to run")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGS", help="the script's own arguments")
+    return parser.parse_args(argv)
+
+
+def main() -> int:
+    """Launch the script; returns the exit code of the stop table.
+
+    Raises:
+        LaunchError: the command line is wrong, or the script cannot be started.
+    """
+    options = parse(sys.argv[1:])
+    script = Path(options.script)
+    if not script.is_file():
+        raise LaunchError(f"{script}: no such script")
+    in_the_way = script.resolve().parent / "trainer.py"
+    if in_the_way.exists():
+        raise LaunchError(f"{in_the_way} hides skyspot's package of that name from {script.name}: rename it")
+    if options.grace < 0:
+        raise LaunchError(f"--grace: {options.grace} is less than 0")
+    return launch(
+        [sys.executable, str(script), *options.arguments],
+        processes=process_count(options.processes, options.cpu),
+        grace_s=options.grace,
+        sidecar_dir=Path(options.checkpoint_dir) if options.checkpoint_dir else None,
+    )
+
 
 if __name__ == "__main__":
     leave_with(main)

@@ -1,4 +1,4 @@
-"""Passing on what children print, so that no two lines mix. Standard library only."""
+"""The output of the launcher's children, passed on so that no two lines mix. Standard library only."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import threading
 import time
 
 LONGEST_LINE_BYTES = 64 * 1024
-"""What is kept of a line whose end has not come; a longer one is passed on in pieces."""
+"""How much of an unfinished line is held back; a longer one is passed on in pieces."""
 
 
 class Lines:
-    """What one child prints, cut into what may be passed on and what has to wait for its line's end."""
+    """Cuts the output of one child into what can be passed on and what must wait for the end of its line."""
 
     def __init__(self, *, bars: bool) -> None:
-        """Begin with nothing.
+        """Start with no output.
 
         Args:
-            bars: Whether a progress bar, which returns to the start of its line again and again, is passed on as it
-                goes. Else what is written over is dropped, as on a terminal, and the line comes when it ends.
+            bars: Pass on each state of a progress bar, which returns to the start of its line again and again. If not,
+                overwritten text is dropped, as on a terminal, and the line is passed on when it ends.
         """
         self._bars = bars
         self._kept = b""
 
     def take(self, data: bytes) -> bytes:
-        """Add what has come; what may be passed on of it."""
+        """Add new output; returns what can be passed on now."""
         kept = self._kept + data
         if self._bars:
             end = 1 + max(kept.rfind(b"\n"), kept.rfind(b"\r"))
@@ -38,38 +38,38 @@ class Lines:
         return whole
 
     def rest(self) -> bytes:
-        """What is left where no more comes, on a line of its own."""
+        """Return what is left at the end of the output, as a line of its own."""
         rest, self._kept = self._kept, b""
         return rest + b"\n" if rest and not self._bars else rest
 
 
 def _last_written(line: bytes) -> bytes:
-    """A line from where it was last written over; a return at its end may be a part of that end."""
+    """Cut a line to what was last written over it; a carriage return at its end may belong to the line's end."""
     start = line.rfind(b"\r", 0, max(0, len(line) - 1))
     return line if start < 0 else line[start:]
 
 
 class Relay:
-    """Threads that pass on what children print, each from its pipe."""
+    """Passes on the output of children, with one thread for each pipe."""
 
     def __init__(self) -> None:
         self._locks = {1: threading.Lock(), 2: threading.Lock()}
         self._threads: list[threading.Thread] = []
 
     def begin(self, source: int, target: int, lines: Lines | None) -> None:
-        """Pass on what comes from one descriptor to another, 1 or 2, until its end.
+        """Pass on the output from one file descriptor to another, 1 or 2, until it ends.
 
         Args:
-            source: Where to read; closed at its end.
+            source: Where to read; it is closed at the end.
             target: Where to write.
-            lines: What is cut into lines; None: all goes as it comes.
+            lines: How to cut the output into lines; None: pass it on as it comes.
         """
         thread = threading.Thread(target=self._pass_on, args=(source, target, lines), daemon=True)
         thread.start()
         self._threads.append(thread)
 
     def end(self, seconds: float) -> None:
-        """Let what was said come out, within so long: who hangs holds its end of the pipe open."""
+        """Wait for the rest of the output, but not longer than `seconds`: a child that hangs keeps its pipe open."""
         end = time.monotonic() + seconds
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
@@ -89,7 +89,7 @@ class Relay:
                     try:
                         part = part[os.write(target, part) :]
                     except OSError:
-                        open_ = False  # Nobody reads any more; the child must not notice.
+                        open_ = False  # Nobody reads the output any more; the child must not notice.
             if not data:
                 os.close(source)
                 return

@@ -1,11 +1,11 @@
-"""The launcher's child that touches the bucket in its stead. Standard library only.
+"""The launcher's child that touches the bucket for it, because the launcher must never hang. Standard library only.
 
     python -m trainer.launch.sidecar RUN_DIR     opens an attempt, watches for a newer one, writes its end
     python -m trainer.launch.sidecar --end CODE CAUSE RUN_DIR NAME
                                                  writes the end event of an attempt whose rank 0 died
 
-It says on stdout what the launcher has to know: `attempt NAME`, `leave CODE`, `superseded`, `stop-request`; and reads
-`end CODE CAUSE`.
+It prints messages to the launcher on stdout: `attempt NAME`, `leave CODE`, `superseded`, `stop-request`. On stdin it
+reads `end CODE CAUSE`.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from trainer.layout.names import AttemptName, RunPaths
 LOOK_S = 5.0
 
 
-def _leave_what_hangs() -> None:
-    """As SpotRun: a call that hangs is left, whatever it is."""
+def _leave_when_a_call_hangs() -> None:
+    """Leave if any call into the bucket hangs, as SpotRun does."""
     call = await_overdue()
     print(f"Error: {call.what} has not returned: the bucket's mount hangs", file=sys.stderr, flush=True)
-    _say(f"leave {call.code}")
+    _send(f"leave {call.code}")
     os._exit(0)
 
 
-def keep(run_dir: Path) -> None:
-    """Keep the attempt of a script that knows nothing of attempts."""
+def record_attempt(run_dir: Path) -> None:
+    """Open the attempt of a script that keeps no records itself, watch for a reason to end it, and write its end."""
     paths = RunPaths(run_dir)
     try:
         check_bucket(paths)
@@ -56,31 +56,31 @@ def keep(run_dir: Path) -> None:
         )
     except TrainerError as error:
         print(f"Error: {error}", file=sys.stderr)
-        _say(f"leave {error.code}")
+        _send(f"leave {error.code}")
         return
     if stop:
-        print(f"not started: {paths.stop(attempt.launch)} asks this launch to stop", file=sys.stderr, flush=True)
+        print(f"not started: {paths.stop(attempt.launch)} requests that this launch stop", file=sys.stderr, flush=True)
         _leave(attempt, STOP_REQUEST)
         return
     if stuck:
         print(f"Error: {stuck}", file=sys.stderr, flush=True)
         _leave(attempt, NO_PROGRESS, error=stuck)
         return
-    _say(f"attempt {attempt.name}")
+    _send(f"attempt {attempt.name}")
     selector = selectors.DefaultSelector()
     selector.register(sys.stdin.buffer, selectors.EVENT_READ)
-    said = False
+    sent = False
     while not selector.select(LOOK_S):
-        with suppress(OSError):  # A bucket that does not answer now is asked again.
-            if not said and newer_attempt(attempt):
-                _say("superseded")
-                said = True
-            elif not said and stop_requested(attempt):
-                _say("stop-request")
-                said = True
-    words = sys.stdin.readline().split()
-    if len(words) == 3 and words[0] == "end":
-        write_end(paths, attempt.name, int(words[1]), words[2])
+        with suppress(OSError):  # If the bucket does not answer now, the next round tries again.
+            if not sent and newer_attempt(attempt):
+                _send("superseded")
+                sent = True
+            elif not sent and stop_requested(attempt):
+                _send("stop-request")
+                sent = True
+    message = sys.stdin.readline().split()
+    if len(message) == 3 and message[0] == "end":
+        write_end(paths, attempt.name, int(message[1]), message[2])
 
 
 def write_end(paths: RunPaths, name: AttemptName, code: int, cause: str) -> None:
@@ -104,25 +104,25 @@ def write_end(paths: RunPaths, name: AttemptName, code: int, cause: str) -> None
 
 
 def _leave(attempt: Attempt, ending: Ending, **fields: str) -> None:
-    # Said before the end is recorded: the launcher waits a few seconds for that, and for a mount that hangs no longer.
-    _say(f"leave {ending.code}")
+    # Sent before the end is recorded: the launcher waits a few seconds for the record, even if the mount hangs.
+    _send(f"leave {ending.code}")
     record(attempt, "end", code=ending.code, cause=ending.cause, step=0, **fields)
 
 
-def _say(line: str) -> None:
+def _send(line: str) -> None:
     print(line, flush=True)
 
 
 def main() -> None:
-    """Do what the command line says; a bucket that cannot be written is said in a line."""
+    """Run the command line; an error of the bucket is printed in a line."""
     try:
         if sys.argv[1] == "--end":
             name = AttemptName.parse(sys.argv[5])
             if name:
                 write_end(RunPaths(Path(sys.argv[4])), name, int(sys.argv[2]), sys.argv[3])
         else:
-            threading.Thread(target=_leave_what_hangs, daemon=True).start()
-            keep(Path(sys.argv[1]))
+            threading.Thread(target=_leave_when_a_call_hangs, daemon=True, name="bucket").start()
+            record_attempt(Path(sys.argv[1]))
     except OSError as error:
         print(f"the attempt's end could not be recorded: {error}", file=sys.stderr)
 

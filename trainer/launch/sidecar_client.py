@@ -1,4 +1,4 @@
-"""The launcher's end of its child that touches the bucket in its stead (sidecar.py). Standard library only."""
+"""The launcher's end of the sidecar, its child that touches the bucket (sidecar.py). Standard library only."""
 
 from __future__ import annotations
 
@@ -13,23 +13,28 @@ from trainer.layout.exit_codes import EXIT_FAILED
 
 END_EVENT_S = 5.0
 STOPS = {ending.cause: ending for ending in (SUPERSEDED, STOP_REQUEST)}
-"""What the keeper may say of an attempt that has to end."""
+"""Why the sidecar may have the attempt end, by the message that it sends."""
 
 
-class Keeper:
-    """A child of the launcher's own that records the attempt of a script that does not do so itself."""
+class Sidecar:
+    """A child of the launcher that records the attempt of a script that does not do so itself."""
 
     def __init__(self, run_dir: Path, launch_id: str) -> None:
-        """Have the attempt begun; what becomes of it is learnt from `listen`."""
+        """Start the sidecar; `receive` reads what it sends.
+
+        Args:
+            run_dir: The run's folder.
+            launch_id: The launch's id.
+        """
         self.attempt = ""
-        """Its name, once it is begun."""
-        self.leave: int | None = None
-        """The exit code, where there is nothing to do."""
+        """The attempt's name, once the sidecar has opened it."""
+        self.exit_code: int | None = None
+        """The launcher's exit code, if no rank is to be started."""
         self.stop: Ending | None = None
         """Why the attempt has to end."""
-        self._heard = b""
+        self._received = b""
         self.errors, its_errors = os.pipe()
-        """What it says on stderr, to be passed on. It hangs in the bucket, and must not hold the job's own pipe."""
+        """Where to read its stderr. The launcher relays it: a sidecar that hangs must not hold the job's own pipe."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "trainer.launch.sidecar", str(run_dir)],
             stdin=subprocess.PIPE,
@@ -41,47 +46,39 @@ class Keeper:
         os.close(its_errors)
         assert self._process.stdout
         self.pipe = self._process.stdout.fileno()
-        """Readable when there is something to listen to."""
+        """Readable when there is something to receive."""
         os.set_blocking(self.pipe, False)
 
-    def listen(self) -> bool:
-        """Take in what it says; False where it will say no more."""
+    def receive(self) -> bool:
+        """Read what it sends; False if its pipe is closed."""
         try:
             data = os.read(self.pipe, 4096)
         except BlockingIOError:
             return True
-        *lines, self._heard = (self._heard + data).split(b"\n")
+        *lines, self._received = (self._received + data).split(b"\n")
         for line in lines:
-            word, _, rest = line.decode("ascii", "replace").partition(" ")
-            if word == "attempt":
+            message, _, rest = line.decode("ascii", "replace").partition(" ")
+            if message == "attempt":
                 self.attempt = rest
-            elif word == "leave" and rest.isdigit():
-                self.leave = int(rest)
-            elif word in STOPS:
-                self.stop = STOPS[word]
-        if not data and not self.attempt and self.leave is None:
-            self.leave = EXIT_FAILED
+            elif message == "leave" and rest.isdigit():
+                self.exit_code = int(rest)
+            elif message in STOPS:
+                self.stop = STOPS[message]
+        if not data and not self.attempt and self.exit_code is None:
+            self.exit_code = EXIT_FAILED
         return bool(data)
 
     def close(self, code: int, ending: Ending, ended: bool, seconds: float = END_EVENT_S) -> None:
-        """Have the end event written, unless a rank wrote one; within so many seconds."""
+        """Have the end event written, unless a rank has written it; wait no longer than `seconds`."""
         with suppress(OSError, subprocess.TimeoutExpired):
             self._process.communicate(b"" if ended else f"end {code} {ending.cause}\n".encode(), timeout=seconds)
         self._process.kill()
 
 
 def write_end(attempt: dict[str, str], code: int, ending: Ending, seconds: float) -> None:
-    """Have the end event of a dead rank 0 written by a child, which may hang in the bucket in our stead."""
-    command = [
-        sys.executable,
-        "-m",
-        "trainer.launch.sidecar",
-        "--end",
-        str(code),
-        ending.cause,
-        attempt["run_dir"],
-        attempt["attempt"],
-    ]
+    """Have a child write the end event of a dead rank 0: it may hang in the bucket, and the launcher does not."""
+    sidecar = [sys.executable, "-m", "trainer.launch.sidecar"]
+    command = [*sidecar, "--end", str(code), ending.cause, attempt["run_dir"], attempt["attempt"]]
     with suppress(OSError, subprocess.TimeoutExpired):
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True

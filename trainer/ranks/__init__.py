@@ -1,1 +1,1 @@
-"""How the ranks of an attempt find each other, show that they live, and agree."""
+"""The ranks of an attempt: how they find each other, prove that they are alive, and agree."""
