@@ -127,7 +127,7 @@ def _train(plan: Plan, rank: int, say: Callable[[dict[str, Any]], None], savers:
     tensors = _tensors(plan, rank)
     steady = frozenset(name for name in tensors if name != "model.seen")
     live = State(dict(sorted(tensors.items())), {}, frozenset({"model.seen"}), steady)
-    run_id = restore.again(lambda: identity(paths, binding), lambda: None) if attempt else None
+    run_id = restore.retry_read(lambda: identity(paths, binding), lambda: None) if attempt else None
     found = restore.find_whole(group, paths, live, lambda: None, run_id)
     step, name = plan.begin_at, found.loaded.name if found.loaded else None
     if attempt:

@@ -50,7 +50,7 @@ def pause(seconds: float, check_stop: Callable[[], None]) -> None:
 def retry_loop(
     work: Callable[[], _T],
     final_error: Callable[[Exception, bool], BaseException | None],
-    pauses: Iterator[float],
+    pauses_s: Iterator[float],
     check_stop: Callable[[], None] = lambda: None,
     announce: Callable[[Exception], None] = lambda error: None,
 ) -> _T:
@@ -59,7 +59,7 @@ def retry_loop(
     Args:
         work: What to do; may be done several times.
         final_error: Given an error, and whether no try is left: the error to raise instead. None: `work` is retried.
-        pauses: The pauses between two tries, in seconds; the error after the last of them has no try left.
+        pauses_s: The pauses between two tries; the error after the last of them has no try left.
         check_stop: Called during a pause; raises to stop.
         announce: Called with the first error that is retried.
     """
@@ -68,7 +68,7 @@ def retry_loop(
         try:
             return work()
         except Exception as error:
-            pause_s = next(pauses, None)
+            pause_s = next(pauses_s, None)
             final = final_error(error, pause_s is None)
             if final is error:
                 raise

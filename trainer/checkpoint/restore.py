@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from trainer.bucket.deadlines import within
-from trainer.bucket.retry import pause
+from trainer.bucket.retry import pause, retry_loop
 from trainer.checkpoint.contents import open_checkpoint
 from trainer.checkpoint.damage import DamagedError
 from trainer.checkpoint.errors import ReadError, fatal_code
@@ -23,6 +23,7 @@ from trainer.layout.manifest import Manifest
 from trainer.layout.names import MANIFEST, CheckpointName, RunPaths, list_checkpoints
 from trainer.ranks.group import RankGroup
 
+_T = TypeVar("_T")
 NOT_FINITE = "its weights are not finite (NaN or infinite)"
 READ_TRIES = 6
 FIRST_RETRY_S = 0.5
@@ -92,7 +93,7 @@ def find_whole(
                 names = [name for name in list_checkpoints(paths) if str(name) not in seen]
             return str(names[0]) if names else None
 
-        choice = group.rank0_does(f"restore/{turn}", lambda: again(choose, check_stop), check_stop)
+        choice = group.rank0_does(f"restore/{turn}", lambda: retry_read(choose, check_stop), check_stop)
         if choice is None:
             if unreadable:
                 raise next(iter(unreadable.values()))
@@ -177,7 +178,7 @@ def _try_load(
 
     while True:
         try:
-            return again(read_it, check_stop), None, None
+            return retry_read(read_it, check_stop), None, None
         except ReadError as error:
             return None, str(error), error.code
         except (FileNotFoundError, DamagedError) as error:
@@ -197,25 +198,25 @@ def _is_there(path: Path, check_stop: Callable[[], None]) -> bool:
         with within(f"looking for {path.name}"):
             return path.exists()
 
-    return bool(again(look, check_stop))
+    return retry_read(look, check_stop)
 
 
-def again(read: Callable[[], Any], check_stop: Callable[[], None]) -> Any:
-    """Read, and read again after a while where the bucket fails.
+def retry_read(read: Callable[[], _T], check_stop: Callable[[], None]) -> _T:
+    """Read from the bucket, and retry for a while if it fails.
 
     Raises:
-        FileNotFoundError: it is not there.
-        ReadError: it fails for good.
+        FileNotFoundError: the file does not exist.
+        ReadError: the bucket failed at every try, or no retry helps.
     """
-    for try_number in range(READ_TRIES):
-        try:
-            return read()
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            code = fatal_code(error)
-            if code is not None or try_number == READ_TRIES - 1:
-                where = f"{error.filename}: " if error.filename else ""
-                raise ReadError(f"{where}{error.strerror or error}", EXIT_FAILED if code is None else code) from None
-        pause(FIRST_RETRY_S * 2**try_number, check_stop)
-    raise AssertionError
+
+    def final_error(error: Exception, no_try_left: bool) -> Exception | None:
+        if not isinstance(error, OSError) or isinstance(error, FileNotFoundError):
+            return error
+        code = fatal_code(error)
+        if code is None and not no_try_left:
+            return None
+        where = f"{error.filename}: " if error.filename else ""
+        return ReadError(f"{where}{error.strerror or error}", EXIT_FAILED if code is None else code)
+
+    pauses_s = (FIRST_RETRY_S * 2**number for number in range(READ_TRIES - 1))
+    return retry_loop(read, final_error, pauses_s, check_stop)

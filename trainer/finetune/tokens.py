@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 
 from trainer.bucket.deadlines import opened, read_manifest, within
 from trainer.bucket.hashing import CHUNK_BYTES, Hasher
+from trainer.bucket.retry import pauses, retry_loop
 from trainer.errors import AttemptError
 from trainer.finetune.sources import DataError
 from trainer.layout.documents import LayoutError, LayoutVersionError, says_not_there
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LISTING_LAG_S = 20.0
 """Mounts of one bucket may take 10 s to see each other's new files."""
+LOOK_S = 0.5
 READS = 2
 """The number of reads before a file counts as damaged."""
 
@@ -65,17 +66,14 @@ def manifest_of(
     Raises:
         DataError: the manifest is missing or torn.
     """
-    source, end = paths.tokens / folder, time.monotonic() + patience_s
-    while True:
-        try:
-            return read_manifest(source)
-        except LayoutVersionError:
-            raise
-        except LayoutError as error:
-            if time.monotonic() >= end:
-                raise DataError(f"{source}: {error}") from None
-            check_stop()
-            time.sleep(0.5)
+    source = paths.tokens / folder
+
+    def final_error(error: Exception, no_try_left: bool) -> Exception | None:
+        if not isinstance(error, LayoutError) or isinstance(error, LayoutVersionError):
+            return error
+        return DataError(f"{source}: {error}") if no_try_left else None
+
+    return retry_loop(lambda: read_manifest(source), final_error, pauses(patience_s, LOOK_S, LOOK_S), check_stop)
 
 
 @contextmanager

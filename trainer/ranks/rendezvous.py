@@ -14,6 +14,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from trainer.bucket.retry import pauses, retry_loop
 from trainer.launch.nodes import Nodes, NodesError
 from trainer.ranks.messages import CRASHED
 from trainer.ranks.peers import PeerGoneError
@@ -23,6 +24,7 @@ JOIN_S = 660.0
 """How long a rank waits for rank 0's store: rank 0 opens the attempt in the bucket first, for up to ten minutes."""
 BIND_PATIENCE_S = 60.0
 """How long rank 0 waits for an older attempt to release the port."""
+BIND_PAUSE_S = 0.5
 CONNECT_S = 5.0
 UNEQUAL_PATIENCE_S = 10.0
 """How long a node that expects another number of processes waits before it ends the attempt."""
@@ -87,19 +89,21 @@ class Rendezvous:
 
     def _serve(self, check_stop: Callable[[], None]) -> Any:
         """Serve the store from rank 0 on several nodes, as soon as an older attempt has released the port."""
-        end = time.monotonic() + BIND_PATIENCE_S
-        while True:
-            check_stop()
-            try:
-                listener = socket.create_server(("", self._address[1]), backlog=512)
-                break
-            except OSError as error:
-                if time.monotonic() > end:
-                    raise PeerGoneError(
-                        f"port {self._address[1]} has been in use on this node for {BIND_PATIENCE_S:g} s "
-                        f"({error.strerror}): an older attempt is still running"
-                    ) from None
-                time.sleep(min(0.5, BIND_PATIENCE_S))
+        port = self._address[1]
+
+        def final_error(error: Exception, no_try_left: bool) -> Exception | None:
+            if not isinstance(error, OSError):
+                return error
+            reason = f"port {port} has been in use on this node for {BIND_PATIENCE_S:g} s ({error.strerror})"
+            return PeerGoneError(f"{reason}: an older attempt is still running") if no_try_left else None
+
+        check_stop()
+        listener = retry_loop(
+            lambda: socket.create_server(("", port), backlog=512),
+            final_error,
+            pauses(BIND_PATIENCE_S, BIND_PAUSE_S, BIND_PAUSE_S),
+            check_stop,
+        )
         store = self._connect(self._timeout_s, listener.detach())
         seats = {"start": self.nodes.start, "world_size": self._world_size, "random": secrets.token_hex(8)}
         self._seats = json.dumps(seats).encode()
