@@ -10,7 +10,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -167,19 +167,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", metavar="FILE.yaml", help="read settings from a file; the command line wins")
     for item, kind, _ in _fields():
-        flag, help = flag_of(item), item.metadata["help"]
+        help, how = item.metadata["help"], _ARGUMENTS[kind]
         if item.default not in (dataclasses.MISSING, None, ()) and kind is not bool:
             help += f" (default: {item.default})"
-        if kind is bool:
-            parser.add_argument(flag, dest=item.name, help=help, action="store_true")
-        elif kind is tuple:
-            parser.add_argument(flag, dest=item.name, help=help, action="append", metavar="FIELD")
-        elif item.name == "save_interval_steps":
-            parser.add_argument(flag, dest=item.name, help=help, type=_steps_or_auto, metavar="STEPS|auto")
-        else:
-            convert, metavar = _KINDS[kind]
-            metavar = "|".join(item.metadata["choices"]) or metavar
-            parser.add_argument(flag, dest=item.name, help=help, type=convert, metavar=metavar)
+        if item.metadata["choices"]:
+            how = {**how, "metavar": "|".join(item.metadata["choices"])}
+        if item.name == "save_interval_steps":
+            how = {"type": _steps_or_auto, "metavar": "STEPS|auto"}
+        parser.add_argument(flag_of(item), dest=item.name, help=help, **how)
     return parser
 
 
@@ -223,13 +218,15 @@ def _text(text: str) -> str:
     return text
 
 
-_KINDS: dict[type, tuple[Callable[[str], Any], str]] = {
-    int: (_whole_number, "N"),
-    float: (_number, "X"),
-    str: (_text, "TEXT"),
-    Path: (_text, "FOLDER"),
+_ARGUMENTS: dict[type, dict[str, Any]] = {
+    bool: {"action": "store_true"},
+    tuple: {"action": "append", "metavar": "FIELD"},
+    int: {"type": _whole_number, "metavar": "N"},
+    float: {"type": _number, "metavar": "X"},
+    str: {"type": _text, "metavar": "TEXT"},
+    Path: {"type": _text, "metavar": "FOLDER"},
 }
-"""How a value of each type is read, and its placeholder in --help."""
+"""argparse's keywords for a field of each type."""
 
 
 def _parse_options(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -164,16 +164,13 @@ def prepare(
     encoder = _encoder(config, model)
     dtype = "<u2" if encoder.vocab_size <= 1 << 16 else "<u4"
     # Packed on local disk first: the number of samples decides which of them are held out.
-    size = sum(file.bytes for file in source.files)
+    size = source.total_bytes
     with scratch.folder("packing", size) as made, (made / "packed").open("w+b", buffering=PIECE_BYTES) as packed:
         n_tokens = _pack(packed, made, source, encoder, dtype, config, check_stop)
         n_samples, n_held_out = _split(config, source, n_tokens)
         folder = _new_folder(paths, f"{key}-{attempt}", avoid)
         rows = _Rows(packed, n_samples, n_held_out, config.seq_len * np.dtype(dtype).itemsize)
-        files = {
-            "train.bin": _write(folder / "train.bin", rows.pieces(held_out=False), check_stop),
-            "held_out.bin": _write(folder / "held_out.bin", rows.pieces(held_out=True), check_stop),
-        }
+        files = _write_samples(folder, rows, check_stop)
     facts = {
         "key": key,
         "source": config.data,
@@ -183,11 +180,10 @@ def prepare(
         "dtype": dtype,
         "n_train": n_samples - n_held_out,
         "n_held_out": n_held_out,
-        **({"data_revision": data_revision} if data_revision else {}),
-        **({"model_revision": model.revision} if model and model.revision else {}),
+        "data_revision": data_revision,
+        "model_revision": model.revision if model else None,
     }
-    with within("writing MANIFEST.json of prepared data"):
-        write_once(folder / MANIFEST, Manifest("tokens", files, facts).to_json())
+    _commit(folder, files, facts)
     return folder.name
 
 
@@ -291,6 +287,12 @@ class _Rows:
             yield rows[chosen if held_out else ~chosen].tobytes()
 
 
+def _write_samples(folder: Path, rows: _Rows, check_stop: Callable[[], None]) -> dict[str, FileRecord]:
+    train = _write(folder / "train.bin", rows.pieces(held_out=False), check_stop)
+    held_out = _write(folder / "held_out.bin", rows.pieces(held_out=True), check_stop)
+    return {"train.bin": train, "held_out.bin": held_out}
+
+
 def _write(path: Path, pieces: Iterator[bytes], check_stop: Callable[[], None]) -> FileRecord:
     """Write pieces into a new file, front to back."""
     hasher, size = Hasher(), 0
@@ -311,6 +313,13 @@ def _write(path: Path, pieces: Iterator[bytes], check_stop: Callable[[], None]) 
         with within_bytes("a close of prepared data", size), _named(path):
             file.close()
     return FileRecord(size, hasher.hexdigest())
+
+
+def _commit(folder: Path, files: dict[str, FileRecord], facts: dict[str, Any]) -> None:
+    """Write the manifest, which makes the folder valid; facts that are None are left out."""
+    manifest = Manifest("tokens", files, {name: value for name, value in facts.items() if value is not None})
+    with within("writing MANIFEST.json of prepared data"):
+        write_once(folder / MANIFEST, manifest.to_json())
 
 
 @contextmanager

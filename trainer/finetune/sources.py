@@ -46,6 +46,11 @@ class Source:
     ignored: Counter[str]
     """The number of ignored files per ending."""
 
+    @property
+    def total_bytes(self) -> int:
+        """The size of all readable files."""
+        return sum(file.bytes for file in self.files)
+
     def ignored_line(self, data: str) -> str | None:
         """A sentence about the ignored files; None if there are none."""
         if not self.ignored:
