@@ -74,7 +74,7 @@ def test_lint_names_the_rule_and_the_line_of_a_file_that_is_no_yaml(tmp_path: Pa
     assert (code, err) == (1, "")
     code, out, err = skyspot("lint", "a.yaml")
     assert (code, err) == (1, "")
-    assert out.startswith("a.yaml:2: error: this is not readable as YAML: ")
+    assert out.startswith("a.yaml:2: error: this cannot be parsed as YAML: ")
     assert "[not-yaml]" in out
 
 
@@ -120,7 +120,7 @@ def test_ignore_is_taken_from_the_command_line_and_from_settings(tmp_path: Path,
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("ignore: [unknown-gpus]", "ignore: no rule is called 'unknown-gpus'. Did you mean 'unknown-gpu'?"),
+        ("ignore: [unknown-gpus]", "ignore: there is no rule 'unknown-gpus'. Did you mean 'unknown-gpu'?"),
         ("strategy: fast", "strategy: 'fast' is none of failover, eager_next_region"),
         ("num_nodes: 0", "num-nodes: 0 is not a number of nodes"),
     ],
@@ -136,7 +136,7 @@ def test_an_unknown_code_is_refused_with_the_nearest(tmp_path: Path, skyspot: Sk
     (tmp_path / "a.yaml").write_text(BAD_GPU)
     code, _, err = skyspot(command, "a.yaml", "--ignore", "unknown-gpus")
     assert code == 2
-    assert err == "Error: --ignore: no rule is called 'unknown-gpus'. Did you mean 'unknown-gpu'?\n"
+    assert err == "Error: --ignore: there is no rule 'unknown-gpus'. Did you mean 'unknown-gpu'?\n"
 
 
 def test_the_rules_are_listed_from_the_one_registry(skyspot: Skyspot) -> None:

@@ -1,7 +1,7 @@
-"""Findings that a person has overruled: by a comment in the file, or by `--ignore` on the command line.
+"""Ignored findings: by a comment in the file, or by `--ignore` on the command line.
 
-`# skyspot: ignore[CODE]` (several: `ignore[A, B]`) counts for its own line. On a line of its own it counts for the line
-below, where that is a command of several lines for all of them. What is overruled stays, as a note.
+`# skyspot: ignore[CODE]` (several: `ignore[A, B]`) applies to its own line. On a line of its own it applies to the next
+line; if a command continues over several lines, to all of them. An ignored finding stays, as a note.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _ALONE = re.compile(r"\s*#")
 
 
 def overruled(text: str, found: Sequence[Finding], ignored: Collection[str] = ()) -> list[Finding]:
-    """The findings, with those that a comment or `ignored` names as notes, and one for each comment that names no rule.
+    """Turn ignored findings into notes, and add a warning for each comment without a valid rule.
 
     Args:
         text: The file's text.
-        found: What was found in it.
+        found: The findings in it.
         ignored: Codes from the command line.
     """
     lines = BREAK.split(text)
@@ -40,7 +40,7 @@ def overruled(text: str, found: Sequence[Finding], ignored: Collection[str] = ()
 
 
 def _codes(line: str) -> tuple[str, ...]:
-    """The codes that a line's comments name; an empty one where a comment names none."""
+    """List the codes in a line's comments; a comment without a code gives an empty one."""
     return tuple(code.strip() for mark in _MARK.finditer(line) for code in (mark[1] or "").split(","))
 
 
@@ -48,7 +48,7 @@ def _wrong(at: int, codes: Sequence[str]) -> list[Finding]:
     found = []
     for code in codes:
         if not code:
-            reason, remedy = "this ignore comment names no rule", "Name it: ignore[CODE], with the code of the finding"
+            reason, remedy = "this ignore comment names no rule", "Add the code of the finding: ignore[CODE]"
             found.append(Finding(at, "warning", "unknown-ignore", reason, remedy))
         elif code not in rules.CODES:
             reason, remedy = rules.no_such_rule(code), rules.nearest(code)
@@ -57,7 +57,7 @@ def _wrong(at: int, codes: Sequence[str]) -> list[Finding]:
 
 
 def _above(lines: Sequence[str], marks: Collection[int], line: int) -> list[int]:
-    """The lines whose comments count for a line: its own, and comments right above it or above its command."""
+    """List the lines whose comments apply to a line: itself, and comments right above it or above its command."""
     counted = [line] if line in marks else []
     at = line - 1
     while at >= 1 and (_ALONE.match(lines[at - 1]) or lines[at - 1].rstrip().endswith("\\")):

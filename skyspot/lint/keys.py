@@ -1,4 +1,4 @@
-"""Lint: is it a task of SkyPilot's at all, and does SkyPilot know its keys?"""
+"""Rules about keys: the file must be a SkyPilot task, and SkyPilot must know its keys."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from skyspot.task.document import Task
 from skyspot.task.known_keys import HEADER, JOB_RECOVERY, KNOWN, OPEN, SETTINGS, VOLUME
 from skyspot.task.located import Located
 
-# What `skyspot.migrate.migration` brings to today's spelling, or SkyPilot does.
+# Old spellings that `skyspot.migrate`, or SkyPilot itself, still translates.
 _OLD = {
     "": ("api_access", "experimental"),
     **dict.fromkeys(
@@ -18,7 +18,7 @@ _OLD = {
     ),
     "resources.accelerator_args": ("tf_version",),
 }
-# What people write, and mean.
+# Common mistakes, and the right key.
 _MEANT = {
     "": {
         "cmd": "run", "command": "run", "commands": "run", "script": "run", "env": "envs", "env_vars": "envs",
@@ -27,17 +27,15 @@ _MEANT = {
     },
     "resources": {"gpu": "accelerators", "spot": "use_spot", "image": "image_id", "disk": "disk_size"},
 }  # fmt: skip
-_STORAGE = (
-    "It is part of file_mounts today: file_mounts: {MOUNT_PATH: {name: BUCKET, source: FOLDER_OR_URL, mode: MOUNT}}"
-)
+_STORAGE = "Use file_mounts instead: file_mounts: {MOUNT_PATH: {name: BUCKET, source: FOLDER_OR_URL, mode: MOUNT}}"
 _REMEDIES = {
     ("", "storage"): _STORAGE,
     ("", "storage_mounts"): _STORAGE,
-    ("", "max_restarts_on_errors"): "Write it into `resources`: job_recovery: {max_restarts_on_errors: N}",
-    ("service", "spot_recovery"): "Take it away: SkyServe replaces every replica that it loses",
-    ("service", "spot_policy"): "Its keys are part of replica_policy today",
-    ("service", "auto_restart"): "Take it away: SkyServe restarts replicas by itself",
-    ("service.replica_policy", "auto_restart"): "Take it away: SkyServe restarts replicas by itself",
+    ("", "max_restarts_on_errors"): "Move it to `resources`: job_recovery: {max_restarts_on_errors: N}",
+    ("service", "spot_recovery"): "Remove it; SkyServe replaces every lost replica",
+    ("service", "spot_policy"): "Move its keys to replica_policy",
+    ("service", "auto_restart"): "Remove it; SkyServe restarts replicas by itself",
+    ("service.replica_policy", "auto_restart"): "Remove it; SkyServe restarts replicas by itself",
     ("service.replica_policy", "qps_upper_threshold"): "Use target_qps_per_replica",
     ("service.replica_policy", "qps_lower_threshold"): "Use target_qps_per_replica",
     ("service.replica_policy", "num_extra"): "Use num_overprovision",
@@ -46,19 +44,19 @@ _REMEDIES = {
 
 
 def what_it_is(root: Located) -> tuple[str, str] | None:
-    """What a document is that is no task, with what to do with it; None where it may be a task."""
+    """Recognize a document that is not a task: its kind, and what to do with it. None if it may be a task."""
     keys = root.entries.keys()
     task_only = keys & {"run", "setup", "resources", "workdir", "file_mounts", "envs", "num_nodes"}
     if task_only or not keys:
         return None
     if {"apiVersion", "kind"} <= keys:
-        return "a Kubernetes manifest", "Give it to `kubectl apply`"
+        return "a Kubernetes manifest", "Pass it to `kubectl apply`"
     services = root.get("services")
     if services and services.entries:
-        return "a docker-compose file", "Write a task whose `run` starts it: run: docker compose up"
+        return "a docker-compose file", "Write a task that starts it: run: docker compose up"
     jobs = root.get("jobs")
     if jobs and any(job.get("runs-on", "steps", "uses") for job in jobs.entries.values()):
-        return "a GitHub workflow", "Give `launch` the task YAML that it uses"
+        return "a GitHub workflow", "Pass `launch` the task YAML that it uses"
     if "dependencies" in keys and keys <= {"name", "channels", "dependencies", "prefix", "variables"}:
         return "a conda environment", "Create it in a task's `setup`: conda env create -f FILE"
     if "type" in keys and keys <= {*VOLUME}:
@@ -66,13 +64,13 @@ def what_it_is(root: Located) -> tuple[str, str] | None:
     if keys & {*SETTINGS} and keys <= {*SETTINGS, "name"}:
         return (
             "a file of SkyPilot settings",
-            "SkyPilot reads it as .sky.yaml or ~/.sky/config.yaml. Give `launch` a task YAML",
+            "SkyPilot reads it as .sky.yaml or ~/.sky/config.yaml. Pass `launch` a task YAML",
         )
     return None
 
 
 def findings(task: Task) -> Iterator[Finding]:
-    """What SkyPilot does not know in a document that is a task, or that it is none."""
+    """Find the keys that SkyPilot does not know, or report that the document is not a task."""
     other = what_it_is(task.root)
     if other:
         yield Finding(task.root.line, "error", "not-a-task", f"this is {other[0]}, not a SkyPilot task", other[1])
@@ -89,7 +87,7 @@ def findings(task: Task) -> Iterator[Finding]:
 
 
 def is_job(task: Task) -> bool:
-    """Whether the document describes a job, for which the other rules are."""
+    """Whether the document describes a job, to which the other rules apply."""
     return what_it_is(task.root) is None and task.root.get("service", "pool") is None
 
 
@@ -127,7 +125,7 @@ def _remedy(place: str, key: str) -> str:
         return f"Did you mean {meant!r}?"
     for other in ("", "resources", "resources.job_recovery"):
         if key in _known(other) and other != place:
-            return f"It belongs {f'in {other}' if other else 'at the top level'}: look at the indentation"
+            return f"It belongs {f'in {other}' if other else 'at the top level'}; check the indentation"
     if place.startswith("file_mounts") and key in KNOWN["file_mounts.*.config.mount_cached"]:
         return "It belongs in `config`, under `mount` or `mount_cached`"
     near = did_you_mean(key, _known(place)).strip()
@@ -142,7 +140,7 @@ def _remedy(place: str, key: str) -> str:
         where = "a first document of its own, above the tasks"
         return f"It belongs in {where}" if key in HEADER else near.replace("?", f", in {where}?")
     known = _known(place)
-    return f"Known keys: {', '.join(known)}" if len(known) < 10 else "SkyPilot's reference of task YAML names all keys"
+    return f"Known keys: {', '.join(known)}" if len(known) < 10 else "See SkyPilot's task YAML reference for all keys"
 
 
 def _known(place: str) -> tuple[str, ...]:

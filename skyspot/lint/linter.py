@@ -1,4 +1,4 @@
-"""What SkyPilot accepts now and a run regrets later, found in a task YAML's text: no network, no SkyPilot."""
+"""The linter finds in a task YAML what SkyPilot accepts but a run would suffer from. No network, no SkyPilot."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ DEFAULT_GRACE_S = 25.0
 _SECRET = re.compile(r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)(?:_|$)")
 _SECRET_END = re.compile(r"(?:APIKEY|TOKEN|SECRET|PASSWORD|PASSWD)$")
 _NO_SECRET = re.compile(r"\s*|[\d.+-]+|true|false|yes|no|none|null|\$.*|<.*>", re.IGNORECASE | re.DOTALL)
-# Words of the shell that fail by themselves only where what they hold fails.
+# Shell keywords that fail only if a command in their block fails.
 _SYNTAX = ("fi", "done", "esac", "}", "else", "then", "do")
 
 
 def findings(text: str, *, grace_s: float | None = None, ignored: Collection[str] = ()) -> list[Finding]:
-    """All that is wrong or doubtful in a task YAML, by line.
+    """Find all errors and warnings in a task YAML, by line.
 
     Args:
-        text: The file's text; anything at all, several documents too.
-        grace_s: Seconds that the run is given for its last save, where the caller knows; else what the task says.
-        ignored: Codes of rules whose findings are notes, beside those that comments in the file name.
+        text: The file's text; it may be invalid, or have several documents.
+        grace_s: The time for the run's last save, if the caller knows it; else the task's own setting is used.
+        ignored: Codes of rules whose findings become notes, in addition to those named by comments in the file.
     """
     try:
         tasks = [task for task in document.read(text).tasks if task.root.is_mapping]
     except NotYamlError as error:
-        reason = f"this is not readable as YAML: {' '.join(error.problem.split())[:120]}"
-        return [Finding(error.line, "error", "not-yaml", reason, "Look at this line and the one before")]
+        reason = f"this cannot be parsed as YAML: {' '.join(error.problem.split())[:120]}"
+        return [Finding(error.line, "error", "not-yaml", reason, "Check this line and the one above")]
     if all(keys.what_it_is(task.root) for task in tasks):
-        tasks = tasks[:1]  # Of a file with many manifests, the first says it all.
+        tasks = tasks[:1]  # One finding is enough for a file of many manifests.
     found = dict.fromkeys(
         replace(finding, task=_called(task, number) if len(tasks) > 1 else "")
         for number, task in enumerate(tasks, 1)
@@ -48,31 +48,31 @@ def findings(text: str, *, grace_s: float | None = None, ignored: Collection[str
 
 
 def findings_in(before: str, after: str, ignored: Collection[str] = ()) -> list[Finding]:
-    """What is wrong or doubtful in a task YAML after its migration, at the lines of the file as it was before."""
+    """Find errors and warnings in a migrated task YAML, with the line numbers of the original file."""
     lines = sheet.lines_before(before, after)
     found = [replace(finding, line=lines[finding.line - 1]) for finding in findings(after, ignored=ignored)]
     return sorted(found, key=lambda finding: finding.line)
 
 
 def refused(found: Collection[Finding]) -> list[Finding]:
-    """Of findings, those for which SkyPilot refuses to read the file."""
+    """Select the findings for which SkyPilot refuses to read the file."""
     return [finding for finding in found if finding.level == "error" and finding.name in ("unknown-key", "not-a-task")]
 
 
 def of_the_file(found: Collection[Finding]) -> list[Finding]:
-    """Of findings, those about what the file is, not about what a run of it regrets."""
+    """Select the findings about the kind of file, not about what its run would suffer from."""
     about = ("unknown-key", "not-a-task", "service-section", "unknown-ignore")
     return [finding for finding in found if finding.name in about]
 
 
 def shown(finding: Finding, path: object) -> str:
-    """A finding in two lines: where, what and by which rule, then the remedy; one that is overruled in one."""
+    """Format a finding in two lines: place, reason and rule, then the remedy. A note takes one line."""
     of = f"task {finding.task}: " if finding.task else ""
-    said = f"{path}:{finding.line}: {finding.level}: {of}{finding.reason}"
+    line = f"{path}:{finding.line}: {finding.level}: {of}{finding.reason}"
     if finding.level == "note":
-        return f"{said} (ignored). [{finding.name}]"
+        return f"{line} (ignored). [{finding.name}]"
     end = "" if finding.remedy.endswith("?") else "."
-    return f"{said}. [{finding.name}]\n  {finding.remedy}{end}"
+    return f"{line}. [{finding.name}]\n  {finding.remedy}{end}"
 
 
 def _called(task: Task, number: int) -> str:
@@ -92,14 +92,14 @@ def _findings(task: Task, grace_s: float | None) -> Iterator[Finding]:
 
 
 def _grace(task: Task) -> tuple[float, int | None] | None:
-    """The grace that the task gives our trainer, and the line that says so; None where the trainer does not run."""
+    """Read the grace that the task gives our trainer, and its line; None if the task does not run our trainer."""
     if not task.trainer:
         return None
     asked = option(task.trainer, "--grace")
-    said = [(entry.text, entry.line) for key, entry in task.env_entries.items() if key.startswith("SKYSPOT_GRACE")]
+    settings = [(entry.text, entry.line) for key, entry in task.env_entries.items() if key.startswith("SKYSPOT_GRACE")]
     if asked:
-        said.insert(0, (asked.text, task.run.line(asked)))
-    for text, line in said:
+        settings.insert(0, (asked.text, task.run.line(asked)))
+    for text, line in settings:
         try:
             seconds = float(text)
         except ValueError:
@@ -113,20 +113,20 @@ def _secrets(task: Task) -> Iterator[Finding]:
     for key, value in task.env_entries.items():
         name = key.upper()
         if (_SECRET.search(name) or _SECRET_END.search(name)) and not _NO_SECRET.fullmatch(value.text):
-            # envs stand in the clear in SkyPilot's database, dashboard and logs (`redact_secrets` leaves them).
+            # SkyPilot shows envs in its database, dashboard and logs; `redact_secrets` does not redact them.
             yield Finding(
                 value.line,
                 "warning",
                 "secret-in-envs",
-                f"{shown_value(key)} looks like a secret, and envs are shown to all who see the job",
-                "Move it to `secrets`, without a value, and give that with --secret KEY=VALUE",
+                f"{shown_value(key)} looks like a secret, but everyone who can see the job can read its envs",
+                "Move it to `secrets` without a value, and pass the value with --secret KEY=VALUE",
             )
 
 
 def _setup(task: Task) -> Iterator[Finding]:
     at = task.setup.at
     steps = [command for command in task.setup.commands if command.depth == 0]
-    # What `&&`, `||` and `|` join stands or falls as one.
+    # Commands joined by `&&`, `||` or `|` succeed or fail as one.
     ends = [at for at, command in enumerate(steps) if command.ends not in ("&&", "||", "|")]
     several = sum(steps[end].words[0].text not in _SYNTAX for end in ends) > 1
     if at and several and not any(map(_stops_at_errors, steps)):
@@ -134,8 +134,8 @@ def _setup(task: Task) -> Iterator[Finding]:
             at.line,
             "warning",
             "setup-without-set-e",
-            "`setup` goes on after a command that fails, and `run` then starts on a machine that is half set up",
-            "Begin it with `set -e`",
+            "`setup` continues after a failed command, so `run` starts on a machine that is only half set up",
+            "Start it with `set -e`",
         )
 
 
@@ -145,7 +145,7 @@ def _stops_at_errors(command: Command) -> bool:
 
 
 def _uploads(task: Task) -> Iterator[Finding]:
-    """`exec` in `run` replaces the shell that would wait for MOUNT_CACHED's uploads."""
+    """Find an `exec` in `run` that replaces the shell that waits for MOUNT_CACHED's uploads."""
     # The wait is appended to the script that holds `run`: build_task_bash_script(), sky/backends/task_codegen.py.
     cached = [mount for mount in task.mounts if mount.mode == "MOUNT_CACHED" and not mount.read_only]
     for command in task.run.commands if cached else ():
@@ -156,7 +156,7 @@ def _uploads(task: Task) -> Iterator[Finding]:
                 task.run.line(command.words[0]),
                 "warning",
                 "exec-skips-uploads",
-                f"SkyPilot waits at the end of `run` until {shown_value(cached[0].path)} is uploaded, and after "
-                "`exec` there is no shell to wait: the last files are lost with the machine",
-                "Take `exec` away, or use mode: MOUNT",
+                f"SkyPilot waits at the end of `run` until {shown_value(cached[0].path)} is uploaded, but `exec` "
+                "replaces the shell that waits: the last files are lost with the machine",
+                "Remove `exec`, or use mode: MOUNT",
             )

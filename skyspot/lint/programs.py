@@ -1,4 +1,4 @@
-"""Lint: what `setup` installs and `run` starts, on a machine that has nothing but what the task brings."""
+"""Rules about programs: what `setup` installs and `run` starts must work on a fresh machine."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from skyspot.task.shell import Command, Word
 
 _SCRIPT = re.compile(r"(?:\$HOME/|\$\{HOME\}/)?[\w.~/-]+\.(?:py|sh|bash)")
 _INTERPRETER = re.compile(r"python[\d.]*|bash|sh|zsh|source|\.")
-# What starts a script that stands behind options of its own.
+# Launchers, which take their own options before the script.
 _LAUNCHER = re.compile(r"torchrun|accelerate|deepspeed|composer|uv|mpirun|horovodrun|srun|colossalai")
 _LAUNCHER_MODULES = ("torch.distributed.", "trainer.launch", "accelerate.commands.launch", "deepspeed.launcher.")
 _MODULE = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
-# What may be installed on SkyPilot's own images.
+# Modules that SkyPilot's own images may have.
 _INSTALLED = (
     "conda",
     "deepspeed",
@@ -36,50 +36,50 @@ _INSTALLED = (
     "trainer",
     "uv",
 )
-# Programs that bring files from elsewhere, or make them; where they leave them is theirs to know.
+# Programs that fetch or create files in places that lint cannot know.
 _BRING = (
     "7z", "aws", "azcopy", "cp", "curl", "docker", "gcloud", "gdown", "gh", "git", "gsutil", "hf", "huggingface-cli",
     "hub", "install", "kaggle", "ln", "make", "mc", "mount", "mv", "rclone", "rsync", "s5cmd", "scp", "svn", "tar",
     "tee", "unzip", "wget",
 )  # fmt: skip
-# Programs that name a file without making it.
+# Programs that name a file without creating it.
 _LOOK = ("[", "[[", "bash", "chmod", "dash", "echo", "eval", "ls", "printf", "sh", "stat", "test", "zsh")
 _INSTALLERS = ("pip", "pip3", "uv", "conda", "mamba", "micromamba")
 _TORCH = re.compile(r"(torch|pytorch|pytorch-gpu)(?:\[[^\]]*\])?((?:[<>=!~ ].*)?)", re.DOTALL)
 _UPPER_BOUND = re.compile(r"==|~=|<|(?<![<>=!~])=(?!=)")
-# Indices whose builds run on these accelerators: CUDA 11 and 12 up to 12.6.
+# Package indexes whose builds run on these accelerators: CUDA 11, and 12 up to 12.6.
 _OLD_CUDA = re.compile(
     r"cu(?:11\d|12[0-6])\b|pytorch-cuda=(?:11|12\.[0-6])|(?:cuda|cuda-version|cudatoolkit)=+(?:11|12)"
 )
 
 
 def findings(task: Task) -> Iterator[Finding]:
-    """What there is to say on a task's programs."""
+    """Find problems with a task's programs."""
     yield from _scripts(task)
-    if not task.trainer:  # Of the trainer's torch, gpu-torch-cannot-use says it.
+    if not task.trainer:  # The rule gpu-torch-cannot-use covers the trainer's torch.
         yield from _torch(task)
 
 
 def _scripts(task: Task) -> Iterator[Finding]:
-    """Files that `run` starts and that are not on the machine: a fresh one holds what the task brings, and no more."""
+    """Find scripts that `run` starts but that nothing puts on the machine."""
     if task.root.get("workdir"):
         return
-    # An image may hold them, though not where SkyPilot starts `run`.
+    # The image may hold them, though not where SkyPilot starts `run`.
     level: Level = "warning" if any("image_id" in rung.settings for rung in task.rungs) else "error"
-    said: set[str] = set()
+    seen: set[str] = set()
     folder = WORKDIR
     before = list(task.setup.commands)
     for command in task.run.commands:
         script = _script(command) or _module(task, before, command)
         path = clean_path(_as_path(script.text), folder) if script else ""
-        if script and path not in said and not _brought(task, before, path):
-            said.add(path)
+        if script and path not in seen and not _brought(task, before, path):
+            seen.add(path)
             yield Finding(
                 task.run.line(script),
                 level,
                 "script-not-there",
-                f"`run` starts {shown(script.text)}, and neither workdir nor file_mounts brings it to the machine",
-                "Add workdir: FOLDER, which is copied to the machine, or clone it in `setup`",
+                f"`run` starts {shown(script.text)}, but neither workdir nor file_mounts puts it on the machine",
+                "Add workdir: FOLDER, which is copied to the machine, or clone the code in `setup`",
             )
         if command.words[0].text in ("cd", "pushd") and len(command.words) > 1:
             folder = clean_path(command.words[1].text, folder)
@@ -87,7 +87,7 @@ def _scripts(task: Task) -> Iterator[Finding]:
 
 
 def _script(command: Command) -> Word | None:
-    """The script that a command starts, where its path is plain."""
+    """Find the script that a command starts, if its path is plain."""
     program = command.program
     if _SCRIPT.fullmatch(program):
         return next((word for word in command.words if _SCRIPT.fullmatch(word.text) and "/" in word.text), None)
@@ -105,7 +105,7 @@ def _script(command: Command) -> Word | None:
 
 
 def _module(task: Task, before: Sequence[Command], command: Command) -> Word | None:
-    """The module that `python -m` runs, where no command before may have installed it, nor an image hold it."""
+    """Find the module that `python -m` runs, unless an earlier command or the image may have installed it."""
     if not re.fullmatch(r"python[\d.]*", command.program) or any("image_id" in rung.settings for rung in task.rungs):
         return None
     words = [word.text for earlier in (*before, command) for word in earlier.words]
@@ -119,14 +119,14 @@ def _module(task: Task, before: Sequence[Command], command: Command) -> Word | N
 
 
 def _as_path(text: str) -> str:
-    """A script's path, or the one of a module."""
+    """Return a script's path, or a module's name as a path."""
     return text.replace(".", "/") if _MODULE.fullmatch(text) and not _SCRIPT.fullmatch(text) else text
 
 
 def _brought(task: Task, before: Sequence[Command], path: str) -> bool:
-    """Whether a file may be there: a mount holds it, or an earlier command may have left it."""
+    """Whether a file may be on the machine: in a mount, or created by an earlier command."""
     if not within(path, WORKDIR) or "$" in path or "`" in path:
-        return True  # A folder of an image's, or one that only the shell knows.
+        return True  # A folder of the image, or one that only the shell knows.
     if any(
         within(place, target)
         for place in (path, f"{path}.py")
@@ -144,12 +144,12 @@ def _brought(task: Task, before: Sequence[Command], path: str) -> bool:
 
 
 def _torch(task: Task) -> Iterator[Finding]:
-    """The newest torch on an accelerator that it does not support."""
+    """Find an unpinned torch on an accelerator that the newest torch does not support."""
     old = [(name, rung) for rung in task.rungs for name, _ in named_accelerators(rung) if name.lower() in TOO_OLD]
     if not old:
         return
     name, rung = old[0]
-    # An image may bring a torch that pip then finds installed.
+    # The image may have a torch, which pip then keeps.
     level: Level = "warning" if "image_id" in rung.settings else "error"
     for script in (task.setup, task.run):
         for command in script.commands:
@@ -159,13 +159,13 @@ def _torch(task: Task) -> Iterator[Finding]:
                     script.line(word),
                     level,
                     "torch-unpinned",
-                    f"{shown(word.text)} installs the newest torch, whose CUDA 13 cannot run on {shown(name)}",
-                    "Pin one that can: 'torch<2.8' --index-url https://download.pytorch.org/whl/cu126",
+                    f"{shown(word.text)} installs the newest torch, whose CUDA 13 does not support {shown(name)}",
+                    "Pin an older one: 'torch<2.8' --index-url https://download.pytorch.org/whl/cu126",
                 )
 
 
 def _unpinned(command: Command) -> Word | None:
-    """The word of an installing command that asks for torch in whatever version is the newest."""
+    """Find the word with which a command installs the newest torch."""
     texts = [word.text for word in command.words]
     if command.program not in _INSTALLERS and not re.fullmatch(r"python[\d.]*", command.program):
         return None
@@ -174,7 +174,7 @@ def _unpinned(command: Command) -> Word | None:
     if re.fullmatch(r"python[\d.]*", command.program) and not {"pip", "uv"} & {*texts}:
         return None
     if command.program in ("conda", "mamba", "micromamba") and "pytorch" in _channels(texts):
-        return None  # Its last one is 2.5.
+        return None  # The last version on that channel is 2.5.
     for word in command.words[1:]:
         found = _TORCH.fullmatch(word.text)
         if found and not _UPPER_BOUND.search(found[2]) and not _is_value(command, word):
@@ -188,6 +188,6 @@ def _channels(texts: Sequence[str]) -> list[str]:
 
 
 def _is_value(command: Command, word: Word) -> bool:
-    """Whether a word is the value of an option that names no package: `conda create -n torch`."""
+    """Whether a word is the value of an option, as in `conda create -n torch`, and not a package."""
     at = next(at for at, other in enumerate(command.words) if other is word)
     return command.words[at - 1].text in ("-n", "--name", "-c", "--channel", "-p", "--prefix", "-e", "-r")

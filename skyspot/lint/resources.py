@@ -1,4 +1,4 @@
-"""Lint: what is asked for, rung by rung, and what SkyPilot does when the job ends or its machine is taken."""
+"""Rules about resources: accelerators and places, rung by rung, and recovery from exits and preemptions."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from skyspot.task.known_keys import JOB_RECOVERY
 from skyspot.task.ladder import NO_SPOT, OWN_MACHINES, STRATEGIES
 from skyspot.task.located import Located
 
-# NVIDIA's of compute capability below 7.5, the least that CUDA 13 and so torch 2.13 from PyPI can run on.
+# NVIDIA GPUs below compute capability 7.5, the minimum of CUDA 13 and so of torch 2.13 from PyPI.
 _OLD_NAMES = ("K80", "M4000", "M60", "P100", "P4", "P40", "P4000", "P5000", "TITAN V", "V100", "V100-32GB")
 TOO_OLD = frozenset(name.lower() for name in _OLD_NAMES)
-"""Accelerators that CUDA 13 does not support, in small letters."""
+"""Accelerators that CUDA 13 does not support, in lower case."""
 _NOT_CUDA = re.compile(r"tpu-|MI\d|Radeon|Gaudi|Inferentia|Trainium", re.IGNORECASE)
-# Seconds from a cloud's notice to the machine's end.
+# Seconds from each cloud's notice to the machine's end.
 _NOTICE_S = {"aws": 120.0, "gcp": 30.0, "azure": 30.0, "kubernetes": 30.0, "runpod": 5.0}
 _ANYWHERE_S = 30.0
 # `80GB+:8` and `nvidia:24GB:1` stand for all accelerators of that memory.
 _MEMORY = re.compile(r"(?:[^:]*:)?\d+[GMT]B\+?(?::.*)?", re.IGNORECASE)
-_OUR_STOPS = {76: "a newer attempt exists", 79: "it was asked to stop", 80: "it crashes again and again"}
+_OUR_STOPS = {76: "a newer attempt exists", 79: "it was asked to stop", 80: "it keeps crashing"}
 
 
 def findings(task: Task, grace: tuple[float, int | None] | None) -> Iterator[Finding]:
-    """What there is to say on a task's resources.
+    """Find problems with a task's resources.
 
     Args:
         task: The task.
-        grace: The seconds that the training takes for its last save, and the line that says so; None: not known.
+        grace: Seconds for the last save, and the line that sets them; None: unknown.
     """
     yield from _differing(task)
     yield from _recovery(task)
@@ -42,7 +42,7 @@ def findings(task: Task, grace: tuple[float, int | None] | None) -> Iterator[Fin
 
 
 def _differing(task: Task) -> Iterator[Finding]:
-    """What may not differ among entries; Task.validate() takes it."""
+    """Find settings that must not differ among entries, though Task.validate() accepts that."""
     # fill_default_config_in_dag_for_job_launch() in sky/utils/dag_utils.py, and launch() in sky/jobs/server/core.py.
     for key, name in (("job_recovery", "differing-recovery"), ("priority", "differing-priority")):
         first = _comparable(task.rungs[0].settings.get(key))
@@ -53,14 +53,14 @@ def _differing(task: Task) -> Iterator[Finding]:
                     found.line if found else rung.line,
                     "error",
                     name,
-                    f"{key} differs from the first entry's: SkyPilot's server refuses that",
+                    f"{key} differs from the first entry's, which SkyPilot's server refuses",
                     f"Write {key} once, at the top of `resources`",
                 )
                 break
 
 
 def _comparable(setting: Located | None) -> object:
-    """A setting as SkyPilot compares it: with its default, whichever way it is spelt (Resources.__init__)."""
+    """Normalize a setting as SkyPilot compares it: with its default, in any spelling (Resources.__init__)."""
     plain = setting.plain() if setting else None
     recovery = {"strategy": plain} if isinstance(plain, str) else plain
     if not isinstance(recovery, dict):
@@ -73,14 +73,14 @@ def _comparable(setting: Located | None) -> object:
 
 
 def _recovery(task: Task) -> Iterator[Finding]:
-    """What job_recovery says, each setting once however many entries share it."""
-    said: set[Finding] = set()
+    """Check job_recovery; a setting that several entries share is reported once."""
+    seen: set[Finding] = set()
     for rung in task.rungs:
         recovery = rung.settings.get("job_recovery")
         found = [*_strategy(recovery), *_codes(task, rung)] if recovery else []
         for finding in found:
-            if finding not in said:
-                said.add(finding)
+            if finding not in seen:
+                seen.add(finding)
                 yield finding
     if task.trainer:
         yield from _without_75(task)
@@ -96,15 +96,15 @@ def _strategy(recovery: Located) -> Iterator[Finding]:
             strategy.line,
             "warning",
             "eager-next-region",
-            "EAGER_NEXT_REGION does not skip the region that it lost: SkyPilot's issue 10021, open",
-            "Use FAILOVER, which tries the same region and then everywhere, or expect the same region again",
+            "EAGER_NEXT_REGION does not skip the region that was lost (SkyPilot issue 10021, open)",
+            "Use FAILOVER, which tries the same region first and then all others, or expect the same region again",
         )
     elif strategy and word and word != "NONE" and word.lower() not in STRATEGIES:
         yield Finding(
             strategy.line,
             "error",
             "unknown-strategy",
-            f"SkyPilot knows no recovery strategy {shown(strategy.text)}",
+            f"SkyPilot has no recovery strategy {shown(strategy.text)}",
             did_you_mean(word, [known.upper() for known in STRATEGIES]).strip() or "Use FAILOVER",
         )
     for key, value in recovery.entries.items():
@@ -114,43 +114,43 @@ def _strategy(recovery: Located) -> Iterator[Finding]:
                 value.line,
                 "error",
                 "unknown-recovery-key",
-                f"{shown(key)} is no setting of job_recovery: SkyPilot takes it here, and its server refuses it",
-                did_you_mean(key, JOB_RECOVERY).strip() or f"There are {', '.join(JOB_RECOVERY)}",
+                f"{shown(key)} is not a key of job_recovery: SkyPilot's client accepts it, but its server refuses it",
+                did_you_mean(key, JOB_RECOVERY).strip() or f"Known keys: {', '.join(JOB_RECOVERY)}",
             )
 
 
 def _codes(task: Task, rung: Rung) -> Iterator[Finding]:
-    # should_restart_on_failure(), sky/jobs/recovery_strategy.py: one node's code is enough, and a match is not counted.
+    # should_restart_on_failure(), sky/jobs/recovery_strategy.py: one node's code is enough; restarts are not limited.
     for code, line in rung.recover_on:
         level: Level = "error"
         if code == 1:
             name, reason = (
                 "recovers-on-errors",
-                "every Python exception exits with 1, and would be tried again for ever",
+                "every Python exception exits with 1, so a bug would restart the job forever",
             )
         elif code in (0, 137) and task.num_nodes > 1:
-            # After a failure the other nodes' codes are there too: 0 of those that were done, 137 of those that
+            # A failure also leaves the other nodes' codes: 0 of those that were done, 137 of those that
             # SkyPilot killed (sky/backends/task_codegen.py).
             name = "recovers-on-errors"
             reason = (
-                f"with {task.num_nodes} nodes any failure leaves a {code} of another node, and would be tried for ever"
+                f"with {task.num_nodes} nodes, any failure can leave {code} on another node and restart the job forever"
             )
         elif code == 0:
             name, reason, level = (
                 "recovers-on-errors",
-                "a job that exits with 0 is done, and never recovered",
+                "a job that exits with 0 has succeeded and is never recovered",
                 "warning",
             )
         elif code == 75 and not task.trainer and task.run.commands:
             name, level = "recovers-on-75", "warning"
             reason = (
-                "75 means `bring me back` for skyspot's trainer alone, which `run` does not start; to other programs "
-                "it is a temporary failure (EX_TEMPFAIL), and may be tried again for ever"
+                "75 requests a restart only from skyspot's trainer, which `run` does not start; other programs exit "
+                "with 75 on a temporary failure (EX_TEMPFAIL), which could restart the job forever"
             )
         elif code in _OUR_STOPS and task.trainer:
             name, reason = (
                 "recovers-on-a-stop",
-                f"the trainer exits with {code} where {_OUR_STOPS[code]}: not to come back",
+                f"the trainer exits with {code} when {_OUR_STOPS[code]}, and must not be restarted",
             )
         else:
             continue
@@ -159,8 +159,8 @@ def _codes(task: Task, rung: Rung) -> Iterator[Finding]:
             level,
             name,
             reason,
-            f"Take {code} out of recover_on_exit_codes"
-            + ("; max_restarts_on_errors: 3 allows so many restarts" if name == "recovers-on-errors" and code else ""),
+            f"Remove {code} from recover_on_exit_codes"
+            + ("; max_restarts_on_errors: 3 allows three restarts" if name == "recovers-on-errors" and code else ""),
         )
 
 
@@ -175,44 +175,44 @@ def _without_75(task: Task) -> Iterator[Finding]:
                 at.line if at else task.run.line(task.trainer.words[0]),
                 "error",
                 "no-75",
-                "the trainer exits with 75 to be brought back, and job_recovery does not list it: "
-                "the first preemption that it hears of ends the job",
+                "the trainer exits with 75 to be restarted, but recover_on_exit_codes does not list it: "
+                "the first preemption notice would end the job",
                 "Add job_recovery: {strategy: FAILOVER, recover_on_exit_codes: [75]} to `resources`",
             )
             return
 
 
 def _accelerators(task: Task) -> Iterator[Finding]:
-    said: set[Finding] = set()
+    seen: set[Finding] = set()
     for rung in task.rungs:
         for name, line in named_accelerators(rung):
             for finding in (_unknown(rung, name, line), _unusable(task, rung, name, line)):
-                if finding and finding not in said:
-                    said.add(finding)
+                if finding and finding not in seen:
+                    seen.add(finding)
                     yield finding
 
 
 def named_accelerators(rung: Rung) -> list[tuple[str, int]]:
-    """Name and line of each accelerator that would do, those asked for by their memory left out."""
+    """List name and line of each requested accelerator, except those requested by memory."""
     named = [(text.partition(":")[0].strip(), line) for text, line in rung.accelerators if not _MEMORY.fullmatch(text)]
     return [(name, line) for name, line in named if name]
 
 
 def _unknown(rung: Rung, name: str, line: int) -> Finding | None:
-    """A name in no catalog: canonicalize_accelerator_name(), sky/utils/accelerator_registry.py."""
+    """Find a name that no catalog lists: canonicalize_accelerator_name(), sky/utils/accelerator_registry.py."""
     lower, known = name.lower(), NAMES
     parts = [other for other in known if lower in other.lower()]
     if rung.cloud in OWN_MACHINES or lower.startswith("tpu-v") or not name.isascii():
-        return None  # A cluster has names of its own; TPUs are not looked up.
+        return None  # A cluster has its own names; TPUs are not looked up.
     if lower in [other.lower() for other in known] or len(parts) == 1:
         return None
     if parts:
-        reason = f"{shown(name)} may be any of {', '.join(parts[:4])}, and SkyPilot refuses to guess"
-        return Finding(line, "error", "unknown-gpu", reason, "Write one of them in full")
+        reason = f"{shown(name)} is ambiguous ({', '.join(parts[:4])}), and SkyPilot refuses to guess"
+        return Finding(line, "error", "unknown-gpu", reason, "Write one of these names in full")
     near = did_you_mean_gpu(name).strip()
-    # Without a place, SkyPilot still asks the Kubernetes clusters that it knows, whose names nobody else knows.
+    # Without a place, SkyPilot also asks its Kubernetes clusters, which have their own names.
     level: Level = "error" if near or rung.cloud else "warning"
-    reason = f"SkyPilot's catalogs have no accelerator {shown(name)}: nothing is ever found for it"
+    reason = f"SkyPilot's catalogs do not list the accelerator {shown(name)}, so no machine is ever found"
     return Finding(line, level, "unknown-gpu", reason, near or "See `sky show-gpus`")
 
 
@@ -222,37 +222,37 @@ def _unusable(task: Task, rung: Rung, name: str, line: int) -> Finding | None:
     old = name.lower() in TOO_OLD
     if not old and not _NOT_CUDA.match(name):
         return None
-    why = "is older than CUDA 13 supports" if old else "is no CUDA device"
+    why = "is too old for CUDA 13" if old else "is not a CUDA device"
     return Finding(
         line,
-        # An image may bring a torch of another build, which the trainer's setup then uses.
+        # The image may bring another build of torch, which the trainer's setup then uses.
         "warning" if "image_id" in rung.settings else "error",
         "gpu-torch-cannot-use",
-        f"{shown(name)} {why}, which the trainer's torch 2.13 is built for: a job that lands there fails",
-        "Ask for A100, L4 or A10G instead, or name an image_id that has a torch for it",
+        f"{shown(name)} {why}, but the trainer's torch 2.13 is built for CUDA 13 and fails there",
+        "Request A100, L4 or A10G instead, or set an image_id whose torch supports it",
     )
 
 
 def _spot(task: Task) -> Iterator[Finding]:
     nowhere = [rung for rung in task.rungs if rung.use_spot and rung.cloud in NO_SPOT]
     for rung in nowhere:
-        # The optimizer passes over what no cloud can give (_fill_in_launchable_resources, sky/optimizer.py), and the
-        # job is FAILED_PRECHECKS where nothing is left.
+        # The optimizer skips what no cloud offers (_fill_in_launchable_resources, sky/optimizer.py), and the
+        # job is FAILED_PRECHECKS if nothing is left.
         whole = len(nowhere) == len(task.rungs)
         yield Finding(
             rung.settings["use_spot"].line,
             "error" if whole else "warning",
             "no-spot-there",
-            f"{rung.cloud} has no spot machines: "
-            + ("SkyPilot takes the job, and fails it before it starts" if whole else "this entry is never tried"),
-            "Take use_spot away there",
+            f"{rung.cloud} has no spot instances: "
+            + ("SkyPilot accepts the job and fails it before it starts" if whole else "this entry is never tried"),
+            "Remove use_spot there",
         )
     if task.ordered:
         yield from _on_demand_first(task)
 
 
 def _on_demand_first(task: Task) -> Iterator[Finding]:
-    """On-demand machines before spot ones; of one's own machines, none is on-demand."""
+    """Find on-demand entries before spot entries. One's own machines are never on-demand."""
     last_spot = max((at for at, rung in enumerate(task.rungs) if rung.use_spot), default=0)
     first = next(
         (rung for rung in task.rungs[:last_spot] if not rung.use_spot and rung.cloud not in OWN_MACHINES), None
@@ -262,15 +262,15 @@ def _on_demand_first(task: Task) -> Iterator[Finding]:
             first.line,
             "warning",
             "on-demand-first",
-            "an on-demand entry stands before spot ones: it is taken first, at the full price, and nothing moves a job "
-            "from on-demand back to spot",
-            "Put the on-demand entries last",
+            "an on-demand entry comes before spot entries: SkyPilot uses it first, at full price, and never moves a "
+            "job from on-demand back to spot",
+            "Move the on-demand entries to the end",
         )
 
 
 def _grace(task: Task, grace_s: float, line: int | None) -> Iterator[Finding]:
-    """A save that is given more time than there is, on the place with the shortest notice."""
-    # Kubernetes takes its pods for other reasons too.
+    """Find a grace that is longer than the notice, in the place with the shortest notice."""
+    # Kubernetes also evicts pods for other reasons.
     taken = [rung for rung in task.rungs if rung.use_spot or rung.cloud == "kubernetes"]
     known = [(_NOTICE_S.get(rung.cloud) if rung.cloud else _ANYWHERE_S, rung) for rung in taken]
     short = [(notice_s, rung) for notice_s, rung in known if notice_s is not None and notice_s < grace_s]
@@ -282,7 +282,7 @@ def _grace(task: Task, grace_s: float, line: int | None) -> Iterator[Finding]:
         place.line if line is None else line,
         "warning",
         "grace-too-long",
-        f"a grace of {grace_s:g} s is longer than the {notice_s:g} s between the notice and the end on "
-        f"{rung.cloud or 'GCP and Azure'}: the machine may be gone before the last save is done",
+        f"a grace of {grace_s:g} s is longer than the {notice_s:g} s from notice to shutdown on "
+        f"{rung.cloud or 'GCP and Azure'}: the machine may be gone before the last save is committed",
         f"Set --grace to less than {notice_s:g}",
     )

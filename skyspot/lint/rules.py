@@ -1,4 +1,4 @@
-"""The rules of lint, each by its code: the one list that the command line, the docs and the checks of codes share."""
+"""The registry of lint's rules, by code. The command line, the docs and `--ignore` all use this one list."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ Level = Literal["error", "warning", "note"]
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that SkyPilot takes now and the run regrets later, or that its server refuses."""
+    """A problem that SkyPilot accepts now but that harms the run later, or that its server refuses."""
 
     line: int
-    """From 1: of the key or value concerned."""
+    """Line number of the key or value, from 1."""
     level: Level
-    """`error`: it fails on SkyPilot's server, or loses training for sure, or costs money without end.
+    """`error`: it fails on SkyPilot's server, certainly loses training, or costs money without end.
 
-    `note`: a person has overruled it.
+    `note`: the user ignores it.
     """
     name: str
     """The code of its rule, like `prefix-under-mount`."""
     reason: str
     remedy: str
     task: str = ""
-    """Of a pipeline: the task concerned."""
+    """Name of the task, in a pipeline."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One thing that lint looks for."""
+    """One kind of problem that lint looks for."""
 
     code: str
-    """Stable: it stands in people's files and scripts."""
+    """Stable, because users write it in files and scripts."""
     level: str
-    """`error`, `warning`, or `error or warning`: that depends on what is at stake."""
+    """`error`, `warning`, or `error or warning` if it depends on the case."""
     about: str
-    """What is wrong, as a sentence without its full stop."""
+    """The problem, as a sentence without a full stop."""
 
 
 _EITHER = "error or warning"
@@ -48,7 +48,7 @@ RULES = (
     Rule(
         "not-a-task",
         "error",
-        "The file is not a task but docker-compose, SkyPilot's own settings, a volume or the like",
+        "The file is not a task but, for example, docker-compose, SkyPilot's own settings or a volume",
     ),
     Rule(
         "service-section",
@@ -58,7 +58,7 @@ RULES = (
     Rule("unknown-key", _EITHER, "SkyPilot does not know the key and refuses the file"),
     Rule("unknown-ignore", "warning", "An ignore comment names no rule, or one that does not exist"),
     # -- checkpoints
-    Rule("no-checkpoint-mount", _EITHER, "The task uses spot machines and mounts no bucket for checkpoints"),
+    Rule("no-checkpoint-mount", _EITHER, "The task uses spot instances and mounts no bucket for checkpoints"),
     Rule("checkpoint-on-machine", _EITHER, "Checkpoints go to the machine's own disk and are lost with it"),
     Rule("checkpoint-outside-mounts", _EITHER, "Nothing is mounted where checkpoints go"),
     Rule("checkpoint-on-copy", _EITHER, "Checkpoints go into a COPY mount, which is never uploaded"),
@@ -76,8 +76,12 @@ RULES = (
     # -- recovery
     Rule("no-75", "error", "`run` starts the trainer, but job_recovery does not list its exit code 75"),
     Rule("recovers-on-75", "warning", "recover_on_exit_codes lists 75, but `run` does not start the trainer"),
-    Rule("recovers-on-errors", _EITHER, "recover_on_exit_codes lists a code that would restart the job for ever"),
-    Rule("recovers-on-a-stop", "error", "recover_on_exit_codes lists a code with which the trainer stops for good"),
+    Rule("recovers-on-errors", _EITHER, "recover_on_exit_codes lists a code that would restart the job forever"),
+    Rule(
+        "recovers-on-a-stop",
+        "error",
+        "recover_on_exit_codes lists a code that the trainer exits with when it must not restart",
+    ),
     Rule("unknown-recovery-key", "error", "job_recovery has a key that SkyPilot's server does not know"),
     Rule("unknown-strategy", "error", "SkyPilot does not know the recovery strategy"),
     Rule("eager-next-region", "warning", "EAGER_NEXT_REGION does not skip the region that was lost"),
@@ -89,40 +93,40 @@ RULES = (
     Rule(
         "torch-unpinned",
         _EITHER,
-        "The task installs the newest torch, which cannot run on an accelerator that it asks for",
+        "The task installs the newest torch, which cannot run on an accelerator that it requests",
     ),
-    Rule("no-spot-there", _EITHER, "The task asks for spot machines where there are none"),
-    Rule("on-demand-first", "warning", "An on-demand entry stands before spot entries and is used first"),
+    Rule("no-spot-there", _EITHER, "The task requests spot instances where there are none"),
+    Rule("on-demand-first", "warning", "An on-demand entry comes before spot entries and is used first"),
     Rule("grace-too-long", "warning", "The grace for the last save is longer than the cloud's notice"),
     # -- commands
     Rule("script-not-there", _EITHER, "`run` starts a file that nothing brings to the machine"),
-    Rule("secret-in-envs", "warning", "`envs` holds a secret, which everybody who sees the job can read"),
-    Rule("setup-without-set-e", "warning", "`setup` goes on after a command that fails"),
+    Rule("secret-in-envs", "warning", "`envs` holds a secret, which everyone who can see the job can read"),
+    Rule("setup-without-set-e", "warning", "`setup` continues after a failed command"),
 )
 CODES = tuple(rule.code for rule in RULES)
 
 
 def check_code(option: str, code: str) -> None:
-    """Refuse the code of no rule.
+    """Refuse an unknown code.
 
     Raises:
-        UsageError: there is no such rule; the nearest is named.
+        UsageError: no rule has this code; names the nearest.
     """
     if code not in CODES:
         raise UsageError(f"{option}: {no_such_rule(code)}. {nearest(code)}")
 
 
 def no_such_rule(code: str) -> str:
-    """What is wrong with a code that is none."""
-    return f"no rule is called {shown(code)}"
+    """Describe the problem with an unknown code."""
+    return f"there is no rule {shown(code)}"
 
 
 def nearest(code: str) -> str:
-    """The remedy for a code that is none."""
+    """Suggest a remedy for an unknown code."""
     return did_you_mean(code, CODES).strip() or "See `skyspot lint --list`"
 
 
 def table() -> str:
-    """The rules as a table of Markdown, as the docs have it."""
+    """Format the rules as the Markdown table in docs/lint.md."""
     rows = [f"| `{rule.code}` | {rule.level} | {rule.about} |" for rule in RULES]
     return "\n".join(["| code | level | what is wrong |", "|---|---|---|", *rows]) + "\n"
