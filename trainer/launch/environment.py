@@ -54,7 +54,7 @@ class Environment:
 
     nodes: Nodes
     processes: int
-    """How many ranks this node has."""
+    """The number of ranks on this node."""
     launch_id: str
     started: float
     """When the launcher started, on the monotonic clock."""
@@ -86,7 +86,7 @@ class Environment:
             "SKYSPOT_LAUNCHED_AT": repr(self.started),
             "SKYSPOT_GRACE_S": repr(self.grace_s),
             "PYTHONUNBUFFERED": "1",
-            # c10d prints C++ frames around the one line that says what is wrong.
+            # c10d prints C++ frames around the one line with the reason.
             "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
         }
         for name in ("SKYSPOT_STORE_PORT", "SKYSPOT_LISTEN_FD", "SKYSPOT_TTY", "SKYSPOT_ATTEMPT"):

@@ -1,4 +1,4 @@
-"""How exit codes of ranks become the launcher's, and how the launcher leaves with it. Standard library only."""
+"""The launcher's exit code: computed from those of the ranks, and given on exit. Standard library only."""
 
 from __future__ import annotations
 

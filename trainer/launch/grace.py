@@ -1,4 +1,4 @@
-"""How many seconds a script has from SIGTERM to SIGKILL. Standard library only."""
+"""The grace: the seconds from SIGTERM to SIGKILL. Standard library only."""
 
 from __future__ import annotations
 

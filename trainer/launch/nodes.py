@@ -21,7 +21,7 @@ _SIOCGIFADDR = 0x8915
 
 
 class NodesError(TrainerError):
-    """SkyPilot's variables are wrong, or the nodes contradict each other; the message says how."""
+    """SkyPilot's variables are wrong, or the nodes contradict each other; the message gives both values."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ class Nodes:
 
     @property
     def several(self) -> bool:
-        """Whether there is more than one node."""
+        """True if there is more than one node."""
         return self.count > 1
 
     @property
     def leads(self) -> bool:
-        """Whether global rank 0 runs on this node."""
+        """True if global rank 0 runs on this node."""
         return self.rank == 0
 
     @property

@@ -1,4 +1,4 @@
-"""How many ranks to start on this machine. Standard library only."""
+"""The number of ranks to start on this machine. Standard library only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trainer.errors import TrainerError
 
 
 class LaunchError(TrainerError):
-    """The ranks cannot be started; the message says why and what to do."""
+    """The ranks cannot be started; the message gives the reason and the remedy."""
 
 
 def process_count(requested: int | None, cpu: bool) -> int:

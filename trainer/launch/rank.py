@@ -30,7 +30,7 @@ class Rank:
     to_rank: int
     from_rank: int
     received: bytes = b""
-    """What has come from its pipe since the last whole line."""
+    """Bytes from its pipe after the last whole line."""
     reported_code: int | None = None
     """The exit code that it reported before it left."""
     code: int | None = None
@@ -90,9 +90,9 @@ def start_rank(command: Sequence[str], number: int, environment: Environment, pr
     """Start a rank in a process group of its own; it dies with the launcher.
 
     Args:
-        command: What it executes.
+        command: The command line of the rank.
         number: Its number on this node.
-        environment: What it gets in its environment.
+        environment: The environment of this node's ranks.
         printed: The file of printed messages, which it inherits.
 
     Returns:

@@ -7,7 +7,7 @@ import threading
 import time
 
 LONGEST_LINE_BYTES = 64 * 1024
-"""How much of an unfinished line is held back; a longer one is passed on in pieces."""
+"""The longest part of an unfinished line that is held back; a longer one is passed on in pieces."""
 
 
 class Lines:

@@ -67,6 +67,14 @@ def record_attempt(run_dir: Path) -> None:
         _leave(attempt, NO_PROGRESS, error=stuck)
         return
     _send(f"attempt {attempt.name}")
+    _watch(attempt)
+    message = sys.stdin.readline().split()
+    if len(message) == 3 and message[0] == "end":
+        write_end(paths, attempt.name, int(message[1]), message[2])
+
+
+def _watch(attempt: Attempt) -> None:
+    """Report the first reason to end the attempt; return when the launcher sends something, or is gone."""
     selector = selectors.DefaultSelector()
     selector.register(sys.stdin.buffer, selectors.EVENT_READ)
     sent = False
@@ -78,9 +86,6 @@ def record_attempt(run_dir: Path) -> None:
             elif not sent and stop_requested(attempt):
                 _send("stop-request")
                 sent = True
-    message = sys.stdin.readline().split()
-    if len(message) == 3 and message[0] == "end":
-        write_end(paths, attempt.name, int(message[1]), message[2])
 
 
 def write_end(paths: RunPaths, name: AttemptName, code: int, cause: str) -> None:

@@ -37,8 +37,8 @@ def launch(command: Sequence[str], *, processes: int, grace_s: float, sidecar_di
     """Run a command once per rank, to the end; returns the exit code of the stop table.
 
     Args:
-        command: What each rank executes.
-        processes: How many ranks on each machine.
+        command: The command line of each rank.
+        processes: The number of ranks on each machine.
         grace_s: Seconds from SIGTERM to SIGKILL.
         sidecar_dir: The run's folder, in which a sidecar records the attempt of a script that does not do so itself.
 
@@ -162,7 +162,7 @@ class Supervisor:
             self._kill_at = time.monotonic() + self._grace_s + KILL_AFTER_GRACE_S
 
     def _look(self) -> None:
-        """Find the ranks that have left, end the attempt if the sidecar says so, and kill the ranks that are late."""
+        """Reap ranks that have left, end the attempt if the sidecar asks for it, and kill ranks that are late."""
         for rank in self._ranks:
             if rank.code is None:
                 status = rank.process.poll()

@@ -32,11 +32,11 @@ class Row:
     rng: int = 0
     """Fingerprint of the generators' seeds of this micro-step."""
     round_ms: int = 0
-    """How long a round of micro-steps took on rank 0."""
+    """Milliseconds that a round of micro-steps took on rank 0."""
     save_ms: int = 0
-    """How long a save took on rank 0; 0 before the first save."""
+    """Milliseconds that a save took on rank 0; 0 before the first save."""
     save_every: int = 0
-    """Rank 0: how many steps there are between checkpoints."""
+    """Rank 0: the number of steps between checkpoints."""
     weights: tuple[float, ...] = ()
     """In the last round of a step: the weights of this rank's micro-steps of the next step."""
 

@@ -24,7 +24,7 @@ class Exchange:
         Args:
             row: This rank's integers; all ranks send the same number of them.
             rank: This rank.
-            world_size: How many ranks there are.
+            world_size: The number of ranks.
             control: The gloo group of all ranks; None for a single rank.
         """
         rows = torch.zeros(world_size, len(row), dtype=torch.int64)

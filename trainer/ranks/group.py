@@ -27,9 +27,9 @@ from trainer.ranks.rendezvous import Rendezvous
 from trainer.ranks.store import peek, wait_for
 
 LOST_S = 8.0
-"""How long `lost_a_peer` waits for a heartbeat before it counts a peer as gone."""
+"""Seconds that `lost_a_peer` waits for a heartbeat before it counts a peer as gone."""
 ALIVE_S = 2.0
-"""How long `lost_a_peer` looks at least: the launcher's message that a peer is gone may come a little later."""
+"""Seconds that `lost_a_peer` looks at least: the launcher's message about a lost peer may come a little later."""
 
 
 class RankGroup:
@@ -56,7 +56,7 @@ class RankGroup:
         self.timeout_s = timeout_s
         self._control: dist.ProcessGroup | None = None
         self._calls: Counter[str] = Counter()
-        """How often rank 0 did, or the ranks gathered, something under each name."""
+        """The number of calls so far under each name: of `rank0_does`, `machine_does` and `gather`."""
         self._heartbeats = Heartbeats(self.connection)
         self._rendezvous = Rendezvous(self.rank, self.world_size, timeout_s)
         self.several_nodes = self._rendezvous.several_nodes

@@ -1,4 +1,4 @@
-"""How the ranks of one attempt find each other: rank 0 serves a store, and every other rank joins it."""
+"""The meeting of an attempt's ranks: rank 0 serves a store, and every other rank joins it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from trainer.ranks.peers import PeerGoneError
 from trainer.ranks.store import wait_for
 
 JOIN_S = 660.0
-"""How long a rank waits for rank 0's store: rank 0 opens the attempt in the bucket first, for up to ten minutes."""
+"""Seconds that a rank waits for rank 0's store: rank 0 first opens the attempt, which may take it ten minutes."""
 BIND_PATIENCE_S = 60.0
-"""How long rank 0 waits for an older attempt to release the port."""
+"""Seconds that rank 0 waits for an older attempt to release the port."""
 BIND_PAUSE_S = 0.5
 CONNECT_S = 5.0
 UNEQUAL_PATIENCE_S = 10.0
-"""How long a node that expects another number of processes waits before it ends the attempt."""
+"""Seconds that a node which expects another number of processes waits before it ends the attempt."""
 
 
 class Rendezvous:
@@ -38,8 +38,8 @@ class Rendezvous:
 
         Args:
             rank: This rank.
-            world_size: How many ranks there are.
-            timeout_s: How long a call to the store may block.
+            world_size: The number of ranks.
+            timeout_s: The seconds that a call to the store may block.
         """
         self.nodes = Nodes.from_env()
         self.several_nodes = world_size > 1 and self.nodes.several
