@@ -1,4 +1,4 @@
-"""What may go wrong through no fault of ours: said in a line or two, with the remedy, and never with a traceback."""
+"""Errors that users see as a line or two, with the remedy and without a traceback."""
 
 from __future__ import annotations
 
@@ -6,34 +6,34 @@ from collections.abc import Iterable
 
 
 class SkyspotError(Exception):
-    """Something failed. Exit status 1."""
+    """A failure. Exit status 1."""
 
     exit_code = 1
 
 
 class UsageError(SkyspotError):
-    """What was asked for makes no sense. Exit status 2."""
+    """A mistake in the options, the settings or the task. Exit status 2."""
 
     exit_code = 2
 
 
 class NotYamlError(UsageError):
-    """A text that is to be a task is no YAML."""
+    """A task file is not valid YAML."""
 
     def __init__(self, message: str, line: int, problem: str) -> None:
-        """Say it in a line.
+        """Describe the error.
 
         Args:
-            message: All of it.
-            line: From 1: where it is seen.
-            problem: What is wrong there.
+            message: The whole message.
+            line: The line number, from 1.
+            problem: The problem on that line.
         """
         super().__init__(message)
         self.line, self.problem = line, problem
 
 
 class UnreadableError(SkyspotError):
-    """A run's folder cannot be read from this machine; the message says why."""
+    """A run's folder cannot be read from this machine."""
 
 
 class NoAnswerError(UnreadableError):
@@ -41,17 +41,17 @@ class NoAnswerError(UnreadableError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """` Did you mean 'nearest'?`, or nothing where nothing is near."""
+    """` Did you mean 'nearest'?`, or an empty string if no known word is similar."""
     lower: dict[str, str] = {}
     for name in known:
         lower.setdefault(name.lower(), name)
-    import difflib  # A millisecond of every command's start.
+    import difflib  # It costs a millisecond at start-up.
 
     near = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.5 if len(word) < 5 else 0.6)
     return f" Did you mean {lower[near[0]]!r}?" if near else ""
 
 
 def shown(value: str, limit: int = 60) -> str:
-    """A value as it may stand in a message: one line, escaped, cut."""
+    """A value for a message: on one line, escaped, and cut."""
     text = ascii(value)
     return text if len(text) <= limit else f"{text[:limit]}..."

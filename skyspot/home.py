@@ -1,4 +1,4 @@
-"""Paths below the home folder, also for a user who has none: a container may run without HOME and a passwd entry."""
+"""Paths below the home folder, which is unknown in a container without HOME and without a passwd entry."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def expanded(path: str | Path) -> Path:
-    """A path with its `~` filled in; as it stands where nobody knows this user's home folder."""
+    """A path with its `~` expanded; unchanged if this user's home folder is unknown."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -16,7 +16,7 @@ def expanded(path: str | Path) -> Path:
 
 
 def unknown_user() -> str | None:
-    """What SkyPilot cannot do without and nothing tells: which variables to set; None where it is all known."""
+    """An error that names the variables SkyPilot needs to know this user; None if the user is known."""
     missing = [] if str(expanded("~")) != "~" else ["HOME"]
     try:
         getpass.getuser()
@@ -24,4 +24,4 @@ def unknown_user() -> str | None:
         missing.append("USER")
     if not missing:
         return None
-    return f"this user ({os.getuid()}) has no passwd entry: set {' and '.join(missing)}, which SkyPilot needs"
+    return f"this user ({os.getuid()}) has no passwd entry; set {' and '.join(missing)}, which SkyPilot needs"

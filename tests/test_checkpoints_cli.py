@@ -16,6 +16,7 @@ from support import clean_env
 
 from skyspot.errors import SkyspotError, UsageError
 from skyspot.runs import checkpoints, find
+from skyspot.runs.verification import verify
 from trainer.bucket.hashing import hash_bytes
 from trainer.layout.documents import to_json
 from trainer.layout.manifest import FileRecord, Manifest, read_manifest
@@ -161,8 +162,18 @@ NOT_COMMITTED = "not committed: it has no MANIFEST.json"
         (newer_layout, "layout version 99; this release reads up to 1. Upgrade", "Upgrade skyspot", None),
         (file_outside, "it lists a file outside of its folder", "it lists a file outside of its folder", False),
         (no_state, "its manifest lists no state.json", "its manifest lists no state.json", False),
-        (manifest_of_another, "its manifest is another checkpoint's", "its manifest is another checkpoint's", False),
-        (folder_of_another, "its manifest is another checkpoint's", "its manifest is another checkpoint's", False),
+        (
+            manifest_of_another,
+            "its manifest is another checkpoint's",
+            "its manifest is another checkpoint's",
+            False,
+        ),
+        (
+            folder_of_another,
+            "its manifest is another checkpoint's",
+            "its manifest is another checkpoint's",
+            False,
+        ),
         (a_pipe, "sizes agree", f"{SHARE} is not a file", False),
         (a_loop, f"{SHARE}: Too many levels of symbolic links", f"{SHARE} is missing", False),
         (unreadable, "sizes agree", f"{SHARE} cannot be read: Input/output error", None),
@@ -254,7 +265,7 @@ def test_another_runs_checkpoint_is_said_and_a_resume_goes_on_behind_it(run_dir:
     (theirs / MANIFEST).write_bytes(Manifest(manifest.kind, manifest.files, facts).to_json())
     done = skyspot("verify", run_dir)
     assert done.returncode == 1
-    assert "another run's (another)" in done.stdout
+    assert "another run's checkpoint (another)" in done.stdout
     assert f"A resume would start from step {name.step}." in done.stdout
 
 
@@ -311,7 +322,7 @@ def test_checkpoints_are_listed_newest_first_with_step_age_size_attempt_and_stat
     assert 50 < float(rows[0][3]) < 70
     assert rows[1][:3] == ["4", "~3d", "ago"], "without a record: by the manifest's own time, and it says so"
     assert rows[2][:2] == ["2", "-"]
-    assert "~ by its MANIFEST.json's own time" in done.stdout
+    assert "~ is the modification time of MANIFEST.json" in done.stdout
     assert "nothing was hashed" in done.stdout
 
 
@@ -341,9 +352,9 @@ def test_a_run_is_found_by_its_name_in_the_projects_folder(run_dir: Path, tmp_pa
     project = tmp_path / "project"
     (project / ".skyspot").mkdir(parents=True)
     (project / ".skyspot" / "mine.yaml").write_text(f"envs: {{SKYSPOT_CHECKPOINT_DIR: {run_dir}}}\nrun: x\n")
-    assert find.opened("mine", project).root == run_dir
+    assert find.open_existing("mine", project).root == run_dir
     (project / "skyspot.yaml").write_text(f"bucket: {tmp_path}\n")
-    assert find.opened("run", project).root == run_dir
+    assert find.open_existing("run", project).root == run_dir
     assert "sizes agree" in skyspot("list", "mine", cwd=project).stdout
     assert "sizes agree" in skyspot("list", "run", cwd=tmp_path).stdout, "a folder here"
     assert skyspot("verify", f"file://{run_dir}").returncode == 0
@@ -356,13 +367,13 @@ def test_a_run_is_found_by_its_name_in_the_projects_folder(run_dir: Path, tmp_pa
         ("other", UsageError, r"no folder of that name, no \.skyspot/other\.yaml, and no bucket in skyspot\.yaml"),
         ("./other", UsageError, "no such folder"),
         ("torn", UsageError, "torn.yaml is not readable as YAML"),
-        ("own", UsageError, "own.yaml names no SKYSPOT_CHECKPOINT_DIR"),
-        ("mine", SkyspotError, "nothing is there"),
-        ("empty", SkyspotError, "nothing is there"),
-        ("photos", SkyspotError, "photos is not a run's folder: .* but '1', '2', '3', '4', '5', ..."),
-        ("run/checkpoints", SkyspotError, "lies inside of a run's folder"),
-        ("foo://x/run", SkyspotError, "foo://x/run is not read from here"),
-        ("oci://x/run", SkyspotError, "oci:// is not read from here: Install ocifs"),
+        ("own", UsageError, "own.yaml sets no SKYSPOT_CHECKPOINT_DIR"),
+        ("mine", SkyspotError, "is empty or missing"),
+        ("empty", SkyspotError, "is empty or missing"),
+        ("photos", SkyspotError, "photos is not a run's folder: .* only '1', '2', '3', '4', '5', ..."),
+        ("run/checkpoints", SkyspotError, "is inside a run's folder"),
+        ("foo://x/run", SkyspotError, "foo://x/run cannot be read from this machine"),
+        ("oci://x/run", SkyspotError, "oci:// cannot be read from this machine: Install ocifs"),
     ],
 )
 def test_what_is_no_run_is_said_in_a_line(
@@ -377,7 +388,7 @@ def test_what_is_no_run_is_said_in_a_line(
     Path(".skyspot/torn.yaml").write_text("envs: {")
     Path(".skyspot/own.yaml").write_text("run: x\n")
     with pytest.raises(kind, match=says) as said:
-        find.opened(run)
+        find.open_existing(run)
     assert "\n" not in str(said.value)
 
 
@@ -415,10 +426,10 @@ def test_damage_in_a_bucket_is_found_there(half: Path, bucket: Path) -> None:
         run_dir = Path(shutil.copytree(half, bucket / name))
         record(run_dir, checkpoint=newest(run_dir).name, time=time.time())
         damage(newest(run_dir))
-        paths = find.opened(f"s3://mine/{name}")
-        one, other = checkpoints.verify(paths, checkpoints.look(paths))
+        paths = find.open_existing(f"s3://mine/{name}")
+        one, other = verify(paths, checkpoints.list_all(paths))
         local = RunPaths(run_dir)
-        same, _ = checkpoints.verify(local, checkpoints.look(local))
+        same, _ = verify(local, checkpoints.list_all(local))
         assert (one.committed, one.whole, one.problem) == (same.committed, same.whole, same.problem)
         assert one.problem
         assert other.whole
@@ -434,10 +445,10 @@ def test_a_bucket_that_cannot_be_read_is_one_line(bucket: Path, tmp_path: Path) 
     ):
         done = skyspot("verify", "s3://mine/run", **env)
         assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
-        assert done.stderr.startswith("Error: s3://mine/run cannot be read from here: ")
+        assert done.stderr.startswith("Error: s3://mine/run cannot be read from this machine: ")
         assert says in done.stderr
-    with pytest.raises(SkyspotError, match="s3://none/run: nothing is there"):
-        find.opened("s3://none/run")
+    with pytest.raises(SkyspotError, match="s3://none/run is empty or missing"):
+        find.open_existing("s3://none/run")
 
 
 def test_whatever_fsspec_reads_is_read(run_dir: Path) -> None:
@@ -448,8 +459,8 @@ def test_whatever_fsspec_reads_is_read(run_dir: Path) -> None:
             target = UPath(f"memory://store/run/{path.relative_to(run_dir).as_posix()}")
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
-    paths = find.opened("memory://store/run")
-    assert [one.whole for one in checkpoints.verify(paths, checkpoints.look(paths))] == [True, True]
+    paths = find.open_existing("memory://store/run")
+    assert [one.whole for one in verify(paths, checkpoints.list_all(paths))] == [True, True]
 
 
 # -- while it runs -----------------------------------------------------------------------------------------------------
@@ -458,15 +469,15 @@ def test_whatever_fsspec_reads_is_read(run_dir: Path) -> None:
 def test_what_a_run_prunes_or_exports_again_while_it_is_read_is_no_damage(run_dir: Path) -> None:
     paths = RunPaths(run_dir)
     export(run_dir)
-    looked = checkpoints.look(paths)
+    looked = checkpoints.list_all(paths)
     shutil.rmtree(oldest(run_dir))
     shutil.rmtree(paths.final)
     export(run_dir, b"another one")
-    first, pruned, final = checkpoints.verify(paths, looked)
+    first, pruned, final = verify(paths, looked)
     assert first.whole
     assert (pruned.committed, pruned.whole) == (False, None)
     assert str(pruned.problem).startswith("pruned")
-    assert (final.committed, final.problem) == (False, "written again while it was read")
+    assert (final.committed, final.problem) == (False, "rewritten while it was read")
 
 
 def in_a_terminal(*args: object) -> tuple[str, str]:
@@ -519,8 +530,8 @@ def test_ctrl_c_does_not_wait_for_a_bucket_that_hangs() -> None:
     code = (
         "import signal, threading\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # A job in the background ignores it.
-        "from skyspot.runs.checkpoints import _in_order\n"
-        "for one in _in_order([int, threading.Event().wait, threading.Event().wait], 2): print(one, flush=True)\n"
+        "from skyspot.runs.workers import in_order\n"
+        "for one in in_order([int, threading.Event().wait, threading.Event().wait], 2): print(one, flush=True)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], env=clean_env(), stdout=-1, stderr=-1, text=True)
     assert process.stdout

@@ -116,7 +116,7 @@ def test_a_payload_is_known_whatever_variable_names_its_run() -> None:
 
 def test_a_tag_that_nobody_knows_hides_nothing_else() -> None:
     text = "envs: {SKYSPOT_CHECKPOINT_DIR: /c/r}\nfile_mounts: {/c: {source: s3://b}}\nconfig: !mine {a: 1}\nrun: x\n"
-    assert location.location(only(text)) == Location("r", "s3://b")
+    assert location.of_task(only(text)) == Location("r", "s3://b")
 
 
 def test_what_is_no_yaml_is_said_by_its_line_or_is_no_task() -> None:

@@ -271,7 +271,7 @@ def test_a_model_of_the_hub_keeps_its_commit(
     first = run.begin(checkpoint=False)
     newest[0] = "2" * 40
     assert first["model_revision"] == "1" * 40
-    assert run.begin() == first  # Before the first checkpoint, too.
+    assert run.begin() == first  # Existing the first checkpoint, too.
     assert run.begin() == first
     assert asked == [None, "1" * 40, "1" * 40]
     assert tokens.manifest_of(run.paths, first["tokens"]).facts["model_revision"] == "1" * 40

@@ -12,10 +12,11 @@ import pytest
 from support import mlp
 
 from skyspot.errors import SkyspotError, UnreadableError, UsageError
-from skyspot.jobs import client, launch, training
+from skyspot.jobs import client, launch, stop, training
 from skyspot.jobs.client import Job
 from skyspot.runs import location
 from skyspot.runs.location import Location
+from skyspot.runs.progress import run_binding, run_progress
 from skyspot.task import document, settings
 from trainer.layout.names import RunPaths
 
@@ -49,14 +50,14 @@ def job(id: int, name: str = "run-001", status: str = "RUNNING", task: str = "")
 def test_a_runs_place_is_read_from_its_task(folder: object, mounts: object, where: Location | None) -> None:
     envs = {"SKYSPOT_CHECKPOINT_DIR": folder, "BUCKET": "mine", "TEAM": "a-team", "WHERE": "c"}
     (task,) = document.tasks(json.dumps({"envs": envs, "file_mounts": mounts}))
-    assert location.location(task) == where
+    assert location.of_task(task) == where
 
 
 def test_a_place_that_is_not_here_is_said_in_a_line(tmp_path: Path) -> None:
     for where, why in (
         (Location(str(tmp_path / "nowhere" / "r"), None), "not on this machine"),
-        (Location("r", None, "skyspot-me-1234"), "has not said in which store"),
-        (Location("r", "oci://b"), "not read from here"),
+        (Location("r", None, "skyspot-me-1234"), "its store is unknown"),
+        (Location("r", "oci://b"), "cannot be read from this machine"),
     ):
         with pytest.raises(UnreadableError, match=why):
             location.open_run(where)
@@ -72,7 +73,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_progress_is_what_the_newest_attempt_says(begun: Path) -> None:
-    found = location.progress(RunPaths(begun))
+    found = run_progress(RunPaths(begun))
     assert found
     assert found.attempts == 1
     assert found.step == found.committed_step
@@ -85,14 +86,14 @@ def test_progress_is_what_the_newest_attempt_says(begun: Path) -> None:
 
 
 def test_a_run_that_nobody_began_has_no_progress(tmp_path: Path) -> None:
-    assert location.progress(RunPaths(tmp_path / "r")) is None
+    assert run_progress(RunPaths(tmp_path / "r")) is None
 
 
 def test_a_finished_run_says_so(begun: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run-001"
     shutil.copytree(begun, run_dir)
     assert mlp(run_dir).code == 0
-    found = location.progress(RunPaths(run_dir))
+    found = run_progress(RunPaths(run_dir))
     assert found
     assert (found.attempts, found.step, found.finished) == (2, 12, True)
 
@@ -100,23 +101,23 @@ def test_a_finished_run_says_so(begun: Path, tmp_path: Path) -> None:
 def test_a_runs_progress_is_read_from_its_bucket(begun: Path, bucket: Path) -> None:
     shutil.copytree(begun, bucket / "team" / "run-001")
     paths = location.open_run(Location("team/run-001", "s3://mine"))
-    assert location.progress(paths) == location.progress(RunPaths(begun))
-    assert location.binding(paths)["model"] == "mlp-32"
+    assert run_progress(paths) == run_progress(RunPaths(begun))
+    assert run_binding(paths)["model"] == "mlp-32"
 
 
 def test_a_stop_is_asked_for_in_the_bucket(begun: Path, bucket: Path) -> None:
     shutil.copytree(begun, bucket / "run-001")
     paths = location.open_run(Location("run-001", "s3://mine"))
-    training._request_stop(paths, "sky-managed_run-001_7-0")
-    training._request_stop(paths, "sky-managed_run-001_7-0")
+    stop._request_stop(paths, "sky-managed_run-001_7-0")
+    stop._request_stop(paths, "sky-managed_run-001_7-0")
     assert [path.name for path in (bucket / "run-001" / "stop").iterdir()] == ["sky-managed_run-001_7-0.json"]
 
 
 def test_a_bucket_that_does_not_answer_is_said_in_a_line(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    with pytest.raises(UnreadableError, match="s3://mine/run-001 cannot be read from here") as said:
-        location.progress(location.open_run(Location("run-001", "s3://mine")))
+    with pytest.raises(UnreadableError, match="s3://mine/run-001 cannot be read from this machine") as said:
+        run_progress(location.open_run(Location("run-001", "s3://mine")))
     assert "\n" not in str(said.value)
 
 
@@ -140,7 +141,7 @@ def test_of_several_living_jobs_the_newest_is_asked_for() -> None:
     assert training.pick(JOBS, "twins", lambda question: not asked.append(question)).id == 9
     assert "9, 8" in asked[0]
     for confirm in (None, lambda question: False):
-        with pytest.raises(UsageError, match="newest is 9: give the id"):
+        with pytest.raises(UsageError, match="newest is 9; give the ID"):
             training.pick(JOBS, "twins", confirm)
 
 
@@ -148,27 +149,27 @@ def test_of_several_living_jobs_the_newest_is_asked_for() -> None:
     "target", ["²", "٣", "9" * 5000, "-1", ""], ids=["superscript", "arabic", "long", "sign", "empty"]
 )
 def test_what_is_no_id_is_refused_in_a_line(target: str) -> None:
-    with pytest.raises(UsageError, match="no managed job is called"):
+    with pytest.raises(UsageError, match="no managed job is named"):
         training.pick([job(3)], target, None)
 
 
 def test_an_unknown_job_is_refused_with_the_nearest_name() -> None:
-    with pytest.raises(UsageError, match=r"no managed job is called 'agian'\. Did you mean 'again'\?"):
+    with pytest.raises(UsageError, match=r"no managed job is named 'agian'\. Did you mean 'again'\?"):
         training.pick(JOBS, "agian", None)
 
 
-@pytest.mark.parametrize(("status", "says"), [("RECOVERING", "nothing is training"), ("STARTING", "STARTING")])
+@pytest.mark.parametrize(("status", "says"), [("RECOVERING", "no task is training"), ("STARTING", "STARTING")])
 def test_a_job_that_does_not_train_is_not_asked_to_save(status: str, says: str) -> None:
     said: list[str] = []
-    assert not training.ask_to_save(job(1, status=status), 1.0, said.append)
+    assert not stop.request_save(job(1, status=status), 1.0, said.append)
     assert says in said[0]
 
 
 def test_a_run_that_cannot_be_read_is_left_to_sigterm() -> None:
     said: list[str] = []
     task = "envs: {SKYSPOT_CHECKPOINT_DIR: /nowhere/at/all}\nrun: x"
-    assert not training.ask_to_save(job(1, task=task), 1.0, said.append)
-    assert "SIGTERM will have it save" in said[0]
+    assert not stop.request_save(job(1, task=task), 1.0, said.append)
+    assert "the trainer saves when it gets SIGTERM" in said[0]
 
 
 MADE = "envs: {SKYSPOT_CHECKPOINT_DIR: /c/r}\nfile_mounts: {/c: {name: mine, mode: MOUNT}}\nrun: x"
@@ -186,27 +187,27 @@ def no_listing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_listing")
 def test_where_skypilot_cannot_list_its_buckets_the_row_says_so() -> None:
-    seen = training.look([job(1, task=MADE), job(2, task="run: x")])
+    seen = training.track([job(1, task=MADE), job(2, task="run: x")])
     assert [one.job.id for one in seen] == [1, 2]
-    assert "SkyPilot does not say where its bucket mine is (SkyPilot refused: no credentials" in seen[0].unread
+    assert "SkyPilot cannot locate its bucket mine (SkyPilot refused: no credentials" in seen[0].unread
 
 
 @pytest.mark.usefixtures("no_listing")
 def test_where_skypilot_cannot_list_its_buckets_cancel_cancels() -> None:
     said: list[str] = []
-    assert not training.ask_to_save(job(1, task=MADE), 1.0, said.append)
-    assert "SIGTERM will have it save" in said[0]
+    assert not stop.request_save(job(1, task=MADE), 1.0, said.append)
+    assert "the trainer saves when it gets SIGTERM" in said[0]
 
 
 def test_a_jobs_task_that_is_no_yaml_is_said_in_its_row() -> None:
-    seen = training.look([job(1, name="x", task="a: !!int nonsense"), job(2, name="x", task="[" * 3000)])
-    assert [one.unread for one in seen] == ["its task names no SKYSPOT_CHECKPOINT_DIR"] * 2
+    seen = training.track([job(1, name="x", task="a: !!int nonsense"), job(2, name="x", task="[" * 3000)])
+    assert [one.unread for one in seen] == ["its task sets no SKYSPOT_CHECKPOINT_DIR"] * 2
 
 
 def test_a_job_whose_attempt_is_not_there_yet_is_not_waited_for(begun: Path) -> None:
     said: list[str] = []
     task = f"envs: {{SKYSPOT_CHECKPOINT_DIR: {begun}}}\nrun: x"
-    assert not training.ask_to_save(job(77, task=task), 1.0, said.append)
+    assert not stop.request_save(job(77, task=task), 1.0, said.append)
     assert "no attempt of job 77" in said[0]
 
 

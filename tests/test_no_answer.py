@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support import clean_env
 
-from skyspot.runs import aside
+from skyspot.runs import workers
 
 if TYPE_CHECKING:
     import faultfs
@@ -28,7 +28,7 @@ ENDS_S = 45
 PROGRAM = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's job in the background ignores it.
-from skyspot.runs import aside
+from skyspot.runs import workers
 from skyspot.cli import main as cli
 from skyspot.jobs import training as jobs
 from skyspot.jobs import client as managed_jobs
@@ -38,7 +38,7 @@ listed = [Job(n, f"run-{n}", "RUNNING", "1x", "aws", 0, 1e9, 60.0, "", task) for
 managed_jobs.queue = lambda *args, **more: listed
 managed_jobs.check = lambda *args: []
 managed_jobs.cancel = lambda id: print("cancelled", id)
-jobs.READ_S = aside.ANSWER_S = limit
+jobs.READ_S = workers.TIMEOUT_S = limit
 sys.argv[1:] = words
 cli.main()
 """
@@ -94,14 +94,14 @@ def test_a_hung_mount_is_said_in_its_row_and_the_queue_ends(hung: "faultfs.Clien
     (tmp_path / "run").mkdir()
     code, said = ended(start([task(tmp_path / "m" / "mount" / "run"), task(tmp_path / "run")] * 5, "queue", limit=3.0))
     assert code == 0, said
-    assert said.count("bucket gave no answer within 3 s") == 5
-    assert said.count("nothing written yet") == 5, "a hung bucket takes the others' rows with it"
+    assert said.count("bucket did not answer within 3 s") == 5
+    assert said.count("its run folder is empty") == 5, "a hung bucket takes the others' rows with it"
 
 
 def test_a_server_that_never_answers_is_said_in_its_row(silent: dict[str, str]) -> None:
     code, said = ended(start([S3] * 20, "queue", "--json", **silent))
     assert code == 0, said
-    assert [row["unread"] for row in json.loads(said)] == ["its bucket gave no answer within 1 s"] * 20
+    assert [row["unread"] for row in json.loads(said)] == ["its bucket did not answer within 1 s"] * 20
 
 
 @pytest.mark.parametrize("words", [["queue"], ["cancel", "1"], ["checkpoints", "list", "m/mount/run"]], ids=" ".join)
@@ -120,22 +120,22 @@ def test_ctrl_c_ends_a_command_that_waits_for_a_hung_mount(
 def test_cancel_cancels_a_job_whose_bucket_hangs(hung: "faultfs.Client", tmp_path: Path) -> None:
     code, said = ended(start([task(tmp_path / "m" / "mount" / "run")], "cancel", "1"))
     assert code == 0, said
-    assert "does not answer: nothing within 1 s; SIGTERM will have it save" in said
+    assert "did not answer within 1 s; cancelling now, the trainer saves when it gets SIGTERM" in said
     assert "cancelled 1" in said
 
 
 @pytest.mark.parametrize("command", ["list", "verify"])
 def test_checkpoints_says_that_a_mount_hangs(hung: "faultfs.Client", tmp_path: Path, command: str) -> None:
     code, said = ended(start([], "checkpoints", command, "m/mount/run", cwd=tmp_path))
-    assert (code, said) == (1, f"Error: {tmp_path}/m/mount/run does not answer: nothing within 1 s\n")
+    assert (code, said) == (1, f"Error: {tmp_path}/m/mount/run did not answer within 1 s\n")
 
 
 def test_a_launch_says_that_it_could_not_look_into_a_hung_bucket(hung: "faultfs.Client", tmp_path: Path) -> None:
     (tmp_path / "t.yaml").write_text(task(tmp_path / "m" / "mount" / "run"))
     code, said = ended(start([], "launch", "t.yaml", "--dryrun", cwd=tmp_path))
     assert code == 0, said
-    assert "not looked at" in said
-    assert "does not answer" in said
+    assert "Run folder:  not read" in said
+    assert "did not answer" in said
 
 
 def test_threads_that_ask_at_once_share_one_child(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,12 +146,12 @@ def test_threads_that_ask_at_once_share_one_child(monkeypatch: pytest.MonkeyPatc
             made.append(self)
             time.sleep(0.2)
 
-    monkeypatch.setattr(aside, "_Child", Slow)
-    aside._only_child.cache_clear()
+    monkeypatch.setattr(workers, "_WorkerProcess", Slow)
+    workers._only_worker.cache_clear()
     try:
-        assert len(set(aside.each([aside._child] * 8, ENDS_S, 8))) == len(made) == 1
+        assert len(set(workers.run_all([workers._worker] * 8, ENDS_S, 8))) == len(made) == 1
     finally:
-        aside._only_child.cache_clear()
+        workers._only_worker.cache_clear()
 
 
 def test_the_child_imports_nothing_from_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,12 +159,12 @@ def test_the_child_imports_nothing_from_the_working_folder(tmp_path: Path, monke
         (tmp_path / f"{module}.py").write_text("raise SystemExit(1)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
-    child = aside._Child()
-    assert child.ask(tmp_path, len, ("ab",), ENDS_S) == len("ab")
+    child = workers._WorkerProcess()
+    assert child.call(tmp_path, len, ("ab",), ENDS_S) == len("ab")
     end(child)
 
 
-def end(child: aside._Child) -> None:
+def end(child: workers._WorkerProcess) -> None:
     """Have it leave; its pipe is closed once nobody reads from it any more."""
     assert child._process.stdin
     assert child._process.stdout
@@ -193,10 +193,10 @@ def fails_in_two_words() -> None:
 
 @pytest.mark.parametrize("function", [fails_oddly, fails_in_two_words])
 def test_an_error_that_cannot_come_over_from_the_child_comes_as_its_text(function, monkeypatch) -> None:
-    child = aside._Child()
+    child = workers._WorkerProcess()
     with pytest.raises(RuntimeError, match="two words"):
-        child.ask(Path("/x"), function, (), ENDS_S)
-    assert child.ask(Path("/x"), len, ("it goes on",), ENDS_S) == len("it goes on")
+        child.call(Path("/x"), function, (), ENDS_S)
+    assert child.call(Path("/x"), len, ("it goes on",), ENDS_S) == len("it goes on")
     end(child)
 
 
@@ -205,7 +205,7 @@ def test_what_may_hang_is_told_by_its_mount_through_links(tmp_path: Path) -> Non
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "relative").symlink_to("../link")
     (tmp_path / "loop").symlink_to("loop")
-    assert aside._may_hang(tmp_path / "link" / "run")
-    assert aside._may_hang(tmp_path / "folder" / "relative" / "run")
+    assert workers._may_hang(tmp_path / "link" / "run")
+    assert workers._may_hang(tmp_path / "folder" / "relative" / "run")
     for disk in (tmp_path / "folder", tmp_path / "loop" / "x", tmp_path / "folder" / ".." / "run"):
-        assert aside._may_hang(disk) == aside._may_hang(tmp_path)
+        assert workers._may_hang(disk) == workers._may_hang(tmp_path)

@@ -12,7 +12,7 @@ from support_sky import CATALOGS, run_sky
 
 from skyspot.cli import main
 from skyspot.errors import UsageError
-from skyspot.jobs import client, training
+from skyspot.jobs import client, stop, training
 from skyspot.lint import linter
 from skyspot.migrate.source import task_yaml
 from skyspot.rehearsal.task import RehearsalTask
@@ -353,21 +353,21 @@ def test_the_queue_shows_the_training_of_the_task_that_is_on(here: Path, monkeyp
 
 
 def test_cancel_asks_the_attempt_of_the_task_that_is_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "WATCH_S", 0.1)
-    monkeypatch.setattr(training, "LOOK_S", 0.01)
+    monkeypatch.setattr(stop, "WATCH_S", 0.1)
+    monkeypatch.setattr(stop, "POLL_S", 0.01)
     attempt = here / "r" / "attempts" / "a0001-abcdef"
     attempt.mkdir(parents=True)
     (attempt / "0001-start.json").write_bytes(to_json({"time": 1e9, "launch": "sky-managed-1_pipe_4-1"}))
     text = f"name: pipe\n---\nname: a\nrun: x\n---\nname: b\nenvs: {{SKYSPOT_CHECKPOINT_DIR: {here}/r}}\nrun: y\n"
     job = client.job_of([record(0, "SUCCEEDED", user_yaml=text), record(1, "RUNNING", user_yaml=text)])
     said: list[str] = []
-    assert not training.ask_to_save(job, 1.0, said.append)
+    assert not stop.request_save(job, 1.0, said.append)
     assert said[0] == "asking a0001-abcdef to save and stop"
 
 
 def test_cancel_asks_every_task_of_a_job_group_that_runs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "WATCH_S", 0.1)
-    monkeypatch.setattr(training, "LOOK_S", 0.01)
+    monkeypatch.setattr(stop, "WATCH_S", 0.1)
+    monkeypatch.setattr(stop, "POLL_S", 0.01)
     text = "name: group\nexecution: parallel\n"
     for number in range(3):
         attempt = here / f"r{number}" / "attempts" / f"a0001-abcde{number}"
@@ -377,7 +377,7 @@ def test_cancel_asks_every_task_of_a_job_group_that_runs(here: Path, monkeypatch
     for states in (["RUNNING", "STARTING", "RUNNING"], ["STARTING", "RUNNING", "RUNNING"]):
         said: list[str] = []
         job = client.job_of([record(number, state, user_yaml=text) for number, state in enumerate(states)])
-        assert not training.ask_to_save(job, 1.0, said.append)
+        assert not stop.request_save(job, 1.0, said.append)
         running = [number for number, state in enumerate(states) if state == "RUNNING"]
         asked = sorted(line for line in said if line.startswith("asking"))
         assert asked == [f"asking a0001-abcde{number} to save and stop" for number in running]
@@ -385,11 +385,11 @@ def test_cancel_asks_every_task_of_a_job_group_that_runs(here: Path, monkeypatch
 
 def test_a_job_group_has_saved_when_every_task_has(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {0: True, 2: True}
-    monkeypatch.setattr(training, "_ask_task_to_save", lambda job, grace_s, say: answers[job.part])
+    monkeypatch.setattr(stop, "_request_save", lambda job, grace_s, log: answers[job.part])
     job = client.job_of([record(0, "RUNNING"), record(1, "SUCCEEDED"), record(2, "RUNNING")])
-    assert training.ask_to_save(job, 1.0, print)
+    assert stop.request_save(job, 1.0, print)
     answers[2] = False
-    assert not training.ask_to_save(job, 1.0, print)
+    assert not stop.request_save(job, 1.0, print)
 
 
 # -- SkyPilot's own loader ---------------------------------------------------------------------------------------------
@@ -443,12 +443,10 @@ def test_checkpoints_of_a_pipeline_of_one_run_are_found_by_its_name(here: Path) 
     (here / "r" / "checkpoints").mkdir(parents=True)
     (here / ".skyspot").mkdir()
     (here / ".skyspot" / "pipe.yaml").write_text("name: pipe\n---\nrun: x\n---\n" + task.format("r"))
-    assert find.opened("pipe").root == here / "r"
+    assert find.open_existing("pipe").root == here / "r"
     (here / ".skyspot" / "pipe.yaml").write_text(task.format("r") + "---\n" + task.format("s"))
-    with pytest.raises(
-        UsageError, match=f"a pipeline of 2 runs. Give the folder or the URL of one: {here}/r, {here}/s"
-    ):
-        find.opened("pipe")
+    with pytest.raises(UsageError, match=f"a pipeline of 2 runs; give the folder or URL of one: {here}/r, {here}/s"):
+        find.open_existing("pipe")
 
 
 @pytest.mark.parametrize(

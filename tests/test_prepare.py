@@ -13,13 +13,13 @@ from skyspot.cli import tables
 from skyspot.errors import SkyspotError, UsageError
 from skyspot.jobs import launch
 from skyspot.jobs.client import Job
-from skyspot.jobs.launch import Before
-from skyspot.jobs.training import Seen
+from skyspot.jobs.launch import Existing
+from skyspot.jobs.training import TrackedJob
 from skyspot.task import payload
 from skyspot.task.options import Options
 from skyspot.task.render import edited_by_hand, with_header
 
-NEW = Before(None, None, "", None)
+NEW = Existing(None, None, "", None)
 
 
 def prepare(folder: Path, **options: object) -> launch.Launch:
@@ -188,7 +188,7 @@ def test_what_lint_finds_stops_a_launch(here: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
-        (["launch", "--json"], 2, "say -y as well"),
+        (["launch", "--json"], 2, "add -y or --dryrun"),
         (["launch", "--max-spend", "3"], 2, "No such option: --max-spend"),
         (["launch", "--gpus", "A1000:8"], 2, "no accelerator is called"),
         (["cancel"], 2, "NAME|ID"),
@@ -240,7 +240,7 @@ run: nvidia-smi
 def test_the_plan_breaks_no_word(here: Path, columns: int, monkeypatch, capsys) -> None:
     out = shown(here, LADDER, columns, monkeypatch, capsys)
     assert max(map(len, out.splitlines())) <= columns
-    words = "slurm/runpod-cluster A100-80GB-SXM:8 H100-SXM:8 my-training-eks 12.5 as it is there"
+    words = "slurm/runpod-cluster A100-80GB-SXM:8 H100-SXM:8 my-training-eks 12.5 own machines"
     for word in (*words.split(), "max USD/h"):
         assert word in out, f"{word} is broken in\n{out}"
 
@@ -251,10 +251,10 @@ def test_in_a_narrow_terminal_the_plan_and_the_queue_lose_nothing(
 ) -> None:
     """The terminal wraps lines that are too long for it; a price that is cut would be another price."""
     out = shown(here, LADDER.replace("12.5", "12.345"), columns, monkeypatch, capsys)
-    for word in ("slurm/", "runpod-cluster", "A100-80GB-SXM:8", "my-training-eks", " 12.345", "as it is there"):
+    for word in ("slurm/", "runpod-cluster", "A100-80GB-SXM:8", "my-training-eks", " 12.345", "own machines"):
         assert word in out, f"{word} is cut in\n{out}"
     name, resources = "finetune-with-a-name-that-says-all-of-it", "1x[A100-80GB:8]"
-    tables.show_queue([Seen(Job(1234, name, "RECOVERING", resources, "aws", 0, 0.0, 90000.0, "", ""), None, "")])
+    tables.show_queue([TrackedJob(Job(1234, name, "RECOVERING", resources, "aws", 0, 0.0, 90000.0, "", ""), None, "")])
     out = capsys.readouterr().out
     for word in ("1234", name, "RECOVERING", resources):
         assert word in out, f"{word} is cut in\n{out}"

@@ -27,8 +27,9 @@ from skyspot.cli.format import ago, many
 from skyspot.cli.group import Group
 from skyspot.cli.options import json_option
 from skyspot.runs import find
-from skyspot.runs.checkpoints import FINAL, Checkpoint, look, to_hash, verify
+from skyspot.runs.checkpoints import FINAL, Checkpoint, list_all
 from skyspot.runs.location import Location
+from skyspot.runs.verification import bytes_to_hash, verify
 from trainer.layout.names import RunPaths
 
 UNLIMITED = 1 << 16
@@ -57,9 +58,9 @@ def list_checkpoints(run: str, as_json: bool) -> None:
     Examples: skyspot checkpoints list run-001
               skyspot checkpoints list s3://my-checkpoints/run-001 --json
     """  # noqa: D301
-    paths = find.opened(run, resolve=_resolved)
+    paths = find.open_existing(run, resolve=_resolved)
     out = _console()
-    found = _look(paths, out, as_json)
+    found = _list(paths, out, as_json)
     if as_json:
         click.echo(json.dumps([_fields(one) for one in found], indent=2))
     elif not found:
@@ -82,14 +83,14 @@ def verify_checkpoints(run: str, as_json: bool) -> None:
     \b
     Example: skyspot checkpoints verify s3://my-checkpoints/run-001
     """  # noqa: D301
-    paths = find.opened(run, resolve=_resolved)
+    paths = find.open_existing(run, resolve=_resolved)
     out = _console()
-    looked = _look(paths, out, as_json)
-    width = max((len(one.name) for one in looked), default=0)
+    listed = _list(paths, out, as_json)
+    width = max((len(one.name) for one in listed), default=0)
     found = []
     with _bar(out, as_json, DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()) as bar:
-        task = bar.add_task("", total=to_hash(looked))
-        for one in verify(paths, looked, lambda count: bar.advance(task, count)):
+        task = bar.add_task("", total=bytes_to_hash(listed))
+        for one in verify(paths, listed, lambda count: bar.advance(task, count)):
             found.append(one)
             if not as_json:
                 out.print(Text.assemble(f"{one.name:<{width}}  ", _verdict(one)))
@@ -109,10 +110,10 @@ def _resolved(where: Location) -> Location:
     return resolved(where)
 
 
-def _look(paths: RunPaths, out: Console, as_json: bool) -> list[Checkpoint]:
+def _list(paths: RunPaths, out: Console, as_json: bool) -> list[Checkpoint]:
     with _bar(out, as_json, MofNCompleteColumn()) as bar:
         task = bar.add_task("", total=None)
-        return look(paths, lambda done, of: bar.update(task, completed=done, total=of))
+        return list_all(paths, lambda done, of: bar.update(task, completed=done, total=of))
 
 
 def _console() -> Console:

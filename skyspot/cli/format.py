@@ -1,4 +1,4 @@
-"""How times and counts are said."""
+"""Times and counts as text."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ def many(count: int, what: str) -> str:
 
 
 def ago(at: float | None) -> str:
-    """How long ago, in the largest unit; a dash where it is not known."""
+    """The age of a time in its largest unit; a dash if the time is unknown."""
     return "-" if at is None else f"{clock(max(0.0, time.time() - at))} ago"
 
 
 def clock(seconds: float | None) -> str:
-    """A duration in the largest unit; nothing where it is not known."""
+    """A duration in its largest unit; empty if unknown."""
     if seconds is None:
         return ""
     whole = round(seconds)

@@ -11,7 +11,7 @@ from skyspot.cli import tables
 from skyspot.cli.completion import complete_run
 from skyspot.cli.options import json_option, verbose_option
 from skyspot.errors import SkyspotError, UsageError
-from skyspot.jobs import client, training
+from skyspot.jobs import client, stop, training
 from skyspot.jobs.client import Job
 
 
@@ -21,7 +21,7 @@ from skyspot.jobs.client import Job
 @verbose_option
 def queue(everything: bool, as_json: bool) -> None:
     """List managed jobs with their training progress, and why a starting job has no machine yet."""
-    found = training.look(client.queue(living=not everything))
+    found = training.track(client.queue(living=not everything))
     if as_json:
         click.echo(json.dumps(tables.queue_json(found), indent=2))
     elif found:
@@ -52,7 +52,7 @@ def cancel(job: str, grace: float, now: bool, yes: bool) -> None:
     picked = _pick(job, yes=yes)
     if not picked.living:
         raise SkyspotError(f"job {picked.id} ({picked.name}) has already ended: {picked.status}")
-    saved = False if now else training.ask_to_save(picked, grace, log)
+    saved = False if now else stop.request_save(picked, grace, log)
     client.cancel(picked.id)
     how = " It has saved." if saved else ""
     click.echo(

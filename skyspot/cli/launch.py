@@ -14,9 +14,9 @@ from skyspot.cli import tables
 from skyspot.cli.jobs import confirm, follow_log, log
 from skyspot.cli.options import ignore_option, json_option, task_options, verbose_option
 from skyspot.errors import SkyspotError, UsageError
-from skyspot.jobs import client, training
+from skyspot.jobs import client, stop
 from skyspot.jobs.client import Job
-from skyspot.jobs.launch import Before, Launch, check, look_before, prepare, refuse, refuse_errors, write
+from skyspot.jobs.launch import Existing, Launch, check, find_existing, prepare, refuse, refuse_errors, write
 from skyspot.lint.linter import shown
 from skyspot.task import settings
 from skyspot.task.options import SETTINGS, Options
@@ -70,24 +70,24 @@ def _launch(options: Options, flags: Flags) -> int:
     refuse_errors(planned)
     for unchecked in check(planned) if flags.dryrun else []:
         click.echo(f"Note: not checked: {unchecked}", err=True)
-    before = look_before(planned, dryrun=flags.dryrun)
-    if before.progress and before.progress.finished and not before.differs:
-        return _print_finished(planned, before, flags)
-    refuse(planned, before, flags.replace)
+    existing = find_existing(planned, dryrun=flags.dryrun)
+    if existing.progress and existing.progress.finished and not existing.differs:
+        return _print_finished(planned, existing, flags)
+    refuse(planned, existing, flags.replace)
     if not flags.as_json:
-        tables.show_plan(planned, before)
+        tables.show_plan(planned, existing)
     if flags.dryrun:
-        return _report(planned, before, flags, None, "not submitted")
+        return _report(planned, existing, flags, None, "not submitted")
     if not flags.yes and not confirm("Submit?"):
         click.echo("Nothing was submitted.")
         return 1
-    if before.living:
-        _replace(before.living)
+    if existing.living:
+        _replace(existing.living)
     write(planned, flags.update_trainer)
     if options.bucket is None and planned.makes_bucket:
         _remember(planned.makes_bucket, folder)
     job_id = client.submit(planned.text, planned.name, planned.secrets, quiet=flags.as_json)
-    return _report(planned, before, flags, job_id, "resumed" if before.resumes else "new")
+    return _report(planned, existing, flags, job_id, "resumed" if existing.resumes else "new")
 
 
 def _print_remarks(planned: Launch, flags: Flags) -> None:
@@ -100,18 +100,18 @@ def _print_remarks(planned: Launch, flags: Flags) -> None:
             click.echo(shown(finding, planned.linted), err=True)
 
 
-def _print_finished(planned: Launch, before: Before, flags: Flags) -> int:
+def _print_finished(planned: Launch, existing: Existing, flags: Flags) -> int:
     if flags.as_json:
-        click.echo(json.dumps(tables.plan_json(planned, before, None, "finished"), indent=2))
+        click.echo(json.dumps(tables.plan_json(planned, existing, None, "finished"), indent=2))
     else:
         click.echo(f"Run {planned.name} is finished; the model is in {planned.where}/final. Nothing was submitted.")
     return 0
 
 
-def _report(planned: Launch, before: Before, flags: Flags, job_id: int | None, state: str) -> int:
+def _report(planned: Launch, existing: Existing, flags: Flags, job_id: int | None, state: str) -> int:
     """Print the result and the next commands; follow the log."""
     if flags.as_json:
-        click.echo(json.dumps(tables.plan_json(planned, before, job_id, state), indent=2))
+        click.echo(json.dumps(tables.plan_json(planned, existing, job_id, state), indent=2))
         return 0
     if job_id is None:
         click.echo("Dry run: nothing was written or submitted.")
@@ -125,9 +125,9 @@ def _report(planned: Launch, before: Before, flags: Flags, job_id: int | None, s
 
 def _replace(living: Job) -> None:
     log(f"Replacing job {living.id} ...")
-    training.ask_to_save(living, GRACE_S, log)
+    stop.request_save(living, GRACE_S, log)
     client.cancel(living.id)
-    if not training.await_end(living.id, REPLACED_S):
+    if not stop.await_end(living.id, REPLACED_S):
         raise SkyspotError(f"job {living.id} did not end within {REPLACED_S:.0f} s; nothing was submitted")
 
 

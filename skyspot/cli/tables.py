@@ -1,4 +1,4 @@
-"""What a person sees of a launch and of the queue: tables for 80 columns, and the same as JSON."""
+"""The plan of a launch and the queue, as tables for 80 columns and as JSON."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from skyspot.cli.format import ago, clock, many
-from skyspot.jobs.launch import Before, Launch, Part
-from skyspot.jobs.training import Seen
+from skyspot.jobs.launch import Existing, Launch, Part
+from skyspot.jobs.training import TrackedJob
 from skyspot.task.document import Rung, Task
 from skyspot.task.ladder import OWN_MACHINES
 
@@ -29,7 +29,7 @@ def _table(*columns: str, right: Sequence[str] = ()) -> Table:
 
 
 def _print(table: Table) -> None:
-    """Print a table. A terminal that is too narrow for it wraps its lines: nothing is cut off."""
+    """Print a table; a terminal that is too narrow wraps its lines, so nothing is cut off."""
     needed = 0
     for column in table.columns:
         text = "\n".join(map(str, (column.header, *column.cells)))
@@ -40,12 +40,12 @@ def _print(table: Table) -> None:
 
 
 def _accelerators(rung: Rung) -> list[str]:
-    """What would do, each as NAME:COUNT."""
+    """The alternatives, each as NAME:COUNT."""
     return [text for text, _ in rung.accelerators] or [str(rung.values.get("instance_type") or "CPU")]
 
 
 def _lines(parts: Sequence[str], joint: str, width: int) -> str:
-    """Parts joined, on as few lines as fit into the width; a part is never broken."""
+    """The parts joined on as few lines as fit the width; a part is never broken."""
     end = joint.rstrip()
     lines = [parts[0]]
     for at, part in enumerate(parts[1:], 2):
@@ -59,65 +59,65 @@ def _lines(parts: Sequence[str], joint: str, width: int) -> str:
 
 
 def _market(rung: Rung) -> str:
-    return "as it is there" if rung.cloud in OWN_MACHINES else "spot" if rung.use_spot else "on-demand"
+    return "own machines" if rung.cloud in OWN_MACHINES else "spot" if rung.use_spot else "on-demand"
 
 
-def _shared_lines(launch: Launch, before: Before) -> list[str]:
-    """What is said beside the rungs of all tasks."""
+def _shared_lines(launch: Launch, existing: Existing) -> list[str]:
+    """The lines of the plan that hold for all tasks."""
     lines = []
-    if before.unasked:
-        lines.append(f"Jobs:        not checked for an active job of this name: {before.unasked}")
+    if existing.unchecked:
+        lines.append(f"Jobs:        not checked for an active job of this name: {existing.unchecked}")
     for run in launch.trainers:
         trainer = launch.path.parent / run / "trainer"
         if trainer.is_dir():
-            lines.append(f"Trainer:     {trainer}, kept from before (--update-trainer replaces it)")
+            lines.append(f"Trainer:     {trainer}, from an earlier launch (--update-trainer replaces it)")
     if launch.secrets:
         lines.append("Secrets:     " + ", ".join(f"{name}={_HIDDEN}" for name in launch.secrets))
     return lines
 
 
-def _lines_of(part: Part, before: Before) -> list[str]:
-    """What is said beside the rungs of one task."""
+def _lines_of(part: Part, existing: Existing) -> list[str]:
+    """The lines of the plan below the rungs of one task."""
     lines = []
     if part.where:
         lines.append(f"Checkpoints: {part.where}")
     if part.makes_bucket:
-        lines.append(f"Bucket:      {part.makes_bucket}; SkyPilot makes it if it is missing, and keeps it")
+        lines.append(f"Bucket:      {part.makes_bucket}; SkyPilot creates it if it does not exist, and keeps it")
     own = [name for name in part.task.envs if not name.startswith("SKYSPOT_")]
     if own:
         lines.append(f"Environment: {_first(own, 3)}")
-    if before.progress:
-        done = f"step {before.progress.committed_step}" if before.progress.committed_step else "its start"
-        lines.append(f"Resumes:     {part.name} from {done}, after {many(before.progress.attempts, 'attempt')}")
-    elif before.unread:
-        lines.append(f"Run folder:  not looked at: {before.unread}")
+    if existing.progress:
+        done = f"step {existing.progress.committed_step}" if existing.progress.committed_step else "its start"
+        lines.append(f"Resumes:     {part.name} from {done}, after {many(existing.progress.attempts, 'attempt')}")
+    elif existing.unread:
+        lines.append(f"Run folder:  not read: {existing.unread}")
     else:
         lines.append("Run folder:  new")
     return lines
 
 
 def _first(names: Sequence[str], limit: int) -> str:
-    """The first names of many, and how many more there are."""
+    """The first names of many, and the number of the others."""
     more = len(names) - limit
     return ", ".join(names) if more <= 1 else f"{', '.join(names[:limit])} and {more} more"
 
 
-def show_plan(launch: Launch, before: Before) -> None:
-    """The table of what will be asked for, rung by rung, and where the checkpoints go."""
+def show_plan(launch: Launch, existing: Existing) -> None:
+    """Print each task's rungs, and where its checkpoints are stored."""
     console = Console(highlight=False)
     several = len(launch.parts) > 1
     if several:
         how = "side by side" if launch.is_group else "one after another"
         console.print(f"Job {launch.name}: {len(launch.parts)} tasks, {how}.", markup=False)
     for number, (part, one) in enumerate(
-        zip(launch.parts, before.parts or [before] * len(launch.parts), strict=True), 1
+        zip(launch.parts, existing.parts or [existing] * len(launch.parts), strict=True), 1
     ):
         what = f"\nTask {number}, {part.name}" if several else f"Run {launch.name}"
         console.print(f"{what}. {_order(part.task)}", markup=False)
         _print(_rung_table(part.task, console.width))
         for line in _lines_of(part, one):
             click.echo(line)
-    shared = _shared_lines(launch, before)
+    shared = _shared_lines(launch, existing)
     if several and shared:
         click.echo()
     for line in shared:
@@ -133,7 +133,7 @@ def _order(task: Task) -> str:
 
 
 def _rung_table(task: Task, width: int) -> Table:
-    """The rungs for a terminal of that width: accelerators and places are broken between their parts alone."""
+    """The rungs for a terminal of that width; accelerators and places are broken only between their parts."""
     asked, nodes = task.rungs, str(task.num_nodes)
     costs = ["-" if rung.max_hourly_cost is None else str(rung.max_hourly_cost) for rung in asked]
     limited = any(cost != "-" for cost in costs)
@@ -152,8 +152,8 @@ def _rung_table(task: Task, width: int) -> Table:
     return table
 
 
-def plan_json(launch: Launch, before: Before, job_id: int | None, state: str) -> dict[str, Any]:
-    """A launch for a program."""
+def plan_json(launch: Launch, existing: Existing, job_id: int | None, state: str) -> dict[str, Any]:
+    """The plan of a launch as JSON."""
     return {
         "name": launch.name,
         "path": str(launch.path),
@@ -163,7 +163,7 @@ def plan_json(launch: Launch, before: Before, job_id: int | None, state: str) ->
         "makes_bucket": launch.makes_bucket,
         "rungs": _rungs(launch.parts[0].task) if len(launch.parts) == 1 else [],
         "num_nodes": launch.parts[0].task.num_nodes if len(launch.parts) == 1 else None,
-        "resumes_from_step": before.progress.committed_step if before.progress else None,
+        "resumes_from_step": existing.progress.committed_step if existing.progress else None,
         "tasks": [
             {
                 "name": part.name,
@@ -173,7 +173,7 @@ def plan_json(launch: Launch, before: Before, job_id: int | None, state: str) ->
                 "num_nodes": part.task.num_nodes,
                 "resumes_from_step": one.progress.committed_step if one.progress else None,
             }
-            for part, one in launch.each(before)
+            for part, one in launch.each(existing)
         ],
         "findings": [
             {"line": f.line, "level": f.level, "name": f.name, "reason": f.reason, "remedy": f.remedy, "task": f.task}
@@ -187,13 +187,13 @@ def _rungs(task: Task) -> list[dict[str, Any]]:
     return [rung.values for rung in task.rungs]
 
 
-def show_queue(seen: Sequence[Seen]) -> None:
-    """Managed jobs with the training beside them."""
+def show_queue(jobs: Sequence[TrackedJob]) -> None:
+    """Print managed jobs with their training progress."""
     table = _table(
         "id", "name", "status", "step", "loss", "attempts", "saved", "resources",
         right=("id", "step", "loss", "attempts", "saved"),
     )  # fmt: skip
-    for one in seen:
+    for one in jobs:
         p = one.progress
         steps = f"{_or(p.step)}/{_or(p.max_steps)}" if p else "-"
         table.add_row(
@@ -209,7 +209,7 @@ def show_queue(seen: Sequence[Seen]) -> None:
             " ".join(part for part in (one.job.resources, one.job.infra) if part),
         )
     _print(table)
-    for one in seen:
+    for one in jobs:
         if one.waits_for:
             click.echo(f"{one.job.id} {one.job.status}: {_cut(one.waits_for)}")
         elif one.job.status.startswith("FAILED") and one.job.details:
@@ -218,10 +218,10 @@ def show_queue(seen: Sequence[Seen]) -> None:
             click.echo(f"{one.job.id}: no progress shown: {_cut(one.unread)}")
 
 
-def queue_json(seen: Sequence[Seen]) -> list[dict[str, Any]]:
-    """The queue for a program: times in unix seconds."""
+def queue_json(jobs: Sequence[TrackedJob]) -> list[dict[str, Any]]:
+    """The queue as JSON; times are unix seconds."""
     rows = []
-    for one in seen:
+    for one in jobs:
         job, p = one.job, one.progress
         rows.append(
             {

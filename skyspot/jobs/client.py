@@ -1,6 +1,6 @@
-"""SkyPilot's managed jobs: the one module that imports sky, and only when a command talks to SkyPilot.
+"""The client of SkyPilot's managed jobs; the only module that imports sky, and only when a command needs SkyPilot.
 
-Every function answers in plain data of this module's own, or raises SkyspotError with one line and the remedy.
+Every function returns plain data of this module, or raises SkyspotError with one line and the remedy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from skyspot.home import unknown_user
 from skyspot.task.ladder import OWN_MACHINES
 
 SUPPORTED = ("0.14.1", "0.15")
-"""From the first up to, and without, the second: as in pyproject.toml."""
+"""The first version and the first version that is too new, as in pyproject.toml."""
 FIELDS = (
     "job_id", "task_id", "job_name", "status", "resources", "infra", "recovery_count",
     "submitted_at", "job_duration", "details", "failure_reason", "schedule_state", "user_yaml", "task_name",
@@ -35,7 +35,7 @@ _REFUSAL = re.compile(
 )
 _REFUSAL_LINES = 400
 CATALOGS_S = 60.0
-"""How long a dry run waits for SkyPilot's catalogs."""
+"""Longest wait of a dry run for SkyPilot's catalogs."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Job:
     id: int
     name: str
     status: str
-    """SkyPilot's word: PENDING, STARTING, RUNNING, RECOVERING, CANCELLING, SUCCEEDED, ..."""
+    """SkyPilot's status: PENDING, STARTING, RUNNING, RECOVERING, CANCELLING, SUCCEEDED, ..."""
     resources: str
     infra: str
     recoveries: int
@@ -53,60 +53,60 @@ class Job:
     """Unix seconds."""
     duration_s: float | None
     details: str
-    """What SkyPilot says besides: why it waits, why it failed."""
+    """SkyPilot's explanation: why the job waits or failed."""
     task: str
     """The task YAML that was submitted."""
     part: int = 0
-    """Of a pipeline: which task is on, from 0; what stands above is about that one."""
+    """The number of a pipeline's current task, from 0; the fields above describe that task."""
     parts: int = 1
-    """How many tasks it has."""
+    """The number of tasks."""
     part_name: str = ""
-    """The name of the task that is on."""
+    """The name of a pipeline's current task."""
     beside: tuple[int, ...] = ()
-    """Of a job group: the other tasks that are RUNNING."""
+    """The other running tasks of a job group."""
 
     @property
     def living(self) -> bool:
-        """Whether it may still train."""
+        """Whether the job may still train."""
         return is_living(self.status)
 
 
 def is_living(status: str) -> bool:
-    """Whether what has this status may still train."""
+    """Whether a job with this status may still train."""
     return status not in ENDED and not status.startswith("FAILED")
 
 
 def submit(text: str, name: str, secrets: Mapping[str, str], quiet: bool = False) -> int:
-    """Submit a task YAML as a managed job; returns the job's id.
+    """Submit a task YAML as a managed job; returns the job's ID.
 
     Args:
         text: The task YAML; relative paths in it start from the working folder.
         name: The job's name.
         secrets: Values of the task's secrets; they are in no file.
-        quiet: Whether to leave out what SkyPilot says meanwhile.
+        quiet: Whether to hide SkyPilot's progress, which otherwise goes to stderr.
     """
     with _talking(secrets.values()) as sky, _stdout_to_stderr():
         from sky.utils import dag_utils
 
         dag = dag_utils.load_dag_from_yaml_str(text, secrets_overrides=list(secrets.items()))
         request = sky.jobs.launch(dag, name=name)
-        # The handle in the answer may not be printed: its repr raises where the controller runs in the API server.
+        # Never print the handle in the answer: its repr raises if the controller runs in the API server.
         ids, _ = sky.get(request) if quiet else sky.stream_and_get(request, output_stream=sys.stderr)
     if not ids:
-        raise SkyspotError("SkyPilot accepted the job but gave no id; look at `sky jobs queue`")
+        raise SkyspotError("SkyPilot accepted the job but returned no ID; see `sky jobs queue`")
     return int(ids[0])
 
 
 def check(text: str, secrets: Mapping[str, str], made: Collection[str] = ()) -> list[str]:
-    """Have SkyPilot read and validate a task YAML without its server; returns what could not be checked.
+    """Validate a task YAML with SkyPilot's client code, without its server; returns what could not be checked.
 
-    Accelerators and places stand in catalogs, which SkyPilot downloads where they are not here. What depends on the
-    clouds that are enabled is left to the server.
+    SkyPilot downloads the catalogs of accelerators and places if they are missing. Checks that depend on the enabled
+    clouds are left to the server.
 
     Args:
         text: The task YAML; relative paths in it start from the working folder.
         secrets: Values of the task's secrets.
-        made: Sources of file_mounts that a launch writes first: they need not be there yet.
+        made: Sources of file_mounts that a launch will write; they need not exist yet.
 
     Raises:
         SkyspotError: SkyPilot refuses the task.
@@ -130,30 +130,30 @@ def check(text: str, secrets: Mapping[str, str], made: Collection[str] = ()) -> 
 
 
 def _needs_clouds(asked: Any) -> bool:
-    """Whether SkyPilot validates these resources with the help of the clouds that are enabled (sky/resources.py)."""
+    """Whether SkyPilot needs the enabled clouds to validate these resources (sky/resources.py)."""
     if asked.cloud is None:
         return any((asked.region, asked.zone, asked.instance_type, asked.ports, asked.labels, asked.local_disk))
     return str(asked.cloud).lower() in OWN_MACHINES or bool(asked.image_id)
 
 
 def _look_up(resources: Sequence[Any]) -> str | None:
-    """Validate resources by SkyPilot's catalogs; returns why that could not be done. Downloads have no time limit."""
-    answers: SimpleQueue[Exception | None] = SimpleQueue()
+    """Validate resources with SkyPilot's catalogs; returns why that failed. SkyPilot's downloads have no time limit."""
+    outcomes: SimpleQueue[Exception | None] = SimpleQueue()
 
     def validate() -> None:
         try:
             for asked in resources:
                 asked.validate()
-            answers.put(None)
+            outcomes.put(None)
         except Exception as error:
-            answers.put(error)
+            outcomes.put(error)
 
     threading.Thread(target=validate, daemon=True).start()
     try:
-        with redirect_stdout(io.StringIO()):  # It holds progress for a client that draws it.
-            error = answers.get(timeout=CATALOGS_S)
+        with redirect_stdout(io.StringIO()):  # SkyPilot prints markup for a progress bar.
+            error = outcomes.get(timeout=CATALOGS_S)
     except Empty:
-        return f"SkyPilot's catalogs were not here within {CATALOGS_S:.0f} s"
+        return f"SkyPilot's catalogs did not arrive within {CATALOGS_S:.0f} s"
     if error is None or type(error).__name__ == "NoCloudAccessError":
         return None
     if type(error).__module__.partition(".")[0] in ("builtins", "sky") and not isinstance(
@@ -164,15 +164,15 @@ def _look_up(resources: Sequence[Any]) -> str | None:
 
 
 def queue(ids: Sequence[int] | None = None, living: bool = False, start: bool = True) -> list[Job]:
-    """The managed jobs, the newest first; of a job with several tasks, the task that is on.
+    """The managed jobs, newest first; a job with several tasks is described by its current task.
 
     Args:
-        ids: Only these.
-        living: Only those that have not ended.
-        start: Whether SkyPilot may start its local server where none runs.
+        ids: Only jobs with these IDs.
+        living: Only jobs that have not ended.
+        start: Whether SkyPilot may start its local server if none runs.
 
     Raises:
-        SkyspotError: SkyPilot cannot be asked.
+        SkyspotError: SkyPilot cannot be reached.
     """
     with _talking() as sky:
         from sky import exceptions
@@ -187,7 +187,7 @@ def queue(ids: Sequence[int] | None = None, living: bool = False, start: bool = 
                 )
             )
         except exceptions.ClusterNotUpError:
-            return []  # There was never a managed job, or its controller is asleep: nothing lives.
+            return []  # There was never a managed job, or its controller is stopped: no job is active.
         jobs: dict[int, list[Any]] = {}
         for record in sorted(records, key=lambda one: one.task_id or 0):
             jobs.setdefault(int(record.job_id), []).append(record)
@@ -195,9 +195,9 @@ def queue(ids: Sequence[int] | None = None, living: bool = False, start: bool = 
 
 
 def job_of(records: Sequence[Any]) -> Job:
-    """A job of SkyPilot's records of it: one, or of a pipeline one for each task, in their order.
+    """A job from SkyPilot's records: one record, or one for each task of a pipeline, in order.
 
-    The task that is on is the first that has not succeeded; of those that run side by side, the first that lives.
+    The current task is the first task that has not succeeded; in a job group it is the first active task.
     """
     states = [one.status.value if one.status else "PENDING" for one in records]
     on = next((number for number, state in enumerate(states) if is_living(state)), None)
@@ -227,15 +227,15 @@ def job_of(records: Sequence[Any]) -> Job:
 
 
 def last_refusal(job_id: int) -> str | None:
-    """Why a job that is starting has no machine yet: the controller's last word about it; None where there is none."""
-    said = io.StringIO()
+    """Why a starting job has no machine yet: the last reason in the controller's log; None if there is none."""
+    log = io.StringIO()
     with _talking() as sky:
-        sky.jobs.tail_logs(job_id=job_id, controller=True, follow=False, tail=_REFUSAL_LINES, output_stream=said)
-    return refusal_in(said.getvalue())
+        sky.jobs.tail_logs(job_id=job_id, controller=True, follow=False, tail=_REFUSAL_LINES, output_stream=log)
+    return refusal_in(log.getvalue())
 
 
 def refusal_in(log: str) -> str | None:
-    """The last line of a controller's log that says why no machine was had; without time stamps and colours."""
+    """The last line of a controller's log that says why there is no machine, without time stamps and colours."""
     for line in reversed(log.splitlines()):
         text = _LOG_PREFIX.sub("", _plain(line).strip()).strip(" │├└─╰⨯✗•")
         text = re.sub(r"^\([^)]*pid=\d+\) ?", "", text)
@@ -245,20 +245,20 @@ def refusal_in(log: str) -> str | None:
 
 
 def follow_logs(job_id: int, *, controller: bool, follow: bool) -> int:
-    """Print a job's log, to its end where `follow`; returns 0 where the job ended well or still runs, else 1."""
+    """Have SkyPilot print a job's log, until the job ends if `follow`; returns 1 if the job failed, otherwise 0."""
     with _talking() as sky:
         code = sky.jobs.tail_logs(job_id=job_id, controller=controller, follow=follow)
     return 0 if code in (None, 0, 101) else 1
 
 
 def cancel(job_id: int) -> None:
-    """Have SkyPilot cancel a job: SIGTERM, then its machines go."""
+    """Have SkyPilot cancel a job: it sends SIGTERM, then removes the machines."""
     with _talking() as sky, _stdout_to_stderr():
         sky.get(sky.jobs.cancel(job_ids=[job_id]))
 
 
 def bucket_url(name: str) -> str | None:
-    """The URL of a bucket that SkyPilot made; None where it knows none of that name."""
+    """The URL of a bucket that SkyPilot created; None if SkyPilot does not know it."""
     schemes = {"S3": "s3", "GCS": "gs", "R2": "r2", "AZURE": "az"}
     with _talking() as sky:
         for record in sky.get(sky.storage_ls()):
@@ -274,10 +274,10 @@ def bucket_url(name: str) -> str | None:
 
 @contextmanager
 def _talking(hidden: Any = ()) -> Iterator[Any]:
-    """The sky package, within a block whose errors come out as one line with the remedy.
+    """The sky package; SkyPilot's errors in the block become one line with the remedy.
 
     Args:
-        hidden: Values that no message may show.
+        hidden: Values that a message must not show.
     """
     if trouble := unknown_user():
         raise SkyspotError(trouble)
@@ -286,7 +286,7 @@ def _talking(hidden: Any = ()) -> Iterator[Any]:
         import sky.jobs
     except ModuleNotFoundError as error:
         raise SkyspotError(
-            f"SkyPilot is not installed whole ({error}): pip install 'skypilot>={SUPPORTED[0]}'"
+            f"SkyPilot's installation is incomplete ({error}): pip install 'skypilot>={SUPPORTED[0]}'"
         ) from None
     _check_version(sky.__version__)
     try:
@@ -305,7 +305,7 @@ def _talking(hidden: Any = ()) -> Iterator[Any]:
 def _check_version(version: str) -> None:
     if not SUPPORTED[0] <= version or not _numbers(SUPPORTED[0]) <= _numbers(version) < _numbers(SUPPORTED[1]):
         raise SkyspotError(
-            f"SkyPilot {version} is installed; this release knows {SUPPORTED[0]} up to (not with) {SUPPORTED[1]}: "
+            f"SkyPilot {version} is installed; this release supports skypilot>={SUPPORTED[0]},<{SUPPORTED[1]}: "
             f"pip install 'skypilot>={SUPPORTED[0]},<{SUPPORTED[1]}'"
         )
 
@@ -315,19 +315,19 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 _REMEDIES = {
-    "ApiServerConnectionError": "SkyPilot's API server does not answer. Start it with `sky api start`, or name another "
-    "with `sky api login -e URL`",
-    "ApiServerAuthenticationError": "SkyPilot's API server asks who you are: `sky api login`",
-    "NoCloudAccessError": "no cloud is enabled in SkyPilot: `sky check` says what is missing",
-    "APIVersionMismatchError": "SkyPilot's API server is of another version than this client: `sky api stop; sky api "
+    "ApiServerConnectionError": "SkyPilot's API server does not answer. Start it with `sky api start`, or use another "
+    "server with `sky api login -e URL`",
+    "ApiServerAuthenticationError": "SkyPilot's API server needs a login: `sky api login`",
+    "NoCloudAccessError": "no cloud is enabled in SkyPilot; `sky check` shows what is missing",
+    "APIVersionMismatchError": "SkyPilot's API server and this client have different versions: `sky api stop; sky api "
     "start`, or install the server's version",
-    "ClusterNotUpError": "SkyPilot's jobs controller is not up: `sky jobs queue --refresh` starts it",
-    "PermissionDeniedError": "SkyPilot's API server does not let you do that",
+    "ClusterNotUpError": "SkyPilot's jobs controller is stopped; `sky jobs queue --refresh` starts it",
+    "PermissionDeniedError": "SkyPilot's API server denies permission",
 }
 
 
 def in_a_line(error: BaseException) -> str:
-    """An error of SkyPilot's as one line: what we know the remedy for, else its own first words."""
+    """SkyPilot's error as one line: with our remedy if we have one, otherwise its own first line."""
     for kind in type(error).__mro__:
         if kind.__name__ in _REMEDIES:
             return f"{_REMEDIES[kind.__name__]} ({_first(error).partition('. ')[0].rstrip('.')})"
@@ -354,7 +354,7 @@ def _plain(text: str) -> str:
 
 @contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
-    """SkyPilot prints where it pleases; our own stdout is for our answer."""
+    """Redirect SkyPilot's output: our stdout is reserved for our own answer."""
     kept, sys.stdout = sys.stdout, sys.stderr
     try:
         yield

@@ -1,4 +1,4 @@
-"""From options to a managed job: render, check, look, submit. `launch_cli` strings the steps together."""
+"""The steps of a launch: prepare the task, check it, look at the existing run, refuse, write. The cli calls them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 
 from skyspot.errors import SkyspotError, UnreadableError, UsageError
 from skyspot.jobs import client
-from skyspot.jobs import training as jobs
 from skyspot.jobs.client import Job
+from skyspot.jobs.training import resolved
 from skyspot.lint import linter
 from skyspot.lint.rules import Finding
 from skyspot.migrate.source import task_yaml
 from skyspot.runs import location
-from skyspot.runs.location import Location, Progress
+from skyspot.runs.location import Location
+from skyspot.runs.progress import Progress, run_binding, run_progress
 from skyspot.task import document, edits, payload
 from skyspot.task.document import Task
 from skyspot.task.options import WRITTEN, Options, written_task
@@ -27,87 +28,87 @@ from trainer.layout.names import RunPaths
 
 @dataclass(frozen=True)
 class Part:
-    """One task of what is about to be submitted."""
+    """One task of a launch."""
 
     name: str
     task: Task
     where: Location | None
-    """The folder of the run that it trains."""
+    """The folder of the run that the task trains."""
 
     @property
     def makes_bucket(self) -> str | None:
-        """The bucket that SkyPilot will make where there is none of that name."""
+        """The bucket that SkyPilot will create if it does not exist."""
         return self.where.made if self.where else None
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What is about to be submitted."""
+    """A job that is ready to be submitted."""
 
     name: str
     text: str
     path: Path
-    """Where it is written: .skyspot/<run>.yaml."""
+    """The file that it is written to: .skyspot/<run>.yaml."""
     trainers: tuple[str, ...]
-    """The runs whose copies of the trainer lie beside it as its payload."""
+    """The runs whose copies of the trainer are its payload."""
     notes: tuple[str, ...]
     findings: tuple[Finding, ...]
     linted: Path
     """The file whose lines the findings name."""
     secrets: Mapping[str, str]
-    """Values of the task's secrets; in no file and no message."""
+    """Values of the task's secrets; they stand in no file and no message."""
     parts: tuple[Part, ...]
-    """Its tasks: one, or those of a pipeline."""
+    """Its tasks: one, or the tasks of a pipeline."""
     is_group: bool = False
-    """Whether the tasks of several run side by side."""
+    """Whether several tasks run side by side."""
 
     @property
     def where(self) -> Location | None:
-        """The run's folder, of one task alone."""
+        """The run's folder; None for a pipeline."""
         return self.parts[0].where if len(self.parts) == 1 else None
 
     @property
     def makes_bucket(self) -> str | None:
-        """The bucket that SkyPilot will make where there is none of that name, of one task alone."""
+        """The bucket that SkyPilot will create if it does not exist; None for a pipeline."""
         return self.parts[0].makes_bucket if len(self.parts) == 1 else None
 
-    def each(self, before: Before) -> list[tuple[Part, Before]]:
-        """Each task, with what there is already of its run."""
-        return list(zip(self.parts, before.parts or [before] * len(self.parts), strict=True))
+    def each(self, existing: Existing) -> list[tuple[Part, Existing]]:
+        """Each task with its existing run."""
+        return list(zip(self.parts, existing.parts or [existing] * len(self.parts), strict=True))
 
 
 @dataclass(frozen=True)
-class Before:
-    """What there is already under this run's name."""
+class Existing:
+    """The job and the run that already have this name."""
 
     living: Job | None
     progress: Progress | None
     unread: str
-    """Why the run's folder says nothing; empty where it does."""
+    """Why the run's folder cannot be read; empty if it can."""
     differs: str | None
-    """The field of the binding configuration that differs, as a sentence."""
-    unasked: str = ""
-    """Why SkyPilot was not asked for a living job; empty where it was."""
-    parts: tuple[Before, ...] = ()
-    """Of a pipeline: the same of each task; beside them, `living` and `unasked` alone say something."""
+    """The first difference in the binding configuration, as a sentence."""
+    unchecked: str = ""
+    """Why SkyPilot was not asked for an active job; empty if it was."""
+    parts: tuple[Existing, ...] = ()
+    """The same for each task of a pipeline; the pipeline itself then has only `living` and `unchecked`."""
 
     @property
     def resumes(self) -> bool:
-        """Whether a run, or one of a pipeline's, was begun before."""
+        """Whether the run, or one of a pipeline's runs, has already started."""
         return any(one.progress for one in self.parts or (self,))
 
 
 def prepare(options: Options, folder: Path) -> Launch:
-    """Render, or take the file that was edited by hand; lint it; find the secrets' values. Nothing is written yet.
+    """Render the task, or read the file that was edited by hand; lint it; find the secrets' values. Writes nothing.
 
     Raises:
-        UsageError: a mistake in what was asked for; a secret without a value.
-        SkyspotError: the file was edited by hand, and what is asked for now differs too (with the diff).
+        UsageError: an option or the task is wrong, or a secret has no value.
+        SkyspotError: the file was edited by hand and the options changed too; the message has the diff.
     """
     known = written_task(options.name, folder) if options.name else None
-    said = options.flags if options.flags is not None else set(options.given()) - {"task"}
-    if known and known.exists() and said <= {"name", "ignore"} and options.task == Options.task:
-        # The run's name alone: go on with what was written for it.
+    given = options.flags if options.flags is not None else set(options.given()) - {"task"}
+    if known and known.exists() and given <= {"name", "ignore"} and options.task == Options.task:
+        # Only the run's name was given: use the file that was written for it.
         rendered = task_yaml(Options(task=str(known), name=options.name, secret=options.secret))
         text, notes = edits.read(known), (f"Using {known}", *rendered.notes)
         name, path, linted = rendered.name, known, known
@@ -135,78 +136,78 @@ def prepare(options: Options, folder: Path) -> Launch:
         linted=linted,
         secrets=_secret_values(file.tasks, options.secret),
         parts=tuple(
-            Part(called, one, location.location(one)) for called, one in zip(file.names(name), file.tasks, strict=True)
+            Part(title, one, location.of_task(one)) for title, one in zip(file.names(name), file.tasks, strict=True)
         ),
         is_group=file.is_group,
     )
 
 
 def _secret_values(tasks: Sequence[Task], given: Mapping[str, str | None]) -> dict[str, str]:
-    """The value of each secret: given, or the variable of that name here."""
+    """The value of each secret: the given value, or the environment variable of that name."""
     found: dict[str, str] = {}
-    # Those that the YAML itself carries need no other value.
+    # A secret whose value stands in the YAML needs no other value.
     names = [name for one in tasks for name, written in one.secrets.items() if written is None]
     for name in dict.fromkeys([*names, *given]):
         value = given.get(name)
         value = value if value is not None else os.environ.get(name)
         if value is None:
-            raise UsageError(f"secret {name} has no value: --secret {name}=..., or set a variable of that name")
+            raise UsageError(f"secret {name} has no value; pass --secret {name}=VALUE or set the variable {name}")
         found[name] = value
     return found
 
 
 def check(launch: Launch) -> list[str]:
-    """Have SkyPilot's own code read and validate the task; returns what could not be checked here.
+    """Validate the task with SkyPilot's own code; returns what could not be checked on this machine.
 
     Raises:
-        SkyspotError: SkyPilot refuses it.
+        SkyspotError: SkyPilot refuses the task.
     """
     made = [f"{WRITTEN}/{run}/trainer" for run in launch.trainers]
     return client.check(launch.text, launch.secrets, made)
 
 
-def look_before(launch: Launch, *, dryrun: bool = False) -> Before:
-    """What SkyPilot and the run's folder say of this name already.
+def find_existing(launch: Launch, *, dryrun: bool = False) -> Existing:
+    """The active job and the run that already have this name.
 
     Args:
-        launch: What is about to be submitted.
-        dryrun: Nothing will be: that SkyPilot cannot be asked is no error then.
+        launch: The job that is ready to be submitted.
+        dryrun: Whether an unreachable SkyPilot is no error, because nothing will be submitted.
 
     Raises:
-        SkyspotError: SkyPilot cannot be asked.
+        SkyspotError: SkyPilot cannot be reached.
     """
-    living, unasked = None, ""
+    living, unchecked = None, ""
     try:
         jobs = client.queue(living=True, start=not dryrun)
         living = next((job for job in jobs if job.name == launch.name), None)
     except SkyspotError as error:
         if not dryrun:
             raise
-        unasked = str(error)
-    found = [_look(part, living if len(launch.parts) == 1 else None, unasked) for part in launch.parts]
-    before = found[0] if len(found) == 1 else Before(living, None, "", None, parts=tuple(found))
-    return replace(before, unasked=unasked)
+        unchecked = str(error)
+    found = [_existing(part, living if len(launch.parts) == 1 else None, unchecked) for part in launch.parts]
+    existing = found[0] if len(found) == 1 else Existing(living, None, "", None, parts=tuple(found))
+    return replace(existing, unchecked=unchecked)
 
 
-def _look(part: Part, living: Job | None, unasked: str) -> Before:
-    """What there is already of one task's run; SkyPilot is not asked again where it cannot be."""
+def _existing(part: Part, living: Job | None, unchecked: str) -> Existing:
+    """The existing run of one task; SkyPilot is not asked again if it was unreachable."""
     if part.where is None:
-        return Before(living, None, "the task names no SKYSPOT_CHECKPOINT_DIR", None)
+        return Existing(living, None, "the task sets no SKYSPOT_CHECKPOINT_DIR", None)
     try:
-        paths = location.open_run(part.where if unasked else jobs.resolved(part.where))
-        progress = location.progress(paths)
-        return Before(living, progress, "", _difference(part.task, paths) if progress else None)
+        paths = location.open_run(part.where if unchecked else resolved(part.where))
+        progress = run_progress(paths)
+        return Existing(living, progress, "", _difference(part.task, paths) if progress else None)
     except UnreadableError as error:
-        return Before(living, None, str(error), None)
+        return Existing(living, None, str(error), None)
 
 
 def _difference(task: Task, paths: RunPaths) -> str | None:
-    """The first field that binds the run and is asked for with another value now.
+    """The first field of the binding configuration that the task changes.
 
-    The trainer compares all that binds a run when it starts; this sees what stands in the task's envs, before a
+    The trainer compares every binding field when it starts. This compares the fields in the task's envs before a
     machine is paid for.
     """
-    bound = location.binding(paths)
+    bound = run_binding(paths)
     allowed = {
         word.text
         for command in task.run.commands
@@ -214,10 +215,10 @@ def _difference(task: Task, paths: RunPaths) -> str | None:
         for word in options(command, "--allow-config-change")
     }
     for field, value in sorted(bound.items()):
-        asked = task.envs.get(f"SKYSPOT_{field.upper()}")
-        if asked is None or field in allowed or _same(value, asked):
+        wanted = task.envs.get(f"SKYSPOT_{field.upper()}")
+        if wanted is None or field in allowed or _same(value, wanted):
             continue
-        return f"{field} is {value!r} in the run and {asked!r} here"
+        return f"{field} is {value!r} in the run and {wanted!r} here"
     return None
 
 
@@ -231,41 +232,41 @@ def _same(value: Any, text: str) -> bool:
 
 
 def refuse_errors(launch: Launch) -> None:
-    """Stop where lint found an error.
+    """Refuse a task in which lint found errors.
 
     Raises:
-        SkyspotError: it did.
+        SkyspotError: lint found an error.
     """
     errors = [finding for finding in launch.findings if finding.level == "error"]
     if errors:
-        said = "\n".join(linter.shown(finding, launch.linted) for finding in errors)
+        lines = "\n".join(linter.shown(finding, launch.linted) for finding in errors)
         codes = " ".join(f"--ignore {code}" for code in dict.fromkeys(finding.name for finding in errors))
-        how = "" if linter.refused(errors) else f"\nTo submit it anyway: {codes}"
-        raise SkyspotError(f"this task is not submitted:\n{said}{how}")
+        remedy = "" if linter.refused(errors) else f"\nTo submit it anyway: {codes}"
+        raise SkyspotError(f"lint found errors; nothing was submitted:\n{lines}{remedy}")
 
 
-def refuse(launch: Launch, before: Before, replace: bool) -> None:
-    """Stop where submitting would do harm to what is there already.
+def refuse(launch: Launch, existing: Existing, replace: bool) -> None:
+    """Refuse a launch that would harm an existing job or run.
 
     Raises:
-        SkyspotError: a job of that name lives, or the run was begun with another configuration.
+        SkyspotError: a job of that name is active, or the run has another binding configuration.
     """
-    for part, one in launch.each(before):
+    for part, one in launch.each(existing):
         if one.differs:
-            remedy = "Give it another name (-n)" if not before.parts else f"Give task {part.name} another folder"
+            remedy = "Give it another name (-n)" if not existing.parts else f"Give task {part.name} another folder"
             raise SkyspotError(
-                f"run {part.where if before.parts else launch.name} was begun with another configuration: "
-                f"{one.differs}. {remedy}, or change the run on purpose: --allow-config-change "
-                f"{one.differs.split()[0]} in the trainer's command"
+                f"run {part.where if existing.parts else launch.name} was started with another configuration: "
+                f"{one.differs}. {remedy}, or change the run on purpose: add --allow-config-change "
+                f"{one.differs.split()[0]} to the trainer's command"
             )
-    if before.living and not replace:
-        job = before.living
+    if existing.living and not replace:
+        job = existing.living
         raise SkyspotError(
-            f"a job called {launch.name} is alive: id {job.id}, {job.status}. Look at it with `skyspot logs "
-            f"{launch.name}`; --replace lets it save and takes its place"
+            f"job {job.id} named {launch.name} is active ({job.status}). Follow it with `skyspot logs "
+            f"{launch.name}`, or add --replace to let it save and replace it"
         )
 
 
 def write(launch: Launch, update_trainer: bool) -> None:
-    """Write .skyspot/<run>.yaml and the trainer's copy beside it."""
+    """Write .skyspot/<run>.yaml and its copy of the trainer."""
     payload.place(launch.path, launch.text, launch.trainers, update_trainer)

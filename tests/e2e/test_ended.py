@@ -139,7 +139,7 @@ def test_the_log_is_the_trainers(cancelled: Watched) -> None:
 
 
 def test_a_living_job_of_the_name_is_not_joined_by_a_second(cancelled: Watched) -> None:
-    assert f"a job called cancelled is alive: id {cancelled.job.id}, RUNNING" in cancelled.refused
+    assert f"job {cancelled.job.id} named cancelled is active (RUNNING)" in cancelled.refused
     assert "skyspot logs cancelled" in cancelled.refused
 
 
