@@ -1,4 +1,4 @@
-"""The trainer's settings: refused early, in a line, with the remedy."""
+"""The trainer's settings: mistakes are refused early, in one line, with the remedy."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Text to packed samples; and the models that eat them."""
+"""Packing text into samples, and the models that train on them."""
 
 import json
 import subprocess
@@ -225,7 +225,7 @@ print(manifest.facts["n_train"], len(calls), resource.getrusage(resource.RUSAGE_
 
 
 def measured(tmp_path: Path, megabytes: int, model: object) -> tuple[int, int, int]:
-    """Prepare a file that is one line: its samples, how often a stop was looked for, and the memory it took, in KB."""
+    """Prepare a file of one line; returns its samples, the number of checks for a stop, and the memory in KB."""
     with (tmp_path / "a.txt").open("w") as file:
         for number in range(megabytes):
             file.write(f"to be or not to be, that is question {number} " * (2**20 // 40))

@@ -1,4 +1,4 @@
-"""Token ids of long documents: the windows do not show."""
+"""Token ids of long documents: windows leave no trace."""
 
 import random
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Models and data sets of the Hugging Face Hub, on loopback: known by their commit, asked for again, and said."""
+"""Models and data sets of the Hugging Face Hub, on loopback: pinned to a commit, retried, errors in one line."""
 
 import os
 import signal
@@ -213,7 +213,7 @@ def test_a_data_set_of_the_hub_is_prepared_and_later_attempts_do_not_need_the_hu
     more = ["--allow-config-change", "max_steps", "--max-steps", 3]
     again = train("--checkpoint-dir", tmp_path / "run", *args, *more, env={**env, "HF_HOME": str(tmp_path / "x")})
     assert again.code == 0, again.output
-    # A new run needs it, and asks until it is told to stop.
+    # A new run needs the Hub, and retries until it gets a stop.
     command = [sys.executable, "-m", "trainer", "--checkpoint-dir", str(tmp_path / "other"), *map(str, args)]
     process = subprocess.Popen(
         command, env={**env, "HF_HOME": str(tmp_path / "x")}, stdout=subprocess.PIPE, text=True, start_new_session=True

@@ -1,4 +1,4 @@
-"""Which prepared data and which model an attempt takes: the run goes on with what it has, and says so."""
+"""The prepared data and the model of an attempt: a run continues with what it has, and prints a line about it."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def corpus(tmp_path: Path) -> Path:
 
 
 class Attempts:
-    """The attempts of one run, up to the choice of what they train on."""
+    """The attempts of one run, up to the choice of their inputs."""
 
     def __init__(self, folder: Path, *args: object) -> None:
         self.paths = RunPaths(folder)
@@ -39,7 +39,7 @@ class Attempts:
         self.newest: Manifest | None = None
 
     def begin(self, *more: object, checkpoint: bool = True) -> dict[str, Any]:
-        """What an attempt chooses; with a checkpoint after it, as training leaves."""
+        """Begin an attempt and return its choice; writes a checkpoint as training does."""
         config = parse([str(arg) for arg in (*self.args, *more)])
         run = SpotRun(config, config.binding())
         run.is_same = lambda name, first: name == "model" and is_moved(config.model, first)
@@ -165,7 +165,7 @@ def test_damaged_data_is_made_again_where_it_becomes_the_same(
     said = capsys.readouterr().out
     assert f"Prepared again from --data {corpus}; the hash is the same." in said
     assert len(said.splitlines()) == 1
-    # The next attempt finds it, without the source and though the newest checkpoint names the damaged one.
+    # The next attempt finds it without the source, although the newest checkpoint names the damaged folder.
     shutil.rmtree(corpus)
     assert run.begin()["tokens"] == again
 

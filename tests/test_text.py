@@ -1,4 +1,4 @@
-"""What is read of a data source: which files, and their documents piece by piece."""
+"""Reading a data source: its files, and their documents piece by piece."""
 
 import errno
 import gzip
@@ -93,7 +93,7 @@ def test_a_folder_without_text_says_what_it_has(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_listed_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception]
 ) -> None:
-    """Left out without a word it would be a run on half of the text; what may be over in a moment is asked again."""
+    """Ignored silently, the run would train on half of the text; transient errors are retried."""
     root = tree(tmp_path / "src", {"a.txt": "a", "sub/b.txt": "b"})
     real = os.scandir
 
@@ -177,7 +177,7 @@ def test_a_file_that_cannot_be_read_is_named(
 
 
 def test_a_source_that_hangs_is_what_the_attempt_leaves_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each call on it is watched as one on the bucket is, and it is named instead of the run's folder."""
+    """Each call on the source has a deadline like one on the bucket, and the error names the source."""
     from trainer.bucket import deadlines
 
     tree(tmp_path, {"a.txt": "a"})

@@ -1,4 +1,4 @@
-"""Prepared data on a machine's disk: one copy for all of its ranks, gone when they have it."""
+"""Prepared data on a machine's disk: one copy for all of its ranks, deleted once they have mapped it."""
 
 import errno
 import os
@@ -61,7 +61,7 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunPaths,
 
 
 def at_once(work: Callable[[Rank], Any], ranks: list[Rank]) -> list[Any]:
-    """What each rank returns or raises."""
+    """The result or the error of each rank."""
     found: dict[int, Any] = {}
 
     def run(number: int) -> None:

@@ -1,8 +1,8 @@
-"""Does this Python have what training needs?
+"""Check that this Python has the requirements of training.
 
-    python -m trainer.check          exit 0: yes; 1: no, and what is missing
+    python -m trainer.check          exit 0: all there; 1: something is missing, one line for each
 
-setup.sh asks it twice: whether the node's own Python will do, and whether the one it made does.
+setup.sh runs it twice: on the node's own Python, and on the environment that it made.
 """
 
 from __future__ import annotations

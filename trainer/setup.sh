@@ -5,12 +5,12 @@ set -Eeuo pipefail
 trap 'exit 1' ERR
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 base=$HOME/skyspot
-mkdir -p "$base" || { echo "Error: $base cannot be made: set HOME to a folder that can be written." >&2; exit 1; }
+mkdir -p "$base" || { echo "Error: $base cannot be created. Set HOME to a writable folder." >&2; exit 1; }
 trap 'echo "$SECONDS" > "$base/setup-seconds" || true' EXIT  # For the attempt's record.
 
 check() { (cd "$here/.." && timeout 120 "$@" -m trainer.check); }
 
-# A script, not a symlink: through a symlink from another folder Python does not see that it belongs to an environment.
+# A script, not a symlink: started through a symlink in another folder, Python does not find its environment.
 keep() { printf '#!/bin/sh\nexec "%s" "$@"\n' "$1" > "$base/python"; chmod +x "$base/python"; }
 
 if [ -x "$base/python" ] && check "$base/python" 2>/dev/null; then
@@ -28,12 +28,12 @@ done
 uv=$(command -v uv || true)
 [ -n "$uv" ] || uv=$HOME/.local/bin/uv
 if [ ! -x "$uv" ]; then
-  echo "Error: no Python here has what training needs, and no uv to install it with (looked for $uv)." >&2
+  echo "Error: no Python on this machine meets the requirements of training, and there is no uv to install it with (looked for $uv)." >&2
   check python3 >&2 || true
   exit 1
 fi
-echo "Installing what training needs into $base/venv"
+echo "Installing the requirements of training into $base/venv"
 [ -x "$base/venv/bin/python" ] || timeout 300 "$uv" venv -q --python '>=3.10,<3.14' "$base/venv" || exit 1
 VIRTUAL_ENV=$base/venv timeout 1800 "$uv" pip install -q -r "$here/requirements.lock" || exit 1
 keep "$base/venv/bin/python"
-check "$base/python" || { echo "Error: $base/python lacks the above even after the installation." >&2; exit 1; }
+check "$base/python" || { echo "Error: after the installation, $base/python still lacks the requirements above." >&2; exit 1; }

@@ -74,10 +74,10 @@ def main(argv: list[str] | None = None) -> None:
 
         # 2. Data and model files. Rank 0 chooses them and packs the data once per run, into the bucket. Each machine
         # then makes one copy on its disk, which its ranks share.
-        held = ExitStack()
-        inputs = Inputs(run, config, held) if run.rank == 0 else None
+        stack = ExitStack()
+        inputs = Inputs(run, config, stack) if run.rank == 0 else None
         chosen = run.rank0_does("inputs", lambda: inputs and inputs.choose())
-        tokens = prepared.on_this_machine(run, chosen["tokens"], held, inputs.local if inputs else None)
+        tokens = prepared.on_this_machine(run, chosen["tokens"], stack, inputs.local if inputs else None)
         files = models.on_this_machine(run, config.model, chosen["model_revision"], inputs.model if inputs else None)
         samples = PackedSamples(tokens.train)
         if len(samples) < config.global_batch_size:

@@ -114,14 +114,14 @@ def in_windows(
         if piece is None:
             yield tokens.ids[first:]
             return
-        held = int(np.searchsorted(tokens.starts, len(text) - overlap))
-        if held >= len(tokens.ids):  # No token begins in the overlap.
+        cut = int(np.searchsorted(tokens.starts, len(text) - overlap))
+        if cut >= len(tokens.ids):  # No token begins in the overlap.
             yield tokens.ids[first:]
             text, before = "", None
             continue
-        held = max(held, first)
-        yield tokens.ids[first:held]
-        text, before = text[tokens.starts[held] :], tokens.since(held)
+        cut = max(cut, first)
+        yield tokens.ids[first:cut]
+        text, before = text[tokens.starts[cut] :], tokens.since(cut)
 
 
 def _at_most(pieces: Iterable[str], length: int) -> Iterator[str]:

@@ -46,15 +46,15 @@ class Prepared:
 class Inputs:
     """Finds or prepares the inputs on rank 0's disk, and binds the run to them."""
 
-    def __init__(self, run: SpotRun, config: TrainConfig, held: ExitStack) -> None:
+    def __init__(self, run: SpotRun, config: TrainConfig, stack: ExitStack) -> None:
         """Prepare to choose.
 
         Args:
             run: The attempt.
             config: The settings of the attempt.
-            held: Will own the copy of the data on this machine.
+            stack: Will own the copy of the data on this machine.
         """
-        self.run, self.config, self.held = run, config, held
+        self.run, self.config, self.stack = run, config, stack
         self.recorded: Mapping[str, Any] = {}
         """The fields that the run was first bound to."""
         named = run.newest.facts.get("tokens") if run.newest else None
@@ -217,6 +217,6 @@ class Inputs:
         run = self.run
 
         def work() -> Path:
-            return self.held.enter_context(copied(run.paths, prepared.folder, prepared.manifest, run.check_stop))
+            return self.stack.enter_context(copied(run.paths, prepared.folder, prepared.manifest, run.check_stop))
 
         self.local = run.ask(work, math.inf)

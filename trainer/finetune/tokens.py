@@ -136,7 +136,7 @@ def open_copy(folder: str, manifest: Manifest, local: Path) -> Tokens:
     return Tokens(folder, facts["key"], train, held_out, facts["vocab_size"])
 
 
-def on_this_machine(run: SpotRun, folder: str, held: ExitStack, made: Path | None) -> Tokens:
+def on_this_machine(run: SpotRun, folder: str, stack: ExitStack, made: Path | None) -> Tokens:
     """Open a run's prepared data, from one copy per machine.
 
     The copy is deleted as soon as every rank has mapped it: the system keeps its pages while a process uses them, and
@@ -145,7 +145,7 @@ def on_this_machine(run: SpotRun, folder: str, held: ExitStack, made: Path | Non
     Args:
         run: The attempt.
         folder: The name of the folder under tokens/.
-        held: Owns the copy.
+        stack: Owns the copy.
         made: The copy, if rank 0 has made it already.
 
     Raises:
@@ -153,7 +153,7 @@ def on_this_machine(run: SpotRun, folder: str, held: ExitStack, made: Path | Non
     """
 
     def copy() -> str:
-        return str(held.enter_context(copied(run.paths, folder, manifest, run.check_stop)))
+        return str(stack.enter_context(copied(run.paths, folder, manifest, run.check_stop)))
 
     def copy_once() -> str:
         if made:
@@ -163,7 +163,7 @@ def on_this_machine(run: SpotRun, folder: str, held: ExitStack, made: Path | Non
         except DamagedError as error:
             raise AttemptError(f"{error}, and rank 0 could read it", EXIT_PREEMPTED) from None
 
-    with held, run.group.before_gather("tokens-mapped"):  # Another machine may copy much faster.
+    with stack, run.group.before_gather("tokens-mapped"):  # Another machine may copy much faster.
         manifest = run.ask(lambda: manifest_of(run.paths, folder, run.check_stop), math.inf)
         local = Path(run.group.machine_does("tokens", copy_once, run.check_stop))
         tokens = open_copy(folder, manifest, local)
