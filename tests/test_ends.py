@@ -132,7 +132,7 @@ def test_the_grace_is_the_launchers_or_what_the_script_says_where_that_is_less(
 
     def look(run: SpotRun) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        assert run.notices.heard.wait(10)
+        assert run.notices.received.wait(10)
         notice = run.notices.first()
         assert notice
         assert (run.grace_s, run.config.grace_s, notice.seconds_left) == (expected,) * 3

@@ -38,7 +38,7 @@ def test_a_spot_notice_is_heard_with_the_seconds_that_are_left(monkeypatch: pyte
         asked_again(server)
         assert notices.first() is None
         server.announce(90)
-        assert notices.heard.wait(20)
+        assert notices.received.wait(20)
         found = notices.first()
         assert found
         assert found.kind == "aws-notice"
@@ -49,7 +49,7 @@ def test_the_seconds_left_are_kept_within_the_clouds_longest_notice(monkeypatch:
     with AwsMetadata() as server:
         server.announce(100_000)
         notices = listening(server, monkeypatch)
-        assert notices.heard.wait(20)
+        assert notices.received.wait(20)
         assert notices.first().seconds_left == 120.0  # type: ignore[union-attr]
 
 
@@ -71,7 +71,7 @@ def test_a_notice_that_ended_an_attempt_here_before_is_ignored_and_a_new_one_is_
         assert notices.first() is None
         assert "it ended an attempt here before" in capsys.readouterr().out
         server.announce(100)
-        assert notices.heard.wait(20)
+        assert notices.received.wait(20)
 
 
 def test_a_service_that_forgets_its_token_is_asked_for_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +82,7 @@ def test_a_service_that_forgets_its_token_is_asked_for_a_new_one(monkeypatch: py
         asked_again(server)
         monkeypatch.setattr(metadata, "_TOKEN", "another")
         server.announce(60)
-        assert notices.heard.wait(20)
+        assert notices.received.wait(20)
 
 
 @pytest.mark.parametrize(
@@ -183,9 +183,9 @@ assert "torch" not in sys.modules
 
 class Taken:
     def find_spec(self, name, path=None, target=None):
-        if name == "torch" and not run.notices.heard.is_set():
+        if name == "torch" and not run.notices.received.is_set():
             os.kill(os.getppid(), signal.SIGTERM)
-            assert run.notices.heard.wait(60)
+            assert run.notices.received.wait(60)
             print("heard", flush=True)
 
 sys.meta_path.insert(0, Taken())

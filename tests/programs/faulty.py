@@ -202,7 +202,7 @@ class Faults:
         if kind in ("sigterm", "sigint"):
             os.kill(os.getppid(), getattr(signal, kind.upper()))
             # So short are the steps here that the word could come after the last.
-            run.notices.heard.wait(10)
+            run.notices.received.wait(10)
         elif kind == "freeze":
             os.kill(os.getpid(), signal.SIGSTOP)
         elif kind == "die":

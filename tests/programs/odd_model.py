@@ -63,9 +63,9 @@ with SpotRun(config) as run:
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
 
     def loss(model, batch):
-        if run.rank == 0 and run.steps_done == options.taken_at and not run.notices.heard.is_set():
+        if run.rank == 0 and run.steps_done == options.taken_at and not run.notices.received.is_set():
             os.kill(os.getppid(), signal.SIGTERM)
-            run.notices.heard.wait(10)
+            run.notices.received.wait(10)
         return (model(batch) - 1).square().mean((1, 2, 3)).sum()
 
     run.train(model, optimizer, samples=Images(), loss=loss)

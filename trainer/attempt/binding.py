@@ -1,4 +1,4 @@
-"""The configuration that binds a run: recorded, and compared with what bound it first. Standard library only."""
+"""The binding of a run: the configuration that may not change between attempts. Standard library only."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from trainer.layout.names import RunPaths, list_attempts
 
 
 def plain_binding(binding: Mapping[str, Any]) -> dict[str, Any]:
-    """What binds a run, as it is recorded: numbers of numpy and torch as numbers, paths as text, tuples as lists.
+    """The binding as it is recorded: numbers of numpy and torch as plain numbers, paths as text, tuples as lists.
 
     Raises:
-        AttemptError: a value that cannot be recorded.
+        AttemptError: a value cannot be recorded.
     """
     return {str(name): _plain(value, f"binding {name!r}") for name, value in binding.items()}
 
@@ -48,10 +48,11 @@ def binding_problem(
     newest: Manifest | None,
     is_same: Callable[[str, Mapping[str, Any]], bool] = lambda name, first: False,
 ) -> str | None:
-    """Which field differs from what the run was begun with, and what to do; None where none does.
+    """The first field that differs from the run's first binding, with the remedy; None if all agree.
 
-    Compared with the newest whole checkpoint, or, while there is none, with the first attempt that was not refused.
-    A value of another spelling may be the same thing: `is_same` tells, given the field's name and what bound first.
+    The run's first binding is that of the newest whole checkpoint. While there is none, it is that of the first attempt
+    that was not refused. Two values may name the same thing: `is_same` decides, given the field's name and the first
+    binding.
     """
     first = first_binding(paths, attempt, newest)
     if first is None:
@@ -61,17 +62,17 @@ def binding_problem(
             if is_same(name, first):
                 continue
             return (
-                f"{paths.root} is a run with {name} {first[name]!r}, and this attempt asks for {binding[name]!r}. "
-                f"Give it another name or folder, or change the run with --allow-config-change {name}"
+                f"{paths.root}: config mismatch: this run was started with {name}={first[name]!r}, not "
+                f"{name}={binding[name]!r}. Use another run name, or pass --allow-config-change {name}"
             )
     return None
 
 
 def first_binding(paths: RunPaths, attempt: Attempt, newest: Manifest | None) -> Mapping[str, Any] | None:
-    """What bound the run first: the newest checkpoint's record of it, or the first attempts'; None where there is none.
+    """The run's first binding: as the newest checkpoint records it, or else the first attempts; None without a record.
 
-    Of the attempts, those count that were not refused, up to the first that knew all: the others' values fill in what
-    it did not come to know.
+    Among the attempts, those count that were not refused, up to the first that recorded its whole binding. If an
+    attempt before it recorded a field, the earliest value counts.
     """
     if newest:
         found = newest.facts.get("binding")

@@ -1,6 +1,6 @@
-"""What ends an attempt: the table of all causes, and the exception that is thrown for one. Standard library only.
+"""Endings of an attempt: the table of all causes, and the exception that carries one. Standard library only.
 
-The end event has cause and code. SkyPilot starts a task again after code 75 alone. README has the same table.
+The end event records cause and code. SkyPilot restarts a task after code 75 only. README has the same table.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from trainer.layout.exit_codes import (
 )
 
 HOLD_PAST_DEADLINE_S = 10.0
-"""How much later than announced a machine may be taken."""
+"""How much later than announced the cloud may take a machine."""
 
 
 class Hold(Enum):
-    """What an attempt waits for before it leaves, once all is written."""
+    """What an attempt waits for before it exits, once everything is written."""
 
     NOTHING = "nothing"
     MACHINE_TAKEN = "the machine is taken"
-    """To leave earlier would only start another attempt on it. Before the first step too."""
+    """An earlier exit would only start another attempt on that machine. Holds before the first step too."""
     JOB_CANCELLED = "SkyPilot cancels the job"
-    """To leave earlier would show a failed job. Before the first step there is no wait: nothing was saved."""
+    """An earlier exit would show a failed job. Before the first step there is no wait: nothing was saved."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,16 @@ class Ending:
 
     cause: str
     code: int
-    """The exit code; an error, or the script, may have one of its own."""
+    """The exit code, unless an error or the script has its own."""
     saves: bool = False
-    """Whether the last boundary is saved first; before the first step there is none."""
+    """Whether the last boundary is saved first, if there is one."""
     hold: Hold = Hold.NOTHING
 
     def hold_s(self, deadline: float = 0.0) -> float:
-        """How many seconds to hold at most.
+        """The longest time to hold, in seconds.
 
         Args:
-            deadline: When the machine will be taken, as announced; on the monotonic clock.
+            deadline: When the machine will be taken, as announced (monotonic clock).
         """
         if self.hold is Hold.MACHINE_TAKEN:
             return max(0.0, deadline - time.monotonic()) + HOLD_PAST_DEADLINE_S
@@ -77,7 +77,7 @@ ENDINGS = {
         REFUSED, ERROR, PEER_CRASHED,
     )
 }  # fmt: skip
-"""By cause."""
+"""All endings by cause."""
 
 STOPS = {
     "sigterm": SIGNAL,
@@ -86,11 +86,11 @@ STOPS = {
     "stop-request": STOP_REQUEST,
     "superseded": SUPERSEDED,
 }
-"""By the kind of stop that a rank asks the others for: a notice's kind, or what it found in the bucket."""
+"""By kind of stop: a notice's kind, or what rank 0 found in the bucket."""
 
 
 class Leaving(BaseException):
-    """Thrown where this attempt has to end in the middle of something."""
+    """Raised where this attempt has to end in the middle of its work."""
 
     def __init__(
         self,
@@ -104,11 +104,11 @@ class Leaving(BaseException):
         """Describe the end.
 
         Args:
-            ending: Why.
-            message: What to say of it.
-            code: The exit code; None: the ending's.
-            notice: What announced it.
-            hold_s: How long to hold.
+            ending: Why the attempt ends.
+            message: The line to print about it.
+            code: The exit code; None: the ending's code.
+            notice: The notice that announced it.
+            hold_s: How long to hold, in seconds.
         """
         super().__init__(message)
         self.ending, self.message, self.notice, self.hold_s = ending, message, notice, hold_s

@@ -1,4 +1,4 @@
-"""What earlier attempts left: how they ended, on which machines, whether they got anywhere. Standard library only."""
+"""History of a run: how earlier attempts ended, where, and whether they made progress. Standard library only."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from trainer.layout.manifest import Manifest, read_manifest
 from trainer.layout.names import AttemptName, RunPaths, list_attempts
 
 RECORDS_S = 600.0
-"""How long reading what other attempts recorded may take: each tells it in a few objects of its own."""
-
+"""How long reading other attempts' records may take: each attempt has several small objects in the bucket."""
 OWN_DOING_IN_A_ROW = 3
-
+"""So many attempts in a row that ended by themselves, without progress, end the launch."""
 ANY_END_IN_A_ROW = 10
+"""So many attempts in a row without progress, however they ended, end the launch."""
 
 
 def machines(events: list[Event]) -> set[str]:
@@ -39,17 +39,17 @@ def machines(events: list[Event]) -> set[str]:
 def is_finished(
     paths: RunPaths, run_id: str | None, binding: Mapping[str, Any], problem: Callable[[Path, Manifest], str | None]
 ) -> bool:
-    """Whether `final/` is whole, and of the very length that is asked for.
+    """True if `final/` is whole, and holds a model trained for exactly the requested length.
 
     Args:
-        paths: The run's.
-        run_id: Which run this is.
-        binding: Its `max_steps` and `epochs` say where training ends, as far as they are known.
-        problem: Reads and hashes a folder's files.
+        paths: The run's paths.
+        run_id: This run's id.
+        binding: This run's binding. Its `max_steps` and `epochs`, if known, say where training ends.
+        problem: Reads and hashes a folder's files; returns the first problem.
 
     Raises:
-        AttemptError: it is another run's model, which would be deleted at the end.
-        OSError: it cannot be read.
+        AttemptError: `final/` holds another run's model, which the export would delete.
+        OSError: `final/` cannot be read.
     """
     try:
         manifest = deadlines.read_manifest(paths.final)
@@ -59,8 +59,8 @@ def is_finished(
         return False
     if not is_of(manifest, run_id):
         raise AttemptError(
-            f"{paths.final} holds the model of another run ({manifest.facts['run_id']}, and this is {run_id}): move "
-            "it away, or give this run another name or folder. It is left as it is"
+            f"{paths.final} holds the model of another run ({manifest.facts['run_id']}; this run is {run_id}). Move "
+            "that folder away, or use another run name or folder. Nothing in it was changed"
         )
     if manifest.kind != "final" or manifest.facts.get("step") != manifest.facts.get("max_steps"):
         return False
@@ -71,12 +71,12 @@ def is_finished(
 
 
 def ended(events: list[Event]) -> Mapping[str, Any]:
-    """The fields of an attempt's end event; empty where it has none."""
+    """The fields of an attempt's end event; empty if it has none."""
     return event_named(events, "end") or {}
 
 
 def _by_own_doing(events: list[Event], machine: str) -> bool:
-    """Whether an attempt ended without anybody's asking: a 75 with no notice before it, or gone without a word here."""
+    """True if an attempt ended by itself: with 75 and without a notice, or without an end event, on this machine."""
     end = ended(events)
     if not end:
         return machine in machines(events)
@@ -84,16 +84,16 @@ def _by_own_doing(events: list[Event], machine: str) -> bool:
 
 
 def no_progress(attempt: Attempt, newest_step: int, *, sees_progress: bool = True) -> str | None:
-    """Why this launch should stop for good: it starts again and again and gets nowhere. None where it gets somewhere.
+    """The reason to end this launch for good: its attempts make no progress. None if they do.
 
-    Three attempts in a row that ended by their own doing, or ten however they ended, without a checkpoint above the one
-    that the first of them restored and without new data prepared.
+    It ends after three attempts in a row that ended by themselves, or ten that ended in any way, if there is no
+    checkpoint above the one that the first of them restored, and no newly prepared data.
 
     Args:
-        attempt: The one that has just begun.
-        newest_step: The step that it is about to restore.
-        sees_progress: Whether the script keeps its checkpoints where they are seen from here. Where it does not, ten
-            preemptions of a run that gets on look like a standstill, and only ends by its own doing count.
+        attempt: The attempt that has just begun.
+        newest_step: The step that it will restore.
+        sees_progress: Whether the script's checkpoints are visible in the run's folder. If not, ten preemptions of a
+            healthy run look like no progress, so only attempts that ended by themselves count.
     """
     before: list[tuple[AttemptName, list[Event]]] = []
     for name in reversed(list_attempts(attempt.paths)):
@@ -111,8 +111,8 @@ def no_progress(attempt: Attempt, newest_step: int, *, sees_progress: bool = Tru
             continue
         if newest_step > _restored_step(row[-1][1]) or _new_tokens(attempt.paths, {str(name) for name, _ in row}):
             continue
-        said = "; ".join(f"{name}: {_last_error(events)}" for name, events in reversed(row))
-        return f"no progress: {count} attempts in a row ended at step {newest_step}. {said}"
+        reasons = "; ".join(f"{name}: {_last_error(events)}" for name, events in reversed(row))
+        return f"no progress: {count} attempts in a row ended at step {newest_step}. {reasons}"
     return None
 
 
@@ -123,7 +123,7 @@ def _restored_step(events: list[Event]) -> int:
 
 
 def _new_tokens(paths: RunPaths, attempts: Collection[str]) -> bool:
-    """Whether one of the attempts left a whole folder of prepared data."""
+    """True if one of the attempts prepared data and committed it."""
     with suppress(OSError):
         for folder in paths.tokens.iterdir():
             if any(folder.name.endswith(f"-{name}") for name in attempts):
@@ -135,12 +135,12 @@ def _new_tokens(paths: RunPaths, attempts: Collection[str]) -> bool:
 
 def _last_error(events: list[Event]) -> str:
     end = ended(events)
-    text = str(end.get("error") or end.get("cause") or "ended without a word").strip().splitlines()
-    return text[0][:200] if text else "ended without a word"
+    text = str(end.get("error") or end.get("cause") or "no end was recorded").strip().splitlines()
+    return text[0][:200] if text else "no end was recorded"
 
 
 def ignored_notices(paths: RunPaths, name: AttemptName, machine: str) -> set[str]:
-    """Ids of the notices that ended an attempt on this very machine: it is still here, so they are over."""
+    """Ids of the notices that ended an earlier attempt on this machine; it was not taken, so they no longer count."""
     found = set()
     for other in list_attempts(paths):
         if other == name:

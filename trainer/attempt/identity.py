@@ -1,4 +1,4 @@
-"""Which run the folder belongs to: its id, its layout's version, its newest checkpoint. Standard library only."""
+"""Identity of a run: its id, its layout's version, its newest checkpoint. Standard library only."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ from trainer.layout.manifest import Manifest, read_manifest
 from trainer.layout.names import CheckpointName, RunPaths, list_checkpoints
 
 BEING_WRITTEN_S = 1.0
-
+"""How long a torn run.json may still be one that another first attempt is writing."""
 UNREADABLE_S = 30.0
+"""How long a checkpoint may be unreadable before an older one is taken."""
 
 
 def newest_readable(
     paths: RunPaths, run_id: str | None, check_stop: Callable[[], None] = lambda: None, only_finite: bool = False
 ) -> tuple[CheckpointName, Manifest] | None:
-    """The newest committed checkpoint (`newest_committed`); errors as of `retry`.
+    """The newest committed checkpoint (see `newest_committed`); raises what `retry` raises.
 
-    One that cannot be looked at for half a minute, or is forbidden, is passed over where there is another.
+    A checkpoint that is unreadable for half a minute, or forbidden, is skipped if there is an older one.
     """
     end = time.monotonic() + UNREADABLE_S
 
@@ -45,15 +46,16 @@ def newest_readable(
 
 
 def new_run_id(binding: Mapping[str, Any]) -> str:
-    """A run's id at its beginning: a hash of the binding configuration, so that two first attempts agree."""
+    """The id of a new run: a hash of the binding configuration, so that two first attempts agree on it."""
     return hashlib.sha256(json.dumps(dict(binding), sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def identity(paths: RunPaths, binding: Mapping[str, Any]) -> str | None:
-    """The run's id as its folder has it; None where nothing tells.
+    """The run's id as recorded in its folder; None if there is no record of it.
 
-    run.json's, as long as what binds this attempt or a checkpoint agrees with it, or there is none; else that of most
-    checkpoints. So neither a run.json nor a checkpoint that was copied here from another run makes this run another.
+    The id in run.json counts if this attempt's binding or a checkpoint agrees with it, or if there is no checkpoint.
+    Otherwise the id of most checkpoints counts. So neither a run.json nor a checkpoint that was copied here from
+    another run changes the identity of this run.
 
     Raises:
         OSError: the bucket cannot be read.
@@ -62,7 +64,7 @@ def identity(paths: RunPaths, binding: Mapping[str, Any]) -> str | None:
 
 
 def _agreed(known: str | None, paths: RunPaths, binding: Mapping[str, Any]) -> str | None:
-    """`identity`, where it is known what run.json says."""
+    """The run's id (see `identity`), given the id in run.json."""
     return known if known == new_run_id(binding) else id_among(known, _manifests(paths))
 
 
@@ -73,10 +75,10 @@ def _manifests(paths: RunPaths) -> Iterator[tuple[CheckpointName, Manifest]]:
 
 
 def keep_identity(paths: RunPaths, binding: Mapping[str, Any]) -> None:
-    """Write run.json where it is missing or torn, or is another run's."""
+    """Write run.json if it is missing, torn, or belongs to another run."""
     known, torn = known_id(paths)
     end = time.monotonic() + BEING_WRITTEN_S
-    while torn and time.monotonic() < end:  # Another first attempt may be writing it at this very moment.
+    while torn and time.monotonic() < end:  # Another first attempt may be writing it right now.
         time.sleep(0.02)
         known, torn = known_id(paths)
     true = _agreed(known, paths, binding) or new_run_id(binding)
@@ -90,11 +92,11 @@ def keep_identity(paths: RunPaths, binding: Mapping[str, Any]) -> None:
 
 
 def check_release(paths: RunPaths) -> None:
-    """Refuse a run that a newer release has begun, before anything is written into it.
+    """Refuse a run that a newer release began, before anything is written into it.
 
     Raises:
-        LayoutVersionError: its run.json is of a newer layout.
-        OSError: it cannot be read.
+        LayoutVersionError: run.json has a newer layout.
+        OSError: run.json cannot be read.
     """
     try:
         document = read_json(paths.run_json)

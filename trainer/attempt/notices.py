@@ -1,7 +1,7 @@
-"""The word that this machine will be taken: SIGTERM, SIGINT, or the cloud's spot notice. Standard library only.
+"""Notices that this machine will be taken: SIGTERM, SIGINT, or the cloud's spot notice. Standard library only.
 
-A signal handler only notes the time; everything else happens at a boundary between two steps. The cloud's metadata
-service is asked by a thread, because on a virtual machine nobody else tells the user's process.
+A signal handler only notes the time; everything else happens at a boundary between two steps. A thread polls the
+cloud's metadata service, because on a virtual machine nothing else informs the user's process.
 """
 
 from __future__ import annotations
@@ -29,60 +29,60 @@ STALE_S = 10.0
 
 @dataclass(frozen=True)
 class Notice:
-    """A word that the machine will be taken."""
+    """An announcement that the machine will be taken."""
 
     kind: str
     """`sigterm`, `sigint` or `aws-notice`."""
     id: str
-    """What tells one notice from another; a signal's is its kind."""
+    """Identifies the notice; for a signal, its kind."""
     at: float
-    """When it was heard, monotonic seconds."""
+    """When it was received, in monotonic seconds."""
     seconds_left: float
-    """Until the machine goes, counted from `at`."""
+    """From `at` until the machine is taken."""
 
     @property
     def deadline(self) -> float:
-        """When the machine goes, monotonic seconds."""
+        """When the machine is taken, in monotonic seconds."""
         return self.at + self.seconds_left
 
 
 class Notices:
-    """All that was heard so far."""
+    """All notices received so far."""
 
     def __init__(self, grace_s: float, ignored: frozenset[str] = frozenset()) -> None:
-        """Listen for notices.
+        """Start without notices.
 
         Args:
             grace_s: Seconds between SIGTERM and SIGKILL.
-            ignored: Ids of notices that ended an attempt on this machine before.
+            ignored: Ids of the notices that ended an earlier attempt on this machine.
         """
         self.grace_s = grace_s
         self.ignored = ignored
-        self.heard = threading.Event()
+        self.received = threading.Event()
         self.signalled = threading.Event()
         self._notices: list[Notice] = []
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
 
     def install(self) -> None:
-        """Hear SIGTERM and SIGINT from now on; on the main thread."""
+        """Handle SIGTERM and SIGINT from now on; call on the main thread."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
 
     def poll_metadata(self) -> None:
-        """Ask the cloud's metadata service from now on, where there is one."""
+        """Poll the cloud's metadata service from now on, if there is one."""
         endpoint = aws_endpoint()
         if endpoint:
             threading.Thread(target=self._poll_aws, args=(endpoint,), daemon=True, name="notices").start()
 
     def first(self) -> Notice | None:
-        """The notice with the earliest deadline; None where none was heard."""
+        """The notice with the earliest deadline; None if there is no notice."""
         return min(self._notices, key=lambda notice: notice.deadline, default=None)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         kind = "sigint" if number == signal.SIGINT else "sigterm"
-        if kind not in {notice.kind for notice in self._notices}:  # A second one leaves the first one's deadline.
+        if kind not in {notice.kind for notice in self._notices}:  # A second signal does not move the deadline.
             self._notices.append(Notice(kind, kind, time.monotonic(), self.grace_s))
-        self.heard.set()
+        self.received.set()
         self.signalled.set()
 
     def _poll_aws(self, endpoint: str) -> None:
@@ -94,25 +94,25 @@ class Notices:
                 notice = self._judge(*aws_action(endpoint, token))
                 if notice:
                     self._notices.append(notice)
-                    self.heard.set()
+                    self.received.set()
                     return
             except urllib.error.HTTPError as error:
                 if error.code == 401:
-                    token = ""  # It ran out.
-            except Exception:  # A torn answer is none: what counts is to ask again.
+                    token = ""  # The token expired.
+            except Exception:  # A torn answer counts as none; the next poll may succeed.
                 pass
             time.sleep(wait_s)
 
     def _judge(self, action: dict[str, str] | None, now: datetime) -> Notice | None:
-        """The notice in the service's answer, unless it is an old machine's; `now` by the service's own clock."""
+        """The notice in the service's answer, unless it is for an earlier machine; `now` is the service's own time."""
         if action is None:
             return None
         text = str(action.get("time", ""))
         identity = f"aws/{text}"
         left = (datetime.fromisoformat(text.replace("Z", "+00:00")) - now).total_seconds()
         if left < -STALE_S or identity in self.ignored:
-            if identity not in self._said:
-                self._said.add(identity)
+            if identity not in self._logged:
+                self._logged.add(identity)
                 why = f"its time passed {-left:.0f} s ago" if left < -STALE_S else "it ended an attempt here before"
                 print(f"spot notice for {text} ignored: {why}", flush=True)
             return None
@@ -120,7 +120,7 @@ class Notices:
 
 
 def aws_endpoint() -> str | None:
-    """Where AWS's metadata service answers; None where this machine is not AWS's."""
+    """The address of AWS's metadata service; None if this machine does not belong to AWS."""
     override = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT")
     if override:
         return override.rstrip("/")
@@ -138,14 +138,14 @@ def aws_endpoint() -> str | None:
 
 
 def _ask(request: urllib.request.Request) -> tuple[bytes, str]:
-    """(body, Date header) of an answer; never through a proxy."""
+    """(body, Date header) of the answer to a request; never through a proxy."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=REQUEST_S) as answer:
         return answer.read(65536), answer.headers.get("Date") or ""
 
 
 def aws_token(endpoint: str) -> str:
-    """A session token of IMDSv2."""
+    """A session token for IMDSv2."""
     headers = {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_TTL_S)}
     body, _ = _ask(urllib.request.Request(f"{endpoint}/latest/api/token", method="PUT", headers=headers))
     return body.decode("ascii")

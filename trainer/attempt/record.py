@@ -32,7 +32,7 @@ from trainer.machine.token import machine_token, process_started
 _lock = threading.Lock()
 
 _numbers: dict[Path, int] = {}
-"""The last event that this process wrote, by attempt: a listing may not show it yet."""
+"""By attempt's folder: the number of the last event that this process wrote. A listing may not show that event yet."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class Attempt:
     name: AttemptName
     launch: str
     machine: str
-    """A token that lasts as long as the machine's disk."""
+    """The machine's token, which lasts as long as its disk."""
 
 
 def launch_id() -> str:
-    """The launcher's, or SkyPilot's, id of this submission, the same across recoveries; without one, made up."""
+    """The id of this submission, the same across recoveries: the launcher's or SkyPilot's, or a random one."""
     if known := os.environ.get("SKYSPOT_LAUNCH"):
         return known
     task = os.environ.get("SKYPILOT_TASK_ID")
@@ -66,16 +66,16 @@ def open_attempt(
     """Begin an attempt: take the next number and write its `start` event.
 
     Args:
-        paths: The run's.
+        paths: The run's paths.
         launch: The launch's id.
-        config: For whoever reads the record.
-        binding: What binds the run; None where that is not known, nor which run it is (`adopt`).
+        config: The configuration, recorded for readers only.
+        binding: The configuration that binds the run. None if it is unknown: then run.json is not written (`adopt`).
         check_stop: Called while waiting; raises to stop.
-        facts: What `start` says besides.
+        facts: Further fields of the `start` event.
 
     Raises:
-        AttemptError: the bucket refused that for ten minutes, or at once where waiting cannot help.
-        LayoutVersionError: a newer release has begun this run.
+        AttemptError: the bucket refused the attempt for ten minutes, or with an error that no retry helps against.
+        LayoutVersionError: a newer release began this run.
     """
     fields = {
         "layout_version": LAYOUT_VERSION,
@@ -105,10 +105,10 @@ def open_attempt(
 
 
 def adopt(paths: RunPaths, name: AttemptName, launch: str, binding: Mapping[str, Any], **facts: Any) -> Attempt:
-    """Take over the attempt that the launcher's child opened for a script which turns out to keep records itself.
+    """Take over the attempt that the launcher's sidecar opened: its script turns out to keep records itself.
 
     Raises:
-        OSError: it cannot be recorded.
+        OSError: the event or run.json cannot be written.
     """
     attempt = Attempt(paths, name, launch, machine_token())
     record(attempt, "bound", binding=binding, **facts)
@@ -117,10 +117,10 @@ def adopt(paths: RunPaths, name: AttemptName, launch: str, binding: Mapping[str,
 
 
 def record(attempt: Attempt, event: str, **fields: Any) -> None:
-    """Write the attempt's next event; times are unix seconds.
+    """Write the attempt's next event; its `time` is in unix seconds.
 
     Raises:
-        OSError: it could not be written.
+        OSError: the event could not be written.
     """
     with _lock:
         folder = attempt.paths.attempt(attempt.name)
@@ -128,23 +128,23 @@ def record(attempt: Attempt, event: str, **fields: Any) -> None:
         path = attempt.paths.event(attempt.name, number, event)
         try:
             write_once(path, to_json({"time": round(time.time(), 3), **fields}))
-        except FileExistsError:  # Of a try that failed half-way, and that the listing does not show yet.
+        except FileExistsError:  # A try failed half-way, and the listing does not show its file yet.
             _numbers[folder] = number
             raise
         _numbers[folder] = number
 
 
 def newer_attempt(attempt: Attempt) -> AttemptName | None:
-    """The highest attempt that outnumbers this one; None where there is none."""
+    """The newest attempt with a higher number than this one's; None if there is none."""
     names = [name for name in list_attempts(attempt.paths) if name.number > attempt.name.number]
     return names[-1] if names else None
 
 
 def superseded(newer: AttemptName | None) -> str:
-    """What an attempt says that stops for a newer one."""
+    """The message of an attempt that stops because a newer one exists."""
     return f"a newer attempt exists ({newer}): this one stops"
 
 
 def stop_requested(attempt: Attempt) -> bool:
-    """Whether somebody asked every attempt of this launch to save and stop; the file's being there is the request."""
+    """True if the user asked every attempt of this launch to save and stop; the file's existence is the request."""
     return attempt.paths.stop(attempt.launch).exists()

@@ -1,4 +1,4 @@
-"""xxh3-128, as a file is written and when it is read: 23 GB/s, so that hashing is never what a save waits for."""
+"""Hashes (xxh3-128) of files, while they are written or read: at 23 GB/s, no save ever waits for hashing."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from trainer.bucket.deadlines import opened, within
 
 CHUNK_BYTES = 8 << 20
 BLOCK = 4096
-"""What is read or written past the system's cache begins and ends at multiples of it, in memory and in the file."""
+"""A read or write past the system's cache begins and ends at multiples of it, in memory and in the file."""
 _MASK = (1 << 62) - 1
 
 
 class Hasher:
-    """A hash that grows with what is written."""
+    """A hash of bytes that arrive in pieces."""
 
     def __init__(self) -> None:
         self._hash = xxhash.xxh3_128()
 
     def update(self, data: bytes | bytearray | memoryview) -> None:
-        """Take in more bytes."""
+        """Add bytes."""
         self._hash.update(data)
 
     def hexdigest(self) -> str:
@@ -40,21 +40,21 @@ def hash_bytes(data: bytes | memoryview) -> str:
 
 
 def fingerprint(*parts: bytes | memoryview | int | str) -> int:
-    """62 bits of a hash of the parts."""
+    """A hash of the parts, cut to 62 bits."""
     data = [part if isinstance(part, (bytes, memoryview)) else str(part).encode() for part in parts]
-    # A tensor's bytes may be large: they are not copied.
+    # A tensor's bytes may be large: avoid copying them.
     return int(hash_bytes(data[0] if len(data) == 1 else b"/".join(data)), 16) & _MASK
 
 
-def hash_file(path: Path, told: Callable[[int], None] = lambda count: None, past_cache: bool = False) -> str:
+def hash_file(path: Path, on_read: Callable[[int], None] = lambda count: None, past_cache: bool = False) -> str:
     """The hash of a file, read front to back.
 
     Args:
-        path: The file; it may be a bucket's.
-        told: Hears how many bytes each piece had.
-        past_cache: Read what the disk has, not what the system remembers of it, where the file system can.
+        path: The file; it may be in a bucket.
+        on_read: Called with the size of each piece, in bytes.
+        past_cache: Read from the disk, not from the system's cache, if the file system can.
     """
-    # One buffer for all pieces: fresh memory for each costs more than reading. It begins at a page.
+    # One buffer for all pieces, because fresh memory for each costs more than reading. It begins at a page.
     hasher, buffer, at = Hasher(), memoryview(mmap.mmap(-1, CHUNK_BYTES)), 0
     with opened(path, "a file") as file:
         past_cache = past_cache and turn_past_cache(file.fileno(), True)
@@ -72,12 +72,12 @@ def hash_file(path: Path, told: Callable[[int], None] = lambda count: None, past
             if not count:
                 return hasher.hexdigest()
             hasher.update(buffer[:count])
-            told(count)
+            on_read(count)
             at += count
 
 
 def turn_past_cache(descriptor: int, past_cache: bool) -> bool:
-    """Have an open file read and written past the system's cache from now on, or not; whether it is."""
+    """Switch an open file's reads and writes past the system's cache on or off; return whether they are past it now."""
     flags, direct = fcntl.fcntl(descriptor, fcntl.F_GETFL), getattr(os, "O_DIRECT", 0)
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | direct if past_cache else flags & ~direct)

@@ -21,7 +21,7 @@ FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 MOUNT_GONE = {errno.ENOTCONN, errno.ESTALE, errno.ENODEV}
-# Waiting helps against none of these.
+# No retry helps against these.
 _HOPELESS = scratch.FULL | REFUSED | {errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EISDIR}
 _T = TypeVar("_T")
 
@@ -89,10 +89,10 @@ def retry(
     begun: bool = False,
     limit_s: float | None = None,
 ) -> _T:
-    """Do something in the bucket before training begins; retry it for ten minutes while the bucket refuses it.
+    """Do something in the bucket before the first step or after the last; retry it for ten minutes if it fails.
 
     Args:
-        paths: The run's.
+        paths: The run's paths.
         work: What to do; may be done twice.
         check_stop: Called while waiting; raises to stop.
         begun: Whether the attempt is recorded. If so, a mount that is gone or hangs ends it with 75: a new machine may
@@ -100,8 +100,8 @@ def retry(
         limit_s: How long one try may take once the attempt is recorded; None: as long as any call.
 
     Raises:
-        AttemptError: it cannot be done; at once where waiting cannot help.
-        ScratchError: a disk of this machine is full, and not the bucket.
+        AttemptError: it failed for ten minutes, or with an error that no retry helps against.
+        ScratchError: a local disk is full, not the bucket.
     """
     limit_s, code = (limit_s, EXIT_PREEMPTED) if begun else (START_RETRY_S, EXIT_FAILED)
 

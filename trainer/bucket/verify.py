@@ -1,4 +1,4 @@
-"""Whether a committed folder is whole: every file as its manifest says. Needs no torch."""
+"""Verification that a committed folder is whole: every file is as the manifest says. Needs no torch."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from trainer.layout.manifest import FileRecord, Manifest
 
 
 def problem(folder: Path, manifest: Manifest, past_cache: bool = False) -> str | None:
-    """What is not as the manifest says, as a sentence; None where the folder is whole. Reads and hashes every file.
+    """The first difference from the manifest, as a sentence; None if the folder is whole. Reads and hashes every file.
 
-    `past_cache` as of `hash_file`.
+    For `past_cache`, see `hash_file`.
     """
     for name, record in manifest.files.items():
         try:
@@ -31,30 +31,30 @@ def file_problem(
     folder: Path,
     name: str,
     record: FileRecord,
-    told: Callable[[int], None] = lambda count: None,
+    on_read: Callable[[int], None] = lambda count: None,
     past_cache: bool = False,
 ) -> str | None:
-    """What is wrong with one file, as a sentence; None where it is as its manifest says. Reads and hashes it.
+    """The difference of one file from the manifest, as a sentence; None if it has none. Reads and hashes the file.
 
     Args:
-        folder: The folder of the manifest; it may be a bucket's.
+        folder: The folder of the manifest; it may be in a bucket.
         name: The file's name in the manifest.
-        record: What the manifest says of it.
-        told: Hears how many bytes each piece had that was read.
-        past_cache: As of `hash_file`.
+        record: The manifest's record of the file.
+        on_read: Called with the size of each piece that was read, in bytes.
+        past_cache: See `hash_file`.
 
     Raises:
-        OSError: it cannot be read, which says nothing of whether it is whole.
+        OSError: the file cannot be read; it may still be whole.
     """
     path = folder / name
     try:
         with within(f"looking at {name}"):
             found = path.stat()
-        if stat.S_IFMT(found.st_mode) not in (stat.S_IFREG, 0):  # 0: a bucket that does not say.
+        if stat.S_IFMT(found.st_mode) not in (stat.S_IFREG, 0):  # 0: the bucket does not tell the type.
             return f"{name} is not a file"
         if found.st_size != record.bytes:
             return f"{name} has {found.st_size} bytes, its manifest says {record.bytes}"
-        if hash_file(path, told, past_cache) != record.hash:
+        if hash_file(path, on_read, past_cache) != record.hash:
             return f"{name} does not hash to what its manifest says"
     except OSError as error:
         if not says_not_there(error):

@@ -1,7 +1,7 @@
-"""Where this machine keeps things between attempts, also where there is no home folder. Standard library only.
+"""This user's home folder, and a substitute if there is none. Standard library only.
 
-A container may run as a user without a passwd entry, without HOME, or with one that cannot be written. What belongs
-into the home folder then goes into a temporary folder of this user's own, which lasts as long as the machine's disk.
+A container may run as a user without a passwd entry, without HOME, or with a HOME that cannot be written. What belongs
+into the home folder then goes into a temporary folder of this user, which lasts as long as the machine's disk.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-# Where the libraries that training uses keep their caches, unless a variable says otherwise.
+# The variables that tell training's libraries where to keep their caches, and the defaults below the home folder.
 _CACHES = {"XDG_CACHE_HOME": ".cache", "HF_HOME": ".cache/huggingface", "TRITON_CACHE_DIR": ".triton/cache"}
 
 
 def home() -> Path | None:
-    """This user's home folder, where there is one: HOME, or what passwd says."""
+    """This user's home folder by HOME or passwd; None if there is none."""
     with suppress(RuntimeError):
         folder = Path.home()
         if _is_or_can_be(folder):
@@ -29,7 +29,7 @@ def home() -> Path | None:
 
 
 def cache() -> Path | None:
-    """A folder for this machine's own records and copies, which exists; None where nothing can be written."""
+    """An existing folder for this machine's own records and copies; None if no folder can be written."""
     if folder := home():
         made = folder / ".cache" / "skyspot"
         with suppress(OSError):
@@ -40,7 +40,7 @@ def cache() -> Path | None:
 
 
 def setup_seconds() -> int | None:
-    """How long setup.sh took on this machine; None where it did not run."""
+    """How long setup.sh took on this machine; None if it did not run."""
     folder = home()
     with suppress(OSError, ValueError):
         return int((folder / "skyspot" / "setup-seconds").read_text()) if folder else None
@@ -48,22 +48,22 @@ def setup_seconds() -> int | None:
 
 
 def temporary() -> Path | None:
-    """A folder of this user's own among the temporary ones, the same for all attempts; None where none can be made."""
+    """This user's own temporary folder, the same for all attempts; None if it cannot be made."""
     with suppress(OSError):
         folder = Path(tempfile.gettempdir()) / f"skyspot-of-{os.getuid()}"
         with suppress(FileExistsError):
             folder.mkdir(mode=0o700)
         found = folder.lstat()
-        # Anybody may make a folder of that name, and would be written to.
+        # Another user may have made a folder of that name: do not write into it.
         if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and os.access(folder, os.W_OK | os.X_OK):
             return folder
     return None
 
 
 def substitutes(env: Mapping[str, str] = os.environ) -> tuple[dict[str, str], str]:
-    """(variables that stand in for a home folder that is missing or cannot be written, what to say of them).
+    """(variables that replace a home folder that is missing or read-only, the line to print about it).
 
-    Both are empty where all is well. A home folder that is there is left to be read, and so is a cache in it.
+    Both are empty if the home folder can be written. A read-only home folder, or cache in it, is still read.
     """
     found: dict[str, str] = {}
     folder = home()
@@ -80,7 +80,7 @@ def substitutes(env: Mapping[str, str] = os.environ) -> tuple[dict[str, str], st
                 found[name] = str(instead / place)
     try:
         getpass.getuser()
-    except (KeyError, OSError):  # Libraries that name their folders after the user would fail.
+    except (KeyError, OSError):  # Libraries that name folders after the user would fail.
         found["USER"] = f"user-{os.getuid()}"
     if not found.keys() - {"USER"}:
         return found, ""
@@ -88,7 +88,7 @@ def substitutes(env: Mapping[str, str] = os.environ) -> tuple[dict[str, str], st
 
 
 def stand_in() -> None:
-    """Have this process and its children do without a home folder that can be written, and say so."""
+    """Give this process and its children a substitute for a home folder that cannot be written, and print a line."""
     found, note = substitutes()
     os.environ.update(found)
     if note:
@@ -96,7 +96,7 @@ def stand_in() -> None:
 
 
 def _is_or_can_be(folder: Path) -> bool:
-    """Whether it is a folder, be it one that can only be read, or could be made."""
+    """True if the folder exists, even read-only, or can be made."""
     try:
         for above in (folder, *folder.parents):
             if above.exists():

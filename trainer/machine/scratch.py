@@ -1,9 +1,9 @@
-"""Temporary folders on this machine's own disks, and which folder to blame when a disk is full. Standard library only.
+"""Temporary folders on this machine's own disks, and the folder to name when a disk is full. Standard library only.
 
-A process of the trainer ends with os._exit, or by SIGKILL: no clean-up of Python's runs. Each folder is locked by its
-process, and the kernel releases the lock however the process ends. A folder of this user's that nobody holds is stale,
-and the next process that needs a temporary folder deletes it. A lock is not always seen on other machines that share a
-file system (NFS, Lustre): each deletes only what it made itself.
+A process of the trainer ends with os._exit or by SIGKILL, so Python's clean-up never runs. Each process locks its
+temporary folders, and the kernel releases the locks however the process ends. A folder of this user that nobody locks
+is stale: the next process that needs a temporary folder deletes it. Machines that share a file system (NFS, Lustre) do
+not always see each other's locks, so each machine deletes only its own folders.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from trainer.layout.exit_codes import EXIT_PREEMPTED
 
 PREFIX = "skyspot-"
 SPARE_BYTES = 64 << 20
-"""Left free beside what a temporary folder is expected to hold."""
+"""Room to leave beside the expected size of a temporary folder."""
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FULL_BYTES = 1 << 20
 REMOVE_S = 5.0
-"""How long the removal of the temporary folders may hold up the end of the process."""
+"""How long removing the temporary folders may delay the end of the process."""
 
 _mine: dict[Path, int] = {}
-"""The folders of this process, and the descriptors that hold their locks."""
+"""By temporary folder of this process: the descriptor that holds its lock."""
 
 
 class ScratchError(TrainerError):
-    """A disk of this machine's is full or cannot be written. Another machine may have room."""
+    """A disk of this machine is full or cannot be written; another machine may have room."""
 
     code = EXIT_PREEMPTED
 
 
 @contextmanager
 def folder(purpose: str, needed: int = 0) -> Iterator[Path]:
-    """A new temporary folder, deleted afterwards.
+    """Make a temporary folder, and delete it afterwards.
 
     Args:
         purpose: A word for its name.
-        needed: How many bytes it is expected to hold: decides where it is made.
+        needed: The expected size in bytes, which decides where it is made.
 
     Raises:
         ScratchError: no folder for temporary files can be written.
@@ -63,10 +63,10 @@ def folder(purpose: str, needed: int = 0) -> Iterator[Path]:
 
 @contextmanager
 def local(where: Path) -> Iterator[None]:
-    """Say that what happens inside writes to a disk of this machine's: it is not the bucket that is full.
+    """Mark a block that writes to a local disk, so that a full disk is not taken for a full bucket.
 
     Raises:
-        ScratchError: the disk is full; names the folder.
+        ScratchError: the disk is full; the message names the folder.
     """
     try:
         yield
@@ -77,7 +77,7 @@ def local(where: Path) -> Iterator[None]:
 
 
 def full(where: Path, reason: str | None = None, needed: int = 0) -> ScratchError:
-    """The error of a full disk: what, where, and the remedy."""
+    """The error for a full disk: what, where, and the remedy."""
     free, wants = _free(where), f"{needed / 1e9:.1f} GB needed, " if needed else ""
     left = "" if free is None else f" ({wants}{free / 1e9:.1f} GB free)"
     return ScratchError(
@@ -87,10 +87,10 @@ def full(where: Path, reason: str | None = None, needed: int = 0) -> ScratchErro
 
 
 def place(needed: int) -> Path:
-    """Where a temporary folder of so many bytes goes: the first place with room, else the one with the most.
+    """The place for a temporary folder of so many bytes: the first with room, or else the one with the most room.
 
     Raises:
-        ScratchError: there is none that can be written.
+        ScratchError: no place can be written.
     """
     found = [(space, path) for path in places() if (space := _free(path)) is not None]
     if not found:
@@ -104,7 +104,7 @@ def place(needed: int) -> Path:
 
 
 def places() -> list[Path]:
-    """Where temporary folders may go, the user's choice first."""
+    """All places for temporary folders, the user's choice first."""
     named = [os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP")]
     home = os.environ.get("HOME")
     paths = [Path(name) for name in (*named, "/tmp", "/var/tmp", home and f"{home}/.cache") if name]
@@ -112,7 +112,7 @@ def places() -> list[Path]:
 
 
 def blamed(error: OSError, otherwise: Path) -> str:
-    """Which file or folder an error is about: the one that it names; of a full disk, the local one that is full."""
+    """The file or folder that an error is about: the one that it names, or a local folder whose disk is full."""
     if error.filename:
         return os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else str(otherwise)
     where = full_place(otherwise) if error.errno in FULL else None
@@ -120,7 +120,7 @@ def blamed(error: OSError, otherwise: Path) -> str:
 
 
 def full_place(otherwise: Path) -> Path | None:
-    """A full local disk that temporary files or the hub's files go to, and `otherwise` does not lie on."""
+    """A folder for temporary or Hub files on a full local disk, unless `otherwise` is on that disk too."""
     caches = [Path(cache) for name in ("HF_HOME", "HF_HUB_CACHE") if (cache := os.environ.get(name))]
     for path in [*places(), *caches]:
         if is_full(path) and not _on_one_disk(path, otherwise):
@@ -129,21 +129,26 @@ def full_place(otherwise: Path) -> Path | None:
 
 
 def is_full(path: Path) -> bool:
-    """Whether nothing more can be written there."""
+    """True if nothing more can be written there."""
     space = _free(path, writable=False)
     return space is not None and space < _FULL_BYTES
 
 
 def remove_all() -> None:
-    """Delete the temporary folders of this process, which is about to end; within a few seconds."""
+    """Delete this process's temporary folders before it ends, within a few seconds."""
     if _mine:
-        thread = threading.Thread(target=lambda: [_remove(path) for path in list(_mine)], daemon=True)
+        thread = threading.Thread(target=_remove_mine, daemon=True)
         thread.start()
         thread.join(REMOVE_S)
 
 
+def _remove_mine() -> None:
+    for path in list(_mine):
+        _remove(path)
+
+
 def remove_stale() -> None:
-    """Delete what processes of this user's left behind that are gone."""
+    """Delete the temporary folders that this user's dead processes left behind."""
     for where in places():
         with suppress(OSError):
             for entry in list(os.scandir(where)):
@@ -159,7 +164,7 @@ def _on_one_disk(one: Path, other: Path) -> bool:
 
 
 def _remove_if_stale(path: Path) -> None:
-    """Delete a folder that is made as `_locked` does it, by this user on this machine, and is locked by nobody."""
+    """Delete a folder if `_locked` made it for this user on this machine, and nobody locks it."""
     if path in _mine or path.lstat().st_uid != os.getuid():
         return
     if not {".lock"} <= {entry.name for entry in path.iterdir()} <= {".lock", "made"}:
@@ -175,18 +180,18 @@ def _remove_if_stale(path: Path) -> None:
 
 
 def _here() -> bytes:
-    """What a lock says of the machine that made it."""
+    """The content of a lock file: the machine that made it."""
     return socket.gethostname().encode()[:256]
 
 
 def _locked(where: Path, prefix: str) -> Path:
-    """A new folder whose lock this process holds."""
+    """Make a folder, and hold its lock in this process."""
     while True:
         top = Path(tempfile.mkdtemp(prefix=prefix, dir=where))
         descriptor = -1
         try:
             descriptor = os.open(top / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            with suppress(OSError):  # Without locks, or room for a word, nothing is ever seen to be stale there.
+            with suppress(OSError):  # Without locks, or room for the content, no folder there ever counts as stale.
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
                 os.write(descriptor, _here())
             made = top / "made"
@@ -195,7 +200,7 @@ def _locked(where: Path, prefix: str) -> Path:
             if descriptor >= 0:
                 os.close(descriptor)
             if isinstance(error, FileNotFoundError) and not top.exists():
-                continue  # Somebody who looked for stale folders was quicker than the lock.
+                continue  # Another process took it for stale before it was locked.
             shutil.rmtree(top, ignore_errors=True)
             raise
         _mine[top] = descriptor
@@ -213,7 +218,7 @@ def _remove(path: Path) -> None:
 
 
 def _free(path: Path, writable: bool = True) -> int | None:
-    """Bytes that this user can still write in a folder; None where it is no folder or cannot be written."""
+    """Bytes that this user can still write in a folder; None if it is no folder or cannot be written."""
     with suppress(OSError):
         if writable and not (path.is_dir() and os.access(path, os.W_OK | os.X_OK)):
             return None

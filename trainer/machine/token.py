@@ -1,4 +1,4 @@
-"""What tells this machine, and its processes, from others. Standard library only."""
+"""Tokens that identify this machine and its processes. Standard library only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PROCESS_TOKEN = secrets.token_hex(8)
 
 
 def machine_token() -> str:
-    """This machine's token, made where it is missing."""
+    """This machine's token; made if there is none yet."""
     if folder := home.cache():
         path = folder / "machine"
         with suppress(OSError, ValueError):
@@ -25,7 +25,7 @@ def machine_token() -> str:
             token = secrets.token_hex(8)
             path.write_text(token)
             return token
-    # Nowhere to keep it: then as long as the system runs.
+    # There is no place to keep a token: this one lasts until the machine boots again.
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
         return hashlib.sha256(boot).hexdigest()[:16]
@@ -33,7 +33,7 @@ def machine_token() -> str:
 
 
 def process_started(pid: object) -> int | None:
-    """When a process of this machine started, in ticks since the system did; None where there is none, or no /proc."""
+    """The start time of a process on this machine, in ticks since boot; None without such a process or /proc."""
     with suppress(OSError, ValueError, IndexError):
         state, *fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         return None if state in (b"Z", b"X") else int(fields[18])

@@ -128,7 +128,7 @@ class Loop:
         policy = SavePolicy(config.keep_latest, config.keep_every, config.save_failures)
         self.group.rank0_does("bind", self._bind, run.check_stop)
         extras.refuse_other_names(self.group, self.state.extra, run.check_stop)
-        saver = Saver(self.group, run.paths, run.attempt, run.journal, policy, run.say, run.notices.heard)
+        saver = Saver(self.group, run.paths, run.attempt, run.journal, policy, run.say, run.notices.received)
         run.trouble = lambda: saver.trouble
         self.saver = saver
         self.checkpointer = Checkpointer(run, self.state, saver, self.computation.device, self.tokens)
