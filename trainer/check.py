@@ -24,7 +24,7 @@ NEEDED = {
 
 
 def problems() -> list[str]:
-    """What is missing, a line each; empty where all is there."""
+    """List the missing requirements, one line each."""
     found = []
     if not (3, 10) <= sys.version_info[:2] <= (3, 13):
         found.append(f"Python {sys.version_info[0]}.{sys.version_info[1]}: 3.10 to 3.13 is needed")
