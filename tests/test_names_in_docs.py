@@ -1,0 +1,41 @@
+"""The docs name what is there: files, wings, tests."""
+
+import re
+from pathlib import Path
+
+import pytest
+from support import REPO
+
+DOCS = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
+FILE = re.compile(r"(?<![\w./~<>-])(?:[\w-]+/)+[\w-]+\.(?:py|sh|md|toml|yaml\.j2)\b")
+MODULE = re.compile(r"`(\w+\.py)`")
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+def test_every_file_that_a_page_names_exists(page: Path) -> None:
+    """By its path from the top, or from its package's folder."""
+    named = set(FILE.findall(page.read_text()))
+    missing = {name for name in named if not any((REPO / top / name).is_file() for top in ("", "trainer", "skyspot"))}
+    assert not missing
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+def test_every_module_that_a_page_names_alone_exists(page: Path) -> None:
+    there = {path.name for top in ("skyspot", "trainer", "tests", "bench") for path in (REPO / top).rglob("*.py")}
+    users = {"train.py", "my_script.py"}
+    assert not set(MODULE.findall(page.read_text())) - there - users
+
+
+def test_design_lists_every_wing() -> None:
+    design = (REPO / "docs" / "design.md").read_text()
+    tree = design.partition("\n## Wings\n")[2].partition("\n\n## ")[0]
+    listed = re.findall(r"^ {6}(\w+)/ ", tree, re.MULTILINE)
+    wings = [path.parent.name for top in ("skyspot", "trainer") for path in (REPO / top).glob("*/__init__.py")]
+    assert sorted(listed) == sorted(wings)
+
+
+def test_contributing_names_every_test_file_once() -> None:
+    table = (REPO / "CONTRIBUTING.md").read_text().partition("\n| wing | tests |\n")[2].partition("\n\n")[0]
+    assert sorted(re.findall(r"test_\w+\.py", table)) == sorted(
+        path.name for path in (REPO / "tests").glob("test_*.py")
+    )
