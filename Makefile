@@ -1,6 +1,7 @@
 # Each target makes the virtual environment that it needs; where it is there already, that takes no time.
 PYTHON ?= python3
 VENV := .venv
+PEERS := .venv-peers
 BIN := $(VENV)/bin
 SIZE ?= 1GB
 ROUNDS ?= 5
@@ -8,7 +9,7 @@ READY := $(VENV)/.ready
 # Much of the time a test waits: one worker more than there are cores.
 SIDE_BY_SIDE = -n $(shell $(BIN)/python -c "import os; print(min(4, (os.cpu_count() or 1) + 1))") --dist worksteal
 
-.PHONY: demo test test-all lint bench e2e chaos
+.PHONY: demo test test-all lint bench peers e2e chaos
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Error: no $(PYTHON) on PATH. Say which one: make PYTHON=python3.11 ..." >&2; exit 1; }
@@ -37,6 +38,12 @@ lint: $(READY)
 bench: $(READY)  ## What the command line and a checkpoint cost, beside others; the latter into docs/performance.md.
 	$(BIN)/python bench/startup.py
 	$(BIN)/python -m bench.checkpoint --size $(SIZE) --rounds $(ROUNDS)
+
+peers: $(READY)  ## The independent tool ckpt-chaos kills, tears and SIGTERMs the bundled trainer at 40 of its writes; minutes.
+	@test -x $(PEERS)/bin/ckpt-chaos || { $(PYTHON) -m venv $(PEERS) && $(PEERS)/bin/python -m pip install -q --disable-pip-version-check ckpt-chaos==0.1.8; }
+	OMP_NUM_THREADS=1 $(PEERS)/bin/ckpt-chaos run --modes before,torn,term --grace 25 --jobs 2 --work $(PEERS)/runs/$$(date +%s) \
+		--step-regex 'resumed at step (\d+)' --result-file '{out}/final/model.safetensors' \
+		-- $(BIN)/python -m trainer.finetune --checkpoint-dir {out} --max-steps 8 --save-every 4 --cpu
 
 chaos: $(READY)  ## 22,100 faults, then docs/chaos-results.md; goes on after an interruption. make chaos CHAOS="--faults 100 --stores local"
 	$(BIN)/python tests/chaos/run.py --state .chaos.json --report docs/chaos-results.md $(CHAOS)

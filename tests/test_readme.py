@@ -143,13 +143,13 @@ def test_the_exit_codes_are_those_of_the_trainers_table() -> None:
     table = README.partition("| code | cause |")[2].partition("\n\n")[0].splitlines()[2:]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     found = [(int(code), cause.strip("`"), before, after) for code, cause, _, before, after in rows]
-    skypilot = {EXIT_DONE: "done", EXIT_PREEMPTED: "brings it back"}
+    skypilot = {EXIT_DONE: "done", EXIT_PREEMPTED: "restarts it"}
     expected = []
     for ending in ENDINGS.values():
         before = ["saves"] * ending.saves
         before += [f"waits until {ending.hold.value}"] * (ending.hold is not Hold.NOTHING)
-        expected.append((ending.code, ending.cause, ", ".join(before), skypilot.get(ending.code, "stays down")))
-    assert found == [*expected, (EXIT_USAGE, "", "", "stays down")]
+        expected.append((ending.code, ending.cause, ", ".join(before), skypilot.get(ending.code, "leaves it stopped")))
+    assert found == [*expected, (EXIT_USAGE, "", "", "leaves it stopped")]
 
 
 def test_every_target_that_readme_names_is_in_the_makefile() -> None:
