@@ -59,7 +59,7 @@ def record_attempt(run_dir: Path) -> None:
         _send(f"leave {error.code}")
         return
     if stop:
-        print(f"not started: {paths.stop(attempt.launch)} requests that this launch stop", file=sys.stderr, flush=True)
+        print(f"not started: {paths.stop(attempt.launch)} asks this launch to stop", file=sys.stderr, flush=True)
         _leave(attempt, STOP_REQUEST)
         return
     if stuck:
