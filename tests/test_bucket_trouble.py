@@ -108,4 +108,4 @@ def test_saves_that_take_longer_than_their_interval_are_said(tmp_path: Path) -> 
                "--save-every", "3", "--constant", "training.checkpointer.REPORTED_WAIT_S=0.1"]  # fmt: skip
     done = warm.run(command, env=clean_env(), text=True, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("longer than the 3 steps between two: training waited") == 1
+    assert done.stdout.count("longer than the save interval (3 steps); training stalled for") == 1

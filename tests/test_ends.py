@@ -55,10 +55,10 @@ def fail(run: SpotRun) -> None:
 @pytest.mark.parametrize(
     ("work", "code", "said"),
     [
-        (lambda run: None, 1, "Error: the `with SpotRun(...)` block ended, and the training is not done"),
-        (fail, 1, "Error: the `with SpotRun(...)` block ended, and the training is not done"),
-        (lambda run: sys.exit(), 1, "Error: sys.exit(0) before the training is done"),
-        (lambda run: sys.exit(0), 1, "Error: sys.exit(0) before the training is done"),
+        (lambda run: None, 1, "Error: the `with SpotRun(...)` block ended before the training was done"),
+        (fail, 1, "Error: the `with SpotRun(...)` block ended before the training was done"),
+        (lambda run: sys.exit(), 1, "Error: the script called sys.exit(0) before the training was done"),
+        (lambda run: sys.exit(0), 1, "Error: the script called sys.exit(0) before the training was done"),
         (lambda run: sys.exit("no data in /here"), 1, "no data in /here\n"),
         (lambda run: sys.exit(["a", "list"]), 1, "['a', 'list']\n"),
         (lambda run: sys.exit(3), 3, ""),

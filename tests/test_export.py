@@ -90,7 +90,7 @@ def exported(run: Any, module: nn.Module, save: Callable[..., None] = export.sav
 def test_extra_state_of_modules_is_exported_where_it_is_a_tensor(run: Any, capsys: pytest.CaptureFixture) -> None:
     tensors = exported(run, nn.Sequential(Scaled(torch.ones(3)), Scaled({"scale": 2.0})))
     assert sorted(tensors) == ["0._extra_state", "0.bias", "0.weight", "1.bias", "1.weight"]
-    assert "not exported, because a safetensors file holds tensors alone: 1._extra_state" in capsys.readouterr().out
+    assert "Not exported, because a safetensors file holds tensors only: 1._extra_state" in capsys.readouterr().out
 
 
 def test_weights_are_streamed_and_need_no_room_on_the_local_disk(run: Any, full: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_full_local_disk_is_named_and_left_to_the_next_machine(
     assert raised.value.code == EXIT_PREEMPTED
     assert str(full) in str(raised.value)
     assert str(run.paths.root) not in str(raised.value)
-    assert f"Checkpoint {LAST} is whole: the next attempt exports it" in str(raised.value)
+    assert f"Checkpoint {LAST} is whole; the next attempt exports it" in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
     assert list(full.iterdir()) == []
 
@@ -159,7 +159,9 @@ def test_a_model_goes_where_there_is_room(
     assert seen[0].is_relative_to(home)
 
 
-@pytest.mark.parametrize(("name", "said"), [(MANIFEST, "name it otherwise"), ("a\nb", "Name it otherwise")])
+@pytest.mark.parametrize(
+    ("name", "said"), [(MANIFEST, "a name that the trainer needs"), ("a\nb", "cannot name a file in the bucket")]
+)
 def test_a_file_that_cannot_be_in_the_export_is_refused_in_a_line(
     run: Any, temporary: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str
 ) -> None:
@@ -183,7 +185,7 @@ def test_a_save_model_that_cannot_be_called_is_refused_before_training() -> None
     export.check_save_model(lambda module, folder: None)
     export.check_save_model(lambda module, folder, write: None)
     export.check_save_model(print)
-    with pytest.raises(RunError, match=r"it is called as save_model\(model, folder\)"):
+    with pytest.raises(RunError, match=r"must accept save_model\(model, folder\)"):
         export.check_save_model(lambda module: None)
 
 

@@ -276,12 +276,10 @@ def test_a_first_machine_without_the_mount_ends_all_too(tmp_path: Path, task: st
 def test_a_machine_that_sees_another_bucket_ends_all_and_writes_nothing(tmp_path: Path, task: str) -> None:
     (tmp_path / "other").mkdir()
     first = start(tmp_path / "run", task=task, nodes=[0])
-    second = start(
-        tmp_path / "other" / "run", "--constant", "training.participant.SEE_ATTEMPT_S=1", task=task, nodes=[1]
-    )
+    second = start(tmp_path / "other" / "run", "--constant", "training.opening.SEE_ATTEMPT_S=1", task=task, nodes=[1])
     ended = [*first.end(), *second.end()]
     assert codes(ended) == [1, 1], ended
-    assert "not the same bucket or folder" in ended[1].output
+    assert "Mount the same bucket and folder on all machines" in ended[1].output
     assert not (tmp_path / "other" / "run").exists()
     assert not (tmp_path / "run" / "checkpoints").exists()
 

@@ -545,7 +545,7 @@ def test_a_run_whose_state_is_unusual_resumes_bit_for_bit(tmp_path: Path) -> Non
 
     code, said = attempt("whole")
     assert code == 0, said
-    assert "not exported, because a safetensors file holds tensors alone: _extra_state" in said
+    assert "Not exported, because a safetensors file holds tensors only: _extra_state" in said
     assert attempt("taken", "--taken-at", 3)[0] == 75
     code, said = attempt("taken")
     assert code == 0, said

@@ -56,7 +56,7 @@ def test_an_average_of_the_weights_is_resumed_exactly_and_neither_lost_nor_made_
     assert mlp(broken, "--ema", "--fault", "kill@6", "--commit-first").code != 0
     forgotten = mlp(broken)
     assert forgotten.code == 1
-    assert "has extra 'ema', which would be lost: register it as before" in forgotten.output
+    assert "has extra 'ema', which is not registered and would be lost" in forgotten.output
     assert "Traceback" not in forgotten.output
     assert mlp(broken, "--ema").code == 0
     averages = [
@@ -70,7 +70,7 @@ def test_an_average_of_the_weights_is_resumed_exactly_and_neither_lost_nor_made_
     assert mlp(plain, "--fault", "kill@6", "--commit-first").code != 0
     made_up = mlp(plain, "--ema")
     assert made_up.code == 1
-    assert "extra 'ema' is registered, and checkpoint" in made_up.output
+    assert "extra 'ema' is registered, but checkpoint" in made_up.output
     assert "Traceback" not in made_up.output
 
 

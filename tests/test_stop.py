@@ -62,7 +62,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_waits_to_be_cancelled(tmp_path: P
     os.kill(process.pid, signal.SIGTERM)
     output = process.communicate(timeout=30)[0]
     assert process.returncode == 79, output
-    assert "a stop was asked for: saving step" in output
+    assert "Stop requested; saving step" in output
     assert RunPaths(run_dir).stop(TASK).exists(), "the request stays: a recovery of this launch must not go on"
 
 
@@ -72,7 +72,7 @@ def test_the_request_holds_for_every_attempt_of_its_launch_and_for_no_other(tmp_
     ask(run_dir, text="")
     again = mlp(run_dir, env=clean_env(SKYPILOT_TASK_ID=TASK))
     assert again.code == 79, again.output
-    assert "asks this launch to stop" in again.output
+    assert "requests that this launch stop" in again.output
     later = mlp(run_dir, env=clean_env(SKYPILOT_TASK_ID=TASK.replace("_7-0", "_8-0")))
     assert later.code == 0, later.output
     assert event(run_dir, "restored")["lost_steps"] == 0
@@ -125,4 +125,4 @@ def test_a_script_that_keeps_no_records_is_stopped_by_its_launcher(tmp_path: Pat
     assert (event(run_dir, "end")["code"], event(run_dir, "end")["cause"]) == (79, "stop-request")
     again = launch(script, env=env)
     assert again.code == 79
-    assert "asks this launch to stop" in again.output
+    assert "requests that this launch stop" in again.output

@@ -130,10 +130,10 @@ class Run(mlp.SpotRun):
             extra={"ema": average_of(model, optimizer)} if options.ema else {},
         )
 
-    def _first_to_say(self, what: str) -> bool:
+    def _is_first_to_print(self, what: str) -> bool:
         if options.last_to_say and self.rank == 1 and not self.peer_gone.wait(60):
             return False
-        return super()._first_to_say(what)
+        return super()._is_first_to_print(what)
 
 
 class Net(nn.Module):

@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
         seed_all(config.seed)
         model = models.build_model(config, tokens.vocab_size, files)
         if note := models.check_fit(model, config, tokens):
-            run.say(note)
+            run.print_line(note)
         model.train()
         optimizer = make_optimizer(model, config)
 

@@ -76,7 +76,7 @@ class Inputs:
     def _recorded(self) -> Mapping[str, Any]:
         run, attempt = self.run, self.run.attempt
         assert attempt
-        first = run.ask(lambda: first_binding(run.paths, attempt, run.newest), RECORDS_S)
+        first = run.retry(lambda: first_binding(run.paths, attempt, run.newest), RECORDS_S)
         return first or {}
 
     def _find_model(self) -> ModelFiles:
@@ -116,7 +116,7 @@ class Inputs:
                 found += [one for one in others if expected in (None, one.hash)]
             return found
 
-        found: list[Prepared] = self.run.ask(look, RECORDS_S)
+        found: list[Prepared] = self.run.retry(look, RECORDS_S)
         return found
 
     def _is_other_data(self, existing: Prepared) -> bool:
@@ -130,7 +130,7 @@ class Inputs:
             key = data.data_key(config)
             same_files = data.data_key(config, str(facts["tokenizer"])) == facts["key"]
         except (DataError, OSError) as error:
-            run.say(f"{error}. The run continues with the data that was prepared for it.")
+            run.print_line(f"{error}. The run continues with the data that was prepared for it.")
             return False
         if key == facts["key"]:
             return False
@@ -138,13 +138,13 @@ class Inputs:
             run.allowed.add("data_key")  # The length of a sample is bound separately.
             return True
         if same_files:
-            run.say(
+            run.print_line(
                 f"--model was {facts['tokenizer']} when the data was prepared. The run continues with the data that "
                 "was prepared for it."
             )
             return False
         if facts["source"] == config.data:
-            run.say(
+            run.print_line(
                 f"--data {config.data} has changed since this run began. The run continues with the data that was "
                 "prepared for it; to use the new data, pass --allow-config-change data_key."
             )
@@ -176,7 +176,7 @@ class Inputs:
             return existing[0].hash
         folder = self.run.paths.tokens / self.named
         with suppress(LayoutError):
-            return Prepared(self.named, self.run.ask(lambda: read_manifest(folder))).hash
+            return Prepared(self.named, self.run.retry(lambda: read_manifest(folder))).hash
         return None
 
     def _prepared_anew(self, damage: list[str], expected: str | None, avoid: Collection[str] = ()) -> Prepared:
@@ -191,17 +191,17 @@ class Inputs:
 
         def work() -> str:
             return data.prepare(
-                run.paths, attempt, config, run.check_stop, model=self.model, avoid=avoid, print_line=run.say,
+                run.paths, attempt, config, run.check_stop, model=self.model, avoid=avoid, print_line=run.print_line,
                 revision=self.recorded.get("data_revision"),
             )  # fmt: skip
 
         try:
-            folder = str(run.ask(work, math.inf))
+            folder = str(run.retry(work, math.inf))
         except DataError as error:
             if damage and self.named:
                 raise DataError(f"{damage[0]}, and the data cannot be prepared again: {error}") from None
             raise
-        prepared = Prepared(folder, run.ask(lambda: manifest_of(run.paths, folder, run.check_stop), math.inf))
+        prepared = Prepared(folder, run.retry(lambda: manifest_of(run.paths, folder, run.check_stop), math.inf))
         if expected and prepared.hash != expected:
             raise DataError(
                 f"{damage[0]}, and --data {config.data} has changed since, so the data cannot be prepared again. "
@@ -209,7 +209,7 @@ class Inputs:
             )
         if damage:
             result = "the hash is the same" if expected else "the former hash is unknown"
-            run.say(f"{damage[0]}. Prepared again from --data {config.data}; {result}.")
+            run.print_line(f"{damage[0]}. Prepared again from --data {config.data}; {result}.")
         self._copy(prepared)
         return prepared
 
@@ -219,4 +219,4 @@ class Inputs:
         def work() -> Path:
             return self.stack.enter_context(copied(run.paths, prepared.folder, prepared.manifest, run.check_stop))
 
-        self.local = run.ask(work, math.inf)
+        self.local = run.retry(work, math.inf)

@@ -159,12 +159,12 @@ def on_this_machine(run: SpotRun, folder: str, stack: ExitStack, made: Path | No
         if made:
             return str(made)
         try:
-            return str(run.ask(copy, math.inf))
+            return str(run.retry(copy, math.inf))
         except DamagedError as error:
             raise AttemptError(f"{error}, and rank 0 could read it", EXIT_PREEMPTED) from None
 
     with stack, run.group.before_gather("tokens-mapped"):  # Another machine may copy much faster.
-        manifest = run.ask(lambda: manifest_of(run.paths, folder, run.check_stop), math.inf)
+        manifest = run.retry(lambda: manifest_of(run.paths, folder, run.check_stop), math.inf)
         local = Path(run.group.machine_does("tokens", copy_once, run.check_stop))
         tokens = open_copy(folder, manifest, local)
         run.group.gather("tokens-mapped", True, run.check_stop)

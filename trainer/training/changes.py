@@ -1,4 +1,4 @@
-"""What has changed between the attempt that saved a checkpoint and the one that resumes from it."""
+"""Changes between the attempt that saved a checkpoint and the one that resumes from it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 NAMES = {"device": "device", "instruction_set": "instruction set", "torch": "torch", "threads": "threads"}
-"""What a manifest says of the machine, and how that is called."""
+"""Facts of the machine in a manifest, and their names in a message."""
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """What decides on the last bits of a result and is not as it was: {name: [old, new]}.
+    """The facts that have changed and may affect the last bits of a result: {name: [old, new]}.
 
     Args:
-        then: The facts of the checkpoint's manifest; what it does not say has not changed.
+        then: The facts of the checkpoint's manifest; a fact that it lacks has not changed.
         now: The facts that this attempt would write.
     """
     pairs = {"processes": (then.get("world_size"), now["world_size"])}
@@ -29,8 +29,8 @@ def _mapping(facts: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def sentence(step: int, changed: Mapping[str, list[Any]]) -> str:
-    """The changes in a line."""
-    said = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changed.items())
+    """One line that lists the changes."""
+    listed = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changed.items())
     return (
-        f"changed since step {step}: {said}. From here on the results need not be bit-identical to an undisturbed run's"
+        f"Changed since step {step}: {listed}. From here on, results may not be bit-identical to an undisturbed run's."
     )

@@ -1,4 +1,4 @@
-"""Checkpointer: saves the training at its boundaries; when, what, and at which cost."""
+"""Checkpointer: saves the training state at a boundary, and measures the cost of saves."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from trainer.training.participant import Participant
 from trainer.training.training_state import TrainingState
 
 REPORTED_WAIT_S = 1.0
-"""A wait of training's for a save that is worth a line."""
+"""A longer wait for a save is reported."""
 
 
 class Checkpointer:
-    """Makes a boundary's checkpoint from the training's state, and hands it to the saver."""
+    """Collects the contents of a checkpoint, and passes them to the saver."""
 
     def __init__(
         self, run: Participant, state: TrainingState, saver: Saver, device: torch.device, tokens: str | None
     ) -> None:
         self._run, self._state, self.saver, self._device, self._tokens = run, state, saver, device, tokens
         self.saved_at = 0
-        """The boundary that was last saved, or restored."""
+        """The step of the boundary that was last saved or restored."""
         self.interval = interval.Interval(
             state.config.save_interval_steps, interval.notice_seconds(run.grace_s), self._report_interval
         )
@@ -36,26 +36,31 @@ class Checkpointer:
         self._has_reported_wait = False
 
     def is_due(self, save_every: int) -> bool:
-        """Whether this boundary is to be saved; `save_every` is what all ranks heard from rank 0."""
+        """Whether to save at this boundary; `save_every` is rank 0's choice, which all ranks have received."""
         state, given = self._state, self._state.config.save_interval_steps
         if given is not None:
             return state.done % given == 0
         return state.done - self.saved_at >= save_every
 
     def save(self, *, last: bool = False) -> None:
-        """Begin to save this boundary."""
+        """Start to save this boundary."""
         since, self.saved_at = self._state.done - self.saved_at, self._state.done
         self.saver.start(self._boundary(last))
         waited_s = self.saver.waited_s
         if waited_s > REPORTED_WAIT_S and not last and not self._has_reported_wait:
             self._has_reported_wait = True
-            self._run.say(
-                f"a save takes longer than the {since} steps between two: training waited {waited_s:.1f} s for it. "
-                "Save less often (--save-every), or say auto"
+            self._run.print_line(
+                f"Saving takes longer than the save interval ({since} steps); training stalled for {waited_s:.1f} s. "
+                "Raise --save-every or use `auto`."
             )
 
     def save_last(self, deadline: float | None, again: bool = False) -> None:
-        """Save the boundary that was reached, unless it is committed already (or `again`: more is known of it)."""
+        """Save this boundary and wait until the save is decided.
+
+        Args:
+            deadline: Where the wait ends, in monotonic seconds; None: no limit.
+            again: Save even a boundary that is committed already, because its state has changed since.
+        """
         self.saver.wait()
         if self._state.done and (again or self.saver.committed_step != self._state.done):
             self.save(last=True)
@@ -63,7 +68,7 @@ class Checkpointer:
         self._run.committed_step = self.saver.committed_step
 
     def _boundary(self, last: bool) -> Boundary:
-        """What is to be saved of where the run stands."""
+        """The contents of a checkpoint of this boundary."""
         run, state = self._run, self._state
         whole, own = extras.split(run.group, state.collect(state.counters()))
         rank = run.group.rank
@@ -83,7 +88,7 @@ class Checkpointer:
         )
 
     def facts(self) -> dict[str, Any]:
-        """What a manifest says of the run and of this attempt's machine."""
+        """The facts of the manifest: the run, the attempt and its machine."""
         run, state = self._run, self._state
         device = torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu"
         return {
@@ -104,14 +109,14 @@ class Checkpointer:
         }
 
     def take_in_costs(self, step_s: float, beside_a_save: bool) -> None:
-        """Rank 0: how long a step took, and what a save that is over has cost."""
+        """Rank 0: take in the time of a step, and the cost of the last save once it is over."""
         saver = self.saver
         self.interval.stepped(step_s, beside_a_save or not saver.idle)
         if self.saved_at == saver.committed_step and saver.idle and saver.commit_s is not None:
             self.interval.saved(self.saved_at, saver.begun_s, saver.stall_s, saver.commit_s)
 
     def _report_interval(self, choice: interval.Choice, costs: interval.Costs) -> None:
-        self._run.say(f"a checkpoint every {choice.steps} steps: {choice.why}")
+        self._run.print_line(f"a checkpoint every {choice.steps} steps: {choice.why}")
         if self._run.journal:
             self._run.journal.event(
                 "interval", steps=choice.steps, why=choice.why, step_s=costs.step_s, cost_s=costs.cost_s,

@@ -1,6 +1,6 @@
-"""Consensus: what all ranks conclude alike from the rows that they exchange at each micro-step.
+"""Consensus: the conclusions that all ranks draw from the rows that they exchange at each micro-step.
 
-Whether to stop, and when; the weights of the next step's micro-steps; how often to save.
+They are the stop and its deadline, the weights of the next step's micro-steps, and the number of steps between saves.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from trainer.training.samples import MicroStep
 
 
 class Consensus:
-    """The conclusions of the last round, the same on every rank."""
+    """The conclusions from the last round; the same on every rank."""
 
     def __init__(self, run: Participant, checkpointer: Checkpointer) -> None:
         self._run, self._checkpointer = run, checkpointer
         self.stop: Stop | None = None
         self.weights: list[float] = []
-        """Of the next step's micro-steps, of all ranks."""
+        """The weights of the next step's micro-steps, of all ranks."""
         self.save_every = 0
-        """Steps between checkpoints, as all ranks heard it from rank 0."""
+        """Steps between checkpoints; rank 0 sends the number to all ranks."""
         self._left_s = 0.0
-        """Until the agreed stop's deadline, when the ranks last told each other: the same on all."""
+        """Seconds from the last round to the deadline of the agreed stop; the same on all ranks."""
         self._round_s = 0.0
+        """Seconds that a round takes, as a moving average."""
 
     def start_round(self, micro: MicroStep | None = None, weights: tuple[float, ...] = ()) -> Exchange:
-        """Start to tell all ranks this rank's row; inside a micro-step, under its generators."""
+        """Start to send this rank's row to all ranks; during a micro-step, its generators must be seeded already."""
         return self._run.group.exchange(self._row(micro, weights).to_ints())
 
     def _row(self, micro: MicroStep | None, weights: tuple[float, ...]) -> Row:
@@ -60,9 +61,12 @@ class Consensus:
         )
 
     def take_in(self, received: list[list[int]], round_started: float | None) -> None:
-        """Take over the rows of all ranks.
+        """Draw the conclusions from the rows of all ranks.
 
-        `round_started` is None where it was no round of a step: its time says nothing of how long one takes.
+        Args:
+            received: The rows, by rank.
+            round_started: When the round began, in monotonic seconds. None for a round outside of a step, whose time
+                is not counted.
         """
         rows = [Row.from_ints(row) for row in received]
         self.weights = [weight for row in rows for weight in row.weights]
@@ -70,21 +74,21 @@ class Consensus:
         if round_started is not None:
             seconds = time.monotonic() - round_started
             self._round_s = seconds if not self._round_s else 0.8 * self._round_s + 0.2 * seconds
-        asked = [row for row in rows if row.stop or self.stop]
-        first = min(asked, key=lambda row: row.left_ms, default=Row())
+        stopping = [row for row in rows if row.stop or self.stop]
+        first = min(stopping, key=lambda row: row.left_ms, default=Row())
         self._left_s = first.left_ms / 1000
         if self.stop:
             return
         if rows[0].superseded:
             self.stop = Stop("superseded", time.monotonic())
-        elif asked:
+        elif stopping:
             self.stop = Stop(KINDS[first.stop], time.monotonic() + self._left_s)
         if self.stop:
             self._run.stopping = self.stop.ending
             self._checkpointer.saver.hurry(self.stop.deadline)
 
     def leaves_time(self, rounds_left: int, rank0: Row) -> bool:
-        """Whether the rest of a step and a save fit before the deadline: from what all ranks were told alike."""
+        """Whether the rest of a step and a save fit before the deadline; the same answer on every rank."""
         assert self.stop
         if not self.stop.ending.saves:
             return False

@@ -1,4 +1,4 @@
-"""print_line: a line of output, above the progress bar where there is one."""
+"""print_line: prints a line, above the progress bar if there is one."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import sys
 from typing import Any
 
 bar: Any = None
-"""tqdm's bar of this process, while it is shown."""
+"""The tqdm bar of this process, while it is shown."""
 
 
 def print_line(text: str) -> None:
-    """Print a line, above the bar where there is one."""
+    """Print a line, above the bar if there is one."""
     if bar is not None:
         bar.write(text, file=sys.stdout)
     else:

@@ -1,4 +1,4 @@
-"""Evaluation: the mean loss over the held-out samples, at the boundaries where it is due."""
+"""Evaluation: computes the mean loss over the held-out samples, every `eval_interval_steps`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from trainer.training.training_state import TrainingState
 
 
 class Evaluation:
-    """Evaluates the model as it would be saved; each rank evaluates its part of the held-out samples."""
+    """Evaluates the model on the held-out samples; each rank takes its part of them."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Evaluation:
         self._held_out, self._max_steps = held_out, max_steps
 
     def run_if_due(self) -> bool:
-        """Evaluate where this boundary asks for it and it has not been done; whether it was."""
+        """Evaluate if this boundary is due and not evaluated yet; returns whether it was evaluated."""
         state, every = self._state, self._state.config.eval_interval_steps
         if not self._held_out or not every or not state.done or state.done % every or state.evaluated >= state.done:
             return False
@@ -54,17 +54,17 @@ class Evaluation:
             self._run.journal.line(
                 {"step": state.done, "eval_loss": finite_or_none(loss), "eval_s": round(time.monotonic() - started, 4)}
             )
-            self._run.say(f"step {state.done}  held-out loss {loss:.4f}")
+            self._run.print_line(f"step {state.done}  held-out loss {loss:.4f}")
         return True
 
     def _mean_loss(self, held_out: Samples) -> float | None:
-        """The mean loss over the held-out samples; None where a stop was agreed on meanwhile and steps are left."""
+        """The mean loss over the held-out samples; None where a stop was agreed on meanwhile and steps remain."""
         state, group, consensus = self._state, self._run.group, self._consensus
         parts = micro_steps(np.arange(len(held_out)), state.config.micro_batch_size)
         model, ranks = unwrap(state.model), group.world_size
         losses, weights = [], []
         modes = {module: module.training for module in model.modules()}
-        # Each rank has seen other samples since: all evaluate the model that would be saved.
+        # The ranks saw different samples, so their buffers differ: all use rank 0's, as a checkpoint does.
         own = buffers.keep(model)
         refuse_unlike_buffers(group, model)
         group.broadcast(tensor for _, tensor in model.named_buffers())
@@ -94,7 +94,7 @@ class Evaluation:
 
 
 def refuse_unlike_buffers(group: RankGroup, model: nn.Module) -> None:
-    """See that rank 0's buffers fit the others': a broadcast would hang, or mix them up.
+    """Check that the ranks' buffers have the same names and shapes; otherwise a broadcast would hang or mix them up.
 
     Raises:
         StateError: they do not.
@@ -102,4 +102,4 @@ def refuse_unlike_buffers(group: RankGroup, model: nn.Module) -> None:
     own = [f"{name}{buffers.form(tensor)}" for name, tensor in model.named_buffers()]
     rows = group.exchange([fingerprint(*own)]).wait()
     if any(row != rows[0] for row in rows):
-        raise StateError("the ranks' buffers differ in their names or shapes: rank 0's count, and fit no other")
+        raise StateError("the ranks' buffers differ in names or shapes: those of rank 0 cannot be sent to the others")

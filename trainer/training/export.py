@@ -1,4 +1,4 @@
-"""The exported model, `final/`: the one folder that is emptied and written again where it is not whole."""
+"""The exported model, `final/`: the one folder that is emptied and written again if it is not whole."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ from trainer.training.console import print_line
 from trainer.training.participant import Participant
 
 EMPTY_S = 600.0
-"""Each of its files takes a request or two."""
+"""Time to delete an older `final/`; each of its files takes a request or two."""
 
 
 class Write(Protocol):
-    """Streams tensors into a safetensors file of `final/`, front to back, without a copy on local disk."""
+    """Streams tensors into a safetensors file in `final/`, front to back, without a copy on local disk."""
 
     def __call__(
         self, name: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
     ) -> None:
-        """Write one new file; `name` may have folders in it."""
+        """Write one new file; `name` may contain folders."""
 
 
 def save_tensors(model: nn.Module, folder: Path, write: Write | None = None) -> None:
-    """Write a model's weights into `model.safetensors`: what is exported of a model that has no `save_pretrained`.
+    """Write a model's weights into `model.safetensors`: the export of a model that has no `save_pretrained`.
 
-    What `get_extra_state` of a module gives is exported where it is a tensor: safetensors holds nothing else.
+    The value of a module's `get_extra_state` is exported if it is a tensor: safetensors holds nothing else.
     """
     tensors, others = named_tensors(model.state_dict())
     if others:
-        print_line(f"not exported, because a safetensors file holds tensors alone: {', '.join(others)}")
+        print_line(f"Not exported, because a safetensors file holds tensors only: {', '.join(others)}")
     if write:
         write("model.safetensors", tensors)
     else:
@@ -58,41 +58,41 @@ def save_tensors(model: nn.Module, folder: Path, write: Write | None = None) -> 
 
 
 def check_save_model(save_model: Callable[..., None]) -> None:
-    """Refuse before training what could not be called after it.
+    """Refuse, before training, a function that could not be called after it.
 
     Raises:
         RunError: it does not take (model, folder).
     """
-    with suppress(ValueError, TypeError):  # A built-in function tells nothing of its parameters.
+    with suppress(ValueError, TypeError):  # A built-in function does not list its parameters.
         signature = inspect.signature(save_model)
         try:
             signature.bind(None, Path(), **({"write": None} if "write" in signature.parameters else {}))
         except TypeError as error:
-            raise RunError(f"save_model{signature}: it is called as save_model(model, folder) ({error})") from None
+            raise RunError(f"save_model{signature} must accept save_model(model, folder) ({error})") from None
 
 
 def _streams(save_model: Callable[..., None]) -> bool:
-    """Whether it takes `write` besides the model and the folder."""
+    """Whether it takes `write`, besides the model and the folder."""
     with suppress(ValueError, TypeError):
         return "write" in inspect.signature(save_model).parameters
     return False
 
 
 def export(run: Participant, model: nn.Module, save_model: Callable[..., None], last: CheckpointName) -> None:
-    """Make `final/` from the model as it stands, which is as the `last` checkpoint has it; rank 0 alone.
+    """Write `final/` from the model, which has the weights of the `last` checkpoint; on rank 0 only.
 
-    save_pretrained seeks and renames, which a bucket's mount may refuse: it writes to local disk, and the files are
-    then copied front to back, MANIFEST.json last; all of them again where the bucket fails for a moment. A `save_model`
-    that takes `write` streams its weights through it instead, so that no local disk has to hold the model.
+    save_pretrained seeks and renames, which a bucket's mount may refuse. So it writes to local disk, and the files are
+    then copied front to back, MANIFEST.json last; all of them again if the bucket fails for a moment. A `save_model`
+    that takes `write` streams its weights through it instead, without a copy of the model on local disk.
 
     Raises:
-        AttemptError: the bucket cannot be written, for ten minutes; or what `save_model` made cannot be exported.
+        AttemptError: the bucket cannot be written for ten minutes, or a file of `save_model` cannot be exported.
         ScratchError: the local disk is full.
     """
 
-    def in_time() -> None:
+    def check_time() -> None:
         if run.notices.first():
-            raise InterruptedError("no time is left to try again")
+            raise InterruptedError("no time is left to retry")
 
     with without_compilation(model) as bare:
         streams = _streams(save_model)
@@ -105,10 +105,10 @@ def export(run: Participant, model: nn.Module, save_model: Callable[..., None], 
                 def work() -> None:
                     _publish(run, made, last, (lambda write: save_model(bare, made, write=write)) if streams else None)
 
-                retry(run.paths, work, in_time, begun=True, limit_s=math.inf)  # Each call has a limit of its own.
+                retry(run.paths, work, check_time, begun=True, limit_s=math.inf)  # Each call has its own limit.
         except (AttemptError, ScratchError) as error:
             raise type(error)(
-                f"the model could not be exported: {error} Checkpoint {last} is whole: the next attempt exports it",
+                f"the model could not be exported: {error} Checkpoint {last} is whole; the next attempt exports it",
                 error.code,
             ) from None
 
@@ -117,7 +117,7 @@ def _make(save: Callable[[], None], made: Path, needed: int) -> None:
     """Have `save_model` write into a local folder.
 
     Raises:
-        ScratchError: the disk is full. Libraries say so in errors of their own: the disk itself is asked.
+        ScratchError: the disk is full. Libraries raise their own errors for that, so the disk itself is checked.
     """
     try:
         save()
@@ -128,7 +128,7 @@ def _make(save: Callable[[], None], made: Path, needed: int) -> None:
         raise
 
 
-def _let_a_newer_one(run: Participant) -> None:
+def _refuse_if_superseded(run: Participant) -> None:
     with within("looking for other attempts"):
         newer = newer_attempt(run.attempt) if run.attempt else None
     if newer:
@@ -136,15 +136,15 @@ def _let_a_newer_one(run: Participant) -> None:
 
 
 def _publish(run: Participant, made: Path, last: CheckpointName, save: Callable[[Write], None] | None) -> None:
-    """Fill an empty `final/` with what is streamed into it, and with the files that were made."""
-    _let_a_newer_one(run)
+    """Empty `final/`; then stream the weights into it, or copy the files that were made."""
+    _refuse_if_superseded(run)
     final = run.paths.final
     files: dict[str, FileRecord] = {}
     _empty(final)
 
     def begin(name: str) -> Path:
         _refuse_name(name, files)
-        _let_a_newer_one(run)
+        _refuse_if_superseded(run)
         with within("making a folder for the exported model"):
             (final / name).parent.mkdir(parents=True, exist_ok=True)
         return final / name
@@ -160,7 +160,7 @@ def _publish(run: Participant, made: Path, last: CheckpointName, save: Callable[
                 failed.append(error)
                 raise
 
-        for entry in made.iterdir():  # Of a try before this one.
+        for entry in made.iterdir():  # From an earlier try.
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             else:
@@ -168,15 +168,15 @@ def _publish(run: Participant, made: Path, last: CheckpointName, save: Callable[
         try:
             _make(lambda: save(write), made, 0)
         except Exception:
-            if failed:  # The bucket's, however `save_model` put it.
+            if failed:  # The bucket's error, which `save_model` may have wrapped.
                 raise failed[0] from None
             raise
     for source in sorted(path for path in made.rglob("*") if path.is_file()):
         name = source.relative_to(made).as_posix()
         target = begin(name)
         files[name] = copy(source, target)
-    kept = read_manifest(run.paths.checkpoint(last)).facts
-    facts = {key: kept.get(key) for key in ("run_id", "step", "config", "binding", "metrics")}
+    saved = read_manifest(run.paths.checkpoint(last)).facts
+    facts = {key: saved.get(key) for key in ("run_id", "step", "config", "binding", "metrics")}
     write_manifest(final, Manifest("final", files, {**facts, "max_steps": last.step, "checkpoint": str(last)}))
 
 
@@ -184,20 +184,18 @@ def _refuse_name(name: str, files: Mapping[str, FileRecord]) -> None:
     """Refuse a file that the manifest of `final/` could not list.
 
     Raises:
-        AttemptError: its name is taken, or no name for a file in a bucket.
+        AttemptError: its name is taken, or cannot name a file in a bucket.
     """
     if name == MANIFEST:
-        raise AttemptError(f"save_model wrote a {MANIFEST}, and the trainer writes its own there: name it otherwise.")
+        raise AttemptError(f"save_model wrote {MANIFEST}, a name that the trainer needs. Use another name.")
     if not is_safe_name(name):
-        raise AttemptError(
-            f"save_model wrote {name[:80]!r}: no file in the bucket can have that name. Name it otherwise."
-        )
+        raise AttemptError(f"save_model wrote {name[:80]!r}, which cannot name a file in the bucket. Use another name.")
     if name in files:
-        raise AttemptError(f"save_model wrote {name[:80]!r} twice: give one of them another name.")
+        raise AttemptError(f"save_model wrote {name[:80]!r} twice. Use another name for one of them.")
 
 
 def _empty(final: Path) -> None:
-    """Delete what is there, the manifest first: what is left after an interruption does not count."""
+    """Delete an older `final/`, its manifest first, so that what an interruption leaves behind does not count."""
     with within("deleting an older exported model", EMPTY_S):
         with suppress(FileNotFoundError):
             (final / MANIFEST).unlink()
@@ -208,7 +206,7 @@ def _empty(final: Path) -> None:
 
 @contextmanager
 def _closed(writer: BinaryIO, count: int) -> Iterator[None]:
-    """Closes a file, in which some mounts upload it, and sees whether that hangs."""
+    """Close a file, with a deadline: some mounts upload it then."""
     try:
         yield
     finally:
@@ -217,7 +215,7 @@ def _closed(writer: BinaryIO, count: int) -> Iterator[None]:
 
 
 def copy(source: Path, target: Path) -> FileRecord:
-    """Copy a file front to back, hashing it."""
+    """Copy a file front to back, and hash it."""
     hasher, size = Hasher(), 0
     with within("making the exported model's file"):
         writer = target.open("xb")

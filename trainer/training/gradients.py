@@ -1,4 +1,4 @@
-"""The norm of a step's gradients, and clipping to it; dense and sparse ones alike."""
+"""The norm of a step's gradients, and clipping; for dense and sparse gradients."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What rank 0 writes beside the checkpoints: a line of metrics a step, and progress.json.
+"""Journal: rank 0's writer of metrics, events and progress.json.
 
-A thread of its own does the writing, so that a slow bucket never holds up a step. It also looks, now and then, whether
-a newer attempt has begun, or somebody asked for a stop.
+It writes on its own thread, so that a slow bucket never delays a step. The thread also looks every few seconds for a
+newer attempt and for a stop request.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LOOK_S = 5.0
 
 @dataclass
 class _Segment:
-    """The metrics file that is being written: opened at its first line, closed before a checkpoint's manifest."""
+    """A metrics file: opened at its first line, closed before the manifest of the checkpoint that lists it."""
 
     path: Path
     first_step: int
@@ -38,7 +38,7 @@ class _Segment:
 
 
 class Journal:
-    """Rank 0's writer. `history` lists the closed metrics files of all the steps that count, oldest first."""
+    """Writes in the background. `history` lists the closed metrics files of the steps up to now, oldest first."""
 
     def __init__(self, attempt: Attempt) -> None:
         self.attempt = attempt
@@ -49,31 +49,31 @@ class Journal:
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._segment: _Segment | None = None
         self._last: Path | None = None
-        """The newest metrics file: none is opened twice."""
+        """The newest metrics file; none is opened twice."""
         self._ended: list[_Segment] = []
         self._progress: dict[str, Any] = {}
         self._thread = threading.Thread(target=self._work, daemon=True, name="records")
         self._thread.start()
 
     def line(self, metrics: dict[str, Any]) -> None:
-        """Add a line."""
+        """Add a line of metrics."""
         data = json.dumps(metrics, allow_nan=False).encode() + b"\n"
         self._tasks.put(lambda: self._append(metrics["step"], data))
 
     def event(self, name: str, **fields: Any) -> None:
-        """Record an event of the attempt's."""
+        """Record an event of the attempt."""
         self._tasks.put(lambda: record(self.attempt, name, **fields))
 
     def progress(self, progress: dict[str, Any]) -> None:
-        """Keep what progress.json shall say; it is written every few seconds."""
+        """Set the contents of progress.json, which is written every few seconds."""
         self._progress = progress
 
     def cut(self) -> None:
-        """End the metrics file that is open: what follows goes into a new one. Called at a boundary that is saved."""
+        """End the open metrics file; later lines go into a new one. Called at a boundary that is saved."""
         self._tasks.put(self._cut)
 
     def history_until(self, step: int) -> Future[list[dict[str, Any]]]:
-        """The closed metrics files up to a step at which there was a cut; it fails where one cannot be written."""
+        """The closed metrics files up to a step at which `cut` was called; fails if one cannot be written."""
         found: Future[list[dict[str, Any]]] = Future()
 
         def work() -> None:
@@ -87,7 +87,7 @@ class Journal:
         return found
 
     def flush(self, seconds: float) -> None:
-        """Wait until everything so far is written and progress.json is current, at most so long."""
+        """Wait until everything so far is written and progress.json is current, for `seconds` at most."""
         done = threading.Event()
         self._tasks.put(self._write_progress)
         self._tasks.put(done.set)
@@ -104,8 +104,8 @@ class Journal:
                 pass
             except OSError as error:
                 self._report(error)
-            except Exception as error:  # A record that cannot be made must not keep a save waiting.
-                print_line(f"a record of this attempt could not be made: {type(error).__name__}: {error}")
+            except Exception as error:  # A record that cannot be made must not delay a save.
+                print_line(f"A record of this attempt could not be made: {type(error).__name__}: {error}")
             if time.monotonic() >= look_at:
                 look_at = time.monotonic() + LOOK_S
                 try:
@@ -118,7 +118,7 @@ class Journal:
                     self._report(error)
 
     def _report(self, error: OSError) -> None:
-        """Say what cannot be written, each kind of trouble once; what it costs is the next save's matter."""
+        """Print what cannot be written, once for each kind of error; only the next save decides what follows."""
         if error.errno not in self._reported:
             self._reported.add(error.errno)
             print_line(f"{error.filename or self.attempt.paths.root}: {error.strerror or error}; training goes on")
@@ -126,7 +126,7 @@ class Journal:
     def _append(self, step: int, data: bytes) -> None:
         if self._segment is None:
             path = self.attempt.paths.metrics(self.attempt.name, step)
-            if path == self._last:  # An evaluation at a boundary that was cut already.
+            if path == self._last:  # An evaluation, after `cut` at the same boundary.
                 path = self.attempt.paths.metrics(self.attempt.name, step + 1)
             self._last = path
             self._segment = _Segment(path, step, step, [])
@@ -152,7 +152,7 @@ class Journal:
             if file is not None:
                 file.close()
             if not segment.path.exists() or segment.path.stat().st_size != len(data):
-                segment.path.write_bytes(data)  # A write of it failed before: now it is written whole.
+                segment.path.write_bytes(data)  # A write to it has failed: write it whole.
             self.history.append(
                 {
                     "path": str(segment.path.relative_to(self.attempt.paths.root)),

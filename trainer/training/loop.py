@@ -1,10 +1,9 @@
-"""The training loop: the same samples, random numbers and learning rate at every step, on whatever ranks are there.
+"""The training loop: the same samples, random numbers and learning rate at every step, on any number of ranks.
 
-Step k (counted from 0 here) takes the next B samples of the run's order: [k*B, (k+1)*B), unless B was changed on the
-way. They are cut into micro-steps; rank r of w runs the micro-steps r, r+w, ..., and one of zero weight where it has
-none, so that every rank joins every collective.
-All that a step changes is changed in `Computation.update`; between two steps lies a boundary, and only boundaries are
-saved.
+Step k (counted from 0 here) takes the next B samples of the run's order: [k*B, (k+1)*B), unless B was changed during
+the run. They are cut into micro-steps; rank r of w runs the micro-steps r, r+w, ..., and one of zero weight where none
+is left, so that every rank joins every collective. `Computation.update` ends a step. Between two steps lies a boundary,
+and only boundaries are saved.
 """
 
 from __future__ import annotations
@@ -61,40 +60,40 @@ class Loop:
             run: The attempt.
             model: On any device, with its initial weights: the same on every rank.
             optimizer: Over the model's parameters.
-            samples: What to train on.
+            samples: The samples to train on.
             loss: (model, batch) -> the *sum* of the losses over the batch, 0-d.
-            max_steps: Where training ends; the config's where None. Better said in the config: only that is known
-                when an attempt begins and looks whether the run is finished.
-            lr_factor: What each group's initial learning rate is multiplied by, for the step (from 1) about to be done.
-            held_out: What to evaluate on, every `eval_interval_steps`.
-            save_model: Writes the trained model into an empty local folder, for `final/`. Where it takes `write` too
-                (`export.Write`), it may stream large tensors through that, and no local disk has to hold them.
+            max_steps: Where training ends; None: as the config says. Prefer the config: an attempt that begins reads it
+                to see whether the run is finished.
+            lr_factor: Step (from 1) -> the factor of each group's initial learning rate in that step.
+            held_out: The samples to evaluate on, every `eval_interval_steps`.
+            save_model: Writes the trained model into an empty local folder, for `final/`. If it has a parameter `write`
+                (`export.Write`), it can stream large tensors through that, without a copy on local disk.
             extra: Objects with `state_dict` and `load_state_dict`, saved with the model (an EMA copy, say).
-            tokens: The folder of prepared data that the checkpoints shall name.
+            tokens: The folder of prepared data, for the checkpoints' manifests.
         """
         self.run, self.config, self.group = run, run.config, run.group
         self.samples, self.held_out, self.save_model, self.tokens = samples, held_out, save_model, tokens
         steps = max_steps if max_steps is not None else run.config.max_steps
         if steps is None:
-            raise RunError("max_steps: neither the config nor train() says where training ends")
+            raise RunError("max_steps is missing: set it in RunConfig, or pass it to train()")
         self.max_steps = steps
         accelerator = make_accelerator(run)
         refuse_lazy(model)
         export.check_save_model(save_model)
         made = buffers.forms(model)
         if unseen := not_seen(model):
-            run.say(
-                f"not saved: {', '.join(unseen[:5])}: the model's state_dict() has them besides its parameters and "
-                "buffers; get_extra_state and set_extra_state would have them saved"
+            run.print_line(
+                f"Not saved: {', '.join(unseen[:5])}. They are in the model's state_dict(), but are neither parameters "
+                "nor buffers; implement get_extra_state and set_extra_state to save them."
             )
         prepared: nn.Module = accelerator.prepare(model)
         scaler = torch.amp.GradScaler(accelerator.device.type) if self.config.precision == "fp16" else None
         self.state = TrainingState(self.config, prepared, optimizer, scaler, extra or {}, made)
-        self.loader = Loader(samples, self.config, self.group.rank, self.group.world_size)
+        self.loader = Loader(samples, self.state, self.group.rank, self.group.world_size)
         self.computation = Computation(self.state, accelerator, self.group, loss, lr_factor)
 
     def train(self) -> None:
-        """Train to the end, or leave on the way."""
+        """Train to the end, or leave at a stop."""
         self._begin()
         state, consensus, saver = self.state, self.consensus, self.saver
         self._start_first_step()
@@ -105,7 +104,7 @@ class Loop:
                 break
             if not prepared:
                 prepared = True
-                self._report_what_is_not_saved(before)
+                self._report_unsaved_buffers(before)
                 before = {}
                 saver.prepare(extras.split(self.group, state.collect({}))[0])
             if self.checkpointer.is_due(consensus.save_every) and state.done < self.max_steps and not consensus.stop:
@@ -114,7 +113,7 @@ class Loop:
         if consensus.stop and state.done < self.max_steps:
             self.closing.stop(consensus.stop)
         if consensus.stop:
-            # First what could not be had again; then the rest, as far as it gets.
+            # The steps come first; then evaluation and export, as far as time allows.
             self.checkpointer.save_last(consensus.stop.deadline)
         again = self.evaluation.run_if_due()
         self.closing.finish(consensus.stop, again)
@@ -122,13 +121,13 @@ class Loop:
     # -- the beginning -------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """Bind the run, and restore its newest whole checkpoint."""
+        """Bind the run, and load its newest whole checkpoint."""
         run, config = self.run, self.config
         run.journal = Journal(run.attempt) if run.attempt else None
         policy = SavePolicy(config.keep_latest, config.keep_every, config.save_failures)
         self.group.rank0_does("bind", self._bind, run.check_stop)
         extras.refuse_other_names(self.group, self.state.extra, run.check_stop)
-        saver = Saver(self.group, run.paths, run.attempt, run.journal, policy, run.say, run.notices.received)
+        saver = Saver(self.group, run.paths, run.attempt, run.journal, policy, run.print_line, run.notices.received)
         run.trouble = lambda: saver.trouble
         self.saver = saver
         self.checkpointer = Checkpointer(run, self.state, saver, self.computation.device, self.tokens)
@@ -143,47 +142,44 @@ class Loop:
         self.closing = Closing(run, self.state, self.checkpointer, self.report, self.save_model)
 
     def _bind(self) -> None:
-        """Rank 0: all that binds the run is known by now.
+        """Rank 0: complete what binds the run, and compare it.
 
         Raises:
-            Leaving: the data is of another length than the run was begun with, or what may change is no name.
+            Leaving: the data has another length than at the run's start, or --allow-config-change names no field.
         """
-        if "data_key" not in self.run.binding:  # That says more than a length does.
+        if "data_key" not in self.run.binding:  # A data key says more than a length.
             self.run.bind(n_samples=len(self.samples))
         self.run.refuse_unknown_names()
 
     def _start_first_step(self) -> None:
-        """Keep the first boundary's buffers, and tell all ranks the weights of the first step's micro-steps."""
+        """Keep the buffers of the first boundary, and exchange the weights of the first step's micro-steps."""
         self.state.keep_buffers()
         if self.state.done < self.max_steps:
-            row = Row(weights=tuple(micro.weight for micro in self._fetch(self.state.done)))
+            row = Row(weights=tuple(micro.weight for micro in self.loader.fetch(self.state.done)))
             self.consensus.take_in(self.group.exchange(row.to_ints()).wait(), None)
 
-    def _report_what_is_not_saved(self, before: buffers.Kept) -> None:
-        """A buffer that steps change, and that is not persistent, makes a resume another training: worth a line."""
+    def _report_unsaved_buffers(self, before: buffers.Kept) -> None:
+        """Name each buffer that steps change and no checkpoint holds: a resume would train differently."""
         for name in buffers.not_kept(before, self.state.buffers, self.state.model):
-            self.run.say(
-                f"buffer {name} changes as the model trains and is not persistent: it is not saved, and a resume "
-                "begins with it as the program makes it (register_buffer(..., persistent=True) saves it)"
+            self.run.print_line(
+                f"Buffer {name} changes during training but is not persistent: it is not saved, and a resume starts "
+                "with its initial value. register_buffer(..., persistent=True) saves it."
             )
 
     # -- a step --------------------------------------------------------------------------------------------------------
 
-    def _fetch(self, step: int) -> list[MicroStep]:
-        return self.loader.fetch(step, self.state.offset)
-
     def _step(self) -> bool:
-        """Do one step; False where a stop came that left no time for it (nothing has changed then)."""
+        """Do one step; False where a stop leaves no time for it (then nothing has changed)."""
         state, consensus = self.state, self.consensus
         started, busy = time.monotonic(), not self.saver.idle
-        step, micros = state.done, self._fetch(state.done)
+        step, micros = state.done, self.loader.fetch(state.done)
         total, losses, rows = exact_sum(consensus.weights), [], []
         for number, micro in enumerate(micros):
             last = number == len(micros) - 1
             round_started = time.monotonic()
             weights: tuple[float, ...] = ()
             if last and step + 1 < self.max_steps:
-                weights = tuple(part.weight for part in self._fetch(step + 1))
+                weights = tuple(part.weight for part in self.loader.fetch(step + 1))
             loss, exchange = self._micro_step(step, micro, total, last, weights)
             losses.append(loss)
             rows.append(exchange.wait())
@@ -195,7 +191,7 @@ class Loop:
                 return False
         norm, overflow = self.computation.clip()
         gathered = self.computation.gather(losses, norm)
-        # An overflow of half precision is the scaler's matter, and no fault.
+        # The scaler deals with an overflow of fp16: it is no fault.
         trouble = finite.trouble(gathered.losses, [] if overflow else gathered.norms)
         lr = self.computation.update(step, self._is_dropped(step, trouble), self.saver.await_copied)
         state.done = self.run.steps_done = step + 1
@@ -211,31 +207,31 @@ class Loop:
     def _micro_step(
         self, step: int, micro: MicroStep, total: float, last: bool, weights: tuple[float, ...]
     ) -> tuple[torch.Tensor, Exchange]:
-        """Forward and backward of one micro-step; returns its loss sum and the exchange that was begun beside it."""
+        """Run one micro-step; returns its loss sum, and the exchange that goes on at the same time."""
         with rng.seeded(rng.micro_step_seed(self.config.seed, step, micro.index)):
             exchange = self.consensus.start_round(micro, weights)
             with self.group.detect_lost_peer(exchange):
                 return self.computation.forward_and_backward(micro, total, last), exchange
 
     def _is_dropped(self, step: int, trouble: str | None) -> bool:
-        """Take in what of a step is not finite, and say it; whether the step's update is to be dropped."""
+        """Count and print values that are not finite; returns whether to drop the update of the step."""
         watch, on_nan = self.state.watch, self.config.on_nan
         dropped = watch.step(trouble)
-        if trouble and watch.worth_saying():
-            after = "; training goes on, and this is said once"
+        if trouble and watch.should_report():
+            after = "; training goes on, and this is printed once"
             if on_nan != finite.IGNORE:
-                limit, all_ = finite.IN_A_ROW[on_nan], f", {watch.skipped} in all" if dropped else ""
+                limit, in_total = finite.IN_A_ROW[on_nan], f", {watch.skipped} in total" if dropped else ""
                 after = "; its update is dropped" if dropped else ""
-                after += f" ({watch.row} in a row{all_}; the run ends after {limit} in a row)"
-            self.run.say(f"step {step + 1}: {trouble}{after}")
+                after += f" ({watch.row} in a row{in_total}; the run ends after {limit} in a row)"
+            self.run.print_line(f"step {step + 1}: {trouble}{after}")
         self.run.skipped = watch.skipped
         return dropped
 
     def _end_not_finite(self, trouble: str | None) -> NoReturn:
-        """End the run; never returns."""
+        """End the run after too many steps that are not finite. Never returns."""
         self.saver.wait()
         skip = "; --on-nan skip drops such updates" if self.config.on_nan == finite.STOP else ""
         raise NotFiniteError(
             f"step {self.state.done}: {trouble}, as in the {self.state.watch.row - 1} steps before. "
-            f"{self.saver.last_finite()}: a relaunch goes on from there. Look at the learning rate and the data{skip}"
+            f"{self.saver.last_finite()}; a relaunch resumes there. Check the learning rate and the data{skip}"
         )

@@ -1,7 +1,7 @@
-"""Which samples belong to step k: pure functions of (seed, number of samples, position).
+"""The order of samples: step k's samples as a pure function of (seed, number of samples, position).
 
-Position p of the run is entry p mod N of the permutation of epoch p div N. Nothing is stepped through to get there, so
-that a resume at step 10^6 costs what one at step 1 does, and the world size does not come into it.
+Position p of the run is entry p mod N of the permutation of epoch p div N. It is computed directly, so that a resume at
+step 10^6 costs the same as one at step 1; it does not depend on the world size.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ def sample_ids(seed: int, n_samples: int, start: int, stop: int) -> np.ndarray:
 
 
 def step_ids(seed: int, n_samples: int, global_batch_size: int, step: int, offset: int = 0) -> np.ndarray:
-    """The samples of a step (from 0): positions [step * B, (step + 1) * B) of the run, moved on by `offset`.
+    """The samples of a step (from 0): positions [step * B, (step + 1) * B) of the run, shifted by `offset`.
 
-    The offset is 0 in a run whose B never changed; else what makes the steps go on where the samples were consumed to.
+    The offset is 0 while B has never changed. After a change, it makes the steps continue after the samples consumed.
     """
     start = step * global_batch_size + offset
     return sample_ids(seed, n_samples, start, start + global_batch_size)
 
 
 def micro_steps(ids: np.ndarray, micro_batch_size: int) -> list[np.ndarray]:
-    """A step's samples in pieces; rank r of w runs the pieces r, r + w, ..."""
+    """Cut a step's samples into pieces; rank r of w runs the pieces r, r + w, ..."""
     return [ids[start : start + micro_batch_size] for start in range(0, len(ids), micro_batch_size)]
 
 
@@ -49,16 +49,16 @@ def _entries(seed: int, n_samples: int, epoch: int, first: int, last: int) -> np
 
 @lru_cache(maxsize=4)
 def _shuffled(seed: int, n_samples: int, epoch: int) -> np.ndarray:
-    """A whole permutation: the order that random keys sort the samples into."""
+    """A whole permutation: the samples sorted by random keys."""
     keys = _mix(np.arange(n_samples, dtype=np.uint64) * _STEP + np.uint64(_key(seed, epoch)))
     return np.argsort(keys, kind="stable").astype(np.int64)
 
 
 def _feistel(key: int, n_samples: int, positions: np.ndarray) -> np.ndarray:
-    """Entries of a permutation of range(n_samples) at some positions, without making the rest of it.
+    """Entries of a permutation of range(n_samples) at some positions, computed without the rest of it.
 
-    An additive Feistel network on a grid of about sqrt(N) x sqrt(N) cells, a permutation of the cells whatever the
-    round function is; a cell beyond N is mapped on until it falls inside (cycle walking; Black and Rogaway 2002).
+    An additive Feistel network on a grid of about sqrt(N) x sqrt(N) cells permutes the cells, with any round function.
+    A cell beyond N is mapped again until it falls inside (cycle walking; Black and Rogaway 2002).
     """
     rows = math.isqrt(n_samples - 1) + 1
     columns = -(-n_samples // rows)
@@ -84,11 +84,12 @@ def _mix(values: np.ndarray) -> np.ndarray:
     """The finaliser of splitmix64 (Steele, Lea and Flood 2014): every input bit reaches every output bit."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    mixed: np.ndarray = values ^ (values >> np.uint64(31))
+    return mixed
 
 
 def _key(*parts: int) -> int:
-    """64 bits from some integers."""
+    """Hash integers to 64 bits."""
     state = np.uint64(0)
     for part in parts:
         state = _mix(np.array([(int(state) + part * int(_STEP) + int(_STEP)) % 2**64], dtype=np.uint64))[0]

@@ -1,10 +1,9 @@
-"""One rank's part in an attempt: how it begins, when it has to stop, what binds the run, and how it leaves."""
+"""Participant: one rank's part in an attempt. It checks for a stop, compares what binds the run, and leaves."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import sys
 import threading
@@ -15,11 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from trainer.attempt.binding import binding_problem, plain_binding
 from trainer.attempt.ending import (
-    ALREADY_FINISHED,
     ENDINGS,
-    ERROR,
-    NO_PROGRESS,
-    PEER_CRASHED,
     PEER_GONE,
     REFUSED,
     STOP_REQUEST,
@@ -28,31 +23,24 @@ from trainer.attempt.ending import (
     Ending,
     Leaving,
 )
-from trainer.attempt.history import RECORDS_S, ignored_notices, is_finished, no_progress
-from trainer.attempt.identity import identity, new_run_id, newest_readable
+from trainer.attempt.history import RECORDS_S
 from trainer.attempt.notices import Notice, Notices
 from trainer.attempt.record import (
     Attempt,
-    adopt,
-    launch_id,
     newer_attempt,
-    open_attempt,
     record,
     stop_requested,
     superseded,
 )
 from trainer.bucket.deadlines import within
-from trainer.bucket.presence import check_bucket
 from trainer.bucket.retry import MOUNT_GONE, retry
-from trainer.errors import RunError, TrainerError, one_line
+from trainer.errors import TrainerError
 from trainer.launch.grace import grace
 from trainer.launch.link import Link
-from trainer.launch.nodes import Nodes
 from trainer.layout.exit_codes import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED
 from trainer.layout.manifest import Manifest
 from trainer.layout.names import AttemptName, RunPaths
 from trainer.machine import scratch
-from trainer.machine.token import machine_token
 from trainer.ranks.messages import END_WRITTEN, STOPPED
 from trainer.training.config import INPUT_BINDINGS, RunConfig, unknown_field
 
@@ -64,15 +52,14 @@ LEAVE_LAST_S = 6.0
 END_EVENT_S = 5.0
 LOOK_AT_STORE_S = 0.5
 LOOK_AT_BUCKET_S = 5.0
-SEE_ATTEMPT_S = 90.0
 
 
 class Participant:
     """This process among those of an attempt.
 
     Attributes:
-        rank, world_size: Its place among them.
-        grace_s: Seconds from SIGTERM to SIGKILL: the launcher's, or the config's where that is less.
+        rank, world_size: Its number among them, and how many they are.
+        grace_s: Seconds from SIGTERM to SIGKILL: the smaller of the launcher's and the config's.
         paths: The run's folder.
         attempt: Rank 0's record of the attempt; None on other ranks.
     """
@@ -88,12 +75,12 @@ class Participant:
         self.allowed = set(config.allow_config_change)
         """The fields that may differ from the run's first attempt."""
         self.is_same: Callable[[str, Mapping[str, Any]], bool] = lambda name, first: False
-        """Whether a field that differs from what bound first is the same thing under another name."""
+        """Returns whether a field that differs from the first attempt's is the same thing under another name."""
         self.attempt: Attempt | None = None
         self.run_id: str | None = None
-        """Rank 0: which run this is; other runs' checkpoints do not count."""
+        """Rank 0: the run's id; checkpoints of other runs do not count."""
         self.newest: Manifest | None = None
-        """Rank 0: the newest checkpoint's, as it was when the attempt began."""
+        """Rank 0: the manifest of the newest checkpoint when the attempt began."""
         self.attempt_name: AttemptName
         self.journal: Journal | None = None
         self.group: RankGroup
@@ -101,9 +88,9 @@ class Participant:
         self.notices = Notices(self.grace_s)
         self.peer_gone = threading.Event()
         self.stopping: Ending | None = None
-        """What all ranks have agreed to stop for; from then on a peer's leaving is expected."""
+        """The stop that all ranks have agreed on; from then on, peers that leave are expected."""
         self.trouble: Callable[[], BaseException | None] = lambda: None
-        """What all ranks are about to leave for; where another has left for it already, it is no lost peer."""
+        """Returns the error for which all ranks are about to leave; a rank that left for it already is no lost peer."""
         self.final_is_whole = False
         self.steps_done = 0
         self.committed_step: int | None = None
@@ -111,41 +98,41 @@ class Participant:
         """Steps of the run whose update was dropped because it was not finite."""
         self._leaving = threading.Lock()
         self._ending = threading.Event()
-        """This rank has a reason of its own to leave, and is about to say it."""
+        """Set once this rank leaves for a reason of its own, which it is about to report."""
         self._serve_on_s = LEAVE_LAST_S
-        """How long rank 0 serves the store for the others once it leaves."""
-        self._alive, self._living = ExitStack(), ExitStack()
+        """How long rank 0 serves the store for the others after it has ended."""
+        self.loading, self.living = ExitStack(), ExitStack()
+        """Heartbeats: until this rank is ready for the first collective; until its process ends."""
         self._look_at_store = self._look_at_bucket = 0.0
 
     # -- a stop, and what binds ----------------------------------------------------------------------------------------
 
     def check_stop(self) -> None:
-        """Look for a stop between two pieces of work outside of the training loop; nothing is saved there.
+        """Raise if it is time to stop. Called between two pieces of work outside the training loop; saves nothing.
 
         Raises:
-            Leaving: a notice was heard, here or on another machine; a newer attempt has begun; a stop was asked for.
+            Leaving: a notice arrived, here or on another machine; a newer attempt has begun; or a stop was requested.
         """
         if not self.final_is_whole:
             notice = self.notices.first()
             if notice:
                 self._stop_all(STOPS[notice.kind], f"{notice.kind} before the first step", notice)
-            self._look_at_the_others()
+            self._check_other_machines()
             if self.attempt:
-                self._look_at_the_bucket(self.attempt)
+                self._check_requests(self.attempt)
         if self.peer_gone.is_set():
             raise Leaving(PEER_GONE, "another rank is gone")
 
-    def _look_at_the_others(self) -> None:
-        """Has another machine been told to stop?"""
-        if self._across() and time.monotonic() >= self._look_at_store:
+    def _check_other_machines(self) -> None:
+        """Leave where another machine has stopped; looks at the store twice a second at most."""
+        if self._has_other_machines() and time.monotonic() >= self._look_at_store:
             self._look_at_store = time.monotonic() + LOOK_AT_STORE_S
-            if word := self.group.read_message(STOPPED):
-                cause, hold_s = json.loads(word)
-                message = "another machine was told to stop before the first step"
-                raise Leaving(ENDINGS[cause], message, hold_s=hold_s)
+            if message := self.group.read_message(STOPPED):
+                cause, hold_s = json.loads(message)
+                raise Leaving(ENDINGS[cause], "another machine stopped before the first step", hold_s=hold_s)
 
-    def _look_at_the_bucket(self, attempt: Attempt) -> None:
-        """Rank 0: what `Journal` looks for as soon as training has begun."""
+    def _check_requests(self, attempt: Attempt) -> None:
+        """Rank 0: look for a newer attempt and a stop request; the journal does so once training has begun."""
         if self.journal is None and time.monotonic() >= self._look_at_bucket:
             self._look_at_bucket = time.monotonic() + LOOK_AT_BUCKET_S
             newer, is_requested = None, False
@@ -155,179 +142,86 @@ class Participant:
             if newer:
                 self._stop_all(SUPERSEDED, superseded(newer))
             if is_requested:
-                self._stop_all(STOP_REQUEST, "a stop was asked for before the first step")
+                self._stop_all(STOP_REQUEST, "a stop was requested before the first step")
 
     def _stop_all(self, ending: Ending, message: str, notice: Notice | None = None) -> NoReturn:
-        """Leave, and let the other machines do so for the same reason."""
+        """Leave, and have the other machines leave for the same reason."""
         hold_s = ending.hold_s(notice.deadline) if notice else 0.0
-        if self._across():
+        if self._has_other_machines():
             self.group.post_message(STOPPED, json.dumps([ending.cause, hold_s]))
         raise Leaving(ending, message, notice=notice, hold_s=hold_s)
 
-    def _across(self) -> bool:
-        """Whether there are other machines, and this rank has its seat among theirs."""
+    def _has_other_machines(self) -> bool:
+        """Whether there are other machines, and this rank has joined their group."""
         return hasattr(self, "group") and self.group.several_nodes
 
     def await_all_ready(self) -> None:
-        """Wait for the other ranks before the first collective, however long they load; each gives signs of life."""
+        """Wait for the other ranks before the first collective, as long as each sends heartbeats while it loads."""
         self.group.gather("ready", True, self.check_stop)
-        self._alive.close()
+        self.loading.close()
 
-    def ask(self, work: Callable[[], Any], limit_s: float | None = None) -> Any:
+    def retry(self, work: Callable[[], Any], limit_s: float | None = None) -> Any:
         """Do something in the bucket between the attempt's start and its first step; see `bucket.retry.retry`.
 
         Args:
-            work: What to do; may be done several times.
-            limit_s: How long one try may take; infinite where each of its calls has a limit of its own.
+            work: The work; it may be done several times.
+            limit_s: How long one try may take; infinite where each of its calls has its own limit.
         """
         return retry(self.paths, work, self.check_stop, begun=True, limit_s=limit_s)
 
-    def say(self, text: str) -> None:
-        """Print a line, on rank 0 only."""
+    def print_line(self, text: str) -> None:
+        """Print a line; ranks other than 0 print nothing."""
         if self.rank == 0:
             from trainer.training.console import print_line
 
             print_line(text)
 
     def bind(self, **values: Any) -> None:
-        """Add to what binds the run, once it is known (the data's key, say).
+        """Add a value to what binds the run, once it is known (the data's key, for example).
 
         Raises:
-            Leaving: the run was begun with another value; the attempt is refused.
+            Leaving: the run was started with another value; the attempt is refused.
         """
         self.binding.update(plain_binding(values))
         if self.rank == 0:
             assert self.attempt
             attempt = self.attempt
-            self.ask(lambda: record(attempt, "bound", binding=self.binding))
-            self._refuse_other_binding(self.newest)
+            self.retry(lambda: record(attempt, "bound", binding=self.binding))
+            self.refuse_other_binding()
 
     def refuse_unknown_names(self) -> None:
-        """Refuse a field that may change and that there is not, once all that binds the run is known.
+        """Refuse an unknown name in `allow_config_change`, once everything that binds the run is known.
+
+        Raises:
+            Leaving: a name is unknown; the attempt is refused.
+        """
+        saved = self.newest.facts.get("binding") if self.newest else None
+        known = {item.name for item in dataclasses.fields(self.config)} | self.binding.keys() | INPUT_BINDINGS
+        known |= saved.keys() if isinstance(saved, Mapping) else set()
+        if trouble := unknown_field(self.config.allow_config_change, known):
+            raise Leaving(REFUSED, trouble)
+
+    def refuse_other_binding(self) -> None:
+        """Rank 0: refuse the attempt where a value that binds the run is not the run's.
 
         Raises:
             Leaving: the attempt is refused.
         """
-        then = self.newest.facts.get("binding") if self.newest else None
-        known = {item.name for item in dataclasses.fields(self.config)} | self.binding.keys() | INPUT_BINDINGS
-        known |= then.keys() if isinstance(then, Mapping) else set()
-        if trouble := unknown_field(self.config.allow_config_change, known):
-            raise Leaving(REFUSED, trouble)
-
-    def _refuse_other_binding(self, newest: Manifest | None) -> None:
         assert self.attempt
         attempt = self.attempt
 
         def problem() -> str | None:
-            return binding_problem(self.paths, attempt, self.binding, self.allowed, newest, self.is_same)
+            return binding_problem(self.paths, attempt, self.binding, self.allowed, self.newest, self.is_same)
 
-        trouble = self.ask(problem, RECORDS_S)
+        trouble = self.retry(problem, RECORDS_S)
         if trouble:
             raise Leaving(REFUSED, trouble)
-
-    # -- the start -----------------------------------------------------------------------------------------------------
-
-    def _open_or_leave(self) -> tuple[str | list[Any], BaseException | None]:
-        """Rank 0's word to the others, and what it then raises itself.
-
-        The word is the attempt's name, or [cause, message, exit code] of leaving at once.
-        """
-        try:
-            self._open_attempt()
-            assert self.attempt
-            return str(self.attempt.name), None
-        except Leaving as leaving:
-            if self.world_size == 1:
-                raise
-            return [leaving.ending.cause, leaving.message, leaving.code], leaving
-        except Exception as error:
-            if not Nodes.from_env().several:
-                raise
-            code = exit_code(error)
-            ending = PEER_CRASHED if code == EXIT_FAILED else ERROR
-            return [ending.cause, f"rank 0: {one_line(error)}", code], error
-
-    def _open_attempt(self) -> None:
-        """Rank 0: write `start`, then look whether there is anything to do, before model or data are touched."""
-        check_bucket(self.paths)
-        known = retry(self.paths, lambda: identity(self.paths, self.binding), self.check_stop)
-        self.run_id = known or new_run_id(self.binding)
-        found = newest_readable(self.paths, self.run_id, self.check_stop, self.config.on_nan != "ignore")
-        self.newest = found[1] if found else None
-        newest_step = self.newest.step if self.newest else 0
-        launch = launch_id()
-        facts: dict[str, Any] = {
-            "config": self.config.to_json(),
-            "binding": self.binding,
-            "processes": self.world_size,
-            "newest_step": newest_step,
-        }
-        opened = AttemptName.parse(os.environ.get("SKYSPOT_ATTEMPT", ""))
-        if opened and self.ask(self.paths.attempt(opened).is_dir):
-            self.attempt = self.ask(lambda: adopt(self.paths, opened, launch, **facts))
-        else:
-            self.attempt = open_attempt(self.paths, launch=launch, check_stop=self.check_stop, **facts)
-        self.link.report_attempt(self.paths.root, self.attempt.name)
-        self._refuse_other_binding(self.newest)
-        from trainer.bucket.verify import problem
-
-        def finished() -> bool:
-            return is_finished(self.paths, self.run_id, self.binding, problem)
-
-        if self.ask(finished, math.inf):  # Reads all of it; each read has a limit of its own.
-            self.final_is_whole = True
-            raise Leaving(ALREADY_FINISHED, f"already finished: {self.paths.final} is whole")
-        attempt = self.attempt
-        if self.ask(lambda: stop_requested(attempt)):
-            asked = self.paths.stop(self.attempt.launch)
-            raise Leaving(STOP_REQUEST, f"not started: {asked} asks this launch to stop")
-        stuck = self.ask(lambda: no_progress(attempt, newest_step), RECORDS_S)
-        if stuck:
-            raise Leaving(NO_PROGRESS, stuck)
-        self._hear_the_cloud(self.attempt.name, self.attempt.machine)
-
-    def _hear_the_cloud(self, name: AttemptName, machine: str) -> None:
-        """Ask the cloud's metadata service from now on: one rank on each machine, as each has notices of its own."""
-        ignored = self.ask(lambda: ignored_notices(self.paths, name, machine), RECORDS_S)
-        self.notices.ignored = frozenset(ignored)
-        self.notices.poll_metadata()
-
-    def _meet_the_other_machines(self) -> None:
-        """Each machine looks at its own mount and its own notices, and is recorded.
-
-        Raises:
-            AttemptError: the bucket is not mounted here; the attempt ends with 1 on all machines.
-        """
-        machine = ""
-        with self.group.before_gather("machine"):
-            if self.group.local_rank == 0:
-                machine = machine_token()
-                if self.rank:
-                    check_bucket(self.paths)
-                    self._await_the_attempt_in_the_bucket()
-                    self._hear_the_cloud(self.attempt_name, machine)
-            tokens = self.group.gather("machine", machine, self.check_stop)
-        if attempt := self.attempt:
-            found = [token for token in tokens if token]
-            self.ask(lambda: record(attempt, "machines", machines=found))
-
-    def _await_the_attempt_in_the_bucket(self) -> None:
-        """Two mounts of one bucket show each other's new files a little later; two buckets never do."""
-        folder, end = self.paths.attempt(self.attempt_name), time.monotonic() + SEE_ATTEMPT_S
-        while not self.ask(folder.is_dir):
-            self.check_stop()
-            if time.monotonic() > end:
-                raise RunError(
-                    f"{folder}: the first machine wrote it, and this one does not see it for {SEE_ATTEMPT_S:g} s. "
-                    "What is mounted here is not the same bucket or folder; nothing was written"
-                )
-            time.sleep(0.2)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def hold(self, seconds: float) -> None:
-        """Wait to be killed: the machine is going, and an early exit would only start a new attempt on it."""
-        self.say("holding until this machine is taken")
+        """Wait to be killed: an exit before the machine is taken would only start a new attempt on it."""
+        self.print_line("holding until this machine is taken")
         self.notices.signalled.wait(seconds)
 
     def leave(
@@ -342,20 +236,20 @@ class Participant:
         """End this process; rank 0 writes the end event first. Never returns.
 
         Args:
-            ending: Why.
-            code: The exit code; None: the ending's.
-            error: What to record of an error.
-            notice: What announced the end.
-            committed_s: How long after the notice the last step was committed.
+            ending: The cause.
+            code: The exit code; None: that of the ending.
+            error: The error to record.
+            notice: The notice that announced the end.
+            committed_s: Seconds from the notice to the commit of the last step.
         """
         code = ending.code if code is None else code
-        with self._leaving:  # Held until the process is gone: whoever comes second waits here.
+        with self._leaving:  # Held until the process is gone: a second thread waits here.
             self.write_end(ending, code=code, error=error, notice=notice, committed_s=committed_s)
             with suppress(Exception):
-                across = self._across()
+                across = self._has_other_machines()
                 if self.rank:
                     if across and self.stopping:
-                        # The first machine to leave has SkyPilot kill the others: not before all is written.
+                        # When one machine leaves, SkyPilot kills the others: first let rank 0 write the end event.
                         self.group.read_message(END_WRITTEN, LEAVE_LAST_S)
                     self.group.mark_left()
                 elif code == EXIT_DONE or self.stopping or across:
@@ -365,7 +259,7 @@ class Participant:
             for stream in (sys.stdout, sys.stderr):
                 with suppress(Exception):
                     stream.flush()
-            # Not sys.exit: it would join threads that may hang in a write to a dead mount.
+            # Not sys.exit, which would join threads that may hang in a write to a dead mount.
             os._exit(code)
 
     def write_end(
@@ -377,7 +271,7 @@ class Participant:
         notice: Notice | None = None,
         committed_s: float | None = None,
     ) -> None:
-        """Write the attempt's end event, once, within a few seconds; arguments as of `leave`."""
+        """Write the attempt's end event, once, within a few seconds; the arguments are those of `leave`."""
         attempt, self.attempt = self.attempt, None
         if attempt is None:
             return
@@ -407,7 +301,7 @@ class Participant:
 
 
 def exit_code(error: BaseException) -> int:
-    """With what an attempt ends that an error ended."""
+    """The exit code of an attempt that an error ended."""
     if isinstance(error, TrainerError):
         return error.code
     return EXIT_PREEMPTED if isinstance(error, OSError) and error.errno in MOUNT_GONE else EXIT_FAILED

@@ -1,4 +1,4 @@
-"""Progress: a bar where there is a terminal, plain lines where there is none."""
+"""Progress: shows a bar on a terminal, and plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PLAIN_LINE_S = 2.0
 
 
 class Progress:
-    """Rank 0's view of the run, told once a step."""
+    """Shows the progress of the run; updated once a step, on rank 0."""
 
     def __init__(self, max_steps: int, done: int) -> None:
         self._max_steps = max_steps
         self._started, self._first = time.monotonic(), done
-        self._tokens = 0
+        self._tokens = 0.0
         self._line_at = 0.0
         self._bar: Any = None
         if os.environ.get("SKYSPOT_TTY") == "1":
@@ -33,7 +33,7 @@ class Progress:
                 leave=True,
             )
 
-    def rates(self, done: int, tokens: int) -> tuple[float, float]:
+    def rates(self, done: int, tokens: float) -> tuple[float, float]:
         """(tokens a second, seconds left), over this attempt."""
         self._tokens += tokens
         elapsed = max(1e-9, time.monotonic() - self._started)
@@ -43,7 +43,7 @@ class Progress:
     def step(
         self, done: int, loss: float | None, lr: float, tokens_per_s: float, eta_s: float, committed_step: int | None
     ) -> None:
-        """Show the step just done."""
+        """Show a step that was just done."""
         saved = "-" if committed_step is None else str(committed_step)
         shown = "nan" if loss is None else f"{loss:.4f}"
         if self._bar is not None:
@@ -63,7 +63,7 @@ class Progress:
             )
 
     def close(self) -> None:
-        """Leave the bar as it is, and go to the next line."""
+        """Leave the bar on the screen, and go to the next line."""
         if self._bar is not None:
             self._bar.refresh()
             self._bar.close()

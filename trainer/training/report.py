@@ -1,4 +1,4 @@
-"""Report: rank 0's account of each step. A line of metrics, progress.json, and what the terminal shows."""
+"""Report: publishes each step on rank 0, as a line of metrics, in progress.json and on the terminal."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from trainer.training.training_state import TrainingState
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step gave."""
+    """The figures of one step."""
 
     losses: list[float]
-    """Sums, in the order of micro-steps."""
+    """Loss sums, in the order of micro-steps."""
     rows: list[list[list[int]]]
-    """What the ranks told each other: by round, by rank."""
+    """The rows that the ranks exchanged, by round and rank."""
     lr: float
     grad_norm: float
     total: float
-    """What its samples weigh."""
+    """The weight of its samples."""
     seconds: float
 
 
 class Report:
-    """Writes and shows what steps give; on rank 0 alone."""
+    """Publishes the figures of each step; on other ranks than 0 it does nothing."""
 
     def __init__(self, run: Participant, state: TrainingState, max_steps: int, restored_at: float) -> None:
         self._run, self._state, self._max_steps = run, state, max_steps
         self._progress = Progress(max_steps, state.done) if run.rank == 0 else None
         self._restored_at = restored_at
-        """0 once the first step is recorded."""
+        """Monotonic seconds; 0 once the first step is recorded."""
 
     def step(self, result: StepResult, committed_step: int | None) -> None:
-        """Write the step's line of metrics and show the progress."""
+        """Publish a step that was just done."""
         run, state = self._run, self._state
         if run.attempt is None or run.journal is None or self._progress is None:
             return
         finite_losses = all(map(math.isfinite, result.losses))
-        # Summed in the order of micro-steps, so that the sum does not depend on which rank ran which.
+        # Summed in the order of micro-steps, so that the result does not depend on which rank ran which.
         loss = finite_or_none(math.fsum(result.losses) / (result.total or 1)) if finite_losses else None
         rows = [Row.from_ints(row) for round_ in result.rows for row in round_]
         order, seeds = sum(row.order for row in rows) & MASK, sum(row.rng for row in rows) & MASK
@@ -91,11 +91,11 @@ class Report:
             self._restored_at = 0.0
 
     def close(self) -> None:
-        """Show no more progress."""
+        """Close the progress bar."""
         if self._progress:
             self._progress.close()
 
 
 def finite_or_none(value: float) -> float | None:
-    """The value; None where it is not a finite number, because JSON has none."""
+    """The value; None for NaN and infinity, which JSON cannot hold."""
     return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""resume: an attempt goes on from the newest whole checkpoint, and records what it found."""
+"""resume: loads the newest whole checkpoint into the training state, and records it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ MAX_THREADS = 1024
 
 
 def resume(run: Participant, state: TrainingState, checkpointer: Checkpointer, max_steps: int) -> float:
-    """Load the newest whole checkpoint, if there is one; returns when it was loaded, in monotonic seconds.
+    """Load the newest whole checkpoint, if there is one; returns the time at which it was loaded, in monotonic seconds.
 
     Raises:
         StateError: the checkpoint does not fit the program.
-        RunError: the run is beyond `max_steps` already.
+        RunError: the run is past `max_steps` already.
     """
     started = time.monotonic()
     found = find_whole(
@@ -47,10 +47,10 @@ def resume(run: Participant, state: TrainingState, checkpointer: Checkpointer, m
     checkpointer.saver.adopt(str(run.attempt_name), name, found.loaded.manifest.finite if found.loaded else True)
     checkpointer.saved_at = state.done
     run.steps_done, run.committed_step = state.done, checkpointer.saver.committed_step
-    state.collect({})  # What could not be saved is refused now, not at the first save.
+    state.collect({})  # Raises now, not at the first save, where a state cannot be saved.
     restored_at = time.monotonic()
     seconds = restored_at - started
-    # What the attempts before this one tell takes a request each: the others wait for it, and not in a collective.
+    # Reading the records of earlier attempts takes a request each: other ranks wait on the store, not in a collective.
     run.group.rank0_does(
         "restored", lambda: _record(run, state, checkpointer, name, found.rejected, changed, seconds), run.check_stop
     )
@@ -58,24 +58,25 @@ def resume(run: Participant, state: TrainingState, checkpointer: Checkpointer, m
 
 
 def _load(run: Participant, state: TrainingState, loaded: Loaded, max_steps: int) -> None:
-    """Put a checkpoint's values where they belong."""
+    """Load a checkpoint, and what its manifest says of the run."""
     facts, group = loaded.manifest.facts, run.group
     tensors, plain, first_ranks = extras.joined(
         loaded.tensors, loaded.plain, group.rank, group.world_size, facts.get("world_size")
     )
     counters = state.load(tensors, plain, str(loaded.name))
     if first_ranks:
-        run.say(
-            "extra: each process had values of its own, and now there are other processes: all go on with the "
-            "first one's"
+        run.print_line(
+            "extra: each process saved its own values, and the number of processes has changed; all processes now use "
+            "those of rank 0"
         )
-    state.done, state.evaluated = loaded.manifest.step, counters.get("evaluated")
-    if counters.get("step") != state.done or type(state.evaluated) is not int:
-        raise StateError(f"checkpoint {loaded.name}: its state.json is of another step")
+    state.done, evaluated = loaded.manifest.step, counters.get("evaluated")
+    if counters.get("step") != state.done or type(evaluated) is not int:
+        raise StateError(f"checkpoint {loaded.name}: its state.json belongs to another step")
+    state.evaluated = evaluated
     if state.done > max_steps:
         raise RunError(
-            f"{run.paths.root} stands at step {state.done} already, which is beyond the {max_steps} steps "
-            "asked for: ask for as many or more, or give the run another name"
+            f"{run.paths.root} is at step {state.done} already, past max_steps ({max_steps}). Raise max_steps, or use "
+            "another run name"
         )
     if facts.get("world_size") == group.world_size:
         own = loaded.tensors.get(f"{RANDOM}{group.rank}")
@@ -104,7 +105,7 @@ def _record(
     changed: dict[str, list[Any]],
     seconds: float,
 ) -> None:
-    """Rank 0: record the restore, say it in a line, and learn what this run's saves have cost so far."""
+    """Rank 0: record and print what was restored, and read what the saves of this run have cost so far."""
     attempt = run.attempt
     assert attempt
     done = retry(run.paths, lambda: last_step_done(attempt), run.check_stop, begun=True, limit_s=RECORDS_S)
@@ -120,28 +121,30 @@ def _record(
         "changed": changed,
     }
     retry(run.paths, lambda: record(attempt, "restored", **fields), run.check_stop, begun=True)
-    for refused in rejected:
-        passed = refused["reason"].startswith(NOT_FINITE)
-        what = "is passed by" if passed else "is not whole"
-        more = ". --on-nan ignore would take it" if passed else ""
-        run.say(f"checkpoint {refused['checkpoint']} {what}: {refused['reason']}; taking the one before{more}")
+    for checkpoint in rejected:
+        skipped = checkpoint["reason"].startswith(NOT_FINITE)
+        problem = "is skipped" if skipped else "is not whole"
+        remedy = "; --on-nan ignore would use it" if skipped else ""
+        run.print_line(
+            f"checkpoint {checkpoint['checkpoint']} {problem}: {checkpoint['reason']}. Using an older one{remedy}"
+        )
     if name:
-        run.say(
+        run.print_line(
             f"resumed at step {state.done} from checkpoint {name} of attempt {name.attempt}: "
             f"{state.samples_done} samples consumed, {lost} lost steps, {seconds:.1f} s"
         )
         if changed:
-            run.say(changes.sentence(state.done, changed))
+            run.print_line(changes.sentence(state.done, changed))
     elif lost or rejected:
-        run.say(f"starting from step 0: no whole checkpoint yet, {lost} lost steps")
+        run.print_line(f"starting from step 0: no whole checkpoint yet, {lost} lost steps")
     with within("reading the attempts' records", RECORDS_S):
         checkpointer.interval.learn(run.paths, attempt.name, state.done)
 
 
 def last_step_done(attempt: Attempt) -> int:
-    """The last step that an attempt before this one is known to have done; 0 where none did any.
+    """The last step that an earlier attempt is known to have done; 0 where none did any.
 
-    The last that restored anything counts, and those after it, which came to nothing.
+    It looks at the newest attempt that restored a state, and at those after it, which ended before they restored one.
     """
     paths, steps = attempt.paths, [0]
     for name in reversed([name for name in list_attempts(paths) if name < attempt.name]):

@@ -1,7 +1,7 @@
-"""Random numbers that do not know which rank draws them.
+"""Random numbers that do not depend on the rank.
 
-Each micro-step runs under generators seeded from (seed, step, micro-step) alone; the streams that belong to the user
-(torch, CUDA, numpy, random) are set aside around it and put back.
+Each micro-step runs under generators seeded from (seed, step, micro-step) alone. The user's own streams (torch, CUDA,
+numpy, random) are set aside meanwhile, and put back afterwards.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ import torch
 
 
 def micro_step_seed(seed: int, step: int, micro_step: int) -> int:
-    """63 bits that any rank computes alike; `step` and `micro_step` count from 0."""
+    """A seed of 63 bits, the same on every rank; `step` and `micro_step` count from 0."""
     digest = hashlib.blake2b(f"{seed}/{step}/{micro_step}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def _streams() -> tuple[Any, ...]:
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+    is_initialized = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    cuda = torch.cuda.get_rng_state() if is_initialized else None
     return torch.get_rng_state(), cuda, np.random.get_state(), random.getstate()
 
 
@@ -40,7 +41,7 @@ def _put_back(streams: tuple[Any, ...]) -> None:
 
 @contextmanager
 def set_aside() -> Iterator[None]:
-    """Keep the user's streams as they are, whatever is drawn inside."""
+    """Keep the user's streams unchanged by what is drawn inside."""
     kept = _streams()
     try:
         yield
@@ -64,7 +65,7 @@ def seed_all(seed: int) -> None:
 
 
 def save_streams() -> torch.Tensor:
-    """The user's streams as bytes of JSON in a uint8 tensor, so that they travel in a rank's share."""
+    """Pack the user's streams into a uint8 tensor (of JSON), which a rank's share can hold."""
     cpu, cuda, numpy_state, python_state = _streams()
     kind, keys, position, has_gauss, gauss = numpy_state
     document = {
@@ -77,7 +78,7 @@ def save_streams() -> torch.Tensor:
 
 
 def load_streams(saved: torch.Tensor) -> None:
-    """Put back what `save_streams` gave."""
+    """Restore the streams that `save_streams` packed."""
     document = json.loads(bytes(saved.numpy()))
 
     def tensor(text: str) -> torch.Tensor:

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from trainer.errors import RunError
-from trainer.training.config import RunConfig
 from trainer.training.order import micro_steps, step_ids
+from trainer.training.training_state import TrainingState
 
 
 class Samples(Protocol):
@@ -26,7 +26,7 @@ class Samples(Protocol):
         """The samples of these ids as a tree of tensors, on the CPU; a pure function of the ids."""
 
     def weight(self, batch: Any) -> float:
-        """How many terms the sum of losses over this batch has (tokens, or samples), or what they weigh group."""
+        """The number of terms in the sum of losses over this batch (tokens, or samples), or their total weight."""
 
 
 @dataclass(frozen=True)
@@ -38,24 +38,24 @@ class MicroStep:
     ids: np.ndarray[Any, Any]
     batch: Any
     weight: float
-    """0 where the rank only keeps the others company."""
+    """0 for a rank that has no samples left: it runs the micro-step only to join the collectives."""
 
 
 class Loader:
-    """Makes this rank's micro-steps, and keeps those of the step that comes next."""
+    """Makes this rank's micro-steps, and keeps those of the next step."""
 
-    def __init__(self, samples: Samples, config: RunConfig, rank: int, world_size: int) -> None:
-        self._samples, self._config = samples, config
+    def __init__(self, samples: Samples, state: TrainingState, rank: int, world_size: int) -> None:
+        self._samples, self._state = samples, state
         self._rank, self._world_size = rank, world_size
         self._fetched: dict[int, list[MicroStep]] = {}
 
-    def fetch(self, step: int, offset: int) -> list[MicroStep]:
-        """This rank's micro-steps of a step; see `order.step_ids` for `offset`."""
+    def fetch(self, step: int) -> list[MicroStep]:
+        """This rank's micro-steps of a step (from 0)."""
         if step in self._fetched:
             return self._fetched[step]
-        config = self._config
-        ids = step_ids(config.seed, len(self._samples), config.global_batch_size, step, offset)
-        parts = micro_steps(ids, config.micro_batch_size)
+        state = self._state
+        ids = step_ids(state.config.seed, len(self._samples), state.config.global_batch_size, step, state.offset)
+        parts = micro_steps(ids, state.config.micro_batch_size)
         mine = []
         for first in range(0, len(parts), self._world_size):
             index = first + self._rank
@@ -72,14 +72,14 @@ def weigh(samples: Samples, batch: Any) -> float:
     """The weight of a batch.
 
     Raises:
-        RunError: it is no number, or below 0.
+        RunError: the weight is not a number, or is negative.
     """
     weight = samples.weight(batch)
     with suppress(TypeError, ValueError):
         number = float(weight)
         if math.isfinite(number) and number >= 0:
             return number
-    raise RunError(f"{type(samples).__name__}.weight() gave {weight!r}: it has to be a number, 0 or more")
+    raise RunError(f"{type(samples).__name__}.weight() returned {weight!r}; it must return a number >= 0")
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the global step, and of nothing else: no scheduler object has to be restored."""
+"""The learning rate as a function of the global step alone, so that no scheduler object has to be restored."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ SCHEDULES = ("cosine", "linear", "constant")
 
 
 def lr_factor(step: int, *, schedule: str, warmup_steps: int, max_steps: int) -> float:
-    """What the peak learning rate is multiplied by for a step.
+    """The factor of the peak learning rate for a step.
 
     Args:
         step: The step about to be done, from 1.
         schedule: One of SCHEDULES.
-        warmup_steps: It climbs in a line to 1 at this step.
-        max_steps: The last step; cosine and linear end one step short of 0, so that it is not wasted.
+        warmup_steps: The step at which the factor, which rises linearly, reaches 1.
+        max_steps: The last step; cosine and linear end one step short of 0, so that the last step is not wasted.
     """
     if step <= warmup_steps:
         return step / warmup_steps

@@ -1,4 +1,4 @@
-"""TrainingState: all that steps change, which a checkpoint holds and a resume puts back."""
+"""TrainingState: everything that steps change. A checkpoint holds it, and a resume restores it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.training.config import RunConfig
 
 
 class TrainingState:
-    """The model, the optimizer, the scaler, the user's extra objects, and how far training has come."""
+    """The model, the optimizer, the scaler, the user's extra objects, and the progress of training."""
 
     def __init__(
         self,
@@ -31,20 +31,20 @@ class TrainingState:
 
         Args:
             config: The run's.
-            model: As accelerate has prepared it.
+            model: The model that accelerate has prepared.
             optimizer: Over the model's parameters, with the options that the program gave it.
-            scaler: Of fp16's losses.
+            scaler: Scales the losses of fp16; None for other precisions.
             extra: Objects with `state_dict` and `load_state_dict`, by name.
-            made: The forms of the model's buffers as the program made them.
+            made: The forms of the model's buffers when the program made them.
         """
         self.config, self.model, self.optimizer, self.scaler, self.extra = config, model, optimizer, scaler, dict(extra)
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         self._begun, self._made = copy.deepcopy(options_of(optimizer)), made
         self.done = 0
-        """Steps."""
+        """Steps done."""
         self.offset = 0
-        """By how much the samples consumed are more than the steps done make, after the global batch size changed."""
+        """Samples consumed beyond done * global batch size; not 0 only after the global batch size changed."""
         self.evaluated = 0
         """The step of the newest evaluation."""
         self.watch = finite.Watch(config.on_nan)
@@ -54,11 +54,11 @@ class TrainingState:
 
     @property
     def samples_done(self) -> int:
-        """How many samples the run has consumed."""
+        """The number of samples that the run has consumed."""
         return self.done * self.config.global_batch_size + self.offset
 
     def counters(self) -> dict[str, Any]:
-        """The part of a checkpoint that is no tensor and belongs to this loop."""
+        """The values of this loop that a checkpoint holds."""
         return {
             "step": self.done,
             "evaluated": self.evaluated,
@@ -67,15 +67,15 @@ class TrainingState:
         }
 
     def collect(self, counters: Mapping[str, Any]) -> State:
-        """The live tensors and values, as a checkpoint holds them."""
+        """The live tensors and values, in the form that a checkpoint holds."""
         extra = {name: thing.state_dict() for name, thing in self.extra.items()}
         return collect(self.model, [self.optimizer], counters, extra, [self._begun], self._made)
 
     def load(self, tensors: Mapping[str, Any], plain: Mapping[str, Any], checkpoint_name: str) -> Mapping[str, Any]:
-        """Put a checkpoint's values into the model, the optimizer and the extra objects; returns its counters.
+        """Load a checkpoint into the model, the optimizer, the extra objects and the scaler; returns its counters.
 
         Raises:
-            StateError: they do not fit.
+            StateError: the checkpoint does not fit them.
         """
         counters, extra = apply(self.model, [self.optimizer], tensors, plain, [self._begun], self._made)
         self._load_extra(extra, checkpoint_name)
@@ -87,14 +87,15 @@ class TrainingState:
         """Load the extra objects.
 
         Raises:
-            StateError: other things are registered than were saved.
+            StateError: the names of the registered objects are not those in the checkpoint.
         """
         for name in sorted(saved.keys() ^ self.extra.keys()):
             raise StateError(
-                f"extra {name!r} is registered, and checkpoint {checkpoint_name} has none: a run goes on with what it "
-                "was begun with; begin another one"
+                f"extra {name!r} is registered, but checkpoint {checkpoint_name} does not have it. Remove it, or start "
+                "a new run"
                 if name in self.extra
-                else f"checkpoint {checkpoint_name} has extra {name!r}, which would be lost: register it as before"
+                else f"checkpoint {checkpoint_name} has extra {name!r}, which is not registered and would be "
+                "lost. Register it again, or start a new run"
             )
         for name, thing in self.extra.items():
             thing.load_state_dict(saved[name])

@@ -1,0 +1,123 @@
+"""Opening: begins an attempt in the bucket. Rank 0 records it, and the other machines check that they see it."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from typing import Any
+
+from trainer.attempt.ending import ALREADY_FINISHED, ERROR, NO_PROGRESS, PEER_CRASHED, STOP_REQUEST, Leaving
+from trainer.attempt.history import RECORDS_S, ignored_notices, is_finished, no_progress
+from trainer.attempt.identity import identity, new_run_id, newest_readable
+from trainer.attempt.record import Attempt, adopt, launch_id, open_attempt, record, stop_requested
+from trainer.bucket.presence import check_bucket
+from trainer.bucket.retry import retry
+from trainer.errors import RunError, one_line
+from trainer.launch.nodes import Nodes
+from trainer.layout.exit_codes import EXIT_FAILED
+from trainer.layout.names import AttemptName
+from trainer.machine.token import machine_token
+from trainer.training.participant import Participant, exit_code
+
+SEE_ATTEMPT_S = 90.0
+
+
+def open_or_refuse(run: Participant) -> tuple[str | list[Any], BaseException | None]:
+    """Rank 0: open the attempt; returns the message for the other ranks, and the error that rank 0 then raises itself.
+
+    The message is the attempt's name, or [cause, message, exit code] where all ranks leave at once.
+    """
+    try:
+        return str(_open(run)), None
+    except Leaving as leaving:
+        if run.world_size == 1:
+            raise
+        return [leaving.ending.cause, leaving.message, leaving.code], leaving
+    except Exception as error:
+        if not Nodes.from_env().several:
+            raise
+        code = exit_code(error)
+        ending = PEER_CRASHED if code == EXIT_FAILED else ERROR
+        return [ending.cause, f"rank 0: {one_line(error)}", code], error
+
+
+def _open(run: Participant) -> AttemptName:
+    """Rank 0: write `start`, then look whether there is anything to do, before model or data are touched."""
+    check_bucket(run.paths)
+    known = retry(run.paths, lambda: identity(run.paths, run.binding), run.check_stop)
+    run.run_id = known or new_run_id(run.binding)
+    found = newest_readable(run.paths, run.run_id, run.check_stop, run.config.on_nan != "ignore")
+    run.newest = found[1] if found else None
+    newest_step = run.newest.step if run.newest else 0
+    launch = launch_id()
+    facts: dict[str, Any] = {
+        "config": run.config.to_json(),
+        "binding": run.binding,
+        "processes": run.world_size,
+        "newest_step": newest_step,
+    }
+    opened = AttemptName.parse(os.environ.get("SKYSPOT_ATTEMPT", ""))
+    if opened and run.retry(run.paths.attempt(opened).is_dir):
+        attempt: Attempt = run.retry(lambda: adopt(run.paths, opened, launch, **facts))
+    else:
+        attempt = open_attempt(run.paths, launch=launch, check_stop=run.check_stop, **facts)
+    run.attempt = attempt
+    run.link.report_attempt(run.paths.root, attempt.name)
+    run.refuse_other_binding()
+    from trainer.bucket.verify import problem
+
+    def finished() -> bool:
+        return is_finished(run.paths, run.run_id, run.binding, problem)
+
+    if run.retry(finished, math.inf):  # Reads the whole model; each read has its own limit.
+        run.final_is_whole = True
+        raise Leaving(ALREADY_FINISHED, f"already finished: {run.paths.final} is whole")
+    if run.retry(lambda: stop_requested(attempt)):
+        request = run.paths.stop(attempt.launch)
+        raise Leaving(STOP_REQUEST, f"not started: {request} requests that this launch stop")
+    stuck = run.retry(lambda: no_progress(attempt, newest_step), RECORDS_S)
+    if stuck:
+        raise Leaving(NO_PROGRESS, stuck)
+    _poll_metadata(run, attempt.name, attempt.machine)
+    return attempt.name
+
+
+def _poll_metadata(run: Participant, name: AttemptName, machine: str) -> None:
+    """Start to poll the cloud's metadata service: one rank of each machine does, because notices are per machine."""
+    ignored = run.retry(lambda: ignored_notices(run.paths, name, machine), RECORDS_S)
+    run.notices.ignored = frozenset(ignored)
+    run.notices.poll_metadata()
+
+
+def join_machines(run: Participant) -> None:
+    """Check each machine's mount, start to poll for its notices, and record all machines.
+
+    Raises:
+        AttemptError: the bucket is not mounted here; the attempt ends with 1 on all machines.
+    """
+    machine = ""
+    with run.group.before_gather("machine"):
+        if run.group.local_rank == 0:
+            machine = machine_token()
+            if run.rank:
+                check_bucket(run.paths)
+                _await_record(run)
+                _poll_metadata(run, run.attempt_name, machine)
+        tokens = run.group.gather("machine", machine, run.check_stop)
+    if attempt := run.attempt:
+        found = [token for token in tokens if token]
+        run.retry(lambda: record(attempt, "machines", machines=found))
+
+
+def _await_record(run: Participant) -> None:
+    """Wait until rank 0's record shows here: two mounts of one bucket differ for a while only, two buckets for ever."""
+    folder, end = run.paths.attempt(run.attempt_name), time.monotonic() + SEE_ATTEMPT_S
+    while not run.retry(folder.is_dir):
+        run.check_stop()
+        if time.monotonic() > end:
+            raise RunError(
+                f"{folder}: the first machine wrote it, but this one has not seen it for {SEE_ATTEMPT_S:g} s. Mount "
+                "the same bucket and folder on all machines. Nothing was written here."
+            )
+        time.sleep(0.2)
