@@ -39,3 +39,9 @@ def test_contributing_names_every_test_file_once() -> None:
     assert sorted(re.findall(r"test_\w+\.py", table)) == sorted(
         path.name for path in (REPO / "tests").glob("test_*.py")
     )
+
+
+def test_every_name_that_contributing_gives_is_in_the_code() -> None:
+    code = "\n".join(path.read_text() for top in ("skyspot", "trainer", "tests") for path in (REPO / top).rglob("*.py"))
+    names = set(re.findall(r"`(_?[A-Za-z]\w+)`", (REPO / "CONTRIBUTING.md").read_text()))
+    assert not {name for name in names if not re.search(rf"\b{name}\b", code)}
