@@ -26,7 +26,7 @@ from trainer.attempt.record import Attempt, open_attempt, record
 from trainer.bucket.mounts import Mount, Proof, UploadLog
 from trainer.bucket.verify import problem
 from trainer.checkpoint import pruning
-from trainer.checkpoint.pruning import DEAD_S, Living, Pruner, delete
+from trainer.checkpoint.pruning import DEAD_S, LiveAttempts, Pruner, delete
 from trainer.checkpoint.writing import share_name, write_manifest, write_state, write_tensors
 from trainer.layout.documents import LayoutError
 from trainer.layout.exit_codes import EXIT_PREEMPTED
@@ -186,12 +186,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_an_attempt_of_this_machine_writes_for_as_long_as_its_process_is_there(paths: RunPaths) -> None:
-    living = Living(paths)
+    living = LiveAttempts(paths)
     with running(paths) as (name, kill):
         assert [living.may_write(name) for _ in range(3)] == [True, True, True]
         kill()
         assert not living.may_write(name)
-        assert not Living(paths).may_write(name), "nor does who has not seen it before wait"
+        assert not LiveAttempts(paths).may_write(name), "nor does who has not seen it before wait"
 
 
 def from_another_machine(paths: RunPaths, name: AttemptName, on_machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +232,7 @@ def test_an_attempt_whose_process_cannot_be_seen_is_dead_after_600_s_of_silence(
     with running(paths) as (name, kill):
         kill()
         change(paths, name, on_machine, monkeypatch)
-    living = Living(paths)
+    living = LiveAttempts(paths)
     assert living.may_write(name)
     clock.now += DEAD_S - 1
     assert living.may_write(name)
@@ -246,7 +246,7 @@ def test_an_attempt_lives_for_as_long_as_its_progress_changes_whatever_its_clock
     on_machine("there")
     name = begin(paths).name
     on_machine("here")
-    living = Living(paths)
+    living = LiveAttempts(paths)
     for number in range(4):
         paths.progress(name).write_text(f'{{"time": 0, "step": {number}}}')
         assert living.may_write(name)
@@ -254,7 +254,7 @@ def test_an_attempt_lives_for_as_long_as_its_progress_changes_whatever_its_clock
         assert living.may_write(name)
         clock.now += 1 + number
     assert not living.may_write(name)
-    assert Living(paths).may_write(name), "who has not watched it cannot know"
+    assert LiveAttempts(paths).may_write(name), "who has not watched it cannot know"
 
 
 def test_an_attempt_that_has_ended_writes_no_more_wherever_it_was(paths: RunPaths, on_machine: Any) -> None:
@@ -264,8 +264,8 @@ def test_an_attempt_that_has_ended_writes_no_more_wherever_it_was(paths: RunPath
     end(torn)
     paths.event(torn.name, 2, "end").write_text('{"time"')
     on_machine("here")
-    assert not Living(paths).may_write(ended.name)
-    assert Living(paths).may_write(torn.name), "whose end is torn, it may have been taken, or be writing it"
+    assert not LiveAttempts(paths).may_write(ended.name)
+    assert LiveAttempts(paths).may_write(torn.name), "whose end is torn, it may have been taken, or be writing it"
 
 
 # -- what goes, on a mount that writes through -------------------------------------------------------------------------
@@ -280,7 +280,7 @@ def test_nothing_goes_but_behind_two_that_read_back_whole(paths: RunPaths) -> No
     mine.after(damaged)
     assert steps(paths) == [2, 1]
     assert mine.said == [
-        f"checkpoint {damaged} does not read back as it was written: share-00000.safetensors does not hash to what its "
+        f"Checkpoint {damaged} does not read back as it was written: share-00000.safetensors does not hash to what its "
         "manifest says"
     ]
     mine.save(3)
@@ -725,7 +725,7 @@ def test_whose_machines_cannot_all_be_read_may_have_been_this_one(
 def test_an_attempt_whose_process_is_seen_is_alive_however_long_it_is_silent(
     paths: RunPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    living, name = Living(paths), begin(paths).name  # This very process.
+    living, name = LiveAttempts(paths), begin(paths).name  # This very process.
     assert living.may_write(name)
     real = time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: real() + DEAD_S)
@@ -736,9 +736,9 @@ def test_another_process_under_the_number_of_one_that_is_gone_is_not_it(paths: R
     name = begin(paths).name
     event = paths.event(name, 1, "start")
     fields = json.loads(event.read_bytes())
-    assert Living(paths).may_write(name)
+    assert LiveAttempts(paths).may_write(name)
     event.write_text(json.dumps({**fields, "pid_started": fields["pid_started"] - 1}))
-    assert not Living(paths).may_write(name)
+    assert not LiveAttempts(paths).may_write(name)
 
 
 def test_the_launchers_sidecar_lives_on_where_a_listing_fails(paths: RunPaths, tmp_path: Path) -> None:

@@ -149,14 +149,14 @@ def test_the_interval_sets_itself_and_says_why(tmp_path: Path) -> None:
     assert first.code != 0
     said = [line for line in first.output.splitlines() if line.startswith("a checkpoint every")]
     assert said
-    assert "0 preemptions in" in said[0]
-    assert "one in 2 h assumed" in said[0]
+    assert "(0 seen in" in said[0]
+    assert "prior: one per 2 h" in said[0]
     chosen = event(run_dir, "interval")
     assert chosen["steps"]
     second = mlp(run_dir, *auto, processes=2)
     assert second.code == 0, second.output
     said = [line for line in second.output.splitlines() if line.startswith("a checkpoint every")]
-    assert "1 preemption in" in said[0]  # What the attempts before found holds from the start.
+    assert "(1 seen in" in said[0]  # What the attempts before found holds from the start.
 
 
 @pytest.mark.parametrize(

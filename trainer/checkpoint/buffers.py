@@ -1,7 +1,7 @@
-"""A model's buffers: what is saved of them, and how they come back where their form changes while training goes on.
+"""A model's buffers: those that are saved, and how they are restored if their form changes during training.
 
-A buffer may grow (a memory of samples), come (a mask made by the first forward pass) or go (a cache that is dropped).
-What a module registers as not persistent is no part of a state: the program makes it anew.
+A buffer may grow (a memory of samples), appear (a mask made by the first forward pass) or vanish (a cache that is
+dropped). Buffers that are not persistent are no part of a state: the program makes them anew.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from trainer.checkpoint.names import modules
 from trainer.checkpoint.values import StateError
 
 Forms = dict[str, Any]
-"""By name [type, shape] of a buffer; None where its place is empty."""
+"""By name the [type, shape] of a buffer; None if its place is empty."""
 Kept = dict[str, torch.Tensor | None]
 
 
@@ -29,7 +29,7 @@ def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
 
 
 def persistent(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The buffers that are saved, by name; one that several modules share once."""
+    """The buffers that are saved, by name; a buffer that several modules share appears once."""
     found, seen = {}, set[int]()
     for name, module, key in _places(model):
         tensor = module._buffers[key]
@@ -45,7 +45,7 @@ def not_persistent(model: nn.Module) -> set[str]:
 
 
 def forms(model: nn.Module) -> Forms:
-    """The form of every buffer that is, or would be, saved."""
+    """The form of every persistent buffer, filled or not."""
     return {
         name: form(module._buffers[key])
         for name, module, key in _places(model)
@@ -59,7 +59,7 @@ def form(tensor: torch.Tensor | None) -> Any:
 
 
 def changed(model: nn.Module, made: Forms) -> Forms:
-    """Of the buffers that have another form than the program made them in, the form that it made them in."""
+    """The original forms of the buffers whose form has changed since the program made them."""
     now = forms(model)
     return {name: made.get(name) for name in sorted(now.keys() | made.keys()) if now.get(name) != made.get(name)}
 
@@ -80,8 +80,8 @@ def keep(model: nn.Module) -> Kept:
 
 
 def put_back(model: nn.Module, kept: Kept) -> None:
-    """Make the buffers as they were; one that was registered since stays, because its module may count on it."""
-    by_name = modules(model) if kept else {}  # As after nearly each micro-step.
+    """Restore the kept buffers. A buffer registered since stays, because its module may rely on it."""
+    by_name = modules(model) if kept else {}  # Empty after nearly each micro-step.
     for name, tensor in kept.items():
         path, _, key = name.rpartition(".")
         if path in by_name:
@@ -89,7 +89,7 @@ def put_back(model: nn.Module, kept: Kept) -> None:
 
 
 def assign(module: nn.Module, key: str, value: torch.Tensor | None) -> None:
-    """Give a buffer a value; in place where it can be, so that whoever else holds the tensor sees it."""
+    """Set a buffer to a value; in place if possible, so that other holders of the tensor see it."""
     live = module._buffers.get(key)
     if value is None or live is None:
         module._buffers[key] = None if value is None else value.clone()
@@ -98,19 +98,19 @@ def assign(module: nn.Module, key: str, value: torch.Tensor | None) -> None:
         if form(live) == form(value) and not _overlaps(live) and live.stride() == value.stride():
             live.copy_(value)
             return
-        with suppress(RuntimeError):  # Of a kind that keeps its form: another tensor takes its place.
+        with suppress(RuntimeError):  # A tensor whose form is fixed is replaced by another one.
             live.data = value.to(live.device, copy=True)
             return
         module._buffers[key] = value.to(live.device, copy=True)
 
 
 def _overlaps(tensor: torch.Tensor) -> bool:
-    """Whether elements share a place in memory, as expand() has it."""
+    """Whether elements share a place in memory, as after expand()."""
     return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 def not_kept(before: Kept, after: Kept, model: nn.Module) -> list[str]:
-    """Names of the buffers that are not saved, and that training changes as if they were a part of the state."""
+    """Names of the buffers that are not saved although training changes them like state."""
     found = []
     for name in sorted(not_persistent(model)):
         then, now = before.get(name), after.get(name)
@@ -120,7 +120,7 @@ def not_kept(before: Kept, after: Kept, model: nn.Module) -> list[str]:
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return bool(((one == other) | ((one != one) & (other != other))).all())  # NaN is itself here.
+    return bool(((one == other) | ((one != one) & (other != other))).all())  # NaN equals NaN here.
 
 
 # -- restored ----------------------------------------------------------------------------------------------------------
@@ -129,17 +129,17 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
 def plan(
     model: nn.Module, saved: Mapping[str, torch.Tensor], then: Any, made: Forms | None
 ) -> list[tuple[nn.Module, str, torch.Tensor | None]]:
-    """What is to be assigned to which buffer; nothing is changed yet.
+    """The assignments (module, name, value) that restore the saved buffers; nothing changes yet.
 
     Args:
         model: The model, with the buffers that the program made.
         saved: The saved buffers by name.
-        then: Of those that had another form when they were saved than the program had made them in, the latter; None
-            where that was not recorded.
-        made: The forms as the program makes them now; None: as they are.
+        then: The original forms of the buffers whose form had changed when they were saved; None if that was not
+            recorded.
+        made: The forms in which the program makes the buffers now; None: their present forms.
 
     Raises:
-        StateError: a buffer is missing, too many, or of another form than training could have given it.
+        StateError: a buffer is missing or unknown, or has a form that training cannot have given it.
     """
     places = {name: (module, key) for name, module, key in _places(model)}
     fresh, live = not_persistent(model), persistent(model)
@@ -147,12 +147,12 @@ def plan(
     found: list[tuple[nn.Module, str, torch.Tensor | None]] = []
 
     def grew(name: str) -> bool:
-        """Whether it was made as the program makes it now, and training gave it another form."""
+        """Whether the program made it as it does now, and training changed its form."""
         return then is None or (name in then and then[name] == made.get(name))
 
     for name, tensor in saved.items():
         if name in fresh:
-            continue  # Of a release that saved them.
+            continue  # An older release saved them.
         if name in places:
             module, key = places[name]
             now = module._buffers[key]
@@ -172,7 +172,7 @@ def plan(
 
 
 def _new_place(model: nn.Module, name: str, then: Any) -> tuple[nn.Module, str]:
-    """Where a buffer goes that a module registers only while it trains."""
+    """The place of a buffer that a module registers only while it trains."""
     path, _, key = name.rpartition(".")
     module = modules(model).get(path)
     if not then or name not in then or then[name] is not None or module is None or hasattr(module, key):
@@ -181,7 +181,7 @@ def _new_place(model: nn.Module, name: str, then: Any) -> tuple[nn.Module, str]:
 
 
 def restore(assignments: list[tuple[nn.Module, str, torch.Tensor | None]], device: torch.device) -> None:
-    """Do what was planned."""
+    """Make the planned assignments."""
     for module, key, tensor in assignments:
         if key not in module._buffers:
             module.register_buffer(key, None)

@@ -1,6 +1,6 @@
-"""What is in a checkpoint: its manifest, its state.json, and which part of which tensor lies where in its shares.
+"""The contents of a checkpoint: its manifest, its state.json, and the place of each tensor's parts in its shares.
 
-Nothing that is read is trusted: sizes and places are checked before memory is asked for.
+Nothing that is read is trusted: sizes and places are checked before memory is allocated.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,6 +27,8 @@ from trainer.layout.manifest import FileRecord, Manifest
 from trainer.layout.names import STATE, CheckpointName, is_safe_name
 
 _MAX_DIMS = 64
+PartsByTensor = dict[str, list[tuple[torch.dtype, list[int], "Stored"]]]
+"""(dtype, shape of the whole, place) of each part, by tensor."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Stored:
 
     file: str
     start: int
-    """Its first byte in the file."""
+    """The position of its first byte in the file."""
     box: Box
 
 
@@ -50,14 +52,14 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Opened:
-    """What is known of a checkpoint before its tensors are read."""
+    """A checkpoint before its tensors are read."""
 
     folder: Path
     manifest: Manifest
     plain: dict[str, Any]
     tensors: dict[str, Tensor]
     headers: dict[str, bytes] = field(repr=False)
-    """How each share opens: what the tensors are known from."""
+    """The header of each share, which describes its tensors."""
 
     @property
     def digest(self) -> str:
@@ -66,13 +68,13 @@ class Opened:
 
 
 def open_checkpoint(folder: Path) -> Opened:
-    """Read a checkpoint's manifest, its state.json and how its shares open; see that every file has its size.
+    """Read a checkpoint's manifest, its state.json and its shares' headers; check the size of every file.
 
     Raises:
         DamagedError: it is not committed, or not whole.
         LayoutVersionError: a newer release wrote it.
         FileNotFoundError: the folder is gone (pruned by another attempt meanwhile).
-        OSError: it cannot be read, which says nothing of whether it is whole.
+        OSError: it cannot be read; it may be whole.
     """
     try:
         manifest = read_manifest(folder)
@@ -89,25 +91,26 @@ def open_checkpoint(folder: Path) -> Opened:
         raise DamagedError("its manifest lists no state.json")
     if not _is_history(manifest.facts.get("metrics", [])):
         raise DamagedError("its manifest's list of metrics cannot be one")
-    headers, found = {}, {}
+    headers: dict[str, bytes] = {}
+    found: PartsByTensor = {}
     for name, record in sorted(manifest.files.items()):
         with as_damage(name), within(f"reading {name}"):
             found_there = (folder / name).stat()
             size = found_there.st_size
-            if not stat.S_ISREG(found_there.st_mode):  # Opening a pipe would wait for ever.
+            if not stat.S_ISREG(found_there.st_mode):  # Opening a pipe would block for ever.
                 raise DamagedError(f"{name} is not a file")
             if size != record.bytes:
                 raise DamagedError(f"{name} has {size} bytes, its manifest says {record.bytes}")
             if name.endswith(".safetensors"):
                 with (folder / name).open("rb", buffering=0) as file:
                     headers[name] = _header(file, size)
-                _understand(headers[name], name, size, found)
+                _add_parts(headers[name], name, size, found)
     plain = _read_state(folder, manifest.files[STATE])
     return Opened(folder, manifest, plain, _assembled(found), headers)
 
 
 def _is_history(metrics: object) -> bool:
-    """Whether it lists files of metrics, as layout.py says."""
+    """Whether it is a list of metrics files, as the layout defines it."""
     return isinstance(metrics, list) and all(
         isinstance(part, dict)
         and isinstance(part.get("path"), str)
@@ -131,7 +134,7 @@ def _read_state(folder: Path, record: FileRecord) -> dict[str, Any]:
 
 
 def _header(file: BinaryIO, size: int) -> bytes:
-    """The first bytes of a safetensors file: its header's length, and its header."""
+    """The first bytes of a safetensors file: the length of its header, and its header."""
     first = file.read(8)
     length = int.from_bytes(first, "little") if len(first) == 8 else -1
     if not 0 <= length <= min(size - 8, MAX_JSON_BYTES):
@@ -145,10 +148,8 @@ def _header(file: BinaryIO, size: int) -> bytes:
     return bytes(text)
 
 
-def _understand(
-    text: bytes, file: str, size: int, found: dict[str, list[tuple[torch.dtype, list[int], Stored]]]
-) -> None:
-    """Enter the parts that a share's header names into `found`: (dtype, shape of the whole, place) by tensor."""
+def _add_parts(text: bytes, file: str, size: int, found: PartsByTensor) -> None:
+    """Add the parts that a share's header names to `found`."""
     header, body = from_json(text[8:]), size - len(text)
     partial = from_json(header.pop("__metadata__", {}).get(PARTS, "{}").encode())
     for name, entry in header.items():
@@ -172,8 +173,12 @@ def _is_count(number: object) -> bool:
     return type(number) is int and 0 <= number < 1 << 62
 
 
-def _assembled(found: Mapping[str, list[tuple[torch.dtype, list[int], Stored]]]) -> dict[str, Tensor]:
-    """The tensors, of the parts that all shares name; all of each is there, once."""
+def _assembled(found: PartsByTensor) -> dict[str, Tensor]:
+    """The tensors, from the parts in all shares.
+
+    Raises:
+        DamagedError: the parts of a tensor do not make up the whole, each element once.
+    """
     tensors = {}
     for name, parts in found.items():
         dtype, shape, _ = parts[0]
@@ -188,7 +193,7 @@ def _assembled(found: Mapping[str, list[tuple[torch.dtype, list[int], Stored]]])
 
 
 def _is_grid(boxes: Sequence[Box]) -> bool:
-    """Whether boxes are cells of a grid, each once: then none overlap. All parts that are written here are."""
+    """Whether boxes are distinct cells of a grid, so that none overlap. The parts of a saved tensor always are."""
     if len({offsets for offsets, _ in boxes}) != len(boxes):
         return False
     for dimension in range(len(boxes[0][0])):

@@ -1,7 +1,6 @@
-"""What of a user's extras is not the same on every rank: it is each rank's own, and saved beside what all share.
+"""Extras that differ between ranks: each rank's own values, saved beside those that all ranks share.
 
-Compared at each save: values whole, and tensors by all of their bytes, because one mark in a large mask may be all that
-differs.
+Each save compares the values, and the tensors by all of their bytes: a large mask may differ in one element alone.
 """
 
 from __future__ import annotations
@@ -19,29 +18,29 @@ from trainer.checkpoint.state import OWN, State, StateError
 from trainer.ranks.group import RankGroup
 
 EXTRA = "extra."
-"""What the names of the extras' tensors begin with."""
+"""The prefix of the extras' tensors."""
 COLUMNS = 8191
-"""So many sums come to the host of a tensor on another device; a prime, because rows often have a power of two."""
+"""The number of sums that represent a tensor on a device; a prime, because rows often have a power of two."""
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def refuse_other_names(group: RankGroup, names: Iterable[str], check_stop: Callable[[], None]) -> None:
-    """See that all ranks have registered extras of the same names.
+    """Refuse extras whose names differ between the ranks.
 
     Raises:
-        StateError: they have not.
+        StateError: the names differ.
     """
-    told = group.gather("extras", sorted(names), check_stop)
-    for rank, theirs in enumerate(told):
-        if theirs != told[0]:
+    registered = group.gather("extras", sorted(names), check_stop)
+    for rank, theirs in enumerate(registered):
+        if theirs != registered[0]:
             raise StateError(
-                f"extra: rank 0 registers {', '.join(told[0]) or 'nothing'}, rank {rank} "
+                f"extra: rank 0 registers {', '.join(registered[0]) or 'nothing'}, rank {rank} "
                 f"{', '.join(theirs) or 'nothing'}: register the same names on every rank"
             )
 
 
 def split(group: RankGroup, state: State) -> tuple[State, dict[str, torch.Tensor]]:
-    """(the state that all ranks share, copies on the host of what is this rank's own). Every rank calls it."""
+    """(the state that all ranks share, copies on the host of this rank's own part). Every rank calls it."""
     if group.world_size == 1 or not state.plain["extra"]["dict"]:
         return state, {}
     names = [name for name in state.tensors if name.startswith(EXTRA)]
@@ -53,17 +52,17 @@ def split(group: RankGroup, state: State) -> tuple[State, dict[str, torch.Tensor
         own[f"{OWN}{group.rank}"] = torch.frombuffer(bytearray(values.encode("ascii")), dtype=torch.uint8)
     differing = names
     if names and all(row[0] == rows[0][0] for row in rows):
-        told = group.exchange(_digests([state.tensors[name] for name in names])).wait()
-        differing = [name for at, name in enumerate(names) if any(row[at] != told[0][at] for row in told)]
+        digests = group.exchange(_digests([state.tensors[name] for name in names])).wait()
+        differing = [name for at, name in enumerate(names) if any(row[at] != digests[0][at] for row in digests)]
     for name in differing:
         own[f"{OWN}{group.rank}.{name}"] = state.tensors[name].detach().to("cpu", copy=True).contiguous()
     return replace(state, tensors={k: v for k, v in state.tensors.items() if k not in set(differing)}), own
 
 
 def _digests(tensors: list[torch.Tensor]) -> list[int]:
-    """A fingerprint of each tensor's contents; of one that is cut over the ranks, 0."""
+    """A fingerprint of each tensor's contents; 0 for a tensor that is cut over the ranks."""
     sums = {
-        at: _sums(_integers(tensor))  # All are under way before the first is waited for.
+        at: _sums(_integers(tensor))  # All start before the first is waited for.
         for at, tensor in enumerate(tensors)
         if tensor.device.type != "cpu" and not is_cut(tensor)
     }
@@ -80,11 +79,11 @@ def _integers(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _bytes(flat: torch.Tensor) -> memoryview:
-    return memoryview(flat.numpy()).cast("B")
+    return flat.numpy().data.cast("B")
 
 
 def _sums(flat: torch.Tensor) -> torch.Tensor:
-    """Sums of integers down the columns of a table that they fill row by row, and those of the last row."""
+    """Sums of integers down the columns of a table, filled row by row; the rest of the last row as it is."""
     whole = flat.numel() // COLUMNS * COLUMNS
     return torch.cat([flat[:whole].view(-1, COLUMNS).sum(0, dtype=torch.int64), flat[whole:].to(torch.int64)])
 
@@ -92,10 +91,10 @@ def _sums(flat: torch.Tensor) -> torch.Tensor:
 def joined(
     tensors: Mapping[str, torch.Tensor], plain: Mapping[str, Any], rank: int, ranks: int, ranks_then: object
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any], bool]:
-    """What `split` parted, for this rank: (tensors, plain values, whether it is the first rank's instead of its own).
+    """The reverse of `split` for this rank: (tensors, plain values, whether they are the first rank's, not its own).
 
     Raises:
-        StateError: the values are not readable.
+        StateError: the values cannot be read.
     """
     first = ranks != ranks_then
     prefix = f"{OWN}{0 if first else rank}"
@@ -103,7 +102,7 @@ def joined(
     mine = {name: tensor for name, tensor in tensors.items() if name == prefix or name.startswith(f"{prefix}.")}
     found.update((name[len(prefix) + 1 :], tensor) for name, tensor in mine.items() if name != prefix)
     plain = dict(plain)
-    if isinstance(strides := plain.get("strides"), Mapping):  # The first rank's: another's may have another form.
+    if isinstance(strides := plain.get("strides"), Mapping):  # The first rank's; others may differ.
         plain["strides"] = {name: value for name, value in strides.items() if f"{prefix}.{name}" not in mine}
     if prefix in mine:
         try:

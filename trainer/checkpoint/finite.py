@@ -1,4 +1,4 @@
-"""Tensors that are not finite (NaN or infinite): found in the copy that is written, beside training."""
+"""A check for tensors that are not finite (NaN or infinite); it reads the copy that is written, beside training."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _EXPONENTS = {
     torch.bfloat16: (np.uint16, 0x7F80),
     torch.float8_e5m2: (np.uint8, 0x7C),
 }
-"""The bits of infinity, of types that numpy is slow at or does not know; those of NaN are above them."""
+"""The bits of infinity for types that numpy is slow at or does not know; the bits of NaN are greater."""
 
 
 class NotFiniteError(TrainerError):
-    """Training gives no numbers any more; the run ends, and a relaunch goes on from the last finite checkpoint."""
+    """Training diverged to NaN or infinity. The run ends; a relaunch resumes from the last finite checkpoint."""
 
 
 def watched(model: nn.Module) -> frozenset[str]:
-    """Names of the parameters that training changes and that have to stay finite: those that are so at the start.
+    """Names of the trainable parameters that have to stay finite: those that are finite at the start.
 
-    Of a parameter that is cut over the ranks, each rank looks at its own part.
+    If a parameter is cut over the ranks, each rank checks its own part.
     """
     return frozenset(
         f"model.{name}"
@@ -39,7 +39,7 @@ def watched(model: nn.Module) -> frozenset[str]:
 
 
 def is_spoilt(tensor: torch.Tensor, *, infinite: bool = True) -> bool:
-    """Whether a tensor holds NaN, or (`infinite`) an infinite value. On the host it takes one thread."""
+    """Whether a tensor holds NaN or, with `infinite`, an infinite value. On the host it uses one thread."""
     if not tensor.is_floating_point() or not tensor.numel():
         return False
     if tensor.device.type != "cpu":
@@ -51,12 +51,12 @@ def is_spoilt(tensor: torch.Tensor, *, infinite: bool = True) -> bool:
         least, unsigned = ones if infinite else ones + 1, kind(2 * (1 << 8 * bits.itemsize - 2) - 1)
         return any(bool(((bits[at : at + _PIECE] & unsigned) >= least).any()) for at in range(0, len(bits), _PIECE))
     if tensor.dtype not in (torch.float32, torch.float64):
-        return any(is_spoilt(piece.float(), infinite=infinite) for piece in tensor.split(_PIECE))
+        return any(is_spoilt(piece.float(), infinite=infinite) for piece in tensor.split(_PIECE))  # type: ignore[no-untyped-call]
     values = tensor.numpy()
     with np.errstate(all="ignore"):
         for at in range(0, len(values), _PIECE):
             part = values[at : at + _PIECE]
-            # A sum is three times as fast, and finite where all is; where it is not, large values may be why.
+            # A sum is three times as fast. If it is finite, so is every value; if not, large values may be the reason.
             if not math.isfinite(float(np.add.reduce(part))):
                 bad = ~np.isfinite(part) if infinite else np.isnan(part)
                 if bad.any():

@@ -1,7 +1,7 @@
-"""How often to save: Young's and Daly's interval, from what saves cost this run and how often it was preempted.
+"""Interval: the steps between saves by Young and Daly, from the cost of this run's saves and its preemptions.
 
-Saving every T seconds costs C/T of the time; a preemption, every M seconds on average, costs half an interval: together
-least at T = sqrt(2 * C * M) (Young 1974, Daly 2006). C is what a save costs training, not what it takes to upload.
+Saving every T seconds costs C/T of the time. A preemption, every M seconds on average, costs half an interval. The sum
+is least at T = sqrt(2 * C * M) (Young 1974, Daly 2006). C is the cost of a save to training, not its time to upload.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ from trainer.layout.exit_codes import EXIT_PREEMPTED
 from trainer.layout.names import AttemptName, RunPaths, list_attempts
 
 PRIOR_S = 7200.0
-"""Mean time between preemptions before any is seen; it weighs as much as one preemption."""
+"""The assumed mean time between preemptions; as a prior it weighs as much as one preemption."""
 FIRST_S = 60.0
-"""After so long, or so many steps, the first save of a run shows what one costs."""
+"""A run's first save comes after so many seconds or steps; it shows what a save costs."""
 FIRST_STEPS = 20
 IDLE_SHARE = 2.0
-"""An interval is at least so many times as long as a save takes."""
+"""An interval lasts at least so many times as long as a save."""
 NOTICE_S = {"aws": 120.0, "gcp": 30.0, "azure": 30.0, "runpod": 5.0}
-"""What the clouds give between the word and the end."""
-SAY_FACTOR = 1.25
-"""A new choice is said where it differs by so much."""
+"""Seconds between a cloud's notice and the end of the machine."""
+REPORT_FACTOR = 1.25
+"""A new choice is reported if it differs by this factor."""
 _WINDOW = 50
 _YEAR_5000 = 1e11
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What is known of a run's saves."""
+    """The measured costs of a run's saves."""
 
     step_s: float
-    """A step beside which nothing is saved."""
+    """Seconds of a step with no save beside it."""
     cost_s: float
-    """Seconds of training that a save costs: waiting for it, and the steps that are slower beside it."""
+    """Seconds of training that a save costs: the wait for it, and the slower steps beside it."""
     commit_s: float
-    """From the boundary to the commit."""
+    """Seconds from the boundary to the commit."""
 
 
 @dataclass(frozen=True)
 class Lives:
-    """How long a run's attempts have lived."""
+    """The total lifetime of a run's attempts, and their preemptions."""
 
     seconds: float
     preemptions: int
@@ -63,21 +63,21 @@ class Lives:
 
 @dataclass(frozen=True)
 class Choice:
-    """How often to save."""
+    """The chosen interval."""
 
     steps: int
     why: str
 
 
 class Pace:
-    """Measures what saves cost training. A clock of its own is not needed: it is told how long each step took."""
+    """Measures the cost of saves to training, from the duration of each step."""
 
     def __init__(self) -> None:
         self._undisturbed: deque[float] = deque(maxlen=_WINDOW)
         self._beside: list[float] = []
 
     def step(self, seconds: float, beside_a_save: bool) -> None:
-        """A step was done."""
+        """Count a step."""
         if beside_a_save:
             self._beside.append(seconds)
         else:
@@ -85,17 +85,17 @@ class Pace:
 
     @property
     def step_s(self) -> float:
-        """Seconds of a step beside which nothing is saved; 0 while none is known."""
+        """Seconds of a step with no save beside it; 0 while none is known."""
         known = self._undisturbed or self._beside
         return statistics.median(known) if known else 0.0
 
     def saved(self, begun_s: float, stall_s: float, commit_s: float) -> Costs:
-        """A save is decided: what it cost.
+        """The cost of a save that is decided.
 
         Args:
             begun_s: Seconds that training stood still at the boundary.
-            stall_s: Those, and the wait before the optimizer's step, which is a part of that step's time.
-            commit_s: From the boundary to the commit.
+            stall_s: `begun_s` and the wait before the optimizer's step, which is a part of that step's time.
+            commit_s: Seconds from the boundary to the commit.
         """
         slower = sum(seconds - self.step_s for seconds in self._beside)
         self._beside = []
@@ -103,31 +103,31 @@ class Pace:
 
 
 class Interval:
-    """Rank 0's word on how many steps to leave between checkpoints: as given, or chosen anew after each save."""
+    """The number of steps between checkpoints: as configured, or chosen anew after each save. Rank 0's counts."""
 
-    def __init__(self, given: int | None, notice_s: float, tell: Callable[[Choice, Costs], None]) -> None:
+    def __init__(self, given: int | None, notice_s: float, report: Callable[[Choice, Costs], None]) -> None:
         """Begin with nothing known.
 
         Args:
-            given: Steps; None where they are to be chosen.
-            notice_s: Seconds from the word to the end of the machine.
-            tell: Called with a choice that is worth a word, and what it was made from.
+            given: Steps; None to choose them.
+            notice_s: Seconds from a notice to the end of the machine.
+            report: Called with a choice that differs enough from the previous one, and the costs behind it.
         """
-        self._given, self._notice_s, self._tell = given, notice_s, tell
+        self._given, self._notice_s, self._report = given, notice_s, report
         self._pace, self._lives, self._began = Pace(), Lives(0.0, 0), time.monotonic()
         self._choice: Choice | None = None
         self._looked_at = 0
-        """The save that was last chosen after, as the step it is of."""
+        """The step of the save after which the interval was last chosen."""
 
     @property
     def steps(self) -> int:
-        """To leave between checkpoints from now on."""
+        """The number of steps between checkpoints from now on."""
         if self._given is not None:
             return self._given
         return self._choice.steps if self._choice else first_steps(self._pace.step_s)
 
     def learn(self, paths: RunPaths, name: AttemptName, step: int) -> None:
-        """Take in what the attempts before this one tell, which goes on from `step`; unreadable, they tell nothing."""
+        """Read the records of earlier attempts; this one resumed from `step`. Unreadable records are ignored."""
         self._looked_at = step
         if self._given is None:
             with suppress(OSError):
@@ -136,12 +136,12 @@ class Interval:
                     self._choose(costs)
 
     def stepped(self, seconds: float, beside_a_save: bool) -> None:
-        """A step was done."""
+        """Count a step."""
         if self._given is None:
             self._pace.step(seconds, beside_a_save)
 
     def saved(self, step: int, begun_s: float, stall_s: float, commit_s: float) -> None:
-        """The save of a step is over, at a cost as of `Pace.saved`; to say so again changes nothing."""
+        """Take in the save of a step, with arguments as of `Pace.saved`; the same save again changes nothing."""
         if self._given is None and step > self._looked_at:
             self._looked_at = step
             self._choose(self._pace.saved(begun_s, stall_s, commit_s))
@@ -149,44 +149,43 @@ class Interval:
     def _choose(self, costs: Costs) -> None:
         lived = Lives(self._lives.seconds + time.monotonic() - self._began, self._lives.preemptions)
         before, self._choice = self._choice, choose(costs, lived, self._notice_s)
-        if not before or not 1 / SAY_FACTOR < self._choice.steps / before.steps < SAY_FACTOR:
-            self._tell(self._choice, costs)
+        if not before or not 1 / REPORT_FACTOR < self._choice.steps / before.steps < REPORT_FACTOR:
+            self._report(self._choice, costs)
 
 
 def choose(costs: Costs, lives: Lives, notice_s: float) -> Choice:
-    """The interval that loses least, at least IDLE_SHARE times what a save takes.
+    """The interval that loses least time, but at least IDLE_SHARE times the duration of a save.
 
-    That bound leaves a notice room: the save that is under way when it comes is over soon enough for the last one.
+    That bound leaves room after a notice: the save under way then ends soon enough for the last one.
 
     Args:
         costs: Of saves and steps.
-        lives: Of attempts.
-        notice_s: Seconds from the word to the end of the machine.
+        lives: Of the attempts.
+        notice_s: Seconds from a notice to the end of the machine.
     """
     best_s = math.sqrt(2 * costs.cost_s * lives.between_s)
     least_s = IDLE_SHARE * costs.commit_s
     seconds = max(best_s, least_s, costs.step_s)
     steps = max(1, round(seconds / max(costs.step_s, 1e-6)))
-    seen = f"{lives.preemptions} preemption{'s' * (lives.preemptions != 1)} in {_duration(lives.seconds)}"
     why = (
         f"a save costs training {costs.cost_s:.2g} s and takes {costs.commit_s:.2g} s, a step {costs.step_s:.2g} s; "
-        f"one preemption every {_duration(lives.between_s)} is reckoned with ({seen}, on top of one in "
-        f"{_duration(PRIOR_S)} assumed)"
+        f"assuming a preemption every {_duration(lives.between_s)} ({lives.preemptions} seen in "
+        f"{_duration(lives.seconds)}; prior: one per {_duration(PRIOR_S)})"
     )
     if best_s < least_s:
-        why += f"; at least {IDLE_SHARE:g} times what a save takes, so that a last one has room after a notice"
+        why += f"; raised to {IDLE_SHARE:g} times the duration of a save, so that a last one has room after a notice"
     if IDLE_SHARE * costs.commit_s > notice_s:
-        why += f"; a notice of {notice_s:g} s may be too short for a save behind another one"
+        why += f"; a notice of {notice_s:g} s may be too short for two saves in a row"
     return Choice(min(steps, 10**9), why)
 
 
 def first_steps(step_s: float) -> int:
-    """After how many steps to save where nothing is known of what a save costs."""
+    """The interval while the cost of a save is unknown."""
     return max(1, min(FIRST_STEPS, int(FIRST_S / step_s))) if step_s else FIRST_STEPS
 
 
 def notice_seconds(grace_s: float) -> float:
-    """What this machine's cloud gives; the grace where it is not known (SKYPILOT_CLUSTER_INFO)."""
+    """Seconds of notice that this machine's cloud gives (SKYPILOT_CLUSTER_INFO); `grace_s` if it is not known."""
     try:
         cloud = str(json.loads(os.environ.get("SKYPILOT_CLUSTER_INFO", "{}")).get("cloud", "")).lower()
     except (ValueError, AttributeError):
@@ -195,9 +194,9 @@ def notice_seconds(grace_s: float) -> float:
 
 
 def earlier(paths: RunPaths, name: AttemptName) -> tuple[Lives, Costs | None]:
-    """What the attempts before this one tell: how long they lived, and what they last found saves to cost.
+    """The lifetimes of the attempts before this one, and the costs of saves that they measured last.
 
-    An attempt's life is from its start to its last word, both by its own machine's clock.
+    An attempt's life lasts from its start to its last record, both by its own machine's clock.
 
     Raises:
         OSError: the bucket cannot be read.
@@ -208,8 +207,8 @@ def earlier(paths: RunPaths, name: AttemptName) -> tuple[Lives, Costs | None]:
             continue
         events = read_events(paths, other, ("start", "restored", "interval", "end"))
         begun = (event_named(events, "start") or {}).get("time")
-        words = [event.fields.get("time") for event in events] + [read_progress(paths, other).get("time")]
-        times = [word for word in words if isinstance(word, (int, float)) and 0 <= word < _YEAR_5000]
+        recorded = [event.fields.get("time") for event in events] + [read_progress(paths, other).get("time")]
+        times = [time for time in recorded if isinstance(time, (int, float)) and 0 <= time < _YEAR_5000]
         if begun not in times:
             continue
         seconds += min(max(0.0, max(times) - begun), 1e8)

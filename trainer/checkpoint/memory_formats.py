@@ -1,7 +1,7 @@
-"""Memory formats: how a tensor's elements lie in memory (channels_last, transposed), which files do not keep.
+"""Memory formats: the order of a tensor's elements in memory (channels_last, transposed), which files do not keep.
 
 A fused optimizer walks parameter, gradient and state side by side in memory, and a convolution chooses its kernel by
-the format: a tensor that comes back in another format changes the numbers of the next step.
+the format: a tensor restored in another format changes the numbers of the next step.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from trainer.checkpoint.shards import is_cut
 
 
 def strides_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
-    """The strides of the tensors that do not lie in rows, by name; of those alone that leave no gaps in memory."""
+    """The strides, by name, of tensors that are not contiguous and have no gaps in memory."""
     found = {}
     for name, tensor in tensors.items():
         if not is_cut(tensor):
@@ -26,12 +26,12 @@ def strides_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
 
 
 def laid_out(tensors: Mapping[str, torch.Tensor], strides: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The same tensors, those among them that have strides laid out by them; strides that cannot be are ignored."""
+    """The same tensors, laid out by their strides if they have any; impossible strides are ignored."""
     return {name: relaid(tensor, strides[name]) if name in strides else tensor for name, tensor in tensors.items()}
 
 
 def relaid(tensor: torch.Tensor, strides: Any) -> torch.Tensor:
-    """A tensor with these strides: a copy, unless it has them."""
+    """A tensor with these strides: a copy, unless it has them already."""
     if is_cut(tensor) or not isinstance(strides, (list, tuple)) or not is_dense(tensor.shape, strides):
         return tensor
     if tensor.stride() == tuple(strides):
@@ -41,7 +41,7 @@ def relaid(tensor: torch.Tensor, strides: Any) -> torch.Tensor:
 
 
 def is_dense(shape: tuple[int, ...], strides: Any) -> bool:
-    """Whether strides put every element of a shape at a place of its own, without gaps."""
+    """Whether strides give every element of a shape its own place, without gaps."""
     if len(shape) != len(strides) or any(type(stride) is not int or not 0 <= stride < 1 << 62 for stride in strides):
         return False
     count = 1

@@ -1,7 +1,7 @@
-"""The names of a model's parts: the same whether or not something is wrapped around the model or its parts.
+"""Names of a model's parts that do not depend on wrappers around the model or its parts.
 
-DistributedDataParallel stands around the whole model and adds a component to each name. torch.compile and activation
-checkpointing may stand around any submodule, and may do so in one attempt and not in the next.
+DistributedDataParallel wraps the whole model and adds a component to each name. torch.compile and activation
+checkpointing may wrap any submodule, in one attempt and not in the next.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 COMPILED = "_orig_mod"
-"""Where torch.compile keeps the module that it wraps."""
+"""The attribute in which torch.compile keeps the module that it wraps."""
 _WRAPPERS = frozenset({COMPILED, "_checkpoint_wrapped_module"})
 
 
@@ -33,18 +33,18 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """A model's parameters by name; tied ones once."""
+    """A model's parameters by name; tied parameters once."""
     return {plain_name(name): parameter for name, parameter in unwrap(model).named_parameters()}
 
 
 def modules(model: nn.Module) -> dict[str, nn.Module]:
-    """A model's modules by name, the wrapped ones instead of their wrappers; the model's own name is empty."""
+    """A model's modules by name, without their wrappers; the model's own name is empty."""
     return {plain_name(name): module for name, module in unwrap(model).named_modules()}
 
 
 @contextmanager
 def without_compilation(model: nn.Module) -> Iterator[nn.Module]:
-    """The user's module as it was before torch.compile wrapped it or its parts; the wrappers come back afterwards."""
+    """The user's module without the wrappers of torch.compile around it or its parts; they come back afterwards."""
     bare = unwrap(model)
     while COMPILED in bare._modules:
         bare = bare._modules[COMPILED]  # type: ignore[assignment]
@@ -66,6 +66,6 @@ def without_compilation(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def named_tensors(state_dict: dict[str, object]) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """(the tensors of a module's state_dict by name, the names of what is no tensor)."""
+    """(the tensors of a module's state_dict by name, the names of its other values)."""
     tensors = {plain_name(name): value for name, value in state_dict.items() if isinstance(value, torch.Tensor)}
     return tensors, [plain_name(name) for name, value in state_dict.items() if not isinstance(value, torch.Tensor)]

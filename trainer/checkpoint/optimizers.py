@@ -1,7 +1,7 @@
 """An optimizer's state: by the names of its parameters, and whatever else it keeps.
 
-Optimizer.state is seen through. Where an optimizer says more in a `state_dict` of its own (Lookahead keeps slow weights
-beside another optimizer's state), that is saved, and goes back through its `load_state_dict`.
+The state is read from Optimizer.state. If an optimizer's own `state_dict` holds more (Lookahead keeps slow weights
+beside another optimizer's state), that is saved instead, and restored through its `load_state_dict`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from trainer.checkpoint.names import plain_name
 from trainer.checkpoint.values import StateError
 
 PREFIX = "optim."
-"""What the names of the tensors begin with that belong to a parameter: optim.<i>.<parameter>.<name>."""
+"""The prefix of tensors that belong to a parameter: optim.<i>.<parameter>.<name>."""
 _PARAMETER = "parameter"
-"""Marks a key that is a parameter in what an optimizer tells of itself."""
+"""Marks a key that is a parameter in an optimizer's own state_dict."""
 
 Groups = list[dict[str, Any]]
 """The options of an optimizer's parameter groups."""
 
 
 def options_of(optimizer: torch.optim.Optimizer) -> Groups:
-    """What each parameter group says besides its parameters."""
+    """The options of each parameter group: all but its parameters."""
     return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
 
 
@@ -39,15 +39,15 @@ def collect(
     """(tensors that belong to a parameter by name, the rest as a tree of values and tensors).
 
     Raises:
-        StateError: some of it would be lost; the message names it.
+        StateError: a part of it would be lost; the message names it.
     """
     names = {id(parameter): name for name, parameter in named.items()}
     who = f"optimizer {index} ({type(optimizer).__name__})"
     _check(optimizer, names, who)
-    told = _told(optimizer, who)
+    own = _own_state_dict(optimizer, who)
     rest: dict[str, Any] = {"state": {}, "groups": options_of(optimizer)}
-    if told is not None:
-        return {}, {**rest, "own": _marked(told, names, who)}
+    if own is not None:
+        return {}, {**rest, "own": _marked(own, names, who)}
     tensors: dict[str, torch.Tensor] = {}
     others = []
     for owner, values in optimizer.state.items():
@@ -72,32 +72,32 @@ def _check(optimizer: torch.optim.Optimizer, names: Mapping[int, str], who: str)
 def _name_of(parameter: torch.Tensor, names: Mapping[int, str], who: str) -> str:
     if id(parameter) not in names:
         raise StateError(
-            f"{who} holds a parameter that the model does not have, {tuple(parameter.shape)}: what it keeps of it "
-            "would be lost. Give it model.parameters(), or make the tensor a parameter of the model"
+            f"{who} holds a parameter that the model does not have, {tuple(parameter.shape)}: its state would be lost. "
+            "Construct it from model.parameters(), or make the tensor a parameter of the model"
         )
     return names[id(parameter)]
 
 
-def _told(optimizer: torch.optim.Optimizer, who: str) -> Any:
-    """What an optimizer says in a state_dict of its own; None where Optimizer.state and the groups say it all."""
+def _own_state_dict(optimizer: torch.optim.Optimizer, who: str) -> Any:
+    """The state_dict of an optimizer that defines its own; None if Optimizer.state and the groups hold everything."""
     plain = getattr(type(optimizer), "state_dict", None) is torch.optim.Optimizer.state_dict
     if plain and not optimizer._optimizer_state_dict_post_hooks:
         for name, inner in _inner(optimizer):
             if inner.state is not optimizer.state:
                 raise StateError(
-                    f"{who} keeps another optimizer in .{name}, and its state_dict() says nothing of that: its state "
-                    "would be lost. Give it a state_dict and a load_state_dict that do"
+                    f"{who} keeps another optimizer in .{name}, and its state_dict() leaves that out: its state would "
+                    "be lost. Give it a state_dict and a load_state_dict that include it"
                 )
         return None
     try:
-        told = optimizer.state_dict()
+        own = optimizer.state_dict()
     except Exception as error:
-        raise StateError(f"{who}: its state_dict() fails: {type(error).__name__}: {error}") from error
-    if _says_no_more(told, optimizer):
+        raise StateError(f"{who}: state_dict() failed: {type(error).__name__}: {error}") from error
+    if _holds_no_more(own, optimizer):
         return None
     if not callable(getattr(optimizer, "load_state_dict", None)):
-        raise StateError(f"{who} has a state_dict and no load_state_dict: its state would be lost")
-    return told
+        raise StateError(f"{who} has a state_dict but no load_state_dict: its state would be lost")
+    return own
 
 
 def _inner(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.optim.Optimizer]]:
@@ -108,18 +108,18 @@ def _inner(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.optim.
                 yield name, one
 
 
-def _says_no_more(told: Any, optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a state_dict tells what Optimizer.state and the groups tell, and nothing else."""
-    if not isinstance(told, Mapping) or told.keys() != {"state", "param_groups"}:
+def _holds_no_more(own: Any, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a state_dict holds just what Optimizer.state and the groups hold."""
+    if not isinstance(own, Mapping) or own.keys() != {"state", "param_groups"}:
         return False
-    options = [group.keys() - {"params"} for group in told["param_groups"]]
+    options = [group.keys() - {"params"} for group in own["param_groups"]]
     if options != [group.keys() - {"params"} for group in optimizer.param_groups]:
         return False
-    return _leaves(told["state"]) == _leaves(getattr(optimizer, "state", None))
+    return _leaves(own["state"]) == _leaves(getattr(optimizer, "state", None))
 
 
 def _leaves(tree: Any) -> tuple[set[int], int]:
-    """(which tensors are among the values of a tree, how many values there are)."""
+    """(ids of the tensors among the values of a tree, the number of values)."""
     found, count, left = set[int](), 0, [tree]
     while left:
         value = left.pop()
@@ -135,7 +135,7 @@ def _leaves(tree: Any) -> tuple[set[int], int]:
 
 
 def _marked(tree: Any, names: Mapping[int, str], who: str) -> Any:
-    """A tree whose keys that are parameters are their names, marked."""
+    """A tree in which each key that is a parameter is replaced by its name, marked."""
     if isinstance(tree, Mapping):
         return {_marked_key(key, names, who): _marked(value, names, who) for key, value in tree.items()}
     if type(tree) in (list, tuple):
@@ -148,8 +148,8 @@ def _marked_key(key: Any, names: Mapping[int, str], who: str) -> Any:
         return _PARAMETER, _name_of(key, names, who)
     if type(key) is int and key in names:
         raise StateError(
-            f"{who}: its state_dict() names parameters by id(), which is another in the next attempt: what it keeps of "
-            "them would be lost. Let it use their numbers, or names"
+            f"{who}: state_dict() names parameters by id(), which differs in the next attempt: their state would be "
+            "lost. Use their numbers or names as keys"
         )
     return key
 
@@ -160,12 +160,12 @@ def _marked_key(key: Any, names: Mapping[int, str], who: str) -> Any:
 def by_parameter(
     tensors: Mapping[str, torch.Tensor], named: Mapping[str, nn.Parameter], aside: set[str]
 ) -> dict[str, dict[str, dict[str, torch.Tensor]]]:
-    """The saved tensors that belong to parameters: by number of the optimizer, parameter and name; in one pass.
+    """The saved tensors that belong to parameters, by optimizer number, parameter and name; in one pass.
 
     Args:
-        tensors: All that was saved.
+        tensors: All saved tensors.
         named: The model's parameters.
-        aside: Names of the tensors that stand in the tree of values, and belong to it.
+        aside: Names of the tensors that belong to the tree of values.
     """
     found: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
     for name, tensor in tensors.items():
@@ -173,7 +173,7 @@ def by_parameter(
             continue
         _, index, rest = name.split(".", 2)
         parameter, _, key = rest.rpartition(".")
-        while plain_name(parameter) not in named and "." in parameter:  # An older release saved dotted keys like that.
+        while plain_name(parameter) not in named and "." in parameter:  # An older release saved dotted keys so.
             parameter, _, more = parameter.rpartition(".")
             key = f"{more}.{key}"
         found.setdefault(index, {}).setdefault(plain_name(parameter), {})[key] = tensor
@@ -189,19 +189,19 @@ def plan(
     begun: Groups,
     formatted: bool,
 ) -> Callable[[], None]:
-    """What loads a saved state into an optimizer; nothing is changed yet.
+    """A function that loads a saved state into an optimizer; until it is called nothing changes.
 
     Args:
         index: The optimizer's number.
-        optimizer: It.
-        saved: The tree of what is no tensor of a parameter's.
+        optimizer: The optimizer.
+        saved: The tree of values that are no tensors of a parameter.
         tensors: By parameter and name.
         named: The model's parameters.
-        begun: Its options as the program made them.
+        begun: The optimizer's options as the program made them.
         formatted: Whether the tensors have the memory formats that they were saved in.
 
     Raises:
-        StateError: it does not fit.
+        StateError: the state does not fit.
     """
     who = f"optimizer {index} ({type(optimizer).__name__})"
     _check(optimizer, {id(parameter): name for name, parameter in named.items()}, who)
@@ -215,6 +215,29 @@ def plan(
     ]
     if "own" in saved:
         return lambda: _load_own(optimizer, _unmarked(saved["own"], named), begun, kept, who)
+    state = _state_on_devices(optimizer, saved, tensors, named, formatted)
+    options = [dict(group) for group in saved["groups"]]
+    for group, names in zip(options, kept, strict=False):
+        for name in names & group.keys():
+            del group[name]
+
+    def load() -> None:
+        optimizer.state.clear()
+        optimizer.state.update(state)
+        for group, saved_options in zip(optimizer.param_groups, options, strict=True):
+            group.update(saved_options)
+
+    return load
+
+
+def _state_on_devices(
+    optimizer: torch.optim.Optimizer,
+    saved: Any,
+    tensors: Mapping[str, Mapping[str, torch.Tensor]],
+    named: Mapping[str, nn.Parameter],
+    formatted: bool,
+) -> dict[Any, Any]:
+    """What Optimizer.state is to hold, each tensor on the device where the optimizer keeps it."""
     on_device = {
         id(parameter): bool(group.get("capturable") or group.get("fused"))
         for group in optimizer.param_groups
@@ -234,25 +257,14 @@ def plan(
     device = next(iter(named.values())).device if named else torch.device("cpu")
     for key, value in saved.get("others", ()):
         state[_unmarked_key(key, named)] = moved(_unmarked(value, named), device)
-    options = [dict(group) for group in saved["groups"]]
-    for group, names in zip(options, kept, strict=False):
-        for name in names & group.keys():
-            del group[name]
-
-    def load() -> None:
-        optimizer.state.clear()
-        optimizer.state.update(state)
-        for group, saved_options in zip(optimizer.param_groups, options, strict=True):
-            group.update(saved_options)
-
-    return load
+    return state
 
 
-def _load_own(optimizer: torch.optim.Optimizer, told: Any, begun: Groups, kept: Sequence[set[str]], who: str) -> None:
+def _load_own(optimizer: torch.optim.Optimizer, own: Any, begun: Groups, kept: Sequence[set[str]], who: str) -> None:
     try:
-        optimizer.load_state_dict(told)
+        optimizer.load_state_dict(own)
     except Exception as error:
-        raise StateError(f"{who}: its load_state_dict() fails: {type(error).__name__}: {error}") from error
+        raise StateError(f"{who}: load_state_dict() failed: {type(error).__name__}: {error}") from error
     for group, now, names in zip(optimizer.param_groups, begun, kept, strict=False):
         group.update({name: now[name] for name in names})
 

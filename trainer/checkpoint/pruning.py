@@ -1,8 +1,8 @@
-"""Which checkpoints are known to be whole in the store itself, and the deletion of those that they make superfluous.
+"""Pruning: finds out which checkpoints are whole in the store itself, and deletes older ones.
 
-A bucket's mount may show a file that has not been uploaded yet: read back through the mount it is whole, and lost with
-the machine all the same. What proves that a file is in the store depends on the mount (mounts.py); a checkpoint counts
-here only once it is proven, and nothing is deleted but behind two that count. Rank 0 alone deletes.
+A bucket's mount may show a file that has not been uploaded yet: through the mount it reads back whole, but it is lost
+with the machine. The proof that a file is in the store depends on the mount (mounts.py). A checkpoint counts here only
+once it is proven, and a checkpoint is deleted only if two newer ones count. Rank 0 alone deletes.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ from trainer.layout.names import MANIFEST, STATE, AttemptName, CheckpointName, R
 from trainer.machine.token import machine_token, process_started
 
 DEAD_S = 600.0
-"""An attempt that has changed nothing for so long, watched from here, writes nothing any more."""
+"""An attempt is dead if it has changed nothing for so long while it was watched from here."""
 LOOK_S = 1.0
 UPLOADED_S = 3600.0
-"""A share that is not in the store after so long is waited for no more: its checkpoint does not count."""
-SAY_EVERY = 10
+"""How long to wait for a share to reach the store; after that its checkpoint does not count."""
+PRINT_EVERY = 10
+"""Saves between two lines about what is kept."""
 
 
 class Pruner:
-    """What this attempt knows of the checkpoints in the store."""
+    """Deletes checkpoints, by what this attempt knows of the store."""
 
     def __init__(
         self,
@@ -47,47 +48,49 @@ class Pruner:
         keep_latest: int,
         keep_every: int,
         ranks: int,
-        say: Callable[[str], None],
+        print_line: Callable[[str], None],
     ) -> None:
-        """Know nothing yet.
+        """Begin with nothing known.
 
         Args:
             paths: The run's.
             attempt: Rank 0's; None on other ranks.
-            keep_latest: How many of those that count are kept; 2 at least.
-            keep_every: The first checkpoint at or after each multiple of so many steps is kept for good; 0: none.
-            ranks: How many write shares.
-            say: Prints a line.
+            keep_latest: How many counting checkpoints are kept; at least 2.
+            keep_every: Keep the first checkpoint at or after each multiple of so many steps for good; 0: none.
+            ranks: The number of ranks, each of which writes a share.
+            print_line: Prints a line.
         """
         self.attempt_name = attempt.name if attempt else None
-        self._paths, self._attempt, self._ranks, self._say = paths, attempt, ranks, say
+        self._paths, self._attempt, self._ranks, self._print_line = paths, attempt, ranks, print_line
         self._keep_latest, self._keep_every = max(2, keep_latest), keep_every
         self._mount = mount_of(paths.root)
         self.on_disk = self._mount.kind in DISKS
-        """Whether the run's folder lies on a disk of this machine's."""
+        """Whether the run's folder lies on a disk of this machine."""
         self._log = UploadLog(self._mount.log) if self._mount.proof is Proof.UPLOAD_LOG and self._mount.log else None
         self._known: set[CheckpointName] = set()
+        """Checkpoints that are proven to be in the store."""
         self._spoilt: dict[CheckpointName, bool] = {}
-        """Whether the weights of a checkpoint are not finite, as far as its manifest was read."""
+        """Whether a checkpoint's weights are not finite, for each whose manifest was read."""
         self._waiting: dict[CheckpointName, Manifest] = {}
-        self._saves = self._said_at = 0
+        """Committed checkpoints whose upload is not over."""
+        self._saves = self._printed_at = 0
         self._at_work = threading.Lock()
         self._todo: queue.SimpleQueue[tuple[CheckpointName, Manifest]] = queue.SimpleQueue()
-        """Committed checkpoints that nobody has looked at yet."""
-        self._living = Living(paths)
-        self._looked = False
+        """Committed checkpoints that were not checked yet."""
+        self._attempts = LiveAttempts(paths)
+        self._checked_older = False
 
     def restored(self, name: CheckpointName, finite: bool = True) -> None:
-        """This attempt has read that checkpoint whole."""
+        """Take in that this attempt has read a checkpoint whole."""
         self._spoilt[name] = not finite
-        with suppress(OSError):  # Then it does not count, and more is kept.
+        with suppress(OSError):  # Then it does not count, and more checkpoints are kept.
             if self._attempt and self._proves(name):
                 self._known.add(name)
 
     def _proves(self, name: CheckpointName) -> bool:
-        """Whether to read a checkpoint whole proves that it is in the store.
+        """Whether reading a checkpoint whole proves that it is in the store.
 
-        Read by way of a cache it does where another machine wrote it: this one's cache has never seen it.
+        Through a cache it does if another machine wrote it: the cache of this machine has never seen it.
         """
         if self._mount.proof is Proof.READ_BACK:
             return True
@@ -95,13 +98,13 @@ class Pruner:
             with within("reading an attempt's records"):
                 by = machines(read_events(self._paths, name.attempt, ("start", "machines"), all_of_them=True))
         except (LayoutError, OSError):
-            return False  # It may have been this machine too.
+            return False  # This machine may have written it.
         assert self._attempt
         return "None" not in by and not by & {self._attempt.machine, machine_token()}
 
-    def _look_for_another(self) -> None:
-        """Where uploads cannot be seen, or not yet: read more of other machines' checkpoints, until enough count."""
-        self._looked = True
+    def _check_older(self) -> None:
+        """Read older checkpoints of other machines until enough count; needed while uploads cannot be seen."""
+        self._checked_older = True
         with within("listing checkpoints"):
             names = list_checkpoints(self._paths)
         run_id = read_manifest(self._paths.checkpoint(max(self._known))).facts.get("run_id")
@@ -117,7 +120,7 @@ class Pruner:
                 return
 
     def report(self, name: CheckpointName, rank: int, store: Any, hurried: threading.Event) -> None:
-        """Other ranks: tell rank 0 once this rank's share is in the store, where only this machine's mount knows."""
+        """Other ranks: report to rank 0 when this rank's share is in the store, if only the local mount can tell."""
         if self._log is None:
             return
         share, end = self._inside(name) / share_name(rank), time.monotonic() + UPLOADED_S
@@ -127,12 +130,12 @@ class Pruner:
         store.set(_key(name, rank), "1")
 
     def committed(self, name: CheckpointName, manifest: Manifest, store: Any, hurried: threading.Event) -> None:
-        """Rank 0: a checkpoint is committed. See what is in the store by now, and delete what may be deleted.
+        """Rank 0, after a commit: check what is in the store by now, and prune.
 
-        One at a time: whoever finds another at work leaves it to that one, which looks at the newest when it is done.
+        One thread at a time. If another is at work, it also checks this checkpoint when it is done.
 
         Raises:
-            OSError: the bucket fails; what was found so far stands.
+            OSError: the bucket fails; the results so far stand.
         """
         self._saves += 1
         self._spoilt[name] = not manifest.finite
@@ -140,12 +143,12 @@ class Pruner:
         trouble = None
         while not self._todo.empty() and self._at_work.acquire(blocking=False):
             try:
-                found = {}
-                while not self._todo.empty():  # Only who is at work takes out.
+                found: dict[CheckpointName, Manifest] = {}
+                while not self._todo.empty():  # Only the thread at work takes out.
                     found.update([self._todo.get()])
                 if found:
-                    self._look_behind(found, store, hurried)
-            except OSError as error:  # Those that came meanwhile are looked at all the same.
+                    self._check(found, store, hurried)
+            except OSError as error:  # Those that came meanwhile are checked all the same.
                 trouble = trouble or error
             finally:
                 self._at_work.release()
@@ -154,42 +157,42 @@ class Pruner:
         if trouble:
             raise trouble
 
-    def _look_behind(self, committed: dict[CheckpointName, Manifest], store: Any, hurried: threading.Event) -> None:
+    def _check(self, committed: dict[CheckpointName, Manifest], store: Any, hurried: threading.Event) -> None:
         if self._mount.proof is Proof.READ_BACK:
-            name = max(committed)  # Each would be read whole: the newest is enough.
+            name = max(committed)  # A check reads a checkpoint whole: the newest is enough.
             trouble = problem(self._paths.checkpoint(name), committed[name], self.on_disk)
             if trouble is None:
                 self._known.add(name)
             else:
-                self._say(f"checkpoint {name} does not read back as it was written: {trouble}")
-        elif self._known and not self._looked:
-            self._look_for_another()
+                self._print_line(f"Checkpoint {name} does not read back as it was written: {trouble}")
+        elif self._known and not self._checked_older:
+            self._check_older()
         if self._log is not None:
             self._waiting.update(committed)
             for waiting in list(self._waiting):
                 if self._is_uploaded(waiting, self._log, store):
                     self._known.add(waiting)
-                    self._wait_no_more(waiting, store)
+                    self._forget_waiting(waiting, store)
         if not hurried.is_set():
             self.prune()
             kept = sorted(self._known, reverse=True)[: self._keep_latest]
             for waiting in [name for name in self._waiting if len(kept) == self._keep_latest and name < kept[-1]]:
-                self._wait_no_more(waiting, store)
-        if self._saves - self._said_at >= SAY_EVERY and self._mount.proof is Proof.NOTHING:
-            self._said_at = self._saves
-            self._say_what_is_kept()
+                self._forget_waiting(waiting, store)
+        if self._saves - self._printed_at >= PRINT_EVERY and self._mount.proof is Proof.NOTHING:
+            self._printed_at = self._saves
+            self._print_kept()
 
-    def _wait_no_more(self, name: CheckpointName, store: Any) -> None:
-        """What the other ranks said of a checkpoint's upload has been read, or is of no use any more."""
+    def _forget_waiting(self, name: CheckpointName, store: Any) -> None:
+        """Stop waiting for a checkpoint's upload; the other ranks' reports of it are deleted."""
         del self._waiting[name]
         for rank in range(1, self._ranks):
             store.delete_key(_key(name, rank))
 
     def prune(self) -> None:
-        """Delete what is older than the newest that count, and what dead attempts left half written among it.
+        """Delete checkpoints older than the newest that count, and older folders that dead attempts left half written.
 
-        A checkpoint whose weights are not finite makes those superfluous that are not either, and no other. The
-        manifest goes first: what is left of a checkpoint after an interruption does not count, and goes later.
+        A checkpoint with weights that are not finite replaces only others of that kind. The manifest is deleted first:
+        the rest of a checkpoint after an interruption does not count, and is deleted later.
         """
         kept = sorted(self._known, reverse=True)[: self._keep_latest]
         if len(kept) < self._keep_latest:
@@ -205,21 +208,21 @@ class Pruner:
             try:
                 if (len(finite) == self._keep_latest and name < finite[-1]) or self._is_spoilt(name):
                     self._delete_if_idle(name)
-            except OSError as error:  # The others go all the same.
+            except OSError as error:  # The others are deleted all the same.
                 trouble = trouble or error
         self._delete_torn_tokens()
         if trouble:
             raise trouble
 
     def _delete_if_idle(self, name: CheckpointName) -> None:
-        """Delete an old checkpoint, unless it is half written by somebody who may be alive."""
+        """Delete an old checkpoint, unless it is half written and its attempt may be alive."""
         mine = name.attempt == self.attempt_name
-        if self._is_committed(name) or mine or not self._living.may_write(name.attempt):
+        if self._is_committed(name) or mine or not self._attempts.may_write(name.attempt):
             delete(self._paths.checkpoint(name))
             self._known.discard(name)
 
     def _for_good(self, names: list[CheckpointName]) -> set[CheckpointName]:
-        """The first checkpoint at or after each multiple of `keep_every`; of one step the newest attempt's."""
+        """The first checkpoint at or after each multiple of `keep_every`; of one step, the newest attempt's."""
         found: dict[int, CheckpointName] = {}
         for name in sorted(names, key=lambda name: (-name.step, name), reverse=True) if self._keep_every else ():
             multiple = name.step // self._keep_every
@@ -232,21 +235,21 @@ class Pruner:
             return (self._paths.checkpoint(name) / MANIFEST).exists()
 
     def _is_spoilt(self, name: CheckpointName) -> bool:
-        """Whether a checkpoint says that its weights are not finite."""
+        """Whether a checkpoint's manifest says that its weights are not finite."""
         if name not in self._spoilt:
             try:
                 self._spoilt[name] = not read_manifest(self._paths.checkpoint(name)).finite
             except (LayoutError, FileNotFoundError):
-                return False  # Not committed, or damaged: it may be written still.
+                return False  # Not committed, or damaged; it may still be being written.
         return self._spoilt[name]
 
     def _delete_torn_tokens(self) -> None:
-        """Prepared data that a dead attempt did not finish."""
+        """Delete prepared data that a dead attempt did not finish."""
         for folder in _files(self._paths.tokens):
             name = AttemptName.parse("-".join(folder.name.rsplit("-", 2)[-2:]))
             with within("looking for a manifest"):
                 whole = (folder / MANIFEST).exists()
-            if name and name != self.attempt_name and not whole and not self._living.may_write(name):
+            if name and name != self.attempt_name and not whole and not self._attempts.may_write(name):
                 delete(folder)
 
     def _inside(self, name: CheckpointName) -> PurePath:
@@ -258,7 +261,7 @@ class Pruner:
             store.check([_key(name, rank)]) for rank in range(1, self._ranks)
         )
 
-    def _say_what_is_kept(self) -> None:
+    def _print_kept(self) -> None:
         total, count = 0, 0
         with within("listing checkpoints"):
             names = list_checkpoints(self._paths)
@@ -266,25 +269,25 @@ class Pruner:
             with suppress(LayoutError, OSError):
                 total += read_manifest(self._paths.checkpoint(name)).total_bytes
                 count += 1
-        self._say(
-            f"{count} checkpoints, {total / 1e9:.1f} GB, are kept in {self._paths.checkpoints}: nothing shows what a "
-            f"mount of this kind ({self._mount.kind}) has uploaded, so none is deleted that may be the last whole one"
+        self._print_line(
+            f"Keeping {count} checkpoints ({total / 1e9:.1f} GB) in {self._paths.checkpoints}: a mount of this kind "
+            f"({self._mount.kind}) does not show what it has uploaded, so none is deleted"
         )
 
 
-class Living:
-    """Which attempts may be writing still. No clocks are compared: what changes while it is watched is alive."""
+class LiveAttempts:
+    """Tells which attempts may still be writing. No clocks are compared: an attempt that changes is alive."""
 
     def __init__(self, paths: RunPaths) -> None:
         self._paths = paths
         self._seen: dict[AttemptName, tuple[bytes, float]] = {}
 
     def may_write(self, name: AttemptName) -> bool:
-        """Whether an attempt may be alive: it has not ended, and cannot be seen to be gone."""
+        """Whether an attempt may be alive: it has recorded no end, and is not known to be gone."""
         with within("reading an attempt's records"):
             if event_named(read_events(self._paths, name, ("end",)), "end"):
                 return False
-            if (seen := self._is_seen(name)) is not None:
+            if (seen := self._is_process_alive(name)) is not None:
                 return seen
             now = b""
             with suppress(OSError):
@@ -295,8 +298,8 @@ class Living:
             return True
         return time.monotonic() - since < DEAD_S
 
-    def _is_seen(self, name: AttemptName) -> bool | None:
-        """Whether the process of an attempt of this machine alone lives; None where that is not to be seen."""
+    def _is_process_alive(self, name: AttemptName) -> bool | None:
+        """Whether the process of an attempt on this machine alone is alive; None if that cannot be known."""
         try:
             events = read_events(self._paths, name, ("start", "machines"), all_of_them=True)
         except (LayoutError, OSError):
@@ -312,7 +315,7 @@ class Living:
 
 
 def delete(folder: Path) -> None:
-    """Delete a folder of files, the manifest first; what is gone already, by another attempt's hand, is no error."""
+    """Delete a folder of files, the manifest first. Another attempt may delete it too: a missing file is no error."""
     for file in [folder / MANIFEST, *_files(folder)]:
         with within("deleting a file"), suppress(FileNotFoundError):
             file.unlink()

@@ -19,15 +19,15 @@ from trainer.checkpoint.targets import Target, read_all, read_some
 
 
 def read(opened: Opened, wanted: Mapping[str, Box], hashes: Callable[[str], bool]) -> dict[str, torch.Tensor]:
-    """The wanted boxes of tensors, in fresh host memory.
+    """Read the wanted boxes of tensors into fresh host memory.
 
     Args:
         opened: The checkpoint.
-        wanted: By name, the box that this rank wants; of others nothing is read.
-        hashes: Whether this rank is the one that hashes a share, whatever it wants of it.
+        wanted: By name, the box that this rank wants; nothing is read of other tensors.
+        hashes: Tells whether this rank has to hash a share, whatever it wants of it.
 
     Raises:
-        DamagedError: a share is not as the manifest says.
+        DamagedError: a share differs from the manifest.
         OSError: it cannot be read.
     """
     found: dict[str, torch.Tensor] = {}
@@ -60,11 +60,11 @@ def read(opened: Opened, wanted: Mapping[str, Box], hashes: Callable[[str], bool
 
 
 Overlap = tuple[Stored, tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-"""(a stored part, where in it, where in what is wanted, how much), by dimension."""
+"""(a stored part, offsets in it, offsets in the wanted box, sizes), by dimension."""
 
 
 def _overlaps(name: str, tensor: Tensor, box: Box) -> Iterator[Overlap]:
-    """What of a tensor's stored parts falls into a box: DCP's resharding."""
+    """The overlaps of a tensor's stored parts with a box, by DCP's resharding."""
     if len(tensor.parts) == 1 and tensor.parts[0].box == box:
         zeros = (0,) * len(tensor.shape)
         yield tensor.parts[0], zeros, zeros, box[1]
@@ -93,9 +93,9 @@ def _place(
     here: tuple[int, ...],
     sizes: tuple[int, ...],
 ) -> tuple[Target, Callable[[], None] | None]:
-    """Which bytes of the share to read, to where, and what to do when they are there.
+    """(the bytes of the share to read and their target, what to do after reading, if anything).
 
-    Rows that are whole in both are read straight to their place; anything else by way of the whole stored part.
+    Rows that are whole in both are read straight to their place; otherwise the whole stored part is read first.
     """
     row = math.prod(sizes[1:]) * dtype.itemsize
     if sizes[1:] == stored.box[1][1:] == tuple(wanted.shape[1:]):
@@ -116,4 +116,4 @@ def _place(
 def _memory(tensor: torch.Tensor) -> memoryview:
     if not tensor.numel():
         return memoryview(bytearray())
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data

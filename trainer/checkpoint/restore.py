@@ -1,9 +1,10 @@
-"""Which checkpoint to resume from: the newest that every rank finds whole."""
+"""Restore: finds the checkpoint to resume from, the newest that every rank finds whole, and loads it."""
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,22 +24,24 @@ from trainer.layout.manifest import Manifest
 from trainer.layout.names import MANIFEST, CheckpointName, RunPaths, list_checkpoints
 from trainer.ranks.group import RankGroup
 
-_T = TypeVar("_T")
 NOT_FINITE = "its weights are not finite (NaN or infinite)"
 READ_TRIES = 6
 FIRST_RETRY_S = 0.5
 UNSEEN_S = 20.0
-"""How long a machine's mount may take to show what another machine's has shown."""
+"""How long a machine's mount may take to show a file that another machine's mount shows already."""
+_VANISHED = "gone"
+"""The reason of a rank for a checkpoint whose folder vanished."""
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What this rank needs of a whole checkpoint, in memory."""
+    """A whole checkpoint in memory, as far as this rank needs it."""
 
     name: CheckpointName
     manifest: Manifest
     tensors: dict[str, torch.Tensor]
-    """On the host; cut over the ranks where the live ones are."""
+    """On the host; cut over the ranks if the live ones are."""
     plain: dict[str, Any]
     digest: str
     """The same on all ranks that have read the same."""
@@ -46,11 +49,15 @@ class Loaded:
 
 @dataclass
 class Found:
-    """What the search gave; the same choice on every rank."""
+    """The result of the search; every rank makes the same choice."""
 
     loaded: Loaded | None = None
     rejected: list[dict[str, str]] = field(default_factory=list)
     """Rank 0's: {checkpoint, reason} of each that was not whole, newest first."""
+
+
+Doubt = tuple[str | None, int | None, str | None]
+"""A rank's verdict: (what is wrong, the exit code if it could not be read, the digest of what was read)."""
 
 
 def find_whole(
@@ -61,97 +68,128 @@ def find_whole(
     run_id: str | None = None,
     only_finite: bool = False,
 ) -> Found:
-    """Load the newest checkpoint that all ranks find as its manifest says, newest first.
+    """Load the newest checkpoint that is as its manifest says on all ranks, trying the newest first.
 
-    Rank 0 chooses, each rank reads what it needs of `live`, every share is hashed by one rank at least, and one rank's
-    doubt is enough for all to go on to the checkpoint before. A folder that vanishes meanwhile was pruned by another
-    attempt: rank 0 lists again. A file that cannot be read is not damaged: it is tried again, for half a minute. Then
-    an older checkpoint is taken, if one can be read; the attempt ends if none can, because to start from none would
-    throw away what is not lost.
+    Rank 0 chooses, each rank reads what it needs of `live`, and at least one rank hashes every share. If one rank finds
+    a fault, all go on to the next older checkpoint. If a folder vanishes meanwhile, another attempt pruned it: rank 0
+    lists again. A file that cannot be read is not damaged: reading is retried for half a minute. Then an older
+    checkpoint is taken, if one can be read. The attempt ends if none can: to start afresh would discard saved steps.
 
     Args:
         group: The ranks.
         paths: The run's.
         live: The state that is to become the checkpoint's.
         check_stop: Called while waiting; raises to stop.
-        run_id: Rank 0's: another run's checkpoints are rejected; None: whatever lies there is this run's.
-        only_finite: Those whose weights are not finite are rejected.
+        run_id: Rank 0's: another run's checkpoints are rejected; None: every checkpoint there is this run's.
+        only_finite: Reject checkpoints whose weights are not finite.
 
     Raises:
         LayoutVersionError: a newer release wrote one of them.
         PeerGoneError: another rank is gone.
-        ReadError: the mount is gone on some rank, or no checkpoint can be read though there are some.
+        ReadError: the mount is gone on some rank, or there are checkpoints and none can be read.
     """
-    found, seen, turn = Found(), set[str](), 0
-    unreadable: dict[str, ReadError] = {}
-    asked_twice = False
-    while True:
+    search = _Search(paths)
+    for turn in itertools.count():
         check_stop()
-
-        def choose() -> str | None:
-            with within("listing checkpoints"):
-                names = [name for name in list_checkpoints(paths) if str(name) not in seen]
-            return str(names[0]) if names else None
-
-        choice = group.rank0_does(f"restore/{turn}", lambda: retry_read(choose, check_stop), check_stop)
+        choice = group.rank0_does(f"restore/{turn}", lambda: retry_read(search.newest, check_stop), check_stop)
         if choice is None:
-            if unreadable:
-                raise next(iter(unreadable.values()))
-            return found
-        seen.add(choice)
+            return search.nothing()
         name = CheckpointName.parse(choice)
         assert name
         with group.before_gather(f"verdict/{turn}"):
             loaded, reason, code = _try_load(group, paths, name, live, check_stop, run_id, only_finite)
         digest = loaded.digest if loaded else None
-        verdicts: list[Any] = group.gather(f"verdict/{turn}", [reason, code, digest], check_stop)
-        turn += 1
-        cannot = [(code == EXIT_FAILED, rank, why, code) for rank, (why, code, _) in enumerate(verdicts) if code]
-        if cannot:
-            _, rank, why, code = min(cannot)
-            error = ReadError(f"checkpoint {choice} cannot be read: {why}. Nothing that was committed is lost.", code)
+        verdicts: list[Doubt] = group.gather(f"verdict/{turn}", [reason, code, digest], check_stop)
+        if search.is_whole(choice, verdicts):
+            search.found.loaded = loaded
+            return search.found
+        loaded = None  # Its memory is free for the next one.
+    raise AssertionError
+
+
+class _Search:
+    """The search, as every rank follows it."""
+
+    def __init__(self, paths: RunPaths) -> None:
+        self.found = Found()
+        self._paths = paths
+        self._seen: set[str] = set()
+        self._unreadable: dict[str, ReadError] = {}
+        self._retried_unreadable = False
+
+    def newest(self) -> str | None:
+        """The newest checkpoint that was not tried yet; None if all were. Rank 0 alone asks."""
+        with within("listing checkpoints"):
+            names = [name for name in list_checkpoints(self._paths) if str(name) not in self._seen]
+        return str(names[0]) if names else None
+
+    def nothing(self) -> Found:
+        """The result where no checkpoint is whole.
+
+        Raises:
+            ReadError: a checkpoint could not be read.
+        """
+        for error in self._unreadable.values():
+            raise error
+        return self.found
+
+    def is_whole(self, choice: str, verdicts: Sequence[Doubt]) -> bool:
+        """Whether the search ends with a checkpoint, given each rank's verdict.
+
+        Raises:
+            ReadError: the mount is gone on some rank.
+        """
+        self._seen.add(choice)
+        failed = [(code == EXIT_FAILED, rank, why, code) for rank, (why, code, _) in enumerate(verdicts) if code]
+        if failed:
+            _, rank, why, code = min(failed)
+            error = ReadError(f"checkpoint {choice} cannot be read: {why}. No committed checkpoint is lost.", code)
             if code != EXIT_FAILED:
                 raise error
-            unreadable[choice] = error
-            found.rejected.append({"checkpoint": choice, "reason": _on(rank, f"it cannot be read: {why}")})
-            continue
+            self._unreadable[choice] = error
+            self._reject(choice, rank, f"it cannot be read: {why}")
+            return False
         problems = [(rank, why) for rank, (why, _, _) in enumerate(verdicts) if why is not None]
-        problems += [(rank, "it reads otherwise than on rank 0") for rank, v in enumerate(verdicts) if v[2] != digest]
-        if not problems and unreadable and not asked_twice:
-            # The bucket answers again: so may the newer ones that it would not give.
-            asked_twice = True
-            seen.difference_update({choice, *unreadable})
-            found.rejected = [one for one in found.rejected if one["checkpoint"] not in unreadable]
-            unreadable, loaded = {}, None
-            continue
-        if not problems:
-            found.loaded = loaded
-            return found
-        rank, why = problems[0]
-        if why != "gone":
-            found.rejected.append({"checkpoint": choice, "reason": _on(rank, why)})
+        problems += [
+            (rank, "its contents differ from those on rank 0")
+            for rank, (_, _, digest) in enumerate(verdicts)
+            if digest != verdicts[0][2]
+        ]
+        if problems:
+            rank, why = problems[0]
+            if why != _VANISHED:
+                self._reject(choice, rank, why)
+            return False
+        if self._unreadable and not self._retried_unreadable:
+            # The bucket answers again: perhaps it gives the newer checkpoints too.
+            self._retried_unreadable = True
+            self._seen.difference_update({choice, *self._unreadable})
+            self.found.rejected = [one for one in self.found.rejected if one["checkpoint"] not in self._unreadable]
+            self._unreadable = {}
+            return False
+        return True
 
-
-def _on(rank: int, why: str) -> str:
-    return why if rank == 0 else f"{why} (rank {rank})"
+    def _reject(self, choice: str, rank: int, why: str) -> None:
+        reason = why if rank == 0 else f"{why} (rank {rank})"
+        self.found.rejected.append({"checkpoint": choice, "reason": reason})
 
 
 def load(
     folder: Path, live: State, rank: int = 0, ranks: int = 1, run_id: str | None = None, only_finite: bool = False
 ) -> Loaded:
-    """Read what a rank needs of a checkpoint; errors as of `reading.open_checkpoint` and `reading.read`.
+    """Read what a rank needs of a checkpoint; errors as of `contents.open_checkpoint` and `reading.read`.
 
     Args:
         folder: The checkpoint's.
-        live: The state that it shall become: says which tensors are cut over the ranks, and how.
+        live: The state that is to become the checkpoint's; it shows which tensors are cut over the ranks, and how.
         rank: This rank.
-        ranks: How many there are: the shares are dealt to them to be hashed.
-        run_id: Another run's checkpoint counts as damaged, and is not read; None: any is this run's.
-        only_finite: So does one whose weights are not finite.
+        ranks: The number of ranks; each hashes some of the shares.
+        run_id: Another run's checkpoint counts as damaged, and is not read; None: every checkpoint is this run's.
+        only_finite: A checkpoint whose weights are not finite counts as damaged too.
     """
     opened = open_checkpoint(folder)
     if not is_of(opened.manifest, run_id):
-        raise DamagedError(f"it is another run's ({opened.manifest.facts.get('run_id')}, and not {run_id})")
+        raise DamagedError(f"it belongs to another run ({opened.manifest.facts.get('run_id')}, not {run_id})")
     if only_finite and not opened.manifest.finite:
         raise DamagedError(NOT_FINITE)
     mine = set(sorted(opened.headers)[rank::ranks])
@@ -170,7 +208,7 @@ def _try_load(
     run_id: str | None,
     only_finite: bool = False,
 ) -> tuple[Loaded | None, str | None, int | None]:
-    """(the checkpoint, what is wrong with it, the exit code where that cannot be known)."""
+    """(the checkpoint, what is wrong with it, the exit code if it could not be read)."""
     folder, end = paths.checkpoint(name), time.monotonic() + UNSEEN_S
 
     def read_it() -> Loaded:
@@ -185,9 +223,9 @@ def _try_load(
             problem = error
         try:
             gone = not _is_there(folder / MANIFEST, check_stop)
-            # Another machine's mount may show new files a little later than the mount of rank 0, who saw this one.
+            # The mount of another machine may show new files later than the mount of rank 0, which listed this one.
             if not gone or not group.rank or not group.several_nodes or time.monotonic() > end:
-                return None, "gone" if gone and not _is_there(folder, check_stop) else str(problem), None
+                return None, _VANISHED if gone and not _is_there(folder, check_stop) else str(problem), None
         except ReadError as error:
             return None, str(error), error.code
         pause(1.0, check_stop)
@@ -218,5 +256,4 @@ def retry_read(read: Callable[[], _T], check_stop: Callable[[], None]) -> _T:
         where = f"{error.filename}: " if error.filename else ""
         return ReadError(f"{where}{error.strerror or error}", EXIT_FAILED if code is None else code)
 
-    pauses_s = (FIRST_RETRY_S * 2**number for number in range(READ_TRIES - 1))
-    return retry_loop(read, final_error, pauses_s, check_stop)
+    return retry_loop(read, final_error, (FIRST_RETRY_S * 2**n for n in range(READ_TRIES - 1)), check_stop)

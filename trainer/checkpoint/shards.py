@@ -1,8 +1,8 @@
-"""Who holds which part of which tensor, and who writes it: the same on every rank, without a word between the ranks.
+"""Shards: which rank holds which part of which tensor, and which rank writes it. Every rank computes the same.
 
-A plain tensor is whole on every rank, and one of them writes it. A DTensor (FSDP2's `fully_shard`, tensor parallelism)
-is cut over a mesh of ranks; each rank writes what it holds, and of a part that several hold one writes it. Parts are
-dealt before anything is copied, so that a node stages one copy of the state however many ranks run there.
+A plain tensor is whole on every rank, and one rank writes it. A DTensor (FSDP2's `fully_shard`, tensor parallelism) is
+cut over a mesh of ranks. Each rank writes the parts that it holds; if several ranks hold a part, one writes it. Parts
+are dealt before anything is copied, so that a node stages one copy of the state however many ranks run there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]
-"""Where a part begins in its tensor, and its extent, in elements by dimension."""
+"""The offsets of a part in its tensor and its sizes, in elements by dimension."""
 
 
 class ShardError(TrainerError):
@@ -37,11 +37,11 @@ class Part:
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
-    """Of the whole tensor."""
+    """The whole tensor's."""
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
     holders: Sequence[int]
-    """The ranks that have it."""
+    """The ranks that hold it."""
 
     @property
     def bytes(self) -> int:
@@ -54,14 +54,14 @@ class Part:
         return self.sizes == self.shape
 
 
-def is_cut(tensor: torch.Tensor) -> bool:
-    """Whether it is a DTensor. Their module takes half a second to import: where it is not loaded, there are none."""
+def is_cut(tensor: torch.Tensor) -> TypeGuard[DTensor]:
+    """Whether it is a DTensor. Importing their module takes half a second; if it is not loaded, there are none."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """What this rank holds of a tensor; no copy."""
+    """This rank's part of a tensor; no copy."""
     tensor = tensor.detach()
     return tensor.to_local() if is_cut(tensor) else tensor
 
@@ -86,14 +86,14 @@ def _box(
 
 
 def box_here(tensor: torch.Tensor, rank: int) -> Box:
-    """What this rank holds of a tensor."""
+    """The box of a tensor that this rank holds."""
     if is_cut(tensor):
         return boxes(tensor)[rank]
     return (0,) * tensor.ndim, tuple(tensor.shape)
 
 
 def like(whole: DTensor, part: torch.Tensor) -> DTensor:
-    """This rank's part of a tensor that is cut as another one is."""
+    """A DTensor that is cut like `whole`, made from this rank's part of it."""
     from torch.distributed.tensor import DTensor
 
     return DTensor.from_local(
@@ -105,35 +105,41 @@ def parts_of(tensors: Mapping[str, torch.Tensor], ranks: int, rank0: Collection[
     """Every part of every tensor, by name and place.
 
     Args:
-        tensors: Alike on all ranks in names, shapes and layouts.
-        ranks: How many there are.
-        rank0: Names of what differs between ranks and counts as rank 0 has it.
+        tensors: With the same names, shapes and layouts on all ranks.
+        ranks: The number of ranks.
+        rank0: Names of the tensors that may differ between ranks; rank 0 writes them.
 
     Raises:
-        ShardError: a tensor's parts are yet to be summed, or are held by no rank of this run.
+        ShardError: a tensor is a sum that is still pending, or some of its parts are on no rank of this run.
     """
     found = []
     for name, tensor in sorted(tensors.items()):
-        shape = tuple(tensor.shape)
-        if not is_cut(tensor):
-            holders: Sequence[int] = (0,) if name in rank0 else range(ranks)
-            found.append(Part(name, tensor.dtype, shape, (0,) * len(shape), shape, holders))
+        if is_cut(tensor):
+            found += _cut_parts(name, tensor)
             continue
-        if any(placement.is_partial() for placement in tensor.placements):
-            raise ShardError(f"{name}: each rank holds a summand of it; redistribute it before it is saved")
-        held: dict[Box, list[int]] = {}
-        for rank, box in boxes(tensor).items():
-            held.setdefault(box, []).append(rank)
-        # Ranks beyond the last row hold nothing, unless there is nothing to hold.
-        full = {box: by for box, by in held.items() if math.prod(box[1])} or dict(list(held.items())[:1])
-        if sum(math.prod(sizes) for _, sizes in full) != math.prod(shape):
-            raise ShardError(f"{name}: what the ranks hold of it does not make up the whole")
-        found += [Part(name, tensor.dtype, shape, *box, sorted(by)) for box, by in sorted(full.items())]
+        shape = tuple(tensor.shape)
+        holders: Sequence[int] = (0,) if name in rank0 else range(ranks)
+        found.append(Part(name, tensor.dtype, shape, (0,) * len(shape), shape, holders))
     return found
 
 
+def _cut_parts(name: str, tensor: DTensor) -> list[Part]:
+    """The parts of a tensor that is cut over the ranks."""
+    if any(placement.is_partial() for placement in tensor.placements):
+        raise ShardError(f"{name}: its sum over the ranks is pending (a Partial placement); redistribute it first")
+    shape = tuple(tensor.shape)
+    held: dict[Box, list[int]] = {}
+    for rank, box in boxes(tensor).items():
+        held.setdefault(box, []).append(rank)
+    # Ranks beyond the last row hold nothing, unless there is nothing to hold.
+    full = {box: by for box, by in held.items() if math.prod(box[1])} or dict(list(held.items())[:1])
+    if sum(math.prod(sizes) for _, sizes in full) != math.prod(shape):
+        raise ShardError(f"{name}: its parts on the ranks do not make up the whole")
+    return [Part(name, tensor.dtype, shape, *box, sorted(by)) for box, by in sorted(full.items())]
+
+
 def deal(parts: Sequence[Part], ranks: int) -> list[list[Part]]:
-    """Which rank writes which part: the largest first, each to the one of its holders with the fewest bytes so far."""
+    """The parts that each rank writes: the largest is dealt first, each to its holder with the fewest bytes so far."""
     shares: list[list[Part]] = [[] for _ in range(ranks)]
     filled = [0] * ranks
     for part in sorted(parts, key=lambda part: (len(part.holders) > 1, -part.bytes, part.name, part.offsets)):

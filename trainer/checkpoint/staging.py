@@ -1,8 +1,8 @@
-"""This rank's share of the state, copied to host memory while training goes on.
+"""Staging: this rank's share of the state is copied to host memory while training goes on.
 
-What changes before the optimizer's next step is copied at once; parameters and optimizer state, by far the most, in the
-background, and training waits for that just before the optimizer steps. The memory is asked for once and used again.
-Where there is none to spare, nothing is copied: the share is written from the live tensors, and training waits.
+Tensors that change before the optimizer's next step are copied at once. Parameters and optimizer state, by far the
+largest part, are copied in the background; training waits for them just before the optimizer steps. The memory is
+allocated once and reused. If there is not enough, the share is written from the live tensors, and training waits.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from trainer.checkpoint.shards import Part, ShardError, local
 from trainer.checkpoint.writing import in_order, paged_memory
 
 RESERVE_BYTES = 256 << 20
-"""Memory that is left to everything else."""
+"""Memory left for everything else."""
 POPULATED_BYTES = 4 << 20
-"""Handed out in one call, during which others may not ask for memory."""
+"""Bytes populated in one call; during the call no other thread can allocate memory."""
 _MADV_POPULATE_WRITE = 23
 try:
     _madvise: Any = ctypes.CDLL(None, use_errno=True).madvise
@@ -43,41 +43,41 @@ class Copy:
         buffers: Mapping[str, torch.Tensor],
         memory: memoryview,
     ) -> None:
-        """Copy what cannot wait.
+        """Copy the tensors that cannot wait.
 
         Args:
             parts: The share.
             live: The tensors of the run.
-            steady: Names of those that nothing changes before the optimizer's next step.
-            buffers: Host memory by tensor; empty where the share is to be written from the live tensors.
-            memory: All of it, in the order of the parts.
+            steady: Names of the tensors that nothing changes before the optimizer's next step.
+            buffers: Host memory by tensor; empty if the share is to be written from the live tensors.
+            memory: All of that memory, in the order of the parts.
         """
         self.parts = in_order(parts)
         self.torn: str | None = None
-        """A tensor that was changed while it was copied: the copy is of no boundary."""
+        """A tensor that was changed while it was copied, so that the copy mixes two states; None if none was."""
         self._live = {part.name: local(live[part.name]) for part in self.parts}
         for part in self.parts:
             held = tuple(self._live[part.name].shape)
             if held != part.sizes:
-                raise ShardError(f"{part.name}: this rank holds {held} of it, and its layout says {part.sizes}")
+                raise ShardError(f"{part.name}: this rank holds {held} of it, but its layout says {part.sizes}")
         self._buffers = buffers
         self.memory = memory
-        """Where the parts lie side by side, in order; empty where they are not staged."""
-        # Of a tensor that is cut over the ranks, not of the part that is here: its own version never grows.
+        """The memory in which the parts lie side by side, in order; empty if they are not staged."""
+        # For a DTensor watch the whole: the version of its local part never grows.
         self._watched = {part.name: live[part.name] for part in self.parts}
         self._versions = {name: _version(tensor) for name, tensor in self._watched.items()}
         for name in [name for name in self._live if buffers and name not in steady]:
             if self._live[name].device.type == "cpu":
                 _copy(self._live.pop(name), buffers[name])
-            else:  # On the device, in the order of the computation: nothing waits for it.
+            else:  # On the device, in the order of the computation; nothing waits for it.
                 self._live[name] = self._watched[name] = self._live[name].clone()
                 self._versions[name] = _version(self._live[name])
         self._stream = _behind_the_computation(self._live.values()) if buffers else None
         self.copied = threading.Event()
-        """All of it is in host memory, or never will be."""
+        """Set once all of it is in host memory, or the copy failed."""
 
     def run(self) -> None:
-        """Copy the rest, on another thread than training's."""
+        """Copy the rest; called on another thread than training's."""
         try:
             if self._buffers:
                 with torch.cuda.stream(self._stream) if self._stream else nullcontext():
@@ -96,7 +96,7 @@ class Copy:
         return _version(self._watched[name]) != self._versions[name]
 
     def here(self, part: Part) -> torch.Tensor:
-        """A part's contents where they lie: in the copy, or in the live tensor where there is none."""
+        """A part's contents without copying: from the copy, or from the live tensor if there is no copy."""
         return self._buffers[part.name] if self._buffers else self._live[part.name]
 
     def fetch(self, part: Part) -> torch.Tensor:
@@ -114,56 +114,53 @@ class Staging:
         self._buffers: dict[str, torch.Tensor] = {}
 
     def holds(self, parts: Sequence[Part]) -> bool:
-        """Whether the memory that is there has exactly the form of a share."""
+        """Whether the memory has exactly the form of a share."""
         return self._buffers.keys() == {part.name for part in parts} and all(
             self._buffers[part.name].shape == part.sizes and self._buffers[part.name].dtype == part.dtype
             for part in parts
         )
 
     def has_room(self, needed: int) -> bool:
-        """Whether the machine has `needed` bytes to spare, once what this rank holds is given back."""
+        """Give this rank's memory back; whether the machine then has `needed` bytes to spare."""
         self.drop()
         return needed + RESERVE_BYTES <= available_bytes()
 
     def allocate(self, parts: Sequence[Part]) -> bool:
-        """Ask for memory for such a share; whether it was given.
+        """Allocate memory for a share; returns whether that succeeded.
 
-        It is pinned where there is a GPU, so that copies run beside the computation.
+        With a GPU the memory is pinned, so that copies run beside the computation.
         """
         self.drop()
-        self._pinned = pinned = torch.cuda.is_available() and torch.cuda.is_initialized()
+        self._pinned = pinned = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         try:
             self._whole, self._buffers = _side_by_side(in_order(parts), pinned)
-        except (
-            RuntimeError,
-            MemoryError,
-            OSError,
-        ):  # A limit that nothing tells of before (RLIMIT_AS, no overcommitting).
+        # A limit that cannot be seen beforehand (RLIMIT_AS, no overcommitting).
+        except (RuntimeError, MemoryError, OSError):
             self.drop()
             return False
         return True
 
     def populate(self) -> None:
-        """Have the system hand out the memory now, in small pieces, beside training; what lies there stays as it is."""
+        """Have the system map the memory now, in small pieces, beside training; its contents stay as they are."""
         whole = self._whole
         if _madvise is None or self._pinned:
             return
         for at in range(0, whole.numel(), POPULATED_BYTES):
             count = min(POPULATED_BYTES, whole.numel() - at)
             if whole is not self._whole or _madvise(whole.data_ptr() + at, count, _MADV_POPULATE_WRITE):
-                return  # It was given back; or the system cannot, and the first copy takes longer.
+                return  # It was given back; or the system cannot do it, and the first copy takes longer.
 
     def drop(self) -> None:
         """Give the memory back."""
         self._whole, self._buffers = torch.empty(0, dtype=torch.uint8), {}
 
     def begin(self, parts: Sequence[Part], live: Mapping[str, torch.Tensor], steady: Collection[str]) -> Copy:
-        """A copy into this memory; where there is none, the live tensors themselves."""
-        return Copy(parts, live, steady, self._buffers, memoryview(self._whole.numpy()))
+        """Begin a copy into this memory; without memory the copy refers to the live tensors."""
+        return Copy(parts, live, steady, self._buffers, self._whole.numpy().data)
 
 
 def _side_by_side(parts: Sequence[Part], pinned: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Memory for parts as they follow one another in a share, from the start of a page: (its bytes, by tensor)."""
+    """Memory for parts in the order of a share, from the start of a page: (all of it, by tensor)."""
     count = sum(part.bytes for part in parts)
     if pinned:
         whole = torch.empty(max(1, count), dtype=torch.uint8, pin_memory=True)
@@ -177,7 +174,7 @@ def _side_by_side(parts: Sequence[Part], pinned: bool) -> tuple[torch.Tensor, di
 
 
 def available_bytes() -> int:
-    """Memory that this process can still have: the machine's, and its container's limits (cgroup versions 1 and 2)."""
+    """Memory that this process can still allocate: the machine's, within the container's limits (cgroup 1 and 2)."""
     found = []
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -194,7 +191,7 @@ def available_bytes() -> int:
 
 
 def _left_in(top: Path, path: str, limit: str, used: str, prefix: str) -> list[int]:
-    """What a group and those above it have left; pages of files are given back when memory is asked for."""
+    """The memory left in a group and in those above it; cached pages of files count as free."""
     found, folder = [], top / path.lstrip("/")
     for group in [folder, *folder.parents]:
         with suppress(OSError, ValueError):
@@ -208,27 +205,27 @@ def _left_in(top: Path, path: str, limit: str, used: str, prefix: str) -> list[i
 
 def _copy(source: torch.Tensor, target: torch.Tensor) -> None:
     if source.device.type == "cpu" and source.is_contiguous() and source.numel():
-        # torch would copy on as many threads as training computes on.
+        # torch would use as many threads as training computes on.
         np.copyto(_bytes(target), _bytes(source))
     else:
         target.copy_(source, non_blocking=True)
 
 
-def _bytes(tensor: torch.Tensor) -> np.ndarray:
+def _bytes(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return tensor.reshape(-1).view(torch.uint8).numpy()
 
 
 def _version(tensor: torch.Tensor) -> int:
-    """Grows with each change in place."""
-    with suppress(RuntimeError):  # Tensors of inference mode keep none.
+    """A tensor's version, which grows with each change in place; 0 if it has none."""
+    with suppress(RuntimeError):  # Tensors of inference mode have none.
         return tensor._version
     return 0
 
 
 def _behind_the_computation(tensors: Iterable[torch.Tensor]) -> Any:
-    """A stream of its own that waits for all that a GPU has been given so far; None where there is no GPU in it."""
+    """A new stream that waits for all work queued on the GPU so far; None if no tensor is on a GPU."""
     if not any(tensor.device.type == "cuda" for tensor in tensors):
         return None
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     return stream

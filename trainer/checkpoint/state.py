@@ -1,9 +1,9 @@
-"""What a training run is made of at a boundary: named tensors, and a small tree of plain values.
+"""The state of a training run at a boundary: named tensors, and a small tree of plain values.
 
 Names: `model.<fqn>` for parameters and buffers, `optim.<i>.<fqn>.<name>` for the optimizer's tensors, `module.<fqn>`
-for those in a module's extra state, `extra.<path>` for those in what a user registered (`own.<rank>.` stands before it
-where each rank has its own, extras.py). Names are those of the program's own modules, whatever is wrapped around them.
-Everything that is not a tensor goes into one tree of JSON with tagged types. No value is ever pickled.
+for the tensors in a module's extra state, `extra.<path>` for those in a user's extras (with `own.<rank>.` before it if
+each rank has its own, extras.py). Wrappers around the program's modules do not change a name. All other values go into
+one tree of JSON with tagged types. No value is ever pickled.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ from trainer.checkpoint.writing import SAVED_DTYPES
 __all__ = ["Groups", "State", "StateError", "apply", "collect", "options_of", "rebuilt", "wanted"]
 
 MODEL = "model."
-"""What the names of parameters and buffers begin with."""
+"""The prefix of parameters and buffers."""
 RANDOM = "rng."
-"""What the names of the ranks' random streams begin with."""
-
+"""The prefix of the ranks' random streams."""
 OWN = "own."
-"""What the names of the parts of extras begin with that each rank has for itself (extras.py)."""
+"""The prefix of extras that each rank has for itself (extras.py)."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +38,17 @@ class State:
     """Everything that a step changes."""
 
     tensors: dict[str, torch.Tensor]
-    """By name, sorted. The live tensors, not copies."""
+    """The live tensors by name, sorted; not copies."""
     plain: dict[str, Any]
     """The rest, as tagged JSON (`encode`)."""
     buffers: frozenset[str]
-    """Names of the tensors that count as rank 0 has them: the model's buffers, and its modules' extra state."""
+    """Names of the tensors that rank 0 saves for all: the model's buffers, and its modules' extra state."""
     steady: frozenset[str]
     """Names of the tensors that nothing changes before the optimizer's next step: parameters and optimizer state."""
 
 
 def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """A model's parameters and buffers by name, tied ones once; buffers that are not persistent are left out."""
+    """A model's parameters and buffers by name, tied ones once; without buffers that are not persistent."""
     return {f"{MODEL}{name}": tensor for name, tensor in {**parameters(model), **buffers.persistent(model)}.items()}
 
 
@@ -67,13 +66,13 @@ def collect(
         model: The model, wrapped or not.
         optims: Over its parameters.
         counters: Plain values.
-        extra: What a user registered, by name.
-        begun: `options_of` each optimizer as the program made it, so that a later change of the program's is seen.
-        made: `buffers.forms` of the model as the program made it, so that a later change of the program's is seen.
+        extra: The user's extras, by name.
+        begun: `options_of` each optimizer as the program made it; shows later changes of the program.
+        made: `buffers.forms` of the model as the program made it; shows later changes of the program.
 
     Raises:
-        StateError: a value is neither a tensor nor plain, or a tensor of a type that cannot be saved, or an optimizer
-        keeps what would be lost; the message names it.
+        StateError: a value is neither a tensor nor plain, or a tensor has a type that cannot be saved, or a part of an
+            optimizer's state would be lost; the message names it.
     """
     named = parameters(model)
     tensors: dict[str, torch.Tensor] = model_tensors(model)
@@ -86,15 +85,15 @@ def collect(
     steady = frozenset(tensors) - own
     rests: dict[str, torch.Tensor] = {}
     optim = encode(groups, "optimizer", rests)
-    steady |= rests.keys()  # What it keeps for itself changes as its step does.
+    steady |= rests.keys()  # The rest of an optimizer's state changes with its step too.
     of_modules: dict[str, torch.Tensor] = {}
-    told = encode(_extra_states(model), "module", of_modules)
+    extra_states = encode(_extra_states(model), "module", of_modules)
     tensors |= rests | of_modules
     plain = {
         "optim": optim,
         "counters": encode(dict(counters), "counters", tensors),
         "extra": encode(dict(extra or {}), "extra", tensors),
-        "modules": told,
+        "modules": extra_states,
         "strides": memory_formats.strides_of(tensors),
     }
     if made is not None:
@@ -115,15 +114,15 @@ def apply(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Load a state into a model and its optimizers; returns (counters, extra).
 
-    Everything is checked before anything is changed. An option of an optimizer's that the program makes otherwise than
-    the program did that saved the state (`begun`, as of `collect`) stays as the program makes it; the rest is restored.
+    Everything is checked before anything is changed. An optimizer's option stays as the program makes it if the program
+    that saved the state made it differently (`begun`, as of `collect`); all other options are restored.
 
     Raises:
-        StateError: a tensor is missing, too many, or of another shape or dtype; the message names it.
+        StateError: a tensor is missing or unknown, or has another shape or dtype; the message names it.
     """
     strides = plain.get("strides")
     formatted = isinstance(strides, Mapping)  # Older releases recorded none.
-    if formatted:
+    if isinstance(strides, Mapping):
         tensors = memory_formats.laid_out(tensors, strides)
     named = parameters(model)
     found = {plain_name(name[len(MODEL) :]): tensor for name, tensor in tensors.items() if name.startswith(MODEL)}
@@ -188,14 +187,14 @@ def _plan_optimizers(
             for index, (optimizer, one) in enumerate(zip(optims, saved, strict=True))
         ]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise StateError(f"state.json holds no optimizer's state ({type(error).__name__}: {error})") from error
+        raise StateError(f"state.json holds no state of an optimizer ({type(error).__name__}: {error})") from error
 
 
-# -- what modules keep besides -----------------------------------------------------------------------------------------
+# -- the extra state of modules ----------------------------------------------------------------------------------------
 
 
 def _extra_states(model: nn.Module) -> dict[str, Any]:
-    """What `get_extra_state` gives, by module."""
+    """The results of `get_extra_state`, by module."""
     found = {}
     for name, module in modules(model).items():
         if type(module).get_extra_state is not nn.Module.get_extra_state:
@@ -204,18 +203,18 @@ def _extra_states(model: nn.Module) -> dict[str, Any]:
 
 
 def not_seen(model: nn.Module) -> list[str]:
-    """Names of what a model's state_dict tells and a state does not: it is kept neither as parameter nor as buffer.
+    """Names in a model's state_dict that its state leaves out: neither parameters nor buffers.
 
-    What only has another name there is no loss, nor is what `get_extra_state` gives.
+    A tensor that only has another name there is no loss; `get_extra_state` is saved apart.
     """
     try:
-        told = unwrap(model).state_dict()
-    except Exception:  # Whoever wants it will hear of it.
+        in_state_dict = unwrap(model).state_dict()
+    except Exception:  # The user's own call of it will fail too.
         return []
     known = {tensor.data_ptr() for tensor in model_tensors(model).values() if not is_cut(tensor)}
     return [
         plain_name(name)
-        for name, value in told.items()
+        for name, value in in_state_dict.items()
         if not name.endswith("_extra_state")
         and not (isinstance(value, torch.Tensor) and (is_cut(value) or not value.numel() or value.data_ptr() in known))
     ]
@@ -225,9 +224,9 @@ def _plan_extra_states(model: nn.Module, saved: Any) -> list[tuple[nn.Module, An
     """(module, its extra state) of each that has one.
 
     Raises:
-        StateError: the checkpoint has it of other modules than the model.
+        StateError: the checkpoint and the model have extra states of different modules.
     """
-    if saved is None:  # Of a release that did not save it.
+    if saved is None:  # An older release did not save it.
         return []
     live = _extra_states(model)
     if not isinstance(saved, Mapping):
@@ -243,7 +242,7 @@ def _plan_extra_states(model: nn.Module, saved: Any) -> list[tuple[nn.Module, An
 
 
 def _where_it_was(live: Any, saved: Any) -> Any:
-    """The saved values, their tensors on the device of the live one's."""
+    """The saved values, with each tensor on the device of the live one."""
     if isinstance(live, torch.Tensor):
         return optimizers.moved(saved, live.device)
     if isinstance(live, Mapping) and isinstance(saved, Mapping):
@@ -255,16 +254,16 @@ def _where_it_was(live: Any, saved: Any) -> Any:
 
 
 def wanted(live: State, stored: Mapping[str, Tensor], rank: int) -> dict[str, Box]:
-    """What a rank needs of a checkpoint's tensors: of those that are cut over the ranks its own part, of others all.
+    """The boxes that a rank needs: its own part of a tensor that is cut over the ranks, all of any other tensor.
 
-    An optimizer's state is cut as the parameter is that it belongs to, where it has the parameter's shape: it may not
-    be there yet. Random streams are each rank's own.
+    An optimizer's tensor is cut like its parameter if it has the parameter's shape: the live one may not exist yet.
+    Each rank has its own random streams.
     """
     found = {}
     for name, tensor in stored.items():
         if name.startswith(RANDOM) and name != f"{RANDOM}{rank}":
             continue
-        # The first rank's too: among other ranks than saved it, all go on with what that one had.
+        # The first rank's extras too: if the number of ranks changed, all ranks resume with them.
         if name.startswith(OWN) and name.split(".")[1] not in ("0", str(rank)):
             continue
         cut = _cut_alike(name, tensor, live.tensors)
@@ -273,7 +272,7 @@ def wanted(live: State, stored: Mapping[str, Tensor], rank: int) -> dict[str, Bo
 
 
 def rebuilt(live: State, stored: Mapping[str, Tensor], parts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The parts that a rank read, as tensors of the whole run: cut over the ranks where the live ones are."""
+    """The parts that a rank read, as tensors of the whole run: cut over the ranks if the live ones are."""
     found = {}
     for name, part in parts.items():
         cut = _cut_alike(name, stored[name], live.tensors)
@@ -282,7 +281,7 @@ def rebuilt(live: State, stored: Mapping[str, Tensor], parts: Mapping[str, torch
 
 
 def _cut_alike(name: str, stored: Tensor, live: Mapping[str, torch.Tensor]) -> Any:
-    """The live DTensor that says how a stored tensor is cut; None where it is not."""
+    """The live DTensor that is cut as a stored tensor is to be; None if that is not cut."""
     name = plain_name(name)
     tensor = live.get(name)
     if tensor is None and name.startswith(optimizers.PREFIX):

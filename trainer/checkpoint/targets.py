@@ -1,4 +1,4 @@
-"""Bytes of a file, read and hashed into the memory that they are meant for."""
+"""Targets: memory that a file's bytes are read into, and hashed on the way."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from trainer.checkpoint.damage import DamagedError
 from trainer.layout.manifest import FileRecord
 
 _VIEWS = 256
-"""Pieces of memory that one read may fill."""
+"""The most pieces of memory that one call fills."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Bytes of a share, and where they go."""
+    """A range of a file's bytes, and the memory that they go into."""
 
     start: int
     end: int
@@ -27,10 +27,10 @@ class Target:
 
 
 def read_all(path: Path, name: str, record: FileRecord, header: bytes, targets: Sequence[Target]) -> None:
-    """Read a file front to back, hash it, and keep what is wanted.
+    """Read a file front to back, hash it, and keep the targets' bytes.
 
     Raises:
-        DamagedError: it is not as the manifest says.
+        DamagedError: it differs from the manifest.
         OSError: it cannot be read.
     """
     scratch = memoryview(bytearray(min(CHUNK_BYTES, record.bytes)))
@@ -49,16 +49,16 @@ def read_all(path: Path, name: str, record: FileRecord, header: bytes, targets: 
                 views = []
         done += _fill(file, name, views, done, record.bytes, hasher)
     if bytes(opening) != header:
-        raise DamagedError(f"{name} opens in another way than a moment ago")
+        raise DamagedError(f"{name} has another header than a moment ago")
     if hasher.hexdigest() != record.hash:
         raise DamagedError(f"{name} does not hash to what its manifest says")
 
 
 def _pieces(targets: Sequence[Target], size: int, scratch: memoryview) -> Iterator[memoryview]:
-    """Memory for the bytes of a file, front to back, CHUNK_BYTES at most at a time; `scratch` for what is not wanted.
+    """Memory for the bytes of a file, front to back, at most CHUNK_BYTES at a time; `scratch` for unwanted bytes.
 
     Raises:
-        DamagedError: two targets want the same bytes.
+        DamagedError: two targets overlap in the file.
     """
     at = 0
     for target in [*targets, Target(size, size, scratch[:0])]:
@@ -78,7 +78,7 @@ def _cut(length: int) -> Iterator[int]:
 
 
 def read_some(path: Path, name: str, targets: Sequence[Target]) -> None:
-    """Read what is wanted of a file that another rank hashes."""
+    """Read the targets' bytes from a file that another rank hashes."""
     with opened(path, name) as file:
         for target in targets:
             file.seek(target.start)
@@ -91,7 +91,7 @@ def read_some(path: Path, name: str, targets: Sequence[Target]) -> None:
 def _fill(
     file: BinaryIO, name: str, views: Sequence[memoryview], done: int, size: int, hasher: Hasher | None = None
 ) -> int:
-    """Fill pieces of memory from a file, one after the other; how many bytes that was."""
+    """Fill pieces of memory from a file, one after the other; returns the number of bytes."""
     left = [view for view in views if len(view)]
     total = sum(map(len, left))
     while left:

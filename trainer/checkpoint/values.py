@@ -1,4 +1,4 @@
-"""Plain values as JSON with tagged types; the tensors among them are put aside by name. Nothing is ever pickled."""
+"""Values: plain values as JSON with tagged types, and the tensors among them by name. Nothing is ever pickled."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from trainer.errors import TrainerError
 
 
 class StateError(TrainerError):
-    """A state cannot be saved, or does not fit the model that it should be loaded into."""
+    """A state cannot be saved, or does not fit the model that it is loaded into."""
 
 
 def encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     """`value` as JSON with tagged types; its tensors are put into `tensors` under their paths.
 
     Raises:
-        StateError: something in it is neither plain nor a tensor.
+        StateError: a value in it is neither plain nor a tensor.
     """
     if isinstance(value, np.generic):
-        value = value.item()  # A metric's, say: as the number that it is.
+        value = value.item()  # Of a metric, for example.
     if isinstance(value, (torch.Tensor, bytes)):
-        while path in tensors:  # The keys 1 and "1" make one path.
+        while path in tensors:  # The keys 1 and "1" give the same path.
             path += "'"
         if isinstance(value, torch.Tensor):
             tensors[path] = value
@@ -54,7 +54,7 @@ def encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def tensors_of(value: Any) -> set[str]:
-    """Names of the tensors that stand in what `encode` gave."""
+    """Names of the tensors in an encoded value."""
     found, left = set(), [value]
     while left:
         one = left.pop()
@@ -68,15 +68,15 @@ def tensors_of(value: Any) -> set[str]:
 
 
 def decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
-    """What `encode` was given.
+    """The value that `encode` was given.
 
     Raises:
-        StateError: it was not made by `encode`.
+        StateError: `encode` did not make this.
     """
     try:
         return _decode(value, tensors)
     except (RecursionError, TypeError) as error:
-        raise StateError(f"state.json holds what no state is made of ({error})") from None
+        raise StateError(f"state.json holds a value that cannot be decoded ({error})") from None
 
 
 def _decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
@@ -96,4 +96,4 @@ def _decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
             return tensors[inner]
         if tag == "bytes" and inner in tensors and tensors[inner].dtype == torch.uint8:
             return tensors[inner].cpu().numpy().tobytes()
-    raise StateError("state.json holds a value of no known type")
+    raise StateError("state.json holds a value of an unknown type")

@@ -1,8 +1,8 @@
-"""A checkpoint on disk: shares of tensors, state.json, and last of all MANIFEST.json.
+"""Writing a checkpoint's files: shares of tensors, state.json, and last of all MANIFEST.json.
 
-Each rank streams its own share once, front to back, into a new folder, hashing as it goes, so that it works on a mount
-that knows no seek, no rename and no append. Rank 0 writes the manifest when it has every rank's word: a folder without
-a readable manifest does not count, and one with it counts only if every file hashes to what the manifest says.
+Each rank streams its own share once, front to back, into a new folder, and hashes it on the way. So it works on a mount
+that supports no seek, no rename and no append. Rank 0 writes the manifest when every rank has reported its share. A
+folder counts only if it has a readable manifest and every file hashes to what the manifest says.
 
 A share is a plain safetensors file. Nothing here unpickles anything.
 """
@@ -29,13 +29,13 @@ from trainer.layout.manifest import FileRecord, Manifest
 from trainer.layout.names import MANIFEST, STATE
 
 PARTS = "parts"
-"""In a share's `__metadata__`: JSON of {tensor: [shape of the whole, offsets]}, of tensors that it has parts of."""
+"""A key of a share's `__metadata__`: JSON of {tensor: [shape of the whole, offsets]}, for parts of tensors."""
 
 _WORTH_A_BLOCK = 1 << 20
-"""A share of so many bytes begins with a header of whole blocks."""
+"""The header of a share with at least so many bytes fills whole blocks."""
 
 POINTS = ("folder-made", "share-half", "share-written", "state-written", "manifest-half", "manifest-written")
-"""Where a machine may be taken during a save; each is passed once a save, in this order, on rank 0."""
+"""Points of a save at which tests kill a machine; rank 0 passes each once a save, in this order."""
 
 DTYPES = {
     "BOOL": torch.bool,
@@ -58,7 +58,7 @@ SAVED_DTYPES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def _pass(point: str) -> None:
-    """Nothing: tests put a kill in its place."""
+    """Do nothing; tests put a kill in its place."""
 
 
 _SYNC_FILE_RANGE_WRITE = 2
@@ -66,7 +66,7 @@ try:
     _sync_file_range: Any = ctypes.CDLL(None).sync_file_range
     _sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
 except (OSError, AttributeError):
-    _sync_file_range = None  # Linux alone has it.
+    _sync_file_range = None  # Only Linux has it.
 
 at_point: Callable[[str], None] = _pass
 """Called with each of POINTS as a save passes it."""
@@ -78,7 +78,7 @@ def share_name(rank: int) -> str:
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
+    return tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
 
 
 def write_tensors(
@@ -103,11 +103,11 @@ def write_share(
 
     Args:
         path: The file.
-        parts: What to write.
-        fetch: Gives the contents of a part, on the host and contiguous; asked for one after the other.
-        staged: The contents of the first of the parts (in_order), side by side, from the start of a page of memory:
-            they are written past the system's cache, where the file system can.
-        metadata: What the file's header says besides.
+        parts: The parts to write.
+        fetch: Returns the contents of a part, on the host and contiguous; called for one part after the other.
+        staged: The contents of the first parts (in_order), side by side, from the start of a page of memory. They are
+            written past the system's cache, if the file system supports that.
+        metadata: Further metadata for the file's header.
 
     Raises:
         OSError: a write, the fsync or the close failed.
@@ -129,7 +129,7 @@ def write_share(
         with within_bytes("an fsync", file.written):
             fsync(file.descriptor)
     except BaseException:
-        with within_bytes("a close", file.written), suppress(OSError):  # What failed first is what went wrong.
+        with within_bytes("a close", file.written), suppress(OSError):  # The first error counts.
             os.close(file.descriptor)
         raise
     with within_bytes("a close", file.written):
@@ -140,7 +140,7 @@ def write_share(
 def _pieces(
     text: bytes, parts: Sequence[Part], fetch: Callable[[Part], torch.Tensor], staged: memoryview | None
 ) -> Iterator[memoryview]:
-    """What a share is made of, front to back."""
+    """The bytes of a share in pieces, front to back."""
     opening = paged_memory(len(text))
     opening[:] = text
     yield opening
@@ -161,8 +161,8 @@ def paged_memory(count: int) -> memoryview:
 class _NewFile:
     """A file that is written once, front to back.
 
-    Past the system's cache a write costs the processor nothing, and there is nothing to wait for at the fsync; but it
-    takes whole blocks, in memory and in the file, and not every file system can.
+    A write past the system's cache costs no processor time, and the fsync has nothing left to do. But it takes whole
+    blocks, in memory and in the file, and not every file system supports it.
     """
 
     def __init__(self, path: Path, past_cache: bool) -> None:
@@ -193,18 +193,18 @@ class _NewFile:
 
 
 def _begin_write_back(descriptor: int, start: int, count: int) -> None:
-    """Have the system begin to write to disk what it was given, instead of all at once at the fsync. A hint."""
+    """Ask the system to begin writing to disk now, instead of all at once at the fsync. A hint."""
     if _sync_file_range is not None:
         _sync_file_range(descriptor, start, count, _SYNC_FILE_RANGE_WRITE)
 
 
 def in_order(parts: Sequence[Part]) -> list[Part]:
-    """As they lie in a share: wide types first, so that each starts at a multiple of its item's size."""
+    """The order of parts in a share: wide types first, so that each starts at a multiple of its item's size."""
     return sorted(parts, key=lambda part: (-part.dtype.itemsize, part.name))
 
 
 def _header(parts: Sequence[Part], metadata: Mapping[str, str] | None = None) -> tuple[bytes, int]:
-    """(what a safetensors file opens with, size of what follows in bytes)."""
+    """(the opening bytes of a safetensors file, the number of bytes that follow)."""
     header: dict[str, Any] = {}
     offset = 0
     for part in parts:
@@ -231,7 +231,7 @@ def write_state(folder: Path, plain: Mapping[str, Any]) -> FileRecord:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write MANIFEST.json: with its close() the folder is committed."""
+    """Write MANIFEST.json; its close() commits the folder."""
     data = manifest.to_json()
     with within_bytes("writing MANIFEST.json", len(data)), (folder / MANIFEST).open("xb") as file:
         file.write(data[: len(data) // 2])
