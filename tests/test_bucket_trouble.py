@@ -68,7 +68,7 @@ def test_a_write_that_fails_for_a_moment_costs_no_checkpoint(faults: faultfs.Cli
     assert "trying again in" in output
     assert newest_is_whole(tmp_path / "behind" / "run")
     # Nothing shows what a mount of an unknown kind has stored: all is kept, and said at the tenth save.
-    assert "10 checkpoints, " in output
+    assert "Keeping 10 checkpoints (" in output
     assert "a mount of this kind (fuse.faultfs) does not show what it has uploaded" in output
     steps = {name.step for name in list_checkpoints(RunPaths(tmp_path / "behind" / "run"))}
     assert steps >= set(range(3, 40, 3))
