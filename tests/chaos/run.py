@@ -38,10 +38,12 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
 import bucket_lab  # noqa: E402
 import torch  # noqa: E402
 import truth  # noqa: E402
-from child import Plan, start  # noqa: E402
-from faults import BY_STORE, LIES, MAY_END_WITH, NOT_THE_NEWEST, OTHER, STEPS, Scene  # noqa: E402
+from attempt import Plan  # noqa: E402
+from child import start  # noqa: E402
+from faults import BY_STORE, LIES, MAY_END_WITH, NOT_THE_NEWEST  # noqa: E402
 from plants import PLANTS  # noqa: E402
 from report import write as write_report  # noqa: E402
+from scene import OTHER, STEPS, Scene  # noqa: E402
 from stores import NAMES, Place, missing, place  # noqa: E402
 from tally import Tally, keep, resumed  # noqa: E402
 from watch import Watch  # noqa: E402
@@ -75,24 +77,24 @@ def judge(scene: Scene, kind: str, after: list[truth.Whole]) -> str | None:
             return f"attempt {number} crashed: {child.crash}"
         if trouble := child.end(child.must_end_with or {0, *MAY_END_WITH.get(kind, ())}):
             return f"attempt {number} {trouble}"
-        said = child.restored
-        if said is None:
+        restore = child.restored
+        if restore is None:
             continue
-        step = said["restored"]
-        if any(other.get("checkpoint") != said.get("checkpoint") for other in child.restores):
+        step = restore["restored"]
+        if any(other.get("checkpoint") != restore.get("checkpoint") for other in child.restores):
             return f"attempt {number}: its ranks restored {[other.get('checkpoint') for other in child.restores]}"
         if step is None:
             if scene.before and kind not in NOT_THE_NEWEST:
                 return f"attempt {number} found nothing, and {scene.before[0]} was whole"
             continue
-        found = truth.named(said["checkpoint"])
+        found = truth.named(restore["checkpoint"])
         assert found
-        for said in child.restores:
-            mine = truth.cut(truth.state(scene.plan.run, step), said["rank"], child.plan.ranks)
-            if said["digest"] != truth.digest(mine) or found.step != step:
+        for restore in child.restores:
+            mine = truth.cut(truth.state(scene.plan.run, step), restore["rank"], child.plan.ranks)
+            if restore["digest"] != truth.digest(mine) or found.step != step:
                 return f"attempt {number} restored a state that is not the one of {found}"
-            if said["run"] != scene.plan.run:
-                return f"attempt {number} restored run {said['run']}'s counters"
+            if restore["run"] != scene.plan.run:
+                return f"attempt {number} restored run {restore['run']}'s counters"
         if kind in NOT_THE_NEWEST:
             continue
         newest = scene.before[0] if scene.before else None
@@ -109,8 +111,8 @@ def judge(scene: Scene, kind: str, after: list[truth.Whole]) -> str | None:
     return None
 
 
-def episode(job: Job, where: Place, again: Callable[[], Place]) -> Iterator[dict[str, Any]]:
-    """Strike one run; yields what came of each fault. `again` mounts the store anew."""
+def episode(job: Job, where: Place, remount: Callable[[], Place]) -> Iterator[dict[str, Any]]:
+    """Strike one run; yields what came of each fault. `remount` mounts the store anew."""
     draw = random.Random(f"{job.seed}/{job.store}/{job.episode}")
     run = job.episode % 50
     homes = where.behind.parent / f"homes-{job.store}-{job.episode}"
@@ -122,7 +124,7 @@ def episode(job: Job, where: Place, again: Callable[[], Place]) -> Iterator[dict
     later_s = 0.05
     for number in range(job.faults):
         if where.uploads_later and number:
-            where = again()
+            where = remount()
         kind = draw.choice([kind for kind in sorted(kinds) if not job.kinds or kind in job.kinds])
         behind = where.behind / name
         # A mount that is new each time is a new machine each time; else a machine is taken now and then.
@@ -138,7 +140,7 @@ def episode(job: Job, where: Place, again: Callable[[], Place]) -> Iterator[dict
         for child in scene.children:
             if child.trained_s and (not child.was_killed or child.trained_s > later_s):
                 later_s = 0.7 * later_s + 0.3 * min(1.0, child.trained_s)
-        said = next((child.restored for child in scene.children if child.restored), None)
+        first = next((child.restored for child in scene.children if child.restored), None)
         wrong = judge(scene, kind, after) or watch.wrong
         if not wrong and number == job.faults - 1 and not where.uploads_later:  # What does the last fault leave?
             with Watch(behind, run) as watch:
@@ -147,7 +149,7 @@ def episode(job: Job, where: Place, again: Callable[[], Place]) -> Iterator[dict
             wrong = judge(last, "", truth.whole(behind, run)) or watch.wrong
         yield {
             "store": job.store, "kind": kind, "number": job.episode * EPISODE + number, "hit": int(hit),
-            "restored": (said or {}).get("restored"), "wrong": wrong,
+            "restored": (first or {}).get("restored"), "wrong": wrong,
         }  # fmt: skip
         if wrong:
             return
@@ -170,13 +172,13 @@ def work(jobs: list[Job], folder: Path, pipe: int) -> None:
             mounted = folder / job.store
             mounted.mkdir(exist_ok=True)
 
-            def again(name: str = job.store, mounted: Path = mounted) -> Place:
+            def remount(name: str = job.store, mounted: Path = mounted) -> Place:
                 mount.close()
                 return mount.enter_context(place(name, mounted, store))
 
-            where = where if job.store == before and not where.uploads_later else again()
+            where = where if job.store == before and not where.uploads_later else remount()
             before = job.store
-            for line in episode(job, where, again):
+            for line in episode(job, where, remount):
                 os.write(pipe, json.dumps(line).encode() + b"\n")
                 if line["wrong"]:
                     return
@@ -210,7 +212,7 @@ def campaign(jobs: list[Job], workers: int, tally: Tally, state: Path | None, fo
             os.close(theirs)
             pids[ours], rests[ours] = pid, b""
             selector.register(ours, selectors.EVENT_READ)
-        total, begun, said, failed = sum(job.faults for job in todo), time.monotonic(), 0.0, False
+        total, begun, shown_at, failed = sum(job.faults for job in todo), time.monotonic(), 0.0, False
         try:
             while pids and not tally.wrong:
                 for key, _ in selector.select():
@@ -224,8 +226,8 @@ def campaign(jobs: list[Job], workers: int, tally: Tally, state: Path | None, fo
                     for line in lines:
                         tally.add(json.loads(line))
                 now = time.monotonic()
-                if now - said > (1 if sys.stdout.isatty() else 30):
-                    said = now
+                if now - shown_at > (1 if sys.stdout.isatty() else 30):
+                    shown_at = now
                     count, hits = sum(tally.struck.values()), sum(tally.hit.values())
                     show(f"{count} of {total} faults struck, {hits} hit, {len(tally.wrong)} wrong, {now - begun:.0f} s")
                     clock(tally, before_s, begun)

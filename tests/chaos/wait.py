@@ -1,10 +1,10 @@
-"""Waiting for a word, but not for ever."""
+"""Waiting for a message with a time limit."""
 
 import selectors
 
 
 def readable(descriptor: int, seconds: float) -> bool:
-    """Whether there is something to read, or an end, within so many seconds."""
+    """Whether the descriptor has data, or is closed, within so many seconds."""
     with selectors.DefaultSelector() as selector:
         selector.register(descriptor, selectors.EVENT_READ)
         return bool(selector.select(max(0.0, seconds)))

@@ -1,0 +1,213 @@
+"""One attempt of a tiny run, in a process for each rank: restores, reports it, trains on, saves. The real code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import truth
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+
+from trainer.attempt.identity import identity
+from trainer.attempt.record import open_attempt, record
+from trainer.bucket import deadlines
+from trainer.checkpoint import commit, restore, staging, writing
+from trainer.checkpoint.boundary import Boundary
+from trainer.checkpoint.errors import BucketError
+from trainer.checkpoint.saving import SavePolicy, Saver
+from trainer.checkpoint.shards import local
+from trainer.checkpoint.state import State
+from trainer.layout.exit_codes import EXIT_PREEMPTED
+from trainer.layout.names import RunPaths
+from trainer.ranks.group import RankGroup
+from trainer.ranks.peers import is_peer_trouble
+from trainer.training.journal import Journal
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The work of an attempt, and the faults inside it."""
+
+    run_dir: Path
+    run: int
+    steps: int
+    """The number of steps after the restore; each is saved."""
+    ranks: int = 1
+    """The number of its processes. With several, two of the tensors are cut over them."""
+    kill_at: tuple[str, int] | None = None
+    """(one of writing.POINTS, the number of the save in this attempt): a SIGKILL comes there."""
+    kill_rank: int = 0
+    """The rank that gets the SIGKILL."""
+    clock_s: float = 0.0
+    """The error of its clock."""
+    step_s: float = 0.0
+    limit_s: float = 120.0
+    """A call into the bucket counts as hanging after so long."""
+    begin_at: int = 0
+    """The first step if there is nothing to restore."""
+    home: Path | None = None
+    """The home folder of a machine of its own; None: all attempts share one."""
+    plant: Callable[[], None] = field(default=lambda: None)
+    """Plants a mistake in the code."""
+
+
+STANDS_STILL_S = 60.0
+
+FAILURES = 3
+"""The attempt ends after so many failed saves in a row."""
+
+PEER_GONE_PATIENCE_S = 0.1
+"""How long a rank goes on after another is gone: it may have a reason of its own to leave."""
+
+
+def run(plan: Plan, rank: int, peer_gone: int, send: Callable[[dict[str, Any]], None]) -> int:
+    """One rank from start to exit; returns its exit code.
+
+    Sends {"restored": step or None, "digest": ...}, then {"committed": step} after each save that counts.
+
+    Args:
+        plan: What the attempt does.
+        rank: Which of its processes this is.
+        peer_gone: A pipe that becomes readable once another rank is gone.
+        send: Sends a message to the campaign.
+    """
+    commit.FIRST_RETRY_S = 0.01
+    restore.FIRST_RETRY_S = 0.001
+    if plan.home:
+        os.environ["HOME"] = str(plan.home)
+    staging.RESERVE_BYTES = 0
+    deadlines.LIMIT_S, deadlines.LOOK_S = plan.limit_s, 0.02
+    if plan.clock_s:
+        real = time.time
+        time.time = lambda: real() + plan.clock_s
+    plan.plant()
+    saves = [0]
+
+    def at_point(point: str) -> None:
+        saves[0] += point == "folder-made"
+        if plan.kill_at == (point, saves[0]) and plan.kill_rank == rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    writing.at_point = at_point
+    threading.Thread(target=_leave_what_hangs, args=(send,), daemon=True).start()
+    savers: list[Saver] = []
+    if plan.ranks > 1:
+        threading.Thread(target=_leave_with_the_others, args=(peer_gone, savers, send), daemon=True).start()
+    try:
+        _train(plan, rank, send, savers)
+    except BucketError as error:
+        return error.code
+    except Exception as error:
+        if plan.ranks == 1 or not is_peer_trouble(error):
+            raise
+        return _code_without_a_peer(savers)
+    return 0
+
+
+def _train(plan: Plan, rank: int, send: Callable[[dict[str, Any]], None], savers: list[Saver]) -> None:
+    paths = RunPaths(plan.run_dir)
+    binding = {"run": plan.run}
+    attempt = open_attempt(paths, launch="chaos", config={}, binding=binding) if rank == 0 else None
+    group = RankGroup(timeout_s=30.0)
+    group.form_groups(on_gpu=False)
+    attempt_name = group.rank0_does("attempt", lambda: str(attempt.name) if attempt else None)
+    tensors = _tensors(plan, rank)
+    steady = frozenset(name for name in tensors if name != "model.seen")
+    live = State(dict(sorted(tensors.items())), {}, frozenset({"model.seen"}), steady)
+    run_id = restore.retry_read(lambda: identity(paths, binding), lambda: None) if attempt else None
+    found = restore.find_whole(group, paths, live, lambda: None, run_id)
+    step, name = plan.begin_at, found.loaded.name if found.loaded else None
+    if attempt:
+        restored = name.step if name else 0
+        record(attempt, "restored", step=restored, checkpoint=str(name) if name else None)
+    if found.loaded:
+        for key, tensor in found.loaded.tensors.items():
+            if key in tensors:
+                local(tensors[key]).copy_(local(tensor))
+        step = found.loaded.plain["step"]
+        send({"restored": step, "checkpoint": str(name), "run": found.loaded.plain["run"],
+             "digest": truth.digest({key: local(tensor).numpy() for key, tensor in tensors.items()})})  # fmt: skip
+    else:
+        send({"restored": None})
+    records = Journal(attempt) if attempt else None
+    saver = Saver(group, paths, attempt, records, SavePolicy(2, 0, FAILURES), lambda text: None, threading.Event())
+    savers.append(saver)
+    saver.adopt(attempt_name, name)
+    saver.prepare(live)
+    reported = 0
+    for _ in range(plan.steps):
+        tensors["model.seen"].fill_(-1)  # A forward pass: buffers change at once.
+        time.sleep(plan.step_s)
+        saver.await_copied()
+        step += 1
+        for key, array in truth.cut(truth.state(plan.run, step), rank, plan.ranks).items():
+            local(tensors[key]).copy_(torch.from_numpy(array))
+        facts = {"run_id": run_id, "step": step, "attempt": attempt_name,
+                 "world_size": plan.ranks, "binding": binding, "config": {}}  # fmt: skip
+        if records:
+            records.line({"step": step, "loss": 0.0})
+            records.cut()
+        _wait(saver)
+        reported = _report_committed(saver, reported, send)
+        saver.start(Boundary(step, step, live, {}, {"step": step, "run": plan.run}, facts))
+    tensors["model.seen"].fill_(-1)
+    _wait(saver)
+    _report_committed(saver, reported, send)
+    saver.settle()
+    group.mark_left()
+    group.await_others_left(STANDS_STILL_S)
+
+
+def _tensors(plan: Plan, rank: int) -> dict[str, torch.Tensor]:
+    """This rank's state of step 0."""
+    mine = truth.cut(truth.state(plan.run, 0), rank, plan.ranks)
+    tensors = {name: torch.from_numpy(array) for name, array in mine.items()}
+    if plan.ranks > 1:
+        mesh = DeviceMesh("cpu", list(range(plan.ranks)))
+        for name in truth.CUT:
+            tensors[name] = DTensor.from_local(
+                tensors[name], mesh, [Shard(0)], run_check=False, shape=torch.Size([truth.WIDE]), stride=(1,)
+            )
+    return tensors
+
+
+def _leave_with_the_others(peer_gone: int, savers: list[Saver], send: Callable[[dict[str, Any]], None]) -> None:
+    """As in SpotRun: a rank whose peer is gone leaves soon, with the attempt's exit code."""
+    os.read(peer_gone, 1)
+    time.sleep(PEER_GONE_PATIENCE_S)
+    code = _code_without_a_peer(savers)
+    send({"left": code})
+    os._exit(code)
+
+
+def _code_without_a_peer(savers: list[Saver]) -> int:
+    trouble = savers[0].trouble if savers else None
+    return trouble.code if trouble else EXIT_PREEMPTED
+
+
+def _leave_what_hangs(send: Callable[[dict[str, Any]], None]) -> None:
+    """As in SpotRun: a call that hangs ends the attempt, whatever thread it is in."""
+    overdue = deadlines.await_overdue()
+    send({"left": overdue.code})
+    os._exit(overdue.code)
+
+
+def _wait(saver: Saver) -> None:
+    while not saver.idle:
+        saver._decided.wait(0.02)
+    saver.check()
+
+
+def _report_committed(saver: Saver, reported: int, send: Callable[[dict[str, Any]], None]) -> int:
+    step = saver.committed_step or 0
+    if step > reported and saver.committed and saver.committed.attempt == saver._attempt_name:
+        send({"committed": step})
+    return max(step, reported)
