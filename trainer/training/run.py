@@ -189,8 +189,8 @@ class SpotRun(Participant):
     def _leave_with_the_others(self, error: str) -> NoReturn:
         """Leave because another rank is gone: with the agreed stop if there is one, else as at a preemption."""
         ending = self.stopping
-        if not ending and self._has_other_machines() and (word := self.group.read_message(STOPPED)):
-            ending = ENDINGS[json.loads(word)[0]]
+        if not ending and self._has_other_machines() and (message := self.group.read_message(STOPPED)):
+            ending = ENDINGS[json.loads(message)[0]]
         self.leave(ending or PEER_GONE, error=error)
 
     def _end_with(self, error: BaseException) -> NoReturn:
@@ -267,7 +267,7 @@ class SpotRun(Participant):
         if not self.link.is_first_to_print(message):
             return False
         with suppress(Exception):  # If the store is gone, twice is better than not at all.
-            return self.group.is_first(f"said/{message}")
+            return self.group.is_first(f"printed/{message}")
         return True
 
     def _report_crash(self, error: str) -> None:
