@@ -452,8 +452,8 @@ def test_checkpoints_of_a_pipeline_of_one_run_are_found_by_its_name(here: Path) 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "one task is rehearsed at a time: --task with one of prepare, train"),
-        (["--task", "prepair"], "no task is called 'prepair'; there are prepare, train. Did you mean 'prepare'?"),
+        ([], "a rehearsal runs one task of a pipeline; add --task with one of prepare, train"),
+        (["--task", "prepair"], "no task is named 'prepair'; the tasks are prepare, train. Did you mean 'prepare'?"),
     ],
 )
 def test_a_pipeline_is_rehearsed_task_by_task(here: Path, words: list[str], says: str) -> None:

@@ -526,7 +526,7 @@ def test_a_secret_is_taken_from_this_environment_or_said_to_be_missing(tmp_path:
     done = rehearse(*args, "--keep", "kept", cwd=tmp_path, env={"BARE": "one", "IN_YAML": "two"})
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "kept" / "preempted" / "bucket" / "result").read_text() == "one two none\n"
-    assert "secret GONE is not set here" in done.stdout
+    assert "secret GONE is not set in this environment" in done.stdout
     assert "IN_YAML" not in done.stdout
 
 

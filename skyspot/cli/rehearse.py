@@ -111,37 +111,39 @@ def _rehearse(
 
 
 def _one_task(rendered: Rendered, part: str | None) -> str:
-    """The text of the task to rehearse: of a pipeline, the one of that name.
+    """The text of the task to rehearse; `part` names a task of a pipeline.
 
     Raises:
-        UsageError: nobody said which, or there is none of that name.
+        UsageError: a pipeline needs a name, or has no task of that name.
     """
     found = pipeline.split(rendered.text)
     if len(found.tasks) == 1:
         if part is not None:
-            raise UsageError("--task: this file holds one task, not a pipeline")
+            raise UsageError("--task: this file is not a pipeline; remove --task")
         return found.task_texts[0]
     texts = dict(zip(found.document.names(rendered.name), found.task_texts, strict=True))
     names = ", ".join(texts)
     if part is None:
-        raise UsageError(f"this is a pipeline, and one task is rehearsed at a time: --task with one of {names}")
+        raise UsageError(f"a rehearsal runs one task of a pipeline; add --task with one of {names}")
     if part not in texts:
-        raise UsageError(f"--task: no task is called {shown(part)}; there are {names}.{did_you_mean(part, texts)}")
+        raise UsageError(f"--task: no task is named {shown(part)}; the tasks are {names}.{did_you_mean(part, texts)}")
     return texts[part]
 
 
 def _secret(name: str, value: str | None) -> str:
     value = value if value is not None else os.environ.get(name)
     if value is None:
-        raise UsageError(f"--secret {name}: no value, and no variable of that name is set here")
+        raise UsageError(f"--secret {name} has no value; pass --secret {name}=VALUE or set the variable {name}")
     return value
 
 
 def _with_secrets(task: RehearsalTask, settings: Settings) -> tuple[RehearsalTask, Settings]:
-    """Secrets that the YAML names without a value: as they are set here, where they are."""
+    """The task and settings with the values of its secrets that are set in this environment."""
     unset = sorted(task.unset_secrets - settings.env.keys())
     here = {name: os.environ[name] for name in unset if name in os.environ}
-    notes = [f"secret {name} is not set here: the task ran without it." for name in unset if name not in here]
+    notes = [
+        f"secret {name} is not set in this environment; the task ran without it." for name in unset if name not in here
+    ]
     return (
         dataclasses.replace(task, notes=(*task.notes, *notes)),
         dataclasses.replace(settings, env={**here, **settings.env}),
@@ -161,18 +163,16 @@ def _comparing(task: RehearsalTask, settings: Settings, pattern: str | None) -> 
         task = dataclasses.replace(task, compared_in=mount.path)
         pattern = pattern[len(mount.path) :].strip("/") or "*"
     elif absolute:
-        raise UsageError(f"--compare: {shown(pattern or '')} lies in none of the task's buckets")
+        raise UsageError(f"--compare: {shown(pattern or '')} is in none of the task's buckets")
     if pattern is not None and not _is_pattern(pattern):
-        raise UsageError(
-            f"--compare: {shown(pattern)} is not a pattern of files within the bucket, like 'results/*.json'"
-        )
+        raise UsageError(f"--compare: {shown(pattern)} is not a pattern of files in the bucket, like 'results/*.json'")
     if len(task.lasting) > 1 and task.bucket and not mount:
         target, other = task.bucket.path, next(one for one in task.lasting if one != task.bucket).path
         note = ""
         if pattern is not None:
-            note = f"--compare looks in {target}; a pattern like {other}/... names another bucket."
+            note = f"--compare looks in {target}; a pattern like {other}/... looks in another bucket."
         elif not task.says_where:
-            note = f"{target} is taken for the bucket that the run is in."
+            note = f"assuming that the run is in the bucket at {target}."
         task = dataclasses.replace(task, notes=(*task.notes, note) if note else task.notes)
     return task, dataclasses.replace(settings, compare=pattern)
 
@@ -188,10 +188,10 @@ def _is_pattern(pattern: str) -> bool:
 
 
 def _check_python(trainer: Path) -> None:
-    """The machines of a rehearsal have this Python: see that it can train.
+    """Check that this Python, which the machines of a rehearsal use, can train.
 
     Raises:
-        UsageError: it cannot; says what is missing.
+        UsageError: it cannot; the message names what is missing.
     """
     path = os.pathsep.join([str(trainer.parent), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     done = subprocess.run(
