@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from click import Context, Parameter
-from click.shell_completion import CompletionItem
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 
 def complete_task(_ctx: Context, _parameter: Parameter, incomplete: str) -> list[CompletionItem]:
@@ -41,5 +44,7 @@ def complete_rule(_ctx: Context, _parameter: Parameter, incomplete: str) -> list
 
 
 def _with_paths(names: list[str], incomplete: str, kind: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem  # Only a shell needs it.
+
     found = [CompletionItem(name) for name in names]
     return [*found, CompletionItem(incomplete, type=kind)] if incomplete or not found else found
