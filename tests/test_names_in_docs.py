@@ -41,7 +41,8 @@ def test_contributing_names_every_test_file_once() -> None:
     )
 
 
-def test_every_name_that_contributing_gives_is_in_the_code() -> None:
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/design.md"])
+def test_every_name_that_a_page_gives_is_in_the_code(page: str) -> None:
     code = "\n".join(path.read_text() for top in ("skyspot", "trainer", "tests") for path in (REPO / top).rglob("*.py"))
-    names = set(re.findall(r"`(_?[A-Za-z]\w+)`", (REPO / "CONTRIBUTING.md").read_text()))
+    names = set(re.findall(r"`(_?[A-Za-z]\w+)`", (REPO / page).read_text()))
     assert not {name for name in names if not re.search(rf"\b{name}\b", code)}
