@@ -1,4 +1,4 @@
-"""What a checkpoint costs a training, beside torch.save, accelerate and torch.distributed.checkpoint, in one run.
+"""Measure the cost of a checkpoint to training, beside torch.save, accelerate and torch.distributed.checkpoint.
 
     make bench
     python -m bench.checkpoint --size 1GB --rounds 5
@@ -25,11 +25,11 @@ from bench.worker import LOADERS, SAVERS, Loading, Saving, Worker, WorkerError, 
 
 REPO = Path(__file__).resolve().parent.parent
 OWN_BYTES = 64 << 20
-"""What a process is left where memory is short, beside half of what a copy would take."""
+"""Memory left to the process in the test with little memory, beside half the size of a copy."""
 
 
 def main() -> int:
-    """Measure, and write the report; 1 where a bound does not hold."""
+    """Measure, and write the report; returns 1 if a bound does not hold."""
     options = _parse()
     prepare()
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="bench-") as name:
@@ -68,26 +68,36 @@ def _parse() -> argparse.Namespace:
     def numbers(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
 
-    parser = argparse.ArgumentParser(description="What a checkpoint costs a training, beside what others offer.")
-    parser.add_argument("--size", type=size, default="1GB", help="of model and optimizer state (1GB)")
-    parser.add_argument("--rounds", type=int, default=5, help="that count; one more comes first (5)")
-    parser.add_argument("--report", type=Path, default=REPO / "docs" / "performance.md", help="where the report goes")
-    parser.add_argument("--json", type=Path, help="where every figure goes besides")
-    parser.add_argument("--folder", type=Path, help="on the disk that is written to (the system's temporary folder)")
-    parser.add_argument("--forward-backward", type=float, default=0.5, metavar="S", help="seconds at least (0.5)")
+    parser = argparse.ArgumentParser(
+        description="Measure the cost of a checkpoint to training, beside other ways to save."
+    )
+    parser.add_argument("--size", type=size, default="1GB", help="bytes of model and optimizer state (1GB)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds that count, after one to warm up (5)")
+    parser.add_argument("--report", type=Path, default=REPO / "docs" / "performance.md", help="file for the report")
+    parser.add_argument("--json", type=Path, help="file for all figures as JSON")
+    parser.add_argument("--folder", type=Path, help="folder on the disk to measure (the system's temporary folder)")
+    parser.add_argument(
+        "--forward-backward",
+        type=float,
+        default=0.5,
+        metavar="S",
+        help="least time of a pass (0.5)",
+    )
     parser.add_argument(
         "--threads",
         type=int,
         default=max(1, (os.cpu_count() or 1) // 2),
-        help="that training computes on (half the cores)",
+        help="threads that training computes on (half the cores)",
     )
-    parser.add_argument("--scales", type=numbers, default=[0.25, 1, 2], help="of --size, for ranks (0.25,1,2)")
-    parser.add_argument("--ranks", type=numbers, default=[1, 2], help="how many save together (1,2)")
+    parser.add_argument(
+        "--scales", type=numbers, default=[0.25, 1, 2], help="factors of --size, for --ranks (0.25,1,2)"
+    )
+    parser.add_argument("--ranks", type=numbers, default=[1, 2], help="numbers of ranks that save together (1,2)")
     return parser.parse_args()
 
 
 def _save_and_load(figures: Figures, folder: Path, forward_backward_s: float) -> None:
-    """Fill in all that compares the ways to save."""
+    """Measure each way to save and to load."""
     workers = {
         way: Worker(Saving, way, folder / str(index), figures.state_bytes, figures.threads)
         for index, way in enumerate(SAVERS)
@@ -98,7 +108,7 @@ def _save_and_load(figures: Figures, folder: Path, forward_backward_s: float) ->
         figures.forward_backward.append(worker.ask("warm", batch)["forward_backward"])
         figures.first_stall[way], steps = worker.ask("first")
         figures.steps, figures.saves[way] = max(figures.steps, steps + 1), []
-        _tell(f"{way}: the first save stalls {figures.first_stall[way]:.3f} s, {steps} steps beside it")
+        _log(f"{way}: the first save stalls {figures.first_stall[way]:.3f} s, {steps} steps beside it")
     for number in range(1 + figures.rounds):
         for way, worker in workers.items():
             found = worker.ask("round", figures.steps, number % 2 == 0)
@@ -106,7 +116,7 @@ def _save_and_load(figures: Figures, folder: Path, forward_backward_s: float) ->
             if number:
                 figures.saves[way].append(found)
                 figures.step_s.append(found["step"])
-            _tell(f"{number} {way}: " + ", ".join(f"{what} {value:.3f}" for what, value in found.items()))
+            _log(f"{number} {way}: " + ", ".join(f"{what} {value:.3f}" for what, value in found.items()))
     kept = {}
     for way, worker in workers.items():
         figures.extra_bytes[way] = worker.ask("extra_bytes")
@@ -120,11 +130,11 @@ def _save_and_load(figures: Figures, folder: Path, forward_backward_s: float) ->
             if number:
                 figures.loads.setdefault(way, []).append(took)
                 figures.load_alone += [] if alone_s is None else [alone_s]
-            _tell(f"{number} {way}: {took:.3f} s")
+            _log(f"{number} {way}: {took:.3f} s")
 
 
 def _together(figures: Figures, folder: Path, state_bytes: int, ranks: int, forward_backward_s: float) -> Ranks:
-    """Some ranks of one training, saving."""
+    """Measure several ranks of one training that save together."""
     ranks = int(ranks)
     with tempfile.TemporaryDirectory(dir=folder) as name:
         command = [
@@ -138,12 +148,12 @@ def _together(figures: Figures, folder: Path, state_bytes: int, ranks: int, forw
         if done.returncode:
             raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
         each = [json.loads(Path(name, f"rank-{rank}.json").read_text()) for rank in range(ranks)]
-    _tell(f"{shown(state_bytes)}, {ranks} ranks: {each}")
+    _log(f"{shown(state_bytes)}, {ranks} ranks: {each}")
     return Ranks(state_bytes, each)
 
 
 def _in_short_memory(figures: Figures, folder: Path) -> Short | None:
-    """A save where there is half the memory that a copy would take; None where no limit can be set."""
+    """Measure a save with half the memory that a copy takes; None if no limit can be set."""
     group = cgroup.make("skyspot-bench")
     if group is None:
         return None
@@ -153,17 +163,17 @@ def _in_short_memory(figures: Figures, folder: Path) -> Short | None:
         worker.ask("warm", 8)
         worker.ask("limit_memory", group, short.spare_bytes)
         short.stall_s, _ = worker.ask("first")
-        short.said, short.extra_bytes = worker.ask("words"), worker.ask("extra_bytes")
+        short.said, short.extra_bytes = worker.ask("printed"), worker.ask("extra_bytes")
     except WorkerError as error:
         short.trouble = str(error)
     finally:
         worker.close()
         group.remove()
-    _tell(f"memory short: {short}")
+    _log(f"memory short: {short}")
     return short
 
 
-def _tell(line: str) -> None:
+def _log(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
 

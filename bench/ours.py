@@ -26,7 +26,7 @@ class Ours:
         self.group = RankGroup()
         self.group.form_groups(on_gpu=False)
         self.paths = RunPaths(folder / "run")
-        self.said: list[str] = []
+        self.printed: list[str] = []
         self.begun = copy.deepcopy(state.options_of(training.optimizer))
         attempt = None
         if self.group.rank == 0:
@@ -34,7 +34,7 @@ class Ours:
         name = self.group.rank0_does("attempt", lambda: str(attempt.name) if attempt else None)
         self.records = Journal(attempt) if attempt else None
         self.saver = Saver(
-            self.group, self.paths, attempt, self.records, SavePolicy(latest=2), self.said.append, threading.Event()
+            self.group, self.paths, attempt, self.records, SavePolicy(latest=2), self.printed.append, threading.Event()
         )
         self.saver.adopt(name, None)
         self.attempt = AttemptName.parse(name)
@@ -73,7 +73,7 @@ class Ours:
         """Wait until the save is committed."""
         self.saver.await_copied()
         self.saver.wait()
-        assert self.saver.committed, self.said
+        assert self.saver.committed, self.printed
 
     def over(self) -> bool:
         """Whether all that follows a save is done too: its record, the read-back, the pruning."""

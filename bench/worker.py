@@ -198,9 +198,9 @@ class Saving:
         """From now on this process may have so much more than it has."""
         group.limit(spare_bytes)
 
-    def words(self) -> list[str]:
-        """What was said to the user."""
-        return list(self.saver.said)
+    def printed(self) -> list[str]:
+        """The lines printed for the user."""
+        return list(self.saver.printed)
 
 
 class Loading:
