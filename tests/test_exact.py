@@ -180,7 +180,7 @@ def test_a_learning_rate_that_may_change_changes(tmp_path: Path) -> None:
     assert mlp(run_dir, "--fault", "sigterm@6").code == 75
     refused = mlp(run_dir, "--lr", 0.02)
     assert refused.code == 1
-    assert "lr 0.01" in refused.output
+    assert "lr=0.01" in refused.output
     assert mlp(run_dir, "--lr", 0.02, "--allow", "lr", "--fault", "sigterm@9").code == 75
     assert mlp(run_dir, "--lr", 0.02, "--allow", "lr").code == 0
     step = int(str(event(run_dir, "restored", attempt=2)["step"]))

@@ -45,7 +45,7 @@ class Attempts:
         run.is_same = lambda name, first: name == "model" and is_moved(config.model, first)
         run.attempt = open_attempt(self.paths, launch="launch", config=config.to_json(), binding=run.binding)
         run.newest = self.newest
-        run._refuse_other_binding(run.newest)
+        run.refuse_other_binding()
         with ExitStack() as held:
             inputs = Inputs(run, config, held)
             chosen = inputs.choose()

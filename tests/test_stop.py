@@ -72,7 +72,7 @@ def test_the_request_holds_for_every_attempt_of_its_launch_and_for_no_other(tmp_
     ask(run_dir, text="")
     again = mlp(run_dir, env=clean_env(SKYPILOT_TASK_ID=TASK))
     assert again.code == 79, again.output
-    assert "requests that this launch stop" in again.output
+    assert "asks this launch to stop" in again.output
     later = mlp(run_dir, env=clean_env(SKYPILOT_TASK_ID=TASK.replace("_7-0", "_8-0")))
     assert later.code == 0, later.output
     assert event(run_dir, "restored")["lost_steps"] == 0
@@ -125,4 +125,4 @@ def test_a_script_that_keeps_no_records_is_stopped_by_its_launcher(tmp_path: Pat
     assert (event(run_dir, "end")["code"], event(run_dir, "end")["cause"]) == (79, "stop-request")
     again = launch(script, env=env)
     assert again.code == 79
-    assert "requests that this launch stop" in again.output
+    assert "asks this launch to stop" in again.output

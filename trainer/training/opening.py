@@ -75,7 +75,7 @@ def _open(run: Participant) -> AttemptName:
         raise Leaving(ALREADY_FINISHED, f"already finished: {run.paths.final} is whole")
     if run.retry(lambda: stop_requested(attempt)):
         request = run.paths.stop(attempt.launch)
-        raise Leaving(STOP_REQUEST, f"not started: {request} requests that this launch stop")
+        raise Leaving(STOP_REQUEST, f"not started: {request} asks this launch to stop")
     stuck = run.retry(lambda: no_progress(attempt, newest_step), RECORDS_S)
     if stuck:
         raise Leaving(NO_PROGRESS, stuck)
