@@ -121,8 +121,8 @@ def test_ignore_is_taken_from_the_command_line_and_from_settings(tmp_path: Path,
     ("setting", "said"),
     [
         ("ignore: [unknown-gpus]", "ignore: there is no rule 'unknown-gpus'. Did you mean 'unknown-gpu'?"),
-        ("strategy: fast", "strategy: 'fast' is none of failover, eager_next_region"),
-        ("num_nodes: 0", "num-nodes: 0 is not a number of nodes"),
+        ("strategy: fast", "strategy: 'fast' is not one of failover, eager_next_region"),
+        ("num_nodes: 0", "num-nodes: 0 is not a valid number of nodes"),
     ],
 )
 def test_a_mistake_in_the_settings_is_blamed_on_them(tmp_path: Path, skyspot: Skyspot, setting: str, said: str) -> None:

@@ -71,7 +71,7 @@ CHANGES = [
     (
         "resources:\n  candidates:  # mine\n  - {accelerators: A100:8}\n  - {cpus: 4, infra: aws}\nrun: x\n",
         "resources:\n  any_of:  # mine\n  - {accelerators: A100:8}\n  - {cpus: 4, infra: aws}\nrun: x\n",
-        "line 2: candidates -> any_of: SkyPilot takes the cheapest of them",
+        "line 2: candidates -> any_of (SkyPilot takes the cheapest one available)",
     ),
     (
         "resources: {accelerators: tpu-v3-8, accelerator_args: {tf_version: 2.5.0}}\nrun: x\n",
@@ -86,34 +86,34 @@ CHANGES = [
     (
         "max_restarts_on_errors: 3\nresources:\n  use_spot: true\nrun: x\n",
         "resources:\n  job_recovery: {max_restarts_on_errors: 3}\n  use_spot: true\nrun: x\n",
-        "line 1: max_restarts_on_errors is in resources.job_recovery now",
+        "line 1: moved max_restarts_on_errors to resources.job_recovery",
     ),
     (
         "resources:\n  spot_recovery: FAILOVER  # mine\n\n# a\nmax_restarts_on_errors: 5  # b\nrun: x\n",
         "resources:\n  job_recovery: {strategy: FAILOVER, max_restarts_on_errors: 5}  # mine\n\n# a\n# b\nrun: x\n",
-        "line 5: max_restarts_on_errors is in resources.job_recovery now",
+        "line 5: moved max_restarts_on_errors to resources.job_recovery",
     ),
     (
         "resources:\n  job_recovery:\n    strategy: FAILOVER\nrun: x\nmax_restarts_on_errors: 2\n",
         "resources:\n  job_recovery:\n    max_restarts_on_errors: 2\n    strategy: FAILOVER\nrun: x\n",
-        "line 5: max_restarts_on_errors is in resources.job_recovery now",
+        "line 5: moved max_restarts_on_errors to resources.job_recovery",
     ),
     (
         "resources: {job_recovery: {max_restarts_on_errors: 2}}\nrun: x\nmax_restarts_on_errors: 2\n",
         "resources: {job_recovery: {max_restarts_on_errors: 2}}\nrun: x\n",
-        "line 3: max_restarts_on_errors is in resources.job_recovery now",
+        "line 3: moved max_restarts_on_errors to resources.job_recovery",
     ),
     (
         "run: x\nmax_restarts_on_errors: 2\n",
         "run: x\n\nresources:\n  job_recovery: {max_restarts_on_errors: 2}\n",
-        "line 2: max_restarts_on_errors is in resources.job_recovery now",
+        "line 2: moved max_restarts_on_errors to resources.job_recovery",
     ),
     ("resources: {spot_recovery: none}\nrun: x\n", "resources: {job_recovery: none}\nrun: x\n", "-> job_recovery"),
     ("resources: {spot_recovery: NONE}\nrun: x\n", "resources: {job_recovery: none}\nrun: x\n", "'NONE' -> none"),
     (
         "resources:\n  spot_recovery: failover\n  job_recovery: FAILOVER\nrun: x\n",
         "resources:\n  job_recovery: FAILOVER\nrun: x\n",
-        "line 2: spot_recovery dropped: job_recovery in line 3 says the same",
+        "line 2: removed spot_recovery: job_recovery on line 3 has the same value",
     ),
     (
         "resources:\n  gpus: A100:8\n  use_spot: true\nrun: x\n",
@@ -123,14 +123,14 @@ CHANGES = [
     (
         "resources:\n  any_of:\n    - gpus: {A100: 8}\n    - {gpus: L4, spot_recovery: x}\nrun: x\n",
         "resources:\n  job_recovery: x\n  any_of:\n    - accelerators: {A100: 8}\n    - {accelerators: L4}\nrun: x\n",
-        "line 4: this job_recovery, the first that a rung states, is at the top of resources now",
+        "line 4: moved this job_recovery, the first of a rung, to the top of resources",
     ),
     (
         "resources:\n  max_price: 3.00  # bid\nrun: x\n",
         "resources:\n  max_hourly_cost: 3.00  # bid\nrun: x\n",
-        "line 2: max_price -> max_hourly_cost, which is no bid",
+        "line 2: max_price -> max_hourly_cost (this is not a bid",
     ),
-    ("resources: {max_price: '$2.50/hr'}\nrun: x\n", "resources: {max_hourly_cost: 2.50}\nrun: x\n", "no bid"),
+    ("resources: {max_price: '$2.50/hr'}\nrun: x\n", "resources: {max_hourly_cost: 2.50}\nrun: x\n", "not a bid"),
     ("resources:\n  use_spot: 'True'\nrun: x\n", "resources:\n  use_spot: true\nrun: x\n", "line 2: use_spot: 'True'"),
     ('resources: {"use_spot":"no"}\nrun: x\n', 'resources: {"use_spot":false}\nrun: x\n', "use_spot: 'no' -> false"),
     ("resources: {use_spot: !!str yes}\nrun: x\n", "resources: {use_spot: true}\nrun: x\n", "use_spot: 'yes' -> true"),
@@ -145,7 +145,7 @@ CHANGES = [
         "resources:\n  accelerator_args: {tpu_vm: false}\nrun: x\n",
         "tpu_vm: 'false' -> false",
     ),
-    ("envs:   # none yet\nrun: x\n", "envs: {}   # none yet\nrun: x\n", "line 1: envs: nothing -> {}"),
+    ("envs:   # none yet\nrun: x\n", "envs: {}   # none yet\nrun: x\n", "line 1: envs: empty -> {}"),
     ("api_access: true\nrun: x\n", "api_server_access: true\nrun: x\n", "api_access -> api_server_access"),
     (
         "run: x\nexperimental:\n  config_overrides:\n    docker:\n      run_options: [-v]\n",
@@ -167,22 +167,22 @@ PLACES = [
     (
         "resources:\n  infra: aws\n  region: us-east-1  # near\nrun: x\n",
         "resources:\n  infra: aws/us-east-1\n  # near\nrun: x\n",
-        "line 2: infra: aws -> aws/us-east-1, with the region beside it",
+        "line 2: infra: aws -> aws/us-east-1, including the region",
     ),
     (
         "resources: {cloud: AWS, infra: aws/us-east-1, zone: us-east-1a}\nrun: x\n",
         "resources: {infra: aws/us-east-1/us-east-1a}\nrun: x\n",
-        "line 1: cloud dropped: infra says it",
+        "line 1: removed cloud: infra contains it",
     ),
     (
         "resources: {infra: k8s/a/b, cloud: kubernetes}\nrun: x\n",
         "resources: {infra: k8s/a/b}\nrun: x\n",
-        "cloud dropped",
+        "removed cloud",
     ),
     (
         "resources: {infra: '*/us-east-1', cloud: aws}\nrun: x\n",
         "resources: {infra: aws/us-east-1}\nrun: x\n",
-        "with the cloud beside it",
+        "including the cloud",
     ),
     (
         "resources:\n  cloud: aws\n  region: us-east-1\n  ordered:\n    - infra: gcp\n"
@@ -209,19 +209,19 @@ RECOVERIES = [
         "    - job_recovery: # two\n        strategy: EAGER_NEXT_REGION\n      accelerators: L4:8\nrun: x\n",
         "resources:\n  job_recovery: failover\n  use_spot: true\n  ordered:\n    - accelerators: A100:8\n      # one\n"
         "    - accelerators: L4:8\nrun: x\n",
-        "line 6: job_recovery: {strategy: EAGER_NEXT_REGION} of a rung dropped",
+        "line 6: removed job_recovery: {strategy: EAGER_NEXT_REGION} of a rung",
     ),
     (
         "resources:\n  job_recovery: failover\n"
         "  any_of: [{cpus: 2}, {cpus: 4, job_recovery: eager_next_region}]\nrun: x\n",
         "resources:\n  job_recovery: failover\n  any_of: [{cpus: 2}, {cpus: 4}]\nrun: x\n",
-        'line 3: job_recovery: "eager_next_region" of a rung dropped',
+        'line 3: removed job_recovery: "eager_next_region" of a rung',
     ),
     (
         "resources:\n  job_recovery: failover\n"
         "  any_of: [{job_recovery: {max_restarts_on_errors: 3}}, {cpus: 4}]\nrun: x\n",
         "resources:\n  job_recovery: {max_restarts_on_errors: 3}\n  any_of: [{}, {cpus: 4}]\nrun: x\n",
-        "line 3: this job_recovery, the first rung's, is at the top of resources now",
+        "line 3: moved this job_recovery, the first rung's, to the top of resources",
     ),
 ]
 EXIT_CODES = [
@@ -229,40 +229,40 @@ EXIT_CODES = [
         "resources:\n  job_recovery: failover # mine\nrun: python -m trainer\n",
         "resources:\n"
         "  job_recovery: {strategy: FAILOVER, recover_on_exit_codes: [75]} # mine\nrun: python -m trainer\n",
-        "line 2: 75 is in recover_on_exit_codes now",
+        "line 2: added 75 to recover_on_exit_codes",
     ),
     (
         "run: exec ~/skyspot/python -m trainer.launch train.py",
         "run: exec ~/skyspot/python -m trainer.launch train.py\n\nresources:\n"
         "  job_recovery: {recover_on_exit_codes: [75]}\n",
-        "line 1: 75",
+        "line 1: added 75",
     ),
     (
         "resources:\n  cpus: 2\nrun: python -m trainer\n",
         "resources:\n  job_recovery: {recover_on_exit_codes: [75]}\n  cpus: 2\nrun: python -m trainer\n",
-        "line 1: 75",
+        "line 1: added 75",
     ),
     (
         "resources: {job_recovery: {strategy: FAILOVER, recover_on_exit_codes: 3}}\nrun: python -m trainer\n",
         "resources: {job_recovery: {strategy: FAILOVER, recover_on_exit_codes: [3, 75]}}\nrun: python -m trainer\n",
-        "line 1: 75",
+        "line 1: added 75",
     ),
     (
         "resources:\n  job_recovery:\n    recover_on_exit_codes:\n    - 3  # mine\nrun: python -m trainer\n",
         "resources:\n  job_recovery:\n    recover_on_exit_codes:\n    - 3  # mine\n    - 75\nrun: python -m trainer\n",
-        "line 2: 75",
+        "line 2: added 75",
     ),
     (
         "resources:\n  job_recovery:\n    strategy: none\nrun: python -m trainer\n",
         "resources:\n  job_recovery:\n    recover_on_exit_codes: [75]\n    strategy: EAGER_NEXT_REGION\n"
         "run: python -m trainer\n",
-        "line 2: 75",
+        "line 2: added 75",
     ),
     (
         "resources: {any_of: [{cpus: 2, job_recovery: failover}, {job_recovery: failover}]}\nrun: python -m trainer\n",
         "resources: {job_recovery: {strategy: FAILOVER, recover_on_exit_codes: [75]}, any_of: [{cpus: 2}, {}]}\n"
         "run: python -m trainer\n",
-        "line 1: 75",
+        "line 1: added 75",
     ),
 ]
 # Each is odd as YAML, and what is changed in it is one thing.
@@ -404,47 +404,55 @@ def test_what_our_templates_render_stays_as_it_is(name: str) -> None:
 # -- what cannot be done -----------------------------------------------------------------------------------------------
 
 REFUSED = [
-    ("run: x\nenvs:\n  HF_TOKEN: # yours\n", "line 3: HF_TOKEN in `envs` without a value", "--secret HF_TOKEN"),
+    ("run: x\nenvs:\n  HF_TOKEN: # yours\n", "line 3: HF_TOKEN in `envs` has no value", "--secret HF_TOKEN"),
     ("envs:\n  A: 1\n  B: null\n  C: ~\n", "lines 3, 4: B, C in `envs`", "--env B=..."),
-    ("resources:\n  infra: aws\n  cloud: gcp\n", "line 3: cloud: 'gcp' contradicts infra: 'aws' in line 2", "Keep"),
+    ("resources:\n  infra: aws\n  cloud: gcp\n", "line 3: cloud: 'gcp' contradicts infra: 'aws' on line 2", "Keep"),
     (
         "resources:\n  infra: '*/ctx'\n  cloud: kubernetes\n  zone: z\n",
-        "line 2: no infra says cloud: 'kuber",
+        "line 2: cloud: 'kuber",
         "by hand",
     ),
-    ("resources:\n  zone: b\n  infra: aws/a/c\n", "line 2: zone: 'b' contradicts infra: 'aws/a/c' in line 3", "Keep"),
-    ("resources:\n  gpus: L4\n  accelerators: T4\n", "line 2: gpus is accelerators today, and line 3", "Keep"),
+    ("resources:\n  zone: b\n  infra: aws/a/c\n", "line 2: zone: 'b' contradicts infra: 'aws/a/c' on line 3", "Keep"),
+    (
+        "resources:\n  gpus: L4\n  accelerators: T4\n",
+        "line 2: gpus is called accelerators today, which has another value on line 3",
+        "Keep",
+    ),
     (
         "resources:\n  spot_recovery: failover\n  job_recovery: eager_next_region\n",
-        "line 2: spot_recovery is job_recovery today, and line 3",
+        "line 2: spot_recovery is called job_recovery today, which has another value on line 3",
         "Keep",
     ),
     (
         "resources:\n  candidates: [{cpus: 2}]\n  any_of: [{cpus: 4}]\n",
-        "line 2: candidates is any_of today, and line 3",
+        "line 2: candidates is called any_of today, which has another value on line 3",
         "Keep",
     ),
-    ("resources:\n  candidates: [{cpus: 2}]\n  ordered: [{cpus: 4}]\n", "line 2: candidates is any_of today", "Keep"),
+    (
+        "resources:\n  candidates: [{cpus: 2}]\n  ordered: [{cpus: 4}]\n",
+        "line 2: candidates is called any_of today",
+        "Keep",
+    ),
     (
         "max_restarts_on_errors: 3\nresources: {job_recovery: {max_restarts_on_errors: 2}}\n",
         "line 1: max_restarts_on_errors: 3 contradicts the one in resources.job_recovery",
         "Keep",
     ),
-    ("resources:\n  max_price: auto\n", "line 2: max_price: 'auto' is no price", "max_hourly_cost: 3.50"),
-    ("resources:\n  max_price: 0\n", "line 2: max_price: '0' is no price", "max_hourly_cost: 3.50"),
+    ("resources:\n  max_price: auto\n", "line 2: max_price: 'auto' is not a price", "max_hourly_cost: 3.50"),
+    ("resources:\n  max_price: 0\n", "line 2: max_price: '0' is not a price", "max_hourly_cost: 3.50"),
     ("config: {}\nexperimental: {config_overrides: {}}\n", "line 2: experimental.config_overrides is", "line 1"),
-    ("resources: &r\n  any_of: [*r]\n  gpus: x\n", "line 1: the anchor there holds an alias of itself", ""),
+    ("resources: &r\n  any_of: [*r]\n  gpus: x\n", "line 1: this anchor contains an alias of itself", ""),
     ("a: 1\n---\nb: 2\n", "2 documents", "one task"),
     ("resources:\n\tgpus: x\n", "not readable as YAML", "line 2"),
-    ("- x\n", "one task is needed", "this is a list"),
-    ("x\n", "one task is needed", "this is a single value"),
-    ("# x\n", "one task is needed", "the file is empty"),
+    ("- x\n", "expected one task", "this is a list"),
+    ("x\n", "expected one task", "this is a single value"),
+    ("# x\n", "expected one task", "the file is empty"),
     ("resources: {gpus: L4, labels: {a: 2024-13-45}}\nrun: x\n", "not readable as YAML", ""),
     ('a: "\\UFFFFFFFF"\n', "not readable as YAML", ""),
     (
         "envs: {A: &k gpus}\nresources: {*k : L4}\nrun: x\n",
         "line 1: gpus -> accelerators",
-        "By hand",
+        "Change by hand",
     ),
 ]
 
@@ -533,7 +541,7 @@ def test_values_from_the_command_line_fill_what_the_file_leaves_empty(tmp_path: 
     made = rendered(tmp_path, text, env={"WHERE": "here"}, secret={"HF_TOKEN": None})
     assert made == {"run": "x", "envs": {"WHERE": "here", "A": "b"}, "secrets": {"HF_TOKEN": None}}
     assert rendered(tmp_path, "envs: {T: null}\nrun: x\n", secret={"T": None}) == {"run": "x", "secrets": {"T": None}}
-    with pytest.raises(UsageError, match=r"own.yaml, line 3: WHERE in `envs` without a value"):
+    with pytest.raises(UsageError, match=r"own.yaml, line 3: WHERE in `envs` has no value"):
         rendered(tmp_path, text, secret={"HF_TOKEN": None})
 
 

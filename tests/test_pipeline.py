@@ -106,8 +106,8 @@ def test_a_file_is_its_documents(text: str, name: str | None, tasks: list[str | 
         ("name: h\n---\n", "no task"),
         ("name: a\nrun: x\n---\n- y\n", "mapping"),
         ("name: a\nrun: x\n---\nname: b\nrun: [1\n", "not readable"),
-        ("name: a\nrun: x\n---\nname: b\nenvs: 1\nenvs: 2\n", "line 6: 'envs'"),
-        ("name: h\n---\nname: a\nrun: x\n---\nname: a\nrun: y\n", "two tasks are called 'a'"),
+        ("name: a\nrun: x\n---\nname: b\nenvs: 1\nenvs: 2\n", "line 6: duplicate key 'envs'"),
+        ("name: h\n---\nname: a\nrun: x\n---\nname: a\nrun: y\n", "two tasks are named 'a'"),
         ("name: a\n---\nrun: !!int x\n", "not readable"),
     ],
 )
@@ -131,7 +131,10 @@ def test_old_spellings_are_changed_in_each_task_and_said_by_line(here: Path) -> 
 
 
 def test_an_old_spelling_that_cannot_be_changed_is_refused_at_its_line(here: Path) -> None:
-    with pytest.raises(UsageError, match=r"p\.yaml, line 17: spot_recovery is job_recovery today, and line 18"):
+    with pytest.raises(
+        UsageError,
+        match=r"p\.yaml, line 17: spot_recovery is called job_recovery today, which has another value on line 18",
+    ):
         rendered(PIPELINE.replace("  # old", "\n  job_recovery: EAGER_NEXT_REGION"), here)
 
 
@@ -151,7 +154,7 @@ def test_options_edit_each_task(here: Path) -> None:
     assert text.startswith("# Two tasks, one after the other.\n")
     assert "# First: get it ready.\n" in text
     assert "# The end.\n" in text
-    assert any("--gpus: not for prepare" in note for note in notes)
+    assert any("--gpus does not change prepare" in note for note in notes)
     assert notes[0].endswith("p.yaml, line 17: spot_recovery -> job_recovery."), "as the file was"
 
 

@@ -49,7 +49,7 @@ def test_the_same_launch_again_uses_what_was_edited_by_hand(here: Path) -> None:
     path.write_text(edited)
     again = prepare(here, gpus="A100:8")
     assert again.text == edited
-    assert any("as it was edited by hand" in note for note in again.notes)
+    assert any("with your edits" in note for note in again.notes)
     launch.write(again, update_trainer=False)
     assert path.read_text() == edited
 
@@ -58,7 +58,7 @@ def test_an_edit_beside_other_options_is_refused_with_the_diff(here: Path) -> No
     launch.write(prepare(here, gpus="A100:8"), update_trainer=False)
     path = here / ".skyspot" / "run-001.yaml"
     path.write_text(path.read_text().replace("FAILOVER", "EAGER_NEXT_REGION"))
-    with pytest.raises(SkyspotError, match="was edited by hand; it is not overwritten") as refused:
+    with pytest.raises(SkyspotError, match="was edited by hand and is not overwritten") as refused:
         prepare(here, gpus="L4:8")
     assert "-  job_recovery: {strategy: EAGER_NEXT_REGION" in str(refused.value)
 
@@ -190,7 +190,7 @@ def test_what_lint_finds_stops_a_launch(here: Path) -> None:
     [
         (["launch", "--json"], 2, "add -y or --dryrun"),
         (["launch", "--max-spend", "3"], 2, "No such option: --max-spend"),
-        (["launch", "--gpus", "A1000:8"], 2, "no accelerator is called"),
+        (["launch", "--gpus", "A1000:8"], 2, "unknown accelerator"),
         (["cancel"], 2, "NAME|ID"),
     ],
 )

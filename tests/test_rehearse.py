@@ -75,7 +75,7 @@ def test_a_script_that_resumes_right_is_called_exact(tmp_path: Path) -> None:
     done = rehearse(task, "--compare", "own/result.json", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "byte-identical: 1 of 1 files" in done.stdout
-    missed = " ".join(done.stdout.split()).count("the save was over already")
+    missed = " ".join(done.stdout.split()).count("when the save had finished")
     assert done.stdout.count("killed") == 3 + missed, "each attempt is told once"
     assert leftovers(tmp_path) == []
 
@@ -141,7 +141,7 @@ def test_a_task_that_fails_undisturbed_is_said_with_its_last_lines(tmp_path: Pat
     (tmp_path / "task.yaml").write_text("run: |\n  echo the last word\n  exit 3\n")
     done = rehearse("task.yaml", cwd=tmp_path)
     assert done.returncode == 1
-    assert "fails undisturbed" in done.stdout
+    assert "the task failed without a preemption" in done.stdout
     assert "the last word" in done.stdout
 
 
@@ -565,7 +565,7 @@ def test_signals_do_again_what_they_did_when_the_rehearsals_folder_is_gone() -> 
 
 def test_a_column_without_a_value_is_not_shown() -> None:
     rows = [Row(1, "kill", "killed"), Row(2, "finished", "finished", first_step_s=1.5)]
-    assert [column.header for column in table(rows).columns] == ["", "how it ended", "start to\n1st step"]
+    assert [column.header for column in table(rows).columns] == ["", "how it ended", "startup"]
 
 
 def test_leaving_with_0_at_sigterm_is_told_as_what_skypilot_makes_of_it(tmp_path: Path) -> None:
@@ -576,7 +576,7 @@ def test_leaving_with_0_at_sigterm_is_told_as_what_skypilot_makes_of_it(tmp_path
     )
     done = rehearse("task.yaml", "--kinds", "sigterm", "--preemptions", 1, "--compare", "result", cwd=tmp_path)
     assert done.returncode == 1
-    assert "left with 0 at SIGTERM: SkyPilot would call it SUCCEEDED" in " ".join(done.stdout.split())
+    assert "exited with 0 at SIGTERM: SkyPilot would mark this SUCCEEDED." in " ".join(done.stdout.split())
 
 
 @pytest.mark.parametrize("text", ["file_mounts: [a]\nrun: x\n", "envs: [a]\nrun: x\n", "resources: x\nrun: x\n"])
@@ -806,5 +806,5 @@ def test_attempts_that_run_out_give_a_reason(tmp_path: Path) -> None:
         result = rehearse_task(task, Settings(preemptions=1), view)
     assert result.legs[0].verdict
     said = result.legs[0].verdict.text
-    assert f"it was started {MORE_ATTEMPTS} times, and did not finish. The last time: exit 75" in said
+    assert f"{MORE_ATTEMPTS} attempts did not finish it. The last one: exit 75" in said
     assert "last lines" not in said, "it printed none"

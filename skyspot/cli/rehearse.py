@@ -101,7 +101,7 @@ def _rehearse(
     with View(quiet=as_json) as view:
         for note in rendered.notes:
             if not note.startswith(("Run name", "No --bucket", "Hint")):
-                view.say(note)
+                view.print_line(note)
         result = engine.rehearse(task, settings, view)
     if as_json:
         click.echo(json.dumps(result.to_json(), indent=2))
@@ -171,7 +171,7 @@ def _comparing(task: RehearsalTask, settings: Settings, pattern: str | None) -> 
         note = ""
         if pattern is not None:
             note = f"--compare looks in {target}; a pattern like {other}/... looks in another bucket."
-        elif not task.says_where:
+        elif not task.names_bucket:
             note = f"assuming that the run is in the bucket at {target}."
         task = dataclasses.replace(task, notes=(*task.notes, note) if note else task.notes)
     return task, dataclasses.replace(settings, compare=pattern)

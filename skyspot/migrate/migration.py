@@ -1,7 +1,7 @@
-"""A SkyPilot YAML in the spelling of another year -> in today's (0.14.1), as text, so that the diff is the change.
+"""The migration of a SkyPilot YAML from an older spelling to today's (0.14.1), in its text.
 
-Each rule finds the first place that it is for and edits it; it is asked again until it finds none. What SkyPilot takes
-today stays as it is, and so does what it never took: that is for `lint`.
+Each rule edits the first place that it applies to, and is repeated until there is none. Spellings that SkyPilot accepts
+today stay unchanged. So do those that it never accepted, which `lint` reports.
 """
 
 from __future__ import annotations
@@ -27,12 +27,11 @@ _MORE_NAMES = (
     (("resources",), "candidates", "any_of"),  # of `sky bench`, until 0.10
     *(((*place, "accelerator_args"), "tf_version", "runtime_version") for place in _RESOURCES),  # until 0.2
 )
-_SAID = {
-    "max_price": ", which is no bid: machines that the catalog prices higher are left out, the others cost what they "
-    "cost",
-    "candidates": ": SkyPilot takes the cheapest of them that is available",
+_REMARKS = {
+    "max_price": " (this is not a bid: it excludes machines with a higher catalog price, and the others keep theirs)",
+    "candidates": " (SkyPilot takes the cheapest one available)",
 }
-_TASK_NAMES = {"api_access": "api_server_access"}  # of 0.12 alone
+_TASK_NAMES = {"api_access": "api_server_access"}  # only in 0.12
 _BOOLEANS = (
     *((*place, "use_spot") for place in _RESOURCES),
     *((*place, "autostop") for place in _RESOURCES),
@@ -49,7 +48,7 @@ _STRATEGIES = (
 )
 _NUMBER = re.compile(r"(0|[1-9][0-9]*)(\.[0-9]+)?")
 _PRICE = re.compile(rf"(?:USD|\$)? *({_NUMBER.pattern}) *(?:USD|\$)? *(?:/ *h(?:r|our)?)?", re.IGNORECASE)
-# The sections that rules change; all else in a file has to mean the same afterwards.
+# The sections that rules change; all others must mean the same afterwards.
 _CHANGED = {
     "resources",
     "max_restarts_on_errors",
@@ -67,18 +66,18 @@ class Migrated:
 
     text: str
     changes: tuple[str, ...]
-    """What was changed, a sentence each; the lines are those of the file as it was."""
+    """A sentence per change, with the line numbers of the original file."""
 
 
 def to_today(text: str, given: Collection[str] = ()) -> Migrated:
-    """A plain SkyPilot YAML in the spelling that SkyPilot 0.14.1 takes; comments and layout stay.
+    """Migrate a plain SkyPilot YAML to the spelling of SkyPilot 0.14.1; comments and layout stay.
 
     Args:
-        text: The YAML; where it needs nothing, it comes back as it is.
-        given: Variables and secrets that get their values elsewhere (`--env`, `--secret`).
+        text: The YAML; returned unchanged if it is up to date.
+        given: Variables and secrets with values from elsewhere (`--env`, `--secret`).
 
     Raises:
-        UsageError: something in it means nothing today, or two things; by its line, with the remedy.
+        UsageError: an entry has no meaning today, or contradicts another; names line and remedy.
     """
     sheet = Sheet.of(text)
     _refuse_valueless(compose(text), given)
@@ -94,21 +93,21 @@ def to_today(text: str, given: Collection[str] = ()) -> Migrated:
     ):
         while (edited := rule(sheet, compose(sheet.text))) is not None:
             sheet = edited
-    changes = tuple(f"line {number}: {sentence}" for number, sentence in sorted(sheet.said, key=lambda said: said[0]))
+    changes = tuple(f"line {number}: {sentence}" for number, sentence in sorted(sheet.notes, key=lambda note: note[0]))
     if changes and _elsewhere(sheet.text) != _elsewhere(text):
-        raise UsageError(f"anchors or tags are in the way of an edit. By hand: {'; '.join(changes)}")
+        raise UsageError(f"cannot edit this file because of its anchors or tags. Change by hand: {'; '.join(changes)}")
     return Migrated(sheet.text, changes)
 
 
 def _refuse_valueless(root: MappingNode, given: Collection[str]) -> None:
-    """As SkyPilot does: a variable that is empty by mistake would fail only on machines that are paid for."""
+    """Refuse variables without a value, as SkyPilot does: they would fail only on a paid machine."""
     found = [key for _, (key, node) in at(root, "envs", "*") if _null(node) and str(key.value) not in given]
     if found:
         names, one = ", ".join(str(key.value) for key in found), str(found[0].value)
         lines = ", ".join(str(key.start_mark.line + 1) for key in found)
         raise UsageError(
-            f"line{'s' if len(found) > 1 else ''} {lines}: {names} in `envs` without a value. "
-            f'Give one, --env {one}=... (a secret: --secret {one}), or write {one}: "" for an empty one'
+            f"line{'s' if len(found) > 1 else ''} {lines}: {names} in `envs` has no value. "
+            f'Set one with --env {one}=... (a secret: --secret {one}), or write {one}: "" for an empty value'
         )
 
 
@@ -117,7 +116,7 @@ def _null(node: Node) -> bool:
 
 
 def _elsewhere(text: str) -> str:
-    """What a task means outside the sections that rules change."""
+    """Return the meaning of a task outside the sections that rules change."""
     meant = {key: found for key, found in entries(compose(text)).items() if key not in _CHANGED}
     meant["envs"] = meant.get("envs") or {}
     meant["file_mounts"] = _unquoted(meant.get("file_mounts"))
@@ -139,14 +138,14 @@ def _name(sheet: Sheet, root: MappingNode) -> Sheet | None:
         for mapping, (key, node) in at(root, *path, old):
             twin = entry(mapping, new) or (entry(mapping, "ordered") if old == "candidates" else None)
             if twin and _alike(new, value(node), value(twin[1])):
-                said = f"{old} dropped: {new} in line {sheet.line(twin[0])} says the same"
-                return sheet.say(key, said).edited(drop(sheet.text, mapping, old))
+                change = f"removed {old}: {new} on line {sheet.line(twin[0])} has the same value"
+                return sheet.noted(key, change).edited(drop(sheet.text, mapping, old))
             if twin:
                 raise UsageError(
-                    f"line {sheet.line(key)}: {old} is {new} today, and line {sheet.line(twin[0])} gives that another "
-                    f"value. Keep the one that you mean, as {new}"
+                    f"line {sheet.line(key)}: {old} is called {new} today, which has another value on line "
+                    f"{sheet.line(twin[0])}. Keep only one of them, as {new}"
                 )
-            sheet = sheet.say(key, f"{old} -> {new}{_SAID.get(old, '')}")
+            sheet = sheet.noted(key, f"{old} -> {new}{_REMARKS.get(old, '')}")
             if old == "max_price":
                 sheet = _priced(sheet, key, node)
             if old == "tf_version" and isinstance(node, ScalarNode) and not isinstance(value(node), str):
@@ -162,29 +161,29 @@ def _alike(name: str, one: Any, other: Any) -> bool:
 
 
 def _priced(sheet: Sheet, key: Node, node: Node) -> Sheet:
-    """`"$3.50/h"` -> 3.50. The price stands behind its key: the marks of the key still hold afterwards."""
+    """Convert `"$3.50/h"` to 3.50. The price comes after its key, so the key's position stays valid."""
     price = value(node)
     if price is None or (isinstance(price, (int, float)) and price > 0):
         return sheet
     found = _PRICE.fullmatch(str(price).strip())
     if not found or not float(found[1]):
         raise UsageError(
-            f"line {sheet.line(key)}: max_price: {shown(str(price))} is no price. Say what a node may cost an hour, "
-            "in USD: max_hourly_cost: 3.50"
+            f"line {sheet.line(key)}: max_price: {shown(str(price))} is not a price. Give the maximum per node and "
+            "hour in USD: max_hourly_cost: 3.50"
         )
     return sheet.edited(put(sheet.text, (key, node), found[1]))
 
 
 def _bare(sheet: Sheet, root: MappingNode) -> Sheet | None:
-    """A boolean or a number in quotes is a string, which SkyPilot refuses; `NONE` is no strategy, `none` is."""
+    """Unquote booleans and numbers, which SkyPilot refuses as strings, and write the strategy `NONE` as `none`."""
     for paths, meant in ((_BOOLEANS, _boolean), (_NUMBERS, _number), (_STRATEGIES, _none)):
         for path in paths:
             for _, (key, node) in at(root, *path):
                 if isinstance(node, ScalarNode) and node.tag == "tag:yaml.org,2002:str":
                     new = meant(node.value)
                     if new is not None:
-                        said = f"{key.value}: {shown(node.value)} -> {new}"
-                        return sheet.say(key, said).edited(put(sheet.text, (key, node), new))
+                        change = f"{key.value}: {shown(node.value)} -> {new}"
+                        return sheet.noted(key, change).edited(put(sheet.text, (key, node), new))
     return None
 
 
@@ -202,7 +201,7 @@ def _none(text: str) -> str | None:
 
 
 def _config(sheet: Sheet, root: MappingNode) -> Sheet | None:
-    """`experimental: config_overrides:` of 0.6 to 0.10 is `config:`."""
+    """Rename `experimental: config_overrides:` of 0.6 to 0.10 to `config:`."""
     outer = entry(root, "experimental")
     inner = entry(outer[1], "config_overrides") if outer else None
     if not outer or not inner or len(outer[1].value) != 1 or not isinstance(inner[1], MappingNode):
@@ -210,23 +209,23 @@ def _config(sheet: Sheet, root: MappingNode) -> Sheet | None:
     other = entry(root, "config")
     if other:
         raise UsageError(
-            f"line {sheet.line(outer[0])}: experimental.config_overrides is `config` today, which stands in line "
-            f"{sheet.line(other[0])} already. Move its entries there"
+            f"line {sheet.line(outer[0])}: experimental.config_overrides is called `config` today, which exists on "
+            f"line {sheet.line(other[0])}. Move its entries there"
         )
-    sheet = sheet.say(outer[0], "experimental.config_overrides -> config").edited(unwrap(sheet.text, outer, inner))
+    sheet = sheet.noted(outer[0], "experimental.config_overrides -> config").edited(unwrap(sheet.text, outer, inner))
     return sheet.edited(rename(sheet.text, outer[0], "config"))
 
 
 def _no_envs(sheet: Sheet, root: MappingNode) -> Sheet | None:
-    """SkyPilot fails on `envs:` with nothing below it."""
+    """Fill an empty `envs:`, on which SkyPilot fails."""
     found = entry(root, "envs")
     if not found or not _null(found[1]):
         return None
-    return sheet.say(found[0], "envs: nothing -> {}").edited(put(sheet.text, found, "{}"))
+    return sheet.noted(found[0], "envs: empty -> {}").edited(put(sheet.text, found, "{}"))
 
 
 def _restarts(sheet: Sheet, root: MappingNode) -> Sheet | None:
-    """`max_restarts_on_errors` at the top, as many a guide has it, belongs in `resources.job_recovery`."""
+    """Move a top-level `max_restarts_on_errors`, as in many guides, to `resources.job_recovery`."""
     found, resources = entry(root, "max_restarts_on_errors"), entry(root, "resources")
     asked = value(resources[1]) if resources else None
     if not found or type(value(found[1])) is not int or not isinstance(asked, (dict, type(None))):
@@ -235,19 +234,19 @@ def _restarts(sheet: Sheet, root: MappingNode) -> Sheet | None:
     stated = (asked or {}).get("job_recovery")
     listed = [rung for name in ("ordered", "any_of") for rung in at(root, "resources", name, "*", "job_recovery")]
     if listed or (stated is not None and not recovery):
-        return None  # Which of them is meant, nobody can tell: lint names it.
+        return None  # Ambiguous; lint reports it.
     count = value(found[1])
     known = stated if isinstance(stated, dict) else {} if stated in (None, "none") else {"strategy": stated}
     if known.get("max_restarts_on_errors", count) != count:
         raise UsageError(
             f"line {sheet.line(found[0])}: max_restarts_on_errors: {count} contradicts the one in "
-            f"resources.job_recovery. Keep the one that you mean, there"
+            "resources.job_recovery. Keep only one of them, there"
         )
-    said = sheet.say(found[0], "max_restarts_on_errors is in resources.job_recovery now, where SkyPilot takes it")
+    moved = sheet.noted(found[0], "moved max_restarts_on_errors to resources.job_recovery, where SkyPilot reads it")
     if "max_restarts_on_errors" not in known:
         if recovery and isinstance(recovery[1], MappingNode):
-            said = said.edited(insert(recovery[1], "max_restarts_on_errors", str(count)))
+            moved = moved.edited(insert(recovery[1], "max_restarts_on_errors", str(count)))
         else:
             new = flow({**known, "max_restarts_on_errors": count})
-            said = said.edited(put_in(said.text, "resources", "job_recovery", new))
-    return said.edited(drop(said.text, compose(said.text), "max_restarts_on_errors"))
+            moved = moved.edited(put_in(moved.text, "resources", "job_recovery", new))
+    return moved.edited(drop(moved.text, compose(moved.text), "max_restarts_on_errors"))

@@ -1,4 +1,4 @@
-"""A SkyPilot YAML of the user's -> today's spelling, with the options of the command line put in, as text."""
+"""Plain SkyPilot YAMLs: migrated to today's spelling, with the command line's options filled in, as text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Edited:
 
     pipeline: Pipeline
     changes: tuple[str, ...]
-    """What the migration changed, a sentence each; the lines are those of the file as it was."""
+    """A sentence per change of the migration, with the line numbers of the original file."""
     notes: tuple[str, ...]
 
 
@@ -28,20 +28,20 @@ _TAKEN = {
     "task", "gpus", "infra", "prefer", "on_demand_last", "use_spot", "max_hourly_cost", "num_nodes", "strategy", "env",
     "secret", "name", "ignore",
 }  # fmt: skip
-"""The options that mean something for a plain YAML."""
+"""The options that apply to a plain YAML."""
 
 
 def rendered(path: Path, options: Options) -> Rendered:
-    """A SkyPilot YAML of the user's, as it is but for what was asked for.
+    """Apply the options to a user's SkyPilot YAML; the rest stays unchanged.
 
     Raises:
-        UsageError: whatever is wrong with the file or with what was asked for; says where.
+        UsageError: the file or an option is invalid; names the place.
     """
     options, left = flags_alone(options)
     refused = [name for name in options.given() if name not in _TAKEN]
     if refused:
         option = flag(refused[0])
-        raise UsageError(f"{option} means nothing for {path}: it is a plain YAML, not a template. Edit the file itself")
+        raise UsageError(f"{option} applies to templates only; {path} is a plain SkyPilot YAML. Edit it instead")
     before = edits.read(path)
     try:
         found = edited(before, options)
@@ -49,37 +49,35 @@ def rendered(path: Path, options: Options) -> Rendered:
         raise UsageError(f"{path}{', ' if str(error).startswith('line') else ': '}{error}") from None
     name = options.name or found.pipeline.document.name or _name_of(path)
     if not NAME.fullmatch(name):
-        raise UsageError(f"{path}: the name {shown(name)} cannot be a file's; -n gives it another")
+        raise UsageError(f"{path}: {shown(name)} is not a valid run name. Set another one with -n")
     notes = [*(f"{path}, {change}." for change in found.changes), *found.notes]
     if left:
-        notes.append(
-            f"skyspot.yaml: {', '.join(left)} left out: it holds for templates, {path} says everything itself."
-        )
+        notes.append(f"Ignored from skyspot.yaml: {', '.join(left)} (skyspot.yaml applies to templates only).")
     return Rendered(name, found.pipeline.text, tuple(notes), False, before)
 
 
 def _name_of(path: Path) -> str:
-    """The name of a run that only its file names: `my task.yaml` is the run my-task."""
+    """Name a run after its file: `my task.yaml` becomes my-task."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem)[:63].strip("._-") or path.stem
 
 
 def edited(text: str, options: Options) -> Edited:
-    """A task YAML as it is to be submitted; of a pipeline, each task is edited.
+    """Edit a task YAML for submission; in a pipeline, each task is edited.
 
     Raises:
-        UsageError: an option or an old spelling in it means nothing; says where.
+        UsageError: an option or an old spelling is invalid; names the place.
     """
     found = pipeline.split(text)
     several = len(found.tasks) > 1
     if several and options.num_nodes is not None:
         raise UsageError(
-            f"--num-nodes: a pipeline of {len(found.tasks)} tasks says for each how many nodes it has. Edit the file"
+            f"--num-nodes applies to a single task, but this pipeline has {len(found.tasks)}. Edit the file instead"
         )
     asking = [number for number in found.tasks if options.gpus is None or not several]
     if options.gpus is not None and several:
         asking = [number for number in found.tasks if edits.accelerators(document.tasks(found.documents[number])[0])]
         if not asking:
-            raise UsageError("--gpus: no task of this pipeline asks for accelerators. Edit the file")
+            raise UsageError("--gpus: no task of this pipeline requests accelerators. Edit the file instead")
     changes: list[str] = []
     for number in found.tasks:
 
@@ -95,19 +93,19 @@ def edited(text: str, options: Options) -> Edited:
 
 
 def _left(found: Pipeline, options: Options, asking: list[int]) -> tuple[str, ...]:
-    """Which tasks keep what they ask for beside `--gpus`."""
+    """Name the tasks that `--gpus` does not change."""
     kept = [name for name, number in zip(names(found, options), found.tasks, strict=True) if number not in asking]
-    return (f"--gpus: not for {', '.join(kept)}, without accelerators in the file.",) if options.gpus and kept else ()
+    return (f"--gpus does not change {', '.join(kept)}: no accelerators in the file.",) if options.gpus and kept else ()
 
 
 def names(found: Pipeline, options: Options) -> list[str]:
-    """The tasks' names in messages."""
-    said = found.document
-    return said.names(options.name or said.name or "task")
+    """List the tasks' names for messages."""
+    document = found.document
+    return document.names(options.name or document.name or "task")
 
 
 def _with_options(text: str, options: Options, asks: bool) -> str:
-    """One task with the options; `--gpus` where `asks`."""
+    """Apply the options to one task; `--gpus` only if `asks`."""
     asked = options.gpus if asks else None
     if asked or options.prefer or options.infra or options.on_demand_last or options.use_spot is not None:
         found = document.read(text).tasks[0]

@@ -1,4 +1,4 @@
-"""Old `resources` -> ones that SkyPilot takes and can launch: one place for each rung, one job_recovery for all."""
+"""Migration of rungs, so that SkyPilot can launch them: one place for each rung, one job_recovery for all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BARE_WORD = re.compile(r"[A-Za-z_]+")
 
 
 def _resources(root: MappingNode) -> tuple[MappingNode, list[MappingNode]] | None:
-    """`resources` and the entries of its `ordered` or `any_of`."""
+    """Find `resources` and the entries of its `ordered` or `any_of`."""
     found = entry(root, "resources")
     if not found or not isinstance(found[1], MappingNode):
         return None
@@ -32,7 +32,7 @@ def _resources(root: MappingNode) -> tuple[MappingNode, list[MappingNode]] | Non
 
 
 def one_place(sheet: Sheet, root: MappingNode) -> Sheet | None:
-    """`infra` beside `cloud`, `region` or `zone`, in a rung and above it too, becomes one `infra`."""
+    """Merge `infra` with `cloud`, `region` and `zone`, in a rung or above it, into one `infra`."""
     found = _resources(root)
     if not found:
         return None
@@ -51,37 +51,39 @@ def _mixed(asked: Mapping[str, Any]) -> bool:
 
 
 def _placed(sheet: Sheet, mapping: MappingNode, old: dict[str, Entry], infra: Any) -> Sheet:
-    """One step of a mapping's `cloud`, `region` and `zone` into `infra`, given the `infra` that holds there now."""
+    """Move one of a mapping's `cloud`, `region` and `zone` into `infra`, given the `infra` in effect there."""
     asked = {name: str(value(found[1])) for name, found in old.items()}
     own, known = entry(mapping, "infra"), _parts(infra)
     first, found = next(iter(old.items()))
     if not own or value(own[1]) is None:
         whole = _joined(_over(known, asked), sheet.line(found[0]))
-        sheet = sheet.say(
-            found[0], f"{first}: {asked[first]} -> infra: {whole}; SkyPilot takes one spelling of the two"
+        sheet = sheet.noted(
+            found[0], f"{first}: {asked[first]} -> infra: {whole}; SkyPilot accepts only one of the two spellings"
         )
         if own:
             return sheet.edited(put(sheet.text, own, _written(whole)))
-        # The value stands behind its key: the marks of the key still hold afterwards.
+        # The value comes after its key, so the key's position stays valid.
         sheet = sheet.edited(put(sheet.text, found, _written(whole)))
         return sheet.edited(rename(sheet.text, found[0], "infra"))
     for name, other in old.items():
         if name in known and not _same(name, asked[name], known[name]):
             raise UsageError(
-                f"line {sheet.line(other[0])}: {name}: {shown(asked[name])} contradicts infra: {shown(str(infra))} in "
-                f"line {sheet.line(own[0])}. Keep the one that you mean, as infra"
+                f"line {sheet.line(other[0])}: {name}: {shown(asked[name])} contradicts infra: {shown(str(infra))} on "
+                f"line {sheet.line(own[0])}. Keep only one of them, as infra"
             )
     missing = [name for name in old if name not in known]
     if missing:
         whole = _joined({**asked, **known}, sheet.line(own[0]))
-        sheet = sheet.say(own[0], f"infra: {infra} -> {whole}, with the {' and the '.join(missing)} beside it")
+        sheet = sheet.noted(own[0], f"infra: {infra} -> {whole}, including the {' and the '.join(missing)}")
         return sheet.edited(put(sheet.text, own, _written(whole)))
-    sheet = sheet.say(found[0], f"{first} dropped: infra says it, and SkyPilot takes one spelling of the two")
+    sheet = sheet.noted(
+        found[0], f"removed {first}: infra contains it, and SkyPilot accepts only one of the two spellings"
+    )
     return sheet.edited(drop(sheet.text, mapping, first))
 
 
 def _over(known: dict[str, str], asked: dict[str, str]) -> dict[str, str]:
-    """A rung's place over the one above it: where they part, what lay below in the one above is void."""
+    """Override a place with a rung's own; where they differ, the narrower parts of the former are dropped."""
     for index, name in enumerate(_PLACE):
         if name in asked and not _same(name, asked[name], known.get(name, asked[name])):
             known = {above: known[above] for above in _PLACE[:index] if above in known}
@@ -91,7 +93,7 @@ def _over(known: dict[str, str], asked: dict[str, str]) -> dict[str, str]:
 
 
 def _parts(infra: Any) -> dict[str, str]:
-    """cloud[/region[/zone]] by name. A Kubernetes context may hold slashes; `*` says nothing."""
+    """Split cloud[/region[/zone]] by name. A Kubernetes context may contain slashes; `*` means any."""
     words = [] if infra is None else [word.strip() for word in str(infra).strip().strip("/").split("/")]
     if words and words[0].lower() in ("k8s", "kubernetes", "ssh"):
         words = [words[0], *filter(None, ["/".join(words[1:])])]
@@ -106,8 +108,8 @@ def _joined(parts: Mapping[str, str], line: int) -> str:
         words.pop()
     whole = "/".join(words)
     if _parts(whole) != dict(parts):
-        said = ", ".join(f"{name}: {shown(parts[name])}" for name in _PLACE if name in parts)
-        raise UsageError(f"line {line}: no infra says {said}. Write one by hand: cloud[/region[/zone]]")
+        place = ", ".join(f"{name}: {shown(parts[name])}" for name in _PLACE if name in parts)
+        raise UsageError(f"line {line}: {place} cannot be written as infra. Write it by hand: cloud[/region[/zone]]")
     return whole
 
 
@@ -125,16 +127,16 @@ def _same(name: str, one: str, other: str) -> bool:
 
 
 def recovery(stated: Any) -> dict[str, Any]:
-    """job_recovery as SkyPilot takes it at a launch: a mapping with a strategy."""
+    """Normalize job_recovery as SkyPilot does at a launch: a mapping with a strategy."""
     found = dict(stated) if isinstance(stated, Mapping) else {"strategy": stated}
     strategy = found.get("strategy")
-    if strategy == "none":  # SkyPilot then takes no notice of the rest
+    if strategy == "none":  # SkyPilot then ignores the rest.
         return {"strategy": "EAGER_NEXT_REGION"}
     return {**found, "strategy": str(strategy or "eager_next_region").upper()}
 
 
 def one_recovery(sheet: Sheet, root: MappingNode) -> Sheet | None:
-    """Rungs that differ in job_recovery pass SkyPilot's checks, and fail its launch: one, at the top of `resources`."""
+    """Keep one job_recovery, at the top of `resources`: if rungs differ in it, SkyPilot's launch fails."""
     found = _resources(root)
     if not found or not found[1]:
         return None
@@ -146,16 +148,16 @@ def one_recovery(sheet: Sheet, root: MappingNode) -> Sheet | None:
     first = bool(_stated(rungs[:1]))
     chosen = stated[0][1] if first or not top.get("job_recovery") else None
     if chosen:
-        which = "the first rung's" if first else "the first that a rung states"
-        said = f"this job_recovery, {which}, is at the top of resources now: SkyPilot wants one for all rungs"
-        sheet = sheet.say(chosen[0], said)
+        which = "the first rung's" if first else "the first of a rung"
+        change = f"moved this job_recovery, {which}, to the top of resources: SkyPilot requires one for all rungs"
+        sheet = sheet.noted(chosen[0], change)
         sheet = sheet.edited(put_in(sheet.text, "resources", "job_recovery", _inline(chosen[1])))
     silent = chosen is not None
     while stated := _stated(_rungs(sheet)):
         mapping, (key, node) = stated[0]
         if not silent:
-            what = f"job_recovery: {flow(value(node))} of a rung dropped"
-            sheet = sheet.say(key, f"{what}: the one at the top of resources is for all rungs")
+            what = f"removed job_recovery: {flow(value(node))} of a rung"
+            sheet = sheet.noted(key, f"{what}; the one at the top of resources applies to all rungs")
         silent = False
         sheet = sheet.edited(drop(sheet.text, mapping, "job_recovery"))
     return sheet
@@ -175,7 +177,7 @@ def _inline(node: Node) -> str:
 
 
 def _lacks_75(root: MappingNode) -> bool:
-    """Whether our trainer runs, which leaves with 75 to be started again, and a rung does not list that."""
+    """Whether our trainer runs, which exits with 75 to be restarted, and a rung does not list 75."""
     task = entries(root)
     run, envs = task.get("run"), task.get("envs")
     known = {str(key): str(item) for key, item in envs.items()} if isinstance(envs, dict) else {}
@@ -193,27 +195,27 @@ def _codes(stated: Mapping[str, Any]) -> list[Any]:
 
 
 def recover_on_75(sheet: Sheet, root: MappingNode) -> Sheet | None:
-    """75 among the codes that SkyPilot recovers on, where our trainer runs; elsewhere it could loop for ever."""
+    """Add 75 to the codes that SkyPilot recovers on if our trainer runs; another program could loop forever."""
     if not _lacks_75(root):
         return None
     found = entry(root, "resources")
     recover = entry(found[1], "job_recovery") if found else None
     where = recover or found or entry(root, "run")
     assert where
-    said = sheet.say(
-        where[0], f"{RECOVER} is in recover_on_exit_codes now: the trainer in `run` leaves with it to be started again"
+    noted = sheet.noted(
+        where[0], f"added {RECOVER} to recover_on_exit_codes: the trainer in `run` exits with it to be restarted"
     )
     stated = entries(found[1]).get("job_recovery") if found else None
     if not recover or not isinstance(recover[1], MappingNode):
         kept = {} if stated in (None, "none") else recovery(stated)
         new = flow({**kept, "recover_on_exit_codes": [*_codes(kept), RECOVER]})
-        return said.edited(put_in(said.text, "resources", "job_recovery", new))
+        return noted.edited(put_in(noted.text, "resources", "job_recovery", new))
     if isinstance(stated, dict) and stated.get("strategy") == "none":
         strategy = entry(recover[1], "strategy")
         default = recovery(None)["strategy"]
         return sheet.edited(put(sheet.text, strategy, default) if strategy else insert(recover[1], "strategy", default))
     listed = entry(recover[1], "recover_on_exit_codes")
     if not listed:
-        return said.edited(insert(recover[1], "recover_on_exit_codes", f"[{RECOVER}]"))
-    whole = put(said.text, listed, flow([*_codes(entries(recover[1])), RECOVER]))
-    return said.edited(append(said.text, listed, str(RECOVER)) or whole)
+        return noted.edited(insert(recover[1], "recover_on_exit_codes", f"[{RECOVER}]"))
+    whole = put(noted.text, listed, flow([*_codes(entries(recover[1])), RECOVER]))
+    return noted.edited(append(noted.text, listed, str(RECOVER)) or whole)

@@ -10,13 +10,13 @@ from skyspot.task.render import Rendered
 
 
 def task_yaml(options: Options) -> Rendered:
-    """The task YAML of a template, a template's path, or a plain SkyPilot YAML.
+    """Make the task YAML from a template's name or path, or from a plain SkyPilot YAML.
 
     Raises:
-        UsageError: whatever is wrong with what was asked for, in a line.
+        UsageError: the file or an option is invalid.
     """
     if options.task.endswith((".yaml", ".yml")):
-        from skyspot.migrate import plain  # Not for a template: it would be half of its time.
+        from skyspot.migrate import plain  # Not for a template: the import would take half of its time.
 
         return plain.rendered(Path(options.task), options)
     return render.from_template(options)

@@ -1,1 +1,1 @@
-"""The rehearsal: it runs a task here, takes its machine away in every way, and compares the results."""
+"""The rehearsal: it runs a task locally, preempts it in every way, and compares the results with an undisturbed run."""

@@ -1,4 +1,4 @@
-"""Rehearse a task: run it here, take its machine away again and again, and compare with a run that nobody disturbed."""
+"""The engine runs a task locally without and with preemptions, and has the results compared."""
 
 from __future__ import annotations
 
@@ -27,6 +27,10 @@ from trainer.layout.exit_codes import EXIT_NO_PROGRESS
 from trainer.layout.names import RunPaths, list_attempts
 
 MORE_ATTEMPTS = 10
+_MISSES = {
+    "kill-in-save": "the kill came after the save had finished",
+    "torn": "there was no checkpoint to tear",
+}
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -40,14 +44,14 @@ def rehearse(task: RehearsalTask, settings: Settings, view: View) -> Result:
     notes = list(task.notes)
     if namespace_command() is None:
         notes.append(
-            "no mount namespace here: the task's paths were rewritten in its environment and in `run`, "
+            "this system allows no mount namespace: the task's paths were rewritten in its environment and in `run`, "
             "and SKYSPOT_MOUNT is unset"
         )
     with _folder(settings.keep) as folder, AwsMetadata() as server:
         engine = _Engine(task, settings, view, folder, server)
         result = Result(engine.legs, notes, 0.0, str(settings.keep) if settings.keep else None)
         if settings.keep:
-            notes.append(f"{settings.keep} keeps each leg's bucket and its machines' logs.")
+            notes.append(f"{settings.keep} holds each leg's bucket and its machines' logs.")
         engine.rehearse(notes)
         result.seconds = time.monotonic() - started
         return result
@@ -55,7 +59,7 @@ def rehearse(task: RehearsalTask, settings: Settings, view: View) -> Result:
 
 @contextmanager
 def _folder(keep: Path | None) -> Iterator[Path]:
-    """Where the machines and buckets lie; gone afterwards, unless it is kept."""
+    """Provide the folder for machines and buckets, and delete it afterwards unless it is to be kept."""
     if keep is not None:
         try:
             if keep.exists() and any(keep.iterdir()):
@@ -70,11 +74,11 @@ def _folder(keep: Path | None) -> Iterator[Path]:
     try:
         path = Path(tempfile.mkdtemp(prefix="skyspot-rehearsal-"))
     except OSError as error:
-        raise SkyspotError(f"no temporary folder can be made: {error}. TMPDIR names where") from None
+        raise SkyspotError(f"cannot create a temporary folder: {error}. Set TMPDIR to a writable folder") from None
     try:
         yield path.resolve()
     finally:
-        # A second Ctrl-C must not leave half of it behind.
+        # A second Ctrl-C must not interrupt the deletion.
         before = {number: signal.signal(number, signal.SIG_IGN) for number in _INTERRUPTS}
         shutil.rmtree(path, ignore_errors=True)
         for number, handler in before.items():
@@ -88,9 +92,9 @@ class _Engine:
         self.task, self.settings, self.view, self.folder, self.server = task, settings, view, folder, server
         self.legs: list[Leg] = []
         self.reference_s = 0.0
-        """What the undisturbed run took, from its machine's start on."""
+        """Duration of the undisturbed run, from its machine's start."""
         self.written_s = 0.0
-        """How long the undisturbed run went on after it had first written into its bucket; 0 where it never did."""
+        """Duration of the undisturbed run after its first write to the bucket; 0 if it never wrote."""
         self.records = False
         """Whether the task keeps attempt records."""
 
@@ -99,7 +103,7 @@ class _Engine:
         reference = self._leg("reference", "Undisturbed", [], [first])
         if not reference.finished:
             reference.verdict = verdict.Verdict(
-                False, False, f"not checked: the task fails undisturbed.\n{reference.failure}"
+                False, False, f"not checked: the task failed without a preemption.\n{reference.failure}"
             )
             return
         paths = self._paths("reference")
@@ -126,7 +130,9 @@ class _Engine:
             self._judge(moved, history, across=True)
         if not history:
             if len(self.settings.processes) > 1:
-                notes.append("the task keeps no attempt records: there is no leg that changes its number of processes.")
+                notes.append(
+                    "This task does not use skyspot's trainer, so changing the number of processes was not tested."
+                )
             return
         fell = verdict.fall(history)
         notes += [fell] if fell else []
@@ -136,7 +142,7 @@ class _Engine:
 
     def _judge(self, leg: Leg, reference: verdict.History | None, across: bool = False) -> None:
         if not leg.finished:
-            leg.verdict = verdict.Verdict(False, True, f"NOT exact: it did not come to its end.\n{leg.failure}")
+            leg.verdict = verdict.Verdict(False, True, f"NOT exact: the run never finished.\n{leg.failure}")
             return
         paths = self._paths(leg.name)
         history = verdict.read_history(paths) if paths else None
@@ -148,23 +154,23 @@ class _Engine:
             judged.append((verdict.compare_across_world_sizes if across else verdict.compare)(reference, history))
         if not judged:
             text = (
-                "not checked: the task keeps no attempt records. Name its results: --compare 'GLOB' (within its bucket)"
+                "not checked: this task does not use skyspot's trainer. "
+                "Name its results: --compare 'GLOB' (within its bucket)"
             )
             judged.append(verdict.Verdict(False, False, text))
         hit = {row.kind for row in leg.rows if row.hit}
         missed = [row for row in leg.rows if not row.hit and row.kind not in hit]
         if missed:
-            text = f"not checked: {missed[0].kind} did not hit ({missed[0].ended})"
+            text = f"inconclusive: {_MISSES.get(missed[0].kind, missed[0].ended)}"
             judged.append(verdict.Verdict(False, False, text))
-        struck = leg.preempted
         wanted = self.settings.preemptions if not across else len(self.settings.processes) - 1
-        if leg.finished and struck < wanted:
-            text = f"not checked: the run was over after {struck} of {wanted} preemptions; make it longer"
+        if leg.finished and leg.preempted < wanted:
+            text = f"not checked: the run finished after {leg.preempted} of {wanted} preemptions; train longer"
             judged.append(verdict.Verdict(False, False, text))
         leg.verdict = next((one for one in judged if not one.exact), judged[0])
 
     def _bucket(self, leg: str, mount: MachineMount | None = None) -> Path:
-        """What stands for a mount in a leg; by default for the one that the run is in."""
+        """The folder that stands in for a mount in a leg; by default for the run's bucket."""
         other = mount is not None and mount != self.task.bucket
         return self.folder / leg / (f"bucket-{self.task.mounts.index(mount)}" if mount and other else "bucket")
 
@@ -184,7 +190,7 @@ class _Engine:
     def _leg(
         self, name: str, title: str, plan: list[Preemption], processes: list[int], steps: int | None = None
     ) -> Leg:
-        """Run the task to its end, losing a machine as planned, and restarting it as SkyPilot would."""
+        """Run the task to its end: preempt it as planned, and restart it as SkyPilot would."""
         leg, pending = Leg(name, title), list(plan)
         self.legs.append(leg)
         self.view.leg(heading(title, len(plan)), steps)
@@ -219,27 +225,27 @@ class _Engine:
                 break
             if row.kind == "failed":
                 printed = [f"  {line}" for line in machine.last_lines()]
-                leg.failure = "\n".join([f"exit {code}{'; its last lines:' if printed else ''}", *printed])
+                leg.failure = "\n".join([f"exit {code}{'; last lines of its output:' if printed else ''}", *printed])
                 if code not in self.task.recover_on or code == EXIT_NO_PROGRESS:
                     break
             elif row.hit or len([one for one in leg.rows if not one.hit]) > 3:
                 pending.pop(0)
         else:
             last = leg.failure or leg.rows[-1].ended
-            leg.failure = f"it was started {len(leg.rows)} times, and did not finish. The last time: {last}"
+            leg.failure = f"{len(leg.rows)} attempts did not finish it. The last one: {last}"
         leg.seconds = time.monotonic() - started
         self._goodput(leg)
         self.view.leg_done(leg)
         return leg
 
     def _buckets(self, leg: str) -> dict[str, Path]:
-        """The folders that outlive the leg's machines, by mount point."""
+        """Create the folders that outlive the leg's machines, by mount point."""
         found = {}
         for mount in self.task.lasting:
             own = self._bucket(leg, mount)
             own.mkdir(parents=True, exist_ok=True)
             if mount.folder is not None:
-                # Whatever the task writes there must not change what stands in.
+                # The task's writes must not change the original folder.
                 copy_folder(mount.folder, own, leave_out=self.folder, uploaded=mount.uploaded)
             found[mount.path] = own
         self._bucket(leg).mkdir(parents=True, exist_ok=True)
@@ -260,7 +266,7 @@ class _Engine:
         }
 
     def _attempt(self, injector: Injector, number: int, processes: int, before: Row | None) -> tuple[Row, int | None]:
-        """One attempt on one machine: until it ends by itself, or is struck."""
+        """Run one attempt on one machine until it ends or is preempted."""
         machine, watch = injector.machine, injector.watch
         if self.settings.setup and self.task.setup.strip():
             machine.start(self.task.setup)
@@ -278,15 +284,15 @@ class _Engine:
             if status == 0:
                 return Row(number, "finished", "finished", processes), 0
             if status is not None:
-                return Row(number, "failed", f"left by itself with exit {status}", processes), status
-            if machine.left_at is None and injector.due(step):  # Of what is over nothing can be taken.
+                return Row(number, "failed", f"exited on its own with {status}", processes), status
+            if machine.left_at is None and injector.due(step):  # A task that has ended cannot be preempted.
                 return injector.take(number, processes)
             time.sleep(LOOK_S)
 
-    # -- what the records say ----------------------------------------------------------------------------------------
+    # -- attempt records ---------------------------------------------------------------------------------------------
 
     def _fill(self, row: Row, watch: Watch) -> None:
-        """Take what the attempt recorded over into its row."""
+        """Copy the attempt's records into its row."""
         paths, attempt = watch.paths, watch.attempt()
         if not paths or not attempt:
             return
@@ -312,7 +318,7 @@ class _Engine:
 
 
 def _lost_steps(row: Row | None, restored_step: int | None) -> None:
-    """An attempt's lost steps are known when the next one has resumed."""
+    """Set an attempt's lost steps, which are known once the next attempt has resumed."""
     if row and row.last_step is not None and restored_step is not None:
         row.lost_steps = max(0, row.last_step - restored_step)
 

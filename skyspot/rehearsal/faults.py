@@ -1,4 +1,4 @@
-"""The ways to lose a machine, and a seeded schedule of when."""
+"""The kinds of preemption, and their seeded schedule."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ KINDS = ("kill", "aws-notice", "sigterm", "kill-in-save", "torn")
 
 @dataclass(frozen=True)
 class Preemption:
-    """One loss of a machine."""
+    """One planned loss of a machine."""
 
     kind: str
     at_step: int | None = None
-    """Strike when this many steps of the run are done."""
+    """Preempt after this many steps of the run."""
     after_resume: int | None = None
-    """Strike so many steps after the attempt's first."""
+    """Preempt this many steps after the attempt's first step."""
     at_fraction: float | None = None
-    """Of the seconds that the undisturbed run went on after its first write, counted from the attempt's first write:
-    for tasks that say nothing of steps."""
+    """Preempt after this fraction of the undisturbed run's duration. Both are counted from the first write to the
+    bucket. For tasks that do not record steps."""
 
 
 def schedule(kinds: list[str], count: int, seed: int, *, steps: int | None, first_save: int | None) -> list[Preemption]:
-    """Where a run of so many steps loses its machines.
+    """Plan the preemptions of a run.
 
-    The first comes before the first checkpoint, and one within three steps of a resume; the others are spread over the
-    run. Kinds take turns, each at least once where there are enough preemptions.
+    The first one comes before the first checkpoint, and one within three steps of a resume; the others are spread over
+    the run. Kinds take turns; each comes at least once if there are enough preemptions.
 
     Args:
-        kinds: Which kinds.
-        count: How many preemptions.
-        seed: Of the exact steps.
-        steps: How many steps the run has; None where the task does not say.
-        first_save: The step of its first checkpoint, where that is known.
+        kinds: The kinds to use.
+        count: The number of preemptions.
+        seed: Random seed for the exact steps.
+        steps: The number of steps in the run; None if the task does not record them.
+        first_save: The step of its first checkpoint, if known.
     """
     dice = random.Random(seed)
     ordered = [kind for kind in KINDS if kind in kinds]
     taken = [ordered[number % len(ordered)] for number in range(count)]
     if steps is None:
-        # Each attempt goes on where the last one was: all of them together must not reach the end.
+        # Each attempt continues where the last one stopped, so all of them together must not reach the end.
         return [Preemption(kind, at_fraction=dice.uniform(0.2, 0.8) / (count + 1)) for kind in taken]
     found = []
     for number, kind in enumerate(taken):
@@ -59,9 +59,9 @@ def schedule(kinds: list[str], count: int, seed: int, *, steps: int | None, firs
 
 
 def tear(bucket: Path, run_folder: str | None) -> str | None:
-    """Tear the newest checkpoint, as a mount does that was cut off: half of its largest file is gone.
+    """Tear the newest checkpoint as an interrupted mount would: cut its largest file in half.
 
-    Of a task without our layout, the newest file in the bucket. Returns what was torn; None where there is nothing.
+    Without our layout, tear the newest file in the bucket. Return the torn file; None if there was none.
     """
     paths = find_run(bucket, run_folder)
     if paths:

@@ -1,4 +1,4 @@
-"""The instant at which a machine is taken, and the taking, in the way of the preemption's kind."""
+"""The injector decides when to take a machine, and takes it in the way of the planned preemption."""
 
 from __future__ import annotations
 
@@ -20,29 +20,31 @@ NOTICE_S = 120.0
 NOTICE_WITHOUT_RECORDS_S = 10.0
 TERM_PATIENCE_S = 45.0
 LOOK_S = 0.01
-LEFT_WITH_0 = "SkyPilot would call it SUCCEEDED; unless all was done, leave with a code of recover_on_exit_codes"
-WITHOUT_A_WRITE = 0.7  # Of the undisturbed run: a task that had written nothing until then is struck all the same.
+EXITED_WITH_0 = (
+    "SkyPilot would mark this SUCCEEDED. Unless training is complete, exit with a code from recover_on_exit_codes."
+)
+WITHOUT_A_WRITE = 0.7  # Fraction of the undisturbed run after which a task is preempted even if it has written nothing.
 
 
 @dataclass(frozen=True)
 class Injector:
-    """What is to happen to one machine."""
+    """The planned preemption of one machine."""
 
     planned: Preemption | None
-    """None: it runs to the end."""
+    """None: the machine runs to the end."""
     machine: Machine
     watch: Watch
     server: AwsMetadata
     view: View
     reference_s: float
-    """What the undisturbed run took."""
+    """Duration of the undisturbed run."""
     written_s: float
-    """How long it went on after it had first written into its bucket; 0 where it never did."""
+    """Its duration after its first write to the bucket; 0 if it never wrote."""
     records: bool
     """Whether the task keeps attempt records."""
 
     def due(self, step: int | None) -> bool:
-        """Whether this is the instant."""
+        """Whether it is time to preempt."""
         planned = self.planned
         if planned is None:
             return False
@@ -61,7 +63,7 @@ class Injector:
         return step >= (planned.at_step or 0)
 
     def take(self, number: int, processes: int) -> tuple[Row, int | None]:
-        """Take the machine; returns the attempt's row, and what the task left with, where it left."""
+        """Take the machine. Return the attempt's row, and the task's exit code if it exited."""
         assert self.planned
         kind, hit, code = self.planned.kind, True, None
         if kind == "kill":
@@ -82,7 +84,7 @@ class Injector:
         if code == 0:
             early = "finished before the machine was taken"
             if kind in ("sigterm", "aws-notice") and not self.records:
-                early = f"left with 0 at {'SIGTERM' if kind == 'sigterm' else 'the notice'}: {LEFT_WITH_0}"
+                early = f"exited with 0 at {'SIGTERM' if kind == 'sigterm' else 'the notice'}: {EXITED_WITH_0}"
             return Row(number, "finished", early, processes), 0
         return Row(number, kind, ended, processes, hit=hit), code
 
@@ -93,7 +95,7 @@ class Injector:
         self.view.step(self.watch.look())
 
     def _kill_in_save(self) -> tuple[bool, str]:
-        """Wait for a checkpoint that is being written, and kill; whether that hit, and how it ended."""
+        """Wait until a checkpoint is being written, and kill. Return whether it hit a save, and a description."""
         self.watch.forget_files()
 
         def goes_on() -> bool:
@@ -105,15 +107,15 @@ class Injector:
         self._look()
         hit = self.watch.saving()
         after = f" after step {self.watch.step}" if self.watch.step else ""
-        return hit, f"killed while saving{after}" if hit else f"killed{after}; the save was over already"
+        return hit, f"killed while saving{after}" if hit else f"killed{after}, when the save had finished"
 
     def _warn(self, kind: str) -> tuple[int | None, str]:
-        """Give the word, let the task save, take the machine."""
+        """Send the notice or signal, let the task save, and take the machine."""
         notice = kind == "aws-notice"
         patience = TERM_PATIENCE_S
         if notice:
             if not self.records and not self.watch.attempt():
-                # Nothing says whether it heard: a short notice, or a short task would be over before its machine goes.
+                # No record tells whether the task got the notice. With a long notice, a short task would finish first.
                 patience = min(NOTICE_WITHOUT_RECORDS_S, max(0.3, 0.1 * self.reference_s))
             else:
                 patience = NOTICE_S
@@ -128,12 +130,14 @@ class Injector:
         self.machine.kill()
         self.server.clear()
         self._look()
-        odd = f", left with {code}" if code not in (None, EXIT_PREEMPTED, -signal.SIGTERM, 128 + signal.SIGTERM) else ""
+        odd = (
+            f", exited with {code}" if code not in (None, EXIT_PREEMPTED, -signal.SIGTERM, 128 + signal.SIGTERM) else ""
+        )
         return code, f"{'spot notice' if notice else 'SIGTERM'}{self._where()}{odd}"
 
 
 def _short(torn: str | None) -> str:
-    """A torn file's folder and name, short enough for a table."""
+    """Shorten a torn file's path for the table."""
     if torn is None:
         return "nothing"
     parts = torn.split("/")

@@ -1,9 +1,9 @@
-"""A throw-away machine: a folder and a HOME, the task's mount points, its processes, and taking it all away.
+"""A disposable machine: a folder with a HOME, the task's mount points, and its processes, all removed at the end.
 
-Where the system allows it, the task's absolute mount points stand in a mount namespace of its own: an empty root in
-memory, the real root's folders bound in, the buckets bound on top; and its processes in a namespace of theirs, so that
-none survives it (inside.py). Nothing of the user's own root is touched. Elsewhere the paths are rewritten in the
-environment and in `run`, and processes are found by a mark in their environment.
+If the system allows it, the task gets its own mount namespace: an empty root in memory, with the real root's folders
+bound in and the buckets bound on top. Its processes get their own namespace, so that none survives (namespace.py). The
+user's root stays untouched. On other systems, the paths are rewritten in the environment and in `run`, and processes
+are found by a mark in their environment.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from skyspot.rehearsal.task import MachineMount, RehearsalTask
 
 MARK = "SKYSPOT_REHEARSAL"
 LEFT = "run.sh.left"
-"""In a namespace, the file that is there once the script has left."""
+"""In a namespace, the file that exists once the script has exited."""
 LEAVE_S = 30.0
-"""What SkyPilot gives those whom a script leaves behind, from their SIGTERM on (sky.skylet.subprocess_daemon)."""
+"""Time from SIGTERM to SIGKILL that SkyPilot gives a script's remaining processes (sky.skylet.subprocess_daemon)."""
 
 
 @functools.cache
 def namespace_command() -> tuple[str, ...] | None:
-    """How to enter namespaces of a machine's own here; None where the system does not allow them. Tried once, whole."""
+    """The command that enters a machine's namespaces; None if the system does not allow them. Tried once."""
     if not sys.platform.startswith("linux") or os.environ.get("SKYSPOT_REHEARSE_WITHOUT_NAMESPACE"):
         return None
     flags = "-mp" if os.geteuid() == 0 else "-rmp"
@@ -62,9 +62,9 @@ class Machine:
 
         Args:
             task: The task that it runs.
-            folder: Its disk; made here, and wiped by `take`.
+            folder: Its disk; created here, deleted by `take`.
             buckets: The folders that outlive it, by mount point.
-            env: Variables besides the task's own.
+            env: Variables in addition to the task's own.
         """
         self.task, self.folder = task, folder
         self._buckets = dict(buckets)
@@ -75,7 +75,7 @@ class Machine:
         self._guard: subprocess.Popen[bytes] | None = None
         self.started = 0.0
         self.left_at: float | None = None
-        """When the script was seen to have left (monotonic seconds); what it left behind may have time to leave."""
+        """When the script was seen to have exited (monotonic seconds); its remaining processes may still be exiting."""
         for place in (self.home, self.home / "sky_workdir", folder / "tmp", self.home / "skyspot"):
             place.mkdir(parents=True, exist_ok=True)
         if task.workdir:
@@ -88,7 +88,7 @@ class Machine:
         self.env = self._environment(env)
 
     def _place(self, mount: MachineMount) -> None:
-        """Copy what is copied; a bucket under `~` becomes a link."""
+        """Copy a mount's folder to the machine; a bucket under `~` becomes a link."""
         if mount.survives and not mount.path.startswith("~"):
             return
         target = self.home / mount.path.removeprefix("~/") if mount.path.startswith("~") else None
@@ -121,7 +121,7 @@ class Machine:
         }
 
     def _rewritten(self, text: str) -> str:
-        """A text with the task's mount points replaced by the folders that stand for them."""
+        """Replace the task's mount points in a text by the folders that stand in for them."""
         for target, folder in sorted(self._absolute().items(), key=lambda pair: -len(pair[0])):
             text = re.sub(rf"(?<![\w./~-]){re.escape(target)}(?![\w.-])", lambda _, f=folder: str(f), text)  # type: ignore[misc]
         return text
@@ -130,7 +130,7 @@ class Machine:
         return {target: folder for target, folder in self._buckets.items() if target.startswith("/")}
 
     def start(self, commands: str) -> None:
-        """Run a script on the machine, in the background; its output goes into `log`."""
+        """Run a script on the machine in the background; its output goes to `log`."""
         script = self.folder / "run.sh"
         (self.folder / LEFT).unlink(missing_ok=True)
         enter = namespace_command()
@@ -157,11 +157,11 @@ class Machine:
             self._watch_over(self.process.pid)
 
     def _watch_over(self, group: int) -> None:
-        """See that the task goes when this program is killed; in a namespace the kernel does that."""
+        """Start a guard that kills the task when this program is killed; in a namespace the kernel does that."""
         self._dismiss_guard()
         self._guard = subprocess.Popen(
-            ["/bin/sh", "-c", 'read -r word || kill -9 "-$1"', "guard", str(group)],
-            stdin=subprocess.PIPE,  # At its end, without a word: this program is gone.
+            ["/bin/sh", "-c", 'read -r line || kill -9 "-$1"', "guard", str(group)],
+            stdin=subprocess.PIPE,  # End of file without a line: this program is dead.
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -173,13 +173,13 @@ class Machine:
             self._guard = None
 
     def poll(self) -> int | None:
-        """The exit status of what was started; None while it runs, or what it left behind has time to leave."""
+        """The script's exit status; None while it or its remaining processes run."""
         assert self.process
         code = self.process.poll()
         first = self.left_at is None and (code is not None or (self.folder / LEFT).exists())
         if first:
             self.left_at = time.monotonic()
-        if code is None or namespace_command():  # In a namespace it ends when all have left (inside.py).
+        if code is None or namespace_command():  # In a namespace it ends when all have exited (namespace.py).
             return code
         behind = self._processes()
         for process in behind if first else ():
@@ -195,12 +195,12 @@ class Machine:
             os.killpg(self.process.pid, number)
 
     def take(self) -> None:
-        """Kill all that runs on the machine, at once, and wipe its disk."""
+        """Kill all processes of the machine and delete its disk."""
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def kill(self) -> None:
-        """SIGKILL every process that was started here, whatever session or group it went into."""
+        """SIGKILL every process of the machine, whatever its session or group."""
         if self.process:
             if self.process.poll() is None:
                 self._kill_first_inside()
@@ -217,12 +217,12 @@ class Machine:
         self._dismiss_guard()
 
     def _kill_first_inside(self) -> None:
-        """In a namespace all go with the first process; the one that waits outside ends when they are gone."""
+        """Kill the first process in the namespace: all others die with it, and the process outside then ends."""
         if not namespace_command():
             return
         assert self.process
         pid, first = self.process.pid, list[int]()
-        try:  # At once, and not after a look at every process: a save that is to be hit may be over in no time.
+        try:  # Fast, without a scan of all processes: the save to be hit may last milliseconds.
             first = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
         except OSError:
             with suppress(psutil.Error):
@@ -230,7 +230,7 @@ class Machine:
         with suppress(ProcessLookupError, subprocess.TimeoutExpired):
             for number in first:
                 os.kill(number, signal.SIGKILL)
-            if first:  # Else it has not come so far yet.
+            if first:  # Otherwise it has not started yet.
                 self.process.wait(10)
 
     def _processes(self) -> list[psutil.Process]:
@@ -244,7 +244,7 @@ class Machine:
         return found
 
     def last_lines(self, count: int = 12) -> list[str]:
-        """The end of the task's output."""
+        """Return the end of the task's output."""
         try:
             text = self.log.read_text(errors="replace")
         except OSError:
@@ -256,13 +256,13 @@ def copy_folder(source: Path, target: Path, leave_out: Path, *, uploaded: bool) 
     """Copy a folder.
 
     Args:
-        source: What is copied.
-        target: Where to; it may be there.
-        leave_out: The rehearsal's own folder, which may lie in `source`.
-        uploaded: Whether SkyPilot would upload it: then without what is ignored there.
+        source: The folder to copy.
+        target: The destination; it may exist.
+        leave_out: The rehearsal's own folder, which may be in `source`.
+        uploaded: Whether SkyPilot would upload it; ignored files are then left out.
 
     Raises:
-        SkyspotError: it cannot be copied; says what.
+        SkyspotError: a file cannot be copied; names it.
     """
     unwanted = _ignored(source) if uploaded else set()
 
@@ -286,11 +286,11 @@ def copy_folder(source: Path, target: Path, leave_out: Path, *, uploaded: bool) 
 
 
 def _ignored(source: Path) -> set[str]:
-    """What SkyPilot does not upload, relative to the folder: what `.skyignore` names, or else what git ignores.
+    """List the files that SkyPilot does not upload, relative to the folder: from `.skyignore`, or else git's.
 
-    As sky.data.storage_utils.get_excluded_files has it: a pattern that begins with `/` counts from the folder, any
-    other at every depth, and there is no `!`; where git ignores the whole folder, nothing is left out. Unlike there,
-    what git submodules ignore is taken along.
+    As in sky.data.storage_utils.get_excluded_files: a pattern that begins with `/` is relative to the folder, any other
+    matches at every depth, and there is no `!`; if git ignores the whole folder, nothing is left out. Unlike there,
+    files that git submodules ignore are copied.
     """
     try:
         lines = [line.strip() for line in (source / ".skyignore").read_text(errors="replace").splitlines()]
@@ -317,15 +317,15 @@ def _ignored_by_git(source: Path) -> set[str]:
 
 
 def _namespace_script(root: Path, binds: Mapping[str, Path], needed: Sequence[Path], read_only: frozenset[str]) -> str:
-    """A shell script that builds the machine's root in memory. It writes nothing outside.
+    """Write the shell script that builds the machine's root in memory. The script writes nothing outside.
 
     Args:
-        root: Where.
-        binds: What the task's mount points show: folders or files.
-        needed: Folders of the rehearsal's own: seen inside too, also where a mount point lies over them.
-        read_only: The mount points that the task may not write to.
+        root: The mount point of the new root.
+        binds: The folder or file for each of the task's mount points.
+        needed: The rehearsal's own folders: visible inside, even under a mount point.
+        read_only: The mount points that the task must not write to.
     """
-    # A link in a mount point's path would lead out of the new root.
+    # A symlink in a mount point's path would lead out of the new root.
     binds = {os.path.realpath(target): folder for target, folder in binds.items()}
     read_only = frozenset(os.path.realpath(target) for target in read_only)
     needed = [Path(os.path.realpath(place)) for place in needed]
@@ -334,7 +334,7 @@ def _namespace_script(root: Path, binds: Mapping[str, Path], needed: Sequence[Pa
     lines = ["set -e", f"mkdir -p {quoted}", f"mount -t tmpfs -o mode=755 tmpfs {quoted}"]
 
     def bind(path: str) -> None:
-        """Bring a real path into the new root, leaving room for the mount points below it that are not there."""
+        """Bind a real path into the new root, with room for missing mount points below it."""
         source, here = shlex.quote(path), shlex.quote(f"{root}{path}")
         if path in absent:
             return
@@ -349,11 +349,11 @@ def _namespace_script(root: Path, binds: Mapping[str, Path], needed: Sequence[Pa
                 bind(f"{path.rstrip('/')}/{name}")
         elif real.is_dir() or real.is_file():
             make = f"mkdir -p {here}" if real.is_dir() else f": > {here}"
-            # Others work in /tmp meanwhile: what is gone by now is left out.
+            # Other programs use /tmp meanwhile: a path that has vanished is left out.
             lines.append(f"{make} && {{ mount --rbind {source} {here} || [ ! -e {source} ]; }}")
 
     bind("/")
-    lines.append(f"mount -t proc proc {shlex.quote(f'{root}/proc')}")  # Of the new processes' own.
+    lines.append(f"mount -t proc proc {shlex.quote(f'{root}/proc')}")  # For the new process namespace.
     for target, folder in sorted(binds.items()):
         here, parent = shlex.quote(f"{root}{target}"), shlex.quote(str(Path(f"{root}{target}").parent))
         if target in absent or any(MachineMount(other, None, True).holds(target) for other in binds if other != target):

@@ -1,4 +1,4 @@
-"""A cloud's metadata service on loopback: what a rehearsal and the tests let a spot notice come from."""
+"""A fake AWS metadata service on loopback, from which rehearsals and tests send spot notices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class AwsMetadata:
         self._lock = threading.Lock()
         self._action: dict[str, str] | None = None
         self.asked = 0
-        """How often instance-action was asked for."""
+        """Number of requests for instance-action."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
@@ -40,21 +40,21 @@ class AwsMetadata:
 
     @property
     def url(self) -> str:
-        """Where it answers."""
+        """The URL of the service."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def env(self) -> dict[str, str]:
-        """The variable that sends AWS's own tools here, and the trainer."""
+        """Return the variable that points the trainer, and AWS's own tools, to this service."""
         return {"AWS_EC2_METADATA_SERVICE_ENDPOINT": self.url}
 
     def announce(self, seconds: float, action: str = "terminate") -> None:
-        """Say from now on that this machine is taken in so many seconds."""
+        """Announce from now on that this machine will be taken in this many seconds."""
         when = datetime.now(timezone.utc) + timedelta(seconds=seconds)
         with self._lock:
             self._action = {"action": action, "time": when.strftime("%Y-%m-%dT%H:%M:%SZ")}
 
     def clear(self) -> None:
-        """Say from now on that nothing is planned."""
+        """Announce from now on that no interruption is planned."""
         with self._lock:
             self._action = None
 

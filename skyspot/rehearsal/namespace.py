@@ -1,12 +1,12 @@
 """The first processes of a rehearsal's machine. Run as a file, in new mount and process namespaces.
 
-    python -I -S inside.py BUILD ROOT SCRIPT SECONDS
+    python -I -S namespace.py BUILD ROOT SCRIPT SECONDS
 
-The process that is started stays outside and waits; its child is the first process inside. When that one goes, however
-it goes, the kernel kills everything else inside, whatever session, group or environment it went into: so a machine is
-taken by killing one process. It dies with whoever started it, too. When the script has left, what it started gets
-SIGTERM and SECONDS to leave, as under SkyPilot: at SIGTERM a shell is gone at once, while what it waited for saves.
-SCRIPT.left is there from then on.
+The started process stays outside and waits; its child is the first process inside. When the first process ends, the
+kernel kills every other process inside, whatever its session, group or environment. So killing one process takes the
+whole machine. The machine also dies with its parent process. When the script has exited, its remaining processes get
+SIGTERM and SECONDS to exit, as under SkyPilot: at SIGTERM a shell exits at once, while the program it waited for saves.
+The file SCRIPT.left exists from then on.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ FAILED = 125
 
 
 def main(build: str, root: str, script: str, seconds: str) -> int:
-    """Build the root with a shell script, run another one in it to its end; returns its exit status as a shell's."""
+    """Build the root with one shell script, run another in it, and return its exit status as a shell would."""
     _die_with_parent()
     for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # They are for the task, which is of the same process group.
+        signal.signal(number, signal.SIG_IGN)  # These are meant for the task, which is in the same process group.
     first = os.fork()
     if first == 0:
         os._exit(_inside(build, root, script, float(seconds)))
@@ -39,7 +39,7 @@ def _inside(build: str, root: str, script: str, seconds: float) -> int:
     _die_with_parent()
     built = subprocess.run(["/bin/sh", build], capture_output=True, text=True)
     if built.returncode:
-        print(f"the machine's mounts could not be made: {built.stderr.strip()}", file=sys.stderr, flush=True)
+        print(f"cannot mount the machine's folders: {built.stderr.strip()}", file=sys.stderr, flush=True)
         return FAILED
     task = os.fork()
     if task == 0:
@@ -48,22 +48,22 @@ def _inside(build: str, root: str, script: str, seconds: float) -> int:
         os.chroot(root)
         os.chdir("/")
         os.execvp("bash", ["bash", script])
-    while True:  # As the first process inside, it is the parent of all that lost theirs.
+    while True:  # The first process inside adopts all orphans.
         pid, status = os.wait()
         if pid == task:
             with open(f"{script}.left", "x"):  # noqa: PTH123 (quick to start: no pathlib)
                 pass
-            _see_off(seconds)
+            _terminate_rest(seconds)
             return _status(status)
 
 
-def _see_off(seconds: float) -> None:
-    """Ask all that is still there to leave, and wait until it has, or the time is over."""
+def _terminate_rest(seconds: float) -> None:
+    """Send SIGTERM to all remaining processes, and wait until they have exited or the time is up."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     with suppress(ProcessLookupError):
         os.kill(-1, signal.SIGTERM)
     end = time.monotonic() + seconds
-    with suppress(ChildProcessError):  # All have left.
+    with suppress(ChildProcessError):  # All have exited.
         while time.monotonic() < end:
             if os.waitpid(-1, os.WNOHANG) == (0, 0):
                 signal.sigtimedwait({signal.SIGCHLD}, max(0.0, end - time.monotonic()))

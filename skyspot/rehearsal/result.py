@@ -1,4 +1,4 @@
-"""What a rehearsal is asked, and what it finds out: attempts, legs, and the result. Plain data."""
+"""The settings and the result of a rehearsal, with its legs and attempts, as plain data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from skyspot.rehearsal.verdict import Verdict
 
 @dataclass(frozen=True)
 class Settings:
-    """How to rehearse."""
+    """The options of a rehearsal."""
 
     preemptions: int = 5
     kinds: tuple[str, ...] = faults.KINDS
@@ -33,22 +33,22 @@ class Row:
 
     number: int
     kind: str
-    """One of preempt.KINDS, `finished` or `failed`."""
+    """One of faults.KINDS, `finished` or `failed`."""
     ended: str
-    """In words."""
+    """A description for the table."""
     processes: int = 1
     restored_step: int | None = None
-    """What it resumed from; 0: from the start."""
+    """The step it resumed from; 0: from the start."""
     first_step: int | None = None
     last_step: int | None = None
     lost_steps: int | None = None
-    """Done, and done again by the next attempt."""
+    """Steps that the next attempt repeated."""
     committed_s: float | None = None
-    """From the word (notice or signal) to the committed checkpoint."""
+    """Seconds from the notice or signal to the committed checkpoint."""
     first_step_s: float | None = None
-    """From the attempt's start to its first step."""
+    """Seconds from the attempt's start to its first step."""
     hit: bool = True
-    """Whether the preemption happened as it was meant to."""
+    """Whether the preemption happened as planned."""
 
 
 @dataclass
@@ -61,18 +61,18 @@ class Leg:
     seconds: float = 0.0
     finished: bool = False
     failure: str = ""
-    """Why it did not finish, with the end of the task's output."""
+    """The reason why it did not finish, with the end of the task's output."""
     goodput: float | None = None
     verdict: Verdict | None = None
 
     @property
     def preempted(self) -> int:
-        """How many machines were taken."""
+        """The number of machines that were taken."""
         return len([row for row in self.rows if row.hit and row.kind not in ("finished", "failed")])
 
 
 def heading(title: str, preemptions: int) -> str:
-    """The line above a leg."""
+    """Format the line above a leg."""
     many = f"{preemptions} preemption{'s' if preemptions != 1 else ''}"
     return f"{title}: {many}" if preemptions else f"{title}: the reference"
 
@@ -88,12 +88,12 @@ class Result:
 
     @property
     def exact(self) -> bool:
-        """Whether every leg that was to be judged came out right."""
+        """Whether every judged leg is exact."""
         judged = [leg.verdict for leg in self.legs if leg.verdict]
         return bool(judged) and all(verdict.exact for verdict in judged)
 
     def to_json(self) -> dict[str, Any]:
-        """For a program."""
+        """Convert to JSON."""
         legs = []
         for leg in self.legs:
             verdict = dataclasses.asdict(leg.verdict) if leg.verdict else None
@@ -102,18 +102,18 @@ class Result:
 
 
 def check_settings(settings: Settings) -> None:
-    """Refuse what makes no sense.
+    """Refuse invalid settings.
 
     Raises:
-        UsageError: an unknown kind (the nearest is given), or a number that is none.
+        UsageError: an unknown kind (names the nearest), or a number out of range.
     """
     for kind in settings.kinds:
         if kind not in faults.KINDS:
             near = did_you_mean(kind, faults.KINDS)
-            raise UsageError(f"--kinds: no kind is called {kind!r}; there are {', '.join(faults.KINDS)}.{near}")
+            raise UsageError(f"--kinds: unknown kind {kind!r}; choose from {', '.join(faults.KINDS)}.{near}")
     if not settings.kinds:
         raise UsageError(f"--kinds: name at least one of {', '.join(faults.KINDS)}")
     if not 1 <= settings.preemptions <= 1000:
-        raise UsageError(f"--preemptions: {settings.preemptions} is not a number of preemptions from 1 to 1000")
+        raise UsageError(f"--preemptions: must be from 1 to 1000, not {settings.preemptions}")
     if not settings.processes or any(not 1 <= count <= 64 for count in settings.processes):
-        raise UsageError("--processes: numbers from 1 to 64, like 1,2")
+        raise UsageError("--processes: give numbers from 1 to 64, like 1,2")

@@ -1,4 +1,4 @@
-"""A task YAML as a rehearsal sees it: commands, environment, and what lies where on the machine."""
+"""A task as a rehearsal runs it: commands, environment, and mounts."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ class MachineMount:
     path: str
     """On the machine: absolute, or from `~/`."""
     folder: Path | None
-    """What stands there; None: an empty bucket of the rehearsal's own."""
+    """The folder mounted there; None: an empty bucket of the rehearsal."""
     survives: bool
-    """Whether it outlives the machine (a mounted bucket), or is copied to each new one."""
+    """Whether it outlives the machine (a mounted bucket); else it is copied to each new machine."""
     read_only: bool = False
     source: str | None = None
-    """The mount's `source`; None: it has none, SkyPilot would make the bucket."""
+    """The mount's `source`; None: SkyPilot would create the bucket."""
     uploaded: bool = False
-    """Whether SkyPilot uploads `folder`, and so leaves out what is ignored there."""
+    """Whether SkyPilot uploads `folder`, without ignored files."""
 
     def holds(self, path: str) -> bool:
-        """Whether an absolute path lies in it."""
+        """Whether an absolute path is in this mount."""
         return within(path, self.path)
 
 
 @dataclass(frozen=True)
 class RehearsalTask:
-    """What a machine is to do."""
+    """The task that a machine runs."""
 
     name: str
     run: str
@@ -49,9 +49,9 @@ class RehearsalTask:
     notes: tuple[str, ...]
 
     unset_secrets: frozenset[str] = frozenset()
-    """Secrets that the task names without a value."""
+    """Secrets without a value in the task."""
     compared_in: str | None = None
-    """The mount point that `--compare` names."""
+    """The mount point named by `--compare`."""
 
     @property
     def lasting(self) -> tuple[MachineMount, ...]:
@@ -59,23 +59,23 @@ class RehearsalTask:
         return tuple(mount for mount in self.mounts if mount.survives)
 
     @property
-    def says_where(self) -> bool:
-        """Whether SKYSPOT_CHECKPOINT_DIR says which bucket holds the run."""
-        return self._saying_where() is not None
+    def names_bucket(self) -> bool:
+        """Whether SKYSPOT_CHECKPOINT_DIR names the bucket that holds the run."""
+        return self._named_bucket() is not None
 
-    def _saying_where(self) -> MachineMount | None:
+    def _named_bucket(self) -> MachineMount | None:
         return innermost(self.lasting, self.envs.get(CHECKPOINT_DIR, ""))
 
     @property
     def bucket(self) -> MachineMount | None:
         """The mount with the run's folder.
 
-        That of SKYSPOT_CHECKPOINT_DIR, else the one that `--compare` names, else /checkpoints, else the first that
-        SkyPilot would make, else the first.
+        It is the mount of SKYSPOT_CHECKPOINT_DIR, else the one named by `--compare`, else /checkpoints, else the first
+        that SkyPilot would create, else the first.
         """
-        said = self._saying_where()
+        named_bucket = self._named_bucket()
         found = (
-            ([said] if said else [])
+            ([named_bucket] if named_bucket else [])
             or [mount for mount in self.lasting if mount.path == self.compared_in]
             or [mount for mount in self.lasting if mount.path == MOUNT_POINT]
             or [mount for mount in self.lasting if mount.source is None and not mount.read_only]
@@ -85,13 +85,13 @@ class RehearsalTask:
 
     @property
     def compared(self) -> MachineMount | None:
-        """The mount that `--compare` searches."""
+        """The mount in which `--compare` looks for files."""
         named = [mount for mount in self.lasting if mount.path == self.compared_in]
         return named[0] if named else self.bucket
 
     @property
     def run_folder(self) -> str | None:
-        """The run's folder relative to its bucket, where the task says."""
+        """The run's folder relative to its bucket, if the task names it."""
         folder, bucket = self.envs.get(CHECKPOINT_DIR), self.bucket
         if not folder or not bucket:
             return None
@@ -99,25 +99,25 @@ class RehearsalTask:
 
 
 def read_task(text: str, base: Path, stand_ins: Mapping[str, Path], payload: Path | None) -> RehearsalTask:
-    """Understand a task YAML.
+    """Read a task YAML for a rehearsal.
 
     Args:
         text: The task YAML.
-        base: The folder that its relative paths start from.
+        base: The folder for its relative paths.
         stand_ins: Folders that stand in for buckets, by mount point (`--mount`).
-        payload: The trainer's folder, for a rendered template whose payload is not written yet.
+        payload: The trainer's folder, for a rendered template without a written payload.
 
     Raises:
-        UsageError: a bucket with data in it has no stand-in, or a folder is missing.
+        UsageError: a bucket with data has no stand-in, or a folder is missing.
     """
     task = document.read(text).tasks[0]
     for section in ("file_mounts", "envs", "secrets", "resources"):
         found = task.root.get(section)
         if found is not None and not found.is_null and not found.is_mapping:
-            raise UsageError(f"`{section}` is not a mapping: SkyPilot would refuse it")
+            raise UsageError(f"`{section}` is not a mapping, so SkyPilot would refuse the task")
     if not task.run.text.strip():
-        raise UsageError("the task has no `run`: there is nothing to rehearse")
-    notes = [f"{task.num_nodes} nodes are rehearsed as one."] if task.num_nodes != 1 else []
+        raise UsageError("the task has no `run`, so there is nothing to rehearse")
+    notes = [f"The task's {task.num_nodes} nodes are rehearsed as one."] if task.num_nodes != 1 else []
     envs = {**task.envs, **{key: value for key, value in task.secrets.items() if value is not None}}
     mounts = _mounts(task, envs.get(CHECKPOINT_DIR), base, stand_ins, payload)
     run_folder = envs.get(CHECKPOINT_DIR) or MOUNT_POINT
@@ -126,7 +126,7 @@ def read_task(text: str, base: Path, stand_ins: Mapping[str, Path], payload: Pat
             notes.append(f"{mount.path} starts empty; --mount {mount.path}=FOLDER puts files there.")
     workdir = _workdir(task, base)
     if workdir is None and (found := task.root.get("workdir")) is not None and not found.is_null:
-        notes.append("workdir is not a folder of this machine: the machines start without it.")
+        notes.append("workdir is not a local folder, so the machines start without it.")
     return RehearsalTask(
         name=task.name or "task",
         run=task.run.text,
@@ -150,7 +150,7 @@ def _mounts(
         near = did_you_mean(target, {mount.path for mount in mounts})
         raise UsageError(f"--mount {target}: the task mounts nothing there.{near}")
     if folder and folder.startswith("/") and not any(mount.survives and mount.holds(folder) for mount in mounts):
-        # A shared file system that every node has: the rehearsal puts an empty one there.
+        # A shared file system of the nodes: the rehearsal mounts an empty folder there.
         parent = Path(folder).parent
         mounts.append(MachineMount(folder if parent == Path("/") else str(parent), None, True))
     return mounts
@@ -171,7 +171,7 @@ def _workdir(task: Task, base: Path) -> Path | None:
 
 
 def _mount(mount: Mount, base: Path, stand_ins: dict[str, Path], payload: Path | None) -> MachineMount:
-    """One entry of file_mounts, as SkyPilot means it."""
+    """Convert one entry of file_mounts, as SkyPilot would."""
     target, read_only, source = mount.path, mount.read_only, mount.source or None
     stand_in = stand_ins.pop(target, None)
     if mount.is_bucket:
@@ -189,8 +189,8 @@ def _mount(mount: Mount, base: Path, stand_ins: dict[str, Path], payload: Path |
     text = str(source or [*mount.sources])
     if "://" in text:
         raise UsageError(
-            f"{target} holds data from {shown(text)}, which a rehearsal does not fetch: "
-            f"give a folder that stands in for it, --mount {target}=FOLDER"
+            f"{target} holds data from {shown(text)}, which a rehearsal does not download. "
+            f"Pass a local folder instead: --mount {target}=FOLDER"
         )
     place = base / expanded(text)
     if not place.exists() and payload is not None and target == TRAINER:

@@ -1,4 +1,4 @@
-"""Did it resume exactly? An undisturbed run and a preempted one, compared step by step and byte by byte."""
+"""The verdict compares a preempted run with an undisturbed one, step by step and byte by byte."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ DRIFT_STEPS = 50
 
 @dataclass(frozen=True)
 class History:
-    """What a finished run left."""
+    """The metrics and weights of a finished run."""
 
     lines: dict[int, dict[str, Any]]
-    """The metrics of each step that counts."""
+    """The metrics of each step of the final history."""
     weights: dict[str, bytes]
     """The exported tensors."""
     machine: dict[str, Any]
-    """What its last checkpoint says of the machine."""
+    """The machine as recorded in its last checkpoint."""
     precision: str = "fp32"
     model: str | None = None
-    """What the bundled trainer's run was of: `tiny`, a folder, a hub's id; None for a program of the user's."""
+    """The bundled trainer's model: `tiny`, a folder or a hub ID; None for the user's own program."""
     dropout: bool = True
-    """Whether the exported model's config has dropout on, where it has a config that says."""
+    """Whether the exported model uses dropout; True if its config does not tell."""
 
     @property
     def steps(self) -> int:
@@ -42,19 +42,19 @@ class History:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the comparison says."""
+    """The result of a comparison."""
 
     exact: bool
     checked: bool
     text: str
     cause: str | None = None
     first_step: int | None = None
-    """Where it first differed."""
+    """The first step that differs."""
     notes: tuple[str, ...] = ()
 
 
 def read_history(paths: RunPaths) -> History | None:
-    """A finished run's history and weights; None where it has no whole `final/`."""
+    """Read a finished run's history and weights; None if it has no whole `final/`."""
     try:
         final = read_manifest(paths.final)
     except (LayoutError, OSError):
@@ -86,7 +86,7 @@ def read_history(paths: RunPaths) -> History | None:
 
 
 def _dropout(paths: RunPaths) -> bool:
-    """Whether some dropout of the exported model is on; True where its config does not say."""
+    """Whether the exported model uses dropout; True if its config does not tell."""
     try:
         config = json.loads((paths.final / "config.json").read_bytes())
         rates = [value for key, value in config.items() if "dropout" in key and isinstance(value, (int, float))]
@@ -96,16 +96,16 @@ def _dropout(paths: RunPaths) -> bool:
 
 
 def no_proof(reference: History) -> str | None:
-    """Why a rehearsal of the trial model would prove nothing, were it exact; None where it proves something.
+    """Explain why an exact rehearsal of the demo model would still prove nothing; None if it proves something.
 
-    A run whose loss hardly falls could lose steps unseen, and one without dropout draws no random number.
+    A run whose loss hardly falls could lose steps unnoticed, and a run without dropout draws no random numbers.
     """
     first, last = (reference.lines.get(step, {}).get("loss") for step in (1, reference.steps))
     if reference.model != "tiny" or not isinstance(first, float) or not isinstance(last, float):
         return None
     if _hardly_fell(first, last):
-        return f"the loss fell from {first:.3f} to {last:.3f}, by less than 20 %: a proof needs a longer run"
-    return None if reference.dropout else "the model has no dropout, so that wrong random numbers would not show"
+        return f"the loss fell from {first:.3f} to {last:.3f}, by less than 20 %; train longer for a meaningful check"
+    return None if reference.dropout else "the model has no dropout, so wrong random numbers would go unnoticed"
 
 
 def _machine(paths: RunPaths) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _machine(paths: RunPaths) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> dict[str, bytes]:
-    """The tensors of a safetensors file by name, as bytes with their dtype and shape in front."""
+    """Read the tensors of a safetensors file by name, as bytes preceded by dtype and shape."""
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     header: Mapping[str, Any] = json.loads(data[8 : 8 + length])
@@ -132,7 +132,7 @@ def read_tensors(path: Path) -> dict[str, bytes]:
 
 
 def compare(reference: History, other: History) -> Verdict:
-    """Whether a preempted run is bit-identical to the undisturbed one, and if not, where and likely why."""
+    """Compare a preempted run with the undisturbed one bit by bit; name the first difference and its likely cause."""
     notes = _notes(reference, other)
     steps = sorted(reference.lines.keys() | other.lines.keys())
     same = [step for step in steps if _same(reference, other, step, ("loss",))]
@@ -146,20 +146,20 @@ def compare(reference: History, other: History) -> Verdict:
         return Verdict(True, True, f"bit-identical: {counts}", notes=tuple(notes))
     if not steps or not reference.weights:
         return Verdict(
-            False, False, "not checked: the undisturbed run left no losses or no weights", notes=tuple(notes)
+            False, False, "not checked: the undisturbed run recorded no losses or no weights", notes=tuple(notes)
         )
     cause = _cause(reference, other, differs) if differs is not None else "weights"
-    where = f"first at step {differs}" if differs is not None else "in the exported weights alone"
-    text = f"NOT exact: {counts}; it differs {where}. Likely cause: {_CAUSES[cause]}"
+    where = f"first at step {differs}" if differs is not None else "only in the exported weights"
+    text = f"NOT exact: {counts} are equal; the run differs {where}. Likely cause: {_CAUSES[cause]}"
     return Verdict(False, True, text, cause, differs, tuple(notes))
 
 
 _CAUSES = {
-    "order": "the order of the data (other samples in that step)",
+    "order": "the data order (different samples in that step)",
     "lr": "the learning rate (not a function of the global step)",
-    "rng": "the random numbers (dropout drew others)",
+    "rng": "the random numbers (dropout drew different ones)",
     "weights": "the weights or the optimizer's state (same samples, learning rate and random numbers)",
-    "steps": "a step that is missing",
+    "steps": "a missing step",
 }
 
 
@@ -186,37 +186,37 @@ def _notes(reference: History, other: History) -> list[str]:
         ("device", "device"),
     ):
         if reference.machine.get(key) != other.machine.get(key):
-            notes.append(f"{what} changed: {reference.machine.get(key)} and {other.machine.get(key)}")
+            notes.append(f"{what} changed from {reference.machine.get(key)} to {other.machine.get(key)}")
     first, last = reference.lines.get(1, {}).get("loss"), reference.lines.get(reference.steps, {}).get("loss")
     if isinstance(first, float) and isinstance(last, float) and _hardly_fell(first, last):
         notes.append(
-            f"the loss fell from {first:.3f} to {last:.3f}, less than 20 %: train longer for a proof worth having"
+            f"the loss fell from {first:.3f} to {last:.3f}, by less than 20 %; train longer for a meaningful check"
         )
     if not reference.dropout:
-        notes.append("the model has no dropout: wrong random numbers would not show")
+        notes.append("the model has no dropout, so wrong random numbers would go unnoticed")
     return notes
 
 
 def _hardly_fell(first: float, last: float) -> bool:
-    """Whether a loss fell by less than 20 % of what it was, or is no number."""
+    """Whether a loss fell by less than 20 %, or is not a number."""
     return not (last < first and first - last >= FALL * abs(first))
 
 
 def fall(history: History) -> str | None:
-    """How far the loss fell, as a sentence."""
+    """Describe how far the loss fell."""
     first, last = history.lines.get(1, {}).get("loss"), history.lines.get(history.steps, {}).get("loss")
     if not isinstance(first, float) or not isinstance(last, float):
         return None
-    if first <= 0:  # There is no per cent of it.
+    if first <= 0:  # A percentage of it makes no sense.
         return f"the loss went from {first:.3f} to {last:.3f}"
     return f"the loss fell from {first:.3f} to {last:.3f} ({1 - last / first:.0%})"
 
 
 def compare_across_world_sizes(reference: History, other: History) -> Verdict:
-    """Whether a run that changed its number of processes trained on the same samples at the same learning rate.
+    """Compare a run that changed its number of processes: it must use the same samples and learning rates.
 
-    Sums run in another order there, so that losses agree within float tolerance only: judged for the first 50 steps
-    after the change (relative 1e-5), and printed beyond.
+    Another number of processes adds in another order, so losses agree only within float tolerance. They are judged for
+    the first 50 steps after the change (relative 1e-5); later differences are only printed.
     """
     steps = sorted(reference.lines.keys() | other.lines.keys())
     differs = next((step for step in steps if not _same(reference, other, step, ("order", "lr"))), None)
@@ -233,9 +233,13 @@ def compare_across_world_sizes(reference: History, other: History) -> Verdict:
     counts = f"same samples and same LR in {len(steps)} of {len(steps)} steps"
     if near > DRIFT and reference.precision == "fp32":
         return Verdict(
-            False, True, f"{counts}, but the loss differs by {near:.1e} (relative) soon after", "weights", changed
+            False,
+            True,
+            f"{counts}, but the loss differs by {near:.1e} (relative) soon after the change",
+            "weights",
+            changed,
         )
-    near_or_equal = f"loss within {worst:.1e} (relative)" if worst else "equal losses too"
+    near_or_equal = f"loss within {worst:.1e} (relative)" if worst else "identical losses"
     return Verdict(True, True, f"{counts}; {near_or_equal}")
 
 
@@ -251,7 +255,7 @@ def _drift(reference: History, other: History, steps: list[int]) -> float:
 
 
 def compare_files(pattern: str, reference: Path, other: Path) -> Verdict:
-    """Whether the files of a glob are byte for byte the same in two buckets."""
+    """Compare the files of a glob in two buckets byte by byte."""
     names = sorted({path.relative_to(root).as_posix() for root in (reference, other) for path in root.glob(pattern)
                     if path.is_file()})  # fmt: skip
     if not names:

@@ -1,4 +1,4 @@
-"""What a person sees of a rehearsal: live where there is a terminal, a line an event where there is none."""
+"""The live view of a rehearsal on a terminal; elsewhere, a line per event."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from rich.text import Text
 
 from skyspot.rehearsal.result import Leg, Result, Row
 
-COLUMNS = ("", "how it ended", "steps\ndone", "lost", "word to\ncommit", "start to\n1st step")
+COLUMNS = ("", "how it ended", "steps\ndone", "lost", "notice to\ncommit", "startup")
 
 
 class View:
-    """Shows legs and attempts as they go. A context manager."""
+    """Shows legs and attempts as they run. A context manager."""
 
     def __init__(self, quiet: bool = False) -> None:
-        """Say nothing at all where `quiet` (the result goes out as JSON)."""
+        """Create the view; with `quiet` it prints nothing (the result is printed as JSON)."""
         self._console = Console(quiet=quiet, highlight=False, soft_wrap=True)
         self._live = Live(console=self._console, refresh_per_second=8, transient=True) if self._lively else None
         self._leg, self._rows, self._now, self._steps = "", list[Row](), "", 0
@@ -38,25 +38,25 @@ class View:
         if self._live:
             self._live.stop()
         if error is not None and self._rows:
-            self._console.print(table(self._rows))  # What is known so far stays on the screen.
+            self._console.print(table(self._rows))  # Keep the rows so far on the screen.
 
-    def say(self, text: str) -> None:
-        """A line."""
+    def print_line(self, text: str) -> None:
+        """Print a line."""
         self._console.print(text, markup=False)
 
     def leg(self, title: str, steps: int | None = None) -> None:
-        """A leg begins."""
+        """Start a leg."""
         self._leg, self._rows, self._now, self._steps = title, [], "", steps or 0
-        self.say(title)
+        self.print_line(title)
 
     def attempt(self, number: int, processes: int, plan: str) -> None:
-        """An attempt begins."""
+        """Start an attempt."""
         many = f"{processes} processes" if processes > 1 else "1 process"
         self._now = f"attempt {number}, {many}: {plan}"
         self.step(None)
 
     def step(self, step: int | None) -> None:
-        """The attempt's last step."""
+        """Show the attempt's last step."""
         if self._live:
             bar = ""
             if self._steps:
@@ -66,11 +66,11 @@ class View:
             self._live.update(Group(table(self._rows), Text(f"  {self._now}"), Text(f"  {where}{bar}", style="cyan")))
 
     def ended(self, row: Row) -> None:
-        """The attempt ended. Without a terminal that is seen when the leg is over, in its table."""
+        """End an attempt. Without a terminal, its row appears in the table at the end of the leg."""
         self._rows.append(row)
 
     def leg_done(self, leg: Leg) -> None:
-        """A leg is over: its table stays."""
+        """End a leg and print its table."""
         if self._live:
             self._live.update(Text(""))
         self._rows = []
@@ -79,26 +79,26 @@ class View:
             lost = sum(row.lost_steps or 0 for row in leg.rows)
             starts = sum(row.first_step_s or 0.0 for row in leg.rows)
             if leg.goodput is not None:
-                self.say(
+                self.print_line(
                     f"   {lost} lost steps; goodput {leg.goodput:.0%} of {leg.seconds:.0f} s "
                     f"({len(leg.rows)} starts took {starts:.0f} s)"
                 )
 
     def result(self, result: Result) -> None:
-        """The verdicts."""
+        """Print the verdicts."""
         for leg in result.legs:
             if not leg.verdict:
                 continue
             style = "bold green" if leg.verdict.exact else "bold red"
             self._console.print(Text(f"{leg.title}: ", style="bold"), Text(leg.verdict.text, style=style), sep="")
             for note in leg.verdict.notes:
-                self.say(f"  note: {note}")
+                self.print_line(f"  note: {note}")
         for note in result.notes:
-            self.say(f"note: {note}")
+            self.print_line(f"note: {note}")
 
 
 def table(rows: list[Row] | tuple[Row, ...]) -> Table:
-    """The attempts of a leg."""
+    """Build the table of a leg's attempts."""
     cells = [
         (
             str(row.number),
@@ -110,7 +110,7 @@ def table(rows: list[Row] | tuple[Row, ...]) -> Table:
         )
         for row in rows
     ]
-    # A task without records says nothing of steps: no column of dashes for that.
+    # Without attempt records there are no steps; leave out columns of dashes.
     shown = [n for n in range(len(COLUMNS)) if n < 2 or any(row[n] != "-" for row in cells)]
     found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for number in shown:

@@ -14,15 +14,15 @@ from trainer.layout.names import MANIFEST, AttemptName, RunPaths, list_attempts,
 
 
 class Watch:
-    """What one attempt on one machine has done so far, read from its bucket."""
+    """Reads from the bucket how far one attempt on one machine has come."""
 
     def __init__(self, bucket: Path, run_folder: str | None) -> None:
-        """Watch from before the attempt starts."""
+        """Start watching, before the attempt starts."""
         self.bucket, self.run_folder = bucket, run_folder
         self._before = {str(name) for name in self._attempts()}
         self._files_before = self._files()
         self.alive_since: float | None = None
-        """When the attempt was first seen to write into its bucket, on the monotonic clock."""
+        """Time of the attempt's first observed write to its bucket, on the monotonic clock."""
         self._file: Path | None = None
         self._read = 0
         self.first_step: int | None = None
@@ -30,7 +30,7 @@ class Watch:
 
     @property
     def paths(self) -> RunPaths | None:
-        """The run's folder; None while there is none."""
+        """The run's folder; None until it exists."""
         return find_run(self.bucket, self.run_folder)
 
     def _attempts(self) -> list[AttemptName]:
@@ -38,12 +38,12 @@ class Watch:
         return list_attempts(paths) if paths else []
 
     def attempt(self) -> AttemptName | None:
-        """The attempt that began since; None while there is none."""
+        """The attempt that started since then; None until it exists."""
         new = [name for name in self._attempts() if str(name) not in self._before]
         return new[0] if new else None
 
     def look(self) -> int | None:
-        """The last step that this attempt is known to have done; None while it has done none."""
+        """Return the last known step of this attempt; None before its first step."""
         paths, attempt = self.paths, self.attempt()
         if not paths or not attempt:
             return None
@@ -64,7 +64,7 @@ class Watch:
         return self.step
 
     def saving(self) -> bool:
-        """Whether a checkpoint is being written at this instant."""
+        """Whether a checkpoint is being written right now."""
         paths = self.paths
         if paths and paths.checkpoints.is_dir():
             return any(not (paths.checkpoint(name) / MANIFEST).exists() and self._is_new(str(name))
@@ -78,13 +78,13 @@ class Watch:
         return attempt is not None and f"-{attempt}-" in name
 
     def alive_s(self) -> float:
-        """Seconds since the attempt was first seen to write into its bucket; 0 before."""
+        """Return the seconds since the attempt's first observed write to its bucket; 0 before that."""
         if self.alive_since is None and self._files() != self._files_before:
             self.alive_since = time.monotonic()
         return 0.0 if self.alive_since is None else time.monotonic() - self.alive_since
 
     def forget_files(self) -> None:
-        """Count only what appears from now on as being written."""
+        """Treat only files that appear from now on as being written."""
         self._files_before = self._files()
 
     def _files(self) -> frozenset[tuple[str, int]]:
@@ -96,13 +96,13 @@ class Watch:
         return bool(paths and attempt and event_named(read_events(paths, attempt), "end"))
 
     def committed(self) -> int:
-        """How many committed checkpoints there are."""
+        """Count the committed checkpoints."""
         paths = self.paths
         return len([name for name in list_checkpoints(paths) if is_committed(paths.checkpoint(name))]) if paths else 0
 
 
 def walk(folder: Path) -> list[tuple[str, int]]:
-    """(path, size) of every file below a folder; one that vanishes meanwhile is left out."""
+    """List (path, size) of every file below a folder; a file that vanishes meanwhile is left out."""
     found = []
     for root, _, names in os.walk(folder):
         for name in names:
@@ -124,7 +124,7 @@ def is_committed(folder: Path) -> bool:
 
 
 def find_run(bucket: Path, run_folder: str | None) -> RunPaths | None:
-    """The run's folder in a bucket: the named one, or the first that holds attempts."""
+    """Find the run's folder in a bucket: the named one, or the first that holds attempts."""
     if run_folder is not None and (bucket / run_folder / "attempts").is_dir():
         return RunPaths(bucket / run_folder)
     for depth in ("attempts", "*/attempts", "*/*/attempts"):
@@ -134,7 +134,7 @@ def find_run(bucket: Path, run_folder: str | None) -> RunPaths | None:
 
 
 def wait_for_save(watch: Watch, seconds: float, goes_on: Callable[[], bool]) -> bool:
-    """Spin until a checkpoint is being written, or `goes_on` says no; a save of a small model lasts milliseconds."""
+    """Poll until a checkpoint is being written or `goes_on` is false; a small model's save takes milliseconds."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         for _ in range(20):

@@ -1,4 +1,4 @@
-"""Where checkpoints and data lie: a bucket's URL with or without a prefix, or a folder that every node has."""
+"""The stores of checkpoints and data: a bucket URL with or without a prefix, or a folder that every node has."""
 
 from __future__ import annotations
 
@@ -22,42 +22,42 @@ _BUCKET = re.compile(r"(s3|gs|r2)://([a-z0-9][a-z0-9._-]{1,220}[a-z0-9])(?:/([A-
 _AZURE = re.compile(
     r"(https://[a-z0-9]{3,24}\.blob\.core\.windows\.net/[a-z0-9](?:[a-z0-9-]{1,61}[a-z0-9]))(?:/([A-Za-z0-9._=/-]*))?"
 )
-# What SkyPilot takes for the name of a bucket in any store.
+# A bucket name that SkyPilot accepts in any store.
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 _PATH = re.compile(r"/[A-Za-z0-9._/=+@,-]*")
 
 
 @dataclass(frozen=True)
 class Store:
-    """A folder as a node sees it, and what has to be mounted for it."""
+    """A folder as a node sees it, and the mount that it needs."""
 
     folder: str
     """Absolute, on the node."""
     mount: str | None
-    """Where a bucket is mounted; None: nothing is."""
+    """The mount point; None: nothing is mounted."""
     source: dict[str, Any] | None
-    """The bucket, in the words of file_mounts."""
+    """The bucket as an entry of file_mounts."""
     made: bool = False
-    """Whether SkyPilot makes the bucket."""
+    """Whether SkyPilot creates the bucket."""
 
     @property
     def mounts(self) -> list[Mount]:
-        """What is mounted for it, as a task YAML's reader has it."""
+        """Its mount, as the reader of task YAMLs returns it."""
         if self.mount is None or self.source is None:
             return []
         return [Mount(self.mount, source=self.source.get("source", ""), name=self.source.get("name", ""))]
 
 
 def is_url(text: str) -> bool:
-    """Whether a value is meant as a bucket's URL."""
+    """Whether a value looks like a URL."""
     return "://" in text
 
 
 def _split(option: str, url: str) -> tuple[str, str]:
-    """(URL of the bucket itself, prefix).
+    """Split a URL into the bucket's URL and the prefix.
 
     Raises:
-        UsageError: not a bucket's URL.
+        UsageError: the text is not a bucket URL.
     """
     found = _BUCKET.fullmatch(url)
     root, prefix = (f"{found[1]}://{found[2]}", found[3]) if found else ("", None)
@@ -65,30 +65,30 @@ def _split(option: str, url: str) -> tuple[str, str]:
         azure = _AZURE.fullmatch(url)
         if not azure:
             raise UsageError(
-                f"{option}: {shown(url)} is not a bucket's URL (s3://, gs://, r2:// or "
+                f"{option}: {shown(url)} is neither a bucket URL (s3://, gs://, r2:// or "
                 "https://ACCOUNT.blob.core.windows.net/CONTAINER, with or without a prefix) nor an absolute path"
             )
         root, prefix = azure[1], azure[2]
     parts = [part for part in (prefix or "").split("/") if part]
     if any(part in (".", "..") for part in parts):
-        raise UsageError(f"{option}: {shown(url)}: `.` and `..` mean nothing in a bucket")
+        raise UsageError(f"{option}: {shown(url)}: a bucket's prefix cannot contain `.` or `..`")
     return root, "/".join(parts)
 
 
 def checkpoints(bucket: str | None) -> Store:
-    """Where the runs go; without a bucket, SkyPilot makes one for this user and keeps it.
+    """The store for runs. Without a bucket, SkyPilot creates one for this user and keeps it.
 
-    A prefix under MOUNT passes SkyPilot's validation and fails on its server, so the bucket's root is mounted and the
-    prefix becomes a part of the folder.
+    A prefix with mode MOUNT passes SkyPilot's validation but fails on its server. So the bucket's root is mounted, and
+    the prefix becomes part of the folder.
     """
     if bucket is None:
         return Store(MOUNT_POINT, MOUNT_POINT, {"name": default_bucket_name(), "mode": "MOUNT"}, made=True)
     if bucket.startswith("/"):
         if not _PATH.fullmatch(bucket) or ".." in bucket.split("/"):
-            raise UsageError(f"--bucket: {shown(bucket)}: a path of letters, digits and ._/=+@,- is needed")
+            raise UsageError(f"--bucket: {shown(bucket)}: use only letters, digits and ._/=+@,- in a path")
         return Store(bucket.rstrip("/") or "/", None, None)
     if _NAME.fullmatch(bucket):
-        # By its name alone: SkyPilot knows its store, or makes it. This is how `launch` remembers the one it had made.
+        # A bare name: SkyPilot knows its store, or creates it. `launch` remembers a created bucket by its name.
         return Store(MOUNT_POINT, MOUNT_POINT, {"name": bucket, "mode": "MOUNT"}, made=True)
     root, prefix = _split("--bucket", bucket)
     folder = f"{MOUNT_POINT}/{prefix}" if prefix else MOUNT_POINT
@@ -96,14 +96,14 @@ def checkpoints(bucket: str | None) -> Store:
 
 
 def data(url: str) -> Store:
-    """A bucket of training data, mounted read-only."""
+    """The store for training data, mounted read-only."""
     root, prefix = _split("--data", url)
     source = {"source": root, "mode": "MOUNT", "config": {"mount": {"read_only": True}}}
     return Store(f"{DATA_POINT}/{prefix}" if prefix else DATA_POINT, DATA_POINT, source)
 
 
 def default_bucket_name() -> str:
-    """`skyspot-<user>-<hash>`: the same for a user whatever the machine is called, another one for everybody else."""
+    """`skyspot-<user>-<hash>`: unique to the user, and independent of the machine's name."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):
@@ -114,7 +114,7 @@ def default_bucket_name() -> str:
 
 
 def _user_id() -> str | None:
-    """The user's number, which is made up once and kept under HOME; None where it cannot be kept."""
+    """The user's ID, generated once and kept under HOME; None if it cannot be kept."""
     try:
         path = Path.home() / USER_ID
         if not path.exists():
@@ -123,9 +123,9 @@ def _user_id() -> str | None:
             made.write_text(f"{secrets.token_hex(4)}\n", encoding="ascii")
             try:
                 path.hardlink_to(made)
-            except FileExistsError:  # Another command was quicker.
+            except FileExistsError:  # Another command created it first.
                 pass
-            except OSError:  # No links there.
+            except OSError:  # The file system has no hard links.
                 made.replace(path)
             made.unlink(missing_ok=True)
         found = path.read_text(encoding="ascii").strip()

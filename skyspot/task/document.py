@@ -1,7 +1,7 @@
-"""A task YAML as everybody here reads it: its tasks, and what each asks for, mounts and starts.
+"""The one reader of task YAMLs: the tasks, and what each requests, mounts and starts.
 
-This is the one reader. It takes whatever SkyPilot might refuse, keeps the line of every value for lint's findings, and
-fills in the task's own variables as SkyPilot does. Edits of a file's text are made in sheet.py.
+It accepts files that SkyPilot would refuse, keeps the line of every value for lint's findings, and fills in the task's
+own variables as SkyPilot does. Edits of a file's text are made in sheet.py.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from skyspot.task.mounts import Mount, clean_path
 from skyspot.task.nodes import UNREADABLE, not_yaml
 from skyspot.task.shell import Command, Word, commands, starts_our_trainer
 
-# What a user's YAML may call the same thing: the newer name first.
+# Two names for the same key, the newer first.
 _ACCELERATORS = ("accelerators", "gpus")
 _VARIABLE = re.compile(r"\$\{?\b([a-zA-Z_][a-zA-Z0-9_]*)\b\}?")
 
 
 @dataclass(frozen=True)
 class Script:
-    """`run` or `setup`, and what it starts."""
+    """`run` or `setup`, with its commands."""
 
     at: Located | None
     commands: tuple[Command, ...]
 
     @property
     def text(self) -> str:
-        """The script; empty where there is none."""
+        """The script's text; empty if there is none."""
         return self.at.text if self.at else ""
 
     def line(self, word: Word) -> int:
-        """The line of the file in which a word of it stands."""
+        """Return the line of one of its words in the file."""
         assert self.at
         return int(self.at.node.start_mark.line) + 2 + word.line if self.at.is_verbatim else self.at.line
 
 
 @dataclass(frozen=True)
 class Rung:
-    """One thing that is asked for: an entry of `ordered` or `any_of` over the rest of `resources`, or that alone."""
+    """One alternative of `resources`: an entry of `ordered` or `any_of` with the common settings, or these alone."""
 
     settings: Mapping[str, Located]
     line: int
@@ -58,27 +58,27 @@ class Rung:
 
     @property
     def place(self) -> str:
-        """cloud[/region[/zone]], as it is written; empty where SkyPilot may choose."""
+        """cloud[/region[/zone]] as written; empty if SkyPilot may choose."""
         parts = [self.values[key] for key in ("cloud", "region", "zone") if self.values.get(key)]
         return str(self.values.get("infra") or "/".join(map(str, parts)))
 
     @property
     def cloud(self) -> str | None:
-        """The cloud that it is restricted to, in small letters; None: any."""
+        """The cloud that it is restricted to, in lower case; None: any."""
         place = self.settings.get("infra") or self.settings.get("cloud")
         name = place.text.partition("/")[0].strip().lower() if place else ""
         return {"k8s": "kubernetes", "*": None, "": None}.get(name, name)
 
     @property
     def use_spot(self) -> bool:
-        """Whether it asks for machines that may be reclaimed."""
+        """Whether it requests spot instances."""
         return self.values.get("use_spot") is True
 
     @property
     def recover_on(self) -> list[tuple[int, int]]:
-        """The exit codes that SkyPilot recovers the job on, each with its line."""
+        """The exit codes on which SkyPilot recovers the job, each with its line."""
         recovery = self.settings.get("job_recovery")
-        # `strategy: none` throws the whole of job_recovery away: Resources.__init__.
+        # `strategy: none` discards all of job_recovery: Resources.__init__.
         strategy = recovery.get("strategy") if recovery else None
         codes = recovery.get("recover_on_exit_codes") if recovery else None
         if codes is None or (strategy and strategy.value == "none"):
@@ -87,16 +87,16 @@ class Rung:
 
     @property
     def max_hourly_cost(self) -> Any:
-        """The most that a node may cost an hour, USD; None: any price will do."""
+        """The maximum price per node and hour in USD; None: no limit."""
         return self.values.get("max_hourly_cost")
 
     @property
     def accelerators(self) -> tuple[tuple[str, int], ...]:
-        """The accelerators that would do, each as NAME[:COUNT] with its line."""
+        """The acceptable accelerators, each as NAME[:COUNT] with its line."""
         asked = next((found for key in _ACCELERATORS if (found := self.settings.get(key)) and not found.is_null), None)
         if asked is None:
             return ()
-        # {A100: 8}, and {A100:8} too, which YAML reads as a key without a value.
+        # {A100: 8}, and also {A100:8}, which YAML reads as a key without a value.
         named = [(f"{key}:{_number(item)}" if item.text else key, item.line) for key, item in asked.entries.items()]
         named += [(item.text, item.line) for item in asked.items]
         named += [(asked.text, asked.line)]
@@ -115,10 +115,10 @@ class Task:
 
     @cached_property
     def name(self) -> str | None:
-        """Its name; None where it has none."""
+        """The task's name; None if it has none."""
         return _name(self.root)
 
-    # -- what is asked for ---------------------------------------------------------------------------------------------
+    # -- resources ----------------------------------------------------------------------------------------------------
 
     @cached_property
     def resources(self) -> Located | None:
@@ -127,13 +127,13 @@ class Task:
 
     @cached_property
     def _listed(self) -> Located | None:
-        """The list of rungs; None where there is only one."""
+        """The list of rungs; None if `resources` is a single rung."""
         lists = [found for key in ("ordered", "any_of") if self.resources and (found := self.resources.get(key))]
         return next((found for found in lists if found.items or found.entries or found.text), None)
 
     @cached_property
     def rungs_are_odd(self) -> bool:
-        """Whether `resources` is not a mapping, or its rungs are not: SkyPilot would refuse it."""
+        """Whether SkyPilot would refuse `resources` because it, or a rung, is not a mapping."""
         if self.resources is None or self.resources.is_null:
             return False
         listed = self._listed
@@ -143,18 +143,18 @@ class Task:
 
     @cached_property
     def ordered(self) -> bool:
-        """Whether the rungs are tried in their order; else SkyPilot takes the cheapest."""
+        """Whether the rungs are tried in order; else SkyPilot takes the cheapest."""
         found = self.resources.get("ordered") if self.resources else None
         return found is not None and bool(found.items)
 
     @property
     def listed(self) -> bool:
-        """Whether the rungs are a list, be it of one."""
+        """Whether the rungs are a list, even of one."""
         return self._listed is not None
 
     @cached_property
     def rungs(self) -> tuple[Rung, ...]:
-        """All that is asked for, each rung with what stands above the rungs; one, where it is not a list."""
+        """All rungs, each with the common settings; a single one if there is no list."""
         if not self.resources:
             return (Rung({}, self.root.line),)
         base = {key: value for key, value in self.resources.entries.items() if key not in ("ordered", "any_of")}
@@ -165,12 +165,12 @@ class Task:
 
     @property
     def preemptible(self) -> bool:
-        """Whether the machine may be taken while the job runs: spot, or a place in a Slurm queue."""
+        """Whether the job can lose its machine: a spot instance, or a Slurm node."""
         return any(rung.use_spot or rung.cloud == "slurm" for rung in self.rungs)
 
     @cached_property
     def num_nodes(self) -> int:
-        """How many nodes each attempt has."""
+        """The number of nodes."""
         found = self.root.get("num_nodes")
         return found.value if found is not None and type(found.value) is int and found.value else 1
 
@@ -178,27 +178,27 @@ class Task:
 
     @cached_property
     def env_entries(self) -> dict[str, Located]:
-        """`envs`, with the lines."""
+        """`envs` with line numbers."""
         found = self.root.get("envs")
         return found.entries if found else {}
 
     @cached_property
     def envs(self) -> dict[str, str]:
-        """The environment that `setup` and `run` find, secrets left out: text, as SkyPilot makes it (sky/task.py)."""
+        """The environment of `setup` and `run` without secrets, as text like SkyPilot's (sky/task.py)."""
         return {key: "" if found.value is None else str(found.value) for key, found in self.env_entries.items()}
 
     @cached_property
     def secrets(self) -> dict[str, str | None]:
-        """The task's secrets; None: its value is given elsewhere."""
+        """The task's secrets; None: the value is given elsewhere."""
         found = self.root.get("secrets")
         entries = found.entries if found else {}
         return {key: None if one.is_null else str(one.plain()) for key, one in entries.items()}
 
     def filled_in(self, text: str) -> str:
-        """A text of file_mounts, volumes or workdir with `envs` put in, as SkyPilot does (_fill_in_env_vars)."""
+        """Fill `envs` into a text of file_mounts, volumes or workdir, like SkyPilot's _fill_in_env_vars."""
         return _VARIABLE.sub(lambda found: self.envs.get(found[1], found[0]), text)
 
-    # -- what it runs --------------------------------------------------------------------------------------------------
+    # -- scripts -------------------------------------------------------------------------------------------------------
 
     @cached_property
     def run(self) -> Script:
@@ -216,20 +216,20 @@ class Task:
 
     @cached_property
     def trainer(self) -> Command | None:
-        """The command of `run` that starts our trainer or launcher."""
+        """The command in `run` that starts our trainer or launcher."""
         return next((command for command in self.run.commands if starts_our_trainer(command)), None)
 
-    # -- what is on the machine ----------------------------------------------------------------------------------------
+    # -- files on the machine ------------------------------------------------------------------------------------------
 
     @cached_property
     def workdir(self) -> str | None:
-        """The folder that is copied to the machine; None: there is none, or it is a repository that is cloned."""
+        """The folder that is copied to the machine; None: there is none, or it is a repository to clone."""
         found = self.root.get("workdir")
         return self.filled_in(found.text) if found is not None and isinstance(found.value, str) else None
 
     @cached_property
     def mounts(self) -> tuple[Mount, ...]:
-        """What `file_mounts` puts on the machine."""
+        """The entries of `file_mounts`."""
         found = self.root.get("file_mounts")
         return tuple(self._mount(target, source) for target, source in found.entries.items()) if found else ()
 
@@ -261,18 +261,18 @@ class Task:
 
     @cached_property
     def volumes(self) -> list[str]:
-        """Where the task's volumes are mounted."""
+        """The mount points of the task's volumes."""
         found = self.root.get("volumes")
         return [clean_path(self.filled_in(target)) for target in found.entries] if found else []
 
 
 @dataclass(frozen=True)
 class Document:
-    """A task YAML: one task, or those of a pipeline or job group."""
+    """A task YAML: one task, or the tasks of a pipeline or job group."""
 
     tasks: tuple[Task, ...]
     header: Located | None = None
-    """The first document where it is no task, but names the job and says how its tasks run."""
+    """The first document, if it is not a task but names the job and how its tasks run."""
 
     @property
     def name(self) -> str | None:
@@ -283,12 +283,12 @@ class Document:
 
     @property
     def is_group(self) -> bool:
-        """Whether the tasks run side by side."""
+        """Whether the tasks run in parallel."""
         execution = self.header.get("execution") if self.header else None
         return execution is not None and execution.value == "parallel"
 
     def names(self, job: str) -> list[str]:
-        """The tasks' names, as SkyPilot gives them where the file does not, in a job of that name."""
+        """List the tasks' names in a job of this name; SkyPilot numbers tasks without a name."""
         if len(self.tasks) == 1:
             return [job]
         return [f"{job}-{number}" if task.name is None else task.name for number, task in enumerate(self.tasks)]
@@ -300,10 +300,10 @@ def _name(root: Located) -> str | None:
 
 
 def read(text: str) -> Document:
-    """What a task YAML says; whatever a document is, it counts as a task.
+    """Read a task YAML; every document counts as a task, whatever it contains.
 
     Raises:
-        NotYamlError: it is not YAML.
+        NotYamlError: the text is not YAML.
     """
     try:
         found = [Located(node, node.start_mark.line + 1) for node in yaml.compose_all(text, Loader=yaml.SafeLoader)]
@@ -314,7 +314,7 @@ def read(text: str) -> Document:
 
 
 def tasks(text: str) -> tuple[Task, ...]:
-    """The tasks of a text; none where it is not YAML."""
+    """Read the tasks of a text; none if it is not YAML."""
     try:
         return read(text).tasks
     except NotYamlError:
@@ -322,5 +322,5 @@ def tasks(text: str) -> tuple[Task, ...]:
 
 
 def _is_header(first: Located) -> bool:
-    """Whether a first document is no task: sky/utils/dag_utils.py."""
+    """Whether a first document is a header, as in sky/utils/dag_utils.py."""
     return "name" in first.entries and first.entries.keys() <= {*HEADER}

@@ -1,4 +1,4 @@
-"""A plain SkyPilot YAML, read and edited as text, so that what changes in the file is what was asked for."""
+"""Edits of a plain SkyPilot YAML, made in its text so that nothing else changes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _RUNG_KEYS = {"accelerators", "gpus", "use_spot", "infra", "cloud", "region", "z
 
 
 def read(path: Path) -> str:
-    """The text of a task YAML, each of whose documents is a mapping without a key twice.
+    """Read the text of a task YAML; each document must be a mapping without duplicate keys.
 
     Raises:
-        UsageError: it is not; says where.
+        UsageError: it is not; names the place.
     """
     try:
         text = path.read_bytes().decode("utf-8")
@@ -38,10 +38,10 @@ def read(path: Path) -> str:
 
 
 def accelerators(found: Task) -> list[list[Accelerators]]:
-    """The accelerators that a task asks for, a group a rung; empty where it asks for none.
+    """List the accelerators that a task requests, one group per rung; empty if it requests none.
 
     Raises:
-        UsageError: `resources` is not what SkyPilot takes.
+        UsageError: SkyPilot would refuse `resources`.
     """
     _refuse_odd(found)
     groups = [parse(text)[0] for rung in found.rungs for text, _ in rung.accelerators]
@@ -49,53 +49,53 @@ def accelerators(found: Task) -> list[list[Accelerators]]:
 
 
 def uses_spot(found: Task) -> bool | None:
-    """Whether a task's first rung asks for spot machines; None where it does not say.
+    """Whether a task's first rung requests spot instances; None if it does not say.
 
     Raises:
-        UsageError: `resources` is not what SkyPilot takes.
+        UsageError: SkyPilot would refuse `resources`.
     """
     _refuse_odd(found)
-    said = [known for rung in found.rungs if isinstance(known := rung.values.get("use_spot"), bool)]
-    return said[0] if said else None
+    stated = [known for rung in found.rungs if isinstance(known := rung.values.get("use_spot"), bool)]
+    return stated[0] if stated else None
 
 
 def _refuse_odd(found: Task) -> None:
     if found.rungs_are_odd:
-        raise UsageError("`resources` is not a mapping, or its rungs are not: SkyPilot would refuse it")
+        raise UsageError("`resources` and its rungs must be mappings; SkyPilot would refuse this file")
 
 
 def _resources(root: MappingNode) -> dict[str, Any]:
-    """`resources`, whole, to be written anew."""
+    """Read the whole of `resources`, to rewrite it."""
     found = nodes.entries(root).get("resources")
     return found if isinstance(found, dict) else {}
 
 
 def with_entry(text: str, key: str, value: str) -> str:
-    """The task with a top-level scalar set; `value` is YAML text."""
+    """Set a top-level scalar; `value` is YAML text."""
     root = compose(text)
     found = entry(root, key)
     return applied(text, sheet.put(text, found, value) if found else sheet.insert(root, key, value))
 
 
 def with_name(text: str, new: str) -> str:
-    """The task under another name."""
+    """Rename the task."""
     return with_entry(text, "name", emitter.plain(new))
 
 
 def with_entries(text: str, key: str, entries: Mapping[str, Any]) -> str:
-    """The task with entries set in a top-level mapping (envs, secrets); what else is there stays as it is."""
+    """Set entries in a top-level mapping (envs, secrets); other entries stay unchanged."""
     for name, value in entries.items():
         text = applied(text, sheet.put_in(text, key, name, emitter.scalar(value)))
     return text
 
 
 def with_resource(text: str, key: str, value: Any) -> str:
-    """The task with one of its resources set."""
+    """Set one entry of `resources`."""
     return applied(text, sheet.put_in(text, "resources", key, emitter.scalar(value)))
 
 
 def without_empty_env(text: str, name: str) -> str:
-    """The task without a variable in `envs` that has no value, nor `envs` where it held no other."""
+    """Remove a variable without a value from `envs`, and `envs` itself if it has no other entry."""
     root = compose(text)
     envs = entry(root, "envs")
     found = entry(envs[1], name) if envs else None
@@ -106,7 +106,7 @@ def without_empty_env(text: str, name: str) -> str:
 
 
 def with_rungs(text: str, rungs: list[dict[str, Any]]) -> str:
-    """The task asking for these rungs, instead of those that it had; its other resources stay."""
+    """Replace the task's rungs; its other resources stay unchanged."""
     root = compose(text)
     found = entry(root, "resources")
     _refuse_odd(document.read(text).tasks[0])
@@ -125,7 +125,7 @@ def with_rungs(text: str, rungs: list[dict[str, Any]]) -> str:
 
 
 def with_strategy(text: str, strategy: str) -> str:
-    """The task with another recovery strategy; its other settings of job_recovery stay."""
+    """Set the recovery strategy; other settings of job_recovery stay unchanged."""
     known = _resources(compose(text)).get("job_recovery")
     recovery = {**known, "strategy": strategy} if isinstance(known, dict) else {"strategy": strategy}
     return applied(text, sheet.put_in(text, "resources", "job_recovery", emitter.flow(recovery)))

@@ -1,4 +1,4 @@
-"""The names of accelerators, as SkyPilot's catalogs spell them, and what a user may have meant."""
+"""Accelerator names as SkyPilot's catalogs spell them, and suggestions for misspelled ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from skyspot.errors import UsageError, shown
 
-# SkyPilot matches names exactly and would look for a misspelt one for ever.
+# SkyPilot matches names exactly and would look for a misspelled one forever.
 NAMES = (
     "A10", "A100", "A100-80GB", "A100-80GB-SXM", "A10G", "A16", "A30", "A40", "A4000", "A5000", "A6000", "A800",
     "B100", "B200", "B300", "GB200", "GB300", "GH200", "GTX1660S", "Gaudi HL-205", "H100", "H100-80GB", "H100-MEGA",
@@ -28,7 +28,7 @@ _PATTERN = re.compile(r"([A-Za-z][A-Za-z0-9 ._-]*?)(\*?)(?::(\d{1,4}))?")
 
 @dataclass(frozen=True)
 class Accelerators:
-    """So many accelerators of one kind, on each node."""
+    """Kind and number of accelerators per node."""
 
     name: str
     count: int
@@ -38,10 +38,10 @@ class Accelerators:
 
 
 def parse(text: str) -> list[list[Accelerators]]:
-    """`A100:8,L4:8` -> one group per item, the preferred first; `A100*:8` -> one group of every A100 kind.
+    """Parse `A100:8,L4:8` into one group per item, and `A100*:8` into one group of every A100 variant.
 
     Raises:
-        UsageError: a name that is none (the nearest is given), or a count that is none.
+        UsageError: an unknown name (names the nearest), or an invalid count.
     """
     groups = []
     for item in text.split(","):
@@ -53,20 +53,20 @@ def parse(text: str) -> list[list[Accelerators]]:
             lower = name.lower()
             kinds = [known for known in NAMES if known.lower() == lower or known.lower().startswith(f"{lower}-")]
             if not kinds:
-                raise UsageError(f"--gpus: there is no kind of {shown(name)}.{did_you_mean_gpu(name)}")
+                raise UsageError(f"--gpus: no accelerator matches {shown(name + '*')}.{did_you_mean_gpu(name)}")
             groups.append([Accelerators(kind, count) for kind in kinds])
             continue
         exact = next((known for known in NAMES if known.lower() == name.lower()), None)
         if exact is None and _TPU.fullmatch(name.lower()):
             exact = name.lower()
         if exact is None:
-            raise UsageError(f"--gpus: no accelerator is called {shown(name)}.{did_you_mean_gpu(name)}")
+            raise UsageError(f"--gpus: unknown accelerator {shown(name)}.{did_you_mean_gpu(name)}")
         groups.append([Accelerators(exact, count)])
     return groups
 
 
 def did_you_mean_gpu(name: str) -> str:
-    """` Did you mean 'A100'?` for `A1OO`, `A-100` or `A1000`; nothing where nothing is near."""
+    """Return ` Did you mean 'A100'?` for `A1OO`, `A-100` or `A1000`; empty if no name is near."""
     memory = _MEMORY_BEHIND.fullmatch(name)
     plain = next((known for known in NAMES if memory and known.lower() == memory[1].lower()), None)
     if memory and plain and _NAMED_BY_MEMORY.get(plain) == int(memory[2]):
@@ -79,19 +79,19 @@ def did_you_mean_gpu(name: str) -> str:
 
 
 _LONGEST = 24
-"""Longer than any name, with room for mistakes: the cost of a comparison grows with the length."""
+"""Longer than any name, with room for typos; limits the cost of a comparison."""
 _MEMORY_BEHIND = re.compile(r"([A-Za-z]+\d+)[-_ ]?(\d+)GB?", re.IGNORECASE)
-# What a plain name means where a kind with more memory has its memory in its name.
+# Memory of the plain name, if a variant with more memory has that in its name.
 _NAMED_BY_MEMORY = {"A100": 40, "V100": 16}
-# What the eye takes for one another.
+# Characters that look alike.
 _LOOK_ALIKE = ("O0", "Q0", "I1", "L1", "S5", "B8", "Z2")
 
 
 def _cost(written: str, meant: str) -> float:
-    """How far a person is from having meant a name: the edits, where what looks alike counts little.
+    """Edit distance between a written and a known name, with lower costs for likely typos.
 
-    A letter for the digit that looks like it, a separator, and a character typed twice or once instead of twice cost
-    less than an edit; another first letter costs more, because it names another family.
+    Confusing look-alike characters, separators, and doubling a character or missing a double cost less than an edit.
+    Another first letter costs more, because it names another family.
     """
     row = [0.0]
     for j, character in enumerate(meant):
@@ -119,14 +119,14 @@ def _gap(character: str, before: str) -> float:
 
 
 def hints(groups: list[list[Accelerators]]) -> list[str]:
-    """What else might do: other kinds of the same accelerator that were not asked for."""
+    """Suggest other variants of the requested accelerators."""
     asked = {accelerators.name for group in groups for accelerators in group}
-    said = []
+    found = []
     for group in groups:
         first = group[0]
         if first.name == "A100" and "A100-80GB" not in asked:
-            said.append(
-                f"Hint: A100-80GB:{first.count} is another rung, often free when A100:{first.count} is not: "
-                f"--gpus 'A100*:{first.count}' takes both."
+            found.append(
+                f"Hint: A100-80GB:{first.count} is often available when A100:{first.count} is not; "
+                f"--gpus 'A100*:{first.count}' tries both."
             )
-    return said
+    return found

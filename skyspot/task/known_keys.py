@@ -54,17 +54,17 @@ _TASK = {
     "service.tls": "certfile keyfile",
 }
 KNOWN = {path: tuple(keys.split()) for path, keys in _TASK.items()}
-"""For each place in a task its keys; `*` is every key of a mapping and every item of a list. Elsewhere any key goes."""
+"""The keys of each place in a task; `*` is every key of a mapping or item of a list. Other places allow any key."""
 OPEN = ("config", "config.kubernetes", "config.slurm", "file_mounts.*.config")
-"""Of these, the places where SkyPilot takes other keys too: its server may know them, or they are not looked at."""
+"""The places where SkyPilot also accepts other keys: its server may know them, or they are ignored."""
 JOB_RECOVERY = ("strategy", "max_restarts_on_errors", "recover_on_exit_codes")
 HEADER = ("name", "execution", "primary_tasks", "termination_delay", "inter_connection")
-"""The keys of a first document that describes the others: a pipeline's, or a job group's."""
+"""The keys of the header document of a pipeline or job group."""
 VOLUME = ("config", "infra", "labels", "name", "size", "type", "use_existing")
-"""The keys of a volume, `sky volumes apply`."""
+"""The keys of a volume for `sky volumes apply`."""
 SETTINGS = (
     "active_workspace", "admin_policy", "allowed_clouds", "api_server", "aws", "azure", "daemons", "dashboard", "data",
     "db", "docker", "gcp", "jobs", "kubernetes", "logs", "metrics", "nebius", "nvidia_gpus", "oci", "plugins",
     "provision", "rbac", "serve", "slurm", "ssh", "vast", "workspace", "workspace_config", "workspaces",
 )  # fmt: skip
-"""The sections of SkyPilot's own settings, ~/.sky/config.yaml and .sky.yaml."""
+"""The sections of SkyPilot's own settings in ~/.sky/config.yaml and .sky.yaml."""

@@ -1,4 +1,4 @@
-"""A YAML value with the line that it stands in, whatever strange thing stands in its place."""
+"""A YAML value with its line number, tolerant of any content."""
 
 from __future__ import annotations
 
@@ -12,59 +12,59 @@ from skyspot.task.nodes import MappingNode, Node, ScalarNode, SequenceNode, scal
 
 @dataclass(frozen=True)
 class Located:
-    """A value in the file, and the line of its key; of an item of a list, its own line."""
+    """A value in the file, with the line of its key, or for a list item its own line."""
 
     node: Node
     line: int
 
     @cached_property
     def entries(self) -> dict[str, Located]:
-        """The entries of a mapping, merge keys followed; empty where it is none."""
+        """The entries of a mapping, including merged ones; empty for any other value."""
         return dict(_entries(self.node, set()))
 
     def get(self, *keys: str) -> Located | None:
-        """The entry of the first of these keys that is there."""
+        """Return the entry of the first of these keys that exists."""
         return next((self.entries[key] for key in keys if key in self.entries), None)
 
     @property
     def items(self) -> list[Located]:
-        """The items of a list; empty where it is none."""
+        """The items of a list; empty for any other value."""
         if not isinstance(self.node, SequenceNode):
             return []
         return [Located(item, item.start_mark.line + 1) for item in self.node.value]
 
     @property
     def value(self) -> Any:
-        """A scalar as YAML 1.1 types it; None where it is null, not a scalar, or not what its tag says."""
+        """A scalar as YAML 1.1 types it; None if it is null, not a scalar, or does not fit its tag."""
         return scalar_value(self.node)
 
     @property
     def is_null(self) -> bool:
-        """Whether there is nothing, or a null."""
+        """Whether the value is empty or null."""
         return self.node.tag == "tag:yaml.org,2002:null"
 
     @property
     def is_mapping(self) -> bool:
-        """Whether it is a mapping."""
+        """Whether the value is a mapping."""
         return isinstance(self.node, MappingNode)
 
     @property
     def is_list(self) -> bool:
-        """Whether it is a list."""
+        """Whether the value is a list."""
         return isinstance(self.node, SequenceNode)
 
     @property
     def is_verbatim(self) -> bool:
-        """Whether it is a text whose lines are the file's own (`|`)."""
+        """Whether the value is a literal block (`|`), whose lines are those of the file."""
         return isinstance(self.node, ScalarNode) and self.node.style == "|"
 
     @property
     def text(self) -> str:
-        """A scalar as it is written; empty where it is none."""
+        """A scalar as written; empty for any other value."""
         return self.node.value if isinstance(self.node, ScalarNode) and self.value is not None else ""
 
     def plain(self, depth: int = 4) -> Any:
-        """The value in Python's types; what lies deeper than `depth` is left out."""
+        """Convert the value to Python's types; collections below `depth` become None."""
         if depth and self.is_mapping:
             return {key: value.plain(depth - 1) for key, value in self.entries.items()}
         if depth and self.is_list:
@@ -73,13 +73,13 @@ class Located:
 
 
 def _entries(node: Node, seen: set[int]) -> Iterator[tuple[str, Located]]:
-    """Key and value, what is merged in before what stands in the mapping itself; no node twice."""
+    """Iterate over keys and values, merged entries before the mapping's own; no node twice."""
     if not isinstance(node, MappingNode) or id(node) in seen:
         return
     seen.add(id(node))
     merged = [value for key, value in node.value if key.tag == "tag:yaml.org,2002:merge"]
     for value in merged:
-        # Of several, the first has the last word.
+        # If several are merged, the first one wins, so it comes last.
         for source in reversed(value.value) if isinstance(value, SequenceNode) else [value]:
             yield from _entries(source, seen)
     for key, value in node.value:

@@ -1,4 +1,4 @@
-"""What a task puts on its machine, and paths there as SkyPilot means them."""
+"""The mounts of a task, and paths on the machine as SkyPilot interprets them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Protocol, TypeVar
 CHECKPOINT_DIR = "SKYSPOT_CHECKPOINT_DIR"
 """The variable that names the run's folder."""
 TRAINER = "~/skyspot/trainer"
-"""Where a template puts the copy of the trainer."""
+"""The folder for a template's copy of the trainer."""
 WORKDIR = "~/sky_workdir"
-"""Where SkyPilot starts `run`."""
+"""The folder in which SkyPilot starts `run`."""
 _HOME = re.compile(r"^(?:\$HOME|\$\{HOME\})(?=/|$)")
 
 
@@ -22,28 +22,28 @@ class Mount:
     """One entry of file_mounts."""
 
     path: str
-    """On the machine: absolute, or from `~/`."""
+    """The path on the machine: absolute, or from `~/`."""
     source: str = ""
-    """Empty where SkyPilot is to make the bucket of that name, or where several files are named."""
+    """Empty if SkyPilot creates the bucket, or if there are several sources."""
     name: str = ""
-    """The bucket's name; empty where it has none, or the source has it."""
+    """The bucket's name; empty if there is none or the source names it."""
     mode: str = "MOUNT"
-    """MOUNT, MOUNT_CACHED, COPY, or whatever stands there."""
+    """MOUNT, MOUNT_CACHED or COPY; other texts are kept as written."""
     store: str = ""
-    """The store that the bucket is made in; empty: SkyPilot chooses."""
+    """The store to create the bucket in; empty: SkyPilot chooses."""
     read_only: bool = False
     is_bucket: bool = True
-    """Whether it is described as a bucket, by a mapping; else a path or URL alone, which is copied."""
+    """Whether the entry is a mapping that describes a bucket; else it is a path or URL to copy."""
     states_mode: bool = False
-    """Whether `mode` stands there; else it is SkyPilot's default."""
+    """Whether the entry sets `mode`; else it is SkyPilot's default."""
     sources: tuple[str, ...] = ()
-    """Several sources of one bucket."""
+    """The sources, if a bucket has several."""
     line: int = 1
     mode_line: int = 1
 
     @property
     def lasts(self) -> bool:
-        """Whether what a program writes there goes into a bucket."""
+        """Whether files written there go to a bucket."""
         return self.mode in ("MOUNT", "MOUNT_CACHED")
 
 
@@ -56,12 +56,12 @@ _MountT = TypeVar("_MountT", bound=_HasPath)
 
 
 def innermost(mounts: Iterable[_MountT], path: str) -> _MountT | None:
-    """The mount that a path lies in; the deepest, where one lies in another."""
+    """Find the mount that contains a path; the deepest, if mounts are nested."""
     return max((one for one in mounts if within(path, one.path)), key=lambda one: len(one.path), default=None)
 
 
 def clean_path(path: str, folder: str = WORKDIR) -> str:
-    """A path on the node, absolute or from `~`; a relative one starts from `folder`."""
+    """Normalize a path on the node to absolute or from `~`; a relative one starts from `folder`."""
     path = _HOME.sub("~", path)
     if not path.startswith(("/", "~")):
         path = f"{folder}/{path}"
@@ -69,5 +69,5 @@ def clean_path(path: str, folder: str = WORKDIR) -> str:
 
 
 def within(path: str, folder: str) -> bool:
-    """Whether a path is the folder, or lies in it."""
+    """Whether a path is the folder or inside it."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")

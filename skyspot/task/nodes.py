@@ -1,4 +1,4 @@
-"""YAML as nodes with their marks, for edits of the text: read strictly, and walked by key."""
+"""YAML nodes with their positions in the text, read strictly and looked up by key."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from yaml import SequenceNode as SequenceNode
 
 from skyspot.errors import NotYamlError, UsageError, shown
 
-# What reading YAML can raise: PyYAML lets Python's own errors through, of `!!bool x` or a date that is none.
+# Errors from reading YAML. PyYAML lets Python's own errors through, for `!!bool x` or an invalid date.
 UNREADABLE = (yaml.YAMLError, RecursionError, ValueError, OverflowError, TypeError, AttributeError, LookupError)
 Entry = tuple[Node, Node]
 """A key and its value."""
 
 
 def not_yaml(error: BaseException, text: str) -> NotYamlError:
-    """What to raise where reading a text raised one of UNREADABLE."""
+    """Convert one of UNREADABLE into the error to raise."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     problem = getattr(error, "problem", None) or (
         "nested too deeply" if isinstance(error, RecursionError) else str(error)
@@ -32,10 +32,10 @@ def not_yaml(error: BaseException, text: str) -> NotYamlError:
 
 
 def starts(text: str) -> list[int]:
-    """Where the documents of a text start; the first one with the text itself.
+    """List where the documents of a text start; the first one starts with the text.
 
     Raises:
-        UsageError: it is not YAML.
+        UsageError: the text is not YAML.
     """
     try:
         begins = [event for event in yaml.parse(text) if isinstance(event, yaml.DocumentStartEvent)]
@@ -45,16 +45,16 @@ def starts(text: str) -> list[int]:
 
 
 def opening(text: str) -> tuple[bool, bool]:
-    """Whether a text opens with directives, and whether with `---`."""
+    """Whether a text starts with directives, and whether with `---`."""
     first = next(event for event in yaml.parse(text) if isinstance(event, yaml.DocumentStartEvent))
     return bool(first.version or first.tags), bool(first.explicit)
 
 
 def checked(text: str) -> str:
-    """The text, which is one mapping without a key twice.
+    """Return the text if it is one mapping without duplicate keys.
 
     Raises:
-        UsageError: it is not; says where.
+        UsageError: it is not; names the line.
     """
     root = compose(text)
     refuse_twins(root)
@@ -63,10 +63,10 @@ def checked(text: str) -> str:
 
 
 def refuse_twins(node: Node, done: set[int] | None = None) -> None:
-    """Refuse a key that stands twice in a mapping: YAML's loader silently takes the last.
+    """Refuse duplicate keys in a mapping: YAML's loader silently takes the last.
 
     Raises:
-        UsageError: there is one; says where.
+        UsageError: there is one; names the line.
     """
     done = set() if done is None else done
     if id(node) in done:
@@ -78,9 +78,7 @@ def refuse_twins(node: Node, done: set[int] | None = None) -> None:
             line = key.start_mark.line + 1
             if isinstance(key, ScalarNode) and key.value != "<<":
                 if key.value in seen:
-                    raise UsageError(
-                        f"line {line}: {shown(key.value)} stands there a second time (line {seen[key.value]})"
-                    )
+                    raise UsageError(f"line {line}: duplicate key {shown(key.value)} (first on line {seen[key.value]})")
                 seen[key.value] = line
             refuse_twins(value, done)
     elif isinstance(node, SequenceNode):
@@ -89,7 +87,7 @@ def refuse_twins(node: Node, done: set[int] | None = None) -> None:
 
 
 def compose(text: str) -> MappingNode:
-    """The nodes of a text that is one mapping.
+    """Parse a text that is one mapping into nodes.
 
     Raises:
         UsageError: it is not, or an alias in it contains itself.
@@ -101,15 +99,15 @@ def compose(text: str) -> MappingNode:
             return nodes[0]
     except UNREADABLE as error:
         raise not_yaml(error, text) from None
-    found = "the file is empty" if not nodes else f"there are {len(nodes)} documents in it"
+    found = "the file is empty" if not nodes else f"the file has {len(nodes)} documents"
     if len(nodes) == 1:
         found = "this is a list" if isinstance(nodes[0], SequenceNode) else "this is a single value"
-    raise UsageError(f"one task is needed, a mapping with `run`; {found}")
+    raise UsageError(f"expected one task, a mapping with `run`; {found}")
 
 
 def _refuse_circles(node: Node, above: frozenset[int], done: set[int]) -> None:
     if id(node) in above:
-        raise UsageError(f"line {node.start_mark.line + 1}: the anchor there holds an alias of itself")
+        raise UsageError(f"line {node.start_mark.line + 1}: this anchor contains an alias of itself")
     if id(node) in done or not isinstance(node, CollectionNode):
         return
     for item in node.value:
@@ -119,13 +117,13 @@ def _refuse_circles(node: Node, above: frozenset[int], done: set[int]) -> None:
 
 
 def value(node: Node) -> Any:
-    """What a node means, merge keys merged.
+    """Convert a node to Python's types, with merge keys merged.
 
     Raises:
-        UsageError: nothing that Python can hold, like a date that is none.
+        UsageError: Python cannot represent it, for example an invalid date.
     """
     try:
-        # A copy: constructing puts the entries that `<<` merges among the node's own.
+        # Construct from a copy, because constructing adds the entries merged by `<<` to the node.
         return yaml.constructor.SafeConstructor().construct_document(copy.deepcopy(node))
     except UNREADABLE as error:
         problem = " ".join(str(error).split())[:200]
@@ -143,20 +141,20 @@ def scalar_value(node: Node) -> Any:
 
 
 def entries(node: Node) -> dict[str, Any]:
-    """What a mapping's node means, by its keys; nothing of another node's."""
+    """Convert a mapping node to a dict; empty for any other node."""
     found = value(node)
     return found if isinstance(found, dict) else {}
 
 
 def entry(mapping: Node | None, key: str) -> Entry | None:
-    """An entry of a mapping that stands in itself, not in what `<<` merges into it."""
+    """Find an entry in the mapping itself, not in the mappings that `<<` merges into it."""
     if not isinstance(mapping, MappingNode):
         return None
     return next(((known, found) for known, found in mapping.value if known.value == key), None)
 
 
 def merged(node: Node) -> Iterator[MappingNode]:
-    """A mapping, and those that `<<` merges into it."""
+    """Iterate over a mapping and the mappings that `<<` merges into it."""
     if isinstance(node, MappingNode):
         yield node
         found = entry(node, "<<")
@@ -166,7 +164,7 @@ def merged(node: Node) -> Iterator[MappingNode]:
 
 
 def at(node: Node, *path: str) -> Iterator[tuple[MappingNode, Entry]]:
-    """The entries at a path, each with its mapping; `*` is every key of a mapping, and every item of a list."""
+    """Iterate over the entries at a path, with their mappings; `*` matches every key and every list item."""
     if isinstance(node, SequenceNode) and path[0] == "*":
         for item in node.value:
             yield from at(item, *path[1:])

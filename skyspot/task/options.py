@@ -1,4 +1,4 @@
-"""What a task command was asked for; each value is checked, whoever gave it."""
+"""The options of the task commands, checked whether they come from flags or skyspot.yaml."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from skyspot.task.ladder import STRATEGIES, check_infra
 
 SETTINGS = "skyspot.yaml"
 WRITTEN = ".skyspot"
-"""The project's folder of task YAMLs that were written for runs, with their payloads."""
+"""The project's folder for the task YAMLs of runs, with their payloads."""
 NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options that launch, render, plan and rehearse share. None, or empty: not given."""
+    """The options shared by launch, render, plan and rehearse. None or empty: not given."""
 
     task: str = "finetune"
     gpus: str | None = None
@@ -41,72 +41,72 @@ class Options:
     env: Mapping[str, str] = field(default_factory=dict)
     secret: Mapping[str, str | None] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    """`--set`: as text from the command line, as YAML's types from skyspot.yaml."""
+    """`--set`: text from the command line, or values of YAML's types from skyspot.yaml."""
     ignore: tuple[str, ...] = ()
-    """Codes of lint's rules whose findings are notes."""
+    """Codes of lint rules whose findings become notes."""
     flags: frozenset[str] | None = None
-    """Names of those that the command line itself gave, beside skyspot.yaml; None: all of them."""
+    """Names of the options given on the command line, not in skyspot.yaml; None: all of them."""
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense, whoever asked for it.
+        """Refuse invalid values.
 
         Raises:
-            UsageError: says which option, and why.
+            UsageError: names the option and the reason.
         """
         for option in ("task", "name", "bucket", "data", "infra", "save_every", "strategy"):
             if getattr(self, option) == "":
-                raise UsageError(f"{'TASK' if option == 'task' else flag(option)}: it is empty")
+                raise UsageError(f"{'TASK' if option == 'task' else flag(option)}: the value is empty")
         if self.name is not None and not NAME.fullmatch(self.name):
-            raise UsageError(f"--name: {shown(self.name)}: letters, digits, `.`, `_` and `-` alone, at most 63")
+            raise UsageError(f"--name: {shown(self.name)}: use only letters, digits, `.`, `_` and `-`, at most 63")
         if self.infra is not None:
             check_infra("--infra", self.infra)
         for place in self.prefer:
             check_infra("--prefer", place)
         if self.strategy is not None and self.strategy not in STRATEGIES:
-            raise UsageError(f"--strategy: {shown(self.strategy)} is none of {', '.join(STRATEGIES)}")
+            raise UsageError(f"--strategy: {shown(self.strategy)} is not one of {', '.join(STRATEGIES)}")
         if self.max_hourly_cost is not None and not 0 < self.max_hourly_cost < 1e6:
-            raise UsageError(f"--max-hourly-cost: {self.max_hourly_cost} is not a price in USD")
+            raise UsageError(f"--max-hourly-cost: {self.max_hourly_cost} is not a valid price in USD")
         if self.num_nodes is not None and not 1 <= self.num_nodes <= 10000:
-            raise UsageError(f"--num-nodes: {self.num_nodes} is not a number of nodes")
+            raise UsageError(f"--num-nodes: {self.num_nodes} is not a valid number of nodes")
         for what, names in (("--env", self.env), ("--secret", self.secret)):
             for key in names:
                 if not ENV.fullmatch(key):
                     raise UsageError(f"{what}: {shown(key)} is not the name of an environment variable")
                 if key.startswith("SKYPILOT_"):
-                    raise UsageError(f"{what}: {key}: names that begin with SKYPILOT_ are SkyPilot's own")
+                    raise UsageError(f"{what}: {key}: names that begin with SKYPILOT_ are reserved for SkyPilot")
         for key, value in self.env.items():
             refuse_unwritable(f"--env {key}", value)
 
     def given(self) -> list[str]:
-        """Names of the options that were given."""
+        """List the names of the given options."""
         names = [item.name for item in dataclasses.fields(self) if item.name != "flags"]
         return [name for name in names if getattr(self, name) not in (None, (), {})]
 
 
 def written_task(name: str, folder: Path = Path()) -> Path:
-    """The task YAML that `launch` and `render -o` write for a run."""
+    """Path of the task YAML that `launch` and `render -o` write for a run."""
     return folder / WRITTEN / f"{name}.yaml"
 
 
 def flag(name: str) -> str:
-    """The command line's spelling of an option's name."""
+    """Return an option's spelling on the command line."""
     return "--set" if name == "parameters" else f"--{name.replace('_', '-')}"
 
 
 def blamed(message: str, options: Options) -> str:
-    """An error's message, with skyspot.yaml named where it gave the option that the message is about."""
+    """Name skyspot.yaml in an error message if the option came from there."""
     return message if options.flags is None else blamed_on(message, {*options.given()} - options.flags)
 
 
 def blamed_on(message: str, from_file: Collection[str]) -> str:
-    """An error's message, with skyspot.yaml named where the option that it is about is one of these."""
+    """Name skyspot.yaml in an error message if its option is one of these."""
     found = re.match(r"--([a-z-]+)", message)
     name = found[1].replace("-", "_").replace("set", "parameters") if found else ""
     return f"{SETTINGS}: {message[2:]}" if name in from_file else message
 
 
 def flags_alone(options: Options) -> tuple[Options, list[str]]:
-    """The options without what skyspot.yaml gave, and the names of what that was: for a task that says it itself."""
+    """Drop the options from skyspot.yaml, for a plain task; also return the names of the dropped options."""
     if options.flags is None:
         return options, []
     left = [name for name in options.given() if name not in {*options.flags, "task", "ignore"}]
@@ -115,10 +115,10 @@ def flags_alone(options: Options) -> tuple[Options, list[str]]:
 
 
 def pairs(option: str, texts: tuple[str, ...], value_needed: bool) -> dict[str, str | None]:
-    """`K=V` as a mapping; a bare `K` takes the value that K has here, or None where none is needed.
+    """Parse `K=V`; a bare `K` takes its value from the environment, or None if no value is needed.
 
     Raises:
-        UsageError: no `=` in it, and no value here.
+        UsageError: there is no `=`, and no such environment variable.
     """
     found: dict[str, str | None] = {}
     for text in texts:
@@ -135,10 +135,10 @@ def pairs(option: str, texts: tuple[str, ...], value_needed: bool) -> dict[str, 
 
 
 def env_file(path: Path) -> dict[str, str]:
-    """The variables of a dotenv file.
+    """Read the variables of a .env file.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: the file cannot be read.
     """
     from dotenv.parser import parse_stream
 

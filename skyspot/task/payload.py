@@ -1,4 +1,4 @@
-"""What lies beside a written task YAML: a copy of the trainer, so that a resume never changes code."""
+"""The payload beside a written task YAML: a copy of the trainer, so that a resume never changes code."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _PLACE = re.compile(rf"(?:\./)?{re.escape(WRITTEN)}/([^/]+)/trainer/?")
 
 
 def trainer_folder() -> Path:
-    """The trainer of this installation, beside this package; not imported, so that no `trainer.py` gets in the way."""
+    """The trainer of this installation, found without an import, which a `trainer.py` could divert."""
     return Path(__file__).resolve().parents[2] / "trainer"
 
 
 def copy_trainer(target: Path) -> None:
-    """Copy the trainer into a folder, as it is shipped to a node; the folder is there whole or not at all.
+    """Copy the trainer into a folder as shipped to a node; the folder appears whole or not at all.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the copy cannot be written.
     """
     partial = target.with_name(f".{target.name}-{os.getpid()}")
     try:
@@ -41,25 +41,25 @@ def copy_trainer(target: Path) -> None:
 
 
 def trainers(text: str) -> tuple[str, ...]:
-    """The runs whose copies of the trainer a task YAML ships; they lie beside it."""
+    """List the runs whose copies of the trainer a task YAML ships; the copies are beside it."""
     mounts = [mount for task in document.tasks(text) for mount in task.mounts if not mount.is_bucket]
     places = [_PLACE.fullmatch(mount.source) for mount in mounts]
     return tuple(dict.fromkeys(place[1] for place in places if place and NAME.fullmatch(place[1])))
 
 
 def chosen(rendered: Rendered, path: Path, source: Path) -> tuple[str, tuple[str, ...]]:
-    """The text to submit under a run's name, and what to say of it: what was rendered, or the file edited by hand.
+    """Choose the text to submit for a run, the rendered one or the file edited by hand; also return notes.
 
-    The header of a written file keeps the hash of what had been rendered. Where the same would be rendered now, the
-    edit is all that differs, and is what its author wants; where it is not, one of the two would be lost.
+    The header of a written file keeps the hash of the rendered text. If the same text would be rendered now, only the
+    edit differs, and the author wants it. Otherwise one of the two changes would be lost.
 
     Args:
-        rendered: What was asked for now.
+        rendered: The task as rendered now.
         path: .skyspot/<run>.yaml.
-        source: What it was rendered from; the written file itself is used as it is.
+        source: The file it was rendered from; if it is the written file itself, that is used unchanged.
 
     Raises:
-        SkyspotError: both the file and what is asked for differ from what was rendered before; with the diff.
+        SkyspotError: both the file and the newly rendered text differ from the old one; shows the diff.
     """
     if not path.exists() or (source.exists() and source.samefile(path)):
         return rendered.text, ()
@@ -67,7 +67,7 @@ def chosen(rendered: Rendered, path: Path, source: Path) -> tuple[str, tuple[str
     if known == rendered.text or not edited_by_hand(known):
         return rendered.text, ()
     if rendered_from(known) is not None and rendered_from(known) == rendered_from(rendered.text):
-        return known, (f"Using {path} as it was edited by hand",)
+        return known, (f"Using {path} with your edits",)
     raise _edited(path, known, rendered.text)
 
 
@@ -80,19 +80,20 @@ def _read(path: Path) -> str:
 
 
 def _edited(path: Path, known: str, new: str) -> SkyspotError:
-    diff = difflib.unified_diff(known.splitlines(), new.splitlines(), str(path), "rendered now", lineterm="", n=1)
+    diff = difflib.unified_diff(known.splitlines(), new.splitlines(), str(path), "newly rendered", lineterm="", n=1)
     return SkyspotError(
-        f"{path} was edited by hand; it is not overwritten. Use it as it is, or take it away first.\n" + "\n".join(diff)
+        f"{path} was edited by hand and is not overwritten. "
+        f"Submit it unchanged (`skyspot launch -n {path.stem}`), or delete it first.\n" + "\n".join(diff)
     )
 
 
 def write(rendered: Rendered, folder: Path) -> Path:
-    """Write `.skyspot/<run>.yaml` and its payload into a folder; returns the YAML's path.
+    """Write `.skyspot/<run>.yaml` and its payload into a folder; return the YAML's path.
 
-    A payload that is there stays: a resume must not change code.
+    An existing payload stays: a resume must not change code.
 
     Raises:
-        SkyspotError: the file is there and was edited by hand (with the diff), or cannot be written.
+        SkyspotError: the file was edited by hand (shows the diff), or cannot be written.
     """
     path = written_task(rendered.name, folder)
     if path.exists():
@@ -107,13 +108,13 @@ def place(path: Path, text: str, trainers_of: Sequence[str], update_trainer: boo
     """Write a task YAML, and the trainer beside it.
 
     Args:
-        path: Where the YAML goes.
+        path: The path of the YAML.
         text: The YAML.
-        trainers_of: The runs that copies of the trainer belong to.
-        update_trainer: Whether to replace copies that are there by the trainer of this installation.
+        trainers_of: The runs that need a copy of the trainer.
+        update_trainer: Whether to replace existing copies by the trainer of this installation.
 
     Raises:
-        SkyspotError: it cannot be written.
+        SkyspotError: a file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """A task YAML of several documents: SkyPilot's pipelines (one task after another) and job groups (side by side).
 
-An optional first document holds the job's name and how its tasks run; every other one is a task. A file of one task is
-a pipeline of one, so that nobody has to tell the two apart.
+An optional first document holds the job's name and how its tasks run; every other document is a task. A file with one
+task is a pipeline of one, so callers need not distinguish them.
 """
 
 from __future__ import annotations
@@ -22,60 +22,60 @@ _MARK = re.compile(r"^(?:---|\.\.\.)", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The documents of a file, in its order: their texts, joined, are the file."""
+    """The documents of a file in order; their joined texts are the file."""
 
     documents: tuple[str, ...]
     header: int | None
-    """Which document is no task but names the job."""
+    """Index of the document that names the job and is not a task."""
     tasks: tuple[int, ...]
-    """Which documents are tasks; the others are empty."""
+    """Indexes of the documents that are tasks; the others are empty."""
     above: tuple[str, ...]
-    """The line breaks that stood before each document in the file as it was read."""
+    """The line breaks before each document in the original file."""
 
     @property
     def text(self) -> str:
-        """The file."""
+        """The text of the file."""
         return "".join(self.documents)
 
     @property
     def several(self) -> bool:
-        """Whether it is more than one task alone."""
+        """Whether the file has several tasks or a header."""
         return len(self.tasks) > 1 or self.header is not None
 
     @property
     def task_texts(self) -> list[str]:
-        """The tasks' own texts."""
+        """The texts of the tasks."""
         return [self.documents[number] for number in self.tasks]
 
     @property
     def document(self) -> Document:
-        """What the file says."""
+        """The file as the reader of task YAMLs sees it."""
         return document.read(self.text)
 
     def named(self, name: str, with_name: Callable[[str, str], str]) -> Pipeline:
-        """The same under another name; the tasks of several keep theirs."""
+        """Rename the job; if it has several tasks, they keep their names."""
         if self.several and self.header is None:
             return self._under(name)
         number = self.header if self.header is not None else self.tasks[0]
         return self.edited(number, lambda text: with_name(text, name))
 
     def _under(self, name: str) -> Pipeline:
-        """The same behind a header of its own."""
+        """Add a header with the job's name."""
         directives, explicit = opening(self.documents[0])
-        end = "...\n" if directives else ""  # Directives come between documents alone.
+        end = "...\n" if directives else ""  # YAML allows directives only after a document end.
         documents = (f"name: {emitter.plain(name)}\n{end}", *self.documents)
         if not explicit:
             documents = (documents[0], f"---\n{documents[1]}", *documents[2:])
         return Pipeline(documents, 0, tuple(number + 1 for number in self.tasks), ("", *self.above))
 
     def edited(self, number: int, edit: Callable[[str], str]) -> Pipeline:
-        """The file with one document edited.
+        """Edit one document of the file.
 
-        The edit gets the document behind as many empty lines as stand before it in the file: what it says of lines is
-        right for the file.
+        The edit gets the document after as many empty lines as precede it in the file, so that its line numbers are
+        those of the file.
         """
         above, document = self.above[number], self.documents[number]
-        # What is added comes before the blank lines at its end, unless these belong to a value.
+        # Additions go before the blank lines at its end, unless these belong to a value.
         body = document if keeps_lines(document) else document.rstrip()
         end = document[len(body) :]
         ending = _FIRST_BREAK.match(end)
@@ -88,10 +88,10 @@ class Pipeline:
 
 
 def split(text: str) -> Pipeline:
-    """The documents of a task YAML.
+    """Split a task YAML into documents.
 
     Raises:
-        UsageError: it is no YAML, a document is no mapping, none is a task, or two tasks have one name.
+        UsageError: it is not YAML, a document is not a mapping, there is no task, or two tasks have one name.
     """
     begins = starts(text) if _MARK.search(text) else [0]
     documents = tuple(text[start:end] for start, end in zip(begins, [*begins[1:], len(text)], strict=True))
@@ -102,9 +102,9 @@ def split(text: str) -> Pipeline:
     found = document.read(text)
     tasks = tuple(number for number in filled if number or not found.header)
     if not tasks:
-        raise UsageError("there is no task in it, a mapping with `run`")
+        raise UsageError("there is no task (a mapping with `run`)")
     names = [task.name for task in found.tasks if task.name is not None]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise UsageError(f"two tasks are called {shown(twice)}: SkyPilot needs a different name for each")
+        raise UsageError(f"two tasks are named {shown(twice)}; SkyPilot requires unique names")
     return Pipeline(documents, 0 if found.header else None, tasks, above)

@@ -1,4 +1,4 @@
-"""Template and options -> task YAML text, and its header. Pure: no network, no sky, nothing written."""
+"""Renders a template and options to a task YAML with a header. Pure: no network, no sky, no files written."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ _NOUNS = "badger comet delta ember falcon glacier harbor island juniper kestrel 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A task YAML, and what there is to say about it."""
+    """A rendered task YAML, with notes."""
 
     name: str
     text: str
     notes: tuple[str, ...]
-    """Hints and warnings, for stderr."""
+    """Hints and warnings for stderr."""
     trainer: bool
-    """Whether the trainer has to lie beside it as its payload."""
+    """Whether it needs the trainer beside it as payload."""
     before: str | None = None
-    """The user's own YAML that it was made of; None: it comes from a template."""
+    """The user's own YAML that it was made from; None: it comes from a template."""
 
 
-def made_up_name() -> str:
-    """A name for a run that was given none: `keen-otter-4f1a`."""
+def generated_name() -> str:
+    """Generate a name for a run: `keen-otter-4f1a`."""
     words = [random_words.choice(_ADJECTIVES.split()), random_words.choice(_NOUNS.split()), random_words.token_hex(2)]
     return "-".join(words)
 
 
 def from_template(options: Options) -> Rendered:
-    """The task YAML of a template's name or path.
+    """Render the task YAML of a template, given by name or path.
 
     Raises:
-        UsageError: whatever is wrong with what was asked for, in a line.
+        UsageError: an option is invalid.
     """
     chosen = template.find(options.task)
     notes: list[str] = []
     name = options.name
     if name is None:
-        name = made_up_name()
-        notes.append(f"Run name: {name} (made up; -n NAME sets it)")
+        name = generated_name()
+        notes.append(f"Run name: {name} (generated; -n NAME sets it)")
     given = dict(options.parameters)
     declared = {parameter.name for parameter in chosen.parameters}
     if options.save_every is not None:
@@ -75,9 +75,10 @@ def from_template(options: Options) -> Rendered:
     if chosen.trainer:
         mounts[TRAINER] = f"{WRITTEN}/{name}/trainer"
     if chosen.trainer and options.data is None and parameters.get("data") == "stdlib":
-        notes.append("No --data: this is a trial on the standard library's own source (model and data cost nothing).")
+        model = "training the tiny demo model" if parameters.get("model") == "tiny" else "training"
+        notes.append(f"No --data given: {model} on Python's own source code (free).")
     if options.bucket is None and store.source:
-        notes.append(f"No --bucket: SkyPilot will make the bucket {store.source['name']} and keep it.")
+        notes.append(f"No --bucket given: SkyPilot will create the bucket {store.source['name']} and keep it.")
     rungs, more = _rungs(options)
     notes += more
     context = {
@@ -99,7 +100,7 @@ def from_template(options: Options) -> Rendered:
 
 
 def _rungs(options: Options) -> tuple[list[ladder.Rung], list[str]]:
-    """What to ask for, and what there is to say about that."""
+    """Build the ladder, and notes on it."""
     groups = gpus.parse(options.gpus) if options.gpus is not None else []
     use_spot = options.use_spot is not False
     rungs = ladder.rungs(
@@ -113,7 +114,7 @@ def _rungs(options: Options) -> tuple[list[ladder.Rung], list[str]]:
 
 
 def _bend_defaults(parameters: dict[str, Any], given: Mapping[str, Any]) -> None:
-    """Adapt the sizes that were not given to those that were, as the trainer does."""
+    """Adapt default sizes to the given ones, as the trainer does."""
     whole, part = parameters.get("global_batch_size"), parameters.get("micro_batch_size")
     if isinstance(whole, int) and isinstance(part, int) and whole > 0 and part > 0:
         if "micro_batch_size" not in given:
@@ -126,25 +127,25 @@ def _bend_defaults(parameters: dict[str, Any], given: Mapping[str, Any]) -> None
 
 
 def _check_sizes(parameters: dict[str, Any]) -> None:
-    """Refuse here what the trainer would refuse on a machine that is paid for.
+    """Refuse now what the trainer would refuse on a paid machine.
 
     Raises:
-        UsageError: a size that is none, or a micro-batch that does not divide the batch.
+        UsageError: an invalid size, or a micro-batch that does not divide the batch.
     """
     every = parameters.get("save_every")
     if isinstance(every, str) and not re.fullmatch(r"0*[1-9]\d{0,8}|auto", every):
-        raise UsageError(f"--save-every: {shown(every)} is neither a number of steps above 0 nor auto")
+        raise UsageError(f"--save-every: {shown(every)} is neither a positive number of steps nor `auto`")
     for name in ("max_steps", "global_batch_size", "micro_batch_size", "seq_len", "save_every"):
         value = parameters.get(name)
         if isinstance(value, int) and value < 1:
-            raise UsageError(f"--set {name}: {value} is not above 0")
+            raise UsageError(f"--set {name}: must be positive, not {value}")
     whole, part = parameters.get("global_batch_size"), parameters.get("micro_batch_size")
     if isinstance(whole, int) and isinstance(part, int) and whole % part:
         raise UsageError(f"--set micro_batch_size: {part} does not divide global_batch_size {whole}")
 
 
 def _envs(store: buckets.Store, name: str, data: str | None, parameters: dict[str, Any]) -> dict[str, str]:
-    """The environment of the task: every value of the user's, as text."""
+    """Build the task's environment: all user values, as text."""
     found = {"SKYSPOT_MOUNT": store.mount} if store.mount else {}
     found[CHECKPOINT_DIR] = f"{store.folder.rstrip('/')}/{name}"
     if data is not None:
@@ -160,38 +161,38 @@ def _envs(store: buckets.Store, name: str, data: str | None, parameters: dict[st
 
 
 def _source(path: Path) -> str:
-    """A template as the header names it: the bundled ones and ./templates/ alike, so that ejecting changes nothing."""
+    """Name a template for the header; bundled and ejected templates get the same name."""
     name = re.sub(r"[^A-Za-z0-9._/-]", "_", path.name)
     return f"templates/{name}" if path.parent.name == "templates" else name
 
 
 def with_header(body: str, name: str, source: str) -> str:
-    """A task YAML under a comment that says where it comes from and what the text hashed to."""
+    """Add the header, a comment with the task YAML's origin and hash."""
     digest = hashlib.sha256(body.encode()).hexdigest()[:6]
     return (
-        f"# Rendered by skyspot {__version__} from {source} ({digest}). Written with its payload (`-o .`)"
-        f" it works alone:\n{_SECOND}.skyspot/{name}.yaml -n {name}\n{body}"
+        f"# Rendered by skyspot {__version__} from {source} ({digest}). With its payload"
+        f" (`-o .`) it works by itself:\n{_SECOND}.skyspot/{name}.yaml -n {name}\n{body}"
     )
 
 
 def headed(rendered: Rendered, source: Path) -> Rendered:
-    """What is written of it: a plain YAML under a header of its own, which tells later who changed what."""
+    """Add a header to a plain YAML, to recognize later edits; a rendered template has one already."""
     if rendered.before is None:
         return rendered
     body = rendered.text.removeprefix("\ufeff")
-    if _HEADER.match(body):  # It was written for a run, or copied from what was.
+    if _HEADER.match(body):  # An older header: the file was written for a run.
         body = body.partition("\n")[2]
         body = body.partition("\n")[2] if body.startswith(_SECOND) else body
     return replace(rendered, text=with_header(body, rendered.name, _source(source)))
 
 
 def edited_by_hand(text: str) -> bool:
-    """Whether a rendered file is no longer what was rendered."""
+    """Whether a rendered file was changed since it was rendered."""
     body = text.split("\n", 2)[2] if text.count("\n") > 2 else ""
     return hashlib.sha256(body.encode()).hexdigest()[:6] != rendered_from(text)
 
 
 def rendered_from(text: str) -> str | None:
-    """The hash of what had been rendered into a file, as its header keeps it; None where it has no header."""
+    """Read the hash of the originally rendered text from a file's header; None if there is no header."""
     found = _HEADER.match(text)
     return found[1] if found else None

@@ -1,4 +1,4 @@
-"""skyspot.yaml, a project's own defaults: flags beat it, it beats the template's defaults."""
+"""skyspot.yaml, a project's defaults: flags override it, and it overrides the template's defaults."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from skyspot.task.options import SETTINGS, Options, blamed_on
 
 
 def merged(flags: Mapping[str, Any], folder: Path) -> Options:
-    """The options of a command, from its flags and from skyspot.yaml in the working folder."""
+    """Merge a command's flags with skyspot.yaml in the working folder."""
     settings = read_settings(folder / SETTINGS)
     values: dict[str, Any] = dict(settings)
-    said: set[str] = set()
+    from_flags: set[str] = set()
     for key, value in flags.items():
         if value in (None, (), {}):
             continue
@@ -26,18 +26,18 @@ def merged(flags: Mapping[str, Any], folder: Path) -> Options:
         elif key == "ignore":
             value = tuple(dict.fromkeys([*values.get(key, ()), *value]))
         values[key] = value
-        said.add(key)
+        from_flags.add(key)
     try:
-        return Options(**values, flags=frozenset(said))
+        return Options(**values, flags=frozenset(from_flags))
     except UsageError as error:
-        raise UsageError(blamed_on(str(error), values.keys() - said)) from None
+        raise UsageError(blamed_on(str(error), values.keys() - from_flags)) from None
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """What skyspot.yaml says, by the names of Options; empty where there is none.
+    """Read skyspot.yaml into the names of Options; empty if there is no file.
 
     Raises:
-        UsageError: unreadable, an unknown key (the nearest is given), or a value of another type.
+        UsageError: the file is unreadable, a key is unknown (names the nearest), or a value has the wrong type.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -51,14 +51,14 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path.name}: not readable as YAML: {' '.join(str(error).split())[:160]}") from None
     if document is None or node is None:
         return {}
-    from skyspot.task.nodes import refuse_twins  # Not where there is no such file.
+    from skyspot.task.nodes import refuse_twins  # Not needed without a file.
 
     try:
         refuse_twins(node)
     except UsageError as error:
         raise UsageError(f"{path.name}, {error}") from None
     if not isinstance(document, dict):
-        raise UsageError(f"{path.name}: it has to hold options by name, like `bucket: s3://my-bucket`")
+        raise UsageError(f"{path.name}: expected options by name, like `bucket: s3://my-bucket`")
     known = {
         item.name.replace("parameters", "set"): item for item in dataclasses.fields(Options) if item.name != "flags"
     }
@@ -74,13 +74,13 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def _as_text(value: Any) -> str:
-    """A value of skyspot.yaml as the text that the command line would have."""
+    """Convert a value of skyspot.yaml to the text it would have on the command line."""
     return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
 
 
 def _typed(where: str, name: str, value: Any) -> Any:
-    """A value of skyspot.yaml, of its option's type."""
-    problem = UsageError(f"{where}: {name}: {shown(str(value))} is not what this option takes")
+    """Check a value of skyspot.yaml and convert it to its option's type."""
+    problem = UsageError(f"{where}: {name}: {shown(str(value))} is not a valid value for this option")
     if name in ("on_demand_last", "use_spot"):
         if not isinstance(value, bool):
             raise problem
@@ -100,14 +100,14 @@ def _typed(where: str, name: str, value: Any) -> Any:
             raise problem
         for key, item in value.items():
             if not isinstance(key, str):
-                raise UsageError(f"{where}: {name}: the key {key} is not text to YAML: put it in quotes")
+                raise UsageError(f"{where}: {name}: YAML does not read the key {key} as text. Put it in quotes")
             if name == "env" and (item is None or isinstance(item, (dict, list))):
-                raise UsageError(f"{where}: env: {key} needs a value that is text or a number")
+                raise UsageError(f"{where}: env: {key} must be text or a number")
         return {key: _as_text(item) for key, item in value.items()} if name == "env" else value
     if name == "secret":
         keys = value if isinstance(value, list) else [value]
         if not all(isinstance(key, str) for key in keys):
-            raise UsageError(f"{where}: secret: a list of names; values are never written into a file")
+            raise UsageError(f"{where}: secret: give a list of names; a file must not contain secret values")
         return dict.fromkeys(keys)
     if isinstance(value, (dict, list)):
         raise problem
@@ -115,7 +115,7 @@ def _typed(where: str, name: str, value: Any) -> Any:
 
 
 def remember_bucket(name: str, folder: Path) -> bool:
-    """Write the bucket that SkyPilot makes into skyspot.yaml, for later runs; False where that cannot be done."""
+    """Write the bucket that SkyPilot creates into skyspot.yaml for later runs; False if that fails."""
     path = folder / SETTINGS
     try:
         text = path.read_text(encoding="utf-8") if path.exists() else ""

@@ -1,4 +1,4 @@
-"""YAML edited as text, at the marks of its nodes: what no edit touches stays as it was, byte for byte."""
+"""A YAML text under edit, at the positions of its nodes: text outside an edit stays unchanged, byte for byte."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from skyspot.errors import UsageError
 from skyspot.task.nodes import CollectionNode, Entry, MappingNode, Node, SequenceNode, compose, entry
 
 BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
-"""What ends a line, to YAML."""
+"""A line break in YAML."""
 _COMMENT = "#[^\n\r\x85\u2028\u2029]*"
 _REST = re.compile(f"(?P<gap>[ \t]*)(?P<comment>{_COMMENT})?")
 _ALIAS = re.compile(rf"[ \t]*:(?:\s|{_COMMENT})*(\*[^\s,\[\]{{}}]+)")
@@ -22,7 +22,7 @@ _KEEPS = re.compile(r"[|>][0-9]*\+")
 
 
 class Edit(NamedTuple):
-    """The characters from `start` to `end` are to be `new`."""
+    """A replacement of the characters from `start` to `end` by `new`."""
 
     start: int
     end: int
@@ -31,27 +31,28 @@ class Edit(NamedTuple):
 
 @dataclass(frozen=True)
 class Sheet:
-    """A text under edit; it knows which line of the file each of its lines comes from, and what was said of them."""
+    """A text under edit. It knows the original line of each of its lines, and collects notes on the changes."""
 
     text: str
     lines: tuple[int, ...]
-    said: tuple[tuple[int, str], ...] = ()
+    notes: tuple[tuple[int, str], ...] = ()
+    """Original line and description of each change."""
 
     @classmethod
     def of(cls, text: str) -> Sheet:
-        """A sheet that nothing was done to."""
+        """Create a sheet without edits."""
         return cls(text, tuple(range(1, len(BREAK.findall(text)) + 2)))
 
     def line(self, node: Node) -> int:
-        """The file's line of a node of this text."""
+        """Return the original line of a node of this text."""
         return self.lines[min(node.start_mark.line, len(self.lines) - 1)]
 
-    def say(self, node: Node, sentence: str) -> Sheet:
-        """Note what is done to a node."""
-        return replace(self, said=(*self.said, (self.line(node), sentence)))
+    def noted(self, node: Node, change: str) -> Sheet:
+        """Add a note on a node's change."""
+        return replace(self, notes=(*self.notes, (self.line(node), change)))
 
     def edited(self, edit: Edit) -> Sheet:
-        """The sheet with one edit done."""
+        """Apply one edit to the sheet."""
         first = len(BREAK.findall(self.text, 0, edit.start))
         last = first + len(BREAK.findall(self.text, edit.start, edit.end))
         whole = not edit.new and edit.start == _line_start(self.text, edit.start)
@@ -65,12 +66,12 @@ class Sheet:
 
 
 def breaks(text: str) -> str:
-    """The line breaks of a text alone."""
+    """Return only the line breaks of a text."""
     return "".join(BREAK.findall(text))
 
 
 def applied(text: str, edit: Edit) -> str:
-    """The text with one edit done; new lines end as the lines of the text do."""
+    """Apply one edit to a text; new line breaks are like those of the text."""
     found = BREAK.search(text)
     new = re.sub("(?<!\r)\n", lambda _: found[0], edit.new) if found else edit.new
     return text[: edit.start] + new + text[edit.end :]
@@ -80,7 +81,7 @@ def applied(text: str, edit: Edit) -> str:
 
 
 def span(text: str, found: Entry) -> tuple[int, int]:
-    """Where the value of an entry stands, without comments after it; of an alias: the alias, not what it means."""
+    """Locate the value of an entry, without comments after it; for an alias, the alias itself."""
     key, node = found
     if node.start_mark.index >= key.end_mark.index:
         return node.start_mark.index, _end(text, node)
@@ -91,7 +92,7 @@ def span(text: str, found: Entry) -> tuple[int, int]:
 
 
 def _end(text: str, node: Node) -> int:
-    """The end of a node's last line: a block's end mark lies before the next key, behind comments."""
+    """Find the end of a node's last line. A block's end mark is no use: it is before the next key, after comments."""
     start, end = node.start_mark.index, node.end_mark.index
     if isinstance(node, CollectionNode) and not node.flow_style and node.value:
         last = node.value[-1]
@@ -107,7 +108,7 @@ def _end(text: str, node: Node) -> int:
 
 
 def append(text: str, found: Entry, new: str) -> Edit | None:
-    """Another item for an entry's block list, as its last; None where it is no plain block list."""
+    """Append an item to an entry's block list; None if it is not a plain block list."""
     start, end = span(text, found)
     if not isinstance(found[1], SequenceNode) or not text.startswith("-", start):
         return None
@@ -117,7 +118,7 @@ def append(text: str, found: Entry, new: str) -> Edit | None:
 
 
 def rename(text: str, key: Node, new: str) -> Edit:
-    """A key under another name; quoted where the old one was."""
+    """Rename a key; the new one is quoted if the old one was."""
     start, end = key.start_mark.index, key.end_mark.index
     start += _properties(text, start, end)
     quote = text[start] if text[start] in "'\"" else ""
@@ -125,7 +126,7 @@ def rename(text: str, key: Node, new: str) -> Edit:
 
 
 def put(text: str, found: Entry, new: str) -> Edit:
-    """Another value for an entry; `new` is YAML of one line. An anchor before the old value stays, a tag does not."""
+    """Replace an entry's value; `new` is one line of YAML. An anchor before the old value stays, a tag does not."""
     start, end = span(text, found)
     if start == end:
         return Edit(start, end, f" {new}")
@@ -187,7 +188,7 @@ def put_in(text: str, section: str, key: str, new: str) -> Edit:
 
 
 def drop(text: str, mapping: MappingNode, key: str) -> Edit:
-    """An entry of a mapping away, and its line with it; a comment beside it stays."""
+    """Remove an entry of a mapping with its line; a comment beside it stays."""
     index = next(index for index, (known, _) in enumerate(mapping.value) if known.value == key)
     start, end = mapping.value[index][0].start_mark.index, span(text, mapping.value[index])[1]
     following = mapping.value[index + 1][0].start_mark.index if index + 1 < len(mapping.value) else None
@@ -219,15 +220,15 @@ def _drop_in_flow(text: str, mapping: MappingNode, index: int, start: int, end: 
     return Edit(start, closing, _comments(text[end:closing]))
 
 
-def _comments(between: str) -> str:
-    """What stands between two entries in flow style without its comma; nothing where that is space alone."""
-    if "#" not in between:
+def _comments(gap_text: str) -> str:
+    """Keep the text between two entries in flow style without its comma; nothing if it has no comment."""
+    if "#" not in gap_text:
         return ""
-    return "".join(piece for piece in re.findall(rf"{_COMMENT}|,|[^,#]+", between) if piece != ",")
+    return "".join(piece for piece in re.findall(rf"{_COMMENT}|,|[^,#]+", gap_text) if piece != ",")
 
 
 def unwrap(text: str, outer: Entry, inner: Entry) -> Edit:
-    """The value of the only entry of `outer` as the value of `outer` itself."""
+    """Replace the value of `outer` by the value of its only entry."""
     if not isinstance(outer[1], MappingNode) or outer[1].flow_style:
         start, end = span(text, inner)
         return Edit(*span(text, outer), text[start:end])
@@ -249,7 +250,7 @@ def _line_start(text: str, index: int) -> int:
 
 
 def difference(before: str, after: str, name: str) -> str:
-    """What changes in a file, as a unified diff that `patch` takes; nothing where nothing changes."""
+    """Return the changes of a file as a unified diff for `patch`; empty if there are none."""
     lines = difflib.unified_diff(_lines(before), _lines(after), name, name)
     return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
 
@@ -259,7 +260,7 @@ def _lines(text: str) -> list[str]:
 
 
 def lines_before(before: str, after: str) -> list[int]:
-    """For each line of an edited text the line of the text before that it comes from, or that stands nearest."""
+    """For each line of an edited text, return the original line that it comes from, or the nearest one."""
     old, new = BREAK.split(before), BREAK.split(after)
     found: list[int] = []
     for _, first, last, start, end in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():

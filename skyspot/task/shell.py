@@ -1,7 +1,7 @@
-"""What a task's `run` or `setup` would start: its commands and their words, read as far as a shell's syntax is plain.
+"""The shell commands of a task's `run` or `setup`, read as far as the syntax is plain.
 
-Nothing is run. Quotes, comments, continued lines, here-documents and variables whose value the file itself gives are
-understood; what only a running shell knows (`$(...)`, other variables) stays in the words as it is written.
+Nothing is run. The reader understands quotes, comments, continued lines, here-documents, and variables that the file
+itself sets. Parts that only a running shell knows (`$(...)`, other variables) stay in the words as written.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 _HERE_DOCUMENT = re.compile(r"(?<!<)<<-?[ \t]*(['\"]?)([A-Za-z_]\w*)\1")
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?::?-([^$}]*))?\})")
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
-# Words after which a command begins.
+# Keywords that precede a command.
 _KEYWORDS = ("{", "!", "if", "then", "else", "elif", "while", "until", "do", "time")
 _DECLARE = ("export", "declare", "local", "readonly", "typeset")
 _SHELLS = ("bash", "sh", "zsh", "dash")
-# Commands that start the command which follows them.
+# Commands that run the command after them.
 _PREFIXES = ("exec", "env", "nohup", "time", "command", "sudo", "nice")
 _LONGEST_VALUE = 4096
 _DEEPEST = 4
@@ -26,11 +26,11 @@ _DEEPEST = 4
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a command, quotes taken off and known variables put in."""
+    """A word of a command, without quotes and with known variables filled in."""
 
     text: str
     line: int
-    """From 0, within the script."""
+    """Line within the script, from 0."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Command:
 
     words: tuple[Word, ...]
     depth: int = 0
-    """0: of the script itself; 1: of a `bash -c '...'` in it; and so on."""
+    """0: in the script itself; 1: in a `bash -c '...'` of the script; and so on."""
     ends: str = "\n"
-    """What ended it: a newline, `;`, `&`, `|` or a bracket, doubled where it stood twice."""
+    """The token after it: a newline, `;`, `&`, `|`, `;;`, `&&`, `||` or a bracket."""
 
     @property
     def program(self) -> str:
-        """The name of the program that it starts, without its folder; of `exec env A=1 x`, `x`."""
+        """The name of the program, without its folder; `x` for `exec env A=1 x`."""
         for word in self.words:
             if not _ASSIGNMENT.fullmatch(word.text) and word.text not in _PREFIXES and not word.text.startswith("-"):
                 return posixpath.basename(word.text)
@@ -53,11 +53,11 @@ class Command:
 
 
 def commands(script: str, variables: Mapping[str, str] | None = None) -> list[Command]:
-    """The commands of a script in their order, with those that it hands to `bash -c` or `eval`.
+    """List the commands of a script in order, including those that it passes to `bash -c` or `eval`.
 
     Args:
-        script: Text for a shell; anything at all may stand in it.
-        variables: What the script finds in its environment, where that is known.
+        script: Text for a shell; it may be invalid.
+        variables: The script's environment, as far as it is known.
     """
     return list(_commands(script, dict(variables or {}), 0))
 
@@ -68,9 +68,9 @@ def runs_our_trainer(run: str, envs: Mapping[str, str] | None = None) -> bool:
 
 
 def starts_our_trainer(command: Command) -> bool:
-    """Whether it is `python ... -m trainer` or `-m trainer.launch`; Python's own options may stand before the `-m`."""
+    """Whether a command is `python ... -m trainer` or `-m trainer.launch`; Python's options may precede `-m`."""
     texts = [word.text for word in command.words]
-    # Under another launcher (accelerate, torchrun) the trainer's exit codes do not come through.
+    # Another launcher (accelerate, torchrun) hides the trainer's exit codes.
     if command.program in ("echo", "printf", "accelerate", "torchrun"):
         return False
     return any(
@@ -81,7 +81,7 @@ def starts_our_trainer(command: Command) -> bool:
 
 
 def _module(arguments: list[str]) -> str | None:
-    """The module that Python runs with these arguments; None where it runs no module."""
+    """Find the module that Python runs with these arguments; None if it runs none."""
     rest = iter(arguments)
     for text in rest:
         if re.fullmatch(r"-[A-Za-z]*m", text):
@@ -94,12 +94,12 @@ def _module(arguments: list[str]) -> str | None:
 
 
 def option(command: Command, name: str) -> Word | None:
-    """The value of `--name VALUE` or `--name=VALUE`, where it is there."""
+    """Find the value of `--name VALUE` or `--name=VALUE`; None if it is not given."""
     return next(options(command, name), None)
 
 
 def options(command: Command, name: str) -> Iterator[Word]:
-    """The values of `--name VALUE` or `--name=VALUE`, each time that it is there."""
+    """Iterate over all values of `--name VALUE` or `--name=VALUE`."""
     for word, following in zip(command.words, (*command.words[1:], None), strict=True):
         if word.text == name and following is not None:
             yield following
@@ -119,13 +119,13 @@ def _commands(script: str, variables: dict[str, str], depth: int) -> Iterator[Co
             inner = Word(" ".join(texts[1:]), command.words[0].line)
         if inner and depth < _DEEPEST:
             for nested in _commands(inner.text, dict(variables), depth + 1):
-                # A word of an inner script stands where the whole of it begins.
+                # Words of an inner script get the line where that script begins.
                 words = tuple(Word(word.text, inner.line) for word in nested.words)
                 yield Command(words, nested.depth, nested.ends)
 
 
 def _without_here_documents(script: str) -> str:
-    """The script with the lines of its here-documents left empty, so that all others keep their numbers."""
+    """Empty the lines of here-documents, so that the other lines keep their numbers."""
     lines = script.split("\n")
     at = 0
     while at < len(lines):
@@ -139,7 +139,7 @@ def _without_here_documents(script: str) -> str:
 
 
 class _Reader:
-    """Goes through a script once, character by character."""
+    """Reads a script once, character by character."""
 
     def __init__(self, text: str, variables: dict[str, str], depth: int) -> None:
         self.text, self.variables, self.depth = text, variables, depth
@@ -181,7 +181,7 @@ class _Reader:
         yield from self._end("\n")
 
     def _add(self, raw: str, text: str | None = None) -> None:
-        """Take `raw` from the script, as `text` into the word."""
+        """Consume `raw` from the script, and add `text` (by default `raw`) to the word."""
         if self.word is None:
             self.word, self.word_line = [], self.line
         self.word.append(raw if text is None else text)
@@ -229,7 +229,7 @@ class _Reader:
         self._add(found[0], found[0] if value is None else value)
 
     def _balanced(self, opening: int) -> str:
-        """From here to the bracket that closes the one at `opening`."""
+        """Return the text from here to the bracket that closes the one at `opening`."""
         depth = 0
         for end in range(opening, len(self.text)):
             depth += {"(": 1, ")": -1}.get(self.text[end], 0)

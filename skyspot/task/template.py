@@ -1,6 +1,6 @@
-"""Templates: found by name or path, described by the block of parameters that each opens with, and rendered.
+"""Templates: found by name or path, described by the parameter block at their start, and rendered.
 
-A template is Jinja with values placed and no logic. It opens with a comment that declares its parameters in YAML:
+A template is Jinja without logic. It starts with a comment that declares its parameters in YAML:
 
     {#- parameters
     model: {default: tiny, help: a model}
@@ -23,7 +23,7 @@ from skyspot.errors import SkyspotError, UsageError, did_you_mean, shown
 from skyspot.task import emitter
 
 SUFFIX = ".yaml.j2"
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, where it is built: ten times as fast.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's loader, if built, is ten times as fast.
 _HEAD = re.compile(r"\A\{#-? parameters\n(.*?)-?#\}\n?", re.DOTALL)
 _ORIGIN = re.compile(r"\A\{#-? ejected from .*?#\}\n", re.DOTALL)
 
@@ -39,7 +39,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Template:
-    """A template's text, and what it declares."""
+    """A template's text and its declarations."""
 
     name: str
     path: Path
@@ -48,26 +48,26 @@ class Template:
     parameters: tuple[Parameter, ...]
     about: str
     trainer: bool
-    """Whether `run` starts our trainer, whose 75 means: bring me back."""
+    """Whether `run` starts our trainer, which exits with 75 to be restarted."""
 
 
 def bundled_folder() -> Path:
-    """Where the templates of this release lie: in the package, or (in a checkout) at the top."""
+    """The folder of this release's templates: in the package, or in a checkout at the top."""
     package = Path(__file__).parents[1]
     inside = package / "templates"
     return inside if inside.is_dir() else package.parent / "templates"
 
 
 def folders() -> list[tuple[Path, bool]]:
-    """Where templates are looked for, in order, and whether they are the bundled ones."""
+    """List the folders to search for templates, in order, and whether each is the bundled one."""
     found = [(Path("templates"), False)]
-    with suppress(RuntimeError):  # There may be no home.
+    with suppress(RuntimeError):  # There may be no home folder.
         found.append((Path.home() / ".config" / "skyspot" / "templates", False))
     return [*found, (bundled_folder(), True)]
 
 
 def names() -> dict[str, Path]:
-    """Every template that can be named, and the file that the name stands for."""
+    """Map every template's name to its file."""
     found: dict[str, Path] = {}
     for folder, _ in folders():
         for path in sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []:
@@ -76,10 +76,10 @@ def names() -> dict[str, Path]:
 
 
 def find(name: str) -> Template:
-    """The template of a name or path.
+    """Find a template by name or path.
 
     Raises:
-        UsageError: there is none (the nearest is given), or its parameters are not readable.
+        UsageError: there is none (names the nearest), or its parameters are unreadable.
     """
     if name.endswith(".j2") or "/" in name:
         path = Path(name)
@@ -87,7 +87,7 @@ def find(name: str) -> Template:
         known = names()
         if name not in known:
             raise UsageError(
-                f"no template {shown(name)}; there are {', '.join(sorted(known))}.{did_you_mean(name, known)}"
+                f"no template {shown(name)}; available: {', '.join(sorted(known))}.{did_you_mean(name, known)}"
             )
         path = known[name]
     return read(path)
@@ -104,30 +104,26 @@ def read(path: Path) -> Template:
     body = _ORIGIN.sub("", text)
     head = _HEAD.match(body)
     if not head:
-        raise UsageError(f"{path}: it does not open with `{{#- parameters`, the block that declares its parameters")
+        raise UsageError(f"{path}: it must start with `{{#- parameters`, the block that declares its parameters")
     try:
         declared = yaml.load(head[1], Loader=_LOADER)
         about, trainer = str(declared.pop("about")), bool(declared.pop("trainer"))
         wrong = [key for key in declared if not str(key).isidentifier()]
         if wrong:
-            raise UsageError(
-                f"{path}: a parameter cannot be called {shown(str(wrong[0]))}: letters, digits and _ alone"
-            )
+            raise UsageError(f"{path}: invalid parameter name {shown(str(wrong[0]))}; use only letters, digits and _")
         parameters = tuple(Parameter(key, value["default"], str(value["help"])) for key, value in declared.items())
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(
-            f"{path}: its block of parameters is not readable: {' '.join(str(error).split())[:160]}"
-        ) from None
+        raise UsageError(f"{path}: its parameter block is unreadable: {' '.join(str(error).split())[:160]}") from None
     name = path.name.removesuffix(SUFFIX)
     bundled = path.parent.resolve() == bundled_folder().resolve()
     return Template(name, path, bundled, body[head.end() :], parameters, about, trainer)
 
 
 def values(template: Template, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The template's parameters: what was given, of the default's type, else the default.
+    """Set the template's parameters: given values, converted to the default's type, or else the default.
 
     Raises:
-        UsageError: an unknown parameter (the nearest is given), or a value of another type.
+        UsageError: an unknown parameter (names the nearest), or a value of the wrong type.
     """
     known = {parameter.name: parameter for parameter in template.parameters}
     found = {name: parameter.default for name, parameter in known.items()}
@@ -142,7 +138,7 @@ def values(template: Template, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _typed(name: str, default: Any, value: Any) -> Any:
-    """A given value: text stays text where the default is text, else it is read as YAML and has to be of its type."""
+    """Convert a given value: text stays text if the default is text; else it must be of the default's type."""
     if isinstance(default, str) or default is None:
         if not isinstance(value, (str, int, float, bool)):
             raise UsageError(f"--set {name}: {shown(str(value))} is not text")
@@ -158,12 +154,12 @@ def _typed(name: str, default: Any, value: Any) -> Any:
         value = int(value)
     if type(value) is not wanted or value != value or value in (float("inf"), float("-inf")):
         kind = {int: "a whole number", float: "a number", bool: "true or false"}.get(wanted, wanted.__name__)
-        raise UsageError(f"--set {name}: it has to be {kind}, like {default}")
+        raise UsageError(f"--set {name}: must be {kind}, like {default}")
     return value
 
 
 def _read(text: str, wanted: type) -> Any:
-    """A number or a truth value from the command line; None where it is none. YAML 1.1 would take 010 for 8."""
+    """Parse a number or boolean from the command line; None if invalid. YAML 1.1 would read 010 as 8."""
     try:
         if wanted is bool:
             return emitter.BOOLEANS[text.lower()]
@@ -173,10 +169,10 @@ def _read(text: str, wanted: type) -> Any:
 
 
 def render(template: Template, context: Mapping[str, Any]) -> str:
-    """The template's text with its values placed.
+    """Render the template's text with its values.
 
     Raises:
-        UsageError: the template uses a name that it neither declares nor is given, or is not valid Jinja.
+        UsageError: the template uses an undefined name, or is not valid Jinja.
     """
     import jinja2
 
@@ -196,17 +192,17 @@ def render(template: Template, context: Mapping[str, Any]) -> str:
 
 
 def eject(name: str, folder: Path) -> Path:
-    """Copy a bundled template into `templates/` for editing; returns its path.
+    """Copy a bundled template into `templates/` for editing; return its path.
 
     Raises:
-        UsageError: it is there already.
+        UsageError: the file exists already.
     """
     template = (
         read(bundled_folder() / f"{name}{SUFFIX}") if (bundled_folder() / f"{name}{SUFFIX}").exists() else find(name)
     )
     target = folder / "templates" / template.path.name
     if target.exists():
-        raise UsageError(f"{target} is there already: edit it, or take it away first")
+        raise UsageError(f"{target} exists already; edit it, or delete it first")
     text = template.path.read_text(encoding="utf-8")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

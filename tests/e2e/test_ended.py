@@ -236,7 +236,7 @@ def in_a_bucket(lab: Lab) -> Ended:
     text = written.read_text().replace('name: "skyspot-lab"', 'name: "skyspot-lab", store: vastdata')
     written.write_text(text.replace("/checkpoints", str(mount)))
     done = lab.skyspot("launch", *arguments, "-y", "-d")
-    assert f"Using .skyspot/{name}.yaml as it was edited by hand" in done.stderr
+    assert f"Using .skyspot/{name}.yaml with your edits" in done.stderr
     store = RunPaths(S3_DATA / "skyspot-lab" / name)
     job = Job(lab, name, until("it is in the queue", lambda: newest(lab, name), PATIENCE_S), store)
     job.wait_committed(20)
