@@ -330,7 +330,7 @@ def test_a_single_flipped_bit_is_found(tmp_path: Path, name: str) -> None:
     data = bytearray((folder / name).read_bytes())
     data[-3] ^= 1
     (folder / name).write_bytes(data)
-    with pytest.raises(DamagedError, match=f"{name}.* does not hash to what its manifest says"):
+    with pytest.raises(DamagedError, match=f"{name}.* does not match the hash in its manifest"):
         restore.load(folder, live)
 
 
@@ -350,5 +350,5 @@ def test_a_share_that_nobody_wants_is_hashed_all_the_same(tmp_path: Path) -> Non
     data[-1] ^= 1
     path.write_bytes(data)
     assert "rng.7" in open_checkpoint(folder).tensors
-    with pytest.raises(DamagedError, match="does not hash"):
+    with pytest.raises(DamagedError, match="does not match the hash"):
         restore.load(folder, live)

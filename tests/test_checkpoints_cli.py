@@ -154,13 +154,13 @@ NOT_COMMITTED = "not committed: it has no MANIFEST.json"
 @pytest.mark.parametrize(
     ("damage", "listed", "said", "whole"),
     [
-        (flipped_bit, "sizes agree", f"{SHARE} does not hash to what its manifest says", False),
+        (flipped_bit, "sizes agree", f"{SHARE} does not match the hash in its manifest", False),
         (truncated, f"{SHARE}: 12 bytes, its manifest says ", f"{SHARE} has 12 bytes, its manifest says ", False),
         (missing, f"{SHARE}: No such file or directory", f"{SHARE} is missing", False),
         (torn_manifest, "not readable as JSON", "its attempt recorded this checkpoint as committed", False),
         (no_manifest, "MANIFEST.json is missing; its attempt", "recorded this checkpoint as committed", False),
         (newer_layout, "layout version 99; this release reads up to 1. Upgrade", "Upgrade skyspot", None),
-        (file_outside, "it lists a file outside of its folder", "it lists a file outside of its folder", False),
+        (file_outside, "it lists a file outside its folder", "it lists a file outside its folder", False),
         (no_state, "its manifest lists no state.json", "its manifest lists no state.json", False),
         (
             manifest_of_another,
@@ -249,7 +249,7 @@ def test_a_damaged_checkpoint_behind_a_whole_one_fails_too_and_the_summary_says_
     assert done.returncode == 1
     first, second, summary = done.stdout.splitlines()
     assert first.startswith(f"{newest(run_dir).name}  whole, ")
-    assert second == f"{oldest(run_dir).name}  DAMAGED: {SHARE} does not hash to what its manifest says"
+    assert second == f"{oldest(run_dir).name}  DAMAGED: {SHARE} does not match the hash in its manifest"
     assert summary == "2 checkpoints committed: 1 whole, 1 damaged. A resume would start from step 8."
     flipped_bit(newest(run_dir))
     assert skyspot("verify", run_dir).stdout.splitlines()[2].endswith("A resume would start from step 0.")
@@ -297,7 +297,7 @@ def test_the_exported_model_is_verified_with_the_checkpoints(run_dir: Path) -> N
     (final / "model.safetensors").write_bytes(b"the m0del")
     one = verified(run_dir, code=1)["final"]
     assert (one["step"], one["attempt"], one["whole"]) == (12, None, False)
-    assert one["problem"] == "model.safetensors does not hash to what its manifest says"
+    assert one["problem"] == "model.safetensors does not match the hash in its manifest"
 
 
 # -- what is listed ----------------------------------------------------------------------------------------------------
@@ -522,7 +522,7 @@ def test_a_file_is_hashed_in_pieces_and_never_held_whole(run_dir: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code, str(run_dir)], capture_output=True, text=True, env=clean_env(), check=True
     )
-    assert f"DAMAGED: {huge.name} does not hash" in done.stdout, "the hash in its manifest is not its own"
+    assert f"DAMAGED: {huge.name} does not match the hash" in done.stdout, "the hash in its manifest is not its own"
     assert int(done.stdout.split()[-1]) * (1 if sys.platform != "darwin" else 1 / 1024) < 200 << 10
 
 

@@ -102,7 +102,7 @@ def test_a_flipped_bit_in_prepared_data_is_found(paths: RunPaths, tmp_path: Path
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
-    with pytest.raises(tokens.DamagedError, match="does not hash"):
+    with pytest.raises(tokens.DamagedError, match="does not match the hash"):
         opened(paths, folder)
     path.unlink()
     with pytest.raises(tokens.DamagedError, match="is missing"):

@@ -184,7 +184,7 @@ def test_damaged_data_that_does_not_become_the_same_is_said(
         (corpus / "a.txt").write_text(TEXT.replace("be", "do"))
     else:
         shutil.rmtree(corpus)
-    with pytest.raises(DataError, match=f"train.bin does not hash to what its manifest says.*{said}") as refused:
+    with pytest.raises(DataError, match=f"train.bin does not match the hash in its manifest.*{said}") as refused:
         run.begin()
     assert len(str(refused.value).splitlines()) == 1
     if change == "other":

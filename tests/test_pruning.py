@@ -280,8 +280,8 @@ def test_nothing_goes_but_behind_two_that_read_back_whole(paths: RunPaths) -> No
     mine.after(damaged)
     assert steps(paths) == [2, 1]
     assert mine.said == [
-        f"Checkpoint {damaged} does not read back as it was written: share-00000.safetensors does not hash to what its "
-        "manifest says"
+        f"Checkpoint {damaged} does not read back as it was written: share-00000.safetensors does not match the hash "
+        "in its manifest"
     ]
     mine.save(3)
     assert steps(paths) == [3, 2, 1], "of two that are newer, one is damaged"

@@ -1,17 +1,17 @@
-"""The base of all errors that are said to the user in a line or two, without a traceback. Standard library only."""
+"""Base of all errors that are printed in a line or two, without a traceback. Standard library only."""
 
 from __future__ import annotations
 
 
 class TrainerError(Exception):
-    """A mistake of the user's, or trouble with what a machine depends on; the message says what, where and the remedy.
+    """A user's mistake, or a failure of what the attempt depends on; the message says what, where and the remedy.
 
     Attributes:
-        code: The exit code of the attempt that the error ends: the class', unless the error was given its own. A
-            launcher, which has begun no attempt yet, leaves with 2 whatever the error is.
+        code: The exit code of the attempt that the error ends: that of the error's class, unless the error has its own.
+            A launcher that has not begun an attempt exits with 2 whatever the error is.
     """
 
-    code = 1  # layout.EXIT_FAILED; layout's own errors derive from this class.
+    code = 1  # layout.exit_codes.EXIT_FAILED; layout imports this module.
 
     def __init__(self, message: str, code: int | None = None) -> None:
         super().__init__(message)
@@ -20,11 +20,11 @@ class TrainerError(Exception):
 
 
 class AttemptError(TrainerError):
-    """What the attempt depends on fails before the first step or after the last; the attempt ends with `code`."""
+    """What the attempt depends on fails before the first step or after the last."""
 
 
 class RunError(TrainerError):
-    """The training script, or what it asks for, is wrong."""
+    """The training script, or its use of the trainer, is wrong."""
 
 
 def one_line(error: BaseException) -> str:

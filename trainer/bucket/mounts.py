@@ -1,11 +1,11 @@
-"""What a folder lies on, and what shows that a file written there is in the store itself. Standard library only.
+"""Mounts: what a folder lies on, and what proves that a file written there is in the store. Standard library only.
 
-On what writes through, a file that was closed, and reads back, is there. A caching mount shows files that it has yet to
-upload: there only its log tells (SkyPilot has rclone write one for MOUNT_CACHED). Mounts are told apart by their
-daemon's command line, because all that the kernel knows of most is `fuse`. What is not known for certain to write
-through does not count as such: who believes a read-back there deletes the last whole checkpoint.
+On a mount that writes through, a file is in the store if it was closed and reads back. A caching mount shows files that
+it has yet to upload, so only its log proves an upload (SkyPilot has rclone write one for MOUNT_CACHED). This module
+tells mounts apart by their daemon's command line, because the kernel knows most of them as `fuse` only. A mount counts
+as writing through only if that is certain: a wrong belief in a read-back would delete the last whole checkpoint.
 
-Nothing here waits for a mount: /proc and the log are read, and no path is touched for which a daemon has to answer.
+Nothing here waits for a mount: it reads /proc and the log, and touches no path for which a daemon has to answer.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pathlib import Path, PurePath
 from typing import BinaryIO
 
 DISKS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "overlay")
-"""File systems of a disk of this machine's, which are better written past the system's cache."""
+"""File systems of local disks, which are better written past the system's cache."""
 WRITE_THROUGH = ("goofys", "gcsfuse", "blobfuse2", "mount-s3")
-"""Daemons that have uploaded a file when its close() returns."""
+"""Daemons that have uploaded a file before its close() returns."""
 WRITE_THROUGH_MODES = ("off", "minimal")
-"""Of rclone's --vfs-cache-mode; `minimal` caches what is opened for reading and writing at once: nothing of ours."""
+"""Values of rclone's --vfs-cache-mode. `minimal` caches only files opened for reading and writing; we open none so."""
 CACHING_MODES = ("writes", "full")
 WRAPPER = "fusermount-wrapper"
-"""SkyPilot's on Kubernetes: its arguments have the mount point, then `--` and the daemon's, which do not."""
+"""SkyPilot's wrapper on Kubernetes: its arguments are the mount point, `--`, and the daemon's command without it."""
 
 _LONGEST_LINK_CHAIN = 40
 _UPLOADED = re.compile(rb"^(?:\S+ )*?INFO +: (.*): vfs cache: (upload succeeded|queuing for upload)")
@@ -35,7 +35,7 @@ _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
 class Proof(enum.Enum):
-    """What shows that a file is in the store."""
+    """What proves that a file is in the store."""
 
     READ_BACK = "reading it back"
     UPLOAD_LOG = "the mount's log"
@@ -44,17 +44,17 @@ class Proof(enum.Enum):
 
 @dataclass(frozen=True)
 class Mount:
-    """What a folder lies on."""
+    """The mount that a folder lies on."""
 
     point: Path
     kind: str
     """The file system's type, or the name of the mount's daemon."""
     proof: Proof
     log: Path | None = None
-    """Where UPLOAD_LOG is read."""
+    """The log to read for UPLOAD_LOG."""
 
     def inside(self, path: Path) -> PurePath:
-        """A path below the mount point as the mount's log calls it: relative to that, without links on the way there.
+        """A path as the mount's log names it: relative to the mount point, with links on the way there resolved.
 
         Raises:
             ValueError: the path is not on this mount.
@@ -63,7 +63,7 @@ class Mount:
 
 
 def mount_of(path: Path) -> Mount:
-    """The mount that holds a path, which need not exist yet."""
+    """The mount that holds a path; the path need not exist yet."""
     mounted = _mounted()
     if not mounted:
         return Mount(Path("/"), "a folder", Proof.READ_BACK)
@@ -76,7 +76,7 @@ def mount_of(path: Path) -> Mount:
         for daemon in _daemons(here.point)
         if subtype in ("", daemon.name) and (mount := _judge(here.point, daemon))
     }
-    # Two daemons that differ claim the place: one of them is from another time, or another mount namespace.
+    # Two different daemons claim the mount point: one is from another time or another mount namespace.
     return found.pop() if len(found) == 1 else Mount(here.point, here.kind, Proof.NOTHING)
 
 
@@ -86,7 +86,7 @@ class _Mounted:
 
     number: str
     parent: str
-    """Empty for the first of all."""
+    """Empty for the first mount."""
     point: Path
     kind: str
 
@@ -96,7 +96,7 @@ class _Mounted:
 
 
 def _mounted() -> dict[Path, list[_Mounted]]:
-    """What is mounted, by mount point; empty where there is no /proc."""
+    """All mounts by mount point; empty without /proc."""
     lines = []
     with suppress(OSError):
         lines = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).splitlines()
@@ -112,10 +112,10 @@ def _mounted() -> dict[Path, list[_Mounted]]:
 
 
 def _walk(path: Path, mounted: dict[Path, list[_Mounted]]) -> list[_Mounted]:
-    """The mounts that a path without links leads through, from the root's on; the last one holds it.
+    """The mounts that a path without links leads through, from the root on; the last one holds the path.
 
-    As the kernel walks: of several at one point the last one counts, and what was mounted below a folder is hidden once
-    something is mounted on that folder.
+    This is how the kernel walks: of several mounts at one point the last counts, and a mount on a folder hides the
+    mounts that were below that folder.
     """
     way = [_Mounted("", "", Path("/"), "")]
     for place in (*reversed(path.parents), path):
@@ -127,7 +127,7 @@ def _walk(path: Path, mounted: dict[Path, list[_Mounted]]) -> list[_Mounted]:
 
 
 def _real(path: Path, mounted: dict[Path, list[_Mounted]]) -> Path:
-    """The path without links, as `Path.resolve` gives it, but for what lies on FUSE: that is taken as it stands."""
+    """The path with links resolved as by `Path.resolve`, except on FUSE, where nothing is looked up."""
     whole = path if path.is_absolute() else Path.cwd() / path
     left, real, links = list(reversed(whole.parts[1:])), Path("/"), 0
     while left:
@@ -153,10 +153,10 @@ class _Daemon:
     arguments: list[str]
     cwd: Path
     env: dict[str, str] | None
-    """None where it may not be read."""
+    """None if it may not be read."""
 
     def option(self, name: str, default: str) -> str | None:
-        """The value of rclone's --NAME or RCLONE_NAME; None where it cannot be known."""
+        """The value of rclone's --NAME or RCLONE_NAME; None if it is unknown."""
         value = None if self.env is None else self.env.get(_variable(name), default)
         for index, argument in enumerate(self.arguments):
             if argument == f"--{name}" and index + 1 < len(self.arguments):
@@ -166,7 +166,7 @@ class _Daemon:
         return value
 
     def mentions(self, *names: str) -> bool:
-        """Whether one of rclone's --NAMEs or RCLONE_NAMEs is given, with whatever value."""
+        """True if one of rclone's --NAMEs or RCLONE_NAMEs is given, with any value."""
         given = {argument.partition("=")[0] for argument in self.arguments}
         return any(f"--{name}" in given or _variable(name) in (self.env or {}) for name in names)
 
@@ -176,11 +176,11 @@ def _variable(option: str) -> str:
 
 
 def _daemons(point: Path) -> list[_Daemon]:
-    """The processes of a daemon's name that have a mount point among their arguments."""
+    """The processes with a daemon's name that have the mount point among their arguments."""
     mounted, found = _mounted(), []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            # The name first: a command line cannot be read while its process waits for a mount to give it a page.
+            # Read the name first: a command line cannot be read while its process waits for a page from a mount.
             name = (process / "comm").read_text(errors="replace").strip()
             if name not in (*WRITE_THROUGH, "rclone", WRAPPER[:15]):
                 continue
@@ -203,39 +203,39 @@ def _daemons(point: Path) -> list[_Daemon]:
 
 
 def _judge(point: Path, daemon: _Daemon) -> Mount | None:
-    """What a daemon makes of a mount; None where it serves none."""
+    """The mount that a daemon serves; None if it serves none."""
     if daemon.name == "rclone":
-        # Others name a mount point, too: `rclone copy MOUNT_POINT ...`.
+        # Other commands name a mount point too: `rclone copy MOUNT_POINT ...`.
         return _judge_rclone(point, daemon) if {"mount", "mount2", "cmount"} & {*daemon.arguments} else None
     if daemon.name not in WRITE_THROUGH:
         return None
     delays = {
-        "goofys": ("--cache",),  # Another file system (catfs) in between.
-        "blobfuse2": ("--lazy-write", "--config-file", "--secure-config"),  # A file may ask for lazy-write, too.
+        "goofys": ("--cache",),  # Puts another file system (catfs) in between.
+        "blobfuse2": ("--lazy-write", "--config-file", "--secure-config"),  # A file may set lazy-write too.
     }.get(daemon.name, ())
     is_delayed = any(argument.partition("=")[0] in delays for argument in daemon.arguments)
     return Mount(point, daemon.name, Proof.NOTHING if is_delayed else Proof.READ_BACK)
 
 
 def _judge_rclone(point: Path, daemon: _Daemon) -> Mount:
-    """rclone: without a cache for writes it writes through; with one, a log of level INFO or DEBUG tells."""
+    """The mount that rclone serves: without a write cache it writes through; with one, a log of level INFO is proof."""
     mode = (daemon.option("vfs-cache-mode", "off") or "").lower()
     if mode in WRITE_THROUGH_MODES:
         return Mount(point, "rclone", Proof.READ_BACK)
     log, kind = daemon.option("log-file", ""), "rclone with a cache"
-    talks = (daemon.option("log-level", "") or "").upper() in ("INFO", "DEBUG") or daemon.mentions("verbose")
-    talks = talks or any(re.fullmatch("-v+", argument) for argument in daemon.arguments)
+    is_verbose = (daemon.option("log-level", "") or "").upper() in ("INFO", "DEBUG") or daemon.mentions("verbose")
+    is_verbose = is_verbose or any(re.fullmatch("-v+", argument) for argument in daemon.arguments)
     is_ours = not daemon.mentions("use-json-log", "log-systemd", "syslog")
-    if mode in CACHING_MODES and log and talks and is_ours and os.access(daemon.cwd / log, os.R_OK):
+    if mode in CACHING_MODES and log and is_verbose and is_ours and os.access(daemon.cwd / log, os.R_OK):
         return Mount(point, kind, Proof.UPLOAD_LOG, daemon.cwd / log)
     return Mount(point, kind, Proof.NOTHING)
 
 
 class UploadLog:
-    """Which files rclone says it has uploaded. A file's last word counts; what is added to the log is read once."""
+    """The files that rclone logged as uploaded. A file's last entry counts; each part of the log is read once."""
 
     def __init__(self, log: Path) -> None:
-        """Begin at the log's beginning."""
+        """Start at the beginning of the log."""
         self._log = log
         self._file: BinaryIO | None = None
         self._rest = b""
@@ -247,7 +247,7 @@ class UploadLog:
             self._file.close()
 
     def has(self, path: PurePath | str) -> bool:
-        """Whether a file, by its path below the mount point (`Mount.inside`), is in the store.
+        """True if a file is in the store, given its path below the mount point (`Mount.inside`).
 
         Raises:
             OSError: the log cannot be read.
@@ -257,7 +257,7 @@ class UploadLog:
             return PurePath(path).as_posix() in self._uploaded
 
     def _read_on(self) -> None:
-        """Take in what was added, also where the log was moved away, or emptied, and begun anew."""
+        """Read what was added, even if the log was moved away or emptied and started again."""
         now = self._log.stat()
         if self._file:
             then = os.fstat(self._file.fileno())

@@ -55,7 +55,7 @@ def file_problem(
         if found.st_size != record.bytes:
             return f"{name} has {found.st_size} bytes, its manifest says {record.bytes}"
         if hash_file(path, on_read, past_cache) != record.hash:
-            return f"{name} does not hash to what its manifest says"
+            return f"{name} does not match the hash in its manifest"
     except OSError as error:
         if not says_not_there(error):
             raise

@@ -51,7 +51,7 @@ def read_all(path: Path, name: str, record: FileRecord, header: bytes, targets: 
     if bytes(opening) != header:
         raise DamagedError(f"{name} has another header than a moment ago")
     if hasher.hexdigest() != record.hash:
-        raise DamagedError(f"{name} does not hash to what its manifest says")
+        raise DamagedError(f"{name} does not match the hash in its manifest")
 
 
 def _pieces(targets: Sequence[Target], size: int, scratch: memoryview) -> Iterator[memoryview]:

@@ -118,7 +118,7 @@ def _copy(source: Path, target: Path, record: FileRecord, check_stop: Callable[[
     if size != record.bytes:
         raise DamagedError(f"{source} has {size} bytes, and its manifest says {record.bytes}")
     if hasher.hexdigest() != record.hash:
-        raise DamagedError(f"{source} does not hash to what its manifest says")
+        raise DamagedError(f"{source} does not match the hash in its manifest")
 
 
 def _read(file: BinaryIO) -> bytes:

@@ -1,4 +1,4 @@
-"""The files of the layout: JSON, sealed with a hash of itself, written once, and checked when read."""
+"""Documents of the layout: JSON, sealed with a hash of itself, written once, and checked when read."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from typing import Any
 from trainer.errors import TrainerError
 
 LAYOUT_VERSION = 1
-
 MAX_JSON_BYTES = 256 << 20
-
 _NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
 class LayoutError(TrainerError):
-    """Something in a run's folder is not what the layout says: torn, tampered with, or written by a newer release."""
+    """A file in a run's folder violates the layout: it is torn, tampered with, or written by a newer release."""
 
 
 class LayoutVersionError(LayoutError):
@@ -28,21 +26,21 @@ class LayoutVersionError(LayoutError):
 
 
 def to_json(value: Any) -> bytes:
-    """JSON as this layout writes it: ASCII, NaN refused (write None)."""
+    """JSON as this layout writes it: ASCII, without NaN (write None instead)."""
     return json.dumps(value, indent=1, allow_nan=False).encode("ascii")
 
 
 def sealed(document: Mapping[str, Any]) -> bytes:
-    """A JSON object that carries a hash of itself: a manifest is hashed by no other file."""
+    """A JSON object with a hash of itself, for a manifest: no other file has its hash."""
     document = {key: document[key] for key in document if key != "seal"}
     return to_json({**document, "seal": _seal(json.loads(to_json(document)))})
 
 
 def check_seal(document: Mapping[str, Any]) -> None:
-    """See that an object that carries a hash of itself is as it was written.
+    """Check the hash of itself that an object carries, if it does.
 
     Raises:
-        LayoutError: it is not.
+        LayoutError: the object is not as it was written.
     """
     rest = {key: document[key] for key in document if key != "seal"}
     try:
@@ -50,7 +48,7 @@ def check_seal(document: Mapping[str, Any]) -> None:
     except (RecursionError, ValueError) as error:
         raise LayoutError(f"not what this layout writes ({error})") from None
     if broken:
-        raise LayoutError("it does not hash to what it says itself")
+        raise LayoutError("it does not match its own hash")
 
 
 def _seal(document: Mapping[str, Any]) -> str:
@@ -62,20 +60,20 @@ def from_json(data: bytes) -> Any:
     """JSON as this layout reads it.
 
     Raises:
-        LayoutError: not JSON, NaN or infinity in it, a key twice, or nested too deeply.
+        LayoutError: it is not JSON, has NaN, infinity or a duplicate key, or is nested too deeply.
     """
 
-    def no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            raise LayoutError("a key stands in it twice")
+            raise LayoutError("it has a duplicate key")
         return found
 
     def no_constant(name: str) -> Any:
-        raise LayoutError(f"{name} stands in it")
+        raise LayoutError(f"{name} is not allowed")
 
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=no_twins, parse_constant=no_constant)
+        return json.loads(data.decode("utf-8"), object_pairs_hook=no_duplicates, parse_constant=no_constant)
     except (ValueError, RecursionError) as error:
         raise LayoutError(f"not readable as JSON ({error})") from None
 
@@ -84,8 +82,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-        LayoutError: the file is not one, or is too large to be one.
-        OSError: it cannot be read.
+        LayoutError: the file is no JSON object, or is too large.
+        OSError: the file cannot be read.
     """
     if path.stat().st_size > MAX_JSON_BYTES:
         raise LayoutError(f"{path.name}: too large")
@@ -96,11 +94,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_once(path: Path, data: bytes) -> None:
-    """Write a new file front to back. Never over an old one: no mount that SkyPilot uses does that safely.
+    """Write a new file front to back, never over an old one: no mount that SkyPilot uses does that safely.
 
     Raises:
-        FileExistsError: the file is there already.
-        OSError: the write, the fsync or the close failed; the file may be there in part.
+        FileExistsError: the file exists.
+        OSError: the write, the fsync or the close failed; part of the file may exist.
     """
     with path.open("xb") as file:
         file.write(data)
@@ -109,7 +107,7 @@ def write_once(path: Path, data: bytes) -> None:
 
 
 def fsync(descriptor: int) -> None:
-    """Fsync where the file system has it; some FUSE mounts and pipes answer EINVAL or ENOTSUP."""
+    """Fsync if the file system supports it; some FUSE mounts and pipes answer EINVAL or ENOTSUP."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -118,11 +116,11 @@ def fsync(descriptor: int) -> None:
 
 
 def check_version(document: Mapping[str, Any]) -> None:
-    """Refuse what a newer release wrote.
+    """Refuse a document that a newer release wrote.
 
     Raises:
         LayoutVersionError: the layout is newer.
-        LayoutError: there is no version.
+        LayoutError: the document has no version.
     """
     version = document.get("layout_version")
     if not isinstance(version, int) or isinstance(version, bool):
@@ -134,18 +132,18 @@ def check_version(document: Mapping[str, Any]) -> None:
 
 
 def read_whole(path: Path) -> bytes:
-    """What is in a small file.
+    """The contents of a small file.
 
     Raises:
-        LayoutError: it is too large to be one.
-        OSError: it cannot be read.
+        LayoutError: the file is too large.
+        OSError: the file cannot be read.
     """
     if path.stat().st_size > MAX_JSON_BYTES:
-        raise LayoutError("too large to be one")
+        raise LayoutError("too large")
     return path.read_bytes()
 
 
 def says_not_there(error: OSError) -> bool:
-    """Whether an error tells that a file is not as it was written; any other says nothing of the file."""
-    # A bucket's errors have no number.
+    """True if an error means that the file is missing or replaced; any other error says nothing about the file."""
+    # Errors of a bucket without a mount have no number.
     return error.errno in _NOT_THERE or isinstance(error, FileNotFoundError)

@@ -1,4 +1,4 @@
-"""What an attempt records of its life: events, lines of metrics, progress."""
+"""Records of an attempt: events, lines of metrics, progress."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class Event:
 def read_events(
     paths: RunPaths, attempt: AttemptName, names: Collection[str] = (), *, all_of_them: bool = False
 ) -> list[Event]:
-    """An attempt's events in order. One that is torn is left out: the machine was taken while it was written.
+    """An attempt's events in order. Torn events are skipped: the machine was taken while they were written.
 
     Args:
-        paths: The run's.
+        paths: The run's paths.
         attempt: The attempt.
-        names: Only events of these names: each costs a request to the bucket. None: all.
-        all_of_them: Leave none out.
+        names: Read only events with these names, because each costs a request to the bucket. Empty: all.
+        all_of_them: Fail on an event that cannot be read, instead of skipping it.
 
     Raises:
-        LayoutError, OSError: `all_of_them` are wanted, and one cannot be read.
+        LayoutError, OSError: `all_of_them` is set, and an event cannot be read.
     """
     events = []
     for name in names_in(paths.attempt(attempt)):
@@ -51,23 +51,23 @@ def read_events(
 
 
 def parse_event(file: str) -> tuple[int, str] | None:
-    """(number, event) of the name of an event's file; None where it is not one."""
+    """(number, event) from the name of an event's file; None if the name is none."""
     found = _EVENT.fullmatch(file)
     return (int(found[1]), found[2]) if found else None
 
 
 def last_event_number(paths: RunPaths, attempt: AttemptName) -> int:
-    """The highest number that an event of the attempt has, torn ones included; 0 where there is none."""
+    """The highest number of the attempt's events, torn ones included; 0 if there are none."""
     return max((int(match[1]) for match in map(_EVENT.fullmatch, names_in(paths.attempt(attempt))) if match), default=0)
 
 
 def event_named(events: list[Event], name: str) -> Mapping[str, Any] | None:
-    """The fields of the last event of that name; None where there is none."""
+    """The fields of the last event with that name; None if there is none."""
     return next((event.fields for event in reversed(events) if event.name == name), None)
 
 
 def read_metrics(data: bytes) -> Iterator[dict[str, Any]]:
-    """The lines of a metrics file; reading stops at the first that is torn."""
+    """The lines of a metrics file, up to the first torn one."""
     for line in data.split(b"\n"):
         if not line:
             continue
@@ -80,7 +80,7 @@ def read_metrics(data: bytes) -> Iterator[dict[str, Any]]:
 
 
 def read_progress(paths: RunPaths, attempt: AttemptName) -> dict[str, Any]:
-    """The attempt's progress; empty where it is missing or torn."""
+    """The attempt's progress; empty if the file is missing or torn."""
     try:
         return read_json(paths.progress(attempt))
     except (LayoutError, OSError):

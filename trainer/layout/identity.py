@@ -1,4 +1,4 @@
-"""Which run a folder and its checkpoints belong to, and the newest of them that is committed."""
+"""Identity of a run: the run that a folder and its checkpoints belong to, and the newest committed checkpoint."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ def newest_committed(
     pass_over: Callable[[OSError], bool] = lambda error: False,
     only_finite: bool = False,
 ) -> tuple[CheckpointName, Manifest] | None:
-    """The newest checkpoint whose files have the sizes that its manifest says; None where there is none.
+    """The newest checkpoint whose files have the sizes in its manifest; None if there is none.
 
     Args:
-        paths: The run's.
-        run_id: Another run's checkpoints are passed over; None: all count.
-        pass_over: Whether one that cannot be looked at for this is passed over, if another one can.
-        only_finite: Those whose weights are not finite are passed over.
+        paths: The run's paths.
+        run_id: Skip checkpoints of other runs; None: take all.
+        pass_over: Decides whether a checkpoint that fails with this error is skipped, if an older one can be read.
+        only_finite: Skip checkpoints whose weights are not finite.
 
     Raises:
-        LayoutVersionError: a newer release wrote it.
+        LayoutVersionError: a newer release wrote a checkpoint.
         OSError: the bucket cannot be read.
     """
     unreadable: OSError | None = None
@@ -49,10 +49,10 @@ def newest_committed(
 
 
 def known_id(paths: RunPaths) -> tuple[str | None, bool]:
-    """(the run's id as run.json has it, whether that is torn).
+    """(the run's id in run.json, whether run.json is torn).
 
     Raises:
-        OSError: it cannot be read.
+        OSError: run.json cannot be read.
     """
     try:
         document = read_json(paths.run_json)
@@ -66,11 +66,11 @@ def known_id(paths: RunPaths) -> tuple[str | None, bool]:
 
 
 def id_among(known: str | None, found: Iterable[tuple[CheckpointName, Manifest]]) -> str | None:
-    """Which run a folder is of: as run.json says, if a checkpoint agrees or there is none; else as most of them say.
+    """The id of a folder's run: run.json's if a checkpoint agrees or there is none, else that of most checkpoints.
 
     Args:
-        known: What run.json says.
-        found: The folder's checkpoints, newest first; asked for no more of them than it takes.
+        known: The id in run.json.
+        found: The folder's checkpoints, newest first; read only as far as needed.
     """
     ids = Counter[str]()
     for name, manifest in found:
@@ -84,11 +84,11 @@ def id_among(known: str | None, found: Iterable[tuple[CheckpointName, Manifest]]
 
 
 def belongs(manifest: Manifest, name: CheckpointName) -> bool:
-    """Whether a checkpoint's manifest is of its own folder, and not copied there with another one's files."""
+    """True if a checkpoint's manifest belongs to its folder, and was not copied there with another folder's files."""
     step, attempt = manifest.step, manifest.facts.get("attempt", str(name.attempt))
     return (manifest.kind, step, attempt) == ("checkpoint", name.step, str(name.attempt))
 
 
 def is_of(manifest: Manifest, run_id: str | None) -> bool:
-    """Whether a checkpoint is of this run, as far as both are known."""
+    """True if a checkpoint belongs to this run, or if either id is unknown."""
     return run_id is None or manifest.facts.get("run_id") in (None, run_id)

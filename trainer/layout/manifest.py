@@ -1,4 +1,4 @@
-"""The manifest: the last file written into a folder, which makes the folder committed."""
+"""Manifest: the last file written into a folder, which makes the folder committed."""
 
 from __future__ import annotations
 
@@ -22,13 +22,12 @@ from trainer.layout.documents import (
 from trainer.layout.names import MANIFEST, is_safe_name
 
 _HASH = re.compile(r"[0-9a-f]{32}")
-
 _NO_FACTS = {"layout_version", "kind", "files", "seal"}
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What a manifest says of one file."""
+    """A manifest's record of one file."""
 
     bytes: int
     """Size in bytes."""
@@ -38,25 +37,25 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The last file written into a folder: it makes the folder committed."""
+    """The last file written into a folder; it makes the folder committed."""
 
     kind: str
     """`checkpoint`, `tokens` or `final`."""
     files: Mapping[str, FileRecord]
-    """Every other file of the folder, by its path relative to it, with `/`."""
+    """Every other file of the folder, by its path relative to the folder, with `/`."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What else is known. Of a checkpoint: run_id, step, samples (consumed so far), world_size, attempt, config,
-    binding, machine, tokens (folder name), finite (False: its weights hold NaN or infinite values; older ones do not
-    say it), metrics (list of {path, bytes, hash, first_step, last_step})."""
+    """Further facts. For a checkpoint: run_id, step, samples (consumed so far), world_size, attempt, config, binding,
+    machine, tokens (folder name), finite (False: its weights hold NaN or infinite values; missing in older releases),
+    metrics (list of {path, bytes, hash, first_step, last_step})."""
 
     @property
     def step(self) -> int:
-        """The step that the folder stands at; 0 where it has none."""
+        """The step of the folder's contents; 0 if it has none."""
         return int(self.facts.get("step", 0))
 
     @property
     def finite(self) -> bool:
-        """Whether a checkpoint's weights are free of NaN and infinite values, as far as it is known."""
+        """False if a checkpoint's weights are known to hold NaN or infinite values."""
         return self.facts.get("finite") is not False
 
     @property
@@ -65,7 +64,7 @@ class Manifest:
         return sum(record.bytes for record in self.files.values())
 
     def to_json(self) -> bytes:
-        """The manifest as it is written."""
+        """The bytes of the manifest's file."""
         files = {name: {"bytes": record.bytes, "hash": record.hash} for name, record in sorted(self.files.items())}
         return sealed({"layout_version": LAYOUT_VERSION, "kind": self.kind, **self.facts, "files": files})
 
@@ -74,8 +73,8 @@ class Manifest:
         """Read a manifest, trusting nothing in it.
 
         Raises:
-            LayoutError: it is torn, or names files outside of its folder, or sizes or hashes that cannot be.
-            LayoutVersionError: it was written by a newer release.
+            LayoutError: it is torn, or lists files outside its folder, or impossible sizes or hashes.
+            LayoutVersionError: a newer release wrote it.
         """
         document = from_json(data)
         if not isinstance(document, dict):
@@ -88,27 +87,27 @@ class Manifest:
         files = {}
         for name, record in listed.items():
             if not is_safe_name(name):
-                raise LayoutError(f"it lists a file outside of its folder: {name[:80]!r}")
+                raise LayoutError(f"it lists a file outside its folder: {name[:80]!r}")
             size = record.get("bytes") if isinstance(record, dict) else None
             digest = record.get("hash") if isinstance(record, dict) else None
             if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 1 << 50:
-                raise LayoutError(f"{name}: its size cannot be {size!r}")
+                raise LayoutError(f"{name}: impossible size {size!r}")
             if not isinstance(digest, str) or not _HASH.fullmatch(digest):
-                raise LayoutError(f"{name}: its hash is not one")
+                raise LayoutError(f"{name}: its hash is malformed")
             files[name] = FileRecord(size, digest)
         facts = {key: value for key, value in document.items() if key not in _NO_FACTS}
         step = facts.get("step", 0)
         if type(step) is not int or step < 0:
-            raise LayoutError(f"step is {str(step)[:80]!r}, not a count")
+            raise LayoutError(f"step is {str(step)[:80]!r}, not a whole number from 0")
         return cls(kind, files, facts)
 
 
 def read_manifest(folder: Path, read: Callable[[Path], bytes] = read_whole) -> Manifest:
-    """The manifest of a folder; `read` gives a file's contents, or raises what `read_whole` does.
+    """The manifest of a folder; `read` returns a file's contents, or raises what `read_whole` raises.
 
     Raises:
-        LayoutError: it is missing (so the folder is not committed), unreadable or torn.
-        LayoutVersionError: it is from a newer release.
+        LayoutError: the manifest is missing (so the folder is not committed), malformed or torn.
+        LayoutVersionError: a newer release wrote it.
     """
     path = folder / MANIFEST
     try:
@@ -122,13 +121,13 @@ def read_manifest(folder: Path, read: Callable[[Path], bytes] = read_whole) -> M
 
 
 def sizes_agree(folder: Path, manifest: Manifest, size_of: Callable[[str], int] | None = None) -> str | None:
-    """The first listed file that is missing or has another size, as a sentence; None where all agree.
+    """The first listed file that is missing or has another size, as a sentence; None if all sizes agree.
 
-    Cheap, and blind to flipped bits: who restores hashes as well. `size_of` gives the size of a file of the manifest,
-    in bytes, or raises OSError: for who knows it from a listing.
+    This check is cheap, and blind to flipped bits: a restore checks hashes too. `size_of` returns the size of a listed
+    file in bytes, or raises OSError; it is for callers that know the sizes from a listing.
 
     Raises:
-        OSError: a file cannot be looked at, which says nothing of it.
+        OSError: a file's size cannot be read; the file may still be whole.
     """
     for name, record in manifest.files.items():
         try:

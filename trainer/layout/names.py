@@ -1,4 +1,4 @@
-"""Names and paths in a run's folder, and what is listed there."""
+"""Names and paths in a run's folder, and listings of them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 MANIFEST = "MANIFEST.json"
-
 STATE = "state.json"
-"""What every checkpoint has beside its shares."""
+"""The file that every checkpoint has beside its shares."""
 
 _ATTEMPT = re.compile(r"a(\d{4,9})-([0-9a-f]{6})")
-
 _CHECKPOINT = re.compile(r"(\d{10})-(a\d{4,9}-[0-9a-f]{6})-(\d{1,6})")
-
 _METRICS = re.compile(r"metrics-(\d{10})\.jsonl")
-
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
@@ -32,7 +28,7 @@ class AttemptName:
 
     @classmethod
     def parse(cls, text: str) -> AttemptName | None:
-        """The name in `text`, or None where it is not an attempt's."""
+        """The attempt's name in `text`; None if it is none."""
         found = _ATTEMPT.fullmatch(text)
         return cls(int(found[1]), found[2]) if found else None
 
@@ -50,7 +46,7 @@ class CheckpointName:
 
     @classmethod
     def parse(cls, text: str) -> CheckpointName | None:
-        """The name in `text`, or None where it is not a checkpoint's."""
+        """The checkpoint's name in `text`; None if it is none."""
         found = _CHECKPOINT.fullmatch(text)
         attempt = AttemptName.parse(found[2]) if found else None
         return cls(int(found[1]), attempt, int(found[3])) if found and attempt else None
@@ -58,7 +54,7 @@ class CheckpointName:
 
 @dataclass(frozen=True)
 class RunPaths:
-    """Every path of a run's folder; no other module joins them."""
+    """All paths in a run's folder; no other module builds them."""
 
     root: Path
 
@@ -100,7 +96,7 @@ class RunPaths:
         return self.attempt(attempt) / "progress.json"
 
     def metrics(self, attempt: AttemptName, first_step: int) -> Path:
-        """The metrics file that opens with the line of `first_step`."""
+        """The metrics file that begins with the line of `first_step`."""
         return self.attempt(attempt) / f"metrics-{first_step:010d}.jsonl"
 
     def checkpoint(self, name: CheckpointName) -> Path:
@@ -108,12 +104,12 @@ class RunPaths:
         return self.checkpoints / str(name)
 
     def stop(self, launch: str) -> Path:
-        """The request to save and stop that holds for every attempt of `launch`."""
+        """The request to save and stop, for every attempt of `launch`."""
         return self.root / "stop" / f"{file_safe(launch)}.json"
 
 
 def is_safe_name(name: str) -> bool:
-    """Whether a file name in a manifest stays inside the manifest's folder."""
+    """True if a file name in a manifest stays inside the manifest's folder."""
     parts = PurePosixPath(name).parts
     return (
         0 < len(name) <= 512
@@ -132,9 +128,9 @@ def file_safe(text: str) -> str:
 
 
 def names_in(folder: Path) -> list[str]:
-    """The names of all that lies in a folder; empty where there is no folder."""
+    """The names of a folder's entries; empty if there is no folder."""
     try:
-        return [entry.name for entry in folder.iterdir()]  # Not os.scandir: the folder may be a bucket's, on a laptop.
+        return [entry.name for entry in folder.iterdir()]  # Not os.scandir: on a laptop the folder may be a bucket.
     except (FileNotFoundError, NotADirectoryError):
         return []
 
