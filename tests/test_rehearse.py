@@ -212,12 +212,12 @@ def test_setup_runs_on_each_machine_where_it_is_asked_for(tmp_path: Path) -> Non
         (["--keep", "."], "not empty"),
         (["--kinds", ""], "name at least one"),
         (["--compare", "/elsewhere/*"], "none of the task's buckets"),
-        (["--compare", "../x"], "within the bucket"),
-        (["--compare", ""], "within the bucket"),
-        (["--compare", "."], "within the bucket"),
+        (["--compare", "../x"], "of files in the bucket"),
+        (["--compare", ""], "of files in the bucket"),
+        (["--compare", "."], "of files in the bucket"),
         (["--compare", "/checkpoints2/x"], "none of the task's buckets"),
         (["--mount", "/checkpoint=."], "Did you mean '/checkpoints'?"),
-        (["--secret", "NOT_SET_ANYWHERE"], "no variable of that name"),
+        (["--secret", "NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE has no value"),
     ],
 )
 def test_a_mistake_is_said_in_a_line(tmp_path: Path, args: list[str], remedy: str) -> None:
@@ -746,7 +746,7 @@ def test_a_torn_checkpoint_is_the_newest_committed_one(tmp_path: Path) -> None:
 
 def test_several_nodes_are_rehearsed_as_one_and_said(tmp_path: Path) -> None:
     found = read_task("num_nodes: 4\nrun: x\n", tmp_path, {}, None)
-    assert found.notes == ("4 nodes are rehearsed as one.",)
+    assert found.notes == ("The task's 4 nodes are rehearsed as one.",)
     with pytest.raises(UsageError, match="no `run`"):
         read_task("name: x\n", tmp_path, {}, None)
 
