@@ -10,9 +10,9 @@ from support import REPO, clean_env
 
 sys.path.append(str(REPO / "tests" / "chaos"))
 
+import campaign
 import report
-import run
-from stores import NAMES
+from stores import NAMES, missing
 from tally import Tally, keep
 
 RAN = {"seconds": 1848.0, "workers": 4, "cores": 2, "date": "2026-11-26", "commit": "abc1234"}
@@ -20,11 +20,11 @@ RAN = {"seconds": 1848.0, "workers": 4, "cores": 2, "date": "2026-11-26", "commi
 
 def finished(**changes: Any) -> Tally:
     """A whole campaign, with a kind of fault for each store."""
-    struck = {f"{store}/torn": count for store, count in run.WHOLE.items()} | {"local/EIO": 3}
-    tally = Tally(what={"seed": 0, "faults": run.WHOLE, "kinds": []}, ran=RAN)
+    struck = {f"{store}/torn": count for store, count in campaign.WHOLE.items()} | {"local/EIO": 3}
+    tally = Tally(what={"seed": 0, "faults": campaign.WHOLE, "kinds": []}, ran=RAN)
     tally.struck.update(struck)
     tally.hit.update({key: count - 1 for key, count in struck.items()})
-    tally.done = {(job.store, job.episode) for job in run.jobs_for(run.WHOLE, 0, ())}
+    tally.done = {(job.store, job.episode) for job in campaign.jobs_for(campaign.WHOLE, 0, ())}
     for name, value in changes.items():
         setattr(tally, name, value)
     return tally
@@ -43,11 +43,11 @@ def test_the_results_of_a_whole_campaign_are_written_by_store_and_by_fault(tmp_p
 
 
 def test_only_a_whole_campaign_without_a_wrong_fault_has_results() -> None:
-    assert run.is_whole(finished())
-    assert not run.is_whole(finished(done={("local", 0)}))
-    assert not run.is_whole(finished(wrong=[{"store": "local", "kind": "torn", "wrong": "it is gone"}]))
-    assert not run.is_whole(finished(what={"seed": 0, "faults": {"local": 100}, "kinds": []}))
-    assert not run.is_whole(finished(what={"seed": 0, "faults": run.WHOLE, "kinds": ["torn"]}))
+    assert campaign.is_whole(finished())
+    assert not campaign.is_whole(finished(done={("local", 0)}))
+    assert not campaign.is_whole(finished(wrong=[{"store": "local", "kind": "torn", "wrong": "it is gone"}]))
+    assert not campaign.is_whole(finished(what={"seed": 0, "faults": {"local": 100}, "kinds": []}))
+    assert not campaign.is_whole(finished(what={"seed": 0, "faults": campaign.WHOLE, "kinds": ["torn"]}))
 
 
 def reported(state: Path, path: Path, *more: str) -> str:
@@ -58,12 +58,12 @@ def reported(state: Path, path: Path, *more: str) -> str:
 
 
 def test_a_finished_campaign_is_reported_from_its_state_without_striking_anything(tmp_path: Path) -> None:
-    counts = {store: count for store, count in run.WHOLE.items() if not run.missing(store)}
+    counts = {store: count for store, count in campaign.WHOLE.items() if not missing(store)}
     keep(finished(what={"seed": 0, "faults": counts, "kinds": []}), tmp_path / "state.json")
     before = json.loads((tmp_path / "state.json").read_text())
     output = reported(tmp_path / "state.json", tmp_path / "results.md")
     assert json.loads((tmp_path / "state.json").read_text()) == before
-    if counts == run.WHOLE:
+    if counts == campaign.WHOLE:
         assert (tmp_path / "results.md").read_text() == report.text(finished())
     else:
         assert "results.md: not written" in output

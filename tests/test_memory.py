@@ -26,7 +26,7 @@ saving = Saving("skyspot", Path(sys.argv[1]), 400_000_000, 1, group)
 saving.warm(8)
 group.limit(200_000_000)
 saving.first()
-print(saving.words(), saving.extra_bytes(), flush=True)
+print(saving.printed(), saving.extra_bytes(), flush=True)
 """
 
 
