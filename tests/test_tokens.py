@@ -46,7 +46,7 @@ class Rank:
     def check_stop(self) -> None:
         pass
 
-    def ask(self, work: Callable[[], Any], limit_s: float | None = None) -> Any:
+    def retry(self, work: Callable[[], Any], limit_s: float | None = None) -> Any:
         return work()
 
 

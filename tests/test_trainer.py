@@ -77,7 +77,7 @@ def test_the_exported_model_loads_with_from_pretrained(tmp_path: Path, corpus: P
     before = sorted(path for path in (tmp_path / "run").rglob("*") if "attempts" not in path.parts)
     refused = train("--checkpoint-dir", tmp_path / "run", *SHORT, "--data", corpus, "--seed", 1)
     assert refused.code == 1
-    assert "seed 0" in refused.output
+    assert "seed=0" in refused.output
     assert "--allow-config-change seed" in refused.output
     other_data = tmp_path / "other.txt"
     other_data.write_text("x" * 5000)
