@@ -109,7 +109,7 @@ def test_a_run_without_a_home_folder_that_can_be_written_trains(tmp_path: Path, 
     ("command", "said"),
     [
         (["queue"], "set HOME and USER, which SkyPilot needs"),
-        (["checkpoints", "list", "r2://bucket/run"], "r2:// needs ~/.cloudflare/accountid"),
+        (["checkpoints", "list", "r2://bucket/run"], "r2:// needs SkyPilot's files ~/.cloudflare/accountid"),
         (["rehearse", "task.yaml", "--mount", "/data=~/data"], "~/data"),
     ],
 )
@@ -131,4 +131,4 @@ def test_setup_says_in_a_line_that_there_is_no_home_folder(tmp_path: Path) -> No
         ["bash", setup], env={**clean_env(), "HOME": str(tmp_path / "file")}, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 1
-    assert "set HOME to a folder that can be written" in done.stderr.splitlines()[-1]
+    assert "Set HOME to a writable folder" in done.stderr.splitlines()[-1]
