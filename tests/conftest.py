@@ -5,7 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,14 +30,30 @@ def pytest_configure(config: pytest.Config) -> None:
         shared.not_counted = watched.building
 
 
-@pytest.fixture(autouse=True)
-def environment() -> Iterator[None]:
-    """No test leaves a variable behind: the programs of later tests would be started cold for its sake, or read it."""
+@contextmanager
+def same_environment() -> Iterator[None]:
+    """Leave no variable behind: the programs of later tests would be started cold for its sake, or read it."""
     kept = dict(os.environ)
     yield
     if dict(os.environ) != kept:
         os.environ.clear()
         os.environ.update(kept)
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """No test leaves a variable behind."""
+    with same_environment():
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> Generator[None, object, object]:
+    """Nor does what is built for several tests: torch, for one, keeps the place of its cache in a variable."""
+    if fixturedef.scope == "function":
+        return (yield)
+    with same_environment():
+        return (yield)
 
 
 @pytest.fixture(scope="session")
