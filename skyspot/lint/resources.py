@@ -12,6 +12,7 @@ from skyspot.task.gpus import NAMES, did_you_mean_gpu
 from skyspot.task.known_keys import JOB_RECOVERY
 from skyspot.task.ladder import NO_SPOT, OWN_MACHINES, STRATEGIES
 from skyspot.task.located import Located
+from trainer.layout.exit_codes import EXIT_NO_PROGRESS, EXIT_STOPPED, EXIT_SUPERSEDED
 
 # NVIDIA GPUs below compute capability 7.5, the minimum of CUDA 13 and so of torch 2.13 from PyPI.
 _OLD_NAMES = ("K80", "M4000", "M60", "P100", "P4", "P40", "P4000", "P5000", "TITAN V", "V100", "V100-32GB")
@@ -23,7 +24,11 @@ _NOTICE_S = {"aws": 120.0, "gcp": 30.0, "azure": 30.0, "kubernetes": 30.0, "runp
 _ANYWHERE_S = 30.0
 # `80GB+:8` and `nvidia:24GB:1` stand for all accelerators of that memory.
 _MEMORY = re.compile(r"(?:[^:]*:)?\d+[GMT]B\+?(?::.*)?", re.IGNORECASE)
-_OUR_STOPS = {76: "a newer attempt exists", 79: "it was asked to stop", 80: "it keeps crashing"}
+_OUR_STOPS = {
+    EXIT_SUPERSEDED: "a newer attempt exists",
+    EXIT_STOPPED: "it was asked to stop",
+    EXIT_NO_PROGRESS: "it keeps crashing",
+}
 
 
 def findings(task: Task, grace: tuple[float, int | None] | None) -> Iterator[Finding]:

@@ -145,6 +145,11 @@ def superseded(newer: AttemptName | None) -> str:
     return f"a newer attempt exists ({newer}): this one stops"
 
 
+def asked_to_stop(attempt: Attempt) -> str:
+    """The message of an attempt that does not start because its launch was asked to stop."""
+    return f"not started: {attempt.paths.stop(attempt.launch)} asks this launch to stop"
+
+
 def stop_requested(attempt: Attempt) -> bool:
     """True if the user asked every attempt of this launch to save and stop; the file's existence is the request."""
     return attempt.paths.stop(attempt.launch).exists()

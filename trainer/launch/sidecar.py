@@ -20,7 +20,15 @@ from pathlib import Path
 from trainer.attempt.ending import NO_PROGRESS, STOP_REQUEST, Ending
 from trainer.attempt.history import RECORDS_S, no_progress
 from trainer.attempt.identity import identity, newest_readable
-from trainer.attempt.record import Attempt, launch_id, newer_attempt, open_attempt, record, stop_requested
+from trainer.attempt.record import (
+    Attempt,
+    asked_to_stop,
+    launch_id,
+    newer_attempt,
+    open_attempt,
+    record,
+    stop_requested,
+)
 from trainer.bucket.deadlines import await_overdue
 from trainer.bucket.presence import check_bucket
 from trainer.bucket.retry import retry
@@ -59,7 +67,7 @@ def record_attempt(run_dir: Path) -> None:
         _send(f"leave {error.code}")
         return
     if stop:
-        print(f"not started: {paths.stop(attempt.launch)} asks this launch to stop", file=sys.stderr, flush=True)
+        print(asked_to_stop(attempt), file=sys.stderr, flush=True)
         _leave(attempt, STOP_REQUEST)
         return
     if stuck:

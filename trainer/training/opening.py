@@ -10,7 +10,7 @@ from typing import Any
 from trainer.attempt.ending import ALREADY_FINISHED, ERROR, NO_PROGRESS, PEER_CRASHED, STOP_REQUEST, Leaving
 from trainer.attempt.history import RECORDS_S, ignored_notices, is_finished, no_progress
 from trainer.attempt.identity import identity, new_run_id, newest_readable
-from trainer.attempt.record import Attempt, adopt, launch_id, open_attempt, record, stop_requested
+from trainer.attempt.record import Attempt, adopt, asked_to_stop, launch_id, open_attempt, record, stop_requested
 from trainer.bucket.presence import check_bucket
 from trainer.bucket.retry import retry
 from trainer.errors import RunError, one_line
@@ -74,8 +74,7 @@ def _open(run: Participant) -> AttemptName:
         run.final_is_whole = True
         raise Leaving(ALREADY_FINISHED, f"already finished: {run.paths.final} is whole")
     if run.retry(lambda: stop_requested(attempt)):
-        request = run.paths.stop(attempt.launch)
-        raise Leaving(STOP_REQUEST, f"not started: {request} asks this launch to stop")
+        raise Leaving(STOP_REQUEST, asked_to_stop(attempt))
     stuck = run.retry(lambda: no_progress(attempt, newest_step), RECORDS_S)
     if stuck:
         raise Leaving(NO_PROGRESS, stuck)
