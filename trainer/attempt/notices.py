@@ -78,7 +78,7 @@ class Notices:
         """The notice with the earliest deadline; None if there is no notice."""
         return min(self._notices, key=lambda notice: notice.deadline, default=None)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         kind = "sigint" if number == signal.SIGINT else "sigterm"
         if kind not in {notice.kind for notice in self._notices}:  # A second signal does not move the deadline.
             self._notices.append(Notice(kind, kind, time.monotonic(), self.grace_s))
