@@ -90,7 +90,10 @@ def as_nobody(*command: object, **env: str | None) -> subprocess.CompletedProces
 
 @pytest.mark.parametrize("where", [None, pytest.param("/sys", marks=pytest.mark.slow)], ids=["none", "read-only"])
 def test_a_run_without_a_home_folder_that_can_be_written_trains(tmp_path: Path, where: str | None) -> None:
-    """Existing, it was a traceback, or ten minutes of asking again for a folder that could not be made."""
+    """Existing, it was a traceback, or ten minutes of asking again for a folder that could not be made.
+
+    Started cold: torch looks for the home folder while it is imported.
+    """
     (tmp_path / "tmp").mkdir()
     (tmp_path / "text.txt").write_text("some text\n" * 200)
     done = as_nobody(

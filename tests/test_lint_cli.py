@@ -147,7 +147,7 @@ def test_the_rules_are_listed_from_the_one_registry(skyspot: Skyspot) -> None:
 
 
 def test_the_table_in_the_docs_is_made_from_the_registry() -> None:
-    assert rules.table() in (REPO / "docs" / "lint.md").read_text(), "docs/lint.md: put lint_rules.table() there"
+    assert rules.table() in (REPO / "docs" / "lint.md").read_text(), "docs/lint.md: put rules.table() there"
 
 
 # -- render ------------------------------------------------------------------------------------------------------------

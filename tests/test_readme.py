@@ -85,13 +85,22 @@ def test_every_command_of_skypilots_is_run_by_e2e() -> None:
 
 
 INDENTED = {
-    "make demo": "`skyspot rehearse`: test_rehearse.py",
-    "python -m venv .venv && . .venv/bin/activate": "tests/e2e/install.py",
-    'pip install -e ".[trainer,test]" -c constraints.txt': "the Makefile, before each target",
-    "sky jobs launch .skyspot/run-001.yaml -n run-001": "make e2e; test_render.py has SkyPilot validate it",
-    'eval "$(_SKYSPOT_COMPLETE=bash_source skyspot)"': "below",
+    "make demo": ("tests/test_rehearse.py", "\ndef test_the_default_task_resumes_exactly_under_every_kind("),
+    "python -m venv .venv && . .venv/bin/activate": ("Makefile", "-m venv $(VENV)\n"),
+    'pip install -e ".[trainer,test]" -c constraints.txt': ("Makefile", '-e ".[trainer,test]" -c constraints.txt\n'),
+    "sky jobs launch .skyspot/run-001.yaml -n run-001": (
+        "tests/test_render.py",
+        "\ndef test_skypilot_takes_every_template_under_every_combination_of_ladder_options(",
+    ),
+    'eval "$(_SKYSPOT_COMPLETE=bash_source skyspot)"': (
+        "tests/test_readme.py",
+        "\ndef test_the_line_that_completes_commands_runs_in_a_shell(",
+    ),
 }
-"""The commands of README that stand alone, and who runs them."""
+"""The commands of README that stand alone: the file that runs each, and where in it.
+
+`sky jobs launch` itself is run by nobody: SkyPilot validates what it would submit.
+"""
 
 
 def test_every_command_of_readme_is_run_by_a_test() -> None:
@@ -100,6 +109,8 @@ def test_every_command_of_readme_is_run_by_a_test() -> None:
     prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
     indented = [line.partition("  #")[0].strip() for line in re.findall(r"^ {4}(\S.*)$", prose, re.MULTILINE)]
     assert indented == list(INDENTED)
+    for path, text in INDENTED.values():
+        assert text in (REPO / path).read_text(), f"{path} runs a command of README: {text}"
     assert all(line.startswith("skyspot ") for line in SH), SH
     assert len(SH) >= 8
 

@@ -109,7 +109,8 @@ def default_bucket_name() -> str:
     except (KeyError, OSError):
         user = "user"
     safe = re.sub(r"[^a-z0-9]+", "-", user.lower()).strip("-")[:20] or "user"
-    known = _user_id() or hashlib.sha256(f"{user}@{os.uname().nodename}".encode()).hexdigest()[:8]
+    # Without a HOME that can be written, the name alone: two users of one name may get one bucket's name.
+    known = _user_id() or hashlib.sha256(user.encode()).hexdigest()[:8]
     return f"skyspot-{safe}-{known}"
 
 

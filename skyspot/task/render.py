@@ -1,4 +1,7 @@
-"""Renders a template and options to a task YAML with a header. Pure: no network, no sky, no files written."""
+"""Renders a template and options to a task YAML with a header. No network, no sky, and it writes no task.
+
+The one file that it may write is ~/.config/skyspot/user-id: without --bucket, the bucket is named after it.
+"""
 
 from __future__ import annotations
 
