@@ -40,6 +40,13 @@ class NoAnswerError(UnreadableError):
     """A bucket did not answer in time."""
 
 
+def in_a_line(error: Exception) -> str:
+    """An error for the line that reports it: ours as it is, any other with its type and its first line."""
+    if isinstance(error, SkyspotError):
+        return str(error)
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}".removesuffix(": ")
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` Did you mean 'nearest'?`, or an empty string if no known word is similar."""
     lower: dict[str, str] = {}

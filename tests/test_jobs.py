@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,45 @@ def test_where_skypilot_cannot_list_its_buckets_cancel_cancels() -> None:
     said: list[str] = []
     assert not stop.request_save(job(1, task=MADE), 1.0, said.append)
     assert "the trainer saves when it gets SIGTERM" in said[0]
+
+
+@pytest.fixture
+def odd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The listing of one bucket fails in a way that nobody foresaw."""
+
+    def fails(name: str) -> str:
+        raise RuntimeError("an odd answer\nin two lines") if name == "mine" else SkyspotError("no such bucket")
+
+    monkeypatch.setattr(client, "bucket_url", fails)
+
+
+@pytest.mark.usefixtures("odd")
+def test_an_odd_error_of_one_row_stands_in_that_row() -> None:
+    seen = training.track([job(1, task="run: x"), job(2, task=MADE), job(3, task=MADE.replace("mine", "other"))])
+    assert [one.unread for one in seen] == [
+        "its task sets no SKYSPOT_CHECKPOINT_DIR",
+        "RuntimeError: an odd answer",
+        "SkyPilot cannot locate its bucket other (no such bucket)",
+    ]
+
+
+def test_an_odd_error_of_a_reason_leaves_the_rows_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(id: int) -> str:
+        raise RuntimeError("an odd answer")
+
+    monkeypatch.setattr(client, "last_refusal", fails)
+    seen = training.track([job(1, status="PENDING", task="run: x"), job(2, task="run: x")])
+    assert [one.waits_for for one in seen] == ["SkyPilot has not reported a reason yet", ""]
+
+
+@pytest.mark.usefixtures("odd")
+@pytest.mark.parametrize("beside", [(), (1,)], ids=["one task", "a group"])
+def test_an_odd_error_of_a_run_leaves_it_to_sigterm(beside: tuple[int, ...]) -> None:
+    said: list[str] = []
+    one = replace(job(1, task=f"{MADE}\n---\n{MADE}"), beside=beside)
+    assert not stop.request_save(one, 1.0, said.append)
+    assert said == ["RuntimeError: an odd answer; cancelling now, the trainer saves when it gets SIGTERM"] * len(said)
+    assert len(said) == 1 + len(beside)
 
 
 def test_a_jobs_task_that_is_no_yaml_is_said_in_its_row() -> None:

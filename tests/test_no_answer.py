@@ -26,7 +26,7 @@ ENDS_S = 45
 
 # A command with a queue of SkyPilot's that holds these jobs, and limits that a test has time for.
 PROGRAM = """
-import signal, sys
+import signal, sys, threading
 signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's job in the background ignores it.
 from skyspot.runs import workers
 from skyspot.cli import main as cli
@@ -37,8 +37,9 @@ tasks, limit, words = eval(sys.argv[1])
 listed = [Job(n, f"run-{n}", "RUNNING", "1x", "aws", 0, 1e9, 60.0, "", task) for n, task in enumerate(tasks, 1)]
 managed_jobs.queue = lambda *args, **more: listed
 managed_jobs.check = lambda *args: []
+managed_jobs.bucket_url = lambda name: print("listing", flush=True) or threading.Event().wait()
 managed_jobs.cancel = lambda id: print("cancelled", id)
-jobs.READ_S = workers.TIMEOUT_S = limit
+jobs.READ_S = jobs.LISTING_S = workers.TIMEOUT_S = limit
 sys.argv[1:] = words
 cli.main()
 """
@@ -76,18 +77,27 @@ def hung(faults: "faultfs.Client", tmp_path: Path) -> Iterator["faultfs.Client"]
 
 
 @pytest.fixture
-def silent() -> Iterator[dict[str, str]]:
-    """An S3 server that takes every connection and never answers, as an environment."""
+def server() -> Iterator[socket.socket]:
+    """An S3 server that takes every connection and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        yield {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.getsockname()[1]}",
-            "AWS_ACCESS_KEY_ID": "x",
-            "AWS_SECRET_ACCESS_KEY": "y",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
+        server.settimeout(ENDS_S)
+        yield server
+
+
+@pytest.fixture
+def silent(server: socket.socket) -> dict[str, str]:
+    """That server as an environment."""
+    return {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.getsockname()[1]}",
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "y",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
 
 
 S3 = 'envs: {SKYSPOT_CHECKPOINT_DIR: /c/run}\nfile_mounts: {/c: {source: "s3://mine"}}\nrun: x'
+MADE = "envs: {SKYSPOT_CHECKPOINT_DIR: /c/run}\nfile_mounts: {/c: {name: mine, mode: MOUNT}}\nrun: x"
+"""A task whose bucket SkyPilot has created: it alone knows the URL."""
 
 
 def test_a_hung_mount_is_said_in_its_row_and_the_queue_ends(hung: "faultfs.Client", tmp_path: Path) -> None:
@@ -115,6 +125,59 @@ def test_ctrl_c_ends_a_command_that_waits_for_a_hung_mount(
     process.send_signal(signal.SIGINT)
     code, said = ended(process)
     assert (code, said.strip()) == (130, "Interrupted.")
+
+
+@pytest.mark.parametrize("words", [["queue"], ["cancel", "1"], ["checkpoints", "list", "s3://mine/run"]], ids=" ".join)
+def test_ctrl_c_ends_a_command_that_waits_for_a_server_that_never_answers(
+    server: socket.socket, silent: dict[str, str], words: list[str]
+) -> None:
+    process = start([S3], *words, limit=1000.0, **silent)
+    with server.accept()[0]:
+        process.send_signal(signal.SIGINT)
+        code, said = ended(process)
+    assert (code, said.strip()) == (130, "Interrupted.")
+
+
+def written(folder: Path) -> Path:
+    """A project's folder with the task of a run whose bucket SkyPilot has created."""
+    (folder / ".skyspot").mkdir()
+    (folder / ".skyspot" / "run-1.yaml").write_text(MADE)
+    (folder / "t.yaml").write_text(MADE)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "words", [["queue"], ["cancel", "1"], ["checkpoints", "list", "run-1"], ["launch", "t.yaml", "--dryrun"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_ctrl_c_ends_a_command_that_waits_for_skypilots_buckets(tmp_path: Path, words: list[str]) -> None:
+    process = start([MADE], *words, limit=1000.0, cwd=written(tmp_path))
+    assert process.stdout
+    assert process.stdout.readline() == "listing\n"
+    process.send_signal(signal.SIGINT)
+    code, said = ended(process)
+    assert (code, said.strip()) == (130, "Interrupted.")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "why", "then"),
+    [
+        (["queue"], 0, "", "its bucket did not answer within 1 s"),
+        (["cancel", "1"], 0, "; cancelling now, the trainer saves when it gets SIGTERM", "cancelled 1"),
+        (["launch", "t.yaml", "--dryrun"], 0, "", "Dry run: nothing was written or submitted."),
+        (["checkpoints", "list", "run-1"], 1, "", "Error: "),
+        (["checkpoints", "verify", "run-1"], 1, "", "Error: "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_where_skypilots_list_of_its_buckets_never_comes_a_command_says_so_and_ends(
+    tmp_path: Path, words: list[str], code: int, why: str, then: str
+) -> None:
+    left, said = ended(start([MADE], *words, cwd=written(tmp_path)))
+    assert left == code, said
+    assert then in said
+    if words != ["queue"]:
+        assert f"SkyPilot cannot locate its bucket mine (its list of buckets did not answer within 1 s){why}" in said
 
 
 def test_cancel_cancels_a_job_whose_bucket_hangs(hung: "faultfs.Client", tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-from skyspot.errors import SkyspotError
+from skyspot.errors import in_a_line
 from skyspot.jobs import client
 from skyspot.jobs.client import RUNNING, Job
 from skyspot.jobs.training import open_job
@@ -75,8 +75,8 @@ def _request_save(job: Job, grace_s: float, log: Callable[[str], None]) -> bool:
                 log(f"{attempt} saved and stopped")
                 return True
             time.sleep(POLL_S)
-    except SkyspotError as error:
-        log(f"{error}; cancelling now, the trainer saves when it gets SIGTERM")
+    except Exception as error:  # Whatever it is, the job is cancelled.
+        log(f"{in_a_line(error)}; cancelling now, the trainer saves when it gets SIGTERM")
         return False
     log(f"{attempt} has not stopped within {grace_s:.0f} s")
     return False

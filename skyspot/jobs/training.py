@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
-from skyspot.errors import SkyspotError, UnreadableError, UsageError, did_you_mean, shown
+from skyspot.errors import SkyspotError, UnreadableError, UsageError, did_you_mean, in_a_line, shown
 from skyspot.jobs import client
 from skyspot.jobs.client import Job
 from skyspot.runs import location, workers
@@ -20,6 +20,8 @@ from trainer.layout.names import RunPaths
 
 READ_S = 20.0
 """Longest wait for all buckets, and then for SkyPilot's reasons."""
+LISTING_S = 60.0
+"""Longest wait for SkyPilot's list of its buckets; SkyPilot may have to start its server first."""
 READERS = 32
 MAX_REASONS = 5
 """Jobs for which SkyPilot is asked why they have no machine."""
@@ -57,13 +59,13 @@ def track(jobs: Sequence[Job]) -> list[TrackedJob]:
 def _track(job: Job) -> TrackedJob:
     try:
         progress = run_progress(open_job(job))
-    except SkyspotError as error:
-        return TrackedJob(job, None, str(error))
+    except Exception as error:  # The other rows are shown whatever happens to this one.
+        return TrackedJob(job, None, in_a_line(error))
     return TrackedJob(job, progress, "" if progress else "its run folder is empty")
 
 
 def _reason(job: Job) -> str | None:
-    with suppress(SkyspotError):
+    with suppress(Exception):
         return client.last_refusal(job.id)
     return None
 
@@ -97,11 +99,11 @@ def resolved(where: Location) -> Location:
     """A location with the URL of its bucket; SkyPilot knows the URL of a bucket that it created.
 
     Raises:
-        UnreadableError: SkyPilot cannot list its buckets.
+        UnreadableError: SkyPilot cannot list its buckets, or does not answer.
     """
     if where.url is None and where.made is not None:
         try:
-            url = client.bucket_url(where.made)
+            url = workers.call_in_thread("its list of buckets", client.bucket_url, where.made, seconds=LISTING_S)
         except SkyspotError as error:
             raise UnreadableError(f"SkyPilot cannot locate its bucket {where.made} ({error})") from error
         return Location(where.inside, url, where.made)

@@ -52,9 +52,25 @@ def call(root: Path, function: Callable[..., _T], *args: Any, seconds: float | N
         return _worker().call(root, function, args, seconds)
     if isinstance(root, Path):
         return function(*args)
+    return call_in_thread(root, function, *args, seconds=seconds)
+
+
+def call_in_thread(asked: object, function: Callable[..., _T], *args: Any, seconds: float | None) -> _T:
+    """The result of `function(*args)`, which waits for the network, from a thread of its own.
+
+    Args:
+        asked: What the function waits for, as the message names it.
+        function: The function.
+        args: Its arguments.
+        seconds: Longest wait; None waits until the function returns. Ctrl-C always ends the wait.
+
+    Raises:
+        NoAnswerError: the function has not returned in time.
+    """
     outcomes: queue.SimpleQueue[_Outcome] = queue.SimpleQueue()
     threading.Thread(target=lambda: outcomes.put(_outcome(function, args)), daemon=True).start()
-    return _await(outcomes, root, seconds)
+    result: _T = _await(outcomes, asked, seconds)
+    return result
 
 
 def is_isolated(root: Path) -> bool:
@@ -126,11 +142,11 @@ def _outcome(function: Callable[..., Any], args: Sequence[Any]) -> _Outcome:
         return None, error
 
 
-def _await(outcomes: queue.SimpleQueue[_Outcome], root: Any, seconds: float | None) -> Any:
+def _await(outcomes: queue.SimpleQueue[_Outcome], asked: object, seconds: float | None) -> Any:
     try:
         result, error = outcomes.get(timeout=seconds)
     except queue.Empty:
-        raise NoAnswerError(f"{root} did not answer within {seconds:.0f} s") from None
+        raise NoAnswerError(f"{asked} did not answer within {seconds:.0f} s") from None
     if error is not None:
         raise error
     return result
