@@ -1,15 +1,20 @@
 """What keeps the tests quick, and says what they did not show."""
 
+import importlib
+import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
+from types import ModuleType
 
 import budget
 import pytest
 import shared
 import skips
 from needs import NOT_HERE
-from support import REPO
+from support import REPO, clean_env
 
 pytest_plugins = ["pytester"]
 INI = "[pytest]\nmarkers =\n    slow: x\nfilterwarnings =\n    error\n"
@@ -131,6 +136,60 @@ def test_in_ci_what_could_have_been_tested_and_was_not_is_a_failure(
     done.stdout.fnmatch_lines(
         ["*would be skipped, and in CI every guarantee is tested: FUSE mounts: apt install fuse3"]
     )
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """What `make e2e` needs of the machine."""
+    monkeypatch.syspath_prepend(REPO / "tests" / "e2e")
+    return importlib.import_module("install")
+
+
+@pytest.mark.parametrize(
+    ("system", "user", "tools", "expected"),
+    [
+        ("darwin", 0, {}, f"{NOT_HERE}: Linux is needed"),
+        ("linux", 0, {"unshare": 1, "nsenter": 0, "setpriv": 0, "ip": 0}, f"{NOT_HERE}: namespaces, a bridge and veth"),
+        ("linux", 1000, {"unshare": 1, "nsenter": 0, "setpriv": 0, "ip": 0}, "run it as root"),
+        ("linux", 0, {"unshare": 0, "nsenter": 0, "setpriv": 0}, "apt install util-linux iproute2"),
+    ],
+)
+def test_e2e_skips_as_expected_only_what_no_remedy_brings(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    install: ModuleType,
+    system: str,
+    user: int,
+    tools: dict[str, int],
+    expected: str,
+) -> None:
+    for tool, code in tools.items():
+        (tmp_path / tool).write_text(f"#!/bin/sh\nexit {code}\n")
+        (tmp_path / tool).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    reason = install.missing()
+    assert reason.startswith(expected)
+    assert skips.is_expected(f"SkyPilot on Slurm: {reason}") == expected.startswith(NOT_HERE)
+
+
+def test_a_package_that_e2e_cannot_get_is_no_expected_skip(install: ModuleType) -> None:
+    with pytest.raises(install.Unavailable, match=r"`false \.\.\.` failed: exit 1") as failed:
+        install._get("false")
+    assert not skips.is_expected(f"SkyPilot on Slurm: {failed.value}")
+
+
+@pytest.mark.parametrize(("ci", "code"), [("", 0), ("true", 1)])
+def test_make_e2e_without_what_it_needs_fails_in_ci_alone(tmp_path: Path, ci: str, code: int) -> None:
+    """Nothing is on PATH: as root it lacks `unshare`, else root."""
+    done = subprocess.run(
+        [sys.executable, "tests/e2e/run.py", "tests/e2e/test_ended.py"],
+        cwd=REPO, env=clean_env(CI=ci, PATH=str(tmp_path)), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    assert ("would be skipped, and in CI every guarantee is tested: SkyPilot on Slurm: " in done.stdout) == bool(ci)
+    assert ("\nSkyPilot on Slurm: " in done.stdout) != bool(ci)
 
 
 def test_what_workers_share_is_built_by_one_and_again_where_that_failed(

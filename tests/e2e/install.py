@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from needs import NOT_HERE
 from place import BIN, CLIENT, NODE, RCLONE, REPO, ROOT, RUNTIME, SKYPILOT, UID, USER, UV
 
 PACKAGES = {
@@ -25,38 +26,36 @@ OTHER_FOR_S3 = ("pandas", "python-dateutil")
 TRAINING = ("torch", "transformers", "accelerate", "numpy", "safetensors", "xxhash", "pyyaml")
 
 
-class NotHere(Exception):
-    """The lab cannot be had on this machine; the message says what is missing."""
+class Unavailable(Exception):
+    """A package cannot be downloaded; the message is the remedy."""
 
 
 def missing() -> str | None:
-    """Why this machine cannot have the lab; None where it can."""
+    """Why this machine cannot have the lab, as in needs.py; None where it can."""
     if sys.platform != "linux":
-        return f"Linux is needed, this is {platform.system()}"
+        return f"{NOT_HERE}: Linux is needed, this is {platform.system()}"
     if os.geteuid() != 0:
-        return "root is needed (Slurm, sshd and SkyPilot run as a user of the lab's own, in namespaces of their own)"
+        return "run it as root (Slurm, sshd and SkyPilot run as a user of the lab's own, in namespaces of their own)"
     for tool in ("unshare", "nsenter", "setpriv", "ip"):
         if not shutil.which(tool):
-            return f"{tool} is needed (Debian: util-linux and iproute2)"
+            return f"apt install util-linux iproute2, which have {tool}"
     tried = subprocess.run(
         ["unshare", "--net", "--pid", "--mount", "--uts", "--ipc", "--fork", "sh", "-c",
          "ip link add type bridge && ip link add type veth"], capture_output=True, text=True,
     )  # fmt: skip
     if tried.returncode:
-        return f"namespaces, a bridge and veth are needed: {tried.stderr.strip()}"
-    if not _absent_packages():
-        pass
-    elif not shutil.which("apt-get"):
-        return f"apt-get, or these: {' '.join(_absent_packages())}"
+        return f"{NOT_HERE}: namespaces, a bridge and veth are refused to root: {tried.stderr.strip()}"
+    if (absent := _absent_packages()) and not shutil.which("apt-get"):
+        return f"install {' '.join(absent)} (there is no apt-get to do it)"
     if _name_of(UID) not in (None, USER):
-        return f"the lab's user id, {UID}, is in use here by {_name_of(UID)}"
+        return f"free the lab's user id, {UID}, which {_name_of(UID)} has"
     folder = ROOT.parent
     while folder != folder.parent:
         if folder.exists() and not folder.stat().st_mode & 0o001:
-            return f"{ROOT} must be reachable for every user, and {folder} is not: set SKYSPOT_E2E_ROOT"
+            return f"set SKYSPOT_E2E_ROOT: {ROOT} must be reachable for every user, and {folder} is not"
         folder = folder.parent
     if base_python() is None:
-        return "a Python 3.10 to 3.12 that every user may run (Debian: python3)"
+        return "apt install python3, of 3.10 to 3.12: every user must be able to run it"
     return None
 
 
@@ -92,7 +91,7 @@ def install(say: Callable[[str], None]) -> None:
     """Bring everything under `ROOT`; each part is left alone where it is as it should be.
 
     Raises:
-        NotHere: a package could not be had (no network, no such version).
+        Unavailable: a package cannot be downloaded (no network, no such version).
         RuntimeError: skyspot itself does not build or install.
     """
     ROOT.mkdir(mode=0o755, exist_ok=True)
@@ -142,7 +141,8 @@ def _get(*command: object, env: dict[str, str] | None = None) -> None:
     )
     if done.returncode:
         lines = (done.stderr.strip() or done.stdout.strip() or f"exit {done.returncode}").splitlines()
-        raise NotHere(f"`{' '.join(map(str, command[:4]))} ...` failed: {lines[-1]}")
+        failed = f"`{' '.join(map(str, command[:4]))} ...` failed: {lines[-1]}"
+        raise Unavailable(f"make the package registries reachable ({failed})")
 
 
 def _debian() -> None:
@@ -227,7 +227,7 @@ def _skyspot() -> None:
         shutil.copy(REPO / name, source / name)
     try:
         _uv_pip(CLIENT, "--reinstall-package", "skyspot", "--no-build-isolation", source, "-c", _client_constraints())
-    except NotHere as error:
+    except Unavailable as error:
         raise RuntimeError(f"skyspot does not install from the working tree: {error}") from None
     _give_to_user(CLIENT)
 
