@@ -57,10 +57,22 @@ def test_a_test_that_takes_too_long_fails_unless_it_is_slow_and_what_is_built_fo
         @pytest.fixture(scope="session")
         def built():
             take(100)
+            yield
+            take(100)
+
+        @pytest.fixture(scope="module")
+        def upon(built):
+            yield
+            take(100)
 
         @pytest.fixture
         def prepared():
             take(6)
+
+        @pytest.fixture
+        def tidied(upon):
+            yield
+            take(7)
 
         def test_quick(built): take(9)
         def test_long(): take(11)
@@ -69,6 +81,7 @@ def test_a_test_that_takes_too_long_fails_unless_it_is_slow_and_what_is_built_fo
             take(11)
             assert next(ends)
         def test_long_with_its_fixture(prepared): take(5)
+        def test_long_to_tidy(tidied): take(6)
         @pytest.mark.slow
         def test_slow(): take(11)
         def test_builds(tmp_path_factory):
@@ -79,12 +92,23 @@ def test_a_test_that_takes_too_long_fails_unless_it_is_slow_and_what_is_built_fo
         def test_fails():
             take(11)
             assert False
+        def test_last(upon): take(9)
     """, watched)  # fmt: skip
-    done.assert_outcomes(passed=4, failed=4)
+    done.assert_outcomes(passed=5, failed=5)
+    done.stdout.fnmatch_lines(["*test_long_to_tidy took 13 s, *"])
     done.stdout.fnmatch_lines(["*test_long took 11 s, and a test that is not slow may take 10: *"])
     done.stdout.fnmatch_lines(["*test_long_with_its_fixture took 11 s, *"])
     done.stdout.no_fnmatch_line("*test_fails took*")
     done.stdout.no_fnmatch_line("*test_long_and_then_wrong took*")
+
+
+def test_these_tests_are_watched(request: pytest.FixtureRequest) -> None:
+    plugins = request.config.pluginmanager.get_plugins()
+    assert skips in plugins
+    [watched] = [plugin for plugin in plugins if isinstance(plugin, budget.Budget)]
+    assert shared.not_counted == watched.building
+    assert isinstance(watched._clock, budget.QuietClock)
+    assert "--durations" in request.config.getini("addopts"), "the slowest tests are printed"
 
 
 def test_a_second_of_a_busy_machine_counts_as_the_part_that_a_process_gets() -> None:
