@@ -2,8 +2,9 @@
 
 import json
 import re
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from skyspot.cli import main
 from skyspot.errors import SkyspotError
 from skyspot.jobs import launch
 from skyspot.lint import rules
+from skyspot.rehearsal.result import Result
+from skyspot.rehearsal.task import RehearsalTask
 from skyspot.task.options import Options
 
 Skyspot = Callable[..., tuple[int, str, str]]
@@ -188,6 +191,58 @@ def test_lines_are_those_of_the_file_before_its_migration(tmp_path: Path, skyspo
     (tmp_path / "old.yaml").write_text(old)
     assert "old.yaml:6: error: unknown key 'setups'" in skyspot("render", "old.yaml")[2]
     assert "old.yaml:6: error: unknown key 'setups'" in skyspot("lint", "old.yaml")[1]
+
+
+# -- rehearse ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The tasks for which a rehearsal would start machines; it starts none."""
+    started: list[str] = []
+
+    def rehearse(task: RehearsalTask, *_: object) -> Result:
+        started.append(task.run)
+        return Result(legs=[], notes=[], seconds=0.0)
+
+    monkeypatch.setattr("skyspot.rehearsal.engine.rehearse", rehearse)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield started
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (TYPO, "mine.yaml:1: error: unknown key 'acelerators' in resources. [unknown-key]"),
+        ("run: x\nsetups: y\n", "mine.yaml:2: error: unknown key 'setups'. [unknown-key]\n  Did you mean 'setup'?"),
+        ("run: x\nstorage: {/c: {name: n}}\n", "mine.yaml:2: error: unknown key 'storage'. [unknown-key]"),
+        ("services: {web: {image: nginx}}\n", "mine.yaml:1: error: this is a docker-compose file, not a"),
+        ("jobs: {controller: {resources: {cpus: 4+}}}\n", "mine.yaml:1: error: this is a file of SkyPilot settings"),
+        ("name: v\ntype: k8s-pvc\nsize: 10Gi\ninfra: k8s\n", "mine.yaml:1: error: this is a volume, not a"),
+        ("run: a\n---\nrun: b\nsetups: y\n", "mine.yaml:4: error: task 2: unknown key 'setups'. [unknown-key]"),
+    ],
+    ids=["resources", "top level", "storage", "compose", "settings", "volume", "pipeline"],
+)  # fmt: skip
+def test_rehearse_refuses_a_file_as_render_does_before_a_machine_starts(
+    tmp_path: Path, skyspot: Skyspot, machines: list[str], text: str, said: str
+) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    code, out, err = skyspot("rehearse", "mine.yaml")
+    assert (code, out, machines) == (2, "", [])
+    assert said in err
+    assert skyspot("render", "mine.yaml") == (code, out, err)
+
+
+def test_rehearse_lets_pass_what_is_ignored_and_what_a_service_needs(
+    tmp_path: Path, skyspot: Skyspot, machines: list[str]
+) -> None:
+    (tmp_path / "mine.yaml").write_text("run: x\nsetups: y  # skyspot: ignore[unknown-key]\n")
+    (tmp_path / "serve.yaml").write_text("service: {readiness_probe: /health}\nrun: vllm serve\n")
+    assert "mine.yaml:2: note: " in skyspot("rehearse", "mine.yaml", "--json")[2]
+    assert "Start it with `sky serve up`" in skyspot("rehearse", "serve.yaml", "--json")[2]
+    assert machines == ["x", "vllm serve"]
 
 
 # -- launch ------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""`skyspot lint`; and the findings that `render` shows."""
+"""`skyspot lint`; and the findings that `render` and `rehearse` show."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _without_values(path: Path) -> dict[str, str]:
 
 
 def check_file(rendered: Rendered, options: Options) -> None:
-    """Print the findings that `render` shows for a plain YAML: keys that SkyPilot does not know, and the like.
+    """Print the findings that `render` and `rehearse` show for a plain YAML: unknown keys, and the like.
 
     Raises:
         UsageError: SkyPilot would refuse the file.

@@ -13,6 +13,7 @@ from types import FrameType
 
 import click
 
+from skyspot.cli.lint import check_file
 from skyspot.cli.options import json_option, task_options
 from skyspot.errors import UsageError, did_you_mean, shown
 from skyspot.home import expanded
@@ -88,6 +89,8 @@ def _rehearse(
 ) -> Result:
     """Run the rehearsal and print its result."""
     rendered = task_yaml(options if options.name else dataclasses.replace(options, name=_name(options)))
+    if rendered.before is not None:
+        check_file(rendered, options)
     # Relative paths in a task start from the working folder, as SkyPilot has it, wherever the YAML lies.
     trainer = payload.trainer_folder() if rendered.trainer else None
     task = read_task(_one_task(rendered, part), Path.cwd(), _stand_ins(mounts), trainer)
