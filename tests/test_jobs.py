@@ -19,6 +19,7 @@ from skyspot.runs import location
 from skyspot.runs.location import Location
 from skyspot.runs.progress import run_binding, run_progress
 from skyspot.task import document, settings
+from trainer.attempt.record import open_attempt
 from trainer.layout.names import RunPaths
 
 
@@ -283,6 +284,31 @@ def test_another_binding_configuration_is_seen_before_a_machine_is_paid_for(
 ) -> None:
     (task,) = document.tasks(json.dumps({"envs": {**envs, "WHAT": "seed"}, "run": run}))
     assert launch._difference(task, RunPaths(begun)) == field
+
+
+@pytest.mark.parametrize(
+    ("value", "written", "differs"),
+    [
+        (True, "true", None),
+        (True, '"true"', None),
+        (True, "True", None),
+        (True, '"Yes"', None),
+        (True, "on", None),
+        (False, "false", None),
+        (False, '"no"', None),
+        (True, "false", "tied is True in the run and 'False' here"),
+        (False, '"yes"', "tied is False in the run and 'yes' here"),
+        (False, '""', "tied is False in the run and '' here"),
+        (True, "1", "tied is True in the run and '1' here"),
+    ],
+)
+def test_a_boolean_that_binds_may_be_spelled_as_in_yaml(
+    tmp_path: Path, value: bool, written: str, differs: str | None
+) -> None:
+    paths = RunPaths(tmp_path / "run")
+    open_attempt(paths, launch="x", config={}, binding={"tied": value})
+    (task,) = document.tasks(f"envs: {{SKYSPOT_TIED: {written}}}\nrun: x")
+    assert launch._difference(task, paths) == differs
 
 
 @pytest.mark.parametrize(

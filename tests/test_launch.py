@@ -13,9 +13,10 @@ import pytest
 import warm
 from support import clean_env, event, launch
 
-from trainer.launch.exits import combined_code
+from trainer.launch.exits import combined_code, reported_code
 from trainer.launch.nodes import Nodes, NodesError
 from trainer.launch.process_count import LaunchError, process_count
+from trainer.launch.rank import Rank
 from trainer.launch.relay import LONGEST_LINE_BYTES, Lines
 from trainer.layout.events import read_events
 from trainer.layout.names import RunPaths, list_attempts
@@ -244,6 +245,19 @@ def test_what_is_no_number_is_refused_in_a_line(text: str, monkeypatch: pytest.M
     monkeypatch.delenv("SKYSPOT_PROCESSES")
     monkeypatch.setenv("SKYPILOT_NUM_GPUS_PER_NODE", text)
     assert process_count(None, cpu=False) >= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "code"), [("75", 75), ("0", 0), ("\u00b2", None), ("9" * 5000, None), ("-1", None), ("", None)],
+    ids=lambda value: ascii(value)[:9],
+)  # fmt: skip
+def test_a_report_that_is_no_exit_code_is_passed_over(text: str, code: int | None) -> None:
+    read, write = os.pipe()
+    with open(read, "rb"), open(write, "wb", buffering=0) as report:
+        rank = Rank(None, to_rank=-1, from_rank=read)
+        report.write(f"exit {text}\n".encode())
+        assert rank.receive()
+    assert rank.reported_code == reported_code(text) == code
 
 
 def test_where_rank_0_dies_its_end_is_recorded_by_a_child(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from skyspot.runs.location import Location
 from skyspot.runs.progress import Progress, run_binding, run_progress
 from skyspot.task import document, edits, payload
 from skyspot.task.document import Task
+from skyspot.task.emitter import BOOLEANS
 from skyspot.task.options import WRITTEN, Options, written_task
 from skyspot.task.render import headed
 from skyspot.task.shell import options
@@ -223,7 +224,9 @@ def _difference(task: Task, paths: RunPaths) -> str | None:
 
 
 def _same(value: Any, text: str) -> bool:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, bool):
+        return BOOLEANS.get(text.lower()) is value
+    if isinstance(value, (int, float)):
         try:
             return float(text) == float(value)
         except ValueError:

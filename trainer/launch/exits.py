@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,6 +15,11 @@ from trainer.layout.exit_codes import EXIT_DONE, EXIT_FAILED, EXIT_PRECEDENCE, E
 def code_of(status: int | None) -> int:
     """Return a rank's exit code; a rank that a signal ended, or that never ended, counts as preempted."""
     return EXIT_PREEMPTED if status is None or status < 0 else status
+
+
+def reported_code(text: str) -> int | None:
+    """Return the exit code in a report to the launcher; None if the text is no exit code."""
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else None
 
 
 def combined_code(statuses: Sequence[int | None]) -> int:

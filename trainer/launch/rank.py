@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer.launch.environment import Environment
+from trainer.launch.exits import reported_code
 from trainer.launch.link import ATTEMPT, ENDED, EXIT, LISTENS, PEER_GONE
 from trainer.layout.exit_codes import EXIT_PREEMPTED
 
@@ -59,8 +60,8 @@ class Rank:
                 self.listens = True
             elif message == ENDED:
                 self.ended = True
-            elif message == EXIT and rest.isdigit() and self.reported_code is None:
-                self.reported_code = int(rest)
+            elif message == EXIT and self.reported_code is None:
+                self.reported_code = reported_code(rest)
         return bool(data)
 
     def drain(self) -> None:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from trainer.attempt.ending import STOP_REQUEST, SUPERSEDED, Ending
+from trainer.launch.exits import reported_code
 from trainer.layout.exit_codes import EXIT_FAILED
 
 END_EVENT_S = 5.0
@@ -60,8 +61,8 @@ class Sidecar:
             message, _, rest = line.decode("ascii", "replace").partition(" ")
             if message == "attempt":
                 self.attempt = rest
-            elif message == "leave" and rest.isdigit():
-                self.exit_code = int(rest)
+            elif message == "leave" and (code := reported_code(rest)) is not None:
+                self.exit_code = code
             elif message in STOPS:
                 self.stop = STOPS[message]
         if not data and not self.attempt and self.exit_code is None:
