@@ -253,7 +253,7 @@ def test_what_is_no_number_is_refused_in_a_line(text: str, monkeypatch: pytest.M
 )  # fmt: skip
 def test_a_report_that_is_no_exit_code_is_passed_over(text: str, code: int | None) -> None:
     read, write = os.pipe()
-    with open(read, "rb"), open(write, "wb", buffering=0) as report:
+    with os.fdopen(read, "rb"), os.fdopen(write, "wb", buffering=0) as report:
         rank = Rank(None, to_rank=-1, from_rank=read)
         report.write(f"exit {text}\n".encode())
         assert rank.receive()
