@@ -57,6 +57,7 @@ _CHANGED = {
     "num_nodes",
     *_TASK_NAMES,
     *_TASK_NAMES.values(),
+    *(path[0] for path, _, _ in _MORE_NAMES),
 }
 
 
