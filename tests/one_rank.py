@@ -17,6 +17,7 @@ from torch import nn
 
 from trainer import RunConfig, SpotRun
 from trainer.attempt.ending import Ending
+from trainer.attempt.record import StopReason
 from trainer.checkpoint.saving import Saver
 
 
@@ -35,11 +36,7 @@ class InProcess(SpotRun):
         """Write the end, and go."""
         self.write_end(ending, code=code, error=error, **more)
         if self.journal:  # Its thread lives on, and has nothing left to do in the run's folder.
-            self.journal._progress, self.journal.superseded_by, self.journal.stop_requested = (
-                {},
-                self.attempt_name,
-                True,
-            )
+            self.journal._progress, self.journal.stop_reason = {}, StopReason(ending, "the attempt has ended")
         raise Left(ending.code if code is None else code, ending.cause, error)
 
     def _watch_the_bucket(self) -> None:

@@ -760,7 +760,7 @@ def test_the_launchers_sidecar_lives_on_where_a_listing_fails(paths: RunPaths, t
         paths.attempts.unlink()
         (tmp_path / "aside").rename(paths.attempts)
         (paths.attempts / f"a{int(name[1:5]) + 1:04d}-ffffff").mkdir()
-        assert sidecar.stdout.readline() == "superseded\n"
+        assert sidecar.stdout.readline() == "stop superseded\n"
     finally:
         sidecar.kill()
         sidecar.communicate()

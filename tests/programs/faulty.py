@@ -211,7 +211,7 @@ class Faults:
             request = run.paths.stop(os.environ["SKYSPOT_LAUNCH"])
             request.parent.mkdir(exist_ok=True)
             request.touch()
-            while not run.journal.stop_requested:
+            while not run.journal.stop_reason:
                 time.sleep(0.01)
         elif kind == "outnumber":
             (run.paths.attempts / "a0099-ffffff").mkdir()

@@ -86,7 +86,7 @@ STOPS = {
     "stop-request": STOP_REQUEST,
     "superseded": SUPERSEDED,
 }
-"""By kind of stop: a notice's kind, or what rank 0 found in the bucket."""
+"""By kind of stop: a notice's kind, or the cause of a reason that rank 0 finds in the bucket (`record.stop_reason`)."""
 
 
 class Leaving(BaseException):

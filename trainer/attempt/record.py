@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.attempt.ending import STOP_REQUEST, SUPERSEDED, Ending
 from trainer.attempt.identity import check_release, keep_identity
 from trainer.bucket.retry import retry
 from trainer.layout.documents import (
@@ -134,13 +135,29 @@ def record(attempt: Attempt, event: str, **fields: Any) -> None:
         _numbers[folder] = number
 
 
+@dataclass(frozen=True)
+class StopReason:
+    """A reason to stop that rank 0 found in the bucket."""
+
+    ending: Ending
+    """Listed in `STOPS`."""
+    message: str
+
+
+def stop_reason(attempt: Attempt) -> StopReason | None:
+    """The first reason in the bucket to stop this attempt; None if there is none."""
+    if newer := newer_attempt(attempt):
+        return StopReason(SUPERSEDED, superseded(newer))
+    return StopReason(STOP_REQUEST, "a stop was requested") if stop_requested(attempt) else None
+
+
 def newer_attempt(attempt: Attempt) -> AttemptName | None:
     """The newest attempt with a higher number than this one's; None if there is none."""
     names = [name for name in list_attempts(attempt.paths) if name.number > attempt.name.number]
     return names[-1] if names else None
 
 
-def superseded(newer: AttemptName | None) -> str:
+def superseded(newer: AttemptName) -> str:
     """The message of an attempt that stops because a newer one exists."""
     return f"a newer attempt exists ({newer}): this one stops"
 

@@ -4,8 +4,8 @@
     python -m trainer.launch.sidecar --end CODE CAUSE RUN_DIR NAME
                                                  writes the end event of an attempt whose rank 0 died
 
-It prints messages to the launcher on stdout: `attempt NAME`, `leave CODE`, `superseded`, `stop-request`. On stdin it
-reads `end CODE CAUSE`.
+It prints messages to the launcher on stdout: `attempt NAME`, `leave CODE`, `stop CAUSE`. On stdin it reads
+`end CODE CAUSE`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from trainer.attempt.record import (
     Attempt,
     asked_to_stop,
     launch_id,
-    newer_attempt,
     open_attempt,
     record,
+    stop_reason,
     stop_requested,
 )
 from trainer.bucket.deadlines import await_overdue
@@ -88,11 +88,8 @@ def _watch(attempt: Attempt) -> None:
     sent = False
     while not selector.select(LOOK_S):
         with suppress(OSError):  # If the bucket does not answer now, the next round tries again.
-            if not sent and newer_attempt(attempt):
-                _send("superseded")
-                sent = True
-            elif not sent and stop_requested(attempt):
-                _send("stop-request")
+            if not sent and (found := stop_reason(attempt)):
+                _send(f"stop {found.ending.cause}")
                 sent = True
 
 

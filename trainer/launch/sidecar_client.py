@@ -8,13 +8,11 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from trainer.attempt.ending import STOP_REQUEST, SUPERSEDED, Ending
+from trainer.attempt.ending import ENDINGS, Ending
 from trainer.launch.exits import reported_code
 from trainer.layout.exit_codes import EXIT_FAILED
 
 END_EVENT_S = 5.0
-STOPS = {ending.cause: ending for ending in (SUPERSEDED, STOP_REQUEST)}
-"""Why the sidecar may have the attempt end, by the message that it sends."""
 
 
 class Sidecar:
@@ -63,8 +61,8 @@ class Sidecar:
                 self.attempt = rest
             elif message == "leave" and (code := reported_code(rest)) is not None:
                 self.exit_code = code
-            elif message in STOPS:
-                self.stop = STOPS[message]
+            elif message == "stop" and rest in ENDINGS:
+                self.stop = ENDINGS[rest]
         if not data and not self.attempt and self.exit_code is None:
             self.exit_code = EXIT_FAILED
         return bool(data)

@@ -22,11 +22,9 @@ class Row:
     """The integers that one rank sends to the others at a micro-step."""
 
     stop: int = 0
-    """Index into KINDS of the notice that this rank got, or of the request that rank 0 found; 0: neither."""
+    """Index into KINDS of the notice that this rank got, or of the reason that rank 0 found in the bucket; 0: none."""
     left_ms: int = 0
-    """Milliseconds until that notice's deadline."""
-    superseded: int = 0
-    """Rank 0: a newer attempt exists."""
+    """Milliseconds until its deadline."""
     order: int = 0
     """Fingerprint of the samples of this micro-step."""
     rng: int = 0
@@ -43,7 +41,7 @@ class Row:
     def to_ints(self) -> list[int]:
         """Return the row as integers, for an exchange."""
         return [
-            self.stop, self.left_ms, self.superseded, self.order, self.rng, self.round_ms, self.save_ms,
+            self.stop, self.left_ms, self.order, self.rng, self.round_ms, self.save_ms,
             self.save_every, *map(to_bits, self.weights),
         ]  # fmt: skip
 

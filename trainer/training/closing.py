@@ -6,9 +6,8 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from trainer.attempt.ending import STOP_REQUEST, STOPS, Hold, Leaving
+from trainer.attempt.ending import STOPS, Ending, Hold, Leaving
 from trainer.attempt.notices import Notice
-from trainer.attempt.record import superseded
 from trainer.checkpoint.finite import NotFiniteError
 from trainer.layout.names import CheckpointName
 from trainer.ranks.agreement import Stop
@@ -38,10 +37,10 @@ class Closing:
         run, state, saver = self._run, self._state, self._checkpointer.saver
         self._report.close()
         if not stop.ending.saves:
-            newer = run.journal.superseded_by if run.journal else None
-            raise Leaving(stop.ending, superseded(newer))
-        if stop.ending is STOP_REQUEST:
-            self._stop_as_requested()
+            found = run.journal.stop_reason if run.journal else None
+            raise Leaving(stop.ending, found.message if found else "")
+        if stop.ending.hold is Hold.JOB_CANCELLED:
+            self._stop_as_requested(stop.ending)
         notice = run.notices.first() or Notice(stop.kind, stop.kind, time.monotonic(), stop.deadline - time.monotonic())
         left_s = max(0.0, stop.deadline - time.monotonic())
         run.print_line(f"{stop.kind}: {left_s:.0f} s left; saving step {state.done}")
@@ -63,17 +62,17 @@ class Closing:
             run.hold(ending.hold_s(stop.deadline))
         run.leave(ending, notice=notice, committed_s=committed_s)
 
-    def _stop_as_requested(self) -> NoReturn:
+    def _stop_as_requested(self, ending: Ending) -> NoReturn:
         """Save, and wait for SkyPilot's cancel: a job that leaves earlier would show as failed. Never returns."""
         run, done, saver = self._run, self._state.done, self._checkpointer.saver
         run.print_line(f"Stop requested; saving step {done}.")
         self._checkpointer.save_last(None)
-        run.write_end(STOP_REQUEST)
+        run.write_end(ending)
         saved = saver.committed_step == done
         result = f"Step {done} committed" if saved else f"The last committed step is {saver.committed_step}"
         run.print_line(f"{result}; waiting for SkyPilot to cancel this job.")
-        run.notices.signalled.wait(STOP_REQUEST.hold_s())
-        run.leave(STOP_REQUEST)
+        run.notices.signalled.wait(ending.hold_s())
+        run.leave(ending)
 
     def finish(self, stop: Stop | None, again: bool) -> None:
         """Save the last checkpoint, then export the model.

@@ -39,19 +39,15 @@ class Consensus:
         return self._run.group.exchange(self._row(micro, weights).to_ints())
 
     def _row(self, micro: MicroStep | None, weights: tuple[float, ...]) -> Row:
-        notice, journal = self._run.notices.first(), self._run.journal
         now = time.monotonic()
         save_s = self._checkpointer.saver.commit_s or 0.0
         counted = micro is not None and micro.weight > 0
-        requested = bool(journal and journal.stop_requested)
-        kind = notice.kind if notice else "stop-request" if requested else ""
-        left = [notice.deadline - now] if notice else [STOP_REQUEST_S] if requested else []
+        kind, left_s = self._own_stop(now)
         if self.stop:
-            left.append(self.stop.deadline - now)
+            left_s = min(left_s, self.stop.deadline - now)
         return Row(
             stop=KINDS.index(kind),
-            left_ms=max(0, round(min(left, default=0.0) * 1000)),
-            superseded=int(bool(journal and journal.superseded_by)),
+            left_ms=max(0, round(left_s * 1000)) if math.isfinite(left_s) else 0,
             order=fingerprint(micro.index, micro.ids.tobytes()) if counted and micro else 0,
             rng=fingerprint(micro.index, torch.initial_seed()) if counted and micro else 0,
             round_ms=round(self._round_s * 1000),
@@ -59,6 +55,16 @@ class Consensus:
             save_every=self._checkpointer.interval.steps if self._run.rank == 0 else 0,
             weights=weights,
         )
+
+    def _own_stop(self, now: float) -> tuple[str, float]:
+        """This rank's reason to stop ("": none), and the seconds until its deadline (infinite without a reason)."""
+        notice, journal = self._run.notices.first(), self._run.journal
+        found = journal.stop_reason if journal else None
+        if found and not found.ending.saves:
+            return found.ending.cause, 0.0  # No other deadline is earlier, and rank 0's row is the first.
+        if notice:
+            return notice.kind, notice.deadline - now
+        return (found.ending.cause, STOP_REQUEST_S) if found else ("", math.inf)
 
     def take_in(self, received: list[list[int]], round_started: float | None) -> None:
         """Draw the conclusions from the rows of all ranks.
@@ -79,11 +85,8 @@ class Consensus:
         self._left_s = first.left_ms / 1000
         if self.stop:
             return
-        if rows[0].superseded:
-            self.stop = Stop("superseded", time.monotonic())
-        elif stopping:
+        if stopping:
             self.stop = Stop(KINDS[first.stop], time.monotonic() + self._left_s)
-        if self.stop:
             self._run.stopping = self.stop.ending
             self._checkpointer.saver.hurry(self.stop.deadline)
 

@@ -1,7 +1,7 @@
 """Journal: rank 0's writer of metrics, events and progress.json.
 
-It writes on its own thread, so that a slow bucket never delays a step. The thread also looks every few seconds for a
-newer attempt and for a stop request.
+It writes on its own thread, so that a slow bucket never delays a step. The thread also looks every few seconds for
+a reason to stop: a newer attempt, or a stop request.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from trainer.attempt.record import Attempt, newer_attempt, record, stop_requested
+from trainer.attempt.record import Attempt, StopReason, record, stop_reason
 from trainer.bucket.deadlines import within
 from trainer.bucket.hashing import hash_bytes
 from trainer.layout.documents import to_json
-from trainer.layout.names import AttemptName
 from trainer.training.console import print_line
 
 LOOK_S = 5.0
@@ -43,8 +42,7 @@ class Journal:
     def __init__(self, attempt: Attempt) -> None:
         self.attempt = attempt
         self.history: list[dict[str, Any]] = []
-        self.superseded_by: AttemptName | None = None
-        self.stop_requested = False
+        self.stop_reason: StopReason | None = None
         self._reported: set[int | None] = set()
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._segment: _Segment | None = None
@@ -112,8 +110,7 @@ class Journal:
                     with within("writing the attempt's progress"):
                         self._write_progress()
                     with within("looking for other attempts"):
-                        self.superseded_by = self.superseded_by or newer_attempt(self.attempt)
-                        self.stop_requested = self.stop_requested or stop_requested(self.attempt)
+                        self.stop_reason = self.stop_reason or stop_reason(self.attempt)
                 except OSError as error:
                     self._report(error)
 

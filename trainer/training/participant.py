@@ -17,9 +17,7 @@ from trainer.attempt.ending import (
     ENDINGS,
     PEER_GONE,
     REFUSED,
-    STOP_REQUEST,
     STOPS,
-    SUPERSEDED,
     Ending,
     Leaving,
 )
@@ -27,10 +25,8 @@ from trainer.attempt.history import RECORDS_S
 from trainer.attempt.notices import Notice, Notices
 from trainer.attempt.record import (
     Attempt,
-    newer_attempt,
     record,
-    stop_requested,
-    superseded,
+    stop_reason,
 )
 from trainer.bucket.deadlines import within
 from trainer.bucket.retry import MOUNT_GONE, retry
@@ -132,17 +128,14 @@ class Participant:
                 raise Leaving(ENDINGS[cause], "another machine stopped before the first step", hold_s=hold_s)
 
     def _check_requests(self, attempt: Attempt) -> None:
-        """Rank 0: look for a newer attempt and a stop request; the journal does so once training has begun."""
+        """Rank 0: look for a reason to stop in the bucket; the journal does so once training has begun."""
         if self.journal is None and time.monotonic() >= self._look_at_bucket:
             self._look_at_bucket = time.monotonic() + LOOK_AT_BUCKET_S
-            newer, is_requested = None, False
+            found = None
             with suppress(OSError), within("looking for other attempts"):
-                newer = newer_attempt(attempt)
-                is_requested = stop_requested(attempt)
-            if newer:
-                self._stop_all(SUPERSEDED, superseded(newer))
-            if is_requested:
-                self._stop_all(STOP_REQUEST, "a stop was requested before the first step")
+                found = stop_reason(attempt)
+            if found:
+                self._stop_all(found.ending, found.message)
 
     def _stop_all(self, ending: Ending, message: str, notice: Notice | None = None) -> NoReturn:
         """Leave, and have the other machines leave for the same reason."""

@@ -31,7 +31,6 @@ from trainer.attempt.ending import (
     ERROR,
     FINISHED,
     MOUNT_HANGS,
-    NO_PROGRESS,
     PEER_CRASHED,
     PEER_GONE,
     SUPERSEDED,
@@ -40,7 +39,7 @@ from trainer.attempt.ending import (
 from trainer.bucket.deadlines import await_overdue
 from trainer.errors import RunError, TrainerError, one_line
 from trainer.launch.nodes import Nodes
-from trainer.layout.exit_codes import EXIT_DONE, EXIT_FAILED, EXIT_PRECEDENCE
+from trainer.layout.exit_codes import EXIT_DONE, EXIT_FAILED, EXIT_FAILURES, EXIT_PRECEDENCE
 from trainer.layout.identity import newest_committed
 from trainer.layout.names import AttemptName
 from trainer.machine import home, scratch
@@ -241,7 +240,7 @@ class SpotRun(Participant):
     def _end_with_leaving(self, leaving: Leaving) -> NoReturn:
         """End the attempt as a `Leaving` says."""
         if leaving.message and self.rank == 0:
-            failed = leaving.code in (EXIT_FAILED, NO_PROGRESS.code)
+            failed = leaving.code in EXIT_FAILURES
             print(f"Error: {leaving.message}" if failed else leaving.message, file=sys.stderr if failed else sys.stdout)
         if leaving.code == EXIT_FAILED:
             self._report_crash(leaving.message)
