@@ -1,4 +1,4 @@
-"""A part of the fault campaign (make chaos), and mistakes in the code that it has to find."""
+"""A part of the fault campaign (make chaos), and planted mistakes that it must find."""
 
 import re
 import subprocess
@@ -66,8 +66,8 @@ def test_a_mistake_in_the_code_is_found(short: Path, plant: str) -> None:
     ("plant", "kind", "seen"),
     [
         ("name not compared", "under another's name", "restored"),
-        ("full bucket ridden out", "ENOSPC for good", "ended with 0, and not with 1"),
-        ("newer attempt not noticed", "two attempts alive", "ended with 0, and not with 76"),
+        ("full bucket ridden out", "ENOSPC for good", "ended with 0, not 1"),
+        ("newer attempt not noticed", "two attempts alive", "ended with 0, not 76"),
         ("old ones deleted first", "torn", "for a moment no whole checkpoint was in the store"),
     ],
 )

@@ -1,4 +1,4 @@
-"""One attempt of a tiny run, in a process for each rank: restores, reports it, trains on, saves. The real code."""
+"""One attempt of a tiny run by the trainer's real code, a process per rank: restores, reports, trains and saves."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ from trainer.training.journal import Journal
 
 @dataclass(frozen=True)
 class Plan:
-    """The work of an attempt, and the faults inside it."""
+    """The work of an attempt, and the faults inside its processes."""
 
     run_dir: Path
     run: int
     steps: int
     """The number of steps after the restore; each is saved."""
     ranks: int = 1
-    """The number of its processes. With several, two of the tensors are cut over them."""
+    """Number of processes. With several, two of the tensors are sharded over them."""
     kill_at: tuple[str, int] | None = None
-    """(one of writing.POINTS, the number of the save in this attempt): a SIGKILL comes there."""
+    """Where SIGKILL strikes: (one of writing.POINTS, the number of the save in this attempt)."""
     kill_rank: int = 0
     """The rank that gets the SIGKILL."""
     clock_s: float = 0.0
-    """The error of its clock."""
+    """Seconds by which its clock is wrong."""
     step_s: float = 0.0
     limit_s: float = 120.0
-    """A call into the bucket counts as hanging after so long."""
+    """A call into the bucket counts as hanging after this many seconds."""
     begin_at: int = 0
     """The first step if there is nothing to restore."""
     home: Path | None = None
-    """The home folder of a machine of its own; None: all attempts share one."""
+    """HOME, if the attempt has a machine of its own; None: it shares this process's HOME."""
     plant: Callable[[], None] = field(default=lambda: None)
     """Plants a mistake in the code."""
 
@@ -62,16 +62,16 @@ class Plan:
 STANDS_STILL_S = 60.0
 
 FAILURES = 3
-"""The attempt ends after so many failed saves in a row."""
+"""An attempt ends after this many failed saves in a row."""
 
 PEER_GONE_PATIENCE_S = 0.1
-"""How long a rank goes on after another is gone: it may have a reason of its own to leave."""
+"""Seconds that a rank continues after another one is gone: it may find a reason of its own to leave."""
 
 
 def run(plan: Plan, rank: int, peer_gone: int, send: Callable[[dict[str, Any]], None]) -> int:
-    """One rank from start to exit; returns its exit code.
+    """Run one rank from start to exit; returns its exit code.
 
-    Sends {"restored": step or None, "digest": ...}, then {"committed": step} after each save that counts.
+    Sends {"restored": step or None, "digest": ...}, then {"committed": step} after each commit.
 
     Args:
         plan: What the attempt does.
@@ -144,7 +144,7 @@ def _train(plan: Plan, rank: int, send: Callable[[dict[str, Any]], None], savers
     saver.prepare(live)
     reported = 0
     for _ in range(plan.steps):
-        tensors["model.seen"].fill_(-1)  # A forward pass: buffers change at once.
+        tensors["model.seen"].fill_(-1)  # Like a forward pass, which changes buffers immediately.
         time.sleep(plan.step_s)
         saver.await_copied()
         step += 1
@@ -167,7 +167,7 @@ def _train(plan: Plan, rank: int, send: Callable[[dict[str, Any]], None], savers
 
 
 def _tensors(plan: Plan, rank: int) -> dict[str, torch.Tensor]:
-    """This rank's state of step 0."""
+    """Build this rank's tensors at step 0."""
     mine = truth.cut(truth.state(plan.run, 0), rank, plan.ranks)
     tensors = {name: torch.from_numpy(array) for name, array in mine.items()}
     if plan.ranks > 1:
@@ -180,7 +180,7 @@ def _tensors(plan: Plan, rank: int) -> dict[str, torch.Tensor]:
 
 
 def _leave_with_the_others(peer_gone: int, savers: list[Saver], send: Callable[[dict[str, Any]], None]) -> None:
-    """As in SpotRun: a rank whose peer is gone leaves soon, with the attempt's exit code."""
+    """Leave soon after a peer is gone, with the attempt's exit code, as SpotRun does."""
     os.read(peer_gone, 1)
     time.sleep(PEER_GONE_PATIENCE_S)
     code = _code_without_a_peer(savers)
@@ -194,7 +194,7 @@ def _code_without_a_peer(savers: list[Saver]) -> int:
 
 
 def _leave_what_hangs(send: Callable[[dict[str, Any]], None]) -> None:
-    """As in SpotRun: a call that hangs ends the attempt, whatever thread it is in."""
+    """End the attempt when a call hangs, in whatever thread, as SpotRun does."""
     overdue = deadlines.await_overdue()
     send({"left": overdue.code})
     os._exit(overdue.code)

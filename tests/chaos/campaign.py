@@ -1,4 +1,4 @@
-"""A campaign of faults: its episodes, the workers that have them done, and the planted mistakes that it has to find."""
+"""A campaign of faults: its episodes, the workers that run them, and the search for planted mistakes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tally import Tally, keep  # noqa: E402
 from watch import Watch  # noqa: E402
 
 EPISODE = 12
-"""Faults that strike one run, one after the other."""
+"""Number of faults that strike one run, one after another."""
 WHOLE = {
     "local": 10_000, "sequential": 10_000, "local-ranks": 600, "sequential-ranks": 900, "rclone": 300,
     "rclone-cached": 300,
@@ -44,7 +44,7 @@ PLANT_FAULTS = 2000
 
 @dataclass(frozen=True)
 class Job:
-    """One run on one store, and the faults that befall it."""
+    """One run on one store, and the faults that strike it."""
 
     store: str
     episode: int
@@ -52,11 +52,11 @@ class Job:
     faults: int
     plant: str = ""
     kinds: tuple[str, ...] = ()
-    """Only these; none: all of the store's."""
+    """The kinds of faults to draw from; empty: all of the store's."""
 
 
 def judge(scene: Scene, kind: str, after: list[truth.Whole]) -> str | None:
-    """What is wrong with how a fault was survived; None where nothing is."""
+    """Judge how a run survived a fault: the problem, or None."""
     for number, child in enumerate(scene.children):
         if child.crash:
             return f"attempt {number} crashed: {child.crash}"
@@ -70,34 +70,34 @@ def judge(scene: Scene, kind: str, after: list[truth.Whole]) -> str | None:
             return f"attempt {number}: its ranks restored {[other.get('checkpoint') for other in child.restores]}"
         if step is None:
             if scene.before and kind not in NOT_THE_NEWEST:
-                return f"attempt {number} found nothing, and {scene.before[0]} was whole"
+                return f"attempt {number} found nothing, but {scene.before[0]} was whole"
             continue
         found = truth.named(restore["checkpoint"])
         assert found
         for restore in child.restores:
             mine = truth.cut(truth.state(scene.plan.run, step), restore["rank"], child.plan.ranks)
             if restore["digest"] != truth.digest(mine) or found.step != step:
-                return f"attempt {number} restored a state that is not the one of {found}"
+                return f"attempt {number} restored a state that differs from {found}"
             if restore["run"] != scene.plan.run:
                 return f"attempt {number} restored run {restore['run']}'s counters"
         if kind in NOT_THE_NEWEST:
             continue
         newest = scene.before[0] if scene.before else None
-        later = number > 0 or scene.at_once  # Then it may have restored what another one has saved meanwhile.
+        later = number > 0 or scene.at_once  # It may have restored what another attempt saved meanwhile.
         if found != newest and not (later and (newest is None or found > newest)):
-            return f"attempt {number} restored {found}, and the newest whole one was {newest}"
+            return f"attempt {number} restored {found}, but the newest whole one was {newest}"
     if scene.before and not after:
-        return f"no whole checkpoint is left; {scene.before[0]} was one"
+        return f"no whole checkpoint is left; {scene.before[0]} was whole before"
     if scene.before and after[0] < scene.before[0]:
-        return f"the newest whole checkpoint is {after[0]} now; it was {scene.before[0]}"
+        return f"the newest whole checkpoint is now {after[0]}; before, it was {scene.before[0]}"
     committed = max((child.committed for child in scene.children), default=0)
     if kind not in LIES and not scene.place.uploads_later and committed > (after[0].step if after else 0):
-        return f"step {committed} was committed, and the newest whole checkpoint is {after[0] if after else None}"
+        return f"step {committed} was committed, but the newest whole checkpoint is {after[0] if after else None}"
     return None
 
 
 def episode(job: Job, where: Place, remount: Callable[[], Place]) -> Iterator[dict[str, Any]]:
-    """Strike one run; yields what came of each fault. `remount` mounts the store anew."""
+    """Strike one run with faults; yields the outcome of each. `remount` mounts the store again."""
     draw = random.Random(f"{job.seed}/{job.store}/{job.episode}")
     run = job.episode % 50
     homes = where.behind.parent / f"homes-{job.store}-{job.episode}"
@@ -112,7 +112,7 @@ def episode(job: Job, where: Place, remount: Callable[[], Place]) -> Iterator[di
             where = remount()
         kind = draw.choice([kind for kind in sorted(kinds) if not job.kinds or kind in job.kinds])
         behind = where.behind / name
-        # A mount that is new each time is a new machine each time; else a machine is taken now and then.
+        # A new mount for each fault means a new machine; elsewhere, one fault in five gets a new machine.
         home = homes / str(number) if where.uploads_later or draw.random() < 0.2 else homes / "0"
         plan = replace(plan, home=home)
         with Watch(behind, run) as watch:
@@ -127,7 +127,7 @@ def episode(job: Job, where: Place, remount: Callable[[], Place]) -> Iterator[di
                 later_s = 0.7 * later_s + 0.3 * min(1.0, child.trained_s)
         first = next((child.restored for child in scene.children if child.restored), None)
         wrong = judge(scene, kind, after) or watch.wrong
-        if not wrong and number == job.faults - 1 and not where.uploads_later:  # What does the last fault leave?
+        if not wrong and number == job.faults - 1 and not where.uploads_later:  # Judge what the last fault left.
             with Watch(behind, run) as watch:
                 last = replace(scene, before=after, children=[], watch=watch, at_once=False)
                 last.begin().wait()
@@ -143,11 +143,11 @@ def episode(job: Job, where: Place, remount: Callable[[], Place]) -> Iterator[di
 
 
 def work(jobs: list[Job], folder: Path, pipe: int) -> None:
-    """A worker's life: its jobs, one after the other, each fault a line."""
+    """Run a worker's jobs, one after another; writes a line for each fault to the pipe."""
     folder.mkdir()
     if any(job.store.endswith("-ranks") for job in jobs):
-        import torch._dynamo  # A second, and the first tensor that is cut would do so in each process.  # noqa: F401
-    gc.freeze()  # An attempt is a fork of this: what it does not touch it need not copy.
+        import torch._dynamo  # Takes a second; otherwise each process imports it with its first DTensor.  # noqa: F401
+    gc.freeze()  # Attempts are forks of this process; what the collector does not touch, they need not copy.
     with contextlib.ExitStack() as stack, contextlib.ExitStack() as mount:
         store = None
         if any(job.store.startswith("rclone") for job in jobs):
@@ -171,7 +171,7 @@ def work(jobs: list[Job], folder: Path, pipe: int) -> None:
 
 
 def campaign(jobs: list[Job], workers: int, tally: Tally, state: Path | None, folder: Path) -> Tally:
-    """Have workers do the jobs; stops at the first fault that was not survived."""
+    """Run the jobs in worker processes; stops at the first fault that is not survived."""
     todo = [job for job in jobs if (job.store, job.episode) not in tally.done]
     before_s = tally.ran.get("seconds", None if tally.struck else 0.0)
     if todo:
@@ -219,26 +219,26 @@ def campaign(jobs: list[Job], workers: int, tally: Tally, state: Path | None, fo
                     keep(tally, state)
         finally:
             for ours, pid in pids.items():
-                os.close(ours)  # A worker whose SIGTERM was lost (it may come within a callback) fails to write here.
+                os.close(ours)  # A worker that lost its SIGTERM (possible within a callback) now fails to write.
                 os.kill(pid, signal.SIGTERM)
                 os.waitpid(pid, 0)
         if todo:
             clock(tally, before_s, begun)
         keep(tally, state)
         if failed:
-            raise SystemExit("a worker failed: the campaign says nothing")
+            raise SystemExit("a worker failed, so the campaign has no result")
     return tally
 
 
 def clock(tally: Tally, before_s: float | None, begun: float) -> None:
-    """Put down the date, and the seconds that the campaign took with its earlier parts, if those are known."""
+    """Record the date, and the campaign's seconds including its earlier parts, if those are known."""
     tally.ran["date"] = time.strftime("%Y-%m-%d", time.gmtime())
     if before_s is not None:
         tally.ran["seconds"] = round(before_s + time.monotonic() - begun, 1)
 
 
 def commit() -> str:
-    """The commit of the code under test; "unknown" outside of a repository."""
+    """The commit of the code under test; "unknown" outside a repository."""
     asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True)
     return asked.stdout.strip() or "unknown"
 
@@ -248,7 +248,7 @@ def show(text: str) -> None:
 
 
 def jobs_for(faults: dict[str, int], seed: int, kinds: tuple[str, ...]) -> list[Job]:
-    """The episodes of a campaign, the slow stores' first."""
+    """List the episodes of a campaign, those of slow stores first."""
     found = []
     for store in reversed(NAMES):
         count = faults.get(store, 0)
@@ -264,7 +264,7 @@ def is_whole(tally: Tally) -> bool:
 
 
 def planted(name: str, seed: int, kinds: tuple[str, ...], workers: int, folder: Path) -> str | None:
-    """How many faults it took to find a planted mistake, in a line; None where it was not found."""
+    """Search for a planted mistake: a line that says how many faults it took, or None if it was not found."""
     store = PLANTS[name][0]
     if missing(store):
         return f"{name}: not tried, {missing(store)}"

@@ -1,4 +1,4 @@
-"""The processes of an attempt, as the campaign and their launcher see them."""
+"""The processes of an attempt, seen from outside: by the campaign and, in its place, by a launcher."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from trainer.layout.exit_codes import EXIT_PRECEDENCE, EXIT_PREEMPTED
 
 @dataclass
 class Child:
-    """An attempt, as the campaign sees it, and its launcher."""
+    """An attempt's processes, seen by the campaign, which also does the work of their launcher."""
 
     plan: Plan
     pids: list[int]
-    """By rank."""
+    """Process ids by rank."""
     pipe: int
     gone_pipes: list[int]
-    """By rank: the pipe that announces that another rank is gone."""
+    """By rank: a pipe that tells it that another rank is gone."""
     messages: list[dict[str, Any]] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
     ordered: bool = False
     """Whether the campaign killed it, or one of its ranks."""
     must_end_with: set[int] | None = None
-    """The only right exit codes, if it is known what the fault hit."""
+    """The only allowed exit codes, if it is known what the fault hit."""
     stood_still: bool = False
-    """It did not end, and was killed for that."""
+    """It did not end in time and was killed."""
     trained_s: float = 0.0
     """Seconds from its restore to its end."""
     _restored_at: float = 0.0
@@ -66,7 +66,7 @@ class Child:
     def _announce_gone(self) -> None:
         """Announce to all ranks that one is gone."""
         for pipe in self.gone_pipes:
-            with contextlib.suppress(BrokenPipeError):  # That one has left as well.
+            with contextlib.suppress(BrokenPipeError):  # That rank has left too.
                 os.write(pipe, b"x")
 
     def read(self) -> bool:
@@ -76,18 +76,18 @@ class Child:
         received = [json.loads(line) for line in lines]
         self.messages += received
         self._restored_at = self._restored_at or (time.monotonic() if self.restores else 0.0)
-        if any(message.get("left") for message in received):  # Its process may hang on, or be a zombie.
+        if any(message.get("left") for message in received):  # Its process may still hang, or be a zombie.
             self._announce_gone()
         return bool(data)
 
     def kill(self, rank: int | None = None) -> None:
-        """SIGKILL, as when a machine is taken; with a rank, that rank alone."""
+        """Send SIGKILL to all ranks, as when a machine is taken, or to one rank alone."""
         self.ordered = True
         for pid in self.pids if rank is None else [self.pids[rank]]:
             os.kill(pid, signal.SIGKILL)
 
     def wait(self) -> None:
-        """Wait until it has ended and all messages are read; after STANDS_STILL_S it is killed."""
+        """Wait until it has ended and all its messages are read; kill it after STANDS_STILL_S."""
         end = time.monotonic() + STANDS_STILL_S
         while readable(self.pipe, end - time.monotonic()):
             if not self.read():
@@ -127,11 +127,11 @@ class Child:
 
     @property
     def was_killed(self) -> bool:
-        """Whether a SIGKILL ended one of its ranks; if not, it was over before."""
+        """Whether SIGKILL ended one of its ranks; if not, the attempt had already ended."""
         return any(map(os.WIFSIGNALED, self.statuses))
 
     def end(self, allowed: set[int]) -> str | None:
-        """The problem with its end; None if there is none."""
+        """Check how it ended, against the allowed exit codes: the problem, or None."""
         assert self.statuses
         if self.stood_still:
             return f"did not end within {STANDS_STILL_S:g} s"
@@ -141,15 +141,15 @@ class Child:
         codes = {os.WEXITSTATUS(status) for status in self.statuses if os.WIFEXITED(status)}
         if strange := codes - set(EXIT_PRECEDENCE):
             return f"ended with {max(strange)}"
-        if numbers:  # The others leave because of that, unless all was done.
+        if numbers:  # The other ranks leave for that reason, unless everything was saved.
             wrong = codes - (allowed - {0}) - {EXIT_PREEMPTED} - (set() if self.unsaved else {0})
-            return f"ended with {max(wrong)}, and a rank was killed" if wrong else None
-        code = next(known for known in EXIT_PRECEDENCE if known in codes)  # As the launcher.
-        return None if code in allowed else f"ended with {code}, and not with {' or '.join(map(str, sorted(allowed)))}"
+            return f"ended with {max(wrong)} although a rank was killed" if wrong else None
+        code = next(known for known in EXIT_PRECEDENCE if known in codes)  # As the launcher does.
+        return None if code in allowed else f"ended with {code}, not {' or '.join(map(str, sorted(allowed)))}"
 
     @property
     def restores(self) -> list[dict[str, Any]]:
-        """The messages of its ranks about their restores."""
+        """Its ranks' messages about their restores."""
         return [line for line in self.messages if "restored" in line]
 
     @property
@@ -164,7 +164,7 @@ class Child:
 
     @property
     def left(self) -> bool:
-        """Whether all its ranks have reported that they leave. A hanging thread keeps its pipe open."""
+        """Whether all its ranks have reported that they leave; a hanging thread keeps the pipe open even then."""
         return len({line["rank"] for line in self.messages if "left" in line}) == self.plan.ranks
 
     @property
@@ -174,7 +174,7 @@ class Child:
 
     @property
     def unsaved(self) -> int:
-        """The number of its steps after the last that it reported as committed; it saves each step."""
+        """Number of its steps after the last one that it reported as committed; it saves every step."""
         begun_at = (self.restored or {}).get("restored") or self.plan.begin_at
         return int(begun_at) + self.plan.steps - max(self.committed, begun_at)
 
@@ -185,7 +185,7 @@ class Child:
 
 
 def start(plan: Plan) -> Child:
-    """Fork an attempt; the modules that take seconds to import are loaded already."""
+    """Fork the processes of an attempt; the slow imports are already done here."""
     ours, theirs = os.pipe()
     listener = socket.create_server(("127.0.0.1", 0)) if plan.ranks > 1 else None
     gone_pipes, pids = [], []
@@ -209,9 +209,9 @@ def _live(plan: Plan, rank: int, peer_gone: int, pipe: int, listener: socket.soc
     code = 70
     try:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: the process ends with its worker.
-        for ours in (1, 2):  # Its messages go through the pipe.
+        for ours in (1, 2):  # No output: its messages go through the pipe.
             os.dup2(os.open(os.devnull, os.O_WRONLY), ours)
-        if listener:  # As the launcher does it.
+        if listener:  # As the launcher does.
             ranks, place = str(plan.ranks), listener.getsockname()
             os.environ.update(
                 RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=ranks, LOCAL_WORLD_SIZE=ranks,

@@ -1,4 +1,4 @@
-"""Faults that damage files behind the mount, or put a foreign checkpoint there."""
+"""Faults that damage files behind the mount, or add a checkpoint there that does not belong."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.layout.names import RunPaths
 
 
 def damaged(damage: Callable[[Path, random.Random, Scene], bool], *names: str) -> Strike:
-    """Damage a file behind the mount, then look what the next attempt makes of it."""
+    """Make a fault that damages a checkpoint's file behind the mount before the next attempt starts."""
 
     def strike(scene: Scene) -> bool:
         if not scene.before:
@@ -57,13 +57,13 @@ def removed(file: Path, draw: random.Random, scene: Scene) -> bool:
 
 
 def _others(file: Path, scene: Scene) -> list[Path]:
-    """Other checkpoints with a file of that name: one rank alone writes fewer."""
+    """List the folders of other checkpoints that have a file of this name; a single rank writes fewer files."""
     folders = [folder_of(scene.behind, whole) for whole in scene.before]
     return [folder for folder in folders if folder != file.parent and (folder / file.name).exists()]
 
 
 def copied_over(file: Path, draw: random.Random, scene: Scene) -> bool:
-    """Another checkpoint's file, twice now."""
+    """Overwrite a file with another checkpoint's."""
     others = _others(file, scene)
     if not others:
         return False
@@ -71,14 +71,14 @@ def copied_over(file: Path, draw: random.Random, scene: Scene) -> bool:
 
 
 def _put(file: Path, data: bytes) -> bool:
-    """Put something else into a file; False where it is the same."""
+    """Replace the content of a file; False if it stays the same."""
     same = file.read_bytes() == data
     file.write_bytes(data)
     return not same
 
 
 def exchanged(file: Path, draw: random.Random, scene: Scene) -> bool:
-    """Two checkpoints' files, each in the place of the other."""
+    """Swap the same file of two checkpoints."""
     others = _others(file, scene)
     if not others:
         return False
@@ -89,17 +89,16 @@ def exchanged(file: Path, draw: random.Random, scene: Scene) -> bool:
 
 
 def another_runs(file: Path, draw: random.Random, scene: Scene) -> bool:
-    """A file of another run's checkpoint of the same form."""
+    """Overwrite a file with another run's, whose tensors have the same shapes."""
     theirs = truth.whole(scene.other, scene.plan.run + OTHER)
     return _put(file, (folder_of(scene.other, draw.choice(theirs)) / file.name).read_bytes())
 
 
 def another_runs_checkpoint(scene: Scene) -> bool:
-    """A whole checkpoint of another run among this run's; it is newer than all of them.
+    """Copy a whole checkpoint of another run into this run's folder; it is newer than all checkpoints there.
 
-    It counts once this run has begun, which its run.json tells: into a folder that is of no run yet, a checkpoint makes
-    it a folder of its own run. There the trainer refuses what does not bind as it does; this campaign's children do
-    not.
+    Nothing is copied while the folder has no run.json: it belongs to no run yet, and the checkpoint would make it the
+    other run's. The trainer then refuses a run with another binding; this campaign's attempts do not check that.
     """
     theirs = folder_of(scene.other, scene.draw.choice(truth.whole(scene.other, scene.plan.run + OTHER)))
     here = scene.behind / "checkpoints" / theirs.name
@@ -111,7 +110,7 @@ def another_runs_checkpoint(scene: Scene) -> bool:
 
 
 def under_anothers_name(scene: Scene) -> bool:
-    """A whole checkpoint's folder, once more: where a newer one would lie, of a later step or a later attempt."""
+    """Copy a whole checkpoint's folder to the name of a newer one: of a later step or a later attempt."""
     if not scene.before:
         scene.begin().wait()
         return False

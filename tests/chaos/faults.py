@@ -58,19 +58,19 @@ def kill_at_the_start(scene: Scene) -> bool:
 
 
 def two_attempts(scene: Scene) -> bool:
-    """An old machine that is not dead yet, and its successor."""
+    """An old attempt is still alive when its successor starts."""
     one = scene.begin(step_s=0.003, steps=2 * STEPS)
     scene.at_once = scene.draw.random() < 0.5
     if not scene.at_once:
         until_restored(one)
         let_go(one, scene.draw.random() * scene.later_s)
     two = scene.begin(step_s=0.003)
-    both = one.lives  # It soon sees that it is outnumbered, and leaves.
+    both = one.lives  # Checked now: it leaves soon after it sees the newer attempt.
     both = until_restored(two) and both
-    if not scene.at_once:  # Else they may have taken the same number, or each other's.
+    if not scene.at_once:  # Started together, they may take the same number, or numbers in either order.
         two.must_end_with = {0}
         one.read_all()
-        # The save under way may have looked for a newer attempt before there was one; the next one has not.
+        # The save under way may have looked for a newer attempt too early; the next save finds it.
         if one.lives and one.unsaved > 1:
             one.must_end_with = {76}
     if scene.draw.random() < 0.5:
@@ -82,7 +82,7 @@ def two_attempts(scene: Scene) -> bool:
 
 
 def clock_jumps(scene: Scene) -> bool:
-    """This machine's clock, and all that the store says of times, are off by years."""
+    """This machine's clock and all timestamps in the store are wrong by years."""
     off = scene.draw.choice([-1, 1]) * scene.draw.randrange(1, 10**9)
     for path in [scene.behind.parent, *scene.behind.rglob("*")]:
         when = time.time() + scene.draw.randrange(-(10**9), 10**9)
@@ -93,7 +93,7 @@ def clock_jumps(scene: Scene) -> bool:
 
 
 def machine_lost_before_the_upload(scene: Scene) -> bool:
-    """The mount dies with the machine: what it had not uploaded is gone."""
+    """The mount dies with the machine: files that it had not uploaded are lost."""
     assert scene.place.mount
     child = scene.begin(step_s=0.03)
     until_restored(child)
@@ -166,17 +166,18 @@ BY_STORE: dict[str, dict[str, Strike]] = {
 }
 
 NOT_THE_NEWEST = {"stale listing"}
-"""Here the newest whole checkpoint cannot be known; any whole one of this run will do, or none."""
+"""Here an attempt cannot know the newest whole checkpoint: it may restore any whole one of this run, or none."""
 
 MAY_END_WITH = {
     "hung write": {75}, "hung close": {75}, "hung read at the restore": {75},
     "hung close at the restore": {75}, "frozen daemon": {75},
     "two attempts alive": {76}, "stale listing": {76},
 }  # fmt: skip
-"""Besides 0, where it is not known what the fault hit: a call may be slow by itself, or two attempts begin at once.
+"""Exit codes allowed besides 0, if it is unknown what the fault hit: a call may just be slow, or two attempts may begin
+together.
 
-Where it is known, the strike says with what the attempt must end (`Child.must_end_with`).
+If it is known, the strike sets the only allowed codes (`Child.must_end_with`).
 """
 
 LIES = {"silently torn"}
-"""Here what was committed need not be there: the store said it was."""
+"""Here a committed checkpoint may be damaged: the store reported success for data that it lost."""

@@ -1,4 +1,4 @@
-"""Mistakes in the code, to see that the campaign finds them. Each is made in the attempt's process."""
+"""Mistakes to plant in the code under test; the campaign must find each. An attempt plants them in its own process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainer.ranks import group
 
 
 def marker_written_early(but: str = "") -> None:
-    """The manifest is written while a share still is; one of the name `but` is there in time."""
+    """The manifest is written before the shares are complete; only a share named `but` is complete in time."""
     real = writing.write_share
 
     def write_share(path: Path, parts: Any, fetch: Any, staged: Any = None) -> FileRecord:
@@ -40,7 +40,7 @@ def marker_written_early(but: str = "") -> None:
 
 
 def hash_not_checked() -> None:
-    """What is read is believed, as long as it has its size."""
+    """A file of the right size is accepted whatever its hash."""
 
     class Believes(Hasher):
         def hexdigest(self) -> Any:
@@ -51,12 +51,12 @@ def hash_not_checked() -> None:
 
 
 def pruned_before_verified() -> None:
-    """A committed checkpoint counts, read back or not."""
+    """A committed checkpoint counts as verified without being read back."""
     pruning.problem = lambda folder, manifest, past_cache: None
 
 
 def buffer_copied_late() -> None:
-    """Buffers are copied beside training, as parameters are."""
+    """Buffers are copied in the background, as parameters are."""
     real = staging.Staging.begin
     staging.Staging.begin = lambda self, parts, live, steady: real(self, parts, live, live.keys())  # type: ignore[method-assign]
 
@@ -74,12 +74,12 @@ def step_before_the_copy() -> None:
 
 
 def change_not_noticed() -> None:
-    """Nothing looks whether a tensor was changed while it was copied."""
+    """A tensor that changes while it is copied goes unnoticed."""
     staging._version = lambda tensor: 0
 
 
 def read_back_trusted_on_a_cached_mount() -> None:
-    """Read back through a cache, a checkpoint counts as in the store."""
+    """A checkpoint that was read back through the mount's cache counts as being in the store."""
     real = mounts.mount_of
 
     def mount_of(path: Path) -> mounts.Mount:
@@ -90,34 +90,34 @@ def read_back_trusted_on_a_cached_mount() -> None:
 
 
 def oldest_first() -> None:
-    """The list of checkpoints is walked from its wrong end."""
+    """A restore tries the oldest checkpoint first."""
     real = restore.list_checkpoints
     restore.list_checkpoints = lambda paths: real(paths)[::-1]
 
 
 def another_run_not_noticed() -> None:
-    """Whatever lies in the run's folder is taken for the run's."""
+    """Every checkpoint in the run's folder counts as the run's own."""
     restore.is_of = lambda manifest, run_id: True
 
 
 def full_bucket_ridden_out() -> None:
-    """A write that fails is tried again and again, and a save that is given up costs nothing, whatever the reason."""
+    """A failed write is retried whatever the error, and failed saves never end the attempt."""
     share_report.fatal_code = commit.fatal_code = lambda error: None
     saving.Saver._given_up = property(lambda self: 0, lambda self, count: None)  # type: ignore[assignment]
 
 
 def newer_attempt_not_noticed() -> None:
-    """A save does not look whether a newer attempt has begun."""
+    """A save does not check for a newer attempt."""
     commit.newer_attempt = lambda attempt: None
 
 
 def name_not_compared() -> None:
-    """A manifest is believed in whatever folder it lies."""
+    """A manifest is accepted whatever the name of its folder."""
     contents.CheckpointName = SimpleNamespace(parse=lambda text: None)  # type: ignore[assignment,misc]
 
 
 def old_ones_deleted_first() -> None:
-    """Room is made for a checkpoint before it is written."""
+    """Old checkpoints are deleted before the new one is written."""
     real = writing.write_share
 
     def write_share(path: Path, *args: Any) -> FileRecord:
@@ -130,7 +130,7 @@ def old_ones_deleted_first() -> None:
 
 
 def doubt_not_heard() -> None:
-    """What the first rank finds of a checkpoint is what counts, whatever another one has read."""
+    """Only the first rank's verdict on a checkpoint counts; other ranks' verdicts are ignored."""
     real = group.RankGroup.gather
 
     def gather(self: Any, name: str, value: Any, *args: Any) -> list[Any]:
@@ -164,4 +164,4 @@ PLANTS: dict[str, tuple[str, Callable[[], None]]] = {
     "another rank's share not waited for": ("local-ranks", lambda: marker_written_early(writing.share_name(0))),
     "another rank's doubt not heard": ("local-ranks", doubt_not_heard),
 }
-"""By name: the store that shows it, and the mistake."""
+"""By name: the store on which the mistake shows, and the function that plants it."""

@@ -1,4 +1,4 @@
-"""docs/chaos-results.md: the results of a whole campaign."""
+"""Writes docs/chaos-results.md: the results of a whole campaign."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ CALLED = {
     "rclone": "rclone, no cache",
     "rclone-cached": "rclone, full cache, machine lost before the upload",
 }
-"""What the table of stores calls them; the others go by their names."""
+"""Descriptions of stores in the table of stores; the others appear by name."""
 
 
 def write(path: Path, tally: Tally) -> None:
-    """Write the report of a whole campaign, all anew."""
+    """Write the report of a whole campaign."""
     path.write_text(text(tally))
 
 
 def text(tally: Tally) -> str:
-    """The report."""
+    """Render the report as Markdown."""
     count, hits = sum(tally.struck.values()), sum(tally.hit.values())
     return "\n".join(
         [
             "# Results of the fault campaign",
             "",
-            "`make chaos` writes this file at the end of a whole campaign. What it does, and what it judges:",
-            "[checkpoints.md](checkpoints.md).",
+            "`make chaos` writes this file at the end of a whole campaign. [checkpoints.md](checkpoints.md) describes",
+            "the faults, and what is checked after each.",
             "",
             f"{_how(tally)}: **{count:,} faults{_duration(tally)}, {hits:,} of them hit, {len(tally.wrong)} not "
             "survived**. A fault",
@@ -46,7 +46,7 @@ def text(tally: Tally) -> str:
 
 
 def _how(tally: Tally) -> str:
-    """The seed, the date, the commit and the machine, as far as they are known."""
+    """The seed, the date, the commit and the machine, as far as known."""
     ran = tally.ran
     parts = [f"Seed {tally.what['seed']}"]
     parts += [str(ran["date"])] if "date" in ran else []

@@ -1,4 +1,4 @@
-"""Scene: a run on a store, and the attempts that a fault befalls."""
+"""Scene: a run on a store, and the attempts that one fault strikes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Strike = Callable[["Scene"], bool]
 
 @dataclass
 class Scene:
-    """A run on a store, with the attempts of the present fault."""
+    """A run on a store, with the attempts of the current fault."""
 
     place: Place
     run_dir: Path
@@ -43,7 +43,7 @@ class Scene:
     children: list[Child]
     """The attempts; the first restores what the fault has left."""
     later_s: float
-    """Roughly how long an attempt goes on after its restore."""
+    """Estimated seconds from an attempt's restore to its end."""
     watch: Watch
     """Looks behind the mount while attempts live."""
     at_once: bool = False
@@ -61,7 +61,7 @@ class Scene:
         return child
 
     def rank_of(self, child: Child) -> int | None:
-        """A rank of an attempt; None: all of them."""
+        """Draw the rank of an attempt that a fault strikes; None: all of them."""
         if child.plan.ranks == 1 or self.draw.random() < 0.3:
             return None
         return self.draw.randrange(child.plan.ranks)
@@ -81,7 +81,7 @@ def until_restored(child: Child) -> bool:
 
 
 def let_go(child: Child, seconds: float) -> None:
-    """Wait so many seconds, or until it ends."""
+    """Let an attempt run for some seconds, or until it ends."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0 and readable(child.pipe, left):
         if not child.read():
@@ -89,7 +89,7 @@ def let_go(child: Child, seconds: float) -> None:
 
 
 def hangs(child: Child) -> bool:
-    """Wait until one of its threads waits for the mount; False if it ends, or if none does within a second."""
+    """Wait until a thread is blocked in the mount; False if the attempt ends, or after a second."""
     end = time.monotonic() + 1
     while child.lives and not child.left and time.monotonic() < end:
         for task in (task for pid in child.pids for task in Path(f"/proc/{pid}/task").glob("*/wchan")):

@@ -10,28 +10,28 @@ from child import Child
 from scene import FILES, FILES_OF_SEVERAL, SECOND_SHARE, STEPS, Scene, Strike, folder_of, hangs, let_go, until_restored
 
 RECORDS = (".jsonl", "-saved.json")
-"""Of these the first has to be there before a manifest is written; the second can be done without."""
+"""Path endings of records. The first must be written before a manifest; the second is optional."""
 
 ANY = ("",)
 
 FOR_GOOD = 10**6
 
 ENDS = {errno.ENOSPC: 1, errno.EROFS: 1, errno.ENOTCONN: 75}
-"""What the stop table says of a store that is full, read-only or gone. Anything else is tried again."""
+"""The stop table's exit codes for a store that is full, read-only or gone. Other errors are retried."""
 
 
 def failing(call: str, number: int, times: int = 1, restoring: bool = False) -> Strike:
-    """A call fails, once or for good: during the saves, or while the state is restored."""
+    """Make a fault in which a call fails, once or for good: during saves, or during the restore."""
 
     def strike(scene: Scene) -> bool:
         faults = scene.place.faults
         assert faults
         after, suffix = scene.draw.randrange(4), scene.draw.choice(_files_of(scene, call, restoring))
-        # For good: with more steps, so that enough saves fail in a row even where the first ones go well.
+        # A permanent failure gets more steps, so that enough saves fail in a row even if the first ones succeed.
         steps = STEPS + FAILURES if times > 1 and not restoring else STEPS
         readable_still = scene.before
         if restoring and suffix == SECOND_SHARE and times > 1:
-            # An attempt of one process writes none: its checkpoints can be read all the same.
+            # An attempt of one process writes no such file, so its checkpoints stay readable.
             after = 0
             readable_still = [whole for whole in scene.before if not (folder_of(scene.behind, whole) / suffix).exists()]
         if restoring:
@@ -53,35 +53,35 @@ def failing(call: str, number: int, times: int = 1, restoring: bool = False) -> 
 
 
 def _files_of(scene: Scene, call: str, restoring: bool) -> tuple[str, ...]:
-    """What a call may fail on, as the ends of paths."""
+    """Path endings on which a call may fail."""
     if restoring:
         return scene.files
     return scene.files + RECORDS + ANY if call in ("write", "create") else scene.files + ANY
 
 
 def _ends_reading(child: Child, number: int, times: int) -> set[int]:
-    """With what an attempt ends that could not read, once or for good.
+    """Allowed exit codes of an attempt whose reads failed, once or for good.
 
-    Where it has restored all the same, the calls that failed were those of a read-back, which costs nothing.
+    If it restored nevertheless, the failed reads belonged to a read-back, which never ends an attempt.
     """
     return {0} if times == 1 or child.restored else {ENDS.get(number, 1)}
 
 
 def _ends_saving(child: Child, call: str, number: int, times: int, suffix: str) -> set[int]:
-    """With what an attempt ends that could not save, once or for good."""
+    """Allowed exit codes of an attempt whose saves failed, once or for good."""
     code = ENDS.get(number)
     if times == 1 and code:
-        # A record's only failed write is made good, or done without; of any file it is not known which it was.
+        # A record is written again, or is optional. With ANY, it is unknown which file the failure hit.
         return {code} if suffix in FILES_OF_SEVERAL else {0} if suffix in RECORDS else {0, code}
-    if times == 1 or call == "read":  # Tried again; and what does not read back does not count, no more.
+    if times == 1 or call == "read":  # Retried; and a checkpoint that fails its read-back only does not count.
         return {0}
     if code:
-        return {code} if child.unsaved else {0}  # All saved: what failed was done without.
+        return {code} if child.unsaved else {0}  # Everything was saved: what failed was optional.
     return {1} if child.unsaved >= FAILURES else {0}
 
 
 def newest_unreadable(scene: Scene) -> bool:
-    """A file of the newest checkpoint cannot be read for good: an older one is taken, but nothing is begun anew."""
+    """A file of the newest checkpoint stays unreadable: the attempt must restore an older one, never start over."""
     faults = scene.place.faults
     assert faults
     if scene.before:
@@ -97,7 +97,7 @@ def newest_unreadable(scene: Scene) -> bool:
 
 
 def gone(scene: Scene) -> bool:
-    """The mount is gone: whatever is asked of it fails."""
+    """The mount is gone: every call into it fails."""
     faults = scene.place.faults
     assert faults
     child = scene.begin(step_s=0.002, steps=STEPS + FAILURES)
@@ -113,7 +113,7 @@ def gone(scene: Scene) -> bool:
 
 
 def hanging(call: str, restoring: bool = False) -> Strike:
-    """A call does not return: the attempt ends by itself."""
+    """Make a fault in which a call does not return: the attempt must end by itself."""
 
     def strike(scene: Scene) -> bool:
         faults = scene.place.faults
@@ -126,7 +126,7 @@ def hanging(call: str, restoring: bool = False) -> Strike:
             until_restored(child)
             faults.hang(call, after=after, suffix=suffix)
         child.wait_until_it_leaves()
-        left_for_it = _left_for_a_hang(child)  # Before it is let go: an attempt that waited on would go on now.
+        left_for_it = _left_for_a_hang(child)  # Before `clear`, which would let an attempt that waits go on.
         hits = faults.clear()
         child.wait()
         child.must_end_with = left_for_it if hits else None
@@ -136,12 +136,12 @@ def hanging(call: str, restoring: bool = False) -> Strike:
 
 
 def _left_for_a_hang(child: Child) -> set[int]:
-    """With what an attempt has to leave that hangs; with all saved it may be over before that takes too long."""
+    """Allowed exit codes of an attempt that hangs. With everything saved, it may end before the limit is reached."""
     return {75} if child.unsaved else {0, 75}
 
 
 def frozen(scene: Scene) -> bool:
-    """The mount's daemon stops; the machine is taken while the attempt hangs, or the attempt ends by itself."""
+    """The mount's daemon freezes; while the attempt hangs, its machine is taken or it ends by itself."""
     taken = scene.draw.random() < 0.5
     child = scene.begin(step_s=0.002, limit_s=120.0 if taken else 0.3)
     until_restored(child)
@@ -161,7 +161,7 @@ def frozen(scene: Scene) -> bool:
 
 
 def silently_torn(scene: Scene) -> bool:
-    """A store that says that all is well, and loses the end of what it was given."""
+    """The store reports success, but loses the end of a file."""
     faults = scene.place.faults
     assert faults
     for _ in range(STEPS):
@@ -174,6 +174,6 @@ def silently_torn(scene: Scene) -> bool:
 def stale(scene: Scene) -> bool:
     faults = scene.place.faults
     assert faults
-    faults.stale(10 ** scene.draw.uniform(-1, 1))  # Of the last attempt's files some are seen, or none.
+    faults.stale(10 ** scene.draw.uniform(-1, 1))  # Listings show some of the last attempt's files, or none.
     scene.begin().wait()
     return faults.clear() > 0

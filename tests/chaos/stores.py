@@ -1,4 +1,4 @@
-"""Where the runs of a campaign lie: a local disk, a store that takes sequential writes only, and a bucket's mounts."""
+"""The stores of a campaign: a local disk, a store that accepts only sequential writes, and mounts of a bucket."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import faultfs
 
 NAMES = ("local", "sequential", "local-ranks", "sequential-ranks", "rclone", "rclone-cached")
 MOST_RANKS = 3
-"""Of an attempt, on the stores that are for several."""
+"""Maximum number of an attempt's processes, on the stores named *-ranks."""
 
 
 @dataclass
@@ -22,25 +22,25 @@ class Place:
 
     name: str
     root: Path
-    """Where the trainer sees it."""
+    """The folder that the trainer uses."""
     behind: Path
-    """The store itself."""
+    """The same folder behind the mount: what the store really holds."""
     faults: faultfs.Client | None = None
     mount: bucket_lab.Mounted | None = None
     ranks: int = 1
-    """How many an attempt has at most."""
+    """Maximum number of an attempt's processes."""
 
     @property
     def uploads_later(self) -> bool:
-        """Whether a file that was closed may not be in the store yet."""
+        """Whether a file may reach the store only some time after it was closed."""
         return self.name == "rclone-cached"
 
     def freeze(self) -> None:
-        """Calls into the mount do not return any more."""
+        """Freeze the daemon: calls into the mount no longer return."""
         (self.mount or self._daemon()).freeze()
 
     def thaw(self) -> None:
-        """They go on."""
+        """Let the daemon continue, and with it the calls."""
         (self.mount or self._daemon()).thaw()
 
     def _daemon(self) -> bucket_lab.Mounted:
@@ -49,7 +49,7 @@ class Place:
 
 
 def missing(name: str) -> str | None:
-    """Why there is no such store on this machine; None where there is."""
+    """The reason why this machine cannot provide a store; None if it can."""
     if name.startswith("rclone"):
         return bucket_lab.missing()
     return faultfs.missing() if name.startswith("sequential") else None
@@ -57,7 +57,7 @@ def missing(name: str) -> str | None:
 
 @contextlib.contextmanager
 def place(name: str, folder: Path, store: bucket_lab.Store | None) -> Iterator[Place]:
-    """A store, mounted anew."""
+    """Mount a store."""
     ranks = MOST_RANKS if name.endswith("-ranks") else 1
     if name.startswith("local"):
         yield Place(name, folder, folder, ranks=ranks)

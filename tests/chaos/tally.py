@@ -29,7 +29,7 @@ class Tally:
     what: dict[str, Any] = field(default_factory=dict)
     """Identifies the campaign: its seed, the number of faults for each store, its kinds of fault."""
     ran: dict[str, Any] = field(default_factory=dict)
-    """How it ran: `seconds`, `workers`, `cores`, `date`, `commit`; as far as it is known."""
+    """How it ran, as far as known: `seconds`, `workers`, `cores`, `date`, `commit`."""
 
     def add(self, line: dict[str, Any]) -> None:
         """Count a fault, or an episode that is over."""
@@ -57,7 +57,7 @@ class Tally:
 
 
 def keep(tally: Tally, state: Path | None) -> None:
-    """Write the tally into its file, if it has one."""
+    """Write the tally to its file, if it has one."""
     if state:
         counts = {name: dict(getattr(tally, name)) for name in COUNTS}
         more = {"done": sorted(tally.done), "wrong": tally.wrong, "what": tally.what, "ran": tally.ran}
@@ -66,7 +66,7 @@ def keep(tally: Tally, state: Path | None) -> None:
 
 
 def resumed(state: Path | None, what: dict[str, Any]) -> Tally:
-    """The tally that a file keeps. Episodes that were not over are struck again; their first counts are kept too.
+    """Read the tally that a file keeps. Unfinished episodes run again; their earlier counts stay in the tally.
 
     Raises:
         SystemExit: the file belongs to another campaign.

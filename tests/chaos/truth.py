@@ -1,4 +1,4 @@
-"""What is true of a run's folder, found without the code under test: what is whole there, and what it holds."""
+"""The truth about a run's folder, found without the code under test: the whole checkpoints, and their content."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import xxhash
 NAME = re.compile(r"(\d{10})-a(\d{4,9})-([0-9a-f]{6})-(\d{1,6})")
 WIDE, NARROW = 3000, 40
 CUT = ("model.weight", "optim.0.weight.exp_avg")
-"""What is cut over the ranks, where there are several."""
+"""The tensors that are sharded over the ranks, if there are several."""
 ORDER = ("model.bias", "model.seen", "model.weight", "optim.0.bias.exp_avg", "optim.0.weight.exp_avg")
 
 
 @dataclass(frozen=True, order=True)
 class Whole:
-    """A checkpoint that is committed, and as its manifest says."""
+    """A checkpoint that is committed and matches its manifest."""
 
     step: int
     attempt: int
@@ -29,12 +29,12 @@ class Whole:
     save: int
 
     def __str__(self) -> str:
-        """How its folder is called."""
+        """The name of its folder."""
         return f"{self.step:010d}-a{self.attempt:04d}-{self.token}-{self.save}"
 
 
 def state(run: int, step: int) -> dict[str, np.ndarray]:
-    """What a run's tensors hold at a boundary. Every element tells run and step, so that no mixture is missed."""
+    """A run's tensors at a boundary. Every element depends on run and step, so that any mixture shows."""
     number = 1000.0 * (step + 100 * run)
     wide, narrow = np.arange(WIDE) % 1000, np.arange(NARROW)
     return {
@@ -47,7 +47,7 @@ def state(run: int, step: int) -> dict[str, np.ndarray]:
 
 
 def digest(tensors: dict[str, np.ndarray]) -> str:
-    """Of all tensors of a state together."""
+    """One digest of all tensors of a state."""
     hashed = hashlib.sha256()
     for name in ORDER:
         hashed.update(name.encode() + tensors[name].tobytes())
@@ -55,7 +55,7 @@ def digest(tensors: dict[str, np.ndarray]) -> str:
 
 
 def cut(tensors: dict[str, np.ndarray], rank: int, ranks: int) -> dict[str, np.ndarray]:
-    """What one of several ranks has of a state."""
+    """The part of a state that one rank holds."""
     rows = -(-WIDE // ranks)
     return {
         name: array[rank * rows : (rank + 1) * rows].copy() if name in CUT else array for name, array in tensors.items()
@@ -63,7 +63,7 @@ def cut(tensors: dict[str, np.ndarray], rank: int, ranks: int) -> dict[str, np.n
 
 
 def run_id(run: int) -> str:
-    """How a run is called in its manifests."""
+    """A run's id in its manifests."""
     return hashlib.sha256(json.dumps({"run": run}, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -78,13 +78,13 @@ def whole(run_dir: Path, run: int) -> list[Whole]:
 
 
 def named(name: str) -> Whole | None:
-    """The checkpoint that a folder's name is one of; None where it is none's."""
+    """The checkpoint that a folder is named after; None if that is not a checkpoint's name."""
     match = NAME.fullmatch(name)
     return Whole(int(match[1]), int(match[2]), match[3], int(match[4])) if match else None
 
 
 def checkpoint(folder: Path, its_run: str) -> Whole | None:
-    """The checkpoint in a folder; None where it is not whole, is not what the folder's name says, or another run's."""
+    """The checkpoint in a folder; None if it is not whole, differs from the folder's name, or is another run's."""
     found = named(folder.name)
     return found if found and _is_whole(folder, found, its_run) else None
 

@@ -1,4 +1,4 @@
-"""What a store holds while attempts live, seen behind the mount: once a checkpoint is whole there, one always is."""
+"""Watches a store behind the mount while attempts run: once it holds a whole checkpoint, it must always hold one."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import truth
 
 LOOK_S = 0.01
 Mark = frozenset[tuple[str, int, int, int]]
-"""(name, inode, size, time) of each file of a folder: as long as these are the same, nothing was written there."""
+"""(name, inode, size, time) of each file in a folder; while these stay the same, nothing was written there."""
 
 
 class Watch:
-    """Looks every 10 ms, from the first attempt's start to the last one's end.
+    """Looks every 10 ms, from the start of the first attempt to the end of the last one.
 
-    A look is a few stat() calls as long as the checkpoint that was found whole is as it was. Only where it is not is
-    another one looked for, read and hashed.
+    While the checkpoint that was last found whole stays unchanged, a look is a few stat() calls. Otherwise it reads and
+    hashes checkpoints until one is whole.
     """
 
     def __init__(self, behind: Path, run: int) -> None:
@@ -30,7 +30,7 @@ class Watch:
         self._thread: threading.Thread | None = None
 
     def begin(self) -> None:
-        """An attempt is about to start: whatever a fault has damaged before, it does not count against that."""
+        """Start watching, just before an attempt starts; what a fault damaged earlier is not held against it."""
         if self._thread is None:
             self._look()
             self._thread = threading.Thread(target=self._look_again, daemon=True)
@@ -49,7 +49,7 @@ class Watch:
             self._look()
 
     def _look(self) -> None:
-        """See that there still is one. What a look has listed may be deleted while it looks, but not time and again."""
+        """Check that a whole checkpoint is there; look four times, because pruning may delete one during a look."""
         if self._there_is_one():
             self._seen = True
         elif self._seen and not any(self._there_is_one() for _ in range(3)):
