@@ -1,4 +1,4 @@
-"""A limit on the memory of a process, as a container has it: a control group of version 2, or of version 1."""
+"""Limits the memory of a process, as a container does: with a control group of version 2 or 1."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
 _FILES = {1: ("memory.usage_in_bytes", "memory.limit_in_bytes"), 2: ("memory.current", "memory.max")}
-"""By version: what is in use, and what may be."""
+"""By version: the files that hold the memory in use, and its limit."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Group:
         (self.folder / "cgroup.procs").write_text(str(os.getpid()))
 
     def limit(self, spare_bytes: int) -> None:
-        """Allow so much more than is in use now."""
+        """Limit memory to `spare_bytes` more than is in use now."""
         used, limit = _FILES[self.version]
         (self.folder / limit).write_text(str(int((self.folder / used).read_text()) + spare_bytes))
 
@@ -41,7 +41,7 @@ class Group:
 
 
 def make(name: str) -> Group | None:
-    """A group of this process' own choosing; None where none can be made that limits memory."""
+    """Make a group that can limit memory; None if this process cannot."""
     for parent, version in _parents():
         folder = parent / f"{name}-{os.getpid()}"
         with suppress(OSError):
@@ -53,7 +53,7 @@ def make(name: str) -> Group | None:
 
 
 def _parents() -> Iterator[tuple[Path, int]]:
-    """This process' group, and those that it lies in: in version 2 one with processes has no others below it."""
+    """Yield this process's group and its ancestors: in version 2, a group with processes cannot have child groups."""
     with suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)

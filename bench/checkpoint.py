@@ -3,7 +3,7 @@
     make bench
     python -m bench.checkpoint --size 1GB --rounds 5
 
-Writes docs/performance.md. At 1 GB it takes a quarter of an hour, 9 GB of memory, and 8 GB of the disk.
+Writes docs/performance.md. At 1 GB it takes 15 minutes, 9 GB of memory and 8 GB of disk space.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bench.worker import LOADERS, SAVERS, Loading, Saving, Worker, WorkerError, 
 
 REPO = Path(__file__).resolve().parent.parent
 OWN_BYTES = 64 << 20
-"""Memory left to the process in the test with little memory, beside half the size of a copy."""
+"""Memory for the process in the test with little memory, besides half a copy of the state."""
 
 
 def main() -> int:
@@ -81,7 +81,7 @@ def _parse() -> argparse.Namespace:
         type=float,
         default=0.5,
         metavar="S",
-        help="least time of a pass (0.5)",
+        help="minimum duration of forward and backward (0.5)",
     )
     parser.add_argument(
         "--threads",
@@ -90,7 +90,7 @@ def _parse() -> argparse.Namespace:
         help="threads that training computes on (half the cores)",
     )
     parser.add_argument(
-        "--scales", type=numbers, default=[0.25, 1, 2], help="factors of --size, for --ranks (0.25,1,2)"
+        "--scales", type=numbers, default=[0.25, 1, 2], help="sizes for --ranks, as factors of --size (0.25,1,2)"
     )
     parser.add_argument("--ranks", type=numbers, default=[1, 2], help="numbers of ranks that save together (1,2)")
     return parser.parse_args()
@@ -163,13 +163,13 @@ def _in_short_memory(figures: Figures, folder: Path) -> Short | None:
         worker.ask("warm", 8)
         worker.ask("limit_memory", group, short.spare_bytes)
         short.stall_s, _ = worker.ask("first")
-        short.said, short.extra_bytes = worker.ask("printed"), worker.ask("extra_bytes")
+        short.printed, short.extra_bytes = worker.ask("printed"), worker.ask("extra_bytes")
     except WorkerError as error:
         short.trouble = str(error)
     finally:
         worker.close()
         group.remove()
-    _log(f"memory short: {short}")
+    _log(f"little memory: {short}")
     return short
 
 

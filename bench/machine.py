@@ -1,4 +1,4 @@
-"""What the figures were measured on."""
+"""Describes the machine on which the figures were measured."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PACKAGES = ("torch", "accelerate", "safetensors", "numpy", "xxhash")
 
 
 def describe(folder: Path) -> dict[str, str]:
-    """The machine, the disk under a folder, and the versions; by what is described."""
+    """Describe the machine, the disk of a folder and the versions, by topic."""
     return {
         "CPU": f"{_field('/proc/cpuinfo', 'model name') or platform.processor()}, {os.cpu_count()} cores",
         "Memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.1f} GB, "
@@ -25,7 +25,7 @@ def describe(folder: Path) -> dict[str, str]:
 
 
 def load() -> float:
-    """Processes that want a core: the mean of the last minute."""
+    """The load average of the last minute."""
     return os.getloadavg()[0]
 
 

@@ -1,4 +1,4 @@
-"""Saving and restoring as trainer/training/loop.py does it."""
+"""Saves and restores as the trainer does (trainer/training/checkpointer.py)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Ours:
         self.attempt = AttemptName.parse(name)
 
     def prepare(self) -> None:
-        """What the loop does after an attempt's first step."""
+        """Prepare, as the training loop does after an attempt's first step."""
         self.saver.prepare(self._state(0))
 
     def _state(self, step: int) -> state.State:
@@ -49,7 +49,7 @@ class Ours:
         )
 
     def save(self, step: int) -> None:
-        """All that the training thread does for a save, up to where it trains on."""
+        """Do the training thread's part of a save."""
         rank = self.group.rank
         whole = self._state(step)
         if self.records:
@@ -66,7 +66,7 @@ class Ours:
         )
 
     def before_step(self) -> None:
-        """What the optimizer waits for."""
+        """Wait until the optimizer may change the state."""
         self.saver.await_copied()
 
     def durable(self) -> None:
@@ -76,7 +76,7 @@ class Ours:
         assert self.saver.committed, self.printed
 
     def over(self) -> bool:
-        """Whether all that follows a save is done too: its record, the read-back, the pruning."""
+        """Whether the work after a save is done too: its record, the read-back, the pruning."""
         return not any(thread.name == "save" for thread in threading.enumerate())
 
     def settle(self) -> None:
@@ -84,20 +84,20 @@ class Ours:
         self.saver.settle()
 
     def clear(self) -> None:
-        """Nothing: older checkpoints are deleted in the background, and that is timed with the rest."""
+        """Do nothing: the saver deletes older checkpoints in the background, and that time counts."""
 
     def kept(self) -> Path:
         """The newest checkpoint."""
         return self.paths.checkpoint(list_checkpoints(self.paths)[0])
 
     def share_bytes(self) -> list[int]:
-        """What each rank staged and wrote of the newest checkpoint."""
+        """Bytes of the newest checkpoint that each rank staged and wrote."""
         files = read_manifest(self.kept()).files
         return [record.bytes for name, record in sorted(files.items()) if name.startswith("share-")]
 
 
 def load(folder: Path, training: Training) -> None:
-    """Into a model just built, with every byte hashed."""
+    """Load into a new model, hashing every byte."""
     begun = copy.deepcopy(state.options_of(training.optimizer))
     live = state.collect(training.model, [training.optimizer], {}, {}, [begun])
     found = restore.load(folder, live)

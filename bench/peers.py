@@ -1,4 +1,4 @@
-"""What others offer for the same: torch.save, accelerate, and torch.distributed.checkpoint (DCP)."""
+"""Other ways to save and load: torch.save, accelerate, and torch.distributed.checkpoint (DCP)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 from bench.training import Training
 
-warnings.filterwarnings("ignore", module="torch")  # DCP warns that there is one process, each time.
+warnings.filterwarnings("ignore", module="torch")  # DCP warns at every call that there is only one process.
 
 
 class Peer:
-    """One way to save; each save goes to a new place, and the one before is deleted outside of what is timed."""
+    """One way to save. Each save goes to a new place; the previous one is deleted outside the measured time."""
 
     def __init__(self, folder: Path, training: Training) -> None:
         self.folder, self.training = folder, training
@@ -34,14 +34,14 @@ class Peer:
         self.write()
 
     def write(self) -> None:
-        """What blocks the training thread."""
+        """Do the part of a save that blocks the training thread."""
         raise NotImplementedError
 
     def before_step(self) -> None:
-        """What the optimizer has to wait for."""
+        """Wait until the optimizer may change the state."""
 
     def durable(self) -> None:
-        """Wait until it would survive a loss of power."""
+        """Wait until the save would survive a power failure."""
 
     def over(self) -> bool:
         return True
@@ -68,7 +68,7 @@ class TorchSave(Peer):
 
 
 class AccelerateSave(Peer):
-    """It does not ask for the disk: `durable` does, after it."""
+    """accelerate does not call fsync; `durable` does afterwards."""
 
     def __init__(self, folder: Path, training: Training) -> None:
         super().__init__(folder, training)
@@ -83,10 +83,10 @@ class AccelerateSave(Peer):
             fsync(path)
 
     def settle(self) -> None:
-        """Nothing: it leaves the disk to the system."""
+        """Do nothing: accelerate leaves it to the system when the files reach the disk."""
 
     def clear(self) -> None:
-        self.durable()  # So that its writing does not disturb who comes next.
+        self.durable()  # So that its writes do not disturb the next way.
         super().clear()
 
 
@@ -100,7 +100,7 @@ class DcpSave(Peer):
 
 
 class DcpAsync(DcpSave):
-    """As it comes: the state is copied on the training thread, then written on another."""
+    """async_save by default: copies the state on the training thread, then writes it on another one."""
 
     stager: DefaultStager | None = None
 
@@ -129,7 +129,7 @@ class DcpAsync(DcpSave):
 
 
 class DcpAsyncStaged(DcpAsync):
-    """With a stager of one's own, that keeps its memory and copies beside the training: the most it offers here."""
+    """async_save with a stager that keeps its memory and copies in the background: the best it offers without a GPU."""
 
     def __init__(self, folder: Path, training: Training) -> None:
         super().__init__(folder, training)
@@ -147,7 +147,7 @@ def load_torch(place: Path, training: Training, mmap: bool = False) -> None:
 
 
 def load_torch_mapped(place: Path, training: Training) -> None:
-    """The optimizer's state stays in the file until it is used: digest() uses it, after the clock has stopped."""
+    """Leaves the optimizer's state in the file until it is used: digest() uses it, after the measured time."""
     load_torch(place, training, mmap=True)
 
 
@@ -158,7 +158,7 @@ def load_accelerate(place: Path, training: Training) -> None:
 
 
 def load_dcp(place: Path, training: Training) -> float:
-    """Seconds of `dcp.load` alone, into tensors that were made before."""
+    """Load; returns the seconds of `dcp.load` alone, into existing tensors."""
     model, optimizer = get_state_dict(training.model, training.optimizer)
     begun = time.perf_counter()
     dcp.load({"model": model, "optimizer": optimizer}, checkpoint_id=place)

@@ -1,8 +1,8 @@
-"""One rank of a training in which every rank holds all of the state, and saves its share of it.
+"""One rank of a training in which every rank holds the whole state and saves its share of it.
 
     PYTHONPATH=. python -m trainer.launch --processes 2 bench/ranks.py --size 1GB --rounds 5 ...
 
-Each rank writes what it measured to OUT/rank-N.json.
+Each rank writes its figures to OUT/rank-N.json.
 """
 
 from __future__ import annotations

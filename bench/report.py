@@ -1,4 +1,4 @@
-"""The bench's figures as docs/performance.md."""
+"""Renders the bench's figures as docs/performance.md."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from bench.sizes import shown, tensor_count
 
 OURS, TORCH, DCP = "skyspot", "torch.save + fsync", "DCP load"
 MEANT_BYTES = 1e9
-"""The bounds are meant for a state of that size, or more."""
+"""The bounds apply to a state of this size or more."""
 STALL_S = 0.060
 ONE_COPY = 1.1
-"""What counts as one copy: the state, and a tenth for all else that a save needs."""
+"""The bound that stands for one copy: the state, and a tenth of it for everything else that a save needs."""
 
 
 @dataclass
 class Figures:
-    """What was measured, in seconds and bytes; a list has a value for each round."""
+    """What was measured, in seconds and bytes; a list has one value per round."""
 
     command: str
     date: str
     machine: dict[str, str]
     load: tuple[float, float]
-    """Before and after."""
+    """Load average before and after."""
     state_bytes: int
     rounds: int
     threads: int
-    """That training computes on."""
+    """Number of threads that training computes on."""
     asked_s: float
-    """How long forward and backward shall take at least."""
+    """Requested minimum duration of forward and backward."""
     forward_backward: list[float] = field(default_factory=list)
-    """The shortest of each process."""
+    """The shortest one of each process."""
     step_s: list[float] = field(default_factory=list)
     steps: int = 0
-    """Beside each save."""
+    """Number of steps that are trained beside each save."""
     first_stall: dict[str, float] = field(default_factory=dict)
     saves: dict[str, list[dict[str, float]]] = field(default_factory=dict)
-    """By way, for each round: stall, lost, cpu, commit."""
+    """By way to save, for each round: stall, lost, cpu, commit."""
     extra_bytes: dict[str, int | None] = field(default_factory=dict)
     loads: dict[str, list[float]] = field(default_factory=dict)
     load_alone: list[float] = field(default_factory=list)
-    """DCP's, without what comes before and after it."""
+    """Durations of `dcp.load` alone."""
     ranks: list[Ranks] = field(default_factory=list)
     short: Short | None = None
 
@@ -53,7 +53,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Some ranks that save one state together, each rank's figures by name."""
+    """Several ranks that save one state together; each rank's figures by name."""
 
     state_bytes: int
     each: list[dict[str, float]]
@@ -61,19 +61,19 @@ class Ranks:
 
 @dataclass
 class Short:
-    """A save where memory for a copy is short."""
+    """A save with too little memory for a copy of the state."""
 
     limited_by: str
     spare_bytes: int
-    said: list[str] = field(default_factory=list)
+    printed: list[str] = field(default_factory=list)
     stall_s: float = 0.0
     extra_bytes: int | None = None
     trouble: str = ""
-    """Why there was no save."""
+    """The error, if the save failed."""
 
 
 def written(figures: Figures) -> str:
-    """The whole report."""
+    """Render the report as Markdown."""
     parts = [_head(figures), _bounds(figures), _saves(figures), _loads(figures), _ranks(figures), _short(figures)]
     return "\n\n".join(parts) + "\n"
 
@@ -83,44 +83,46 @@ def _head(figures: Figures) -> str:
     tensors = tensor_count(figures.state_bytes)
     fastest = min(figures.forward_backward)
     asked = (
-        "" if fastest >= figures.asked_s else f", less than the {figures.asked_s:g} s asked for: the machine got faster"
+        "" if fastest >= figures.asked_s else f", less than the requested {figures.asked_s:g} s: the machine got faster"
     )
     machine = "\n".join(f"- {what}: {value}" for what, value in figures.machine.items())
     return f"""# Performance
 
-Written by `make bench`: what one run found, bounds that did not hold included.
+`make bench` writes this file: the results of one run, including any bounds that did not hold.
 
 - Command: `{figures.command}`, {figures.date}
 {machine}
-- Load (processes that want a core): {figures.load[0]:.1f} before, {figures.load[1]:.1f} after (the bench is one).
-- A step without a save took {low:.2f} to {high:.2f} s in the different rounds: so noisy the machine was.
+- Load average: {figures.load[0]:.1f} before, {figures.load[1]:.1f} after, including the bench itself.
+- A step without a save took {low:.2f} to {high:.2f} s, depending on the round: a measure of the machine's noise.
 - State: {shown(figures.state_bytes)} of parameters and AdamW state in fp32, {tensors} tensors, on the CPU.
-- Training computes on {figures.threads} of the cores, as beside a GPU; malloc keeps what is freed, as a GPU's allocator
-  does. Forward and backward, between the save and the optimizer's step, take at least {fastest:.2f} s{asked}.
+- Training computes on {figures.threads} of the cores, because a GPU would leave most of the CPU idle. malloc keeps
+  freed memory, as a GPU's allocator does. Forward and backward, which run between the save and the optimizer's step,
+  take at least {fastest:.2f} s{asked}.
 
-Each way to save has a process of its own. They take turns: one round that is shown apart, or not at all, and
-{figures.rounds} that count; medians. Every checkpoint that was loaded was compared, bit by bit, with what was saved."""
+Each way to save has its own process, and the processes take turns. The first round is shown separately or not at all;
+the tables show medians of {figures.rounds} further rounds. Every loaded checkpoint was compared with the saved state,
+bit by bit."""
 
 
 def broken(figures: Figures) -> list[str]:
-    """The bounds that did not hold, in a line each; they are meant for 1 GB: below that, none."""
+    """List the bounds that did not hold, in a line each; none for a state below MEANT_BYTES."""
     if figures.state_bytes < MEANT_BYTES:
         return []
     return [f"{what}: {found}, bound {bound}" for what, found, bound, holds in _checked(figures) if not holds]
 
 
 def _checked(figures: Figures) -> list[tuple[str, str, str, bool]]:
-    """What, found, bound, and whether it holds."""
+    """List each bound as (what, found, bound, whether it holds)."""
     torch_s = {what: figures.median(TORCH, what) for what in ("stall", "lost", "commit")}
     ours_s = {what: figures.median(OURS, what) for what in ("stall", "lost", "commit")}
     load_s, dcp_s = statistics.median(figures.loads[OURS]), statistics.median(figures.loads[DCP])
     return [
         ("training thread blocked", _ms(ours_s["stall"]), f"{STALL_S * 1000:.0f} ms", ours_s["stall"] <= STALL_S),
-        _ratio("training thread blocked, of torch.save + fsync", ours_s["stall"], torch_s["stall"], 0.1),
-        _ratio("training seconds lost per save, of torch.save + fsync", ours_s["lost"], torch_s["lost"], 0.5),
-        _ratio("commit with training idle, of torch.save + fsync", ours_s["commit"], torch_s["commit"], 1.3),
+        _ratio("training thread blocked, vs. torch.save + fsync", ours_s["stall"], torch_s["stall"], 0.1),
+        _ratio("training seconds lost per save, vs. torch.save + fsync", ours_s["lost"], torch_s["lost"], 0.5),
+        _ratio("commit with training idle, vs. torch.save + fsync", ours_s["commit"], torch_s["commit"], 1.3),
         *_memory(figures),
-        _ratio("restore with verification, of DCP's load without", load_s, dcp_s, 1.5),
+        _ratio("restore with verification, vs. DCP's load without", load_s, dcp_s, 1.5),
     ]
 
 
@@ -129,7 +131,8 @@ def _bounds(figures: Figures) -> str:
         ["What", "Found", "Bound", "Holds"],
         [[what, found, bound, "yes" if holds else "**no**"] for what, found, bound, holds in _checked(figures)],
     )
-    note = "" if figures.state_bytes >= MEANT_BYTES else "\n\nThe bounds are meant for 1 GB; this state is smaller."
+    smaller = figures.state_bytes < MEANT_BYTES
+    note = "\n\nThe bounds apply to a state of 1 GB or more; this one is smaller." if smaller else ""
     return f"## The bounds\n\n{table}{note}"
 
 
@@ -179,19 +182,19 @@ def _saves(figures: Figures) -> str:
 
 {_table(header, rows)}
 
-- Stall: seconds that the training thread is blocked, by the call and by waiting for it before the optimizer's step.
-- Lost per save: {figures.steps} steps with a save, and all that follows it in the background, less as many without.
+- Stall: how long the training thread is blocked: in the call, and while it waits before the optimizer's step.
+- Lost per save: {figures.steps} steps with a save and its background work, minus {figures.steps} steps without.
 - CPU: the same difference in CPU seconds.
-- Commit: from the call until all is on disk, with nothing else to do. accelerate leaves that to the system: here it is
-  called, and then fsync for each of its files.
-- Extra memory: the process' peak (VmHWM) since its first save, less its peak of training without one. Files in the
-  system's cache do not count.
-- DCP async_save as it comes copies on the training thread, to memory that it asks for anew each time; with a stager of
-  one's own it keeps the memory and copies on another thread.
-- skyspot's commit beside the training includes the hash of all that is written; after it, its checkpoint is read back
-  and hashed, and an older one deleted: that is in what is lost.
+- Commit, idle: from the call until everything is on disk, with training idle. accelerate never calls fsync; the bench
+  does so for each of its files.
+- Extra memory: the process's peak (VmHWM) since its first save, minus its peak while training without saves. The page
+  cache does not count.
+- By default, DCP async_save copies on the training thread, into memory that it allocates for each save. With a stager
+  passed in (`own stager`), it keeps the memory and copies on another thread.
+- skyspot's commit includes hashing everything that it writes. After the commit it reads the checkpoint back, hashes it
+  and deletes an older one; that is part of `Lost per save`.
 
-The least and the most of {figures.rounds} rounds:
+Minimum and maximum of {figures.rounds} rounds:
 
 {spread}"""
 
@@ -215,12 +218,12 @@ def _loads(figures: Figures) -> str:
     alone_s = statistics.median(figures.load_alone)
     return f"""## Restoring
 
-{_table(["", "Restore", "of DCP", "least and most"], rows)}
+{_table(["", "Restore", "vs. DCP", "min .. max"], rows)}
 
-- Into a model just built, in a process just started, until it could train on; the files are in the system's cache, for
-  all alike. skyspot's hashes every byte and compares with the manifest; the others verify nothing.
-- DCP: get_state_dict, load, set_state_dict. `dcp.load` alone, into tensors made before: {alone_s:.2f} s.
-- torch.load with mmap leaves the optimizer's state in the file until it is used: that reading is not in its time."""
+- Restore: in a new process, from a new model until it could train. For all ways alike, the files are in the page cache.
+  skyspot hashes every byte and compares the hashes with the manifest; the others verify nothing.
+- DCP load: get_state_dict, dcp.load, set_state_dict. `dcp.load` alone, into existing tensors, takes {alone_s:.2f} s.
+- torch.load with mmap leaves the optimizer's state in the file until it is used; its time does not include that."""
 
 
 def _ranks(figures: Figures) -> str:
@@ -248,12 +251,12 @@ def _ranks(figures: Figures) -> str:
         "first",
         "Commit, training",
         "Extra memory",
-        "of state",
+        "vs. state",
         "Forward/backward",
     ]
     return f"""## By size and by number of ranks
 
-skyspot alone; every rank holds all of the state. All ranks share this machine's cores.
+skyspot only. Every rank holds the whole state, and all ranks share this machine's cores.
 
 {_table(header, rows)}"""
 
@@ -261,20 +264,20 @@ skyspot alone; every rank holds all of the state. All ranks share this machine's
 def _short(figures: Figures) -> str:
     short = figures.short
     if short is None:
-        return """## Where memory is short
+        return """## With too little memory
 
-Not shown by this run: no control group could be made here (that takes root)."""
-    told = f"A process limited by {short.limited_by} to {shown(short.spare_bytes)} more than it trains with"
+Not measured in this run: no control group could be made (that takes root)."""
+    limit = f"The process was limited by {short.limited_by} to {shown(short.spare_bytes)} more than training needs."
     if short.trouble:
-        told = f"{told}, and then was to save, **failed**: {short.trouble.splitlines()[-1]}"
-        return f"## Where memory is short\n\n{textwrap.fill(told, 120)}"
+        text = f"{limit} Its save **failed**: {short.trouble.splitlines()[-1]}"
+        return f"## With too little memory\n\n{textwrap.fill(text, 120)}"
     extra = "not measured" if short.extra_bytes is None else shown(short.extra_bytes)
-    told = (
-        f"{told}. The checkpoint was committed, and the process went on; the training thread was blocked for "
-        f"{short.stall_s:.2f} s, extra memory: {extra}. It said:"
+    text = (
+        f"{limit} The checkpoint was committed, and the process continued. The training thread was blocked for "
+        f"{short.stall_s:.2f} s; extra memory: {extra}. The process printed:"
     )
-    said = "\n".join(f"    {line}" for line in short.said) or "    (nothing)"
-    return f"## Where memory is short\n\n{textwrap.fill(told, 120)}\n\n{said}"
+    printed = "\n".join(f"    {line}" for line in short.printed) or "    (nothing)"
+    return f"## With too little memory\n\n{textwrap.fill(text, 120)}\n\n{printed}"
 
 
 def _of(value: float, base: float) -> str:

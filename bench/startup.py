@@ -1,9 +1,9 @@
-"""How long the command line keeps a person waiting, beside `python -c "import click"`, in one run.
+"""Measure the start-up time of the command line, beside `python -c "import click"`.
 
     make bench
 
-Rounds take turns, so that a noisy machine disturbs all alike; medians and ratios are printed. The bounds that the
-project holds itself to: --help at most 2x, render at most 3x, of the bare import.
+The commands take turns, so that a noisy machine disturbs all of them alike; medians and ratios are printed. The
+bounds, relative to the bare import: --help at most 2x, render at most 3x.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
     for name, median in medians.items():
         bound = f"  (bound {BOUNDS[name]:g}x)" if name in BOUNDS else ""
         print(f"{name:32} {median * 1000:7.1f} ms  {median / base:5.2f}x{bound}")
-    # The launcher's command starts two Pythons, its own and a rank that does nothing: what is left is its share.
+    # The launcher's command starts two Pythons, its own and an empty rank's; the rest is the launcher's own time.
     share = medians["launcher, one empty rank"] - 2 * medians["python -c pass"]
     print(f"{'the launcher itself':32} {share * 1000:7.1f} ms  (bound 100 ms)")
 

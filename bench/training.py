@@ -1,4 +1,4 @@
-"""What the bench trains: a model whose parameters and AdamW state have a given size, and the clock around its steps."""
+"""The bench's training: a model whose parameters and AdamW state have a given size, and timed steps."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ BYTES_PER_PARAMETER = 12
 """A parameter and AdamW's two moments, in fp32."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 MARGIN = 1.3
-"""How much longer than asked for forward and backward last when calibrated: later may be a quieter moment."""
+"""Calibration aims for this many times the requested duration, because the machine may be faster later."""
 
 
 def keep_freed_memory() -> None:
-    """Have malloc keep what is freed, as PyTorch's allocator for a GPU does.
+    """Have malloc keep freed memory, as PyTorch's GPU allocator does.
 
-    Otherwise each step asks the system for its activations and gradients anew, and where a first touch is slow (on
-    virtual machines a gigabyte may take seconds) that drowns all that is measured.
+    Otherwise each step gets new pages from the system for its activations and gradients. Where the first access to a
+    page is slow (on virtual machines a gigabyte may take seconds), that would outweigh everything measured.
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
@@ -43,7 +43,7 @@ class Residual(nn.Module):
 
 
 def build(state_bytes: int) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """A model and its AdamW, with about so many bytes of state in some hundred tensors."""
+    """Build a model and its AdamW, with about `state_bytes` of state in a few hundred tensors."""
     torch.manual_seed(0)
     parameters = state_bytes // BYTES_PER_PARAMETER
     count = layers(state_bytes)
@@ -63,14 +63,14 @@ class Training:
         self.batch = 8
 
     def forward_backward(self) -> float:
-        """Seconds that it took."""
+        """Run both passes; returns their seconds."""
         begun = time.perf_counter()
         inputs = torch.ones(self.batch, self.model[0].linear.in_features)  # type: ignore[union-attr,index]
         self.model(inputs).square().mean().backward()
         return time.perf_counter() - begun
 
     def step(self, before: Callable[[], None] = lambda: None) -> float:
-        """One step; `before` is called between the backward pass and the optimizer. Seconds of forward and backward."""
+        """Run a step, with `before` between backward and the optimizer; returns the seconds of forward and backward."""
         took = self.forward_backward()
         before()
         self.optimizer.step()
@@ -78,14 +78,14 @@ class Training:
         return took
 
     def calibrate(self, seconds: float) -> int:
-        """Choose the batch so that forward and backward last at least so long."""
+        """Choose the batch so that forward and backward last at least `seconds`."""
         self.step()
         while (took := min(self.step() for _ in range(5))) < MARGIN * seconds:
             self.batch = math.ceil(self.batch * min(4.0, 1.1 * MARGIN * seconds / took))
         return self.batch
 
     def digest(self) -> str:
-        """The same for the same parameters and moments."""
+        """A hash of all parameters and moments."""
         hasher = Hasher()
         for parameter in self.model.parameters():
             state = self.optimizer.state[parameter]

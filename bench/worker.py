@@ -1,4 +1,4 @@
-"""A process of its own for each way to save: they take turns, and none sees another's memory."""
+"""Runs each way to save in a process of its own, so that no way sees another's memory; they take turns."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ LOADERS = {
     "accelerate.load_state": ("accelerate.save_state", "peers.load_accelerate"),
     "DCP load": ("DCP save", "peers.load_dcp"),
 }
-"""By name: whose checkpoint, and how it is loaded."""
+"""By name: the way to save whose checkpoint is loaded, and the function that loads it."""
 MOST_STEPS = 40
-"""Beside one save; one that takes longer is waited for."""
+"""Maximum number of steps trained beside one save; a longer save is waited for."""
 
 
 class WorkerError(Exception):
-    """A process of the bench's ended with an error; the message is its traceback."""
+    """A worker ended with an error; the message is its traceback."""
 
 
 class Worker:
@@ -51,7 +51,7 @@ class Worker:
         theirs.close()
 
     def ask(self, request: str = "", *arguments: Any) -> Any:
-        """The answer to a request.
+        """Send a request; returns the answer.
 
         Raises:
             WorkerError: there was an error, or the process was killed.
@@ -85,7 +85,7 @@ def _serve(pipe: Connection, make: Callable[..., Any], arguments: tuple[Any, ...
         with suppress(OSError):
             pipe.send((None, traceback.format_exc()))
     finally:
-        os._exit(0)  # Nothing is left to be tidied up, and tidying gigabytes takes a while.
+        os._exit(0)  # There is nothing to clean up, and freeing gigabytes takes a while.
 
 
 def _named(name: str) -> Any:
@@ -108,11 +108,11 @@ class Saving:
         self.peak_without = 0
 
     def calibrate(self, seconds: float) -> int:
-        """The batch with which forward and backward last at least so long."""
+        """Choose the batch with which forward and backward last at least `seconds`."""
         return self.training.calibrate(seconds)
 
     def warm(self, batch: int) -> dict[str, float]:
-        """Train without saving: seconds of `forward_backward` at least, and of a `step`."""
+        """Train without saving; returns the seconds of the fastest `forward_backward` and of an average `step`."""
         self.training.batch = batch
         for _ in range(2):
             self.training.step()
@@ -126,7 +126,7 @@ class Saving:
         return {"forward_backward": min(took), "step": step_s}
 
     def first(self) -> tuple[float, int]:
-        """Save for the first time: (seconds that the training thread was blocked, steps beside it)."""
+        """Save for the first time; returns (seconds that training was blocked, steps trained beside the save)."""
         if prepare := getattr(self.saver, "prepare", None):  # skyspot: after an attempt's first step.
             prepare()
             self.training.step()
@@ -136,7 +136,7 @@ class Saving:
         return stall_s, steps
 
     def _save_beside(self, steps: int | None) -> tuple[float, int]:
-        """(seconds that the training thread was blocked, steps) of a save beside so many steps, or till it is over."""
+        """Save while training `steps` steps, or until the save is over; returns (seconds blocked, steps trained)."""
         self.count += 1
         stalled = 0.0
 
@@ -155,7 +155,7 @@ class Saving:
         return stalled, done
 
     def round(self, steps: int, save_first: bool) -> dict[str, float]:
-        """So many steps with a save and without: `stall`, `lost` seconds and `cpu` seconds."""
+        """Train `steps` steps with a save and as many without; returns seconds: `stall`, `lost`, `cpu` and `step`."""
         found = {}
         for saves in (True, False) if save_first else (False, True):
             cpu, begun = time.process_time(), time.perf_counter()
@@ -187,15 +187,15 @@ class Saving:
         return took
 
     def kept(self) -> tuple[Path, str]:
-        """(where the newest checkpoint is, the digest of what was saved)."""
+        """(path of the newest checkpoint, digest of the saved state)."""
         return self.saver.kept(), self.training.digest()
 
     def extra_bytes(self) -> int | None:
-        """Peak memory since the first save over the peak of training without one; None where it is not to be had."""
+        """Peak memory since the first save, minus the peak while training without saves; None if it is unknown."""
         return peak_bytes() - self.peak_without if peak_bytes() else None
 
     def limit_memory(self, group: Group, spare_bytes: int) -> None:
-        """From now on this process may have so much more than it has."""
+        """Limit this process's memory to `spare_bytes` more than it has now."""
         group.limit(spare_bytes)
 
     def printed(self) -> list[str]:
@@ -204,7 +204,7 @@ class Saving:
 
 
 class Loading:
-    """A model just built, into which a checkpoint is loaded once."""
+    """A new model, into which a checkpoint is loaded once."""
 
     def __init__(self, way: str, state_bytes: int) -> None:
         from bench.training import Training
@@ -213,7 +213,7 @@ class Loading:
         self.training = Training(state_bytes, os.cpu_count() or 1)
 
     def once(self, place: Path, digest: str) -> tuple[float, float | None]:
-        """(seconds until the model could train on, seconds of the load alone where it is told apart)."""
+        """Load; returns (seconds until the model could train, seconds of the load alone if measured)."""
         begun = time.perf_counter()
         alone_s = self.load(place, self.training)
         took = time.perf_counter() - begun
@@ -222,13 +222,13 @@ class Loading:
 
 
 def reset_peak() -> None:
-    """Let the peak of this process' memory be what it has now."""
+    """Reset the peak of this process's memory to what it has now."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes() -> int:
-    """The peak of this process' memory; 0 where the system does not tell."""
+    """The peak of this process's memory in bytes; 0 if the system does not tell."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

@@ -16,12 +16,12 @@ from bench import report
 WAYS = ["skyspot", "torch.save + fsync", "accelerate.save_state", "DCP save", "DCP async_save"]
 BOUNDS = [
     "training thread blocked",
-    "training thread blocked, of torch.save + fsync",
-    "training seconds lost per save, of torch.save + fsync",
-    "commit with training idle, of torch.save + fsync",
+    "training thread blocked, vs. torch.save + fsync",
+    "training seconds lost per save, vs. torch.save + fsync",
+    "commit with training idle, vs. torch.save + fsync",
     "extra memory, one rank",
     "extra memory, all 2 ranks of a node",
-    "restore with verification, of DCP's load without",
+    "restore with verification, vs. DCP's load without",
 ]
 
 
@@ -64,7 +64,7 @@ def test_the_bench_writes_a_report_with_every_way_to_save_and_every_bound(tmp_pa
         ({"load": 1.6, "state_bytes": 8_000_000}, ""),
     ],
 )
-def test_a_bound_that_does_not_hold_is_said(change: dict[str, float], said: str) -> None:
+def test_a_bound_that_does_not_hold_is_reported(change: dict[str, float], said: str) -> None:
     found = {"stall": 0.007, "lost": 0.4, "commit": 1.5, "load": 0.8, "extra": 1.01, "ranks": 0.5, "state_bytes": 1e9}
     found |= change
     size = int(found["state_bytes"])
@@ -79,11 +79,11 @@ def test_a_bound_that_does_not_hold_is_said(change: dict[str, float], said: str)
     assert said in "".join(broken)
 
 
-def test_a_size_that_is_none_is_said_in_a_line() -> None:
+def test_a_value_that_is_not_a_size_is_refused_in_a_line() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bench.checkpoint", "--size", "8XB"],
         cwd=REPO, env=clean_env(), capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 2
-    assert "'8XB' is no size: say 1GB, or 250MB" in done.stderr
+    assert "'8XB' is not a size; write 1GB or 250MB" in done.stderr
     assert "Traceback" not in done.stderr
