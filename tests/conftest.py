@@ -22,7 +22,7 @@ import skips
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Watch what the tests take, where they are run, and what is skipped."""
+    """Report skipped tests; in the processes that run tests, also check how long each takes."""
     config.pluginmanager.register(skips)
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
         watched = budget.Budget(budget.QuietClock())
@@ -32,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @contextmanager
 def same_environment() -> Iterator[None]:
-    """Leave no variable behind: the programs of later tests would be started cold for its sake, or read it."""
+    """Restore the environment at the end: a variable left behind can make later programs start cold, or steer them."""
     kept = dict(os.environ)
     yield
     if dict(os.environ) != kept:
@@ -42,14 +42,14 @@ def same_environment() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def environment() -> Iterator[None]:
-    """No test leaves a variable behind."""
+    """Restore the environment after each test."""
     with same_environment():
         yield
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> Generator[None, object, object]:
-    """Nor does what is built for several tests: torch, for one, keeps the place of its cache in a variable."""
+    """Restore it after shared fixtures too: torch, for example, sets a variable for its cache."""
     if fixturedef.scope == "function":
         return (yield)
     with same_environment():
@@ -58,7 +58,7 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> Generator[Non
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """The 12 steps of tests/programs/mlp.py that nothing disturbed, by number of processes; each trained once."""
+    """Undisturbed runs of tests/programs/mlp.py (12 steps), by number of processes; each is trained once."""
     from support import mlp
 
     @functools.cache
@@ -74,13 +74,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Pat
 
 @pytest.fixture
 def whole(undisturbed: Callable[[int], Path]) -> Path:
-    """With one process."""
+    """The undisturbed run with one process."""
     return undisturbed(1)
 
 
 @pytest.fixture
 def faults(tmp_path: Path) -> Iterator["faultfs.Client"]:
-    """A file system that fails or hangs where it is told to, mounted over tmp_path / "behind"."""
+    """A file system that fails or hangs on request, mounted over tmp_path / "behind"."""
     import faultfs
 
     if reason := faultfs.missing():
@@ -92,7 +92,7 @@ def faults(tmp_path: Path) -> Iterator["faultfs.Client"]:
 
 @pytest.fixture(scope="session")
 def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of tests/programs/mlp.py that was taken at step 10, with the checkpoints of steps 4 and 8."""
+    """A run of tests/programs/mlp.py that was killed at step 10, with checkpoints of steps 4 and 8."""
     from support import mlp
 
     from trainer.layout.names import RunPaths, list_checkpoints
@@ -107,7 +107,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run_dir(half: Path, tmp_path: Path) -> Path:
-    """A copy of the half-done run, to be damaged."""
+    """A copy of the half-done run, for a test to damage."""
     return Path(shutil.copytree(half, tmp_path / "run"))
 
 
@@ -139,6 +139,6 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def pytest_unconfigure() -> None:
-    """End the process that warm programs were forked from."""
+    """End the process from which warm programs were forked."""
     if warm := sys.modules.get("warm"):
         warm.close()

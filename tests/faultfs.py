@@ -1,10 +1,10 @@
-"""A FUSE file system that permits what goofys permits, and fails where it is told to.
+"""A FUSE file system that permits only what goofys permits, and fails on request.
 
     python tests/faultfs.py FOLDER MOUNT_POINT CONTROL_SOCKET [ANYTHING ...]
 
-It passes through to a folder, but files are written front to back, once: no seeking back, no append, no rename, no
-link, no cutting, no mmap write. Orders come over a Unix socket as lines of JSON; each is answered with how many faults
-have hit so far. More arguments are for the eyes of those who read its command line.
+It passes calls through to a folder, but a file can only be written once, front to back: no seeking back, append,
+rename, link, truncation or mmap write. Requests come over a Unix socket as lines of JSON; each answer is the number of
+faults that have hit so far. Further arguments have no effect; they show in the process's command line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 CALLS = ("open", "create", "write", "close", "fsync", "mkdir", "unlink", "read", "list")
-"""What can be told to fail or to hang."""
+"""The calls that can fail or hang on request."""
 
 
 class Client:
@@ -41,48 +41,48 @@ class Client:
         return int(json.loads(self._answers.readline())["hits"])
 
     def fail(self, call: str, number: int, *, after: int = 0, times: int = 1, suffix: str = "") -> None:
-        """Have a call fail on paths that end in `suffix`: `times` in a row, after it went well `after` times.
+        """Make a call fail on paths that end in `suffix`: `times` in a row, after `after` successes.
 
-        Of `CALLS`, `unlink` is `rmdir`, too; `close` is each close() of a file, also of one that was read.
+        `unlink` includes rmdir(); `close` is every close() of a file, even of one that was only read.
         """
         self._order(do="fault", call=call, errno=number, after=after, times=times, suffix=suffix)
 
     def hang(self, call: str, *, after: int = 0, times: int = 1, suffix: str = "") -> None:
-        """Have a call not return until `clear`, so many times. Not even SIGKILL ends a process that waits for it."""
+        """Make a call hang until `clear`, `times` times. Not even SIGKILL ends a process that waits for it."""
         self._order(do="fault", call=call, errno=0, after=after, times=times, suffix=suffix)
 
     def delay(self, call: str, seconds: float, *, after: int = 0, times: int = 1, suffix: str = "") -> None:
-        """Have a call take so much longer."""
+        """Make a call take `seconds` longer."""
         self._order(do="fault", call=call, errno=0, seconds=seconds, after=after, times=times, suffix=suffix)
 
     def cut_short(self, share: float, *, after: int = 0, times: int = 1, suffix: str = "") -> None:
-        """Have a write() take only so much of what it is given, and say so; a byte at least."""
+        """Make a write() accept only a share of its bytes, at least one, and return that number."""
         self._order(do="fault", call="write", share=share, after=after, times=times, suffix=suffix)
 
     def tear(self, share: float, *, suffix: str = "", after: int = 0) -> None:
-        """Keep only so much of the next file that is closed, and say that all went well."""
+        """Keep only a share of the next file that is closed, and report success."""
         self._order(do="tear", share=share, suffix=suffix, after=after)
 
     def stale(self, seconds: float) -> None:
-        """Listings show what was there so long ago."""
+        """Make listings show the state of `seconds` ago."""
         self._order(do="stale", seconds=seconds)
 
     def clear(self) -> int:
-        """Forget all faults and let go what hangs; how many faults hit since the last time."""
+        """Remove all faults and let hanging calls return; returns the number of hits since the last `clear`."""
         return self._order(do="clear")
 
     def hits(self) -> int:
-        """How many faults have hit since `clear`."""
+        """Number of hits since the last `clear`."""
         return self._order(do="ask")
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._answers.close()
         self._socket.close()
 
 
 def missing() -> str | None:
-    """Why it cannot be mounted on this machine; None where it can."""
+    """The reason why this machine cannot mount it; None if it can."""
     from bucket_lab import missing_fuse
 
     try:
@@ -98,8 +98,7 @@ def missing() -> str | None:
 def mounted(backing: Path, folder: Path, *arguments: str, name: str = "") -> Iterator[Client]:
     """Mount it over `backing`, below `folder`.
 
-    With a name, its process looks like a daemon of that name that was given those arguments, and the mount like that
-    daemon's.
+    With a name, its process and its mount look like those of a daemon of that name, started with those arguments.
     """
     from bucket_lab import child, end, is_mounted, taken_away, until
 
@@ -112,7 +111,7 @@ def mounted(backing: Path, folder: Path, *arguments: str, name: str = "") -> Ite
         program = folder / name
         program.unlink(missing_ok=True)
         program.symlink_to(sys.executable)
-        env = {"PYTHONPATH": os.pathsep.join(sys.path)}  # By that name it does not find its virtual environment.
+        env = {"PYTHONPATH": os.pathsep.join(sys.path)}  # Under that name Python does not find its virtual environment.
     daemon = client = None
     with taken_away(point):
         try:
@@ -127,7 +126,7 @@ def mounted(backing: Path, folder: Path, *arguments: str, name: str = "") -> Ite
 
 
 def serve(backing: str, point: str, control: str) -> None:
-    """Be the file system."""
+    """Run the file system."""
     import mfusepy
 
     lock = threading.Lock()
@@ -137,7 +136,7 @@ def serve(backing: str, point: str, control: str) -> None:
     gone: dict[str, dict[str, float]] = {}
 
     def strike(call: str, path: str) -> float:
-        """Fail, hang or dawdle where that was ordered; the share of a write() that is to be done."""
+        """Fail, hang or delay a call if that was requested; returns the share of a write() to perform."""
         if not faults:
             return 1.0
         with lock:
@@ -161,7 +160,7 @@ def serve(backing: str, point: str, control: str) -> None:
         server = socket.socket(socket.AF_UNIX)
         server.bind(f"{control}.new")
         server.listen()
-        os.rename(f"{control}.new", control)  # There when it answers.
+        os.rename(f"{control}.new", control)  # The path appears once the server answers.
         while True:
             connection, _ = server.accept()
             threading.Thread(target=answer, args=(connection,), daemon=True).start()
@@ -293,10 +292,10 @@ def serve(backing: str, point: str, control: str) -> None:
             return 0
 
     threading.Thread(target=listen, daemon=True).start()
-    # Of many daemons the kernel knows no name.
+    # Many daemons tell the kernel no name.
     subtype = {"subtype": "faultfs"} if Path(sys.executable).name.startswith("python") else {}
-    # direct_io: each write() comes here as it was made, and mmap writes are refused.
-    # hard_remove: an open file that is deleted would be renamed otherwise, which is not permitted.
+    # direct_io: each write() arrives here unchanged, and mmap writes are refused.
+    # hard_remove: otherwise FUSE renames an open file that is deleted, which is not permitted here.
     mfusepy.FUSE(
         Sequential(), point, foreground=True, fsname="faultfs", entry_timeout=0, attr_timeout=0, negative_timeout=0,
         direct_io=True, hard_remove=True, **subtype,

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub on loopback: what `repo_info` and `snapshot_download` ask for."""
+"""The Hugging Face Hub on loopback: the requests of `repo_info` and `snapshot_download`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class HubServer:
         self.asked: list[str] = []
         """The paths of all requests."""
         self.fail: list[tuple[int, str]] = []
-        """Status and error code of the next answers; the last of them stays."""
+        """Status and error code of each of the next answers; the last entry is used again and again."""
         self.fail_for = ""
         """Only requests whose path contains it fail."""
 

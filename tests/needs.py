@@ -1,4 +1,4 @@
-"""Why a test is skipped: `GUARANTEE: REMEDY`, or `GUARANTEE: not on this machine: WHY` where there is no remedy."""
+"""Reasons to skip a test: `GUARANTEE: REMEDY`, or `GUARANTEE: not on this machine: WHY` if there is no remedy."""
 
 import os
 
@@ -6,5 +6,5 @@ NOT_HERE = "not on this machine"
 
 
 def needs_root(guarantee: str) -> str:
-    """Where the system refused something that root usually may do."""
+    """The reason to skip when the system refused something that root may usually do."""
     return f"{guarantee}: run the tests as root" if os.geteuid() else f"{guarantee}: {NOT_HERE}: refused to root"

@@ -1,14 +1,15 @@
-"""The process that warm programs are forked from: it has imported torch and the trainer, and used neither.
+"""The process from which warm programs are forked: it has imported torch and the trainer, but used neither.
 
-    python tests/nursery.py DESCRIPTOR        a socket, on which `warm.Nursery` asks for programs
+    python tests/nursery.py DESCRIPTOR        a socket on which `warm.Nursery` requests programs
 
-A start of the trainer costs seconds of imports, and the tests start hundreds. This process imports everything once and
-stays single-threaded. For each program that it is asked for it forks a child, which becomes what `python -m MODULE` or
-`python SCRIPT` would have been: arguments, environment, working folder, descriptors, signal handlers, output buffers,
-`__main__`, search path, threads and random seeds are those of a fresh interpreter. A launcher that was started so forks
-its ranks and its sidecar from itself, and stays their parent. `test_warm.py` compares all of that with cold starts.
+A start of the trainer costs seconds of imports, and the tests start it hundreds of times. This process imports
+everything once and stays single-threaded. For each requested program it forks a child, which becomes what `python -m
+MODULE` or `python SCRIPT` would have been: arguments, environment, working folder, descriptors, signal handlers, output
+buffers, `__main__`, search path, threads and random seeds are those of a fresh interpreter. A launcher that was started
+this way forks its ranks and its sidecar from itself, and stays their parent. `test_warm.py` compares all of that with
+cold starts.
 
-One thing a fork cannot have: all programs of a pytest worker share one seed of Python's string hashes.
+One difference remains: all programs of a pytest worker share one seed of Python's string hashes.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ HOME = Path.home()
 
 
 def load() -> None:
-    """Import all that an attempt imports, from its start to its end."""
+    """Import everything that an attempt imports, from its start to its end."""
     sys.path.insert(0, str(REPO))
     for name in LIBRARIES:
         importlib.import_module(name)
@@ -57,7 +58,7 @@ def load() -> None:
             importlib.import_module(name.removesuffix(".__init__"))
     import torch
 
-    torch.optim.AdamW([torch.nn.Parameter(torch.empty(0))])  # What it imports, it imports at its first use.
+    torch.optim.AdamW([torch.nn.Parameter(torch.empty(0))])  # Its own imports happen at its first use.
     if (threads := len(os.listdir("/proc/self/task"))) > 1:  # noqa: PTH208
         sys.exit(f"{threads} threads after the imports: their locks would not survive a fork")
     gc.collect()
@@ -65,7 +66,7 @@ def load() -> None:
 
 
 def serve(control: socket.socket) -> None:
-    """Say that it is ready, with its process id; then fork a program for each request, until nobody asks any more."""
+    """Send the process id to show that it is ready; then fork a program for each request, until the socket closes."""
     control.sendall(os.getpid().to_bytes(8, "big"))
     while True:
         head, sources, _, _ = socket.recv_fds(control, 8, 64)
@@ -78,7 +79,7 @@ def serve(control: socket.socket) -> None:
         (adopted, adopt), (told, tell) = os.pipe(), os.pipe()
         between = os.fork()
         if not between:
-            # Forked twice: whoever asked adopts the second fork once the first has ended, and is its parent.
+            # Forked twice: once the first fork has ended, the requesting process adopts the second as its child.
             child = os.fork()
             if child:
                 os.write(tell, child.to_bytes(8, "big"))
@@ -95,14 +96,14 @@ def serve(control: socket.socket) -> None:
 
 
 class LaunchersPopen(ForkedPopen):
-    """What a forked launcher starts its ranks and its sidecar with: forks of its own."""
+    """`subprocess.Popen` in a forked launcher: starts ranks and sidecar as forks of the launcher."""
 
     def fork(self, program: Program, sources: Sequence[int], before: Callable[[], None] | None) -> int | None:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Of the threads that pass its children's output on: they hold no lock.
+            warnings.simplefilter("ignore")  # The threads that it is about relay output and hold no lock.
             pid = os.fork()
         if not pid:
             become(program, sources, before, blocked)
@@ -116,7 +117,7 @@ def become(
     before: Callable[[], None] | None = None,
     mask: set[signal.Signals] | None = None,
 ) -> NoReturn:
-    """Be that program, in a fork; never returns."""
+    """Become the program, in a fork; never returns."""
     code = 70
     try:
         _take_descriptors(program.descriptors, sources)
@@ -136,7 +137,7 @@ def become(
 
 
 def _take_descriptors(targets: Sequence[int], sources: Sequence[int]) -> None:
-    """Have the sources under the targets' numbers, and no other descriptor."""
+    """Give the source descriptors the targets' numbers, and close all others."""
     import fcntl
 
     above = 1 + max(*targets, *sources)
@@ -152,11 +153,11 @@ def _take_descriptors(targets: Sequence[int], sources: Sequence[int]) -> None:
 
 
 _SIGINT: signal.Handlers = signal.SIG_DFL
-"""What a program starts with: a shell's job in the background ignores it."""
+"""The SIGINT handler that a program starts with; a shell's background job ignores SIGINT."""
 
 
 def _reset_signals() -> None:
-    """As in a fresh interpreter: what is ignored stays so."""
+    """Reset signal handlers as in a fresh interpreter; ignored signals stay ignored."""
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         if signal.getsignal(number) not in (signal.SIG_DFL, signal.SIG_IGN, None):
@@ -166,7 +167,7 @@ def _reset_signals() -> None:
 
 
 def _be_fresh(program: Program) -> None:
-    """Have the interpreter's and the libraries' state follow arguments and environment."""
+    """Set the state of interpreter and libraries as arguments and environment demand."""
     argv, env = program.argv, program.env
     os.environ.clear()
     os.environ.update(env)
@@ -181,7 +182,7 @@ def _be_fresh(program: Program) -> None:
     found = PathFinder.find_spec("trainer")
     if not found or found.origin != str(REPO / "trainer" / "__init__.py"):
         for name in [name for name in sys.modules if name.partition(".")[0] == "trainer"]:
-            del sys.modules[name]  # A copy of it comes first.
+            del sys.modules[name]  # The program finds another copy of it first.
     buffered = not env.get("PYTHONUNBUFFERED")
     sys.stdin = sys.__stdin__ = _stream(0, sys.__stdin__, buffered)
     sys.stdout = sys.__stdout__ = _stream(1, sys.__stdout__, buffered)
@@ -200,14 +201,14 @@ def _be_fresh(program: Program) -> None:
     subprocess.Popen = _popen  # type: ignore[misc]
     sys.dont_write_bytecode = bool(env.get("PYTHONDONTWRITEBYTECODE"))
     if env.get("OMP_NUM_THREADS", "").isdigit():
-        torch.set_num_threads(int(env["OMP_NUM_THREADS"]))  # Not in a launcher: this starts threads.
+        torch.set_num_threads(int(env["OMP_NUM_THREADS"]))  # Not in a launcher, because this starts threads.
 
 
 _popen = subprocess.Popen
 
 
 def _stream(number: int, was: io.TextIOWrapper, buffered: bool) -> io.TextIOWrapper:
-    """A standard stream as the interpreter makes it; encoding and errors depend on the locale, which is the same."""
+    """Make a standard stream as the interpreter does; encoding and errors depend on the locale, which is the same."""
     raw = io.FileIO(number, was.mode, closefd=False)
     raw.name = was.name
     binary = io.BufferedReader(raw) if was.mode == "r" else io.BufferedWriter(raw) if buffered else raw
@@ -218,7 +219,7 @@ def _stream(number: int, was: io.TextIOWrapper, buffered: bool) -> io.TextIOWrap
 
 
 def _follow_home() -> None:
-    """Where the hub's library keeps its files is computed at its import."""
+    """Move the paths that huggingface_hub computed at its import to today's home folder."""
     constants = sys.modules["huggingface_hub.constants"]
     for name, value in list(vars(constants).items()):
         if isinstance(value, str) and value.startswith(f"{HOME}{os.sep}"):
@@ -226,7 +227,7 @@ def _follow_home() -> None:
 
 
 def _run(argv: Sequence[str]) -> int:
-    """The program's life in a `__main__` of its own; returns what it leaves with."""
+    """Run the program in a `__main__` of its own; returns its exit code, negative for a signal."""
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     main.__builtins__ = __builtins__  # type: ignore[attr-defined]
     try:
@@ -253,7 +254,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _finish(code: int) -> int:
-    """What an interpreter does at its end."""
+    """Do what an interpreter does at its end."""
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -269,6 +270,6 @@ def _finish(code: int) -> int:
 
 if __name__ == "__main__":
     _SIGINT = signal.SIG_IGN if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else signal.SIG_DFL
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # A Ctrl-C is pytest's; this ends when pytest does.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for pytest; this process ends when pytest does.
     load()
     serve(socket.socket(fileno=int(sys.argv[1])))

@@ -1,4 +1,4 @@
-"""An attempt of one rank in this very process: what a start of the trainer costs 2.5 s for, in some 50 ms."""
+"""Attempts of one rank within the test's own process: some 50 ms instead of the 2.5 s of a started trainer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trainer.checkpoint.saving import Saver
 
 
 class Left(BaseException):
-    """What the process would have ended with."""
+    """Raised where the process would have ended, with its exit code."""
 
     def __init__(self, code: int, cause: str, error: str | None) -> None:
         super().__init__(code, cause, error)
@@ -30,21 +30,21 @@ class Left(BaseException):
 
 
 class InProcess(SpotRun):
-    """An attempt whose end is an exception instead of the process' own."""
+    """An attempt that ends with an exception, not with the process."""
 
     def leave(self, ending: Ending, *, code: int | None = None, error: str | None = None, **more: Any) -> NoReturn:
-        """Write the end, and go."""
+        """Write the end, then raise `Left`."""
         self.write_end(ending, code=code, error=error, **more)
-        if self.journal:  # Its thread lives on, and has nothing left to do in the run's folder.
+        if self.journal:  # Its thread lives on; it must do nothing more in the run's folder.
             self.journal._progress, self.journal.stop_reason = {}, StopReason(ending, "the attempt has ended")
         raise Left(ending.code if code is None else code, ending.cause, error)
 
     def _watch_the_bucket(self) -> None:
-        """This process is pytest's: it outlives the attempt, and another test's call that hangs must not end it."""
+        """Do nothing: pytest's process outlives the attempt, and a hanging call of another test must not end it."""
 
 
 class Numbers:
-    """Samples that are a pure function of their number; `asked` lists what was trained on, batch by batch."""
+    """Samples that are a pure function of their number; `asked` lists the samples trained on, batch by batch."""
 
     def __init__(self, count: int = 60, weigh: Callable[[Any], Any] = len) -> None:
         self.count, self.weigh = count, weigh
@@ -63,13 +63,13 @@ class Numbers:
 
 
 def squares(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
-    """Sum of squared errors: how far the model is from the sum of a row's first four numbers."""
+    """Sum of squared errors; the target is the sum of a row's first four numbers."""
     return (model(batch[:, :4]).squeeze(1) - batch[:, :4].sum(1)).square().sum()
 
 
 @contextmanager
 def attempt(run_dir: Path, binding: dict[str, Any] | None = None, **settings: Any) -> Iterator[InProcess]:
-    """An attempt that has begun; signals and environment are this process' own again after it."""
+    """Begin an attempt; afterwards, restore this process's signal handlers and environment."""
     config = RunConfig(
         checkpoint_dir=run_dir,
         cpu=True,
@@ -77,20 +77,20 @@ def attempt(run_dir: Path, binding: dict[str, Any] | None = None, **settings: An
     )
     kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     env, threads = dict(os.environ), torch.get_num_threads()
-    AcceleratorState._reset_state(True)  # Another attempt's precision would be taken for this one's.
+    AcceleratorState._reset_state(True)  # Otherwise the previous attempt's precision stays in force.
     try:
         with InProcess(config, binding) as run:
             yield run
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
-        os.environ.clear()  # accelerate leaves words in it that a process started later would listen to.
+        os.environ.clear()  # accelerate leaves variables in it that would steer processes started later.
         os.environ.update(env)
         torch.set_num_threads(threads)
 
 
 def pruned_before_the_next_save(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Saves that follow each other quickly are not all read back; here each is, and what may go behind it has gone."""
+    """Make each save wait until the previous one is read back and older checkpoints are pruned."""
     real = Saver.start
 
     def start(saver: Saver, boundary: Any) -> None:
@@ -113,7 +113,7 @@ def train(
     before: Callable[[InProcess], None] = lambda run: None,
     **settings: Any,
 ) -> Left:
-    """One attempt from its start to its end; what it ended with."""
+    """Run one attempt from its start to its end; returns how it ended."""
     try:
         with attempt(run_dir, binding, **settings) as run:
             before(run)

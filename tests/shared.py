@@ -1,4 +1,4 @@
-"""What several pytest workers need is built by one of them."""
+"""Builds once what several pytest workers need."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     import pytest
 
 not_counted: Callable[[], AbstractContextManager[None]] = nullcontext
-"""Around what no single test has to answer for; see budget.py."""
+"""Excludes time from the limit of a single test; see budget.py."""
 
 
 def built_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], None]) -> Path:
-    """A folder that all workers of this run share. The first to ask builds it, and the others wait; none may change it.
+    """A folder that all workers of this run share: the first to ask builds it, the others wait, and none may change it.
 
     Args:
-        factory: Knows the run's temporary folder.
-        name: The folder's, within this run.
-        build: Fills the folder, which is there and empty.
+        factory: Provides the run's temporary folder.
+        name: Identifies the folder within this run.
+        build: Fills the folder, which exists and is empty.
     """
     base = factory.getbasetemp()
     folder = (base.parent if base.name.startswith("popen-") else base) / f"shared-{name}"

@@ -1,6 +1,6 @@
-"""Names what a run of the tests did not show, and what would have it shown; in CI that is a failure.
+"""Lists the guarantees that a run of the tests skipped, each with its remedy; in CI a skip with a remedy is a failure.
 
-Reasons are written as needs.py has them.
+Reasons have the form that needs.py describes.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from needs import NOT_HERE
 
 
 def reason_of(report: pytest.TestReport) -> str:
-    """Why a test was skipped."""
+    """The reason why a test was skipped."""
     text = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
     return text.removeprefix("Skipped: ")
 
 
 def is_expected(reason: str) -> bool:
-    """Whether nothing could be done about it."""
+    """Whether the machine leaves no remedy for a skip."""
     return f": {NOT_HERE}: " in reason
 
 
@@ -36,7 +36,7 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Generator[None, None, None]:
-    """The last words but pytest's own."""
+    """Print the skipped guarantees at the end, before pytest's last line."""
     yield
     skipped = Counter(map(reason_of, terminalreporter.stats.get("skipped", [])))
     if skipped:

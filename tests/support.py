@@ -1,4 +1,4 @@
-"""What the tests share: running a program under the launcher, and reading what it left in its run's folder."""
+"""Helpers of many tests: run a program under the launcher, and read what it left in its run's folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Ended:
 
 
 def clean_env(**more: str) -> dict[str, str]:
-    """This process' environment without anything that would steer the trainer, PYTHONPATH on the repository."""
+    """This process's environment without variables that steer the trainer, and with PYTHONPATH on the repository."""
     kept = {
         key: value
         for key, value in os.environ.items()
@@ -39,8 +39,8 @@ def launch(
 ) -> Ended:
     """Run a program of tests/programs under the launcher to its end.
 
-    Several processes have a thread each, as on two cores: on more, the launcher's share of them would make the runs
-    that other tests compare with (which pin one thread) sum in another order.
+    Several processes get one thread each, as on two cores. With more threads they would sum in another order than the
+    runs that other tests compare with, which use one thread.
     """
     env = env or clean_env(**({"OMP_NUM_THREADS": "1"} if processes > 1 else {}))
     options = ["--processes", str(processes), "--grace", str(grace)]
@@ -50,12 +50,12 @@ def launch(
 
 
 def mlp(run_dir: Path, *args: object, **options: object) -> Ended:
-    """One attempt of tests/programs/mlp.py, with what faulty.py does to it."""
+    """Run one attempt of tests/programs/mlp.py, with the faults of faulty.py."""
     return launch(PROGRAMS / "faulty.py", "--dir", run_dir, *args, **options)  # type: ignore[arg-type]
 
 
 def train(*args: object, env: dict[str, str] | None = None, timeout: float = 200) -> Ended:
-    """One attempt of the bundled trainer, each process with a thread of its own."""
+    """Run one attempt of the bundled trainer, with one thread per process."""
     command = [sys.executable, "-m", "trainer", *map(str, args)]
     env = env or clean_env(OMP_NUM_THREADS="1")
     done = warm.run(command, capture_output=True, text=True, timeout=timeout, env=env, start_new_session=True)
@@ -63,7 +63,7 @@ def train(*args: object, env: dict[str, str] | None = None, timeout: float = 200
 
 
 def history(run_dir: Path) -> list[dict[str, object]]:
-    """The lines of metrics that count: those that the newest manifest lists, from step 1 on."""
+    """The lines of metrics that the newest manifest lists, from step 1 on; others do not count."""
     paths = RunPaths(run_dir)
     for name in list_checkpoints(paths):
         manifest = read_manifest(paths.checkpoint(name))
@@ -75,17 +75,17 @@ def history(run_dir: Path) -> list[dict[str, object]]:
 
 
 def losses(run_dir: Path) -> dict[int, object]:
-    """Loss by step, of the steps that count; a step that is there twice fails."""
+    """Loss by step, from the lines that count; fails if a step appears twice."""
     found: dict[int, object] = {}
     for line in history(run_dir):
         if "loss" in line:
-            assert line["step"] not in found, f"step {line['step']} stands in the history twice"
+            assert line["step"] not in found, f"step {line['step']} appears twice in the history"
             found[int(str(line["step"]))] = line["loss"]
     return found
 
 
 def column(run_dir: Path, key: str) -> list[object]:
-    """One value of every step's line."""
+    """One value from each step's line."""
     return [line[key] for line in history(run_dir) if "loss" in line]
 
 
@@ -103,7 +103,7 @@ def weights(run_dir: Path) -> dict[str, bytes]:
 
 
 def event(run_dir: Path, name: str, attempt: int = -1) -> dict[str, object]:
-    """The fields of an attempt's last event of that name; empty where there is none."""
+    """The fields of an attempt's last event of that name; empty if there is none."""
     paths = RunPaths(run_dir)
     attempts = list_attempts(paths)
     return dict(event_named(read_events(paths, attempts[attempt]), name) or {})

@@ -1,4 +1,4 @@
-"""SkyPilot itself, in a process of its own, without an account: it reads its catalogs in a throw-away HOME."""
+"""Runs SkyPilot itself in a separate process, without an account; it reads small catalogs in a temporary HOME."""
 
 import json
 import os
@@ -26,7 +26,7 @@ listed = "".join(f'{kind},"AWS, GCP"\\n' for kind in kinds)
 (catalogs / "common" / "accelerators.csv").write_text("AcceleratorName,Clouds\\n" + listed)
 """
 
-# For each text: None where a launch would go on, else why SkyPilot refuses it.
+# For each text: None if a launch would continue, else the reason why SkyPilot refuses it.
 _VERDICTS = """
 import json, sys
 from sky.utils import dag_utils
@@ -63,7 +63,7 @@ print(json.dumps(results))
 
 
 def run_sky(code: str, home: Path, given: object, cwd: Path | None = None, **env: str) -> str:
-    """What a program prints that imports sky; it reads `given` as JSON on its stdin."""
+    """Run a program that imports sky and reads `given` as JSON from its stdin; returns its output."""
     env = {**os.environ, "HOME": str(home), "SKY_RUNTIME_DIR": str(home), "PYTHONPATH": str(REPO), **env}
     done = subprocess.run(
         [sys.executable, "-c", code], input=json.dumps(given), env=env, cwd=cwd, capture_output=True, text=True,
@@ -74,7 +74,7 @@ def run_sky(code: str, home: Path, given: object, cwd: Path | None = None, **env
 
 
 def refusals(texts: list[str], home: Path) -> list[str | None]:
-    """Why SkyPilot refuses each task YAML, at reading, validating, or where a managed job's strategy is settled."""
+    """Have SkyPilot read and validate task YAMLs, as for managed jobs; returns why each is refused, or None."""
     verdicts = json.loads(run_sky(CATALOGS + _VERDICTS, home, texts).splitlines()[-1])
     assert isinstance(verdicts, list)
     return verdicts
@@ -83,14 +83,14 @@ def refusals(texts: list[str], home: Path) -> list[str | None]:
 def run_commands(
     commands: list[list[str]], home: Path, project: Path, before: str = "", **env: str
 ) -> list[tuple[int, str]]:
-    """The exit status and the output of each `skyspot` command, run in one process that imports sky once.
+    """Run `skyspot` commands in one process that imports sky once; returns the exit status and output of each.
 
     Args:
         commands: The words of each command, after `skyspot`.
         home: The user's HOME.
         project: The working folder.
         before: A program to run first, such as CATALOGS.
-        env: More variables. Unless they say otherwise, SkyPilot's server does not answer.
+        env: Further variables. By default, SkyPilot's server does not answer.
     """
     alone = {"SKYPILOT_API_SERVER_ENDPOINT": "http://127.0.0.1:1", "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
     printed = run_sky(before + _COMMANDS, home, commands, project, **alone | env)

@@ -1,9 +1,9 @@
-"""Starts Python programs without their imports: `subprocess`, in forks of a process that has imported everything.
+"""Starts Python programs without their imports: like `subprocess`, but as forks of a process that has imported all.
 
     done = warm.run([sys.executable, "-m", "trainer.launch", "script.py"], capture_output=True, env=clean_env())
 
-`nursery.py` is that process: one for each pytest worker, begun when it is first needed. What a fork cannot give is
-started cold; see `needs_a_cold_start`. A test of the start itself uses `subprocess`, and says so.
+`nursery.py` is that process: one for each pytest worker, started when it is first needed. Programs that a fork cannot
+imitate are started cold; see `needs_a_cold_start`. A test of the start itself uses `subprocess`, and says so.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ READ_AT_IMPORT = (
     "PYTHON", "LD_", "LC_", "LANG", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "ACCELERATE_", "TORCH", "PYTORCH_", "MKL_",
     "KMP_", "XDG_CACHE_HOME", "TOKENIZERS_",
 )  # fmt: skip
-# These a fork can still follow, or they change no result.
+# A fork can still apply these, or they change no result.
 FOLLOWED = ("PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "TORCH_CPP_LOG_LEVEL")
 LOADED_WITH = {**os.environ, "HF_HUB_OFFLINE": "1"}
 _PR_SET_CHILD_SUBREAPER = 36
@@ -42,18 +42,18 @@ _SIGNATURE = inspect.signature(subprocess.Popen._execute_child)  # type: ignore[
 
 @dataclass(frozen=True)
 class Program:
-    """What a fork shall become."""
+    """The program that a fork becomes."""
 
     argv: list[str]
     env: dict[str, str]
     cwd: str
     descriptors: list[int]
-    """By their numbers in the child."""
+    """The descriptors' numbers in the child."""
     new_session: bool
 
 
 def needs_a_cold_start(argv: Sequence[str], env: Mapping[str, str], cwd: str) -> str:
-    """Why a program cannot be forked; empty where it can."""
+    """The reason why a program cannot be forked; empty if it can."""
     if sys.platform != "linux":
         return "forks are made on Linux alone"
     if len(argv) < 2 or argv[0] != sys.executable:
@@ -87,15 +87,15 @@ def _hides(folder: Path) -> str:
 
 
 class ForkedPopen(subprocess.Popen):  # type: ignore[type-arg]
-    """`subprocess.Popen` that forks what it can."""
+    """`subprocess.Popen`, but forks whatever it can."""
 
     def fork(self, program: Program, sources: Sequence[int], before: Callable[[], None] | None) -> int | None:
-        """Start the program; returns its process id, None where it has to be started cold.
+        """Start the program; returns its process id, or None if it must be started cold.
 
         Args:
-            program: What it shall be.
-            sources: Our descriptors that it shall have, as many as `program.descriptors`.
-            before: What it shall do first.
+            program: The program that the fork becomes.
+            sources: Our descriptors to pass on, as many as `program.descriptors`.
+            before: Called first in the fork.
         """
         raise NotImplementedError
 
@@ -123,7 +123,7 @@ class ForkedPopen(subprocess.Popen):  # type: ignore[type-arg]
         super()._execute_child(*args)  # type: ignore[misc]
 
     def _close_ends_of_the_child(self, given: dict[str, Any]) -> None:
-        """As `subprocess` does after its own fork."""
+        """Close the child's ends of the pipes, as `subprocess` does after its own fork."""
         devnull = getattr(self, "_devnull", None)
         for theirs, mine in (("p2cread", "p2cwrite"), ("c2pwrite", "c2pread"), ("errwrite", "errread")):
             if given[theirs] != -1 and given[mine] != -1 and given[theirs] != devnull:
@@ -134,7 +134,7 @@ class ForkedPopen(subprocess.Popen):  # type: ignore[type-arg]
 
 
 class Nursery:
-    """The process that forks, as pytest sees it."""
+    """The process that forks, seen from pytest."""
 
     def __init__(self) -> None:
         self._control, theirs = socket.socketpair()
@@ -142,7 +142,7 @@ class Nursery:
         env = {
             name: value for name, value in LOADED_WITH.items() if not name.startswith(("OMP_", "GOMP_", "PYTHONPATH"))
         }
-        # As the launcher starts a rank; and no threads of numpy's.
+        # As the launcher starts a rank, and without threads of numpy.
         env.update(GOMP_SPINCOUNT="5000", TORCH_CPP_LOG_LEVEL="ERROR", OPENBLAS_NUM_THREADS="1")
         self._process = subprocess.Popen(
             [sys.executable, TESTS / "nursery.py", str(theirs.fileno())], env=env, pass_fds=[theirs.fileno()],
@@ -154,10 +154,10 @@ class Nursery:
         self._answer()
 
     def start(self, program: Program, sources: Sequence[int]) -> int:
-        """Fork a child of this very process, which shall have our descriptors `sources`; returns its process id."""
+        """Fork a program as a child of this very process, with our descriptors `sources`; returns its process id."""
         request = json.dumps(asdict(program)).encode()
         with self._lock:
-            # The program is forked twice. The nearest ancestor that asks for it adopts the second fork: us, just now.
+            # The program is forked twice. The nearest ancestor that is a subreaper adopts the second fork: we do.
             self._libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
             try:
                 socket.send_fds(self._control, [len(request).to_bytes(8, "big")], list(sources))
@@ -169,7 +169,7 @@ class Nursery:
         return pid
 
     def _answer(self) -> int:
-        """Wait for a number of its."""
+        """Wait for a number that it sends."""
         answer = self._control.recv(8, socket.MSG_WAITALL)
         if len(answer) < 8:
             self._errors.seek(0)
@@ -177,7 +177,7 @@ class Nursery:
         return int.from_bytes(answer, "big")
 
     def close(self) -> None:
-        """End it; what it forked is not its own."""
+        """End it; the programs that it forked are not its children and continue."""
         self._control.close()
         self._process.wait()
         self._errors.close()
@@ -188,7 +188,7 @@ _beginning = threading.Lock()
 
 
 def nursery() -> Nursery:
-    """This process' own, begun when it is first asked for."""
+    """This process's nursery, started at the first call."""
     global _nursery
     with _beginning:
         if not _nursery:
@@ -207,7 +207,7 @@ def close() -> None:
 
 
 class Popen(ForkedPopen):
-    """`subprocess.Popen` for tests: a fork of the warm process wherever that makes no difference, else a cold start."""
+    """`subprocess.Popen` for tests: a fork of the warm process where the result is the same, else a cold start."""
 
     def fork(self, program: Program, sources: Sequence[int], before: Callable[[], None] | None) -> int | None:
         return None if before else nursery().start(program, sources)
@@ -216,7 +216,7 @@ class Popen(ForkedPopen):
 def run(
     command: Sequence[object], *, capture_output: bool = False, timeout: float | None = None, **options: Any
 ) -> subprocess.CompletedProcess[Any]:
-    """`subprocess.run`, by `Popen`."""
+    """Do what `subprocess.run` does, with `Popen`."""
     if capture_output:
         options.update(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     command = [part if isinstance(part, os.PathLike) else str(part) for part in command]
