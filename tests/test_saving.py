@@ -1,5 +1,6 @@
 """How a save goes: beside training, without memory, of a model that meddles, kept for good; how often."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from trainer.bucket.verify import problem
 from trainer.checkpoint import staging
-from trainer.checkpoint.interval import Costs, Lives, Pace, choose
+from trainer.checkpoint.interval import Costs, Lives, Pace, choose, notice_seconds
 from trainer.checkpoint.shards import Part, parts_of
 from trainer.layout.events import read_events
 from trainer.layout.manifest import read_manifest
@@ -180,6 +181,12 @@ def test_the_interval_is_youngs_and_dalys(costs: Costs, lives: Lives, steps: int
 def test_a_save_that_does_not_fit_the_notice_is_said() -> None:
     assert "a notice of 30 s may be too short" in choose(Costs(1.0, 1.0, 20.0), Lives(0.0, 0), 30.0).why
     assert "may be too short" not in choose(Costs(1.0, 1.0, 20.0), Lives(0.0, 0), 120.0).why
+
+
+@pytest.mark.parametrize(("cloud", "seconds"), [("AWS", 120), ("Kubernetes", 30), ("RunPod", 5), ("Slurm", 25)])
+def test_the_notice_is_the_clouds_or_else_the_grace(monkeypatch, cloud: str, seconds: float) -> None:
+    monkeypatch.setenv("SKYPILOT_CLUSTER_INFO", json.dumps({"cloud": cloud}))
+    assert notice_seconds(25.0) == seconds
 
 
 def test_a_save_costs_the_wait_and_what_the_steps_beside_it_are_slower() -> None:

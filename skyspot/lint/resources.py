@@ -12,6 +12,7 @@ from skyspot.task.gpus import NAMES, did_you_mean_gpu
 from skyspot.task.known_keys import JOB_RECOVERY
 from skyspot.task.ladder import NO_SPOT, OWN_MACHINES, STRATEGIES
 from skyspot.task.located import Located
+from trainer.layout.clouds import NOTICE_S
 from trainer.layout.exit_codes import EXIT_NO_PROGRESS, EXIT_STOPPED, EXIT_SUPERSEDED
 
 # NVIDIA GPUs below compute capability 7.5, the minimum of CUDA 13 and so of torch 2.13 from PyPI.
@@ -19,9 +20,8 @@ _OLD_NAMES = ("K80", "M4000", "M60", "P100", "P4", "P40", "P4000", "P5000", "TIT
 TOO_OLD = frozenset(name.lower() for name in _OLD_NAMES)
 """Accelerators that CUDA 13 does not support, in lower case."""
 _NOT_CUDA = re.compile(r"tpu-|MI\d|Radeon|Gaudi|Inferentia|Trainium", re.IGNORECASE)
-# Seconds from each cloud's notice to the machine's end.
-_NOTICE_S = {"aws": 120.0, "gcp": 30.0, "azure": 30.0, "kubernetes": 30.0, "runpod": 5.0}
-_ANYWHERE_S = 30.0
+_ANYWHERE_S = NOTICE_S["gcp"]
+"""The notice to assume for an entry that names no cloud."""
 # `80GB+:8` and `nvidia:24GB:1` stand for all accelerators of that memory.
 _MEMORY = re.compile(r"(?:[^:]*:)?\d+[GMT]B\+?(?::.*)?", re.IGNORECASE)
 _OUR_STOPS = {
@@ -277,7 +277,7 @@ def _grace(task: Task, grace_s: float, line: int | None) -> Iterator[Finding]:
     """Find a grace that is longer than the notice, in the place with the shortest notice."""
     # Kubernetes also evicts pods for other reasons.
     taken = [rung for rung in task.rungs if rung.use_spot or rung.cloud == "kubernetes"]
-    known = [(_NOTICE_S.get(rung.cloud) if rung.cloud else _ANYWHERE_S, rung) for rung in taken]
+    known = [(NOTICE_S.get(rung.cloud) if rung.cloud else _ANYWHERE_S, rung) for rung in taken]
     short = [(notice_s, rung) for notice_s, rung in known if notice_s is not None and notice_s < grace_s]
     if not short:
         return

@@ -13,10 +13,10 @@ from skyspot.rehearsal.metadata import AwsMetadata
 from skyspot.rehearsal.result import Row
 from skyspot.rehearsal.view import View
 from skyspot.rehearsal.watch import Watch, wait_for_save, walk
+from trainer.layout.clouds import NOTICE_S
 from trainer.layout.exit_codes import EXIT_PREEMPTED
 from trainer.layout.names import CheckpointName
 
-NOTICE_S = 120.0
 NOTICE_WITHOUT_RECORDS_S = 10.0
 TERM_PATIENCE_S = 45.0
 LOOK_S = 0.01
@@ -118,7 +118,7 @@ class Injector:
                 # No record tells whether the task got the notice. With a long notice, a short task would finish first.
                 patience = min(NOTICE_WITHOUT_RECORDS_S, max(0.3, 0.1 * self.reference_s))
             else:
-                patience = NOTICE_S
+                patience = NOTICE_S["aws"]
             self.server.announce(patience)
         else:
             self.machine.signal(signal.SIGTERM)

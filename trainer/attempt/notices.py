@@ -19,8 +19,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
 
+from trainer.layout.clouds import NOTICE_S
+
 AWS_ENDPOINT = "http://169.254.169.254"
-AWS_LONGEST_NOTICE_S = 120.0
 POLL_S = 5.0
 REQUEST_S = 2.0
 TOKEN_TTL_S = 21600
@@ -116,7 +117,7 @@ class Notices:
                 why = f"its time passed {-left:.0f} s ago" if left < -STALE_S else "it ended an attempt here before"
                 print(f"spot notice for {text} ignored: {why}", flush=True)
             return None
-        return Notice("aws-notice", identity, time.monotonic(), min(max(left, 0.0), AWS_LONGEST_NOTICE_S))
+        return Notice("aws-notice", identity, time.monotonic(), min(max(left, 0.0), NOTICE_S["aws"]))
 
 
 def aws_endpoint() -> str | None:

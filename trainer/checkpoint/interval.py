@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.layout.clouds import NOTICE_S
 from trainer.layout.events import event_named, read_events, read_progress
 from trainer.layout.exit_codes import EXIT_PREEMPTED
 from trainer.layout.names import AttemptName, RunPaths, list_attempts
@@ -28,8 +29,6 @@ FIRST_S = 60.0
 FIRST_STEPS = 20
 IDLE_SHARE = 2.0
 """An interval lasts at least so many times as long as a save."""
-NOTICE_S = {"aws": 120.0, "gcp": 30.0, "azure": 30.0, "runpod": 5.0}
-"""Seconds between a cloud's notice and the end of the machine."""
 REPORT_FACTOR = 1.25
 """A new choice is reported if it differs by this factor."""
 _WINDOW = 50
