@@ -365,7 +365,7 @@ def test_cancel_asks_the_attempt_of_the_task_that_is_on(here: Path, monkeypatch:
     job = client.job_of([record(0, "SUCCEEDED", user_yaml=text), record(1, "RUNNING", user_yaml=text)])
     said: list[str] = []
     assert not stop.request_save(job, 1.0, said.append)
-    assert said[0] == "asking a0001-abcdef to save and stop"
+    assert said[0] == "Asking a0001-abcdef to save and stop"
 
 
 def test_cancel_asks_every_task_of_a_job_group_that_runs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,8 +382,8 @@ def test_cancel_asks_every_task_of_a_job_group_that_runs(here: Path, monkeypatch
         job = client.job_of([record(number, state, user_yaml=text) for number, state in enumerate(states)])
         assert not stop.request_save(job, 1.0, said.append)
         running = [number for number, state in enumerate(states) if state == "RUNNING"]
-        asked = sorted(line for line in said if line.startswith("asking"))
-        assert asked == [f"asking a0001-abcde{number} to save and stop" for number in running]
+        asked = sorted(line for line in said if line.startswith("Asking"))
+        assert asked == [f"Asking a0001-abcde{number} to save and stop" for number in running]
 
 
 def test_a_job_group_has_saved_when_every_task_has(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

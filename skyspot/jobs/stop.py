@@ -42,7 +42,7 @@ def request_save(job: Job, grace_s: float, log: Callable[[str], None]) -> bool:
     if job.status == RUNNING:
         tasks.insert(0, job)
     if not tasks:
-        log(f"job {job.id} is {job.status}; no task is training")
+        log(f"Job {job.id} is {job.status}; no task is training")
         return False
     if len(tasks) == 1:
         return _request_save(tasks[0], grace_s, log)
@@ -64,7 +64,7 @@ def _request_save(job: Job, grace_s: float, log: Callable[[str], None]) -> bool:
             return False
         if _answer(_has_ended, paths, attempt):
             return True
-        log(f"asking {attempt} to save and stop")
+        log(f"Asking {attempt} to save and stop")
         if not _progresses(paths, attempt):
             log(f"{attempt} has made no progress for {WATCH_S:.0f} s")
             return False

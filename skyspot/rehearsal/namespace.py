@@ -39,7 +39,7 @@ def _inside(build: str, root: str, script: str, seconds: float) -> int:
     _die_with_parent()
     built = subprocess.run(["/bin/sh", build], capture_output=True, text=True)
     if built.returncode:
-        print(f"cannot mount the machine's folders: {built.stderr.strip()}", file=sys.stderr, flush=True)
+        print(f"Error: cannot mount the machine's folders: {built.stderr.strip()}", file=sys.stderr, flush=True)
         return FAILED
     task = os.fork()
     if task == 0:

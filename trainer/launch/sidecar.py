@@ -134,7 +134,7 @@ def main() -> None:
             threading.Thread(target=_leave_when_a_call_hangs, daemon=True, name="bucket").start()
             record_attempt(Path(sys.argv[1]))
     except OSError as error:
-        print(f"the attempt's end could not be recorded: {error}", file=sys.stderr)
+        print(f"The attempt's end could not be recorded: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def _record(
         problem = "is skipped" if skipped else "is not whole"
         remedy = "; --on-nan ignore would use it" if skipped else ""
         run.print_line(
-            f"checkpoint {checkpoint['checkpoint']} {problem}: {checkpoint['reason']}. Using an older one{remedy}"
+            f"Checkpoint {checkpoint['checkpoint']} {problem}: {checkpoint['reason']}. Using an older one{remedy}"
         )
     if name:
         run.print_line(
