@@ -498,6 +498,40 @@ MISSING = [
     "echo train.py\npython train.py", "chmod +x ./run.sh && ./run.sh", "bash -c 'python train.py'",
     "python -m src.train --lr 1", "cd src; python3 -um train",
     "deepspeed --num_gpus 8 train.py", "python ~/sky_workdir/train.py", "python $HOME/sky_workdir/train.py",
+    "timeout 3h python train.py", "timeout -s INT --kill-after 30 3h ./run.sh", "timeout --signal=INT 3h bash train.sh",
+    "stdbuf -oL python train.py", "numactl -N 0 --membind 0 python train.py",
+    "numactl --cpunodebind=0 torchrun train.py",
+    "screen -dmS name python train.py", "screen -S name -dm bash -c 'python train.py'", "nice -n 10 python train.py",
+    "nice -10 python train.py", "env A=b python train.py", "env -u HOME A=b python train.py",
+    "poetry run python train.py",
+    "conda run -n x --no-capture-output python train.py", "uv run --no-sync python -u train.py", "srun python train.py",
+    "srun -n 8 --gpus 8 python train.py", "sudo -E -u root python train.py",
+    "nohup nice -n 5 timeout 3h python train.py",
+    "taskset -c 0-7 python -m src.train", "taskset -c 0 bash -c 'python train.py'", "setsid -f ./run.sh",
+    "ionice -c 3 python train.py", "pipenv run python train.py", "time -p python train.py",
+]  # fmt: skip
+MISSING_SETUP = [
+    ("bash install.sh", "install.sh"), ("./install.sh", "./install.sh"), ("timeout 600 bash install.sh", "install.sh"),
+    ("pip install -r requirements.txt", "requirements.txt"), ("pip install -U -r reqs/dev.txt wheel", "reqs/dev.txt"),
+    ("python -m pip install --requirement=requirements.txt", "requirements.txt"), ("pip3 install -e .", "."),
+    ("uv pip install -r requirements.txt", "requirements.txt"), ("pip install .", "."),
+    ("pip install '.[dev]'", ".[dev]"),
+    ("conda env create -n x -f environment.yml", "environment.yml"), ("pip install -e ./lib[x]", "./lib[x]"),
+    ("conda run -n x pip install -r requirements.txt", "requirements.txt"), ("python prepare.py", "prepare.py"),
+    ("echo y > a.txt && pip install -r b.txt", "b.txt"),
+]  # fmt: skip
+THERE_SETUP = [
+    "git clone https://x/y\ncd y && pip install -r requirements.txt && pip install -e .",
+    "wget https://x/install.sh\nbash install.sh", "curl https://x/i.sh | bash", "curl https://x/i.sh | bash -s -- -y",
+    "wget -q https://x/Miniconda3.sh -O ~/conda.sh && bash ~/conda.sh -b", "source ~/.bashrc", ". .venv/bin/activate",
+    "wget https://x/Miniconda3-latest.sh\nbash Miniconda3-latest.sh -b", "source ~/conda/etc/profile.d/conda.sh",
+    "pip install -r /code/requirements.txt", "cd /code && pip install -e .", "pip install -r https://x/requirements.txt",
+    "echo torch > requirements.txt\npip install -r requirements.txt", "cat <<E | tee r.txt\nE\npip install -r r.txt",
+    "pip install torch", "pip install -r <(echo torch)", "pip install -r $REQUIREMENTS", "python -m virtualenv venv",
+    "python -m venv venv", "sudo apt-get update && sudo apt-get install -y x", "timeout 600 git clone https://x/y .",
+    "timeout 60 rsync -a host:code/ .\npip install -r requirements.txt", "pip uninstall -y -r requirements.txt",
+    "pip install git+https://x/y", "conda create -n x python=3.11", "docker run -v .:/x image bash install.sh",
+    "nice -n 10 aws s3 sync s3://b .\nbash install.sh", "timeout 3h mytool train.py",
 ]  # fmt: skip
 THERE = [
     "git clone https://x/y\ncd y\npython train.py", "curl -O https://x/train.py\npython train.py",
@@ -524,6 +558,31 @@ def test_a_script_that_nothing_brings_is_found(run: str) -> None:
     assert brief(running(run, "setup: git clone https://x/y .\n")) == []
 
 
+@pytest.mark.parametrize(("setup", "missing"), MISSING_SETUP)
+def test_a_file_that_setup_needs_and_nothing_brings_is_found(setup: str, missing: str) -> None:
+    text = running(setup).replace("run:", "setup:") + "run: nvidia-smi\n"
+    [found] = linter.findings(text)
+    assert (found.name, found.level, found.line) == ("script-not-there", "error", 2)
+    assert found.reason.startswith("`setup` ")
+    assert f"'{missing}'" in found.reason
+    for more in ("workdir: ./project\n", "workdir: {url: https://x/y}\n", "file_mounts: {~/sky_workdir: ./project}\n"):
+        assert brief(more + text) == []
+
+
+@pytest.mark.parametrize("setup", THERE_SETUP)
+def test_a_file_that_setup_may_find_is_left_alone(setup: str) -> None:
+    text = running(setup).replace("run:", "setup:") + "file_mounts: {/code: ./code}\n"
+    assert [found for found in brief(text) if found[0] != "setup-without-set-e"] == []
+
+
+def test_what_setup_brings_is_there_for_run_which_starts_at_the_top_again() -> None:
+    setup = "setup: |\n  set -e\n  git clone https://x/y\n  cd y\n"
+    assert brief(f"{setup}run: python y/train.py\n") == []
+    [found] = brief("setup: cd /code\nfile_mounts: {/code: ./code}\nrun: python train.py\n")
+    assert found == ("script-not-there", "error", 3)
+    assert [found[2] for found in brief("setup: bash a.sh\nrun: bash a.sh\n")] == [1]
+
+
 @pytest.mark.parametrize("run", THERE)
 def test_a_script_that_may_be_there_is_left_alone(run: str) -> None:
     assert brief(running(run, "file_mounts: {/code: ./code}\n")) == []
@@ -540,11 +599,17 @@ UNPINNED = [
     "pip install torch", "pip3 install -U torch torchvision", "python -m pip install torch", "uv pip install torch",
     "uv pip install 'torch>=2.2'", "pip install torch[opt] transformers", "uv add torch", "conda install pytorch",
     "conda install -y -c conda-forge pytorch", "uv run --with torch python -c 1", "pip install 'torch!=2.5'",
-    "pip install torch --index-url https://download.pytorch.org/whl/cu130",
+    "pip install torch --index-url https://download.pytorch.org/whl/cu130", "poetry add torch", "pipenv install torch",
+    "pdm add torch", "pip3.11 install torch", "timeout 600 pip install torch", "conda run -n x pip install torch",
+    "pip install torchvision", "uv pip install torchaudio", "conda install torchvision", "poetry add torchvision",
+    "pip install torchvision>0.10", "mamba install pytorch",
 ]  # fmt: skip
 PINNED = [
     "pip install torch==2.4.1", "pip install 'torch<2.8'", "pip install 'torch>=2,<2.8'", "pip install torch~=2.4",
-    "pip install torch --index-url https://download.pytorch.org/whl/cu126", "pip install torchvision", "pip list torch",
+    "pip install torch --index-url https://download.pytorch.org/whl/cu126", "pip list torch", "poetry add torch@2.4.1",
+    "pip install torchvision torch==2.4.1", "pip install torchvision==0.19.1", "poetry add 'torch<2.8' torchvision",
+    "pip install torch==2.4.1 && pip install torchaudio", "pip install torchmetrics", "conda run -n torch pip list",
+    "pip install torchvision --index-url https://download.pytorch.org/whl/cu126",
     "pip install torch --extra-index-url=https://download.pytorch.org/whl/cu118", "conda install pytorch=2.4",
     "conda install pytorch -c pytorch -c nvidia", "conda install pytorch pytorch-cuda=12.1", "conda create -n torch",
     "pip uninstall torch", "echo pip install torch", "pip install -r requirements.txt", "python install.py torch",
@@ -561,6 +626,36 @@ def test_the_newest_torch_on_an_old_accelerator_is_found(kind: str) -> None:
         assert brief(f"workdir: .\nresources: {{accelerators: {kind}:8}}\nsetup: {setup}\nrun: nvidia-smi\n") == [], (
             setup
         )
+
+
+OLD_INSTANCES = [
+    ("p2.xlarge", "K80"), ("p3.2xlarge", "V100"), ("p3dn.24xlarge", "V100-32GB"), ("g3.4xlarge", "M60"),
+    ("g3s.xlarge", "M60"), ("Standard_NC6", "K80"), ("Standard_NC24r", "K80"), ("Standard_NC6s_v2", "P100"),
+    ("Standard_NC24rs_v3", "V100"), ("Standard_ND24s", "P40"), ("Standard_ND40rs_v2", "V100-32GB"),
+    ("Standard_NV12", "M60"), ("Standard_NV48s_v3", "M60"), ("gpu_8x_v100", "V100"), ("gpu_8x_v100_n", "V100"),
+]  # fmt: skip
+NEW_INSTANCES = [
+    "p4d.24xlarge", "p5.48xlarge", "g4dn.xlarge", "g5.xlarge", "g6.xlarge", "Standard_NC24ads_A100_v4", "m5.large",
+    "Standard_NC4as_T4_v3", "Standard_ND96asr_v4", "Standard_NV36ads_A10_v5", "gpu_8x_a100", "a2-highgpu-8g", "p30.big",
+    "Standard_NC40ads_H100_v5", "Standard_NV4as_v4", "c3.large",
+]  # fmt: skip
+
+
+def test_an_instance_type_counts_as_its_accelerator() -> None:
+    def of(instance: str) -> str:
+        return f"workdir: .\nresources:\n  instance_type: {instance}\nsetup: pip install torch\nrun: nvidia-smi\n"
+
+    for instance, accelerator in OLD_INSTANCES:
+        assert brief(of(instance)) == [("torch-unpinned", "error", 4)], instance
+        [found] = linter.findings(of(instance))
+        assert f"'{accelerator}'" in found.reason
+        recovery = "job_recovery: {strategy: FAILOVER, recover_on_exit_codes: [75]}"
+        ours = f"resources:\n  {recovery}\n  instance_type: {instance}\n"
+        ours += "run: python -m trainer --checkpoint-dir /checkpoints\n"
+        mounted = f"{ours}file_mounts: {{/checkpoints: {{source: s3://bucket}}}}\n"
+        assert brief(mounted) == [("gpu-torch-cannot-use", "error", 3)], instance
+    for instance in NEW_INSTANCES:
+        assert brief(of(instance)) == [], instance
 
 
 # -- overruled -------------------------------------------------------------------------------------------------------

@@ -9,11 +9,11 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from skyspot.errors import shown
-from skyspot.lint.resources import TOO_OLD, named_accelerators
+from skyspot.lint.resources import TOO_OLD, accelerators
 from skyspot.lint.rules import Finding, Level
 from skyspot.task.document import Task
 from skyspot.task.mounts import WORKDIR, clean_path, within
-from skyspot.task.shell import Command, Word
+from skyspot.task.shell import Command, Word, option
 
 _SCRIPT = re.compile(r"(?:\$HOME/|\$\{HOME\}/)?[\w.~/-]+\.(?:py|sh|bash)")
 _INTERPRETER = re.compile(r"python[\d.]*|bash|sh|zsh|source|\.")
@@ -35,6 +35,7 @@ _INSTALLED = (
     "torch",
     "trainer",
     "uv",
+    "virtualenv",
 )
 # Programs that fetch or create files in places that lint cannot know.
 _BRING = (
@@ -44,9 +45,18 @@ _BRING = (
 )  # fmt: skip
 # Programs that name a file without creating it.
 _LOOK = ("[", "[[", "bash", "chmod", "dash", "echo", "eval", "ls", "printf", "sh", "stat", "test", "zsh")
-_INSTALLERS = ("pip", "pip3", "uv", "conda", "mamba", "micromamba")
-_TORCH = re.compile(r"(torch|pytorch|pytorch-gpu)(?:\[[^\]]*\])?((?:[<>=!~ ].*)?)", re.DOTALL)
-_UPPER_BOUND = re.compile(r"==|~=|<|(?<![<>=!~])=(?!=)")
+_PYTHON = re.compile(r"python[\d.]*")
+_PIP = re.compile(r"pip[\d.]*")
+_CONDA = ("conda", "mamba", "micromamba")
+_INSTALLERS = (*_CONDA, "pdm", "pipenv", "poetry", "uv")
+# What an installer reads: a file after one of these options, or a folder. Other options have other folders as values.
+_FILE_OPTIONS = ("-r", "--requirement", "--requirements")
+_FILE = re.compile(r"[\w.~/-]+")
+_FOLDER = re.compile(r"\.{1,2}(?:/[\w./-]*)?(?:\[[^\]]*\])?")
+_FLAGS = ("-e", "--editable", "-U", "--upgrade", "-q", "--quiet", "-v", "--no-deps", "--no-build-isolation", "--user")
+# torchvision and torchaudio bring the torch that belongs to them.
+_TORCH = re.compile(r"(torch|pytorch|pytorch-gpu|torchvision|torchaudio)(?:\[[^\]]*\])?((?:[@<>=!~ ].*)?)", re.DOTALL)
+_UPPER_BOUND = re.compile(r"==|~=|<|(?<![<>=!~])=(?!=)|@(?!latest|\*)")
 # Package indexes whose builds run on these accelerators: CUDA 11, and 12 up to 12.6.
 _OLD_CUDA = re.compile(
     r"cu(?:11\d|12[0-6])\b|pytorch-cuda=(?:11|12\.[0-6])|(?:cuda|cuda-version|cudatoolkit)=+(?:11|12)"
@@ -61,42 +71,46 @@ def findings(task: Task) -> Iterator[Finding]:
 
 
 def _scripts(task: Task) -> Iterator[Finding]:
-    """Find scripts that `run` starts but that nothing puts on the machine."""
+    """Find scripts and other files that `setup` or `run` needs but that nothing puts on the machine."""
     if task.root.get("workdir"):
         return
-    # The image may hold them, though not where SkyPilot starts `run`.
+    # The image may hold them, though not where SkyPilot starts `setup` and `run`.
     level: Level = "warning" if any("image_id" in rung.settings for rung in task.rungs) else "error"
     seen: set[str] = set()
-    folder = WORKDIR
-    before = list(task.setup.commands)
-    for command in task.run.commands:
-        script = _script(command) or _module(task, before, command)
-        path = clean_path(_as_path(script.text), folder) if script else ""
-        if script and path not in seen and not _brought(task, before, path):
-            seen.add(path)
-            yield Finding(
-                task.run.line(script),
-                level,
-                "script-not-there",
-                f"`run` starts {shown(script.text)}, but neither workdir nor file_mounts puts it on the machine",
-                "Add workdir: FOLDER, which is copied to the machine, or clone the code in `setup`",
-            )
-        if command.words[0].text in ("cd", "pushd") and len(command.words) > 1:
-            folder = clean_path(command.words[1].text, folder)
-        before.append(command)
+    before: list[Command] = []
+    for key, script in (("setup", task.setup), ("run", task.run)):
+        folder = WORKDIR
+        for command in script.commands:
+            module = _module(task, before, command)
+            started = _script(command) or module
+            needed = started or _installed_from(command)
+            text = needed.text.partition("[")[0] if needed else ""  # Without extras: `.[dev]`.
+            path = clean_path(text.replace(".", "/") if needed is module else text, folder) if text else ""
+            if needed and path not in seen and not _brought(task, before, path):
+                seen.add(path)
+                yield Finding(
+                    script.line(needed),
+                    level,
+                    "script-not-there",
+                    f"`{key}` {'starts' if started else 'needs'} {shown(needed.text)}, but neither workdir nor "
+                    "file_mounts puts it on the machine",
+                    "Add workdir: FOLDER, which is copied to the machine, or clone the code in `setup`",
+                )
+            if command.words[0].text in ("cd", "pushd") and len(command.words) > 1:
+                folder = clean_path(command.words[1].text, folder)
+            before.append(command)
 
 
 def _script(command: Command) -> Word | None:
     """Find the script that a command starts, if its path is plain."""
-    program = command.program
+    words, program = command.inner, command.program
     if _SCRIPT.fullmatch(program):
-        return next((word for word in command.words if _SCRIPT.fullmatch(word.text) and "/" in word.text), None)
-    if _LAUNCHER.fullmatch(program) or any(word.text.startswith(_LAUNCHER_MODULES) for word in command.words):
-        return next((word for word in command.words[1:] if _SCRIPT.fullmatch(word.text)), None)
+        return words[0] if _SCRIPT.fullmatch(words[0].text) and "/" in words[0].text else None
+    if _LAUNCHER.fullmatch(program) or any(word.text.startswith(_LAUNCHER_MODULES) for word in words):
+        return next((word for word in words[1:] if _SCRIPT.fullmatch(word.text)), None)
     if not _INTERPRETER.fullmatch(program):
         return None
-    at = next(at for at, word in enumerate(command.words) if posixpath.basename(word.text) == program)
-    for word in command.words[at + 1 :]:
+    for word in words[1:]:
         if re.fullmatch(r"-|-[A-Za-z]*[cm]", word.text):
             return None
         if not word.text.startswith("-"):
@@ -104,9 +118,26 @@ def _script(command: Command) -> Word | None:
     return None
 
 
+def _installed_from(command: Command) -> Word | None:
+    """Find the local file or folder that a command installs from: `pip install -r FILE`, `pip install .`."""
+    texts = [word.text for word in command.inner]
+    if command.program in _CONDA:
+        named = option(command, "-f") or option(command, "--file")
+        return named if "env" in texts and named and _FILE.fullmatch(named.text) else None
+    if "install" not in texts or not (_PIP.fullmatch(command.program) or "pip" in texts[1:3]):
+        return None
+    named = next((word for name in _FILE_OPTIONS if (word := option(command, name))), None)
+    if named:
+        return named if _FILE.fullmatch(named.text) else None
+    for previous, word in itertools.pairwise(command.inner):
+        if _FOLDER.fullmatch(word.text) and (not previous.text.startswith("-") or previous.text in _FLAGS):
+            return word
+    return None
+
+
 def _module(task: Task, before: Sequence[Command], command: Command) -> Word | None:
     """Find the module that `python -m` runs, unless an earlier command or the image may have installed it."""
-    if not re.fullmatch(r"python[\d.]*", command.program) or any("image_id" in rung.settings for rung in task.rungs):
+    if not _PYTHON.fullmatch(command.program) or any("image_id" in rung.settings for rung in task.rungs):
         return None
     words = [word.text for earlier in (*before, command) for word in earlier.words]
     if {*words} & {"install", "sync", "add", "create"} or "PYTHONPATH" in " ".join((*task.envs, *words)):
@@ -118,17 +149,12 @@ def _module(task: Task, before: Sequence[Command], command: Command) -> Word | N
     return found if found and _MODULE.fullmatch(found.text) and not known else None
 
 
-def _as_path(text: str) -> str:
-    """Return a script's path, or a module's name as a path."""
-    return text.replace(".", "/") if _MODULE.fullmatch(text) and not _SCRIPT.fullmatch(text) else text
-
-
 def _brought(task: Task, before: Sequence[Command], path: str) -> bool:
     """Whether a file may be on the machine: in a mount, or created by an earlier command."""
     if not within(path, WORKDIR) or "$" in path or "`" in path:
         return True  # A folder of the image, or one that only the shell knows.
     if any(
-        within(place, target)
+        within(place, target) or within(target, place)
         for place in (path, f"{path}.py")
         for target in (*(mount.path for mount in task.mounts), *task.volumes)
     ):
@@ -145,41 +171,55 @@ def _brought(task: Task, before: Sequence[Command], path: str) -> bool:
 
 def _torch(task: Task) -> Iterator[Finding]:
     """Find an unpinned torch on an accelerator that the newest torch does not support."""
-    old = [(name, rung) for rung in task.rungs for name, _ in named_accelerators(rung) if name.lower() in TOO_OLD]
+    old = [(name, rung) for rung in task.rungs for name, _ in accelerators(rung) if name.lower() in TOO_OLD]
     if not old:
         return
     name, rung = old[0]
     # The image may have a torch, which pip then keeps.
     level: Level = "warning" if "image_id" in rung.settings else "error"
-    for script in (task.setup, task.run):
-        for command in script.commands:
-            word = _unpinned(command)
-            if word and script.at:
-                yield Finding(
-                    script.line(word),
-                    level,
-                    "torch-unpinned",
-                    f"{shown(word.text)} installs the newest torch, whose CUDA 13 does not support {shown(name)}",
-                    "Pin an older one: 'torch<2.8' --index-url https://download.pytorch.org/whl/cu126",
-                )
+    wanted = [
+        (script, word, found)
+        for script in (task.setup, task.run)
+        for command in script.commands
+        for word, found in _installed_torch(command)
+    ]
+    pinned = any(_is_pinned(found) for _, _, found in wanted)
+    seen: set[int] = set()
+    for script, word, found in wanted:
+        line = script.line(word)
+        companion = found[1] in ("torchvision", "torchaudio")
+        if not _is_pinned(found) and not (companion and pinned) and line not in seen:
+            seen.add(line)
+            yield Finding(
+                line,
+                level,
+                "torch-unpinned",
+                f"{shown(word.text)} installs the newest torch, whose CUDA 13 does not support {shown(name)}",
+                "Pin an older one: 'torch<2.8' --index-url https://download.pytorch.org/whl/cu126",
+            )
 
 
-def _unpinned(command: Command) -> Word | None:
-    """Find the word with which a command installs the newest torch."""
+def _installed_torch(command: Command) -> Iterator[tuple[Word, re.Match[str]]]:
+    """Find the words with which a command installs torch, from where the newest is built for the newest CUDA."""
     texts = [word.text for word in command.words]
-    if command.program not in _INSTALLERS and not re.fullmatch(r"python[\d.]*", command.program):
-        return None
+    python = bool(_PYTHON.fullmatch(command.program))
+    if command.program not in _INSTALLERS and not _PIP.fullmatch(command.program) and not python:
+        return
     if not {"install", "add", "--with", "create"} & {*texts} or any(_OLD_CUDA.search(text) for text in texts):
-        return None
-    if re.fullmatch(r"python[\d.]*", command.program) and not {"pip", "uv"} & {*texts}:
-        return None
-    if command.program in ("conda", "mamba", "micromamba") and "pytorch" in _channels(texts):
-        return None  # The last version on that channel is 2.5.
-    for word in command.words[1:]:
+        return
+    if python and not {"pip", "uv"} & {*texts}:
+        return
+    if command.program in _CONDA and "pytorch" in _channels(texts):
+        return  # The last version on that channel is 2.5.
+    for word in command.inner[1:]:
         found = _TORCH.fullmatch(word.text)
-        if found and not _UPPER_BOUND.search(found[2]) and not _is_value(command, word):
-            return word
-    return None
+        if found and not _is_value(command, word):
+            yield word, found
+
+
+def _is_pinned(found: re.Match[str]) -> bool:
+    """Whether a requirement that _TORCH matches has an upper bound."""
+    return _UPPER_BOUND.search(found[2]) is not None
 
 
 def _channels(texts: Sequence[str]) -> list[str]:

@@ -19,6 +19,15 @@ from trainer.layout.exit_codes import EXIT_NO_PROGRESS, EXIT_STOPPED, EXIT_SUPER
 _OLD_NAMES = ("K80", "M4000", "M60", "P100", "P4", "P40", "P4000", "P5000", "TITAN V", "V100", "V100-32GB")
 TOO_OLD = frozenset(name.lower() for name in _OLD_NAMES)
 """Accelerators that CUDA 13 does not support, in lower case."""
+# Instance types that have one of them.
+_OLD_INSTANCES = (
+    (re.compile(r"p2\..*|Standard_NC\d+r?"), "K80"),
+    (re.compile(r"g3s?\..*|Standard_NV\d+(?:s_v[23])?"), "M60"),
+    (re.compile(r"Standard_ND\d+r?s"), "P40"),
+    (re.compile(r"Standard_NC\d+r?s_v2"), "P100"),
+    (re.compile(r"p3\..*|Standard_NC\d+r?s_v3|gpu_\dx_v100.*"), "V100"),
+    (re.compile(r"p3dn\..*|Standard_ND40rs_v2"), "V100-32GB"),
+)
 _NOT_CUDA = re.compile(r"tpu-|MI\d|Radeon|Gaudi|Inferentia|Trainium", re.IGNORECASE)
 _ANYWHERE_S = NOTICE_S["gcp"]
 """The notice to assume for an entry that names no cloud."""
@@ -190,14 +199,22 @@ def _without_75(task: Task) -> Iterator[Finding]:
 def _accelerators(task: Task) -> Iterator[Finding]:
     seen: set[Finding] = set()
     for rung in task.rungs:
-        for name, line in named_accelerators(rung):
-            for finding in (_unknown(rung, name, line), _unusable(task, rung, name, line)):
-                if finding and finding not in seen:
-                    seen.add(finding)
-                    yield finding
+        found = [_unknown(rung, name, line) for name, line in _named(rung)]
+        found += [_unusable(task, rung, name, line) for name, line in accelerators(rung)]
+        for finding in found:
+            if finding and finding not in seen:
+                seen.add(finding)
+                yield finding
 
 
-def named_accelerators(rung: Rung) -> list[tuple[str, int]]:
+def accelerators(rung: Rung) -> list[tuple[str, int]]:
+    """List name and line of each requested accelerator, including an old one that the instance type has."""
+    instance = rung.settings.get("instance_type")
+    old = [(name, instance.line) for types, name in _OLD_INSTANCES if instance and types.fullmatch(instance.text)]
+    return _named(rung) + old
+
+
+def _named(rung: Rung) -> list[tuple[str, int]]:
     """List name and line of each requested accelerator, except those requested by memory."""
     named = [(text.partition(":")[0].strip(), line) for text, line in rung.accelerators if not _MEMORY.fullmatch(text)]
     return [(name, line) for name, line in named if name]

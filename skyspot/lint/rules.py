@@ -99,7 +99,7 @@ RULES = (
     Rule("on-demand-first", "warning", "An on-demand entry comes before spot entries and is used first"),
     Rule("grace-too-long", "warning", "The grace for the last save is longer than the cloud's notice"),
     # -- commands
-    Rule("script-not-there", _EITHER, "`run` starts a file that nothing brings to the machine"),
+    Rule("script-not-there", _EITHER, "`setup` or `run` needs a file that nothing brings to the machine"),
     Rule("secret-in-envs", "warning", "`envs` holds a secret, which everyone who can see the job can read"),
     Rule("setup-without-set-e", "warning", "`setup` continues after a failed command"),
 )

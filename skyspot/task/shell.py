@@ -18,8 +18,30 @@ _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 _KEYWORDS = ("{", "!", "if", "then", "else", "elif", "while", "until", "do", "time")
 _DECLARE = ("export", "declare", "local", "readonly", "typeset")
 _SHELLS = ("bash", "sh", "zsh", "dash")
-# Commands that run the command after them.
-_PREFIXES = ("exec", "env", "nohup", "time", "command", "sudo", "nice")
+# Commands that run the command after them: their options that take a value, and how many other arguments come first.
+_CONDA_RUN = ("-n --name -p --prefix --cwd", 0)
+_WRAPPERS = {
+    "command": ("", 0),
+    "conda run": _CONDA_RUN,
+    "env": ("-u --unset -C --chdir", 0),
+    "exec": ("-a", 0),
+    "ionice": ("-c --class -n --classdata", 0),
+    "mamba run": _CONDA_RUN,
+    "micromamba run": _CONDA_RUN,
+    "nice": ("-n --adjustment", 0),
+    "nohup": ("", 0),
+    "numactl": ("-N --cpunodebind -m --membind -C --physcpubind -i --interleave -p --preferred", 0),
+    "pdm run": ("-p --project", 0),
+    "pipenv run": ("", 0),
+    "poetry run": ("-C --directory -P --project", 0),
+    "screen": ("-S -c -e -h -p -t -T", 0),
+    "setsid": ("", 0),
+    "stdbuf": ("-i --input -o --output -e --error", 0),
+    "sudo": ("-u --user -g --group -h --host -p --prompt -C -D --chdir", 0),
+    "taskset": ("", 1),
+    "time": ("-f --format -o --output", 0),
+    "timeout": ("-s --signal -k --kill-after", 1),
+}
 _LONGEST_VALUE = 4096
 _DEEPEST = 4
 
@@ -44,12 +66,37 @@ class Command:
     """The token after it: a newline, `;`, `&`, `|`, `;;`, `&&`, `||` or a bracket."""
 
     @property
+    def inner(self) -> tuple[Word, ...]:
+        """The words without assignments and wrappers: `x -a` for `exec env A=1 timeout 3h x -a`."""
+        words = self.words
+        while words:
+            name, following = posixpath.basename(words[0].text), words[1].text if len(words) > 1 else ""
+            if name in _WRAPPERS:
+                words = _after_options(words[1:], *_WRAPPERS[name])
+            elif f"{name} {following}" in _WRAPPERS:
+                words = _after_options(words[2:], *_WRAPPERS[f"{name} {following}"])
+            elif _ASSIGNMENT.fullmatch(words[0].text) or words[0].text.startswith("-"):
+                words = words[1:]
+            else:
+                break
+        return words
+
+    @property
     def program(self) -> str:
         """The name of the program, without its folder; `x` for `exec env A=1 x`."""
-        for word in self.words:
-            if not _ASSIGNMENT.fullmatch(word.text) and word.text not in _PREFIXES and not word.text.startswith("-"):
-                return posixpath.basename(word.text)
-        return ""
+        words = self.inner
+        return posixpath.basename(words[0].text) if words else ""
+
+
+def _after_options(words: tuple[Word, ...], with_value: str, arguments: int) -> tuple[Word, ...]:
+    """Skip a wrapper's options, with their values, and its arguments. A value may be part of the option's word."""
+    valued = with_value.split()
+    at = 0
+    while at < len(words) and words[at].text.startswith("-"):
+        text = words[at].text
+        last = text if text.startswith("--") else f"-{text[-1]}"  # `-dmS NAME` is `-d -m -S NAME`.
+        at += 2 if last in valued else 1
+    return words[at + arguments :]
 
 
 def commands(script: str, variables: Mapping[str, str] | None = None) -> list[Command]:
@@ -110,13 +157,13 @@ def options(command: Command, name: str) -> Iterator[Word]:
 def _commands(script: str, variables: dict[str, str], depth: int) -> Iterator[Command]:
     for command in _Reader(_without_here_documents(script), variables, depth).read():
         yield command
-        texts = [word.text for word in command.words]
+        words = command.inner
         inner = None
         if command.program in _SHELLS:
-            found = next((i for i, text in enumerate(texts) if re.fullmatch(r"-[a-z]*c", text)), len(texts))
-            inner = command.words[found + 1] if found + 1 < len(texts) else None
-        elif texts[0] == "eval":
-            inner = Word(" ".join(texts[1:]), command.words[0].line)
+            found = next((i for i, word in enumerate(words) if re.fullmatch(r"-[a-z]*c", word.text)), len(words))
+            inner = words[found + 1] if found + 1 < len(words) else None
+        elif command.program == "eval":
+            inner = Word(" ".join(word.text for word in words[1:]), words[0].line)
         if inner and depth < _DEEPEST:
             for nested in _commands(inner.text, dict(variables), depth + 1):
                 # Words of an inner script get the line where that script begins.
