@@ -12,9 +12,9 @@ SIDE_BY_SIDE = -n $(shell $(BIN)/python -c "import os; print(min(4, (os.cpu_coun
 .PHONY: demo test test-all lint bench peers e2e chaos
 
 $(READY): pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "Error: no $(PYTHON) on PATH. Say which one: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "Error: no $(PYTHON) on PATH. Choose another: make PYTHON=python3.11 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
-		{ echo "Error: $(PYTHON) is not Python 3.10 to 3.13. Say which one: make PYTHON=python3.11 ..." >&2; exit 1; }
+		{ echo "Error: $(PYTHON) is not Python 3.10 to 3.13. Choose another: make PYTHON=python3.11 ..." >&2; exit 1; }
 	@echo "Making $(VENV): a minute or two, once."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[trainer,test]" -c constraints.txt
@@ -35,11 +35,11 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-bench: $(READY)  ## What the command line and a checkpoint cost, beside others; the latter into docs/performance.md.
+bench: $(READY)  ## Time the command line; benchmark checkpoints against other tools (writes docs/performance.md).
 	$(BIN)/python bench/startup.py
 	$(BIN)/python -m bench.checkpoint --size $(SIZE) --rounds $(ROUNDS)
 
-peers: $(READY)  ## The independent tool ckpt-chaos kills, tears and SIGTERMs the bundled trainer at 40 of its writes; minutes.
+peers: $(READY)  ## The independent tool ckpt-chaos kills or SIGTERMs the bundled trainer, or tears a file, at 40 of its writes; minutes.
 	@test -x $(PEERS)/bin/ckpt-chaos || { $(PYTHON) -m venv $(PEERS) && $(PEERS)/bin/python -m pip install -q --disable-pip-version-check ckpt-chaos==0.1.8; }
 	OMP_NUM_THREADS=1 $(PEERS)/bin/ckpt-chaos run --modes before,torn,term --grace 25 --jobs 2 --work $(PEERS)/runs/$$(date +%s) \
 		--step-regex 'resumed at step (\d+)' --result-file '{out}/final/model.safetensors' \

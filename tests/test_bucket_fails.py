@@ -163,7 +163,7 @@ def test_a_run_of_a_newer_release_is_refused_before_anything_is_written(run_dir:
 def test_more_steps_than_are_asked_for_are_not_undone(run_dir: Path) -> None:
     done = mlp(run_dir, "--steps", 6, "--allow", "max_steps")
     assert done.code == 1
-    assert "is at step 8 already, past max_steps (6)" in done.output
+    assert "is already at step 8, past max_steps (6)" in done.output
     assert not (run_dir / "final").exists()
 
 

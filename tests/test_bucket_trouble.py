@@ -1,4 +1,4 @@
-"""Saves into a store that refuses: tried again, given up, or the end of the attempt, as the stop table has it."""
+"""Saves into a store that refuses: tried again, given up, or the end of the attempt."""
 
 import errno
 import signal

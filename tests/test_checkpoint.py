@@ -199,7 +199,7 @@ def test_parts_that_overlap_are_not_put_together(tmp_path: Path) -> None:
     files = {path.name: FileRecord(path.stat().st_size, hash_file(path)) for path in folder.iterdir()}
     files[STATE] = writing.write_state(folder, {})
     writing.write_manifest(folder, Manifest("checkpoint", files, {"step": 2}))
-    with pytest.raises(DamagedError, match="do not make up the whole"):
+    with pytest.raises(DamagedError, match="do not cover the tensor exactly once"):
         open_checkpoint(folder)
 
 

@@ -160,7 +160,7 @@ def test_a_model_goes_where_there_is_room(
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [(MANIFEST, "a name that the trainer needs"), ("a\nb", "cannot name a file in the bucket")]
+    ("name", "said"), [(MANIFEST, "a name reserved by the trainer"), ("a\nb", "cannot name a file in the bucket")]
 )
 def test_a_file_that_cannot_be_in_the_export_is_refused_in_a_line(
     run: Any, temporary: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str

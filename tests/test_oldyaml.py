@@ -123,12 +123,12 @@ CHANGES = [
     (
         "resources:\n  any_of:\n    - gpus: {A100: 8}\n    - {gpus: L4, spot_recovery: x}\nrun: x\n",
         "resources:\n  job_recovery: x\n  any_of:\n    - accelerators: {A100: 8}\n    - {accelerators: L4}\nrun: x\n",
-        "line 4: moved this job_recovery, the first of a rung, to the top of resources",
+        "line 4: moved this rung's job_recovery to the top of resources",
     ),
     (
         "resources:\n  max_price: 3.00  # bid\nrun: x\n",
         "resources:\n  max_hourly_cost: 3.00  # bid\nrun: x\n",
-        "line 2: max_price -> max_hourly_cost (this is not a bid",
+        "line 2: max_price -> max_hourly_cost (not a bid: it excludes",
     ),
     ("resources: {max_price: '$2.50/hr'}\nrun: x\n", "resources: {max_hourly_cost: 2.50}\nrun: x\n", "not a bid"),
     ("resources:\n  use_spot: 'True'\nrun: x\n", "resources:\n  use_spot: true\nrun: x\n", "line 2: use_spot: 'True'"),
@@ -221,7 +221,7 @@ RECOVERIES = [
         "resources:\n  job_recovery: failover\n"
         "  any_of: [{job_recovery: {max_restarts_on_errors: 3}}, {cpus: 4}]\nrun: x\n",
         "resources:\n  job_recovery: {max_restarts_on_errors: 3}\n  any_of: [{}, {cpus: 4}]\nrun: x\n",
-        "line 3: moved this job_recovery, the first rung's, to the top of resources",
+        "line 3: moved the first rung's job_recovery to the top of resources",
     ),
 ]
 EXIT_CODES = [

@@ -154,7 +154,7 @@ def test_options_edit_each_task(here: Path) -> None:
     assert text.startswith("# Two tasks, one after the other.\n")
     assert "# First: get it ready.\n" in text
     assert "# The end.\n" in text
-    assert any("--gpus does not change prepare" in note for note in notes)
+    assert any("--gpus leaves prepare unchanged" in note for note in notes)
     assert notes[0].endswith("p.yaml, line 17: spot_recovery -> job_recovery."), "as the file was"
 
 

@@ -15,6 +15,7 @@ from support_sky import CATALOGS, run_commands
 
 from trainer.attempt.ending import ENDINGS, Hold
 from trainer.layout.exit_codes import EXIT_DONE, EXIT_PREEMPTED, EXIT_USAGE
+from trainer.training.config import RunConfig
 
 README = (REPO / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
@@ -161,6 +162,12 @@ def test_the_exit_codes_are_those_of_the_trainers_table() -> None:
         before += [f"waits until {ending.hold.value}"] * (ending.hold is not Hold.NOTHING)
         expected.append((ending.code, ending.cause, ", ".join(before), skypilot.get(ending.code, "leaves it stopped")))
     assert found == [*expected, (EXIT_USAGE, "", "", "leaves it stopped")]
+
+
+def test_readme_names_the_default_of_keep_latest() -> None:
+    """`prune` deletes nothing before so many newer checkpoints are known to be in the store."""
+    [named] = re.findall(r"only\s+when\s+the\s+`--keep-latest`\s+\((\d+)\)\s+newest", README)
+    assert int(named) == RunConfig(checkpoint_dir=Path("x")).keep_latest
 
 
 def test_every_target_that_readme_names_is_in_the_makefile() -> None:

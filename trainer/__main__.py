@@ -12,7 +12,7 @@ from trainer.launch.supervisor import launch
 
 
 def main() -> int:
-    """Launch the bundled program; returns the exit code of the stop table."""
+    """Launch the bundled program; returns an exit code of README's table."""
     arguments = sys.argv[1:]
     config = parse(arguments)
     return launch(

@@ -55,7 +55,8 @@ def main() -> None:
         if not (error.name or "").startswith("trainer"):
             raise
         click.echo(
-            "Error: a trainer.py in this folder hides skyspot's package `trainer`: rename it or change the folder",
+            "Error: a trainer.py in this folder hides skyspot's package `trainer`: rename it, or run skyspot from "
+            "another folder",
             err=True,
         )
         sys.exit(2)

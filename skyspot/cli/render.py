@@ -18,7 +18,7 @@ from skyspot.task.render import Rendered, headed
 @click.option(
     "-o", "output", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Write the YAML into DIR."
 )
-@click.option("--diff", is_flag=True, help="Print the changes to a plain YAML as a diff that `patch` takes.")
+@click.option("--diff", is_flag=True, help="Print the changes to a plain YAML as a unified diff.")
 @ignore_option
 @json_option("Print name, notes and YAML as JSON.")
 def render(options: Options, output: Path | None, diff: bool, as_json: bool) -> None:

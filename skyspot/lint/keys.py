@@ -56,7 +56,7 @@ def what_it_is(root: Located) -> tuple[str, str] | None:
         return "a docker-compose file", "Write a task that starts it: run: docker compose up"
     jobs = root.get("jobs")
     if jobs and any(job.get("runs-on", "steps", "uses") for job in jobs.entries.values()):
-        return "a GitHub workflow", "Pass `launch` the task YAML that it uses"
+        return "a GitHub workflow", "Pass the task YAML that it uses to `launch`"
     if "dependencies" in keys and keys <= {"name", "channels", "dependencies", "prefix", "variables"}:
         return "a conda environment", "Create it in a task's `setup`: conda env create -f FILE"
     if "type" in keys and keys <= {*VOLUME}:
@@ -64,7 +64,7 @@ def what_it_is(root: Located) -> tuple[str, str] | None:
     if keys & {*SETTINGS} and keys <= {*SETTINGS, "name"}:
         return (
             "a file of SkyPilot settings",
-            "SkyPilot reads it as .sky.yaml or ~/.sky/config.yaml. Pass `launch` a task YAML",
+            "SkyPilot reads it as .sky.yaml or ~/.sky/config.yaml. Pass a task YAML to `launch`",
         )
     return None
 

@@ -28,7 +28,7 @@ _MORE_NAMES = (
     *(((*place, "accelerator_args"), "tf_version", "runtime_version") for place in _RESOURCES),  # until 0.2
 )
 _REMARKS = {
-    "max_price": " (this is not a bid: it excludes machines with a higher catalog price, and the others keep theirs)",
+    "max_price": " (not a bid: it excludes machines with a higher catalog price, and changes no price)",
     "candidates": " (SkyPilot takes the cheapest one available)",
 }
 _TASK_NAMES = {"api_access": "api_server_access"}  # only in 0.12

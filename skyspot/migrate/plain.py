@@ -95,7 +95,9 @@ def edited(text: str, options: Options) -> Edited:
 def _left(found: Pipeline, options: Options, asking: list[int]) -> tuple[str, ...]:
     """Name the tasks that `--gpus` does not change."""
     kept = [name for name, number in zip(names(found, options), found.tasks, strict=True) if number not in asking]
-    return (f"--gpus does not change {', '.join(kept)}: no accelerators in the file.",) if options.gpus and kept else ()
+    if not options.gpus or not kept:
+        return ()
+    return (f"--gpus leaves {', '.join(kept)} unchanged: no accelerators are requested there.",)
 
 
 def names(found: Pipeline, options: Options) -> list[str]:

@@ -148,8 +148,8 @@ def one_recovery(sheet: Sheet, root: MappingNode) -> Sheet | None:
     first = bool(_stated(rungs[:1]))
     chosen = stated[0][1] if first or not top.get("job_recovery") else None
     if chosen:
-        which = "the first rung's" if first else "the first of a rung"
-        change = f"moved this job_recovery, {which}, to the top of resources: SkyPilot requires one for all rungs"
+        which = "the first rung's" if first else "this rung's"
+        change = f"moved {which} job_recovery to the top of resources: SkyPilot requires one for all rungs"
         sheet = sheet.noted(chosen[0], change)
         sheet = sheet.edited(put_in(sheet.text, "resources", "job_recovery", _inline(chosen[1])))
     silent = chosen is not None

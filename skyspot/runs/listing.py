@@ -47,7 +47,7 @@ def read_listed(path: Path, size: int) -> bytes:
         OSError: the file cannot be read.
     """
     if size > MAX_JSON_BYTES:
-        raise LayoutError("too large to be one")
+        raise LayoutError(f"too large ({size} bytes)")
     if isinstance(path, Path):
         return path.read_bytes()
     bucket: Any = path

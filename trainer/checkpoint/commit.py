@@ -95,8 +95,8 @@ def commit(
     if torn:
         return Verdict(
             torn=True,
-            message=f"{torn} was changed between two optimizer steps while the state was copied: the checkpoint of "
-            f"step {boundary.step} is dropped, and training waits for the copy from now on",
+            message=f"{torn} changed while it was copied; the checkpoint of step {boundary.step} is dropped. From now "
+            "on training waits for the copy.",
         )
     failed = [report for report in reports if report.error is not None]
     if not failed:

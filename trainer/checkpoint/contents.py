@@ -90,7 +90,7 @@ def open_checkpoint(folder: Path) -> Opened:
     if STATE not in manifest.files:
         raise DamagedError("its manifest lists no state.json")
     if not _is_history(manifest.facts.get("metrics", [])):
-        raise DamagedError("its manifest's list of metrics cannot be one")
+        raise DamagedError("its manifest's list of metrics files is malformed")
     headers: dict[str, bytes] = {}
     found: PartsByTensor = {}
     for name, record in sorted(manifest.files.items()):
@@ -123,7 +123,7 @@ def _is_history(metrics: object) -> bool:
 
 def _read_state(folder: Path, record: FileRecord) -> dict[str, Any]:
     if record.bytes > MAX_JSON_BYTES:
-        raise DamagedError(f"state.json of {record.bytes} bytes cannot be one")
+        raise DamagedError(f"state.json has {record.bytes} bytes, too many to be valid")
     data = bytearray(record.bytes)
     with as_damage(STATE):
         read_all(folder / STATE, STATE, record, b"", [Target(0, len(data), memoryview(data))])
@@ -143,7 +143,7 @@ def _header(file: BinaryIO, size: int) -> bytes:
     while len(text) < 8 + length:
         more = file.read(8 + length - len(text))
         if not more:
-            raise DamagedError("it ends in its header")
+            raise DamagedError("it is cut off within its header")
         text += more
     return bytes(text)
 
@@ -158,13 +158,13 @@ def _add_parts(text: bytes, file: str, size: int, found: PartsByTensor) -> None:
         if not len(sizes) == len(shape) == len(offsets) <= _MAX_DIMS or not all(
             _is_count(number) for number in (*sizes, *shape, *offsets, start, end)
         ):
-            raise DamagedError(f"{name[:80]}: its shape cannot be {str(sizes)[:80]}")
+            raise DamagedError(f"{name[:80]}: invalid shape {str(sizes)[:80]}")
         if any(math.prod(max(1, n) for n in of) * dtype.itemsize >= 1 << 63 for of in (sizes, shape)):
-            raise DamagedError(f"{name[:80]}: no tensor has the shape {str(shape)[:80]}")
+            raise DamagedError(f"{name[:80]}: invalid shape {str(shape)[:80]}")
         if any(at + extent > whole for at, extent, whole in zip(offsets, sizes, shape, strict=True)):
-            raise DamagedError(f"{name[:80]}: a part of it lies outside of it")
+            raise DamagedError(f"{name[:80]}: a part lies outside the tensor")
         if not start <= end <= body or end - start != math.prod(sizes) * dtype.itemsize:
-            raise DamagedError(f"{name[:80]}: its bytes and its shape disagree")
+            raise DamagedError(f"{name[:80]}: its size in bytes does not match its shape")
         stored = Stored(file, len(text) + start, (tuple(offsets), tuple(sizes)))
         found.setdefault(name, []).append((dtype, shape, stored))
 
@@ -187,7 +187,7 @@ def _assembled(found: PartsByTensor) -> dict[str, Tensor]:
         by_place = sorted((stored for _, _, stored in parts), key=lambda stored: stored.box)
         volume = sum(math.prod(stored.box[1]) for stored in by_place)
         if volume != math.prod(shape) or not _is_grid([stored.box for stored in by_place]):
-            raise DamagedError(f"{name[:80]}: its parts do not make up the whole")
+            raise DamagedError(f"{name[:80]}: its parts do not cover the tensor exactly once")
         tensors[name] = Tensor(dtype, tuple(shape), tuple(by_place))
     return tensors
 

@@ -167,12 +167,12 @@ def choose(costs: Costs, lives: Lives, notice_s: float) -> Choice:
     seconds = max(best_s, least_s, costs.step_s)
     steps = max(1, round(seconds / max(costs.step_s, 1e-6)))
     why = (
-        f"a save costs training {costs.cost_s:.2g} s and takes {costs.commit_s:.2g} s, a step {costs.step_s:.2g} s; "
-        f"assuming a preemption every {_duration(lives.between_s)} ({lives.preemptions} seen in "
-        f"{_duration(lives.seconds)}; prior: one per {_duration(PRIOR_S)})"
+        f"a save costs {costs.cost_s:.2g} s of training and takes {costs.commit_s:.2g} s; "
+        f"a step takes {costs.step_s:.2g} s; assuming a preemption every {_duration(lives.between_s)} "
+        f"({lives.preemptions} seen in {_duration(lives.seconds)}; prior: one per {_duration(PRIOR_S)})"
     )
     if best_s < least_s:
-        why += f"; raised to {IDLE_SHARE:g} times the duration of a save, so that a last one has room after a notice"
+        why += f"; raised to {IDLE_SHARE:g} times the duration of a save, so that a final save fits after a notice"
     if IDLE_SHARE * costs.commit_s > notice_s:
         why += f"; a notice of {notice_s:g} s may be too short for two saves in a row"
     return Choice(min(steps, 10**9), why)

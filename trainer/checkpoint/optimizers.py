@@ -207,7 +207,8 @@ def plan(
     _check(optimizer, {id(parameter): name for name, parameter in named.items()}, who)
     if len(saved["groups"]) != len(optimizer.param_groups):
         raise StateError(
-            f"optimizer {index} has {len(optimizer.param_groups)} groups, {len(saved['groups'])} were saved"
+            f"optimizer {index} has {len(optimizer.param_groups)} parameter groups; the checkpoint has "
+            f"{len(saved['groups'])}"
         )
     kept = [
         {key for key in now if key in then and not _alike(now[key], then[key])}

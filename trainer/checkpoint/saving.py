@@ -349,7 +349,7 @@ class Saver:
             if not self._stop.agreed.is_set():
                 self._pruner.committed(name, manifest, self._store, self._stop.agreed)
         except (OSError, LayoutError) as error:
-            self._print_line(f"After the checkpoint of step {boundary.step}: {error}")
+            self._print_line(f"Step {boundary.step} is committed, but reading it back or pruning failed: {error}")
 
     def _record(self, step: int, name: CheckpointName, count: int) -> None:
         """Record a save; the checkpoint counts without the record too."""

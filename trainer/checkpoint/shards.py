@@ -134,7 +134,7 @@ def _cut_parts(name: str, tensor: DTensor) -> list[Part]:
     # Ranks beyond the last row hold nothing, unless there is nothing to hold.
     full = {box: by for box, by in held.items() if math.prod(box[1])} or dict(list(held.items())[:1])
     if sum(math.prod(sizes) for _, sizes in full) != math.prod(shape):
-        raise ShardError(f"{name}: its parts on the ranks do not make up the whole")
+        raise ShardError(f"{name}: its parts on the ranks do not cover the tensor exactly once")
     return [Part(name, tensor.dtype, shape, *box, sorted(by)) for box, by in sorted(full.items())]
 
 

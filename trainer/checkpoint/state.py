@@ -177,7 +177,7 @@ def _plan_optimizers(
 ) -> list[Callable[[], None]]:
     saved = decode(plain.get("optim"), tensors)
     if not isinstance(saved, list) or len(saved) != len(optims):
-        raise StateError(f"the checkpoint does not hold {len(optims)} optimizer(s)")
+        raise StateError(f"the checkpoint was saved with another number of optimizers (here: {len(optims)})")
     by_parameter = optimizers.by_parameter(tensors, named, tensors_of(plain.get("optim")))
     try:
         return [

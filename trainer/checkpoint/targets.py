@@ -49,7 +49,7 @@ def read_all(path: Path, name: str, record: FileRecord, header: bytes, targets: 
                 views = []
         done += _fill(file, name, views, done, record.bytes, hasher)
     if bytes(opening) != header:
-        raise DamagedError(f"{name} has another header than a moment ago")
+        raise DamagedError(f"the header of {name} changed while it was read")
     if hasher.hexdigest() != record.hash:
         raise DamagedError(f"{name} does not match the hash in its manifest")
 
@@ -63,7 +63,7 @@ def _pieces(targets: Sequence[Target], size: int, scratch: memoryview) -> Iterat
     at = 0
     for target in [*targets, Target(size, size, scratch[:0])]:
         if target.start < at:
-            raise DamagedError("two tensors lie in the same bytes")
+            raise DamagedError("two tensors overlap in the file")
         for length in _cut(target.start - at):
             yield scratch[:length]
         for start in range(0, target.end - target.start, CHUNK_BYTES):

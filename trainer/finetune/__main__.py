@@ -55,7 +55,7 @@ def loss_sum(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one rank. Never returns: the process ends with an exit code of the stop table."""
+    """Run one rank. Never returns: the process ends with an exit code of README's table."""
     # 1. Settings, from the command line and --config.
     arguments = sys.argv[1:] if argv is None else argv
     try:
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
         samples = PackedSamples(tokens.train)
         if len(samples) < config.global_batch_size:
             raise RunError(
-                f"{config.data}: {len(samples)} samples are fewer than a batch of {config.global_batch_size}"
+                f"{config.data}: only {len(samples)} samples, fewer than one batch of {config.global_batch_size}"
             )
         done, consumed = run.rank0_does("consumed", lambda: consumed_by(run))
         max_steps = config.steps_for(len(samples), done, consumed)

@@ -209,8 +209,8 @@ def _split(config: TrainConfig, source: Source, n_tokens: int) -> tuple[int, int
     n_held_out = max(1, n_samples // HELD_OUT_ONE_IN)
     if n_samples - n_held_out < config.global_batch_size:
         raise DataError(
-            f"--data {config.data}: its {n_tokens} tokens make {n_samples} samples of {config.seq_len}. One is held "
-            f"out, and a batch takes {config.global_batch_size}. Give more text or a smaller batch"
+            f"--data {config.data}: {n_tokens} tokens give only {n_samples} samples of {config.seq_len} tokens. "
+            f"{n_held_out} held out, a batch needs {config.global_batch_size}. Give more text or a smaller batch"
         )
     return n_samples, n_held_out
 

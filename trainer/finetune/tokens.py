@@ -161,7 +161,7 @@ def on_this_machine(run: SpotRun, folder: str, stack: ExitStack, made: Path | No
         try:
             return str(run.retry(copy, math.inf))
         except DamagedError as error:
-            raise AttemptError(f"{error}, and rank 0 could read it", EXIT_PREEMPTED) from None
+            raise AttemptError(f"{error}, although rank 0 could read it", EXIT_PREEMPTED) from None
 
     with stack, run.group.before_gather("tokens-mapped"):  # Another machine may copy much faster.
         manifest = run.retry(lambda: manifest_of(run.paths, folder, run.check_stop), math.inf)

@@ -56,7 +56,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main() -> int:
-    """Launch the script; returns the exit code of the stop table.
+    """Launch the script; returns an exit code of README's table.
 
     Raises:
         LaunchError: the command line is wrong, or the script cannot be started.

@@ -23,7 +23,7 @@ def reported_code(text: str) -> int | None:
 
 
 def combined_code(statuses: Sequence[int | None]) -> int:
-    """Return the exit code for all ranks: the first in the stop table; 1 if a rank's code is not in the table."""
+    """Return the exit code for all ranks: the first of EXIT_PRECEDENCE; 1 if a rank has another one."""
     codes = {code_of(status) for status in statuses}
     if codes - set(EXIT_PRECEDENCE):
         return EXIT_FAILED

@@ -34,7 +34,7 @@ LOOK_S = 0.5
 
 
 def launch(command: Sequence[str], *, processes: int, grace_s: float, sidecar_dir: Path | None = None) -> int:
-    """Run a command once per rank, to the end; returns the exit code of the stop table.
+    """Run a command once per rank, to the end; returns an exit code of README's table.
 
     Args:
         command: The command line of each rank.

@@ -46,7 +46,7 @@ def check_seal(document: Mapping[str, Any]) -> None:
     try:
         broken = len(rest) < len(document) and document["seal"] != _seal(rest)
     except (RecursionError, ValueError) as error:
-        raise LayoutError(f"not what this layout writes ({error})") from None
+        raise LayoutError(f"not in this layout's format ({error})") from None
     if broken:
         raise LayoutError("it does not match its own hash")
 

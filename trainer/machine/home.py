@@ -72,7 +72,7 @@ def substitutes(env: Mapping[str, str] = os.environ) -> tuple[dict[str, str], st
             found["HOME"] = str(stand_in)
         why = "HOME is not set, and this user has no passwd entry"
         if env.get("HOME"):
-            why = f"HOME is {env['HOME']}, which is no folder and cannot be made one"
+            why = f"HOME is {env['HOME']}, which is not a folder and cannot be created"
     else:
         why = f"{folder} cannot be written"
         for name, place in _CACHES.items():

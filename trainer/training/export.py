@@ -187,7 +187,7 @@ def _refuse_name(name: str, files: Mapping[str, FileRecord]) -> None:
         AttemptError: its name is taken, or cannot name a file in a bucket.
     """
     if name == MANIFEST:
-        raise AttemptError(f"save_model wrote {MANIFEST}, a name that the trainer needs. Use another name.")
+        raise AttemptError(f"save_model wrote {MANIFEST}, a name reserved by the trainer. Use another name.")
     if not is_safe_name(name):
         raise AttemptError(f"save_model wrote {name[:80]!r}, which cannot name a file in the bucket. Use another name.")
     if name in files:

@@ -75,7 +75,7 @@ def _load(run: Participant, state: TrainingState, loaded: Loaded, max_steps: int
     state.evaluated = evaluated
     if state.done > max_steps:
         raise RunError(
-            f"{run.paths.root} is at step {state.done} already, past max_steps ({max_steps}). Raise max_steps, or use "
+            f"{run.paths.root} is already at step {state.done}, past max_steps ({max_steps}). Raise max_steps, or use "
             "another run name"
         )
     if facts.get("world_size") == group.world_size:

@@ -7,7 +7,7 @@
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         run.train(model, optimizer, samples=dataset, loss=loss_sum, max_steps=1000)
 
-The `with` block is the whole life of the attempt: when it ends, the process ends, with an exit code of the stop table
+The `with` block is the whole life of the attempt: when it ends, the process ends, with an exit code of README's table
 (ending.py). SIGTERM is handled from its beginning on; an earlier one ends the process, and the launcher exits with 75.
 This module imports torch only inside the block.
 """
