@@ -1,0 +1,294 @@
+"""What is true of each script beside this file; tests/test_scripts.py finds it out without skyspot.
+
+A script reads its folder from $OUT. What it does wrong, if anything, is in its docstring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+# -- verdicts, of a script and of a kind of strike
+EXACT = "exact"
+LOST_WORK = "LOST WORK"
+"""Started from nothing though a checkpoint was there; the result may be the same."""
+NOT_EXACT = "NOT exact"
+STAYS_DOWN = "stays down"
+"""It does not go on without a person's hand."""
+NOT_CHECKED = "not checked"
+"""Nothing can be said of its resume, so it is no proof."""
+
+# -- causes
+DATA_ORDER = "data order"
+OPTIMIZER = "optimizer file not read"
+LEARNING_RATE = "LR"
+MORE_STEPS = "trains more steps than asked"
+NOT_USED = "checkpoint read and not used"
+NO_CHECKPOINT = "no checkpoint before the end"
+MIXED = "mixed pair of files of two saves"
+HALF = "half-written file"
+RNG_IGNORED = "RNG file missing and ignored"
+WORKERS = "loader workers died of SIGTERM"
+NOT_REPRODUCIBLE = "not reproducible by itself"
+ENDLESS = "does not end"
+
+# -- kinds of strike
+KILL, NOTICE, SIGTERM, IN_SAVE, AT_WRITE, TORN = KINDS = (
+    "kill", "aws-notice", "sigterm", "kill-in-save", "kill-at-write", "torn",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A strike at an exact moment, and what comes of it."""
+
+    kind: str
+    """The kind of strike that it is an example of."""
+    line: str
+    """A text that one line of the script holds. The strike falls before that line is run."""
+    times: int
+    """... for this many times."""
+    then: str
+    """The verdict that the next attempt shows. `NOT_CHECKED`: there was no checkpoint, it starts from nothing."""
+    signal: str = "SIGKILL"
+    cut: str = ""
+    """This file loses its second half, as it does when the machine goes in the middle of writing it."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is true of a script."""
+
+    script: str
+    """Its name without .py."""
+    verdict: str
+    """The worst that can come of it."""
+    why: str
+    result: str = "result.json"
+    """What its user would compare (`--compare`)."""
+    fails: Mapping[str, str] = field(default_factory=dict)
+    """Verdict by kind of strike that can show its fault; the others are exact. None of `NOT_CHECKED`."""
+    cause: str = ""
+    files: tuple[str, ...] = ()
+    """The files to be named, below $OUT; # stands for a number."""
+    options: tuple[str, ...] = ()
+    """What else its user would say."""
+    refused_on: tuple[str, ...] = ()
+    """Kinds of mount that refuse what it does."""
+    wrong_on: tuple[str, ...] = ()
+    """Kinds of mount on which it is wrong, though it is right on a local file system."""
+    moments: tuple[Moment, ...] = ()
+    """The first one shows the fault."""
+    cure: tuple[tuple[str, str], ...] = ()
+    """Texts and what they are replaced by, so that the first moment is survived exactly: the proof of the cause."""
+
+    @property
+    def path(self) -> Path:
+        """The script."""
+        return HERE / f"{self.script}.py"
+
+
+def always(verdict: str) -> dict[str, str]:
+    """It shows after every strike that a checkpoint came before."""
+    return dict.fromkeys(KINDS, verdict)
+
+
+def step(done: int, then: str, kind: str = KILL, **more: str) -> Moment:
+    """A strike in the step after so many; a save after this many is over."""
+    return Moment(kind, "time.sleep(", done + 1, then, **more)
+
+
+TRUTHS = (
+    Truth(
+        "reseeded_order", NOT_EXACT,
+        "The generator of the batches is seeded anew, so a resumed run sees the first batches again.",
+        fails=always(NOT_EXACT), cause=DATA_ORDER, files=("checkpoint.pkl",),
+        moments=(step(40, NOT_EXACT), step(10, NOT_EXACT, SIGTERM, signal="SIGTERM")),
+        cure=(("starts = rng.integers(", "starts = np.random.default_rng(step).integers("),),
+    ),
+    Truth(
+        "optimizer_lost", NOT_EXACT,
+        "optimizer.pt is written at each save and never read: AdamW goes on without its moments.",
+        "final.pt", fails=always(NOT_EXACT), cause=OPTIMIZER, files=("optimizer.pt",), moments=(step(40, NOT_EXACT),),
+        cure=(
+            (
+                '        start = saved["step"]\n',
+                '        start = saved["step"]\n        optimizer.load_state_dict(torch.load(out / "optimizer.pt"))\n',
+            ),
+        ),
+    ),
+    Truth(
+        "scheduler_lost", NOT_EXACT,
+        "The scheduler's state is not saved, so the cosine starts again: the learning rates in the metrics differ.",
+        fails=always(NOT_EXACT), cause=LEARNING_RATE, files=("last.pt",), moments=(step(40, NOT_EXACT),),
+        cure=(
+            ('state = {"step": step,', 'state = {"step": step, "scheduler": scheduler.state_dict(),'),
+            (
+                '    first_step = checkpoint["step"]\n',
+                '    first_step = checkpoint["step"]\n    scheduler.load_state_dict(checkpoint["scheduler"])\n',
+            ),
+        ),
+    ),
+    Truth(
+        "epoch_repeated", NOT_EXACT,
+        "A restart begins the epoch of the checkpoint at its first batch: the numbers of its steps go beyond 100.",
+        fails=always(NOT_EXACT), cause=MORE_STEPS, files=("checkpoints/step_#.pkl",),
+        moments=(step(30, NOT_EXACT), step(50, NOT_EXACT)),
+        cure=(("order.reshape(-1, BATCH):", "order.reshape(-1, BATCH)[self.global_step - 25 * self.epoch :]:"),),
+    ),
+    Truth(
+        "trains_n_more", NOT_EXACT,
+        "The loop runs 90 rounds in each process. One that resumes after 40 plays 130 in all.",
+        fails=always(NOT_EXACT), cause=MORE_STEPS, files=("table.json",), moments=(step(40, NOT_EXACT),),
+        cure=(("range(args.rounds):", "range(args.rounds - played):"),),
+    ),
+    Truth(
+        "says_resuming", LOST_WORK,
+        "It reads the checkpoint whole, says so, and drops it. The seed makes the result the same all the same.",
+        fails=always(LOST_WORK), cause=NOT_USED, files=("last.pkl",), moments=(step(40, LOST_WORK),),
+        cure=(
+            ("    load_checkpoint(out", "    weights, step = load_checkpoint(out"),
+            ("\n\n\ndef save_checkpoint", "\n    return weights, step\n\n\ndef save_checkpoint"),
+        ),
+    ),
+    Truth(
+        "saves_at_end", NOT_CHECKED,
+        "Its only file is the result. The result is the same after every strike, since all is done again.",
+        "model.npy", cause=NO_CHECKPOINT, moments=(step(40, NOT_CHECKED),),
+    ),
+    Truth(
+        "saves_best", EXACT,
+        "What it saves is complete. Saves come at uneven distances, so up to 30 steps are done again.",
+        moments=(step(60, EXACT), Moment(IN_SAVE, "temporary.replace(best_path)", 5, EXACT, cut="best.tmp")),
+    ),
+    Truth(
+        "two_files", NOT_EXACT,
+        "Each file is whole at every moment, but the two together are not: a kill between the two renames leaves "
+        "model.pt of this save and optimizer.pt of the one before, and both are read without a word.",
+        "final.pt", fails={IN_SAVE: NOT_EXACT, AT_WRITE: NOT_EXACT}, cause=MIXED, files=("model.pt", "optimizer.pt"),
+        moments=(
+            Moment(AT_WRITE, "atomic_save(optimizer.state_dict()", 4, NOT_EXACT),
+            step(40, EXACT),
+            Moment(TORN, "os.replace(temporary, path)", 7, EXACT, cut="model.pt.tmp"),
+        ),
+        cure=(
+            ('{"step": step, **', '{"step": step, "optimizer": optimizer.state_dict(), **'),
+            ("    model.load_state", '    optimizer_state = state.pop("optimizer")\n    model.load_state'),
+            ("torch.load(OPTIMIZER)", "optimizer_state"),
+        ),
+    ),
+    Truth(
+        "four_files", STAYS_DOWN,
+        "A file cut in the middle of its write fails every restart. Between two files, weights of one save go on "
+        "with the generator and the step of the one before.",
+        fails={IN_SAVE: STAYS_DOWN, AT_WRITE: STAYS_DOWN, TORN: STAYS_DOWN}, cause=HALF,
+        files=("state/weights.npy", "state/momentum.npy", "state/rng.pkl", "state/trainer_state.json"),
+        moments=(
+            Moment(TORN, 'np.save(save_dir / "momentum.npy"', 4, STAYS_DOWN, cut="state/weights.npy"),
+            Moment(TORN, "print(f\"saved a checkpoint", 4, STAYS_DOWN, cut="state/trainer_state.json"),
+            Moment(AT_WRITE, 'np.save(save_dir / "momentum.npy"', 4, NOT_EXACT),
+            step(40, EXACT),
+        ),
+    ),
+    Truth(
+        "renamed_over", EXACT,
+        "The rename is atomic, and the file is synced before it. A torn temporary file is written over.",
+        moments=(
+            step(40, EXACT),
+            Moment(AT_WRITE, "os.replace(TEMPORARY, STATE)", 6, EXACT),
+            Moment(TORN, "os.replace(TEMPORARY, STATE)", 6, EXACT, cut="state.bin.tmp"),
+        ),
+    ),
+    Truth(
+        "newest_by_number", STAYS_DOWN,
+        "The highest number may be a half-written file, on which every restart fails until somebody deletes it.",
+        fails={IN_SAVE: STAYS_DOWN, AT_WRITE: STAYS_DOWN, TORN: STAYS_DOWN}, cause=HALF, files=("checkpoint-#.pkl",),
+        moments=(
+            Moment(TORN, "for old in checkpoints()", 4, STAYS_DOWN, cut="checkpoint-40.pkl"),
+            step(40, EXACT),
+        ),
+    ),
+    Truth(
+        "done_marker", EXACT,
+        "DONE is written when the other files are closed, and a folder without it is passed over. On a cached mount "
+        "DONE can be in the bucket before them.",
+        "final.npy", wrong_on=("cached",),
+        moments=(
+            Moment(AT_WRITE, '(folder / "DONE").touch()', 4, EXACT),
+            Moment(TORN, '(folder / "state.json").write_text', 4, EXACT, cut="step_00040/right.npy"),
+            step(40, EXACT),
+        ),
+    ),
+    Truth(
+        "falls_back", EXACT,
+        "If the newest file is missing or torn, the one before it is read: twelve steps are done again at most.",
+        moments=(
+            step(36, EXACT, TORN, cut="tour.pkl"),
+            Moment(AT_WRITE, "newest.write_bytes", 5, EXACT),
+            step(36, EXACT),
+        ),
+    ),
+    Truth(
+        "handler_mid_epoch", NOT_EXACT,
+        "At SIGTERM it saves weights from the middle of an epoch as those of the epoch before, so a restart trains "
+        "on the first batches of that epoch twice.",
+        fails={SIGTERM: NOT_EXACT}, cause=MORE_STEPS, files=("checkpoint.json",),
+        moments=(step(47, NOT_EXACT, SIGTERM, signal="SIGTERM"), step(47, EXACT)),
+        cure=(("    save(epoch - 1)\n", ""),),
+    ),
+    Truth(
+        "handler_workers", STAYS_DOWN,
+        "The workers die of the same SIGTERM, so the loader raises before the save, and the program leaves with 1: "
+        "SkyPilot calls that a failure of the user's if it sees it before the machine is gone. Started again by "
+        "hand, it goes on exactly from the last epoch.",
+        "final.pt", fails={SIGTERM: STAYS_DOWN}, cause=WORKERS, files=("last.pt",),
+        moments=(Moment(SIGTERM, "loss = (model(inputs)", 28, STAYS_DOWN, "SIGTERM"), step(20, EXACT)),
+        cure=(("num_workers=2", "num_workers=0"),),
+    ),
+    Truth(
+        "not_reproducible", NOT_CHECKED,
+        "Two undisturbed runs differ, so the result of a preempted one tells nothing.",
+        cause=NOT_REPRODUCIBLE, files=("result.json",),
+    ),
+    Truth(
+        "elapsed_in_result", EXACT,
+        "Only the key `elapsed` differs, as it does in two undisturbed runs; without the option it is not checked.",
+        options=("--ignore-key", "elapsed"), moments=(step(40, EXACT),),
+    ),
+    Truth(
+        "log_first", NOT_EXACT,
+        "The stream is read from its front after a restart. The log is there from the start, the first checkpoint "
+        "after 25 steps.",
+        fails=always(NOT_EXACT), cause=DATA_ORDER, files=("ckpt/state.json",), refused_on=("s3",),
+        moments=(step(50, NOT_EXACT), step(10, NOT_CHECKED)),
+        cure=(("in stream():", 'in __import__("itertools").islice(stream(), step, None):'),),
+    ),
+    Truth(
+        "endless", NOT_CHECKED, "It trains until it is taken, so there is no result to compare.",
+        "estimate.json", cause=ENDLESS, options=("--timeout", "20"),
+    ),
+    Truth(
+        "never_saves", NOT_CHECKED,
+        "It writes its result alone. The result is the same after every strike, since all is done again.",
+        "centres.csv", cause=NO_CHECKPOINT, moments=(step(40, NOT_CHECKED),),
+    ),
+    Truth(
+        "rng_ignored", NOT_EXACT,
+        "rng_state.pth is written last and in place. If it is missing or torn, the error is swallowed, and the "
+        "generator goes on from its seed.",
+        fails={IN_SAVE: NOT_EXACT, AT_WRITE: NOT_EXACT, TORN: NOT_EXACT}, cause=RNG_IGNORED,
+        files=("checkpoint-#/rng_state.pth",),
+        moments=(
+            Moment(AT_WRITE, "torch.save(torch.get_rng_state()", 4, NOT_EXACT),
+            step(40, NOT_EXACT, TORN, cut="checkpoint-40/rng_state.pth"),
+            step(40, EXACT),
+        ),
+        cure=(
+            ('glob("checkpoint-*/model.pt")', 'glob("checkpoint-*/rng_state.pth")'),
+            ("torch.load(path)", 'torch.load(path.with_name("model.pt"))'),
+        ),
+    ),
+)  # fmt: skip
