@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-NAMES = {"device": "device", "instruction_set": "instruction set", "torch": "torch", "threads": "threads"}
+SETTINGS = {
+    "precision": "precision",
+    "micro_batch_size": "micro-batch size",
+    "max_grad_norm": "maximum gradient norm",
+    "deterministic": "deterministic algorithms",
+}
+"""Settings that change the arithmetic of a step, and their names in a message."""
+MACHINE = {"device": "device", "instruction_set": "instruction set", "torch": "torch", "threads": "threads"}
 """Facts of the machine in a manifest, and their names in a message."""
 
 
@@ -17,9 +24,9 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[A
         now: The facts that this attempt would write.
     """
     pairs = {"processes": (then.get("world_size"), now["world_size"])}
-    pairs["precision"] = (_mapping(then, "config").get("precision"), now["config"]["precision"])
-    for key, name in NAMES.items():
-        pairs[name] = (_mapping(then, "machine").get(key), now["machine"][key])
+    for part, names in (("config", SETTINGS), ("machine", MACHINE)):
+        for key, name in names.items():
+            pairs[name] = (_mapping(then, part).get(key), now[part][key])
     return {name: [old, new] for name, (old, new) in pairs.items() if old is not None and old != new}
 
 
