@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.checkpoint import restore, state, writing
+from trainer.checkpoint import memory_formats, optimizers, restore, state, writing
 from trainer.checkpoint.shards import deal, local, parts_of
 from trainer.checkpoint.state import StateError
 from trainer.layout.manifest import Manifest
@@ -559,23 +559,32 @@ def test_a_run_whose_state_is_unusual_resumes_bit_for_bit(tmp_path: Path) -> Non
 # -- the work of a restore ---------------------------------------------------------------------------------------------
 
 
-class Counted(dict[str, torch.Tensor]):
-    """Counts the names that are looked at."""
+class Counted(Mapping[str, torch.Tensor]):
+    """Tensors by name; counts how often a name is looked at."""
 
     looks = 0
 
-    def __iter__(self) -> Iterator[str]:
-        for name in super().__iter__():
-            Counted.looks += 1
-            yield name
-
-    def items(self) -> Any:
-        Counted.looks += len(self)
-        return super().items()
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.tensors = tensors
 
     def __getitem__(self, name: str) -> torch.Tensor:
         Counted.looks += 1
-        return super().__getitem__(name)
+        return self.tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        for name in self.tensors:
+            Counted.looks += 1
+            yield name
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts after the layout, too, which makes a dictionary of its own."""
+    real = memory_formats.laid_out
+    monkeypatch.setattr(memory_formats, "laid_out", lambda tensors, strides: Counted(real(tensors, strides)))
 
 
 def looks(count: int) -> int:
@@ -591,5 +600,19 @@ def looks(count: int) -> int:
     return Counted.looks
 
 
+@pytest.mark.usefixtures("counted")
 def test_the_work_of_a_restore_grows_as_the_number_of_parameters() -> None:
     assert looks(400) < 2.2 * looks(200)
+
+
+@pytest.mark.usefixtures("counted")
+def test_a_restore_that_looks_at_all_tensors_for_each_parameter_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = optimizers.by_parameter
+
+    def quadratic(tensors: Mapping[str, torch.Tensor], named: Mapping[str, nn.Parameter], others: Any) -> Any:
+        for _ in named:
+            list(tensors)
+        return real(tensors, named, others)
+
+    monkeypatch.setattr(optimizers, "by_parameter", quadratic)
+    assert looks(400) > 3 * looks(200)

@@ -79,7 +79,7 @@ def two(monkeypatch: pytest.MonkeyPatch) -> list[RankGroup]:
     return seats(monkeypatch)
 
 
-def test_a_peer_is_gone_where_the_launcher_says_so_or_its_heart_stands_still_or_the_store_is_gone(
+def test_a_peer_is_gone_where_the_launcher_says_so_or_its_heart_stands_still(
     two: list[RankGroup], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = threading.Event()
@@ -95,6 +95,16 @@ def test_a_peer_is_gone_where_the_launcher_says_so_or_its_heart_stands_still_or_
         begun = time.monotonic()
         assert two[0].lost_a_peer(gone)
         assert time.monotonic() - begun < 300
+
+
+def test_a_peer_is_gone_where_the_store_is_gone(two: list[RankGroup], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 serves the store, and is gone with it."""
+    monkeypatch.setattr(group, "LOST_S", 600.0)
+    gone = threading.Event()
+    del two[0].served  # type: ignore[attr-defined]
+    begun = time.monotonic()
+    assert two[1].lost_a_peer(gone)
+    assert time.monotonic() - begun < 300
 
 
 def test_a_failed_exchange_is_a_peer_that_is_gone_and_a_failed_pass_beside_it_too(two: list[RankGroup]) -> None:
