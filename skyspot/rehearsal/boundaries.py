@@ -1,0 +1,139 @@
+"""Where a strike can fall within a save: before, in the middle of and after each call that changes the checkpoint."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from skyspot.rehearsal import naming
+from skyspot.rehearsal.bucketfs.strike import points
+from skyspot.rehearsal.bucketfs.trace import Call
+from skyspot.rehearsal.files import CHECKPOINT, Files
+from skyspot.rehearsal.resumes import Life
+from skyspot.rehearsal.saves import Save
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """One place for a strike."""
+
+    number: int
+    """How many calls that count (those on `counted` paths) go through before it; as in `Strike`."""
+    phase: str
+    """before, middle or after; as in `Strike`."""
+    description: str
+    """`before rename of state.tmp to state.pt`; for a table."""
+
+
+def counted(files: Files) -> str:
+    """A regular expression of the paths that count for a strike: the checkpoint's files, and the folders above."""
+    kinds = [kind.pattern for kind in files.kinds if kind.role == CHECKPOINT]
+    kinds += [kind for kind in files.temporaries if files.becomes(kind) in kinds]
+    wanted: set[str] = set()
+    for kind in kinds:
+        parts = kind.split("/")
+        wanted |= {"/".join(parts[:count]) for count in range(1, len(parts) + 1)}
+    return f"^(?:{'|'.join(sorted(map(naming.expression, wanted)))})$"
+
+
+def boundaries(files: Files, calls: Sequence[Call], saves: Sequence[Save], save: Save) -> list[Boundary]:
+    """Every place within one save.
+
+    After a call is the same as before the next, so that `after` is given for the last call alone.
+
+    Args:
+        files: What was learnt of the run's files.
+        calls: All calls of the attempt that made the save: the undisturbed run's.
+        saves: All saves of that attempt.
+        save: One of these.
+    """
+    all_calls = points(calls, only=(counted(files),))
+    first, last = _window(all_calls, saves, save)
+    found = []
+    for number, call in enumerate(all_calls):
+        if not first <= call.number <= last:
+            continue
+        found.append(Boundary(number, "before", f"before the {describe(call)}"))
+        if call.name == "write" and call.size > 1:
+            found.append(Boundary(number, "middle", f"in the middle of the {describe(call)}"))
+        if call.number == last:
+            found.append(Boundary(number, "after", f"after the {describe(call)}"))
+    return found
+
+
+def _window(calls: Sequence[Call], saves: Sequence[Save], save: Save) -> tuple[int, int]:
+    """Numbers of the first and last call of a save, with the renames and unlinks around it that make room.
+
+    What lies between two saves belongs to the one that is nearer in time.
+    """
+    order = saves.index(save)
+    before_s = saves[order - 1].last_s if order else float("-inf")
+    after_s = saves[order + 1].begun_s if order + 1 < len(saves) else float("inf")
+    begun_s, last_s = save.begun_s, save.last_s
+    within = [
+        call.number
+        for call in calls
+        if begun_s <= call.time <= last_s
+        or (before_s < call.time < begun_s and begun_s - call.time < call.time - before_s)
+        or (last_s < call.time < after_s and call.time - last_s <= after_s - call.time)
+    ]
+    return min(within, default=save.begun), max(within, default=save.begun)
+
+
+def sample(found: Sequence[Boundary], count: int, seed: int) -> list[Boundary]:
+    """A spread sample: one place of each sort first (before a rename, in the middle of a write, ...), then others.
+
+    Args:
+        found: All places of one save.
+        count: How many to take.
+        seed: Random seed.
+    """
+    dice = random.Random(seed)
+    sorts: dict[str, list[Boundary]] = {}
+    for one in found:
+        sorts.setdefault(naming.parse(one.description).kind, []).append(one)
+    chosen = [dice.choice(places) for places in sorts.values()]
+    if len(chosen) > count:
+        # As far apart as can be: every n-th in the order of the save, from a random first.
+        start = dice.random()
+        chosen = [chosen[int((number + start) * len(chosen) / count)] for number in range(count)]
+    rest = [one for one in found if one not in chosen]
+    chosen += dice.sample(rest, min(len(rest), count - len(chosen)))
+    return sorted(chosen, key=found.index)
+
+
+def describe(call: Call) -> str:
+    """Say what a call does: `rename of state.tmp to state.pt`, `write to state.pt at 4096`."""
+    if call.name == "rename":
+        return f"rename of {call.path} to {call.to}"
+    if call.name == "write":
+        return f"write to {call.path} at {call.offset}"
+    if call.name == "open":
+        return f"emptying of {call.path}"
+    return f"{call.name} of {call.path}"
+
+
+def typical(saves: Sequence[Save]) -> Save | None:
+    """A save to strike: not the first, so that a complete one lies there; with most files; early, to be quick."""
+    later = [save for save in saves[1:-1] or saves[1:] if save.complete is not None]
+    return max(later, key=lambda save: (len(save.files), -save.index), default=None)
+
+
+def tearable(life: Life, manners: str = "local") -> tuple[str, ...]:
+    """Paths of the checkpoint's files that a kill at the end of an attempt could have left cut, the likeliest first.
+
+    local: what was open. A file that was closed, and one that was renamed into its place, is whole.
+    cached: also what was closed and may not have been uploaded: the newest save's files.
+    s3, gcs, azure: none; a file appears whole, when it is closed.
+
+    Args:
+        life: The attempt whose machine was taken.
+        manners: The kind of mount.
+    """
+    if manners not in ("local", "cached"):
+        return ()
+    found = list(life.end.open_files)
+    if manners == "cached" and life.saves:
+        found += [file.path for file in life.saves[-1].files if file.path not in found]
+    return tuple(found)

@@ -1,0 +1,411 @@
+"""The kinds of files in a bucket: which are checkpoints, and which are logs, results, settings or scratch."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from skyspot.rehearsal import naming
+from skyspot.rehearsal.replay import Version, Written
+
+CHECKPOINT, LOG, RESULT, SETTINGS, SCRATCH, OTHER = "checkpoint", "log", "result", "settings", "scratch", "other"
+_STREAM_S = 1.0
+_STREAM_WRITE = 64 * 1024
+"""Bytes: a file that is open for half of the run and written in smaller pieces is a log."""
+_NEAR = 0.2
+"""Of a run that saves once: the part of its time within which files belong to that save."""
+_SAME_LABELS = 0.2
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Files whose names differ in numbers and random parts alone."""
+
+    pattern: str
+    """The path with `#` for each of these."""
+    role: str
+    """checkpoint, log, result, settings (written once at the start), scratch (temporary) or other."""
+    why: str
+    """The reason, as part of a sentence."""
+    written: int
+    """How many times the undisturbed run wrote one."""
+    size: int
+    """Bytes of the largest."""
+    example: str
+    """One path."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """The kinds of files that make one save together."""
+
+    kinds: tuple[str, ...]
+    """Patterns."""
+    places: dict[str, tuple[int, ...]]
+    """For each kind whose names tell the save: at which numbers."""
+    anchor: str
+    """Without such a kind: the path that a save is counted by."""
+    before: frozenset[str]
+    """Kinds without a number that are written before the rest of their save, not after it: copies of the last one."""
+    read: frozenset[str]
+    """The kinds that a later attempt has read."""
+    saves: int
+    """How many the undisturbed run made."""
+
+    def label_of(self, path: str) -> tuple[int, ...] | None:
+        """The numbers that tell the save of a file; None if its name tells none."""
+        name = naming.parse(path)
+        places = self.places.get(name.kind)
+        return naming.at(name.numbers, places) if places else None
+
+
+@dataclass(frozen=True)
+class Files:
+    """What was learnt of a run's files."""
+
+    kinds: tuple[Kind, ...]
+    """Checkpoints first."""
+    family: Family | None
+    """The files of its checkpoints; None: it seems to write none."""
+    temporaries: dict[str, str]
+    """Kinds that are renamed into another, and that kind."""
+    sure: bool
+    """Whether the checkpoints were named by the user or read by a later attempt; if not, their names told."""
+
+    def role(self, path: str) -> str:
+        """The role of the file at a path; `other` if the undisturbed run wrote none like it."""
+        pattern = naming.parse(path).kind
+        return next((kind.role for kind in self.kinds if kind.pattern == pattern), OTHER)
+
+    def place(self, version: Version) -> tuple[int, float, str] | None:
+        """Where a version was put for good: (call, time, path); None: it was temporary, and never renamed."""
+        return next((one for one in version.places if naming.parse(one[2]).kind not in self.temporaries), None)
+
+    def original(self, version: Version) -> Version:
+        """What a copy of the last checkpoint was made of, where the run makes such copies; else the version itself."""
+        copies = self.family.before if self.family else ()
+        return version.copy_of if version.copy_of and self.kind_of(version) in copies else version
+
+    def kind_of(self, version: Version) -> str:
+        """The kind of the file that a version is, or would have become."""
+        home = naming.parse(self.home(version)).kind
+        return self.becomes(home) or home
+
+    def becomes(self, kind: str) -> str:
+        """The kind that files of a temporary kind are renamed into; empty if it is not temporary."""
+        target = self.temporaries.get(kind, "")
+        for _ in self.temporaries:
+            target = self.temporaries.get(target, target)
+        return target
+
+    def home(self, version: Version) -> str:
+        """The path at which a version was put for good or would have been; its last path if that is not known."""
+        place = self.place(version)
+        if place:
+            return place[2]
+        name = naming.parse(version.path)
+        target = self.becomes(name.kind)
+        if target.count("#") == len(name.numbers) and None not in name.numbers:
+            # The numbers as they are spelled: 0010.
+            for number in naming.spelled(version.path):
+                target = target.replace("#", number, 1)
+        return target if "#" not in target else version.path
+
+
+def learn(
+    reference: Written,
+    later: Sequence[Written] = (),
+    results: Sequence[str] = (),
+    checkpoints: Sequence[str] = (),
+) -> Files:
+    """Tell the files of a run apart.
+
+    Args:
+        reference: The undisturbed run.
+        later: Attempts that began with what an earlier one had left; what they read are checkpoints.
+        results: Globs of the files that are compared at the end.
+        checkpoints: Globs of the checkpoints' files, if the user named them.
+    """
+    temporaries = _temporaries(reference)
+    versions: dict[str, list[Version]] = defaultdict(list)
+    paths: dict[int, str] = {}
+    for version in reference.versions:
+        place = next((path for _, _, path in version.places if naming.parse(path).kind not in temporaries), None)
+        if place is not None:
+            versions[naming.parse(place).kind].append(version)
+            paths[version.number] = place
+    read = _read_back(later, temporaries)
+    roles = _roles(reference, versions, paths, read, results, checkpoints)
+    candidates = {kind: versions[kind] for kind, (role, _) in roles.items() if role in (CHECKPOINT, OTHER)}
+    if checkpoints and any(role == CHECKPOINT for role, _ in roles.values()):
+        candidates = {kind: versions[kind] for kind, (role, _) in roles.items() if role == CHECKPOINT}
+    families = [_family(group, paths, read) for group in _groups(candidates, paths, _span(reference))]
+    believed = [one for one in families if _is_believed(one, roles)]
+    family = max(_without_data(believed, versions), key=lambda one: _rank(one, roles, versions), default=None)
+    members = set(family.kinds) if family else set()
+    kinds = []
+    for kind, found in versions.items():
+        role, why = roles[kind]
+        if kind in members:
+            role, why = CHECKPOINT, why if role == CHECKPOINT else "it is written with the checkpoint"
+        elif role == CHECKPOINT:
+            role, why = OTHER, f"{why}, but it is no part of the checkpoint"
+        size = max(version.size for version in found)
+        kinds.append(Kind(kind, role, why, len(found), size, paths[found[-1].number]))
+    for kind, example in sorted(_kept_as(members, versions).items()):
+        if kind not in roles:
+            kinds.append(Kind(kind, CHECKPOINT, "an older checkpoint is renamed to it", 0, 0, example))
+    for kind in sorted(temporaries):
+        example = next(
+            path for version in reference.versions for *_, path in version.places if naming.parse(path).kind == kind
+        )
+        kinds.append(Kind(kind, SCRATCH, "it is renamed into its place", 0, 0, example))
+    order = (CHECKPOINT, RESULT, LOG, SETTINGS, OTHER, SCRATCH)
+    kinds.sort(key=lambda kind: (order.index(kind.role), kind.pattern))
+    sure = family is not None and bool(checkpoints or family.read)
+    return Files(tuple(kinds), family, temporaries, sure)
+
+
+def _kept_as(members: set[str], versions: dict[str, list[Version]]) -> dict[str, str]:
+    """The kinds that checkpoints are renamed to when a newer one takes their place; of each, one path."""
+    found = {}
+    for kind in members:
+        for version in versions[kind]:
+            visited = [path for _, _, path in version.places]
+            first = next(place for place, path in enumerate(visited) if naming.parse(path).kind == kind)
+            found.update({naming.parse(path).kind: path for path in visited[first + 1 :]})
+    return {kind: path for kind, path in found.items() if kind not in members}
+
+
+def _span(written: Written) -> float:
+    """Seconds that an attempt took."""
+    return written.ended_s - written.began_s
+
+
+def _temporaries(reference: Written) -> dict[str, str]:
+    """Kinds of which every file was renamed into another kind, and that kind."""
+    moved: dict[str, list[str]] = defaultdict(list)
+    for version in reference.versions:
+        visited = [naming.parse(path).kind for _, _, path in version.places]
+        for kind, after in zip(visited, [*visited[1:], ""], strict=True):
+            moved[kind].append(after if after != kind else "")
+    return {kind: after[0] for kind, after in moved.items() if all(after)}
+
+
+def _read_back(later: Sequence[Written], temporaries: dict[str, str]) -> dict[str, int]:
+    """The kinds that attempts read of what earlier ones had written; of each, the first attempt that did.
+
+    What is read after the attempt wrote a file of that kind itself does not count: a copy, or a check.
+    """
+    found: dict[str, int] = {}
+    for written in later:
+        begun: dict[str, int] = {}
+        for version in written.versions:
+            for _, _, path in version.places:
+                begun.setdefault(naming.parse(path).kind, version.begun)
+        for reading in written.readings:
+            before = [path for *_, path in reading.version.places if naming.parse(path).kind not in temporaries]
+            kind = naming.parse(before[0] if before else reading.version.path).kind
+            if reading.first < begun.get(kind, reading.first + 1):
+                found.setdefault(kind, written.number)
+    return found
+
+
+# -- roles -----------------------------------------------------------------------------------------------------------
+
+
+def _roles(
+    reference: Written,
+    versions: dict[str, list[Version]],
+    paths: dict[int, str],
+    read: dict[str, int],
+    results: Sequence[str],
+    checkpoints: Sequence[str],
+) -> dict[str, tuple[str, str]]:
+    """Each kind's role and the reason for it."""
+    start = reference.began_s
+    roles: dict[str, tuple[str, str]] = {}
+    for kind, found in versions.items():
+        sample = paths[found[-1].number]
+        if any(naming.matches(paths[one.number], checkpoints) for one in found):
+            roles[kind] = CHECKPOINT, "--checkpoint names it"
+        elif _is_log(kind, found, sample, _span(reference)):
+            roles[kind] = LOG, "it is appended to" if any(one.appended for one in found) else "it is a log"
+        elif naming.matches(sample, results) and len(found) == 1 and kind not in read:
+            roles[kind] = RESULT, "it is compared at the end"
+    rest = {kind: found for kind, found in versions.items() if kind not in roles}
+    again = min((found[0].begun for found in rest.values() if _recurs(found, paths)), default=None)
+    for kind, found in rest.items():
+        first = found[0]
+        if again is None:
+            early = first.begun_s - start < 0.5 * _span(reference) and not naming.looks_like_checkpoint(first.path)
+        else:
+            early = first.begun < again
+        if not _recurs(found, paths) and early:
+            roles[kind] = SETTINGS, "it is written once, at the start"
+        elif all(one.gone and one.gone[2] == "unlink" for one in found) and not _is_wanted(kind, read):
+            roles[kind] = SCRATCH, "it is deleted again"
+        elif kind in read:
+            roles[kind] = CHECKPOINT, f"attempt {read[kind]} read it at its start"
+        else:
+            many = "once" if len(found) == 1 else f"{len(found)} times"
+            roles[kind] = OTHER, f"it is written {many}, and nothing has read it"
+    return roles
+
+
+def _is_wanted(kind: str, read: dict[str, int]) -> bool:
+    return kind in read or naming.looks_like_checkpoint(kind)
+
+
+def _recurs(found: list[Version], paths: dict[int, str]) -> bool:
+    """Whether files of a kind are written again and again: at the same path, or with a number that grows."""
+    names = [naming.parse(paths[version.number]) for version in found]
+    places = naming.label_places(names)
+    labels = {naming.at(name.numbers, places) for name in names}
+    return len(labels) > 1 or len({name.path for name in names}) < len(names)
+
+
+def _is_log(kind: str, found: list[Version], sample: str, span_s: float) -> bool:
+    if naming.looks_like_log(sample) or any(version.appended for version in found):
+        return True
+    if len(found) > 1 or naming.looks_like_checkpoint(kind):
+        return False
+    one = found[0]
+    open_s = (one.closed_s if one.closed is not None else one.begun_s + span_s) - one.begun_s
+    return (
+        one.writes >= 3
+        and one.size < one.writes * _STREAM_WRITE
+        and open_s >= max(_STREAM_S, 0.5 * span_s)
+        and not one.in_place
+    )
+
+
+# -- families --------------------------------------------------------------------------------------------------------
+
+
+def _groups(
+    candidates: dict[str, list[Version]], paths: dict[int, str], span_s: float
+) -> list[dict[str, list[Version]]]:
+    """The kinds that are written in step: those whose names tell the same numbers, and those written as often."""
+    labelled: list[tuple[set[tuple[int, ...]], dict[str, list[Version]]]] = []
+    fixed: list[tuple[str, list[Version]]] = []
+    for kind, found in candidates.items():
+        names = [naming.parse(paths[version.number]) for version in found]
+        places = naming.label_places(names)
+        if not places:
+            by_path = groupby(sorted(found, key=lambda one: (paths[one.number], one.number)), lambda o: paths[o.number])
+            fixed.append((kind, max((list(group) for _, group in by_path), key=len)))
+            continue
+        labels = {naming.at(name.numbers, places) for name in names}
+        for others, group in labelled:
+            if len(labels ^ others) <= max(1, int(_SAME_LABELS * max(len(labels), len(others)))) and labels & others:
+                group[kind] = found
+                others |= labels
+                break
+        else:
+            labelled.append((labels, {kind: found}))
+    groups = [group for _, group in labelled]
+    rhythms = [_rhythm(group, paths) for group in groups]
+    for kind, found in sorted(fixed, key=lambda one: -_weight(one[0], one[1])):
+        for group, rhythm in zip(groups, rhythms, strict=True):
+            if _in_step(rhythm, found, span_s):
+                group[kind] = candidates[kind]
+                break
+        else:
+            groups.append({kind: candidates[kind]})
+            rhythms.append(found)
+    return groups
+
+
+def _weight(kind: str, found: Sequence[Version]) -> int:
+    """How likely a kind is the checkpoint's main file: by its name first, then by its size."""
+    return (int(naming.looks_like_checkpoint(kind)) << 60) + max(version.size for version in found)
+
+
+def _rhythm(group: dict[str, list[Version]], paths: dict[int, str]) -> list[Version]:
+    """One version for each save of a group whose names tell the save: the first."""
+    found: dict[tuple[int, ...], Version] = {}
+    for versions in group.values():
+        names = [naming.parse(paths[version.number]) for version in versions]
+        places = naming.label_places(names)
+        for version, name in zip(versions, names, strict=True):
+            label = naming.at(name.numbers, places)
+            if label not in found or version.begun < found[label].begun:
+                found[label] = version
+    return sorted(found.values(), key=lambda version: version.begun)
+
+
+def _in_step(one: Sequence[Version], other: Sequence[Version], span_s: float) -> bool:
+    """Whether two files are written in turns; of files written once, whether that is at about the same time."""
+    if len(one) == len(other) == 1:
+        first, second = sorted((one[0], other[0]), key=lambda version: version.begun)
+        return second.begun_s - first.closed_s <= _NEAR * span_s
+    ahead = 0
+    turns = sorted([(version.begun, 1) for version in one] + [(version.begun, -1) for version in other])
+    for _, turn in turns:
+        ahead += turn
+        if abs(ahead) > 1:
+            return False
+    return True
+
+
+def _family(group: dict[str, list[Version]], paths: dict[int, str], read: dict[str, int]) -> Family:
+    places = {}
+    for kind, found in group.items():
+        chosen = naming.label_places([naming.parse(paths[version.number]) for version in found])
+        if chosen:
+            places[kind] = chosen
+    anchors = _rhythm({kind: group[kind] for kind in places}, paths)
+    anchor = ""
+    if not places:
+        best = max(group, key=lambda kind: (_weight(kind, group[kind]), -group[kind][0].begun))
+        anchor = paths[group[best][0].number]
+        anchors = [version for version in group[best] if paths[version.number] == anchor]
+    before = {
+        kind
+        for kind, found in group.items()
+        if kind not in places
+        and not any(paths[one.number] == anchor for one in found)
+        and _comes_before(found, anchors)
+    }
+    known = frozenset(set(group) & set(read))
+    return Family(tuple(sorted(group)), places, anchor, frozenset(before), known, len(anchors))
+
+
+def _comes_before(found: Iterable[Version], anchors: Sequence[Version]) -> bool:
+    """Whether most versions were written just before an anchor rather than just after one."""
+    votes = 0.0
+    for version in found:
+        after = [version.begun_s - one.closed_s for one in anchors if one.begun <= version.begun]
+        until = [one.begun_s - version.closed_s for one in anchors if one.begun > version.begun]
+        if after and until:
+            votes += 1 if until[0] < after[-1] else -1
+        else:
+            votes += 0.5 if until else -0.5
+    return votes > 0
+
+
+def _is_believed(family: Family, roles: dict[str, tuple[str, str]]) -> bool:
+    """Whether a family may be the checkpoints: something says so, or a name does."""
+    return any(roles[kind][0] == CHECKPOINT or naming.looks_like_checkpoint(kind) for kind in family.kinds)
+
+
+def _without_data(families: list[Family], versions: dict[str, list[Version]]) -> list[Family]:
+    """Leave out what was over before another family began: data that is prepared at the start."""
+    times = [
+        (min(versions[kind][0].begun for kind in one.kinds), max(versions[kind][-1].begun for kind in one.kinds))
+        for one in families
+    ]
+    last = max((first for one, (first, _) in zip(families, times, strict=True) if one.saves > 1), default=0)
+    return [one for one, (_, end) in zip(families, times, strict=True) if end >= last]
+
+
+def _rank(
+    family: Family, roles: dict[str, tuple[str, str]], versions: dict[str, list[Version]]
+) -> tuple[bool, bool, int, int]:
+    named = any(naming.looks_like_checkpoint(kind) for kind in family.kinds)
+    known = any(roles[kind][0] == CHECKPOINT for kind in family.kinds)
+    size = sum(max(version.size for version in versions[kind]) for kind in family.kinds)
+    return known, named, family.saves, size

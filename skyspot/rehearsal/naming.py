@@ -1,0 +1,157 @@
+"""What a file's name tells: its kind, the number of the save it belongs to, and whether it looks like a checkpoint."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+_VARYING = re.compile(
+    r"(?P<random>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"  # a UUID
+    r"|(?<![a-z0-9])tmp[a-z0-9_]{6,}(?![a-z0-9_])"  # tempfile's names
+    r"|(?<![a-z0-9])(?![a-f]\d+(?![a-z0-9]))(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{6,}(?![a-z0-9]))"  # a hash
+    r"|(?P<number>\d+)",
+    re.IGNORECASE,
+)
+_WORD = re.compile(r"([A-Za-z][A-Za-z_]*?)[-_=.\s]*$")
+_COUNTERS = {
+    *("step", "steps", "iter", "iteration", "iterations", "epoch", "ep", "ckpt", "checkpoint", "update", "updates"),
+    *("batch", "round", "gen", "generation", "it", "save", "snapshot", "e", "s"),
+}
+_STEPS = {"step", "steps", "iter", "iteration", "iterations", "update", "updates", "checkpoint", "ckpt"}
+_SHARDS = {
+    *("of", "rank", "shard", "share", "part", "worker", "proc", "process", "tp", "pp", "dp", "gpu", "node", "size"),
+    *("world", "split", "chunk", "rng_state"),
+}
+_CHECKPOINTS = re.compile(
+    r"\.(pt|pth|ckpt|safetensors|npz|npy|pkl|pickle|bin|h5|hdf5|msgpack|distcp|keras|weights|tar|joblib|state|dat|"
+    r"sqlite3?|db)$|ckpt|checkpoint|(?<![a-z])(state|model|weights|snapshot|latest|last|resume|params|optim)",
+    re.IGNORECASE,
+)
+_LOGS = re.compile(
+    r"(^|/)(wandb|mlruns|tensorboard|\.aim)/|tfevents|\.(log|out|err|jsonl|ndjson|wandb)(\.\d+)?$", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class Name:
+    """A path, taken apart."""
+
+    path: str
+    kind: str
+    """The path with every number and random part replaced by `#`: files of one kind differ in these alone."""
+    numbers: tuple[int | None, ...]
+    """What stands at each `#`; None: a random part."""
+    words: tuple[str, ...]
+    """The word before each `#`, in lower case; may be empty."""
+    shards: tuple[bool, ...]
+    """Whether the number at each `#` counts the parts of one save: a rank, a shard."""
+    folders: int
+    """How many of them are in the names of folders."""
+
+
+def parse(path: str) -> Name:
+    """Take a path apart."""
+    numbers: list[int | None] = []
+    words, shards, folders, end = [], [], 0, 0
+    for found in _VARYING.finditer(path):
+        before = path[max(end, path.rfind("/", 0, found.start()) + 1) : found.start()]
+        named = _WORD.search(before)
+        word = named[1].lower() if named else ""
+        numbers.append(int(found["number"]) if found["number"] else None)
+        words.append(word.rpartition("_")[2] if word != "rng_state" else word)
+        of = path.startswith("-of-", found.end()) or path.startswith("_of_", found.end())
+        in_folder = "/" in path[found.end() :]
+        shards.append(of or words[-1] in _SHARDS or (path.endswith(".distcp") and not in_folder))
+        folders += in_folder
+        end = found.end()
+    return Name(path, _VARYING.sub("#", path), tuple(numbers), tuple(words), tuple(shards), folders)
+
+
+def spelled(path: str) -> list[str]:
+    """What stands at each `#` of the path's kind, as it is spelled."""
+    return [found[0] for found in _VARYING.finditer(path)]
+
+
+def label_places(names: Sequence[Name]) -> tuple[int, ...]:
+    """Which numbers of a kind's names tell the save: those that change over the run and never go down.
+
+    Several if the first does not tell enough (`fold_0/epoch_3.pt`). Empty: none does.
+
+    Args:
+        names: The names of files of one kind, in the order in which an undisturbed run began to write them.
+    """
+    if not names:
+        return ()
+    first = names[0]
+    counted_folder = any(
+        word in _COUNTERS and not shard
+        for word, shard in zip(first.words[: first.folders], first.shards[: first.folders], strict=True)
+    )
+    chosen: tuple[int, ...] = ()
+    for place in range(len(first.numbers)):
+        counter = first.words[place] in _COUNTERS
+        if first.shards[place] or (not counter and (chosen or (counted_folder and place >= first.folders))):
+            continue
+        values = [name.numbers[place] for name in names]
+        if None not in values and len(set(values)) > 1 and _never_down(names, (*chosen, place)):
+            chosen = (*chosen, place)
+    if not chosen:  # Of the only save, its name tells the step all the same.
+        for place, word in enumerate(first.words):
+            values = [name.numbers[place] for name in names]
+            if word in _COUNTERS and not first.shards[place] and None not in values and len(set(values)) == 1:
+                return (place,)
+    return chosen
+
+
+def _never_down(names: Sequence[Name], places: tuple[int, ...]) -> bool:
+    """Whether the numbers grow, for the files of each rank."""
+    newest: dict[tuple[int | None, ...], list[int]] = {}
+    for name in names:
+        rank = tuple(number for number, shard in zip(name.numbers, name.shards, strict=True) if shard)
+        values = [number or 0 for number in at(name.numbers, places)]
+        if values < newest.get(rank, values):
+            return False
+        newest[rank] = values
+    return True
+
+
+def at(numbers: tuple[int | None, ...], places: tuple[int, ...]) -> tuple[int, ...]:
+    """The numbers at some places; -1 where a name has none."""
+    return tuple(-1 if place >= len(numbers) or (found := numbers[place]) is None else found for place in places)
+
+
+def label(name: Name, places: tuple[int, ...]) -> str:
+    """Say a save's number as its files' names do: `step 10`, `epoch 3, step 120`, `40`."""
+    return ", ".join(f"{name.words[place]} {name.numbers[place]}".strip() for place in places)
+
+
+def step(name: Name, places: tuple[int, ...]) -> int | None:
+    """The step in a name; None if the number counts something else, or nothing tells what."""
+    for place in reversed(places):
+        if name.words[place] in _STEPS:
+            return name.numbers[place]
+    return None
+
+
+def looks_like_checkpoint(path: str) -> bool:
+    """Whether the name is one that savers give to checkpoints."""
+    return bool(_CHECKPOINTS.search(path)) and not looks_like_log(path)
+
+
+def looks_like_log(path: str) -> bool:
+    """Whether the name is one that loggers give to their files."""
+    return bool(_LOGS.search(path))
+
+
+def matches(path: str, globs: Sequence[str]) -> bool:
+    """Whether a path matches one of the globs, or lies in a folder that does."""
+    parts = path.split("/")
+    heads = ["/".join(parts[: count + 1]) for count in range(len(parts))]
+    return any(fnmatch(head, glob.removesuffix("/")) for glob in globs for head in heads)
+
+
+def expression(kind: str) -> str:
+    """A regular expression of the paths of a kind."""
+    return "[A-Za-z0-9_-]+".join(re.escape(part) for part in kind.split("#"))

@@ -1,0 +1,360 @@
+"""Whether each attempt resumed: from what it read, the saves that it made, and what lay there when it began."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from skyspot.rehearsal.replay import Attempt, Bucket, Reading, Version, Written
+from skyspot.rehearsal.saves import Learnt, Save, State, group, logged, state
+
+RESUMED, LOST_WORK, NOTHING_THERE, NOT_SEEN, ALL_DONE, FIRST = (
+    "resumed", "LOST WORK", "nothing to resume from", "not seen", "all done", "first",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FileRead:
+    """What an attempt read of one file that an earlier one had written, before it saved anything itself."""
+
+    path: str
+    read: int
+    """Bytes, each counted once. The system reads ahead: of a small file that is all as soon as it is looked at."""
+    size: int
+    """Bytes."""
+    whole: bool
+    """All of it, up to some padding."""
+    cut: bool
+    """The file itself was not whole."""
+    save: str
+    """Label of the save that it belongs to; empty if it is no part of one."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """The verdict on one attempt's start."""
+
+    outcome: str
+    """
+    resumed: it went on from `used`.
+    LOST WORK: it did not, though a save was complete; or the only one had been destroyed by the next.
+    nothing to resume from: no save was complete, and none had been destroyed.
+    not seen: it was taken or left before it read or saved anything; no proof of anything.
+    all done: the last save was there, and it had nothing left to do.
+    first: the leg's first attempt.
+    """
+    why: str
+    """One sentence, without its full stop."""
+    used: Save | None
+    """The save that it went on from."""
+    newest: Save | None
+    """The newest save that was complete when it began."""
+    read: tuple[FileRead, ...]
+    """The checkpoint's files that it read, in that order."""
+    unread: tuple[str, ...]
+    """Files of `used` that it did not read: an optimizer's, a generator's."""
+    mixed: tuple[FileRead, ...]
+    """What it read, if that was parts of several saves and none of them as a whole; otherwise empty."""
+    more: int
+    """Saves beyond the undisturbed run's last that it made; 0 if none, or if it is not sure."""
+
+    @property
+    def proof(self) -> bool:
+        """Whether this start shows that the script resumes."""
+        return self.outcome == RESUMED
+
+
+@dataclass(frozen=True)
+class Life:
+    """One attempt: what lay there, what it did, what it left."""
+
+    number: int
+    """From 1."""
+    start: State
+    resume: Resume
+    saves: tuple[Save, ...]
+    """Those that it made, finished or not."""
+    end: State
+    """What it left when it ended or was taken."""
+    writing: Save | None
+    """The save that was being written then."""
+    again: tuple[Save, ...]
+    """Those of its saves that had been complete in an earlier attempt."""
+    again_s: float
+    """Seconds that the undisturbed run took for what was done again up to these."""
+
+
+def follow(learnt: Learnt, attempts: Sequence[Attempt]) -> tuple[Life, ...]:
+    """Judge all attempts of one leg.
+
+    Args:
+        learnt: What the undisturbed run and the attempts taught: study() it with this leg first.
+        attempts: The leg's, from its first.
+    """
+    bucket = Bucket()
+    lives: list[Life] = []
+    made: list[Save] = []
+    for number, attempt in enumerate(attempts, start=1):
+        written = bucket.replay(attempt)
+        start = state(learnt.files, made, written.there, written.cut)
+        fresh = group(learnt.files, written, learnt.saves)
+        if number == 1:
+            resume = Resume(FIRST, "it is the first attempt", None, None, (), (), (), _more(learnt, fresh, None, 0))
+        else:
+            resume = _Judge(learnt, start, made, fresh, written, attempt, number).judge()
+        if resume.used is not None:
+            fresh = group(learnt.files, written, learnt.saves, resume.used.index)
+        again = _again(fresh, made, resume)
+        made = [*made, *fresh]
+        end = state(learnt.files, made, written.left, written.left_cut)
+        writing = next((save for save in reversed(fresh) if save.complete is None), None)
+        if attempt.finished:
+            writing = None
+        lives.append(Life(number, start, resume, tuple(fresh), end, writing, again, _seconds(learnt.saves, again)))
+    return tuple(lives)
+
+
+# -- work done again -------------------------------------------------------------------------------------------------
+
+
+def _again(fresh: Sequence[Save], made: Sequence[Save], resume: Resume) -> tuple[Save, ...]:
+    """The saves that had been made before."""
+    if any(save.numbers for save in fresh):
+        before = {save.numbers for save in made if save.complete is not None}
+        return tuple(save for save in fresh if save.numbers in before)
+    reached = resume.newest.index if resume.newest and resume.used is not resume.newest else 0
+    return tuple(save for save in fresh if save.index <= reached)
+
+
+def _seconds(reference: Sequence[Save], again: Sequence[Save]) -> float:
+    """Seconds that the undisturbed run took for some saves and the steps before each."""
+    total = 0.0
+    for save in again:
+        same = [one for one in reference if (one.numbers == save.numbers if save.numbers else one.index == save.index)]
+        before = [one for one in reference if same and one.index < same[0].index]
+        if before and same[0].complete_s is not None and before[-1].complete_s is not None:
+            total += same[0].complete_s - before[-1].complete_s
+    return total
+
+
+def _more(learnt: Learnt, fresh: Sequence[Save], used: Save | None, allowance: int) -> int:
+    """How many saves an attempt made beyond the undisturbed run's last."""
+    if not learnt.saves:
+        return 0
+    last = learnt.saves[-1]
+    if last.numbers:
+        beyond = [save for save in fresh if len(save.numbers) == len(last.numbers) and save.numbers > last.numbers]
+        return len(beyond)
+    more = (used.index if used else 0) + len(fresh) - len(learnt.saves)
+    return more if more > allowance else 0
+
+
+# -- one attempt -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """What is known of one attempt after the first."""
+
+    learnt: Learnt
+    start: State
+    made: Sequence[Save]
+    """All saves of earlier attempts."""
+    fresh: Sequence[Save]
+    """Its own, numbered as if it had started from nothing."""
+    written: Written
+    attempt: Attempt
+    number: int
+
+    def judge(self) -> Resume:
+        read = self._read()
+        used, cut = self._used(read)
+        newest = self.start.newest
+        if newest is None:
+            return self._without_a_save(read, used)
+        if used is None:
+            return self._nothing_used(read, cut, newest)
+        if self._starts_over(used):
+            why = f"it read {self._name(used)} but {self._as_if_from_nothing()}"
+            return self._say(LOST_WORK, why, used=None, read=read, whole=used)
+        if self._is_older(used, newest):
+            why = f"it went on from {self._name(used)} though {self._name(newest)} was complete"
+            return self._say(LOST_WORK, why, used=used, read=read)
+        return self._say(RESUMED, f"it read {self._name(used)}", used=used, read=read)
+
+    # Verdicts
+
+    def _without_a_save(self, read: list[Reading], used: Save | None) -> Resume:
+        if used is not None and not self._starts_over(used):
+            return self._say(RESUMED, f"it read {self._name(used)}", used=used, read=read)
+        destroyed = self.start.destroyed
+        if destroyed is None:
+            return self._say(NOTHING_THERE, "no checkpoint was complete", used=None, read=read)
+        if not self.fresh and not self.attempt.finished and not read:
+            return self._say(NOT_SEEN, "it was taken before it read or saved anything", used=None, read=read)
+        over = ", ".join(self.start.open_files) or (self.start.incomplete[-1].largest if self.start.incomplete else "")
+        how = f"was destroyed while {over} was written" if over else "had been deleted"
+        why = f"{self._name(destroyed)} was complete, but {how}, and no other checkpoint was left"
+        return self._say(LOST_WORK, why, used=None, read=read)
+
+    def _nothing_used(self, read: list[Reading], cut: list[Reading], newest: Save) -> Resume:
+        if not self.fresh:
+            if newest.index >= len(self.learnt.saves) and self.attempt.finished:
+                return self._say(ALL_DONE, f"{self._name(newest)} was the last", used=None, read=read)
+            return self._say(NOT_SEEN, "it read and saved nothing", used=None, read=read)
+        if cut:
+            paths = ", ".join(one.version.path for one in cut)
+            why = f"it read {paths}, which was cut, and not {self._name(newest)}, which was complete"
+            return self._say(LOST_WORK, why, used=None, read=read)
+        part = f"it read only {', '.join(one.version.path for one in read)}" if read else "it read no checkpoint"
+        why = f"{part} though {self._name(newest)} was complete"
+        return self._say(LOST_WORK, why, used=None, read=read)
+
+    def _say(
+        self, outcome: str, why: str, *, used: Save | None, read: list[Reading], whole: Save | None = None
+    ) -> Resume:
+        looked_at = {one.version.number for one in read}
+        of = whole or used
+        unread = tuple(
+            file.path for file in (of.files if of else ()) if file.version not in looked_at and file.size > 0
+        )
+        facts = tuple(self._fact(one) for one in read)
+        more = _more(self.learnt, self.fresh, used, self.number - 1) if self.attempt.finished else 0
+        return Resume(outcome, why, used, self.start.newest, facts, unread, self._mixed(read, facts), more)
+
+    def _fact(self, one: Reading) -> FileRead:
+        version = one.version
+        save = self._save_of(one)
+        cut = version.number in self.written.cut
+        return FileRead(version.path, one.size, version.size, one.whole, cut, save.label if save else "")
+
+    def _mixed(self, read: list[Reading], facts: tuple[FileRead, ...]) -> tuple[FileRead, ...]:
+        saves = {save.begun_s: save for one in read if (save := self._save_of(one))}
+        whole = any(save in self.start.complete for save in saves.values())
+        paths = {one.path for one in facts}
+        return facts if len(saves) > 1 and not whole and len(paths) == len(facts) and not self._numbered else ()
+
+    @property
+    def _numbered(self) -> bool:
+        return bool(self.learnt.files.family and self.learnt.files.family.places)
+
+    @staticmethod
+    def _name(save: Save) -> str:
+        return f"{save.largest} ({save.label})"
+
+    # Evidence
+
+    def _read(self) -> list[Reading]:
+        """What it read of the checkpoint's files before it began to save."""
+        family, files = self.learnt.files.family, self.learnt.files
+        if family is None:
+            return []
+        first = min((save.begun for save in self.fresh), default=None)
+        return [
+            one
+            for one in self.written.readings
+            if files.kind_of(one.version) in family.kinds
+            and (first is None or one.first < first)
+            and not self._is_copied(one)
+        ]
+
+    def _save_of(self, one: Reading) -> Save | None:
+        number = self.learnt.files.original(one.version).number
+        return next((save for save in self.made if any(file.version == number for file in save.files)), None)
+
+    def _is_cut(self, version: Version) -> bool:
+        """Whether a file was surely not whole: it was open, and shorter than the undisturbed run's."""
+        kind = self.learnt.files.kind_of(version)
+        sizes = [file.size for save in self.learnt.saves for file in save.files if file.kind == kind]
+        return version.number in self.written.cut and version.size < min(sizes, default=0)
+
+    def _is_copied(self, one: Reading) -> bool:
+        """Whether it was read only to be copied at the first save, not to go on from."""
+        original = self.learnt.files.original
+        copies = [new for new in self.written.versions if new is not one.version and original(new) is one.version]
+        if not copies or one.opened > one.first:
+            return False
+        between = self.written.calls[one.first : copies[0].begun]
+        return all(call.path == one.version.path for call in between)
+
+    def _used(self, read: list[Reading]) -> tuple[Save | None, list[Reading]]:
+        """(the save that it seems to have gone on from, the cut files that it read).
+
+        Of several, the newest that it read as much of as of any: a script that verifies all of them, or falls back
+        from the newest, is not called wrong for it. The saves that it makes then tell more.
+        """
+        cut = [one for one in read if self._is_cut(one.version)]
+        amounts: dict[int, int] = {}
+        for one in read:
+            save = self._save_of(one)
+            if save is None or one in cut or self._is_pointer(one, save):
+                continue
+            amounts[self.made.index(save)] = amounts.get(self.made.index(save), 0) + 1
+        candidates = [
+            self.made[order]
+            for order, files in amounts.items()
+            if self.made[order] in self.start.complete or (files and self._is_finished(self.made[order], read))
+        ]
+        if not candidates:
+            return None, cut
+        most = max(amounts[self.made.index(save)] for save in candidates)
+        best = [save for save in candidates if amounts[self.made.index(save)] == most]
+        return self._as_its_saves_tell(max(best, key=self.made.index), candidates, read), cut
+
+    def _is_finished(self, save: Save, read: list[Reading]) -> bool:
+        """Whether what was read of an incomplete save may have been whole: all that a reader needs."""
+        versions = [one.version for one in read if self._save_of(one) is save]
+        return not any(self._is_cut(version) for version in versions)
+
+    @staticmethod
+    def _is_pointer(one: Reading, save: Save) -> bool:
+        """Whether a file only names its save: a small one, beside one that holds far more."""
+        largest = max(file.size for file in save.files)
+        return one.version.size <= 4096 and one.version.size * 10 <= largest
+
+    def _as_its_saves_tell(self, newest: Save, candidates: list[Save], read: list[Reading]) -> Save:
+        """Of the saves that it read, the one that its first own save follows on."""
+        own = next((save for save in self.fresh if save.numbers), None)
+        if own is None or not newest.numbers or own.numbers > newest.numbers:
+            return newest
+        last_opened = max(read, key=lambda one: one.opened)
+        if own.numbers == newest.numbers and (self._save_of(last_opened) is newest or self._saves_at_once()):
+            return newest  # Some scripts save the step again that they resumed from.
+        older = [save for save in candidates if save.numbers and save.numbers < own.numbers]
+        return max(older, key=self.made.index) if older else newest
+
+    def _saves_at_once(self) -> bool:
+        """Whether the undisturbed run saves before its first step."""
+        first = self.learnt.saves[0].numbers if self.learnt.saves else ()
+        return not any(first)
+
+    def _is_older(self, used: Save, newest: Save) -> bool:
+        return self.made.index(used) < self.made.index(newest)
+
+    def _starts_over(self, used: Save) -> bool:
+        """Whether its saves are those of a run from nothing, although it read one."""
+        reference = self.learnt.saves
+        own = next((save for save in self.fresh if save.numbers), None)
+        if own is not None and used.numbers and reference and reference[0].numbers:
+            return own.numbers < used.numbers and own.numbers <= reference[0].numbers
+        if used.numbers or not self.attempt.finished:
+            return False
+        # Counted. Each attempt before may have made one save more, at a notice.
+        made = len([save for save in self.fresh if save.complete is not None])
+        if made != len(reference) or used.index <= self.number - 1:
+            return False
+        return not self._logs_tell_that_it_resumed(used)
+
+    def _logs_tell_that_it_resumed(self, used: Save) -> bool:
+        """Whether it logged clearly less than the undisturbed run, as an attempt does that has less to do."""
+        if not self.learnt.logged:
+            return False
+        share = logged(self.learnt.files, self.attempt.calls) / self.learnt.logged
+        expected = 1 - used.index / max(1, len(self.learnt.saves))
+        return share < (1 + expected) / 2
+
+    def _as_if_from_nothing(self) -> str:
+        own = next((save for save in self.fresh if save.numbers), None)
+        if own is not None:
+            return f"wrote {own.label} again as its first save"
+        return f"made {len(self.fresh)} saves, as many as the undisturbed run"
