@@ -1,6 +1,7 @@
 """Packing text into samples, and the models that train on them."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,10 @@ def nothing() -> None:
 
 def prepare(paths: RunPaths, *args: object) -> tokens.Tokens:
     return opened(paths, data.prepare(paths, ATTEMPT, config(*args), nothing))
+
+
+def key_of(*args: object) -> str:
+    return data.data_key(config(*args), data.local_source(config(*args)))
 
 
 def opened(paths: RunPaths, folder: str) -> tokens.Tokens:
@@ -90,10 +95,10 @@ def test_what_was_prepared_before_is_known_and_made_the_same(paths: RunPaths, tm
 def test_the_key_knows_names_and_sizes_and_not_where_the_files_lie(tmp_path: Path) -> None:
     one, same = texts(tmp_path / "one", a_txt="x" * 100), texts(tmp_path / "same", a_txt="y" * 100)
     longer, renamed = texts(tmp_path / "longer", a_txt="x" * 101), texts(tmp_path / "renamed", b_txt="x" * 100)
-    keys = [data.data_key(config("--data", folder)) for folder in (one, same, longer, renamed)]
+    keys = [key_of("--data", folder) for folder in (one, same, longer, renamed)]
     assert keys[0] == keys[1]
     assert len(set(keys)) == 3
-    assert data.data_key(config()) != data.data_key(config("--seq-len", 64))
+    assert key_of() != key_of("--seq-len", 64)
 
 
 def test_a_flipped_bit_in_prepared_data_is_found(paths: RunPaths, tmp_path: Path) -> None:
@@ -154,6 +159,14 @@ def test_a_stop_is_heard_between_pieces(paths: RunPaths) -> None:
     with pytest.raises(StopNow):
         data.prepare(paths, ATTEMPT, config(), check_stop)
     assert not list(paths.tokens.glob("*/MANIFEST.json")) if paths.tokens.exists() else True
+
+
+def test_a_source_is_listed_once(paths: RunPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second list may differ from the one that the key is made of."""
+    source, real, listed = texts(tmp_path / "src", a_txt="x" * 5000), os.scandir, list[object]()
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or real(path))
+    data.prepare(paths, ATTEMPT, config("--data", source, "--seq-len", 10), nothing)
+    assert listed.count(source) == 1
 
 
 def test_the_tiny_model_has_about_a_million_parameters_and_live_dropout() -> None:

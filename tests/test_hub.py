@@ -110,9 +110,30 @@ def test_a_model_that_is_in_the_cache_needs_no_hub(server: HubServer) -> None:
     before = model.find_model("org/net", OLD)
     server.fail = [(503, "")]
     assert model.find_model("org/net", OLD) == before
-    Path(str(before.folder), "model.safetensors").unlink()
-    server.fail = [(503, "")] * 3 + [(0, "")]
-    assert "model.safetensors" in names(model.find_model("org/net", OLD).folder)
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        Path(str(before.folder), name).unlink()
+        server.fail = [(503, "")] * 3 + [(0, "")]
+        assert name in names(model.find_model("org/net", OLD).folder)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "complete"),
+    [
+        (["tokenizer.json"], True),
+        (["tokenizer.model", "tokenizer_config.json"], True),
+        (["vocab.json", "merges.txt"], True),
+        (["vocab.txt"], True),
+        (["vocab.json"], False),
+        (["tokenizer_config.json", "special_tokens_map.json"], False),
+        ([], False),
+    ],
+)
+def test_a_model_in_the_cache_is_complete_with_a_tokenizer(
+    tmp_path: Path, vocabulary: list[str], complete: bool
+) -> None:
+    for name in ("config.json", "generation_config.json", "model.safetensors", *vocabulary):
+        (tmp_path / name).write_bytes(b"{}")
+    assert hub.has_model(tmp_path) == complete
 
 
 def test_a_model_in_the_cache_that_was_cut_is_none(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The prepared data and the model of an attempt: a run continues with what it has, and prints a line about it."""
 
 import json
+import os
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from trainer.attempt.ending import Leaving
+from trainer.attempt.ending import STOP_REQUEST, Leaving
 from trainer.attempt.record import open_attempt
 from trainer.finetune import data, model, tokens
 from trainer.finetune.__main__ import is_moved
@@ -126,6 +127,30 @@ def test_before_the_first_checkpoint_an_attempt_that_prepared_nothing_binds_to_n
     shutil.rmtree(run.paths.tokens)
     (corpus / "b.txt").write_text(TEXT)
     assert run.begin() != first
+
+
+def test_a_resume_lists_the_source_once_and_a_stop_ends_the_listing(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (corpus / "deep").mkdir()
+    (corpus / "deep" / "b.txt").write_text(TEXT)
+    run = Attempts(tmp_path / "run", "--data", corpus)
+    first = run.begin()
+    (corpus / "a.txt").write_text(TEXT * 2)
+    real, listed = os.scandir, list[object]()
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or real(path))
+    assert run.begin() == first
+    assert (listed.count(corpus), listed.count(corpus / "deep")) == (1, 1)
+
+    def check_stop(run: SpotRun) -> None:
+        if corpus in listed:
+            raise Leaving(STOP_REQUEST, "asked to stop")
+
+    listed.clear()
+    monkeypatch.setattr(SpotRun, "check_stop", check_stop)
+    with pytest.raises(Leaving, match="asked to stop"):
+        run.begin()
+    assert corpus / "deep" not in listed
 
 
 def test_what_is_left_out_is_said_when_the_data_is_prepared(

@@ -7,7 +7,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,24 @@ def test_linked_folders_are_followed_once_and_without_loops(tmp_path: Path) -> N
     (root / "self.txt").symlink_to(root / "self.txt")
     assert names(root) == ["0-linked/deep/b.txt", "file.txt", "real/a.txt"]
     assert sources.files_of(str(root)).ignored == {"broken links": 2}
+
+
+def test_a_stop_ends_the_listing_at_each_folder_and_file(tmp_path: Path) -> None:
+    """Each takes a request; a source may have a million files."""
+
+    class StopNow(Exception):
+        pass
+
+    root = tree(tmp_path / "src", {"a.txt": "a", "b.txt": "b", "sub/c.txt": "c", "sub/deep/d.txt": "d"})
+    for passed in range(3 + 4):
+        left = iter(range(passed))
+
+        def check_stop(left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise StopNow
+
+        with pytest.raises(StopNow):
+            sources.files_of(str(root), check_stop=check_stop)
 
 
 def test_what_is_left_out_is_counted_in_a_line(tmp_path: Path) -> None:

@@ -65,10 +65,21 @@ def download(data: str, revision: str | None, check_stop: Callable[[], None]) ->
     kinds = Counter(kind_of(Path(name)) or "no ending" for name in ignored)
     if not root.is_dir():
         raise nothing_readable(data, kinds)
-    return root, Source(files_of(data, root).files, kinds)
+    return root, Source(files_of(data, root, check_stop).files, kinds)
 
 
-def data_key(config: TrainConfig, tokenizer: str | None = None) -> str:
+def local_source(config: TrainConfig, check_stop: Callable[[], None] = lambda: None) -> Source | None:
+    """The files of a source on this machine; None for `stdlib` and a data set of the Hub.
+
+    Raises:
+        DataError: the source does not exist.
+        OSError: the source cannot be read now.
+    """
+    by_name = config.data == "stdlib" or is_hub_id(config.data)
+    return None if by_name else files_of(config.data, check_stop=check_stop)
+
+
+def data_key(config: TrainConfig, source: Source | None, tokenizer: str | None = None) -> str:
     """The name of prepared data, 16 hexadecimal digits.
 
     It hashes the source's file names and sizes, the tokenizer's name and the length of a sample. For `stdlib` and a
@@ -77,16 +88,12 @@ def data_key(config: TrainConfig, tokenizer: str | None = None) -> str:
 
     Args:
         config: Names the source, the tokenizer and the length of a sample.
+        source: The result of `local_source`.
         tokenizer: Replaces the config's tokenizer name.
-
-    Raises:
-        DataError: the source does not exist.
-        OSError: the source cannot be read now.
     """
-    by_name = config.data == "stdlib" or is_hub_id(config.data)
-    files = [] if by_name else [[file.name, file.bytes] for file in files_of(config.data).files]
-    source = config.data if by_name else "files"
-    text = json.dumps([source, files, tokenizer or tokenizer_name(config), config.seq_len])
+    files = [[file.name, file.bytes] for file in source.files] if source else []
+    name = "files" if source else config.data
+    text = json.dumps([name, files, tokenizer or tokenizer_name(config), config.seq_len])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -154,11 +161,12 @@ def prepare(
         HubError: the Hub does not have the data, or did not answer.
         OSError: the source cannot be read now, or the bucket cannot be written.
     """
-    key = data_key(config)
+    listed = local_source(config, check_stop)
+    key = data_key(config, listed)
     for name, _ in whole_folders(paths, key):
         if name not in avoid:
             return name
-    source, data_revision = _find_source(config, revision, check_stop)
+    source, data_revision = (listed, None) if listed else _find_source(config, revision, check_stop)
     if line := source.ignored_line(config.data):
         print_line(line)
     encoder = _encoder(config, model)
@@ -190,8 +198,8 @@ def prepare(
 def _find_source(
     config: TrainConfig, revision: str | None, check_stop: Callable[[], None]
 ) -> tuple[Source, str | None]:
-    """The files to read, and their commit if they are of the Hub."""
-    if not is_hub_id(config.data):
+    """The files of `stdlib` or of a data set of the Hub, and its commit."""
+    if config.data == "stdlib":
         return files_of(config.data), None
     root, source = download(config.data, revision, check_stop)
     return source, root.name

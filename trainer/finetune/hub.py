@@ -233,8 +233,8 @@ def model_files(names: Sequence[str]) -> list[str]:
 
 
 def has_model(folder: Path) -> bool:
-    """True if a folder has a configuration and all files of the weights."""
-    if not (folder / "config.json").exists():
+    """True if a folder has a configuration, a tokenizer's vocabulary and all files of the weights."""
+    if not (folder / "config.json").exists() or not _has_vocabulary(folder):
         return False
     for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         if (folder / index).exists():
@@ -244,3 +244,12 @@ def has_model(folder: Path) -> bool:
             except (ValueError, KeyError, TypeError, AttributeError):  # The file was cut off.
                 return False
     return any((folder / name).exists() for name in ("model.safetensors", "pytorch_model.bin"))
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    names = {path.name for path in folder.iterdir()}
+    return (
+        bool(names & {"tokenizer.json", "vocab.txt"})
+        or names >= {"vocab.json", "merges.txt"}
+        or any(name.endswith((".model", ".tiktoken", ".vocab")) for name in names)
+    )

@@ -127,17 +127,17 @@ class Inputs:
         """
         run, config, facts = self.run, self.config, existing.manifest.facts
         try:
-            key = data.data_key(config)
-            same_files = data.data_key(config, str(facts["tokenizer"])) == facts["key"]
+            source = data.local_source(config, run.check_stop)
         except (DataError, OSError) as error:
             run.print_line(f"{error}. The run continues with the data that was prepared for it.")
             return False
+        key = data.data_key(config, source)
         if key == facts["key"]:
             return False
         if facts["seq_len"] != config.seq_len or "data_key" in config.allow_config_change:
             run.allowed.add("data_key")  # The length of a sample is bound separately.
             return True
-        if same_files:
+        if data.data_key(config, source, str(facts["tokenizer"])) == facts["key"]:
             run.print_line(
                 f"--model was {facts['tokenizer']} when the data was prepared. The run continues with the data that "
                 "was prepared for it."

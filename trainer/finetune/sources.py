@@ -8,7 +8,7 @@ import re
 import stat
 import sysconfig
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,12 +79,13 @@ def kind_of(path: Path) -> str:
     return next((kind for kind in READABLE if name.endswith(kind)), path.suffix.lower())
 
 
-def files_of(data: str, root: Path | None = None) -> Source:
+def files_of(data: str, root: Path | None = None, check_stop: Callable[[], None] = lambda: None) -> Source:
     """List the files of a data source.
 
     Args:
         data: The value of --data.
         root: The local folder of a data set of the Hub.
+        check_stop: Called for each folder and file, because each takes a request; raises to stop.
 
     Raises:
         DataError: there is no such folder or file, or it holds nothing readable.
@@ -93,7 +94,7 @@ def files_of(data: str, root: Path | None = None) -> Source:
     if data == "stdlib":
         return Source(_stdlib(), Counter())
     try:
-        return _files_of(data, root or Path(data))
+        return _files_of(data, root or Path(data), check_stop)
     except OSError as error:
         raise as_data_error(error, f"--data {data}: {error.filename or data}") from None
 
@@ -105,7 +106,7 @@ def as_data_error(error: OSError, where: str) -> Exception:
     return error
 
 
-def _files_of(data: str, root: Path) -> Source:
+def _files_of(data: str, root: Path, check_stop: Callable[[], None]) -> Source:
     with within("looking at the data", where=root):
         is_file, is_folder = root.is_file(), root.is_dir()
     if not is_file and not is_folder:
@@ -113,9 +114,10 @@ def _files_of(data: str, root: Path) -> Source:
             f"--data {data}: no such folder or file on this machine. Mount a folder of .txt or .jsonl files, name a "
             "data set of the Hugging Face Hub (ORGANIZATION/NAME), or use stdlib"
         )
-    found = [(root.name, root)] if is_file else sorted(_walk(root))
+    found = [(root.name, root)] if is_file else sorted(_walk(root, check_stop))
     files, ignored = [], Counter[str]()
     for name, path in found:
+        check_stop()
         with within("looking at the data", where=path):
             try:
                 status = path.stat()
@@ -148,7 +150,7 @@ def _counted(kinds: Counter[str]) -> str:
     return ", ".join(f"{kind} ({number})" for kind, number in kinds.most_common(8)) + ", ..." * (len(kinds) > 8)
 
 
-def _walk(root: Path) -> Iterator[tuple[str, Path]]:
+def _walk(root: Path, check_stop: Callable[[], None]) -> Iterator[tuple[str, Path]]:
     """The files below a folder as (relative path, path); links to folders are followed, each folder is visited once.
 
     Real folders come before linked ones, so that a link does not change the name of a file.
@@ -157,6 +159,7 @@ def _walk(root: Path) -> Iterator[tuple[str, Path]]:
     folders: list[Path] = [root]
     links: list[Path] = []
     while folders or links:
+        check_stop()
         folder = folders.pop() if folders else links.pop(0)
         with within("listing the data", where=folder):
             real = os.path.realpath(folder)
