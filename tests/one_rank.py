@@ -39,6 +39,11 @@ class InProcess(SpotRun):
             self.journal._progress, self.journal.stop_reason = {}, StopReason(ending, "the attempt has ended")
         raise Left(ending.code if code is None else code, ending.cause, error)
 
+    def _end_with(self, error: BaseException) -> NoReturn:
+        if isinstance(error, Left):  # It has left already, at a stop.
+            raise error
+        super()._end_with(error)
+
     def _watch_the_bucket(self) -> None:
         """Do nothing: pytest's process outlives the attempt, and a hanging call of another test must not end it."""
 

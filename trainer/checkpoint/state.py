@@ -1,9 +1,9 @@
 """The state of a training run at a boundary: named tensors, and a small tree of plain values.
 
 Names: `model.<fqn>` for parameters and buffers, `optim.<i>.<fqn>.<name>` for the optimizer's tensors, `module.<fqn>`
-for the tensors in a module's extra state, `extra.<path>` for those in a user's extras (with `own.<rank>.` before it if
-each rank has its own, extras.py). Wrappers around the program's modules do not change a name. All other values go into
-one tree of JSON with tagged types. No value is ever pickled.
+for the tensors in a module's extra state, `extra.<path>` for those in a user's extras (the last two with `own.<rank>.`
+before them if each rank has its own, extras.py). Wrappers around the program's modules do not change a name. All other
+values go into one tree of JSON with tagged types. No value is ever pickled.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MODEL = "model."
 RANDOM = "rng."
 """The prefix of the ranks' random streams."""
 OWN = "own."
-"""The prefix of extras that each rank has for itself (extras.py)."""
+"""The prefix of extras, and of modules' extra state, that each rank has for itself (extras.py)."""
 
 
 @dataclass(frozen=True)

@@ -60,14 +60,14 @@ def resume(run: Participant, state: TrainingState, checkpointer: Checkpointer, m
 def _load(run: Participant, state: TrainingState, loaded: Loaded, max_steps: int) -> None:
     """Load a checkpoint, and what its manifest says of the run."""
     facts, group = loaded.manifest.facts, run.group
-    tensors, plain, first_ranks = extras.joined(
+    tensors, plain, of_first_rank = extras.joined(
         loaded.tensors, loaded.plain, group.rank, group.world_size, facts.get("world_size")
     )
     counters = state.load(tensors, plain, str(loaded.name))
-    if first_ranks:
+    if of_first_rank:
         run.print_line(
-            "extra: each process saved its own values, and the number of processes has changed; all processes now use "
-            "those of rank 0"
+            f"{' and '.join(of_first_rank)}: each process saved its own values, and the number of processes has "
+            "changed; all processes now use those of rank 0"
         )
     state.done, evaluated = loaded.manifest.step, counters.get("evaluated")
     if counters.get("step") != state.done or type(evaluated) is not int:
