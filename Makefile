@@ -49,5 +49,5 @@ chaos: $(READY)  ## 22,100 faults, then docs/chaos-results.md; goes on after an 
 	$(BIN)/python tests/chaos/run.py --state .chaos.json --report docs/chaos-results.md $(CHAOS)
 	@rm -f .chaos.json
 
-e2e: $(READY)  ## SkyPilot itself on a real Slurm, with the real trainer, on loopback; skipped without root or apt, but not in CI.
+e2e: $(READY)  ## SkyPilot itself on a real Slurm, with the real trainer, on loopback; skipped without root or apt.
 	$(BIN)/python tests/e2e/run.py

@@ -35,7 +35,7 @@ def missing() -> str | None:
     if sys.platform != "linux":
         return f"{NOT_HERE}: Linux is needed, this is {platform.system()}"
     if os.geteuid() != 0:
-        return "run it as root (Slurm, sshd and SkyPilot run as a user of the lab's own, in namespaces of their own)"
+        return f"{NOT_HERE}: root is needed (Slurm, sshd and SkyPilot run in namespaces of their own)"
     for tool in ("unshare", "nsenter", "setpriv", "ip"):
         if not shutil.which(tool):
             return f"apt install util-linux iproute2, which have {tool}"
@@ -46,7 +46,7 @@ def missing() -> str | None:
     if tried.returncode:
         return f"{NOT_HERE}: namespaces, a bridge and veth are refused to root: {tried.stderr.strip()}"
     if (absent := _absent_packages()) and not shutil.which("apt-get"):
-        return f"install {' '.join(absent)} (there is no apt-get to do it)"
+        return f"{NOT_HERE}: there is no apt-get to install {' '.join(absent)}"
     if _name_of(UID) not in (None, USER):
         return f"free the lab's user id, {UID}, which {_name_of(UID)} has"
     folder = ROOT.parent
