@@ -23,23 +23,34 @@ if TYPE_CHECKING:
 
 ENDS_S = 45
 """A command has to end by then; one that hangs would not end at all."""
+# (longest wait for all buckets, for one look into a bucket, for SkyPilot's list of its buckets), in seconds. A test
+# shortens the one limit that it is about: of two equal ones, either may pass first.
+NEVER = (1000.0, 1000.0, 1000.0)
+ALL = (1.0, *NEVER[1:])
+LOOK = (NEVER[0], 1.0, NEVER[2])
+LISTING = (*NEVER[:2], 1.0)
 
 # A command with a queue of SkyPilot's that holds these jobs, and limits that a test has time for.
 PROGRAM = """
 import signal, sys, threading
+from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's job in the background ignores it.
 from skyspot.runs import workers
 from skyspot.cli import main as cli
 from skyspot.jobs import training as jobs
 from skyspot.jobs import client as managed_jobs
 from skyspot.jobs.client import Job
-tasks, limit, words = eval(sys.argv[1])
+from skyspot.runs.progress import run_progress
+from trainer.layout.names import RunPaths
+tasks, (all_s, look_s, listing_s), started, words = eval(sys.argv[1])
 listed = [Job(n, f"run-{n}", "RUNNING", "1x", "aws", 0, 1e9, 60.0, "", task) for n, task in enumerate(tasks, 1)]
 managed_jobs.queue = lambda *args, **more: listed
 managed_jobs.check = lambda *args: []
 managed_jobs.bucket_url = lambda name: print("listing", flush=True) or threading.Event().wait()
 managed_jobs.cancel = lambda id: print("cancelled", id)
-jobs.READ_S = jobs.LISTING_S = workers.TIMEOUT_S = limit
+if started:
+    run_progress(RunPaths(Path("/proc/run")))  # Starts the worker process, and imports there what reads a run.
+jobs.READ_S, workers.TIMEOUT_S, jobs.LISTING_S = all_s, look_s, listing_s
 sys.argv[1:] = words
 cli.main()
 """
@@ -49,9 +60,12 @@ def task(folder: object) -> str:
     return f'envs: {{SKYSPOT_CHECKPOINT_DIR: "{folder}"}}\nrun: x'
 
 
-def start(tasks: list[str], *words: str, limit: float = 1.0, cwd: Path | None = None, **env: str) -> subprocess.Popen:
+def start(
+    tasks: list[str], *words: str, limits: tuple[float, float, float] = LOOK, started: bool = False,
+    cwd: Path | None = None, **env: str,
+) -> subprocess.Popen:  # fmt: skip
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, repr((tasks, limit, list(words)))],
+        [sys.executable, "-c", PROGRAM, repr((tasks, limits, started, list(words)))],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd,
         env=clean_env(COLUMNS="200", **env), start_new_session=True,
     )  # fmt: skip
@@ -102,14 +116,15 @@ MADE = "envs: {SKYSPOT_CHECKPOINT_DIR: /c/run}\nfile_mounts: {/c: {name: mine, m
 
 def test_a_hung_mount_is_said_in_its_row_and_the_queue_ends(hung: "faultfs.Client", tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    code, said = ended(start([task(tmp_path / "m" / "mount" / "run"), task(tmp_path / "run")] * 5, "queue", limit=3.0))
+    tasks = [task(tmp_path / "m" / "mount" / "run"), task(tmp_path / "run")] * 5
+    code, said = ended(start(tasks, "queue", limits=(3.0, *NEVER[1:]), started=True))
     assert code == 0, said
     assert said.count("bucket did not answer within 3 s") == 5
     assert said.count("its run folder is empty") == 5, "a hung bucket takes the others' rows with it"
 
 
 def test_a_server_that_never_answers_is_said_in_its_row(silent: dict[str, str]) -> None:
-    code, said = ended(start([S3] * 20, "queue", "--json", **silent))
+    code, said = ended(start([S3] * 20, "queue", "--json", limits=ALL, **silent))
     assert code == 0, said
     assert [row["unread"] for row in json.loads(said)] == ["its bucket did not answer within 1 s"] * 20
 
@@ -118,7 +133,7 @@ def test_a_server_that_never_answers_is_said_in_its_row(silent: dict[str, str]) 
 def test_ctrl_c_ends_a_command_that_waits_for_a_hung_mount(
     hung: "faultfs.Client", tmp_path: Path, words: list[str]
 ) -> None:
-    process = start([task(tmp_path / "m" / "mount" / "run")], *words, limit=1000.0, cwd=tmp_path)
+    process = start([task(tmp_path / "m" / "mount" / "run")], *words, limits=NEVER, cwd=tmp_path)
     end = time.monotonic() + ENDS_S
     while not hung.hits() and time.monotonic() < end:
         time.sleep(0.02)
@@ -131,7 +146,7 @@ def test_ctrl_c_ends_a_command_that_waits_for_a_hung_mount(
 def test_ctrl_c_ends_a_command_that_waits_for_a_server_that_never_answers(
     server: socket.socket, silent: dict[str, str], words: list[str]
 ) -> None:
-    process = start([S3], *words, limit=1000.0, **silent)
+    process = start([S3], *words, limits=NEVER, **silent)
     with server.accept()[0]:
         process.send_signal(signal.SIGINT)
         code, said = ended(process)
@@ -151,7 +166,7 @@ def written(folder: Path) -> Path:
     ids=" ".join,
 )  # fmt: skip
 def test_ctrl_c_ends_a_command_that_waits_for_skypilots_buckets(tmp_path: Path, words: list[str]) -> None:
-    process = start([MADE], *words, limit=1000.0, cwd=written(tmp_path))
+    process = start([MADE], *words, limits=NEVER, cwd=written(tmp_path))
     assert process.stdout
     assert process.stdout.readline() == "listing\n"
     process.send_signal(signal.SIGINT)
@@ -162,7 +177,6 @@ def test_ctrl_c_ends_a_command_that_waits_for_skypilots_buckets(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("words", "code", "why", "then"),
     [
-        (["queue"], 0, "", "its bucket did not answer within 1 s"),
         (["cancel", "1"], 0, "; cancelling now, the trainer saves when it gets SIGTERM", "cancelled 1"),
         (["launch", "t.yaml", "--dryrun"], 0, "", "Dry run: nothing was written or submitted."),
         (["checkpoints", "list", "run-1"], 1, "", "Error: "),
@@ -173,11 +187,26 @@ def test_ctrl_c_ends_a_command_that_waits_for_skypilots_buckets(tmp_path: Path, 
 def test_where_skypilots_list_of_its_buckets_never_comes_a_command_says_so_and_ends(
     tmp_path: Path, words: list[str], code: int, why: str, then: str
 ) -> None:
-    left, said = ended(start([MADE], *words, cwd=written(tmp_path)))
+    left, said = ended(start([MADE], *words, limits=LISTING, cwd=written(tmp_path)))
     assert left == code, said
     assert then in said
-    if words != ["queue"]:
-        assert f"SkyPilot cannot locate its bucket mine (its list of buckets did not answer within 1 s){why}" in said
+    assert f"SkyPilot cannot locate its bucket mine (its list of buckets did not answer within 1 s){why}" in said
+
+
+@pytest.mark.parametrize(
+    ("limits", "unread"),
+    [
+        (ALL, "its bucket did not answer within 1 s"),
+        (LISTING, "SkyPilot cannot locate its bucket mine (its list of buckets did not answer within 1 s)"),
+    ],
+    ids=["all-buckets", "skypilots-list"],
+)
+def test_queue_says_which_of_its_limits_has_passed(
+    tmp_path: Path, limits: tuple[float, float, float], unread: str
+) -> None:
+    code, said = ended(start([MADE], "queue", limits=limits, cwd=written(tmp_path)))
+    assert code == 0, said
+    assert f"1: no progress shown: {unread}\n" in said
 
 
 def test_cancel_cancels_a_job_whose_bucket_hangs(hung: "faultfs.Client", tmp_path: Path) -> None:
