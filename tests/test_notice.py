@@ -26,8 +26,8 @@ def listening(server: AwsMetadata, monkeypatch: pytest.MonkeyPatch, ignored: fro
 
 
 def asked_again(server: AwsMetadata, times: int = 3) -> None:
-    end, before = time.monotonic() + 20, server.asked
-    while server.asked < before + times:
+    end, before = time.monotonic() + 20, server.requests
+    while server.requests < before + times:
         assert time.monotonic() < end
         time.sleep(0.01)
 

@@ -31,7 +31,7 @@ from skyspot.task.render import Rendered
 @click.command()
 @task_options
 @click.option("--preemptions", type=int, default=5, metavar="N", show_default=True, help="Number of preemptions.")
-@click.option("--kinds", metavar="A,B", help="aws-notice, sigterm, kill, kill-in-save, torn; default: all, in turn.")
+@click.option("--kinds", metavar="A,B", help=f"{', '.join(faults.KINDS)}; default: all, in turn.")
 @click.option("--seed", type=int, default=0, metavar="N", help="Random seed for when machines are taken.")
 @click.option(
     "--processes",

@@ -124,16 +124,25 @@ def check(text: str, secrets: Mapping[str, str], made: Collection[str] = ()) -> 
             task.file_mounts = {target: source for target, source in mounts.items() if source not in made} or None
             task.expand_and_validate_file_mounts()
         dag_utils.fill_default_config_in_dag_for_job_launch(dag)
-        resources = [asked for task in tasks for asked in task.resources if not _needs_clouds(asked)]
+        resources = [resource for task in tasks for resource in task.resources if not _needs_clouds(resource)]
         unchecked = _look_up(resources) if resources else None
     return [f"accelerators and places: {unchecked}"] if unchecked else []
 
 
-def _needs_clouds(asked: Any) -> bool:
+def _needs_clouds(resource: Any) -> bool:
     """Whether SkyPilot needs the enabled clouds to validate these resources (sky/resources.py)."""
-    if asked.cloud is None:
-        return any((asked.region, asked.zone, asked.instance_type, asked.ports, asked.labels, asked.local_disk))
-    return str(asked.cloud).lower() in OWN_MACHINES or bool(asked.image_id)
+    if resource.cloud is None:
+        return any(
+            (
+                resource.region,
+                resource.zone,
+                resource.instance_type,
+                resource.ports,
+                resource.labels,
+                resource.local_disk,
+            )
+        )
+    return str(resource.cloud).lower() in OWN_MACHINES or bool(resource.image_id)
 
 
 def _look_up(resources: Sequence[Any]) -> str | None:
@@ -142,8 +151,8 @@ def _look_up(resources: Sequence[Any]) -> str | None:
 
     def validate() -> None:
         try:
-            for asked in resources:
-                asked.validate()
+            for resource in resources:
+                resource.validate()
             outcomes.put(None)
         except Exception as error:
             outcomes.put(error)

@@ -95,10 +95,10 @@ def _grace(task: Task) -> tuple[float, int | None] | None:
     """Read the grace that the task gives our trainer, and its line; None if the task does not run our trainer."""
     if not task.trainer:
         return None
-    asked = option(task.trainer, "--grace")
+    grace = option(task.trainer, "--grace")
     settings = [(entry.text, entry.line) for key, entry in task.env_entries.items() if key.startswith("SKYSPOT_GRACE")]
-    if asked:
-        settings.insert(0, (asked.text, task.run.line(asked)))
+    if grace:
+        settings.insert(0, (grace.text, task.run.line(grace)))
     for text, line in settings:
         try:
             seconds = float(text)

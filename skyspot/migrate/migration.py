@@ -228,11 +228,11 @@ def _no_envs(sheet: Sheet, root: MappingNode) -> Sheet | None:
 def _restarts(sheet: Sheet, root: MappingNode) -> Sheet | None:
     """Move a top-level `max_restarts_on_errors`, as in many guides, to `resources.job_recovery`."""
     found, resources = entry(root, "max_restarts_on_errors"), entry(root, "resources")
-    asked = value(resources[1]) if resources else None
-    if not found or type(value(found[1])) is not int or not isinstance(asked, (dict, type(None))):
+    settings = value(resources[1]) if resources else None
+    if not found or type(value(found[1])) is not int or not isinstance(settings, (dict, type(None))):
         return None
     recovery = entry(resources[1], "job_recovery") if resources else None
-    stated = (asked or {}).get("job_recovery")
+    stated = (settings or {}).get("job_recovery")
     listed = [rung for name in ("ordered", "any_of") for rung in at(root, "resources", name, "*", "job_recovery")]
     if listed or (stated is not None and not recovery):
         return None  # Ambiguous; lint reports it.

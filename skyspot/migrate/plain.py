@@ -108,16 +108,16 @@ def names(found: Pipeline, options: Options) -> list[str]:
 
 def _with_options(text: str, options: Options, asks: bool) -> str:
     """Apply the options to one task; `--gpus` only if `asks`."""
-    asked = options.gpus if asks else None
-    if asked or options.prefer or options.infra or options.on_demand_last or options.use_spot is not None:
+    wanted = options.gpus if asks else None
+    if wanted or options.prefer or options.infra or options.on_demand_last or options.use_spot is not None:
         found = document.read(text).tasks[0]
-        groups = gpus.parse(asked) if asked else edits.accelerators(found)
+        groups = gpus.parse(wanted) if wanted else edits.accelerators(found)
         use_spot = options.use_spot if options.use_spot is not None else edits.uses_spot(found)
         rungs = ladder.rungs(
             groups,
             prefer=list(options.prefer),
             infra=options.infra,
-            use_spot=bool(use_spot if use_spot is not None else asked),
+            use_spot=bool(use_spot if use_spot is not None else wanted),
             on_demand_last=bool(options.on_demand_last),
         )
         text = edits.with_rungs(text, [rung.to_yaml() for rung in rungs])

@@ -37,7 +37,7 @@ def one_place(sheet: Sheet, root: MappingNode) -> Sheet | None:
     if not found:
         return None
     top, rungs = entries(found[0]), found[1]
-    if not any(_mixed(asked) for asked in (top, *({**top, **entries(rung)} for rung in rungs))):
+    if not any(_mixed(resources) for resources in (top, *({**top, **entries(rung)} for rung in rungs))):
         return None
     for mapping in (mapping for node in (found[0], *rungs) for mapping in merged(node)):
         old = {name: known for name in _PLACE if (known := entry(mapping, name)) and value(known[1]) is not None}
@@ -46,19 +46,19 @@ def one_place(sheet: Sheet, root: MappingNode) -> Sheet | None:
     return None
 
 
-def _mixed(asked: Mapping[str, Any]) -> bool:
-    return asked.get("infra") is not None and any(asked.get(name) is not None for name in _PLACE)
+def _mixed(resources: Mapping[str, Any]) -> bool:
+    return resources.get("infra") is not None and any(resources.get(name) is not None for name in _PLACE)
 
 
 def _placed(sheet: Sheet, mapping: MappingNode, old: dict[str, Entry], infra: Any) -> Sheet:
     """Move one of a mapping's `cloud`, `region` and `zone` into `infra`, given the `infra` in effect there."""
-    asked = {name: str(value(found[1])) for name, found in old.items()}
+    place = {name: str(value(found[1])) for name, found in old.items()}
     own, known = entry(mapping, "infra"), _parts(infra)
     first, found = next(iter(old.items()))
     if not own or value(own[1]) is None:
-        whole = _joined(_over(known, asked), sheet.line(found[0]))
+        whole = _joined(_over(known, place), sheet.line(found[0]))
         sheet = sheet.noted(
-            found[0], f"{first}: {asked[first]} -> infra: {whole}; SkyPilot accepts only one of the two spellings"
+            found[0], f"{first}: {place[first]} -> infra: {whole}; SkyPilot accepts only one of the two spellings"
         )
         if own:
             return sheet.edited(put(sheet.text, own, _written(whole)))
@@ -66,14 +66,14 @@ def _placed(sheet: Sheet, mapping: MappingNode, old: dict[str, Entry], infra: An
         sheet = sheet.edited(put(sheet.text, found, _written(whole)))
         return sheet.edited(rename(sheet.text, found[0], "infra"))
     for name, other in old.items():
-        if name in known and not _same(name, asked[name], known[name]):
+        if name in known and not _same(name, place[name], known[name]):
             raise UsageError(
-                f"line {sheet.line(other[0])}: {name}: {shown(asked[name])} contradicts infra: {shown(str(infra))} on "
+                f"line {sheet.line(other[0])}: {name}: {shown(place[name])} contradicts infra: {shown(str(infra))} on "
                 f"line {sheet.line(own[0])}. Keep only one of them, as infra"
             )
     missing = [name for name in old if name not in known]
     if missing:
-        whole = _joined({**asked, **known}, sheet.line(own[0]))
+        whole = _joined({**place, **known}, sheet.line(own[0]))
         sheet = sheet.noted(own[0], f"infra: {infra} -> {whole}, including the {' and the '.join(missing)}")
         return sheet.edited(put(sheet.text, own, _written(whole)))
     sheet = sheet.noted(
@@ -82,13 +82,13 @@ def _placed(sheet: Sheet, mapping: MappingNode, old: dict[str, Entry], infra: An
     return sheet.edited(drop(sheet.text, mapping, first))
 
 
-def _over(known: dict[str, str], asked: dict[str, str]) -> dict[str, str]:
+def _over(known: dict[str, str], place: dict[str, str]) -> dict[str, str]:
     """Override a place with a rung's own; where they differ, the narrower parts of the former are dropped."""
     for index, name in enumerate(_PLACE):
-        if name in asked and not _same(name, asked[name], known.get(name, asked[name])):
+        if name in place and not _same(name, place[name], known.get(name, place[name])):
             known = {above: known[above] for above in _PLACE[:index] if above in known}
-        if name in asked:
-            known = {name: asked[name], **known}
+        if name in place:
+            known = {name: place[name], **known}
     return known
 
 

@@ -10,7 +10,12 @@ from pathlib import Path
 from skyspot.rehearsal.watch import find_run, is_committed, walk
 from trainer.layout.names import MANIFEST, list_checkpoints
 
-KINDS = ("kill", "aws-notice", "sigterm", "kill-in-save", "torn")
+NOTICES = ("aws-notice",)
+"""Preemptions that the cloud's metadata service announces."""
+WARNINGS = ("sigterm", *NOTICES)
+"""Preemptions before which the task may save."""
+KINDS = ("kill", *NOTICES, "sigterm", "kill-in-save", "torn")
+"""All kinds, in the order in which they take turns."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ def schedule(kinds: list[str], count: int, seed: int, *, steps: int | None, firs
         return [Preemption(kind, at_fraction=dice.uniform(0.2, 0.8) / (count + 1)) for kind in taken]
     found = []
     for number, kind in enumerate(taken):
-        if number == 0 and kind in ("kill", "sigterm", "aws-notice") and first_save and first_save > 1:
+        if number == 0 and kind in ("kill", *WARNINGS) and first_save and first_save > 1:
             found.append(Preemption(kind, at_step=dice.randint(1, max(1, first_save - 1))))
         elif number == 2:
             found.append(Preemption(kind, after_resume=dice.randint(1, 3)))

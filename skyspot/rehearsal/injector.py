@@ -83,7 +83,7 @@ class Injector:
             code, ended = self._warn(kind)
         if code == 0:
             early = "finished before the machine was taken"
-            if kind in ("sigterm", "aws-notice") and not self.records:
+            if kind in faults.WARNINGS and not self.records:
                 early = f"exited with 0 at {'SIGTERM' if kind == 'sigterm' else 'the notice'}: {EXITED_WITH_0}"
             return Row(number, "finished", early, processes), 0
         return Row(number, kind, ended, processes, hit=hit), code
@@ -111,7 +111,7 @@ class Injector:
 
     def _warn(self, kind: str) -> tuple[int | None, str]:
         """Send the notice or signal, let the task save, and take the machine."""
-        notice = kind == "aws-notice"
+        notice = kind in faults.NOTICES
         patience = TERM_PATIENCE_S
         if notice:
             if not self.records and not self.watch.attempt():

@@ -21,7 +21,7 @@ class AwsMetadata:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._action: dict[str, str] | None = None
-        self.asked = 0
+        self.requests = 0
         """Number of requests for instance-action."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -60,7 +60,7 @@ class AwsMetadata:
 
     def _answer(self) -> dict[str, str] | None:
         with self._lock:
-            self.asked += 1
+            self.requests += 1
             return self._action
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:

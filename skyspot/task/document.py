@@ -93,13 +93,13 @@ class Rung:
     @property
     def accelerators(self) -> tuple[tuple[str, int], ...]:
         """The acceptable accelerators, each as NAME[:COUNT] with its line."""
-        asked = next((found for key in _ACCELERATORS if (found := self.settings.get(key)) and not found.is_null), None)
-        if asked is None:
+        stated = next((found for key in _ACCELERATORS if (found := self.settings.get(key)) and not found.is_null), None)
+        if stated is None:
             return ()
         # {A100: 8}, and also {A100:8}, which YAML reads as a key without a value.
-        named = [(f"{key}:{_number(item)}" if item.text else key, item.line) for key, item in asked.entries.items()]
-        named += [(item.text, item.line) for item in asked.items]
-        named += [(asked.text, asked.line)]
+        named = [(f"{key}:{_number(item)}" if item.text else key, item.line) for key, item in stated.entries.items()]
+        named += [(item.text, item.line) for item in stated.items]
+        named += [(stated.text, stated.line)]
         return tuple((text, line) for text, line in named if text)
 
 

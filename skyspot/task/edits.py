@@ -111,11 +111,11 @@ def with_rungs(text: str, rungs: list[dict[str, Any]]) -> str:
     found = entry(root, "resources")
     _refuse_odd(document.read(text).tasks[0])
     kept = {key: value for key, value in _resources(root).items() if key not in _RUNG_KEYS}
-    asked = {**kept, **rungs[0]} if len(rungs) == 1 else {**kept, "ordered": rungs}
+    resources = {**kept, **rungs[0]} if len(rungs) == 1 else {**kept, "ordered": rungs}
     if root.flow_style:
-        new = emitter.flow(asked)
+        new = emitter.flow(resources)
         return applied(text, sheet.put(text, found, new) if found else sheet.insert(root, "resources", new))
-    new = f"resources:\n{emitter.block(asked, 2)}"
+    new = f"resources:\n{emitter.block(resources, 2)}"
     if not found:
         end = root.end_mark.index
         return applied(text, Edit(end, end, f"{sheet.gap(text, end)}{new}\n"))

@@ -120,11 +120,11 @@ def _gap(character: str, before: str) -> float:
 
 def hints(groups: list[list[Accelerators]]) -> list[str]:
     """Suggest other variants of the requested accelerators."""
-    asked = {accelerators.name for group in groups for accelerators in group}
+    requested = {accelerators.name for group in groups for accelerators in group}
     found = []
     for group in groups:
         first = group[0]
-        if first.name == "A100" and "A100-80GB" not in asked:
+        if first.name == "A100" and "A100-80GB" not in requested:
             found.append(
                 f"Hint: A100-80GB:{first.count} is often available when A100:{first.count} is not; "
                 f"--gpus 'A100*:{first.count}' tries both."

@@ -17,7 +17,7 @@ ANY = ("",)
 FOR_GOOD = 10**6
 
 ENDS = {errno.ENOSPC: 1, errno.EROFS: 1, errno.ENOTCONN: 75}
-"""The stop table's exit codes for a store that is full, read-only or gone. Other errors are retried."""
+"""The exit codes for a store that is full, read-only or gone. Other errors are retried."""
 
 
 def failing(call: str, number: int, times: int = 1, restoring: bool = False) -> Strike:

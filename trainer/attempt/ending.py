@@ -17,9 +17,10 @@ from trainer.layout.exit_codes import (
     EXIT_PREEMPTED,
     EXIT_STOPPED,
     EXIT_SUPERSEDED,
-    STOP_REQUEST_S,
 )
 
+STOP_REQUEST_S = 120.0
+"""How long an attempt waits for SkyPilot's cancel after a requested stop (`RunPaths.stop`), once all is saved."""
 HOLD_PAST_DEADLINE_S = 10.0
 """How much later than announced the cloud may take a machine."""
 

@@ -1,4 +1,4 @@
-"""Identity of a run: its id, its layout's version, its newest checkpoint. Standard library only."""
+"""The identity of this attempt's run: reads it while the bucket may fail, and records it. Standard library only."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Notice:
     """An announcement that the machine will be taken."""
 
     kind: str
-    """`sigterm`, `sigint` or `aws-notice`."""
+    """A key of `ending.STOPS`: `sigterm`, `sigint`, or a cloud's, as `aws-notice`."""
     id: str
     """Identifies the notice; for a signal, its kind."""
     at: float
@@ -138,7 +138,7 @@ def aws_endpoint() -> str | None:
     return AWS_ENDPOINT if vendor == "Amazon EC2" else None
 
 
-def _ask(request: urllib.request.Request) -> tuple[bytes, str]:
+def _request(request: urllib.request.Request) -> tuple[bytes, str]:
     """(body, Date header) of the answer to a request; never through a proxy."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=REQUEST_S) as answer:
@@ -148,7 +148,7 @@ def _ask(request: urllib.request.Request) -> tuple[bytes, str]:
 def aws_token(endpoint: str) -> str:
     """A session token for IMDSv2."""
     headers = {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_TTL_S)}
-    body, _ = _ask(urllib.request.Request(f"{endpoint}/latest/api/token", method="PUT", headers=headers))
+    body, _ = _request(urllib.request.Request(f"{endpoint}/latest/api/token", method="PUT", headers=headers))
     return body.decode("ascii")
 
 
@@ -156,7 +156,7 @@ def aws_action(endpoint: str, token: str) -> tuple[dict[str, str] | None, dateti
     """(the spot instance-action or None, the service's own time)."""
     url = f"{endpoint}/latest/meta-data/spot/instance-action"
     try:
-        body, date = _ask(urllib.request.Request(url, headers={"X-aws-ec2-metadata-token": token}))
+        body, date = _request(urllib.request.Request(url, headers={"X-aws-ec2-metadata-token": token}))
     except urllib.error.HTTPError as error:
         if error.code == 404:
             return None, datetime.now(timezone.utc)

@@ -15,6 +15,3 @@ EXIT_PRECEDENCE = (EXIT_FAILED, EXIT_NO_PROGRESS, EXIT_STOPPED, EXIT_SUPERSEDED,
 
 EXIT_FAILURES = (EXIT_FAILED, EXIT_NO_PROGRESS)
 """The codes after which the user has to act: the last message is printed as an error."""
-
-STOP_REQUEST_S = 120.0
-"""How long a requested stop (`RunPaths.stop`) may take, and how long it then waits for SkyPilot's cancel."""

@@ -1,4 +1,4 @@
-"""Identity of a run: the run that a folder and its checkpoints belong to, and the newest committed checkpoint."""
+"""The identity of a run in the layout: the id that its folder's files agree on, and its newest committed checkpoint."""
 
 from __future__ import annotations
 

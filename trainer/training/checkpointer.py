@@ -54,15 +54,15 @@ class Checkpointer:
                 "Raise --save-every or use `auto`."
             )
 
-    def save_last(self, deadline: float | None, again: bool = False) -> None:
+    def save_last(self, deadline: float | None, resave: bool = False) -> None:
         """Save this boundary and wait until the save is decided.
 
         Args:
             deadline: Where the wait ends, in monotonic seconds; None: no limit.
-            again: Save even a boundary that is committed already, because its state has changed since.
+            resave: Save even a boundary that is committed already, because its state has changed since.
         """
         self.saver.wait()
-        if self._state.done and (again or self.saver.committed_step != self._state.done):
+        if self._state.done and (resave or self.saver.committed_step != self._state.done):
             self.save(last=True)
             self.saver.wait(None if deadline is None else max(0.1, deadline - time.monotonic()))
         self._run.committed_step = self.saver.committed_step

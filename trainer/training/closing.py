@@ -74,15 +74,15 @@ class Closing:
         run.notices.signalled.wait(ending.hold_s())
         run.leave(ending)
 
-    def finish(self, stop: Stop | None, again: bool) -> None:
+    def finish(self, stop: Stop | None, resave: bool) -> None:
         """Save the last checkpoint, then export the model.
 
         Args:
             stop: The stop that was agreed on meanwhile, if any.
-            again: Save the last boundary once more, because an evaluation has changed its state.
+            resave: Save the last boundary once more, because an evaluation has changed its state.
         """
         run, state, saver = self._run, self._state, self._checkpointer.saver
-        self._checkpointer.save_last(stop.deadline if stop else None, again)
+        self._checkpointer.save_last(stop.deadline if stop else None, resave)
         while not stop and saver.committed_step != state.done:
             self._checkpointer.save(last=True)
             saver.wait()  # Raises once too many saves in a row have failed.

@@ -11,12 +11,14 @@ import time
 import torch
 
 from trainer.bucket.hashing import fingerprint
-from trainer.layout.exit_codes import STOP_REQUEST_S
 from trainer.ranks.agreement import KINDS, Row, Stop
 from trainer.ranks.exchange import Exchange
 from trainer.training.checkpointer import Checkpointer
 from trainer.training.participant import Participant
 from trainer.training.samples import MicroStep
+
+REQUESTED_STOP_S = 120.0
+"""How long a requested stop may take."""
 
 
 class Consensus:
@@ -64,7 +66,7 @@ class Consensus:
             return found.ending.cause, 0.0  # No other deadline is earlier, and rank 0's row is the first.
         if notice:
             return notice.kind, notice.deadline - now
-        return (found.ending.cause, STOP_REQUEST_S) if found else ("", math.inf)
+        return (found.ending.cause, REQUESTED_STOP_S) if found else ("", math.inf)
 
     def take_in(self, received: list[list[int]], round_started: float | None) -> None:
         """Draw the conclusions from the rows of all ranks.

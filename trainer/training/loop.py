@@ -115,8 +115,8 @@ class Loop:
         if consensus.stop:
             # The steps come first; then evaluation and export, as far as time allows.
             self.checkpointer.save_last(consensus.stop.deadline)
-        again = self.evaluation.run_if_due()
-        self.closing.finish(consensus.stop, again)
+        resave = self.evaluation.run_if_due()
+        self.closing.finish(consensus.stop, resave)
 
     # -- the beginning -------------------------------------------------------------------------------------------------
 

@@ -21,4 +21,7 @@ def lr_factor(step: int, *, schedule: str, warmup_steps: int, max_steps: int) ->
     if schedule == "constant":
         return 1.0
     past = (step - warmup_steps - 1) / max(1, max_steps - warmup_steps)
-    return 1.0 - past if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * past))
+    if schedule == "linear":
+        return 1.0 - past
+    assert schedule == "cosine", schedule
+    return 0.5 * (1.0 + math.cos(math.pi * past))
