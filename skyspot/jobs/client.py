@@ -67,12 +67,12 @@ class Job:
 
     @property
     def living(self) -> bool:
-        """Whether the job may still train."""
+        """True if the job may still train."""
         return is_living(self.status)
 
 
 def is_living(status: str) -> bool:
-    """Whether a job with this status may still train."""
+    """True if a job with this status may still train."""
     return status not in ENDED and not status.startswith("FAILED")
 
 
@@ -130,7 +130,7 @@ def check(text: str, secrets: Mapping[str, str], made: Collection[str] = ()) -> 
 
 
 def _needs_clouds(resource: Any) -> bool:
-    """Whether SkyPilot needs the enabled clouds to validate these resources (sky/resources.py)."""
+    """True if SkyPilot needs the enabled clouds to validate these resources (sky/resources.py)."""
     if resource.cloud is None:
         return any(
             (
@@ -236,7 +236,7 @@ def job_of(records: Sequence[Any]) -> Job:
 
 
 def last_refusal(job_id: int) -> str | None:
-    """Why a starting job has no machine yet: the last reason in the controller's log; None if there is none."""
+    """The last reason in the controller's log why a starting job has no machine yet; None if there is none."""
     log = io.StringIO()
     with _talking() as sky:
         sky.jobs.tail_logs(job_id=job_id, controller=True, follow=False, tail=_REFUSAL_LINES, output_stream=log)

@@ -61,7 +61,7 @@ class Launch:
     parts: tuple[Part, ...]
     """Its tasks: one, or the tasks of a pipeline."""
     is_group: bool = False
-    """Whether several tasks run side by side."""
+    """True if several tasks run side by side."""
 
     @property
     def where(self) -> Location | None:
@@ -85,17 +85,17 @@ class Existing:
     living: Job | None
     progress: Progress | None
     unread: str
-    """Why the run's folder cannot be read; empty if it can."""
+    """The reason why the run's folder cannot be read; empty if it can."""
     differs: str | None
     """The first difference in the binding configuration, as a sentence."""
     unchecked: str = ""
-    """Why SkyPilot was not asked for an active job; empty if it was."""
+    """The reason why SkyPilot was not asked for an active job; empty if it was."""
     parts: tuple[Existing, ...] = ()
     """The same for each task of a pipeline; the pipeline itself then has only `living` and `unchecked`."""
 
     @property
     def resumes(self) -> bool:
-        """Whether the run, or one of a pipeline's runs, has already started."""
+        """True if the run, or one of a pipeline's runs, has already started."""
         return any(one.progress for one in self.parts or (self,))
 
 

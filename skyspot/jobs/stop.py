@@ -20,7 +20,7 @@ from trainer.layout.events import event_named, read_events
 from trainer.layout.names import AttemptName, RunPaths, file_safe, list_attempts
 
 WATCH_S = 20.0
-"""How long an attempt's progress is watched for a change."""
+"""The time for which an attempt's progress is watched for a change."""
 POLL_S = 1.0
 _T = TypeVar("_T")
 
@@ -110,12 +110,12 @@ def _launch_of(paths: RunPaths, attempt: AttemptName) -> str:
 
 
 def _has_ended(paths: RunPaths, attempt: AttemptName) -> bool:
-    """Whether an attempt has written its end event."""
+    """True if an attempt has written its end event."""
     return event_named(read_events(paths, attempt), "end") is not None
 
 
 def _progresses(paths: RunPaths, attempt: AttemptName) -> bool:
-    """Whether the attempt's progress file changes, or its end event appears, within WATCH_S."""
+    """True if the attempt's progress file changes, or its end event appears, within WATCH_S."""
     first, end = _answer(_progress_file, paths, attempt), time.monotonic() + WATCH_S
     while time.monotonic() < end:
         if _answer(_progress_file, paths, attempt) != first or _answer(_has_ended, paths, attempt):

@@ -36,9 +36,9 @@ class TrackedJob:
     job: Job
     progress: Progress | None
     unread: str
-    """Why there is no progress to show; empty if there is."""
+    """The reason why there is no progress to show; empty if there is."""
     waits_for: str = ""
-    """Why a starting job has no machine yet."""
+    """The reason why a starting job has no machine yet."""
 
 
 def track(jobs: Sequence[Job]) -> list[TrackedJob]:

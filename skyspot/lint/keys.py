@@ -87,7 +87,7 @@ def findings(task: Task) -> Iterator[Finding]:
 
 
 def is_job(task: Task) -> bool:
-    """Whether the document describes a job, to which the other rules apply."""
+    """True if the document describes a job, to which the other rules apply."""
     return what_it_is(task.root) is None and task.root.get("service", "pool") is None
 
 

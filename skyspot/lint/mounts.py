@@ -189,7 +189,7 @@ def _checkpoints(task: Task, saved: _Saved, level: Level) -> Iterator[Finding]:
 
 
 def _on_disk(task: Task, path: str) -> bool:
-    """Whether a path without a mount is on the machine's own disk."""
+    """True if a path without a mount is on the machine's own disk."""
     # So is HOME on Slurm, a folder of the job's own (sky/provision/slurm/instance.py).
     return any(within(path, place) for place in ("~", *(_LOCAL if _rented(task) else ())))
 
@@ -199,17 +199,17 @@ def _rented(task: Task) -> bool:
 
 
 def _shared(task: Task, path: str) -> bool:
-    """Whether a path is likely a shared file system that every node has."""
+    """True if a path is likely a shared file system that every node has."""
     return not _rented(task) or bool(_SHARED.match(path))
 
 
 def _looks_for_itself(task: Task) -> bool:
-    """Whether our trainer itself refuses a missing folder, as with `--bucket PATH`, which mounts nothing."""
+    """True if our trainer itself refuses a missing folder, as with `--bucket PATH`, which mounts nothing."""
     return task.trainer is not None and "SKYSPOT_MOUNT" not in task.envs
 
 
 def _unmounted(task: Task, path: str) -> bool:
-    """Whether a path is outside all mounts and so seems to be on the root disk."""
+    """True if a path is outside all mounts and so seems to be on the root disk."""
     mounted = _mount_of(task, path) is not None or _lasts(task, path)
     return not (mounted or _on_disk(task, path) or _shared(task, path) or _handled(task, path))
 
@@ -219,7 +219,7 @@ def _handled(task: Task, path: str) -> bool:
 
 
 def _handles(command: Command, path: str) -> bool:
-    """Whether a command mounts, links or copies a path."""
+    """True if a command mounts, links or copies a path."""
     named = [clean_path(word.text) for word in command.words[1:] if not word.text.startswith("-")]
     return command.program in _MOUNTS_OR_COPIES and any(
         within(path, name) or within(name, path) for name in named if name not in ("/", "~")

@@ -150,7 +150,7 @@ def _module(task: Task, before: Sequence[Command], command: Command) -> Word | N
 
 
 def _brought(task: Task, before: Sequence[Command], path: str) -> bool:
-    """Whether a file may be on the machine: in a mount, or created by an earlier command."""
+    """True if a file may be on the machine: in a mount, or created by an earlier command."""
     if not within(path, WORKDIR) or "$" in path or "`" in path:
         return True  # A folder of the image, or one that only the shell knows.
     if any(
@@ -218,7 +218,7 @@ def _installed_torch(command: Command) -> Iterator[tuple[Word, re.Match[str]]]:
 
 
 def _is_pinned(found: re.Match[str]) -> bool:
-    """Whether a requirement that _TORCH matches has an upper bound."""
+    """True if a requirement that _TORCH matches has an upper bound."""
     return _UPPER_BOUND.search(found[2]) is not None
 
 
@@ -228,6 +228,6 @@ def _channels(texts: Sequence[str]) -> list[str]:
 
 
 def _is_value(command: Command, word: Word) -> bool:
-    """Whether a word is the value of an option, as in `conda create -n torch`, and not a package."""
+    """True if a word is the value of an option, as in `conda create -n torch`, and not a package."""
     at = next(at for at, other in enumerate(command.words) if other is word)
     return command.words[at - 1].text in ("-n", "--name", "-c", "--channel", "-p", "--prefix", "-e", "-r")

@@ -177,7 +177,7 @@ def _inline(node: Node) -> str:
 
 
 def _lacks_75(root: MappingNode) -> bool:
-    """Whether our trainer runs, which exits with 75 to be restarted, and a rung does not list 75."""
+    """True if our trainer runs, which exits with 75 to be restarted, and a rung does not list 75."""
     task = entries(root)
     run, envs = task.get("run"), task.get("envs")
     known = {str(key): str(item) for key, item in envs.items()} if isinstance(envs, dict) else {}

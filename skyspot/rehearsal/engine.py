@@ -96,7 +96,7 @@ class _Engine:
         self.written_s = 0.0
         """Duration of the undisturbed run after its first write to the bucket; 0 if it never wrote."""
         self.records = False
-        """Whether the task keeps attempt records."""
+        """True if the task keeps attempt records."""
 
     def rehearse(self, notes: list[str]) -> None:
         first = self.settings.processes[0]

@@ -41,10 +41,10 @@ class Injector:
     written_s: float
     """Its duration after its first write to the bucket; 0 if it never wrote."""
     records: bool
-    """Whether the task keeps attempt records."""
+    """True if the task keeps attempt records."""
 
     def due(self, step: int | None) -> bool:
-        """Whether it is time to preempt."""
+        """True if it is time to preempt."""
         planned = self.planned
         if planned is None:
             return False

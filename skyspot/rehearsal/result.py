@@ -48,7 +48,7 @@ class Row:
     first_step_s: float | None = None
     """Seconds from the attempt's start to its first step."""
     hit: bool = True
-    """Whether the preemption happened as planned."""
+    """True if the preemption happened as planned."""
 
 
 @dataclass
@@ -88,7 +88,7 @@ class Result:
 
     @property
     def exact(self) -> bool:
-        """Whether every judged leg is exact."""
+        """True if every judged leg is exact."""
         judged = [leg.verdict for leg in self.legs if leg.verdict]
         return bool(judged) and all(verdict.exact for verdict in judged)
 

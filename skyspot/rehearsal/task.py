@@ -23,15 +23,15 @@ class MachineMount:
     folder: Path | None
     """The folder mounted there; None: an empty bucket of the rehearsal."""
     survives: bool
-    """Whether it outlives the machine (a mounted bucket); else it is copied to each new machine."""
+    """True if it outlives the machine (a mounted bucket); else it is copied to each new machine."""
     read_only: bool = False
     source: str | None = None
     """The mount's `source`; None: SkyPilot would create the bucket."""
     uploaded: bool = False
-    """Whether SkyPilot uploads `folder`, without ignored files."""
+    """True if SkyPilot uploads `folder`, without ignored files."""
 
     def holds(self, path: str) -> bool:
-        """Whether an absolute path is in this mount."""
+        """True if an absolute path is in this mount."""
         return within(path, self.path)
 
 
@@ -60,7 +60,7 @@ class RehearsalTask:
 
     @property
     def names_bucket(self) -> bool:
-        """Whether SKYSPOT_CHECKPOINT_DIR names the bucket that holds the run."""
+        """True if SKYSPOT_CHECKPOINT_DIR names the bucket that holds the run."""
         return self._named_bucket() is not None
 
     def _named_bucket(self) -> MachineMount | None:

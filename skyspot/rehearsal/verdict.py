@@ -32,7 +32,7 @@ class History:
     model: str | None = None
     """The bundled trainer's model: `tiny`, a folder or a hub ID; None for the user's own program."""
     dropout: bool = True
-    """Whether the exported model uses dropout; True if its config does not tell."""
+    """True if the exported model uses dropout; True if its config does not tell."""
 
     @property
     def steps(self) -> int:
@@ -86,7 +86,7 @@ def read_history(paths: RunPaths) -> History | None:
 
 
 def _dropout(paths: RunPaths) -> bool:
-    """Whether the exported model uses dropout; True if its config does not tell."""
+    """True if the exported model uses dropout; True if its config does not tell."""
     try:
         config = json.loads((paths.final / "config.json").read_bytes())
         rates = [value for key, value in config.items() if "dropout" in key and isinstance(value, (int, float))]
@@ -198,7 +198,7 @@ def _notes(reference: History, other: History) -> list[str]:
 
 
 def _hardly_fell(first: float, last: float) -> bool:
-    """Whether a loss fell by less than 20 %, or is not a number."""
+    """True if a loss fell by less than 20 %, or is not a number."""
     return not (last < first and first - last >= FALL * abs(first))
 
 

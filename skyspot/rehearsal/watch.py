@@ -64,7 +64,7 @@ class Watch:
         return self.step
 
     def saving(self) -> bool:
-        """Whether a checkpoint is being written right now."""
+        """True if a checkpoint is being written right now."""
         paths = self.paths
         if paths and paths.checkpoints.is_dir():
             return any(not (paths.checkpoint(name) / MANIFEST).exists() and self._is_new(str(name))
@@ -91,7 +91,7 @@ class Watch:
         return frozenset((path, size) for path, size in walk(self.bucket))
 
     def ended(self) -> bool:
-        """Whether the attempt wrote its end event."""
+        """True if the attempt wrote its end event."""
         paths, attempt = self.paths, self.attempt()
         return bool(paths and attempt and event_named(read_events(paths, attempt), "end"))
 
@@ -115,7 +115,7 @@ def walk(folder: Path) -> list[tuple[str, int]]:
 
 
 def is_committed(folder: Path) -> bool:
-    """Whether a checkpoint's manifest is readable."""
+    """True if a checkpoint's manifest is readable."""
     try:
         read_manifest(folder)
     except (LayoutError, OSError):

@@ -56,17 +56,17 @@ class Checkpoint:
 
     @property
     def damaged(self) -> bool:
-        """Whether it is committed and known not to be whole."""
+        """True if it is committed and known not to be whole."""
         return self.committed and self.whole is False
 
     @property
     def finite(self) -> bool:
-        """Whether its weights are free of NaN and infinite values, according to its manifest."""
+        """True if its weights are free of NaN and infinite values, according to its manifest."""
         return self.manifest is None or self.manifest.finite
 
     @property
     def resumable(self) -> bool:
-        """Whether a resume takes it if it is whole; it must be finite, except in a run with --on-nan ignore."""
+        """True if a resume takes it if it is whole; it must be finite, except in a run with --on-nan ignore."""
         config = self.manifest.facts.get("config") if self.manifest else None
         return self.finite or (isinstance(config, Mapping) and config.get("on_nan") == "ignore")
 
@@ -166,7 +166,7 @@ def _read(folder: Path, name: CheckpointName | None, sizes: Mapping[str, int]) -
 
 
 def concerns_one_file(folder: Path, error: OSError) -> bool:
-    """Whether an error concerns one file; a bucket's errors mostly concern the whole bucket."""
+    """True if an error concerns one file; a bucket's errors mostly concern the whole bucket."""
     return isinstance(folder, Path) or isinstance(error, PermissionError)
 
 

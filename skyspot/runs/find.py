@@ -58,7 +58,7 @@ def _place(run: str, project: Path, resolve: Resolve) -> Location:
 
 
 def _kind(folder: Path) -> tuple[bool, bool]:
-    """Whether a path is a folder, and a run's folder."""
+    """True if a path is a folder, and a run's folder."""
     return folder.is_dir(), any((folder / name).exists() for name in _RUN_ENTRIES)
 
 

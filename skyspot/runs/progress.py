@@ -1,4 +1,4 @@
-"""How far a run has come, and the configuration that binds it."""
+"""The progress of a run, and the configuration that binds it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer.layout.names import AttemptName, RunPaths, list_attempts, list_chec
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come."""
+    """The progress of a run."""
 
     attempts: int
     step: int | None
@@ -28,7 +28,7 @@ class Progress:
     """When the newest checkpoint was committed: unix seconds by the node's clock."""
     finished: bool
     cause: str | None
-    """Why the newest attempt ended; None while it runs."""
+    """The cause of the newest attempt's end; None while it runs."""
 
 
 def run_progress(paths: RunPaths) -> Progress | None:

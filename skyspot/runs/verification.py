@@ -106,7 +106,7 @@ def _judged(paths: RunPaths, one: Checkpoint, files: Sequence[_FileResult]) -> C
 
 
 def _changed(folder: Path, manifest: Manifest) -> str | None:
-    """How the run changed a folder since its manifest was read; None if it did not."""
+    """A description of the run's change to a folder since its manifest was read; None if there is none."""
     try:
         return None if read_manifest(folder) == manifest else "rewritten while it was read"
     except LayoutError:

@@ -74,7 +74,7 @@ def call_in_thread(asked: object, function: Callable[..., _T], *args: Any, secon
 
 
 def is_isolated(root: Path) -> bool:
-    """Whether the worker process makes the calls into a folder."""
+    """True if the worker process makes the calls into a folder."""
     return isinstance(root, Path) and _may_hang(root)
 
 
@@ -156,7 +156,7 @@ def _await(outcomes: queue.SimpleQueue[_Outcome], asked: object, seconds: float 
 
 
 def _may_hang(folder: Path) -> bool:
-    """Whether a folder is on something else than this machine's disks; touches nothing that might hang."""
+    """True if a folder is on something else than this machine's disks; touches nothing that might hang."""
     kinds = _kinds()
     if kinds is None:
         return True

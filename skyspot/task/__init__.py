@@ -1,1 +1,1 @@
-"""What a task YAML is: templates, options, ladder, accelerators, buckets, payload, and the one reader of it."""
+"""The task YAML: templates, options, ladder, accelerators, buckets, payload, and the one reader of it."""

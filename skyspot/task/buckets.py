@@ -38,7 +38,7 @@ class Store:
     source: dict[str, Any] | None
     """The bucket as an entry of file_mounts."""
     made: bool = False
-    """Whether SkyPilot creates the bucket."""
+    """True if SkyPilot creates the bucket."""
 
     @property
     def mounts(self) -> list[Mount]:
@@ -49,7 +49,7 @@ class Store:
 
 
 def is_url(text: str) -> bool:
-    """Whether a value looks like a URL."""
+    """True if a value looks like a URL."""
     return "://" in text
 
 

@@ -71,7 +71,7 @@ class Rung:
 
     @property
     def use_spot(self) -> bool:
-        """Whether it requests spot instances."""
+        """True if it requests spot instances."""
         return self.values.get("use_spot") is True
 
     @property
@@ -133,7 +133,7 @@ class Task:
 
     @cached_property
     def rungs_are_odd(self) -> bool:
-        """Whether SkyPilot would refuse `resources` because it, or a rung, is not a mapping."""
+        """True if SkyPilot would refuse `resources` because it, or a rung, is not a mapping."""
         if self.resources is None or self.resources.is_null:
             return False
         listed = self._listed
@@ -143,13 +143,13 @@ class Task:
 
     @cached_property
     def ordered(self) -> bool:
-        """Whether the rungs are tried in order; else SkyPilot takes the cheapest."""
+        """True if the rungs are tried in order; else SkyPilot takes the cheapest."""
         found = self.resources.get("ordered") if self.resources else None
         return found is not None and bool(found.items)
 
     @property
     def listed(self) -> bool:
-        """Whether the rungs are a list, even of one."""
+        """True if the rungs are a list, even of one."""
         return self._listed is not None
 
     @cached_property
@@ -165,7 +165,7 @@ class Task:
 
     @property
     def preemptible(self) -> bool:
-        """Whether the job can lose its machine: a spot instance, or a Slurm node."""
+        """True if the job can lose its machine: a spot instance, or a Slurm node."""
         return any(rung.use_spot or rung.cloud == "slurm" for rung in self.rungs)
 
     @cached_property
@@ -283,7 +283,7 @@ class Document:
 
     @property
     def is_group(self) -> bool:
-        """Whether the tasks run in parallel."""
+        """True if the tasks run in parallel."""
         execution = self.header.get("execution") if self.header else None
         return execution is not None and execution.value == "parallel"
 
@@ -322,5 +322,5 @@ def tasks(text: str) -> tuple[Task, ...]:
 
 
 def _is_header(first: Located) -> bool:
-    """Whether a first document is a header, as in sky/utils/dag_utils.py."""
+    """True if a first document is a header, as in sky/utils/dag_utils.py."""
     return "name" in first.entries and first.entries.keys() <= {*HEADER}

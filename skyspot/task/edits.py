@@ -49,7 +49,7 @@ def accelerators(found: Task) -> list[list[Accelerators]]:
 
 
 def uses_spot(found: Task) -> bool | None:
-    """Whether a task's first rung requests spot instances; None if it does not say.
+    """True if a task's first rung requests spot instances; None if it does not say.
 
     Raises:
         UsageError: SkyPilot would refuse `resources`.

@@ -40,22 +40,22 @@ class Located:
 
     @property
     def is_null(self) -> bool:
-        """Whether the value is empty or null."""
+        """True if the value is empty or null."""
         return self.node.tag == "tag:yaml.org,2002:null"
 
     @property
     def is_mapping(self) -> bool:
-        """Whether the value is a mapping."""
+        """True if the value is a mapping."""
         return isinstance(self.node, MappingNode)
 
     @property
     def is_list(self) -> bool:
-        """Whether the value is a list."""
+        """True if the value is a list."""
         return isinstance(self.node, SequenceNode)
 
     @property
     def is_verbatim(self) -> bool:
-        """Whether the value is a literal block (`|`), whose lines are those of the file."""
+        """True if the value is a literal block (`|`), whose lines are those of the file."""
         return isinstance(self.node, ScalarNode) and self.node.style == "|"
 
     @property

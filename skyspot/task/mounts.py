@@ -33,9 +33,9 @@ class Mount:
     """The store to create the bucket in; empty: SkyPilot chooses."""
     read_only: bool = False
     is_bucket: bool = True
-    """Whether the entry is a mapping that describes a bucket; else it is a path or URL to copy."""
+    """True if the entry is a mapping that describes a bucket; else it is a path or URL to copy."""
     states_mode: bool = False
-    """Whether the entry sets `mode`; else it is SkyPilot's default."""
+    """True if the entry sets `mode`; else it is SkyPilot's default."""
     sources: tuple[str, ...] = ()
     """The sources, if a bucket has several."""
     line: int = 1
@@ -43,7 +43,7 @@ class Mount:
 
     @property
     def lasts(self) -> bool:
-        """Whether files written there go to a bucket."""
+        """True if files written there go to a bucket."""
         return self.mode in ("MOUNT", "MOUNT_CACHED")
 
 
@@ -69,5 +69,5 @@ def clean_path(path: str, folder: str = WORKDIR) -> str:
 
 
 def within(path: str, folder: str) -> bool:
-    """Whether a path is the folder or inside it."""
+    """True if a path is the folder or inside it."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")

@@ -45,7 +45,7 @@ def starts(text: str) -> list[int]:
 
 
 def opening(text: str) -> tuple[bool, bool]:
-    """Whether a text starts with directives, and whether with `---`."""
+    """(True if a text starts with directives, True if it starts with `---`)."""
     first = next(event for event in yaml.parse(text) if isinstance(event, yaml.DocumentStartEvent))
     return bool(first.version or first.tags), bool(first.explicit)
 

@@ -39,7 +39,7 @@ class Pipeline:
 
     @property
     def several(self) -> bool:
-        """Whether the file has several tasks or a header."""
+        """True if the file has several tasks or a header."""
         return len(self.tasks) > 1 or self.header is not None
 
     @property

@@ -34,7 +34,7 @@ class Rendered:
     notes: tuple[str, ...]
     """Hints and warnings for stderr."""
     trainer: bool
-    """Whether it needs the trainer beside it as payload."""
+    """True if it needs the trainer beside it as payload."""
     before: str | None = None
     """The user's own YAML that it was made from; None: it comes from a template."""
 
@@ -190,7 +190,7 @@ def headed(rendered: Rendered, source: Path) -> Rendered:
 
 
 def edited_by_hand(text: str) -> bool:
-    """Whether a rendered file was changed since it was rendered."""
+    """True if a rendered file was changed since it was rendered."""
     body = text.split("\n", 2)[2] if text.count("\n") > 2 else ""
     return hashlib.sha256(body.encode()).hexdigest()[:6] != rendered_from(text)
 

@@ -138,7 +138,7 @@ def put(text: str, found: Entry, new: str) -> Edit:
 
 
 def _properties(text: str, start: int, end: int) -> int:
-    """How many characters of anchor and tag stand before a value."""
+    """The number of characters of anchor and tag before a value."""
     found = _PROPERTIES.match(text, start, end)
     return len(found[0]) if found else 0
 
@@ -153,13 +153,13 @@ def insert(mapping: MappingNode, key: str, new: str) -> Edit:
 
 
 def gap(text: str, end: int) -> str:
-    """What separates a new section from what ends there: an empty line, unless that would belong to a value."""
+    """The separator of a new section from the text before it: an empty line, unless that would belong to a value."""
     line = "" if text[:end].endswith(("\n", "\r")) else "\n"
     return line if keeps_lines(text) else f"{line}\n"
 
 
 def keeps_lines(text: str) -> bool:
-    """Whether empty lines at the end of a text may belong to a value of it (`|+`)."""
+    """True if empty lines at the end of a text may belong to a value of it (`|+`)."""
     return _KEEPS.search(text) is not None
 
 

@@ -110,12 +110,12 @@ def commands(script: str, variables: Mapping[str, str] | None = None) -> list[Co
 
 
 def runs_our_trainer(run: str, envs: Mapping[str, str] | None = None) -> bool:
-    """Whether a script starts `python -m trainer` or `python -m trainer.launch`."""
+    """True if a script starts `python -m trainer` or `python -m trainer.launch`."""
     return any(starts_our_trainer(command) for command in commands(run, envs))
 
 
 def starts_our_trainer(command: Command) -> bool:
-    """Whether a command is `python ... -m trainer` or `-m trainer.launch`; Python's options may precede `-m`."""
+    """True if a command is `python ... -m trainer` or `-m trainer.launch`; Python's options may precede `-m`."""
     texts = [word.text for word in command.words]
     # Another launcher (accelerate, torchrun) hides the trainer's exit codes.
     if command.program in ("echo", "printf", "accelerate", "torchrun"):

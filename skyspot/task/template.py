@@ -48,7 +48,7 @@ class Template:
     parameters: tuple[Parameter, ...]
     about: str
     trainer: bool
-    """Whether `run` starts our trainer, which exits with 75 to be restarted."""
+    """True if `run` starts our trainer, which exits with 75 to be restarted."""
 
 
 def bundled_folder() -> Path:
