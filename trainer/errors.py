@@ -20,7 +20,7 @@ class TrainerError(Exception):
 
 
 class AttemptError(TrainerError):
-    """What the attempt depends on fails before the first step or after the last."""
+    """Something that the attempt depends on fails before the first step or after the last."""
 
 
 class RunError(TrainerError):

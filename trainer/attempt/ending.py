@@ -20,13 +20,13 @@ from trainer.layout.exit_codes import (
 )
 
 STOP_REQUEST_S = 120.0
-"""How long an attempt waits for SkyPilot's cancel after a requested stop (`RunPaths.stop`), once all is saved."""
+"""The time that an attempt waits for SkyPilot's cancel after a requested stop (`RunPaths.stop`), once all is saved."""
 HOLD_PAST_DEADLINE_S = 10.0
-"""How much later than announced the cloud may take a machine."""
+"""The delay, after the announced time, with which the cloud may take a machine."""
 
 
 class Hold(Enum):
-    """What an attempt waits for before it exits, once everything is written."""
+    """The event that an attempt waits for before it exits, once everything is written."""
 
     NOTHING = "nothing"
     MACHINE_TAKEN = "the machine is taken"
@@ -43,7 +43,7 @@ class Ending:
     code: int
     """The exit code, unless an error or the script has its own."""
     saves: bool = False
-    """Whether the last boundary is saved first, if there is one."""
+    """True if the last boundary is saved first, if there is one."""
     hold: Hold = Hold.NOTHING
 
     def hold_s(self, deadline: float = 0.0) -> float:

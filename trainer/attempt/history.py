@@ -22,7 +22,7 @@ from trainer.layout.manifest import Manifest, read_manifest
 from trainer.layout.names import AttemptName, RunPaths, list_attempts
 
 RECORDS_S = 600.0
-"""How long reading other attempts' records may take: each attempt has several small objects in the bucket."""
+"""The time that reading other attempts' records may take: each attempt has several small objects in the bucket."""
 OWN_DOING_IN_A_ROW = 3
 """So many attempts in a row that ended by themselves, without progress, end the launch."""
 ANY_END_IN_A_ROW = 10

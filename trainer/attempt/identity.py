@@ -25,9 +25,9 @@ from trainer.layout.manifest import Manifest, read_manifest
 from trainer.layout.names import CheckpointName, RunPaths, list_checkpoints
 
 BEING_WRITTEN_S = 1.0
-"""How long a torn run.json may still be one that another first attempt is writing."""
+"""The time for which a torn run.json may still be one that another first attempt is writing."""
 UNREADABLE_S = 30.0
-"""How long a checkpoint may be unreadable before an older one is taken."""
+"""The time for which a checkpoint may be unreadable before an older one is taken."""
 
 
 def newest_readable(

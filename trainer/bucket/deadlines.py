@@ -20,7 +20,7 @@ from trainer.layout.manifest import Manifest
 
 SLOWEST_BYTES_PER_S = 10e6
 LIMIT_S = 120.0
-"""How long one call may take by default."""
+"""The time that one call may take by default."""
 LOOK_S = 0.5
 
 

@@ -35,7 +35,7 @@ _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
 class Proof(enum.Enum):
-    """What proves that a file is in the store."""
+    """The proof that a file is in the store."""
 
     READ_BACK = "reading it back"
     UPLOAD_LOG = "the mount's log"

@@ -16,7 +16,7 @@ from trainer.layout.names import RunPaths
 from trainer.machine import scratch
 
 START_RETRY_S = 600.0
-"""How long a call is retried before the first step."""
+"""The time for which a call is retried before the first step."""
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}

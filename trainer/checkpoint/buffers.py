@@ -105,7 +105,7 @@ def assign(module: nn.Module, key: str, value: torch.Tensor | None) -> None:
 
 
 def _overlaps(tensor: torch.Tensor) -> bool:
-    """Whether elements share a place in memory, as after expand()."""
+    """True if elements share a place in memory, as after expand()."""
     return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
@@ -147,7 +147,7 @@ def plan(
     found: list[tuple[nn.Module, str, torch.Tensor | None]] = []
 
     def grew(name: str) -> bool:
-        """Whether the program made it as it does now, and training changed its form."""
+        """True if the program made it as it does now, and training changed its form."""
         return then is None or (name in then and then[name] == made.get(name))
 
     for name, tensor in saved.items():

@@ -39,7 +39,7 @@ class MetricsHistory(Protocol):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What becomes of a save; neither committed nor tried again means given up."""
+    """The outcome of a save; neither committed nor tried again means given up."""
 
     committed: bool = False
     retry_s: float | None = None

@@ -110,7 +110,7 @@ def open_checkpoint(folder: Path) -> Opened:
 
 
 def _is_history(metrics: object) -> bool:
-    """Whether it is a list of metrics files, as the layout defines it."""
+    """True if it is a list of metrics files, as the layout defines it."""
     return isinstance(metrics, list) and all(
         isinstance(part, dict)
         and isinstance(part.get("path"), str)
@@ -193,7 +193,7 @@ def _assembled(found: PartsByTensor) -> dict[str, Tensor]:
 
 
 def _is_grid(boxes: Sequence[Box]) -> bool:
-    """Whether boxes are distinct cells of a grid, so that none overlap. The parts of a saved tensor always are."""
+    """True if boxes are distinct cells of a grid, so that none overlap. The parts of a saved tensor always are."""
     if len({offsets for offsets, _ in boxes}) != len(boxes):
         return False
     for dimension in range(len(boxes[0][0])):

@@ -39,7 +39,7 @@ def watched(model: nn.Module) -> frozenset[str]:
 
 
 def is_spoilt(tensor: torch.Tensor, *, infinite: bool = True) -> bool:
-    """Whether a tensor holds NaN or, with `infinite`, an infinite value. On the host it uses one thread."""
+    """True if a tensor holds NaN or, with `infinite`, an infinite value. On the host it uses one thread."""
     if not tensor.is_floating_point() or not tensor.numel():
         return False
     if tensor.device.type != "cpu":

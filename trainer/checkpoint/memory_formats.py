@@ -41,7 +41,7 @@ def relaid(tensor: torch.Tensor, strides: Any) -> torch.Tensor:
 
 
 def is_dense(shape: tuple[int, ...], strides: Any) -> bool:
-    """Whether strides give every element of a shape its own place, without gaps."""
+    """True if strides give every element of a shape its own place, without gaps."""
     if len(shape) != len(strides) or any(type(stride) is not int or not 0 <= stride < 1 << 62 for stride in strides):
         return False
     count = 1

@@ -109,7 +109,7 @@ def _inner(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.optim.
 
 
 def _holds_no_more(own: Any, optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a state_dict holds just what Optimizer.state and the groups hold."""
+    """True if a state_dict holds just what Optimizer.state and the groups hold."""
     if not isinstance(own, Mapping) or own.keys() != {"state", "param_groups"}:
         return False
     options = [group.keys() - {"params"} for group in own["param_groups"]]
@@ -238,7 +238,7 @@ def _state_on_devices(
     named: Mapping[str, nn.Parameter],
     formatted: bool,
 ) -> dict[Any, Any]:
-    """What Optimizer.state is to hold, each tensor on the device where the optimizer keeps it."""
+    """The contents for Optimizer.state, each tensor on the device where the optimizer keeps it."""
     on_device = {
         id(parameter): bool(group.get("capturable") or group.get("fused"))
         for group in optimizer.param_groups

@@ -33,7 +33,7 @@ DEAD_S = 600.0
 """An attempt is dead if it has changed nothing for so long while it was watched from here."""
 LOOK_S = 1.0
 UPLOADED_S = 3600.0
-"""How long to wait for a share to reach the store; after that its checkpoint does not count."""
+"""The time to wait for a share to reach the store; after that its checkpoint does not count."""
 PRINT_EVERY = 10
 """Saves between two lines about what is kept."""
 
@@ -65,12 +65,12 @@ class Pruner:
         self._keep_latest, self._keep_every = max(2, keep_latest), keep_every
         self._mount = mount_of(paths.root)
         self.on_disk = self._mount.kind in DISKS
-        """Whether the run's folder lies on a disk of this machine."""
+        """True if the run's folder lies on a disk of this machine."""
         self._log = UploadLog(self._mount.log) if self._mount.proof is Proof.UPLOAD_LOG and self._mount.log else None
         self._known: set[CheckpointName] = set()
         """Checkpoints that are proven to be in the store."""
         self._spoilt: dict[CheckpointName, bool] = {}
-        """Whether a checkpoint's weights are not finite, for each whose manifest was read."""
+        """True for each checkpoint whose weights are not finite, of those whose manifest was read."""
         self._waiting: dict[CheckpointName, Manifest] = {}
         """Committed checkpoints whose upload is not over."""
         self._saves = self._printed_at = 0
@@ -88,7 +88,7 @@ class Pruner:
                 self._known.add(name)
 
     def _proves(self, name: CheckpointName) -> bool:
-        """Whether reading a checkpoint whole proves that it is in the store.
+        """True if reading a checkpoint whole proves that it is in the store.
 
         Through a cache it does if another machine wrote it: the cache of this machine has never seen it.
         """
@@ -235,7 +235,7 @@ class Pruner:
             return (self._paths.checkpoint(name) / MANIFEST).exists()
 
     def _is_spoilt(self, name: CheckpointName) -> bool:
-        """Whether a checkpoint's manifest says that its weights are not finite."""
+        """True if a checkpoint's manifest says that its weights are not finite."""
         if name not in self._spoilt:
             try:
                 self._spoilt[name] = not read_manifest(self._paths.checkpoint(name)).finite
@@ -283,7 +283,7 @@ class LiveAttempts:
         self._seen: dict[AttemptName, tuple[bytes, float]] = {}
 
     def may_write(self, name: AttemptName) -> bool:
-        """Whether an attempt may be alive: it has recorded no end, and is not known to be gone."""
+        """True if an attempt may be alive: it has recorded no end, and is not known to be gone."""
         with within("reading an attempt's records"):
             if event_named(read_events(self._paths, name, ("end",)), "end"):
                 return False
@@ -299,7 +299,7 @@ class LiveAttempts:
         return time.monotonic() - since < DEAD_S
 
     def _is_process_alive(self, name: AttemptName) -> bool | None:
-        """Whether the process of an attempt on this machine alone is alive; None if that cannot be known."""
+        """True if the process of an attempt on this machine alone is alive; None if that cannot be known."""
         try:
             events = read_events(self._paths, name, ("start", "machines"), all_of_them=True)
         except (LayoutError, OSError):

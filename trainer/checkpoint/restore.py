@@ -28,7 +28,7 @@ NOT_FINITE = "its weights are not finite (NaN or infinite)"
 READ_TRIES = 6
 FIRST_RETRY_S = 0.5
 UNSEEN_S = 20.0
-"""How long a machine's mount may take to show a file that another machine's mount shows already."""
+"""The time that a machine's mount may take to show a file that another machine's mount shows already."""
 _VANISHED = "gone"
 """The reason of a rank for a checkpoint whose folder vanished."""
 _T = TypeVar("_T")
@@ -134,7 +134,7 @@ class _Search:
         return self.found
 
     def is_whole(self, choice: str, verdicts: Sequence[Doubt]) -> bool:
-        """Whether the search ends with a checkpoint, given each rank's verdict.
+        """True if the search ends with a checkpoint, given each rank's verdict.
 
         Raises:
             ReadError: the mount is gone on some rank.

@@ -39,7 +39,7 @@ from trainer.ranks.store import peek, wait_for
 
 @dataclass
 class SavePolicy:
-    """How many checkpoints a run keeps, and how many failed saves it tolerates."""
+    """The number of checkpoints that a run keeps, and of failed saves that it tolerates."""
 
     latest: int = 3
     """The newest checkpoints to keep."""
@@ -142,7 +142,7 @@ class Saver:
 
     @property
     def idle(self) -> bool:
-        """Whether no save is under way."""
+        """True if no save is under way."""
         return not self._threads or self._decided.is_set()
 
     def start(self, boundary: Boundary) -> None:

@@ -50,12 +50,12 @@ class Part:
 
     @property
     def whole(self) -> bool:
-        """Whether it is all of its tensor."""
+        """True if it is all of its tensor."""
         return self.sizes == self.shape
 
 
 def is_cut(tensor: torch.Tensor) -> TypeGuard[DTensor]:
-    """Whether it is a DTensor. Importing their module takes half a second; if it is not loaded, there are none."""
+    """True if it is a DTensor. Importing their module takes half a second; if it is not loaded, there are none."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 

@@ -18,7 +18,7 @@ from trainer.layout.manifest import FileRecord
 
 @dataclass(frozen=True)
 class ShareReport:
-    """What a rank reports of its share."""
+    """A rank's report of its share."""
 
     bytes: int = 0
     hash: str = ""
@@ -27,7 +27,7 @@ class ShareReport:
     spoilt: str = ""
     """A tensor that is not finite and should be; empty if all are."""
     error: str | None = None
-    """Why the share could not be written; None if it was."""
+    """The reason why the share could not be written; None if it was."""
     code: int | None = None
     """The exit code that the error ends the attempt with at once."""
 

@@ -114,7 +114,7 @@ class Staging:
         self._buffers: dict[str, torch.Tensor] = {}
 
     def holds(self, parts: Sequence[Part]) -> bool:
-        """Whether the memory has exactly the form of a share."""
+        """True if the memory has exactly the form of a share."""
         return self._buffers.keys() == {part.name for part in parts} and all(
             self._buffers[part.name].shape == part.sizes and self._buffers[part.name].dtype == part.dtype
             for part in parts

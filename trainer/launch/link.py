@@ -64,7 +64,7 @@ class Link:
         return True
 
     def was_printed(self, message: str) -> bool:
-        """Return whether a rank of this node has noted the same message with `is_first_to_print`."""
+        """True if a rank of this node has noted the same message with `is_first_to_print`."""
         if self._printed is not None:
             with suppress(OSError):
                 printed = os.pread(self._printed, os.fstat(self._printed).st_size, 0)

@@ -76,7 +76,7 @@ class Rank:
             os.write(self.to_rank, PEER_GONE + b"\n")
 
     def stays_a_zombie(self) -> bool:
-        """Return whether the rank has exited and cannot be reaped, because one of its threads hangs in a dead mount.
+        """True if the rank has exited and cannot be reaped, because one of its threads hangs in a dead mount.
 
         Every process with threads is a zombie for a moment when it leaves; that one is reaped soon, with its own code.
         """
@@ -130,7 +130,7 @@ def start_rank(command: Sequence[str], number: int, environment: Environment, pr
 
 
 def is_zombie(pid: int) -> bool:
-    """Return whether the process has exited, even if a thread of it hangs and keeps wait() from returning."""
+    """True if the process has exited, even if a thread of it hangs and keeps wait() from returning."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except (OSError, IndexError):

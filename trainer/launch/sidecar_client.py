@@ -30,7 +30,7 @@ class Sidecar:
         self.exit_code: int | None = None
         """The launcher's exit code, if no rank is to be started."""
         self.stop: Ending | None = None
-        """Why the attempt has to end."""
+        """The reason to end the attempt; None: none yet."""
         self._received = b""
         self.errors, its_errors = os.pipe()
         """Where to read its stderr. The launcher relays it: a sidecar that hangs must not hold the job's own pipe."""

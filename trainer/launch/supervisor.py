@@ -65,7 +65,7 @@ class Supervisor:
         self._ports: LocalPorts | None = None
         self._signalled = False
         self._stopped: Ending | None = None
-        """Why the sidecar has the attempt ended, of a script that does not look itself."""
+        """The stop that the sidecar reported, for a script that does not look itself."""
         self._kill_at: float | None = None
         self._killed = False
         self._sidecar_dir = sidecar_dir if nodes.leads else None

@@ -40,7 +40,7 @@ def cache() -> Path | None:
 
 
 def setup_seconds() -> int | None:
-    """How long setup.sh took on this machine; None if it did not run."""
+    """The seconds that setup.sh took on this machine; None if it did not run."""
     folder = home()
     with suppress(OSError, ValueError):
         return int((folder / "skyspot" / "setup-seconds").read_text()) if folder else None

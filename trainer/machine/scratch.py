@@ -28,7 +28,7 @@ SPARE_BYTES = 64 << 20
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FULL_BYTES = 1 << 20
 REMOVE_S = 5.0
-"""How long removing the temporary folders may delay the end of the process."""
+"""The time by which removing the temporary folders may delay the end of the process."""
 
 _mine: dict[Path, int] = {}
 """By temporary folder of this process: the descriptor that holds its lock."""

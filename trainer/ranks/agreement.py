@@ -12,7 +12,7 @@ from typing import Any
 from trainer.attempt.ending import STOPS, Ending
 
 KINDS = ("", *STOPS)
-"""Why a rank asks for a stop; a row has the index."""
+"""The reasons for which a rank asks for a stop; a row has the index."""
 MASK = (1 << 62) - 1
 """The bits of a sum of fingerprints that are kept."""
 

@@ -170,7 +170,7 @@ class RankGroup:
         return None
 
     def is_first(self, key: str) -> bool:
-        """Return whether this rank is the first to ask for that key."""
+        """True if this rank is the first to ask for that key."""
         return self.world_size == 1 or self.store.add(key, 1) == 1
 
     # -- values that one rank publishes and others wait for ----------------------------------------------------------

@@ -13,12 +13,12 @@ class PeerGoneError(Exception):
 
 
 def is_peer_trouble(error: BaseException) -> bool:
-    """Return whether an error's type says that a peer is gone, rather than that this rank is at fault."""
+    """True if an error's type says that a peer is gone, rather than that this rank is at fault."""
     return isinstance(error, (PeerGoneError, dist.DistError))
 
 
 def may_be_peer_trouble(error: BaseException | None) -> bool:
-    """Return whether an error may come from a collective in the user's own code, which has no error type of its own.
+    """True if an error may come from a collective in the user's own code, which has no error type of its own.
 
     In a forward or backward pass, DistributedDataParallel's collectives raise a plain RuntimeError, as user code does.
     """

@@ -19,7 +19,7 @@ def peek(store: Any, key: str) -> bytes:
 
 
 def wait_for(store: Any, key: str, seconds: float) -> bool:
-    """Return whether the key appears in the store within `seconds`.
+    """True if the key appears in the store within `seconds`.
 
     Polls instead of calling the store's own `wait`, because c10d prints a warning each time a `wait` times out.
     """

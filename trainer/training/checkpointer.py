@@ -36,7 +36,7 @@ class Checkpointer:
         self._has_reported_wait = False
 
     def is_due(self, save_every: int) -> bool:
-        """Whether to save at this boundary; `save_every` is rank 0's choice, which all ranks have received."""
+        """True if this boundary is to be saved; `save_every` is rank 0's choice, which all ranks have received."""
         state, given = self._state, self._state.config.save_interval_steps
         if given is not None:
             return state.done % given == 0

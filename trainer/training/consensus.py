@@ -18,7 +18,7 @@ from trainer.training.participant import Participant
 from trainer.training.samples import MicroStep
 
 REQUESTED_STOP_S = 120.0
-"""How long a requested stop may take."""
+"""The time that a requested stop may take."""
 
 
 class Consensus:
@@ -93,7 +93,7 @@ class Consensus:
             self._checkpointer.saver.hurry(self.stop.deadline)
 
     def leaves_time(self, rounds_left: int, rank0: Row) -> bool:
-        """Whether the rest of a step and a save fit before the deadline; the same answer on every rank."""
+        """True if the rest of a step and a save fit before the deadline; the same answer on every rank."""
         assert self.stop
         if not self.stop.ending.saves:
             return False

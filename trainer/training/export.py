@@ -72,7 +72,7 @@ def check_save_model(save_model: Callable[..., None]) -> None:
 
 
 def _streams(save_model: Callable[..., None]) -> bool:
-    """Whether it takes `write`, besides the model and the folder."""
+    """True if it takes `write`, besides the model and the folder."""
     with suppress(ValueError, TypeError):
         return "write" in inspect.signature(save_model).parameters
     return False

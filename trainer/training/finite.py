@@ -49,7 +49,7 @@ class Watch:
         return dropped
 
     def should_report(self) -> bool:
-        """Whether to print the trouble of the step that was just counted."""
+        """True if the trouble of the step that was just counted is to be printed."""
         self._reported += 1
         if self._policy == IGNORE:
             return self._reported == 1
@@ -57,7 +57,7 @@ class Watch:
 
     @property
     def is_enough(self) -> bool:
-        """Whether to end the run."""
+        """True if the run has to end."""
         return self.row >= IN_A_ROW.get(self._policy, math.inf)
 
 

@@ -96,7 +96,7 @@ class Participant:
         self._ending = threading.Event()
         """Set once this rank leaves for a reason of its own, which it is about to report."""
         self._serve_on_s = LEAVE_LAST_S
-        """How long rank 0 serves the store for the others after it has ended."""
+        """The time for which rank 0 serves the store for the others after it has ended."""
         self.loading, self.living = ExitStack(), ExitStack()
         """Heartbeats: until this rank is ready for the first collective; until its process ends."""
         self._look_at_store = self._look_at_bucket = 0.0
@@ -145,7 +145,7 @@ class Participant:
         raise Leaving(ending, message, notice=notice, hold_s=hold_s)
 
     def _has_other_machines(self) -> bool:
-        """Whether there are other machines, and this rank has joined their group."""
+        """True if there are other machines, and this rank has joined their group."""
         return hasattr(self, "group") and self.group.several_nodes
 
     def await_all_ready(self) -> None:

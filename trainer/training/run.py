@@ -258,7 +258,7 @@ class SpotRun(Participant):
         self.leave(FINISHED if code == 0 else ERROR, code=code, error=str(error.code))
 
     def _is_first_to_print(self, message: str) -> bool:
-        """Whether no other rank has printed the message: a mistake that hits all ranks is printed once.
+        """True if no other rank has printed the message: a mistake that hits all ranks is printed once.
 
         It asks the launcher's file first: on one machine, a rank 0 that fails does not wait for the others, and its
         store is gone with it.
@@ -286,7 +286,7 @@ class SpotRun(Participant):
         return ""
 
     def _may_be_peer_trouble(self, error: BaseException) -> bool:
-        """Whether a lost peer may have caused the error: only a look at the other ranks can tell."""
+        """True if a lost peer may have caused the error: only a look at the other ranks can tell."""
         if self.world_size == 1 or not hasattr(self, "group"):
             return False
         if isinstance(error, (Leaving, TrainerError)):
