@@ -77,7 +77,7 @@ class Truth:
     options: tuple[str, ...] = ()
     """What else its user would say."""
     refused_on: tuple[str, ...] = ()
-    """Kinds of mount that refuse what it does."""
+    """Kinds of mount that refuse what it does, be it in the second attempt."""
     wrong_on: tuple[str, ...] = ()
     """Kinds of mount on which it is wrong, though it is right on a local file system."""
     moments: tuple[Moment, ...] = ()
@@ -161,7 +161,7 @@ TRUTHS = (
     ),
     Truth(
         "saves_best", EXACT,
-        "What it saves is complete. Saves come at uneven distances, so up to 30 steps are done again.",
+        "What it saves is complete. Saves come after 5, 10, 15, 20 and 55 of 120 steps, so up to 65 are done again.",
         moments=(step(60, EXACT), Moment(IN_SAVE, "temporary.replace(best_path)", 5, EXACT, cut="best.tmp")),
     ),
     Truth(
@@ -224,7 +224,7 @@ TRUTHS = (
     ),
     Truth(
         "falls_back", EXACT,
-        "If the newest file is missing or torn, the one before it is read: twelve steps are done again at most.",
+        "If the newest file is missing or torn, the one before it is read: six steps are done again at most.",
         moments=(
             step(36, EXACT, TORN, cut="tour.pkl"),
             Moment(AT_WRITE, "newest.write_bytes", 5, EXACT),
@@ -261,7 +261,7 @@ TRUTHS = (
     Truth(
         "log_first", NOT_EXACT,
         "The stream is read from its front after a restart. The log is there from the start, the first checkpoint "
-        "after 25 steps.",
+        "after 25 steps. Where nothing can be appended, a restart fails at its log.",
         fails=always(NOT_EXACT), cause=DATA_ORDER, files=("ckpt/state.json",), refused_on=("s3",),
         moments=(step(50, NOT_EXACT), step(10, NOT_CHECKED)),
         cure=(("in stream():", 'in __import__("itertools").islice(stream(), step, None):'),),
