@@ -115,6 +115,7 @@ def train(
     loss: Callable[[nn.Module, Any], torch.Tensor] = squares,
     binding: dict[str, Any] | None = None,
     extra: dict[str, Any] | None = None,
+    held_out: Any = None,
     before: Callable[[InProcess], None] = lambda run: None,
     **settings: Any,
 ) -> Left:
@@ -124,7 +125,8 @@ def train(
             before(run)
             torch.manual_seed(0)
             made = model()
-            run.train(made, optimizer(made.parameters()), samples=samples or Numbers(), loss=loss, extra=extra)
+            told = {"samples": samples or Numbers(), "held_out": held_out, "extra": extra}
+            run.train(made, optimizer(made.parameters()), loss=loss, **told)
     except Left as left:
         return left
     raise AssertionError("the attempt has not left")

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.checkpoint import buffers, memory_formats, optimizers
+from trainer.checkpoint import buffers, extra_states, memory_formats, optimizers
 from trainer.checkpoint.contents import Tensor
-from trainer.checkpoint.names import modules, parameters, plain_name, unwrap
+from trainer.checkpoint.names import parameters, plain_name, unwrap
 from trainer.checkpoint.optimizers import Groups, options_of
 from trainer.checkpoint.shards import Box, box_here, is_cut, like
 from trainer.checkpoint.values import StateError, decode, encode, tensors_of
@@ -87,13 +87,13 @@ def collect(
     optim = encode(groups, "optimizer", rests)
     steady |= rests.keys()  # The rest of an optimizer's state changes with its step too.
     of_modules: dict[str, torch.Tensor] = {}
-    extra_states = encode(_extra_states(model), "module", of_modules)
+    modules_own = encode(extra_states.collect(model), "module", of_modules)
     tensors |= rests | of_modules
     plain = {
         "optim": optim,
         "counters": encode(dict(counters), "counters", tensors),
         "extra": encode(dict(extra or {}), "extra", tensors),
-        "modules": extra_states,
+        "modules": modules_own,
         "strides": memory_formats.strides_of(tensors),
     }
     if made is not None:
@@ -134,7 +134,7 @@ def apply(
         forms if isinstance(forms, Mapping) else None,
         made,
     )
-    extra_states = _plan_extra_states(model, decode(plain.get("modules"), tensors))
+    modules_own = extra_states.plan(model, decode(plain.get("modules"), tensors))
     loads = _plan_optimizers(optims, tensors, plain, named, begun, formatted)
     with torch.no_grad():
         for name, parameter in named.items():
@@ -144,7 +144,7 @@ def apply(
             else:
                 parameter.copy_(saved)
     buffers.restore(of_buffers, next(iter(named.values())).device if named else torch.device("cpu"))
-    for module, value in extra_states:
+    for module, value in modules_own:
         module.set_extra_state(value)
     for load in loads:
         load()
@@ -190,18 +190,6 @@ def _plan_optimizers(
         raise StateError(f"state.json holds no state of an optimizer ({type(error).__name__}: {error})") from error
 
 
-# -- the extra state of modules ----------------------------------------------------------------------------------------
-
-
-def _extra_states(model: nn.Module) -> dict[str, Any]:
-    """The results of `get_extra_state`, by module."""
-    found = {}
-    for name, module in modules(model).items():
-        if type(module).get_extra_state is not nn.Module.get_extra_state:
-            found[name] = module.get_extra_state()
-    return found
-
-
 def not_seen(model: nn.Module) -> list[str]:
     """Names in a model's state_dict that its state leaves out: neither parameters nor buffers.
 
@@ -218,36 +206,6 @@ def not_seen(model: nn.Module) -> list[str]:
         if not name.endswith("_extra_state")
         and not (isinstance(value, torch.Tensor) and (is_cut(value) or not value.numel() or value.data_ptr() in known))
     ]
-
-
-def _plan_extra_states(model: nn.Module, saved: Any) -> list[tuple[nn.Module, Any]]:
-    """(module, its extra state) of each that has one.
-
-    Raises:
-        StateError: the checkpoint and the model have extra states of different modules.
-    """
-    if saved is None:  # An older release did not save it.
-        return []
-    live = _extra_states(model)
-    if not isinstance(saved, Mapping):
-        raise StateError("state.json holds no extra state of modules")
-    for name in sorted(saved.keys() ^ live.keys(), key=str):
-        where = "the checkpoint" if name in live else "the model"
-        raise StateError(f"{MODEL}{name}: its extra state (get_extra_state) is not in {where}")
-    found = modules(model)
-    for name in saved:
-        if type(found[name]).set_extra_state is nn.Module.set_extra_state:
-            raise StateError(f"{MODEL}{name} has get_extra_state and no set_extra_state: it could not be restored")
-    return [(found[name], _where_it_was(live[name], value)) for name, value in saved.items()]
-
-
-def _where_it_was(live: Any, saved: Any) -> Any:
-    """The saved values, with each tensor on the device of the live one."""
-    if isinstance(live, torch.Tensor):
-        return optimizers.moved(saved, live.device)
-    if isinstance(live, Mapping) and isinstance(saved, Mapping):
-        return {key: _where_it_was(live.get(key), value) for key, value in saved.items()}
-    return saved
 
 
 # -- cut over the ranks ------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from trainer.checkpoint import buffers
+from trainer.checkpoint import forward_state
 from trainer.errors import RunError
 from trainer.ranks.agreement import from_bits, to_bits
 from trainer.ranks.group import RankGroup
@@ -92,13 +92,13 @@ class Computation:
         """
         config, state = self._config, self._state
         ids = step_ids(config.seed, len(samples), state.config.global_batch_size, 0)
-        kept = buffers.keep(state.model)
+        kept = forward_state.keep(state.model)
         with rng.seeded(rng.micro_step_seed(config.seed, 0, 0)):
             batch = samples.batch(micro_steps(ids, state.config.micro_batch_size)[0])
             loss = self.forward(batch) / (weigh(samples, batch) or 1)
             _backward(state.scaler.scale(loss) if state.scaler else loss)
         state.optimizer.zero_grad(set_to_none=True)
-        buffers.put_back(state.model, kept)
+        forward_state.put_back(state.model, kept)
 
     def forward_and_backward(self, micro: MicroStep, total: float, last: bool) -> torch.Tensor:
         """Run the passes of one micro-step; returns its loss sum.
@@ -109,13 +109,14 @@ class Computation:
             last: Whether it is the last one of the step: its backward pass averages the gradients over the ranks.
         """
         model, scaler = self._state.model, self._state.scaler
-        kept = {} if micro.weight else buffers.keep(model)
+        kept = None if micro.weight else forward_state.keep(model)
         wait = nullcontext() if last else self._accelerator.no_sync(model)
         with wait:
             loss = self.forward(micro.batch)
             scaled = loss * (float(bool(micro.weight)) * self._group.world_size / (total or 1))
             _backward(scaler.scale(scaled) if scaler else scaled)
-        buffers.put_back(model, kept)
+        if kept:
+            forward_state.put_back(model, kept)
         return loss.detach()
 
     def forward(self, batch: Any, model: nn.Module | None = None) -> torch.Tensor:
@@ -162,7 +163,7 @@ class Computation:
         for group in state.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         if dropped:
-            state.put_back_buffers()
+            state.put_back_boundary()
         elif state.scaler:
             state.scaler.step(state.optimizer)  # A step that the scaler skips because of an overflow counts as a step.
         else:

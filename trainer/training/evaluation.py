@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from trainer.bucket.hashing import fingerprint
-from trainer.checkpoint import buffers
+from trainer.checkpoint import buffers, forward_state
 from trainer.checkpoint.names import unwrap
 from trainer.checkpoint.state import StateError
 from trainer.ranks.agreement import exact_sum, from_bits, to_bits
@@ -65,7 +65,7 @@ class Evaluation:
         losses, weights = [], []
         modes = {module: module.training for module in model.modules()}
         # The ranks saw different samples, so their buffers differ: all use rank 0's, as a checkpoint does.
-        own = buffers.keep(model)
+        own = forward_state.keep(model)
         refuse_unlike_buffers(group, model)
         group.broadcast(tensor for _, tensor in model.named_buffers())
         model.eval()
@@ -84,7 +84,7 @@ class Evaluation:
                     if consensus.stop and state.done < self._max_steps:
                         return None
         finally:
-            buffers.put_back(model, own)
+            forward_state.put_back(model, own)
             for module, training in modes.items():  # Not model.train(): some may be frozen in eval mode.
                 module.training = training
         weights += [0.0] * (-(-len(parts) // ranks) - len(weights))

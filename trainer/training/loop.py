@@ -97,7 +97,7 @@ class Loop:
         self._begin()
         state, consensus, saver = self.state, self.consensus, self.saver
         self._start_first_step()
-        prepared, before = False, state.buffers
+        prepared, before = False, state.kept.buffers
         while state.done < self.max_steps and not consensus.stop:
             self.evaluation.run_if_due()
             if consensus.stop or not self._step():
@@ -152,15 +152,15 @@ class Loop:
         self.run.refuse_unknown_names()
 
     def _start_first_step(self) -> None:
-        """Keep the buffers of the first boundary, and exchange the weights of the first step's micro-steps."""
-        self.state.keep_buffers()
+        """Keep what the first boundary needs, and exchange the weights of the first step's micro-steps."""
+        self.state.keep_boundary()
         if self.state.done < self.max_steps:
             row = Row(weights=tuple(micro.weight for micro in self.loader.fetch(self.state.done)))
             self.consensus.take_in(self.group.exchange(row.to_ints()).wait(), None)
 
     def _report_unsaved_buffers(self, before: buffers.Kept) -> None:
         """Name each buffer that steps change and no checkpoint holds: a resume would train differently."""
-        for name in buffers.not_kept(before, self.state.buffers, self.state.model):
+        for name in buffers.not_kept(before, self.state.kept.buffers, self.state.model):
             self.run.print_line(
                 f"Buffer {name} changes during training but is not persistent: it is not saved, and a resume starts "
                 "with its initial value. register_buffer(..., persistent=True) saves it."
@@ -187,7 +187,7 @@ class Loop:
             rounds_left = len(micros) - number - 1
             if consensus.stop and not last and not consensus.leaves_time(rounds_left, Row.from_ints(rows[-1][0])):
                 state.optimizer.zero_grad(set_to_none=True)
-                state.put_back_buffers()
+                state.put_back_boundary()
                 return False
         norm, overflow = self.computation.clip()
         gathered = self.computation.gather(losses, norm)
@@ -195,7 +195,7 @@ class Loop:
         trouble = finite.trouble(gathered.losses, [] if overflow else gathered.norms)
         lr = self.computation.update(step, self._is_dropped(step, trouble), self.saver.await_copied)
         state.done = self.run.steps_done = step + 1
-        state.keep_buffers()
+        state.keep_boundary()
         seconds = time.monotonic() - started
         if self.run.journal:
             self.checkpointer.take_in_costs(seconds, busy)

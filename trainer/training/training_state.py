@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.checkpoint import buffers
+from trainer.checkpoint import buffers, forward_state
 from trainer.checkpoint.state import State, StateError, apply, collect, options_of
 from trainer.training import finite
 from trainer.training.config import RunConfig
@@ -49,8 +49,8 @@ class TrainingState:
         """The step of the newest evaluation."""
         self.watch = finite.Watch(config.on_nan)
         self.threads = torch.get_num_threads()
-        self.buffers: buffers.Kept = {}
-        """The buffers' values at the last boundary."""
+        self.kept = forward_state.Kept({}, {})
+        """The buffers and the modules' extra state at the last boundary."""
 
     @property
     def samples_done(self) -> int:
@@ -100,10 +100,10 @@ class TrainingState:
         for name, thing in self.extra.items():
             thing.load_state_dict(saved[name])
 
-    def keep_buffers(self) -> None:
-        """Keep the buffers of this boundary."""
-        self.buffers = buffers.keep(self.model)
+    def keep_boundary(self) -> None:
+        """Keep the buffers and the modules' extra state of this boundary."""
+        self.kept = forward_state.keep(self.model)
 
-    def put_back_buffers(self) -> None:
-        """Put back the buffers of the last boundary."""
-        buffers.put_back(self.model, self.buffers)
+    def put_back_boundary(self) -> None:
+        """Put back those of the last boundary."""
+        forward_state.put_back(self.model, self.kept)
