@@ -21,6 +21,7 @@ from trainer.finetune.config import TrainConfig, parse
 from trainer.layout.exit_codes import EXIT_FAILED, EXIT_PREEMPTED
 from trainer.layout.manifest import Manifest, read_manifest
 from trainer.layout.names import MANIFEST, CheckpointName, RunPaths
+from trainer.machine import scratch
 from trainer.machine.scratch import ScratchError
 from trainer.training import export
 
@@ -53,15 +54,22 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def full(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same, on a disk that has room for a few bytes a file."""
-    write = os.write
+    """The same, on a disk that has room for a few bytes a file, and none left once it has refused some."""
+    write, statvfs = os.write, os.statvfs
 
     def refuse(descriptor: int, data: Any) -> int:
         if len(data) > 50 and Path(f"/proc/self/fd/{descriptor}").readlink().is_relative_to(temporary):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(descriptor, data)
 
+    def room(path: Any) -> Any:
+        if not Path(path).is_relative_to(temporary):
+            return statvfs(path)
+        free = 0 if any(temporary.rglob("model.bin")) else 1 << 40
+        return SimpleNamespace(f_bavail=free, f_frsize=1, f_favail=1, f_files=1)
+
     monkeypatch.setattr(os, "write", refuse)
+    monkeypatch.setattr(os, "statvfs", room)
     return temporary
 
 
@@ -108,7 +116,10 @@ def save_whole(module: nn.Module, folder: Path) -> None:
 
 
 def save_by_library(module: nn.Module, folder: Path) -> None:
-    raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    try:
+        save_whole(module, folder)
+    except OSError:
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)") from None
 
 
 @pytest.mark.parametrize("save", [save_whole, save_by_library])
@@ -124,6 +135,31 @@ def test_a_full_local_disk_is_named_and_left_to_the_next_machine(
     assert f"Checkpoint {LAST} is whole; the next attempt exports it" in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
     assert list(full.iterdir()) == []
+
+
+def fails_elsewhere(module: nn.Module, folder: Path) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/elsewhere/of the user/model.bin")
+
+
+def fails_in_the_cache(module: nn.Module, folder: Path) -> None:
+    raise scratch.full(Path("/elsewhere/of the user"))
+
+
+@pytest.mark.parametrize("save", [fails_elsewhere, fails_in_the_cache])
+def test_a_full_disk_that_an_error_names_is_the_one_that_is_blamed(
+    run: Any, temporary: Path, save: Callable[..., None]
+) -> None:
+    with pytest.raises(ScratchError, match="could not be exported: /elsewhere/of the user: No space left") as raised:
+        export.export(run, nn.Linear(3, 2), save, LAST)
+    assert str(temporary) not in str(raised.value)
+
+
+def test_an_error_whose_text_names_a_full_disk_is_the_scripts_own_where_none_is(run: Any, temporary: Path) -> None:
+    def save(module: nn.Module, folder: Path) -> None:
+        raise RuntimeError("upload: the server said: No space left on device")
+
+    with pytest.raises(RuntimeError, match="the server said"):
+        export.export(run, nn.Linear(3, 2), save, LAST)
 
 
 def test_disks_that_are_full_on_each_machine_end_the_run_for_good(run: Any, full: Path) -> None:

@@ -21,7 +21,7 @@ from trainer.bucket.hashing import CHUNK_BYTES, Hasher
 from trainer.bucket.retry import retry
 from trainer.checkpoint.names import named_tensors, without_compilation
 from trainer.checkpoint.writing import write_manifest, write_tensors
-from trainer.errors import AttemptError, RunError
+from trainer.errors import AttemptError, RunError, TrainerError
 from trainer.layout.documents import fsync
 from trainer.layout.manifest import FileRecord, Manifest
 from trainer.layout.names import MANIFEST, CheckpointName, is_safe_name
@@ -117,15 +117,25 @@ def _make(save: Callable[[], None], made: Path, needed: int) -> None:
     """Have `save_model` write into a local folder.
 
     Raises:
-        ScratchError: the disk is full. Libraries raise their own errors for that, so the disk itself is checked.
+        ScratchError: a local disk is full. Libraries raise their own errors for that, so the disk itself is checked.
     """
     try:
         save()
-    except Exception as error:
-        refused = isinstance(error, OSError) and error.errno in scratch.FULL
-        if refused or "No space left on device" in str(error) or scratch.is_full(made):
-            raise scratch.full(made.parent.parent, needed=needed) from None
+    except TrainerError:
         raise
+    except Exception as error:
+        if where := _full_disk(error, made):
+            raise scratch.full(where, needed=needed if made.is_relative_to(where) else 0) from None
+        raise
+
+
+def _full_disk(error: Exception, made: Path) -> Path | None:
+    """The folder that is full, if this is why a function that writes into `made` failed."""
+    place = made.parent.parent
+    if not (isinstance(error, OSError) and error.errno in scratch.FULL):
+        return place if scratch.is_full(made) else None
+    where = Path(scratch.blamed(error, place))
+    return place if where.is_relative_to(made) else where.parent if error.filename else where
 
 
 def _refuse_if_superseded(run: Participant) -> None:
