@@ -1,5 +1,6 @@
 """What two ranks are needed for: a peer that is gone or is not, extras that differ, weights that are not integers."""
 
+import socket
 import threading
 import time
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from support import PROGRAMS, column, event, launch, weights
 
 from trainer.checkpoint import extras
 from trainer.checkpoint.state import StateError
+from trainer.errors import RunError
 from trainer.launch.link import Link
 from trainer.ranks import group, heartbeat
 from trainer.ranks.exchange import Exchange
@@ -105,6 +107,18 @@ def test_a_peer_is_gone_where_the_store_is_gone(two: list[RankGroup], monkeypatc
     begun = time.monotonic()
     assert two[1].lost_a_peer(gone)
     assert time.monotonic() - begun < 300
+
+
+def test_a_network_interface_that_this_machine_does_not_have_is_no_lost_peer(
+    two: list[RankGroup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nowhere0")
+    for rank in two:
+        with pytest.raises(RunError, match=r"GLOO_SOCKET_IFNAME=nowhere0: this machine has no network interface") as it:
+            rank.form_groups(on_gpu=False)
+        assert not is_peer_trouble(it.value)
+    [(_, there), *_] = socket.if_nameindex()
+    assert there in str(it.value)
 
 
 def test_a_failed_exchange_is_a_peer_that_is_gone_and_a_failed_pass_beside_it_too(two: list[RankGroup]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import threading
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from trainer.errors import RunError
 from trainer.ranks.exchange import Exchange
 from trainer.ranks.heartbeat import BEAT_S, Heartbeats
 from trainer.ranks.peers import PeerGoneError, collective
@@ -72,10 +74,16 @@ class RankGroup:
         return self.store if self.world_size == 1 else self._rendezvous.reconnect()
 
     def form_groups(self, on_gpu: bool) -> None:
-        """Make the process groups: the default one for gradients, and a gloo one for agreement."""
+        """Make the process groups: the default one for gradients, and a gloo one for agreement.
+
+        Raises:
+            RunError: this machine does not have the network interface that gloo is told to use.
+            PeerGoneError: another rank cannot be reached.
+        """
         if self.world_size == 1:
             return
         timeout = timedelta(seconds=self.timeout_s)
+        refuse_unknown_interface()
         with collective():
             dist.init_process_group(
                 "nccl" if on_gpu else "gloo",
@@ -265,6 +273,23 @@ class RankGroup:
         for rank in range(1, self.world_size):
             with suppress(Exception):
                 wait_for(self.store, f"left/{rank}", max(0.01, end - time.monotonic()))
+
+
+def refuse_unknown_interface() -> None:
+    """Refuse a wrong GLOO_SOCKET_IFNAME, so that gloo's error does not count as a lost peer.
+
+    Raises:
+        RunError: this machine has no such interface, or it has no address.
+    """
+    for name in filter(None, os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")):
+        try:
+            dist.ProcessGroupGloo.create_device(interface=name)
+        except RuntimeError:
+            there = ", ".join(interface for _, interface in socket.if_nameindex())
+            raise RunError(
+                f"GLOO_SOCKET_IFNAME={name}: this machine has no network interface {name} with an address. "
+                f"Use one of {there}, or unset the variable"
+            ) from None
 
 
 def _alive(rank: int) -> str:
