@@ -8,6 +8,8 @@ import torch
 from support import column, weights
 from torch import nn
 
+from trainer.finetune.config import parse
+
 
 class Bag(nn.Module):
     """A model most of whose weights have sparse gradients."""
@@ -41,3 +43,29 @@ def test_sparse_gradients_give_what_dense_ones_give(tmp_path: Path, limit: float
     )
     for name in dense:
         assert torch.allclose(ours[name], dense[name], atol=1e-6), name
+
+
+def test_gradients_are_clipped_to_a_norm_of_1_unless_another_is_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    first = [value.detach().clone() for value in nn.Linear(4, 1).parameters()]
+    left = one_rank.train(
+        tmp_path / "run", max_steps=1, loss=lambda model, batch: 100 * one_rank.squares(model, batch),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.5),
+    )  # fmt: skip
+    assert left.code == 0, left.error
+    assert column(tmp_path / "run", "grad_norm")[0] > 1
+    trained = {name.rpartition(".")[2]: data for name, data in weights(tmp_path / "run").items()}
+    moved = [
+        torch.frombuffer(bytearray(trained[name]), dtype=torch.float32) - before.flatten()
+        for name, before in zip(("weight", "bias"), first, strict=True)
+    ]
+    assert float(torch.cat(moved).norm()) == pytest.approx(0.5 * 1.0, rel=1e-4)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "--max-grad-norm X clip gradients to this norm; 0: do not clip (default: 1.0)" in told
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert "Gradients are clipped to a norm of 1.0; `max_grad_norm` changes that (0: never clip)." in readme

@@ -6,15 +6,18 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import one_rank
 import pytest
 import torch
+from support import event
 from torch import nn
 
 from trainer.checkpoint import memory_formats, optimizers, restore, state, writing
 from trainer.checkpoint.shards import deal, local, parts_of
 from trainer.checkpoint.state import StateError
+from trainer.layout.events import event_named, read_events
 from trainer.layout.manifest import Manifest
-from trainer.layout.names import STATE
+from trainer.layout.names import STATE, RunPaths, list_attempts, list_checkpoints
 
 NAME = "0000000002-a0001-0000ff-1"
 
@@ -530,6 +533,66 @@ def test_what_would_be_lost_of_an_optimizer_is_refused_before_the_first_step() -
     stray.state["seen"] = {1, 2}
     with pytest.raises(StateError, match="a set cannot be saved"):
         state.collect(model, [stray], {})
+
+
+class Four(nn.Linear):
+    """A model for `one_rank`, whose extra state is given."""
+
+    def __init__(self, value: object = None) -> None:
+        super().__init__(4, 1)
+        self.value = value
+
+    def get_extra_state(self) -> object:
+        return self.value
+
+    def set_extra_state(self, value: object) -> None:
+        self.value = value
+
+
+def with_a_complex_buffer() -> nn.Module:
+    model = nn.Linear(4, 1)
+    model.register_buffer("phase", torch.zeros(2, dtype=torch.complex64))
+    return model
+
+
+class Beside:
+    """An optimizer of its own name whose state_dict leaves another one out."""
+
+    def __new__(cls, parameters: Any) -> Any:
+        outer = torch.optim.SGD(parameters, lr=0.01)
+        outer.inner = torch.optim.AdamW(outer.param_groups[0]["params"])  # type: ignore[attr-defined]
+        return outer
+
+
+class Seen:
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": {1, 2}}
+
+    def load_state_dict(self, told: dict[str, Any]) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"model": lambda: Four({1, 2})}, "module.: a set cannot be saved"),
+        ({"model": with_a_complex_buffer}, "model.phase: torch.complex64 cannot be saved"),
+        ({"optimizer": Beside}, "optimizer 0 (SGD) keeps another optimizer in .inner, and its state_dict"),
+        ({"extra": {"tally": Seen()}}, "extra.tally.seen: a set cannot be saved"),
+    ],
+    ids=["extra state", "buffer", "optimizer", "extra"],
+)
+def test_a_run_whose_state_cannot_be_saved_ends_before_its_first_step(
+    tmp_path: Path, options: dict[str, Any], said: str
+) -> None:
+    run_dir = tmp_path / "run"
+    left = one_rank.train(run_dir, **options)
+    assert left.code == 1
+    assert said in str(left.error)
+    assert event(run_dir, "end")["step"] == 0
+    [attempt] = list_attempts(RunPaths(run_dir))
+    assert event_named(read_events(RunPaths(run_dir), attempt, ("first-step",)), "first-step") is None
+    assert list_checkpoints(RunPaths(run_dir)) == []
 
 
 # -- through the launcher ----------------------------------------------------------------------------------------------

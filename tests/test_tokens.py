@@ -14,7 +14,7 @@ import pytest
 import torch.distributed as dist
 
 from trainer.errors import AttemptError
-from trainer.finetune import data, tokens
+from trainer.finetune import data, model, tokens
 from trainer.finetune.config import parse
 from trainer.layout.exit_codes import EXIT_PREEMPTED
 from trainer.layout.names import AttemptName, RunPaths
@@ -100,6 +100,25 @@ def test_each_machine_reads_the_bucket_once_and_keeps_nothing(
     assert not list((tmp_path / "local").iterdir())
     whole = (paths.tokens / folder / "train.bin").read_bytes()
     assert [one.train.tobytes() for one in found] == [whole] * 4
+
+
+def test_each_machine_finds_its_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[str] = []
+
+    def find(name: str, revision: str | None, check_stop: Callable[[], None]) -> model.ModelFiles:
+        found.append(threading.current_thread().name)
+        return model.ModelFiles(f"/of rank {threading.current_thread().name}/{name}", revision)
+
+    def files(rank: Rank) -> model.ModelFiles:
+        mine = model.ModelFiles("/chosen", "commit") if rank.group.rank == 0 else None
+        return model.on_this_machine(rank, "org/net", "commit", mine)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(model, "find_model", find)
+    store = dist.HashStore()
+    all_files = at_once(files, [Rank(number, store, RunPaths(Path("/nowhere"))) for number in range(4)])
+    assert found == ["2"], "rank 0 has found its own before"
+    expected = ["/chosen"] * 2 + ["/of rank 2/org/net"] * 2
+    assert all_files == [model.ModelFiles(folder, "commit") for folder in expected]
 
 
 def test_a_machine_that_waits_for_a_slower_one_sees_its_ranks_alive(
