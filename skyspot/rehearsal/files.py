@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from skyspot.rehearsal import naming
+from skyspot.rehearsal.families import Family, family_of, groups, without_data
 from skyspot.rehearsal.replay import Version, Written
 
 CHECKPOINT, LOG, RESULT, SETTINGS, SCRATCH, OTHER = "checkpoint", "log", "result", "settings", "scratch", "other"
 _STREAM_S = 1.0
 _STREAM_WRITE = 64 * 1024
 """Bytes: a file that is open for half of the run and written in smaller pieces is a log."""
-_NEAR = 0.2
-"""Of a run that saves once: the part of its time within which files belong to that save."""
-_SAME_LABELS = 0.2
 
 
 @dataclass(frozen=True)
@@ -35,30 +32,6 @@ class Kind:
     """Bytes of the largest."""
     example: str
     """One path."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """The kinds of files that make one save together."""
-
-    kinds: tuple[str, ...]
-    """Patterns."""
-    places: dict[str, tuple[int, ...]]
-    """For each kind whose names tell the save: at which numbers."""
-    anchor: str
-    """Without such a kind: the path that a save is counted by."""
-    before: frozenset[str]
-    """Kinds without a number that are written before the rest of their save, not after it: copies of the last one."""
-    read: frozenset[str]
-    """The kinds that a later attempt has read."""
-    saves: int
-    """How many the undisturbed run made."""
-
-    def label_of(self, path: str) -> tuple[int, ...] | None:
-        """The numbers that tell the save of a file; None if its name tells none."""
-        name = naming.parse(path)
-        places = self.places.get(name.kind)
-        return naming.at(name.numbers, places) if places else None
 
 
 @dataclass(frozen=True)
@@ -141,9 +114,9 @@ def learn(
     candidates = {kind: versions[kind] for kind, (role, _) in roles.items() if role in (CHECKPOINT, OTHER)}
     if checkpoints and any(role == CHECKPOINT for role, _ in roles.values()):
         candidates = {kind: versions[kind] for kind, (role, _) in roles.items() if role == CHECKPOINT}
-    families = [_family(group, paths, read) for group in _groups(candidates, paths, _span(reference))]
+    families = [family_of(group, paths, read) for group in groups(candidates, paths, _span(reference))]
     believed = [one for one in families if _is_believed(one, roles)]
-    family = max(_without_data(believed, versions), key=lambda one: _rank(one, roles, versions), default=None)
+    family = max(without_data(believed, versions), key=lambda one: _rank(one, roles, versions), default=None)
     members = set(family.kinds) if family else set()
     kinds = []
     for kind, found in versions.items():
@@ -282,124 +255,9 @@ def _is_log(kind: str, found: list[Version], sample: str, span_s: float) -> bool
     )
 
 
-# -- families --------------------------------------------------------------------------------------------------------
-
-
-def _groups(
-    candidates: dict[str, list[Version]], paths: dict[int, str], span_s: float
-) -> list[dict[str, list[Version]]]:
-    """The kinds that are written in step: those whose names tell the same numbers, and those written as often."""
-    labelled: list[tuple[set[tuple[int, ...]], dict[str, list[Version]]]] = []
-    fixed: list[tuple[str, list[Version]]] = []
-    for kind, found in candidates.items():
-        names = [naming.parse(paths[version.number]) for version in found]
-        places = naming.label_places(names)
-        if not places:
-            by_path = groupby(sorted(found, key=lambda one: (paths[one.number], one.number)), lambda o: paths[o.number])
-            fixed.append((kind, max((list(group) for _, group in by_path), key=len)))
-            continue
-        labels = {naming.at(name.numbers, places) for name in names}
-        for others, group in labelled:
-            if len(labels ^ others) <= max(1, int(_SAME_LABELS * max(len(labels), len(others)))) and labels & others:
-                group[kind] = found
-                others |= labels
-                break
-        else:
-            labelled.append((labels, {kind: found}))
-    groups = [group for _, group in labelled]
-    rhythms = [_rhythm(group, paths) for group in groups]
-    for kind, found in sorted(fixed, key=lambda one: -_weight(one[0], one[1])):
-        for group, rhythm in zip(groups, rhythms, strict=True):
-            if _in_step(rhythm, found, span_s):
-                group[kind] = candidates[kind]
-                break
-        else:
-            groups.append({kind: candidates[kind]})
-            rhythms.append(found)
-    return groups
-
-
-def _weight(kind: str, found: Sequence[Version]) -> int:
-    """How likely a kind is the checkpoint's main file: by its name first, then by its size."""
-    return (int(naming.looks_like_checkpoint(kind)) << 60) + max(version.size for version in found)
-
-
-def _rhythm(group: dict[str, list[Version]], paths: dict[int, str]) -> list[Version]:
-    """One version for each save of a group whose names tell the save: the first."""
-    found: dict[tuple[int, ...], Version] = {}
-    for versions in group.values():
-        names = [naming.parse(paths[version.number]) for version in versions]
-        places = naming.label_places(names)
-        for version, name in zip(versions, names, strict=True):
-            label = naming.at(name.numbers, places)
-            if label not in found or version.begun < found[label].begun:
-                found[label] = version
-    return sorted(found.values(), key=lambda version: version.begun)
-
-
-def _in_step(one: Sequence[Version], other: Sequence[Version], span_s: float) -> bool:
-    """Whether two files are written in turns; of files written once, whether that is at about the same time."""
-    if len(one) == len(other) == 1:
-        first, second = sorted((one[0], other[0]), key=lambda version: version.begun)
-        return second.begun_s - first.closed_s <= _NEAR * span_s
-    ahead = 0
-    turns = sorted([(version.begun, 1) for version in one] + [(version.begun, -1) for version in other])
-    for _, turn in turns:
-        ahead += turn
-        if abs(ahead) > 1:
-            return False
-    return True
-
-
-def _family(group: dict[str, list[Version]], paths: dict[int, str], read: dict[str, int]) -> Family:
-    places = {}
-    for kind, found in group.items():
-        chosen = naming.label_places([naming.parse(paths[version.number]) for version in found])
-        if chosen:
-            places[kind] = chosen
-    anchors = _rhythm({kind: group[kind] for kind in places}, paths)
-    anchor = ""
-    if not places:
-        best = max(group, key=lambda kind: (_weight(kind, group[kind]), -group[kind][0].begun))
-        anchor = paths[group[best][0].number]
-        anchors = [version for version in group[best] if paths[version.number] == anchor]
-    before = {
-        kind
-        for kind, found in group.items()
-        if kind not in places
-        and not any(paths[one.number] == anchor for one in found)
-        and _comes_before(found, anchors)
-    }
-    known = frozenset(set(group) & set(read))
-    return Family(tuple(sorted(group)), places, anchor, frozenset(before), known, len(anchors))
-
-
-def _comes_before(found: Iterable[Version], anchors: Sequence[Version]) -> bool:
-    """Whether most versions were written just before an anchor rather than just after one."""
-    votes = 0.0
-    for version in found:
-        after = [version.begun_s - one.closed_s for one in anchors if one.begun <= version.begun]
-        until = [one.begun_s - version.closed_s for one in anchors if one.begun > version.begun]
-        if after and until:
-            votes += 1 if until[0] < after[-1] else -1
-        else:
-            votes += 0.5 if until else -0.5
-    return votes > 0
-
-
 def _is_believed(family: Family, roles: dict[str, tuple[str, str]]) -> bool:
     """Whether a family may be the checkpoints: something says so, or a name does."""
     return any(roles[kind][0] == CHECKPOINT or naming.looks_like_checkpoint(kind) for kind in family.kinds)
-
-
-def _without_data(families: list[Family], versions: dict[str, list[Version]]) -> list[Family]:
-    """Leave out what was over before another family began: data that is prepared at the start."""
-    times = [
-        (min(versions[kind][0].begun for kind in one.kinds), max(versions[kind][-1].begun for kind in one.kinds))
-        for one in families
-    ]
-    last = max((first for one, (first, _) in zip(families, times, strict=True) if one.saves > 1), default=0)
-    return [one for one, (_, end) in zip(families, times, strict=True) if end >= last]
 
 
 def _rank(

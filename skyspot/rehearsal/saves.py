@@ -9,7 +9,8 @@ from itertools import pairwise
 
 from skyspot.rehearsal import naming
 from skyspot.rehearsal.bucketfs.trace import Call
-from skyspot.rehearsal.files import Family, Files, learn
+from skyspot.rehearsal.families import Family
+from skyspot.rehearsal.files import Files, learn
 from skyspot.rehearsal.replay import Attempt, Bucket, Version, Written
 
 

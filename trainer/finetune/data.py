@@ -163,9 +163,8 @@ def prepare(
     """
     listed = local_source(config, check_stop)
     key = data_key(config, listed)
-    for name, _ in whole_folders(paths, key):
-        if name not in avoid:
-            return name
+    if found := next((name for name, _ in whole_folders(paths, key) if name not in avoid), None):
+        return found
     source, data_revision = (listed, None) if listed else _find_source(config, revision, check_stop)
     if line := source.ignored_line(config.data):
         print_line(line)
