@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import bucket_lab
+import one_rank
 import pytest
 import torch
 import torch.distributed as dist
@@ -304,6 +305,39 @@ def test_the_first_checkpoint_at_or_after_each_multiple_is_kept_for_good(paths: 
         *((step, again.attempt.name) for step in (670, 660, 610)),
         *((step, mine.attempt.name) for step in (520, 410, 240, 130)),
     ]
+
+
+def test_one_that_does_not_read_back_is_kept_for_good_only_where_its_multiple_has_no_other(paths: RunPaths) -> None:
+    mine = Rank0.of(begin(paths), every=100)
+    mine.save(90)
+    for step in (130, 210):
+        damaged = commit(paths, mine.attempt.name, step)
+        damage(paths, damaged)
+        mine.after(damaged)
+        if step == 130:
+            mine.save(170)
+    mine.save(310, 320, 330)
+    assert steps(paths) == [330, 320, 310, 210, 170], "170 is the first whole one at or after 100"
+
+
+def test_one_that_the_restore_found_damaged_is_not_what_is_kept_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_rank.pruned_before_the_next_save(monkeypatch)
+    paths, runs = RunPaths(tmp_path / "run"), list[one_rank.InProcess]()
+
+    def taken(model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        if runs[0].steps_done == 6:
+            until("a commit", lambda: any(paths.root.glob("checkpoints/*/MANIFEST.json")))
+            raise ValueError("taken")
+        return one_rank.squares(model, batch)
+
+    options: dict[str, Any] = {"max_steps": 15, "keep_every": 4, "keep_latest": 2}
+    one_rank.train(paths.root, loss=taken, before=runs.append, save_interval_steps=5, **options)
+    [first] = list_checkpoints(paths)
+    damage(paths, first)
+    assert one_rank.train(paths.root, save_interval_steps=3, **options).code == 0
+    assert (first.step, steps(paths)) == (5, [15, 12, 9, 6])
 
 
 def test_one_that_is_not_finite_makes_no_other_superfluous_than_its_like(paths: RunPaths) -> None:

@@ -11,7 +11,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any
@@ -71,6 +71,8 @@ class Pruner:
         """Checkpoints that are proven to be in the store."""
         self._spoilt: dict[CheckpointName, bool] = {}
         """True for each checkpoint whose weights are not finite, of those whose manifest was read."""
+        self._doubtful: set[CheckpointName] = set()
+        """Committed checkpoints that were not whole when they were read."""
         self._waiting: dict[CheckpointName, Manifest] = {}
         """Committed checkpoints whose upload is not over."""
         self._saves = self._printed_at = 0
@@ -79,6 +81,10 @@ class Pruner:
         """Committed checkpoints that were not checked yet."""
         self._attempts = LiveAttempts(paths)
         self._checked_older = False
+
+    def rejected(self, names: Iterable[CheckpointName]) -> None:
+        """Take in which checkpoints the restore did not find whole."""
+        self._doubtful.update(names)
 
     def restored(self, name: CheckpointName, finite: bool = True) -> None:
         """Take in that this attempt has read a checkpoint whole."""
@@ -114,8 +120,9 @@ class Pruner:
                     manifest = read_manifest(self._paths.checkpoint(name))
                     mine = belongs(manifest, name) and is_of(manifest, run_id)
                     self._spoilt[name] = not manifest.finite
-                    if mine and not problem(self._paths.checkpoint(name), manifest, self.on_disk):
-                        self._known.add(name)
+                    if mine:
+                        trouble = problem(self._paths.checkpoint(name), manifest, self.on_disk)
+                        (self._doubtful if trouble else self._known).add(name)
             if len(self._known) >= self._keep_latest:
                 return
 
@@ -164,6 +171,7 @@ class Pruner:
             if trouble is None:
                 self._known.add(name)
             else:
+                self._doubtful.add(name)
                 self._print_line(f"Checkpoint {name} does not read back as it was written: {trouble}")
         elif self._known and not self._checked_older:
             self._check_older()
@@ -222,9 +230,13 @@ class Pruner:
             self._known.discard(name)
 
     def _for_good(self, names: list[CheckpointName]) -> set[CheckpointName]:
-        """The first checkpoint at or after each multiple of `keep_every`; of one step, the newest attempt's."""
+        """The first checkpoint at or after each multiple of `keep_every`; of one step, the newest attempt's.
+
+        One that was not whole when it was read counts only if its multiple has no other: it may be whole after all.
+        """
         found: dict[int, CheckpointName] = {}
-        for name in sorted(names, key=lambda name: (-name.step, name), reverse=True) if self._keep_every else ():
+        in_order = sorted(names, key=lambda name: (name not in self._doubtful, -name.step, name), reverse=True)
+        for name in in_order if self._keep_every else ():
             multiple = name.step // self._keep_every
             if multiple and multiple not in found and self._is_committed(name) and not self._is_spoilt(name):
                 found[multiple] = name

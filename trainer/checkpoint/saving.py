@@ -12,7 +12,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,10 +117,17 @@ class Saver:
         """A tensor of the newest checkpoint that is not finite; empty if all are finite."""
         self._pruner = Pruner(paths, attempt, policy.latest, policy.every, group.world_size, print_line)
 
-    def adopt(self, attempt_name: str, restored: CheckpointName | None, finite: bool = True) -> None:
-        """Take the attempt's name, as rank 0 chose it, and the checkpoint that the restore found whole."""
+    def adopt(
+        self,
+        attempt_name: str,
+        restored: CheckpointName | None,
+        finite: bool = True,
+        rejected: Iterable[CheckpointName] = (),
+    ) -> None:
+        """Take the attempt's name, as rank 0 chose it, and what the restore found whole (one) and not whole."""
         self._attempt_name = AttemptName.parse(attempt_name)
         self._pruner.attempt_name = self._attempt_name
+        self._pruner.rejected(rejected)
         if restored:
             self.committed = restored
             self.finite = restored if finite else None

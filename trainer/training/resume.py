@@ -44,7 +44,9 @@ def resume(run: Participant, state: TrainingState, checkpointer: Checkpointer, m
         _load(run, state, found.loaded, max_steps)
         changed = changes.changes(found.loaded.manifest.facts, checkpointer.facts())
     name = found.loaded.name if found.loaded else None
-    checkpointer.saver.adopt(str(run.attempt_name), name, found.loaded.manifest.finite if found.loaded else True)
+    rejected = [parsed for one in found.rejected if (parsed := CheckpointName.parse(one["checkpoint"]))]
+    is_finite = found.loaded.manifest.finite if found.loaded else True
+    checkpointer.saver.adopt(str(run.attempt_name), name, is_finite, rejected)
     checkpointer.saved_at = state.done
     run.steps_done, run.committed_step = state.done, checkpointer.saver.committed_step
     state.collect({})  # Raises now, not at the first save, where a state cannot be saved.
