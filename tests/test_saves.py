@@ -664,7 +664,7 @@ def test_logs_are_told_apart() -> None:
         "wandb/run-20260101_120000-a1b2c3d4/run-a1b2c3d4.wandb": "log",
         "history.csv": "log",
     }
-    assert learnt.files.sure is False
+    assert learnt.files.trust == "named"
 
 
 def test_a_log_that_a_resume_reads_to_cut_it_is_no_checkpoint() -> None:
@@ -777,6 +777,22 @@ def test_a_result_that_is_written_all_along_is_the_checkpoint() -> None:
     assert follow(learnt, attempts)[1].resume.outcome == RESUMED
 
 
+def test_a_file_of_any_name_is_a_checkpoint_once_a_restart_reads_it() -> None:
+    """Until then it is a guess, good enough to strike at."""
+
+    def save(fs: Fs, step: int) -> None:
+        fs.write("table.tmp", step, 900)
+        fs.rename("table.tmp", "table.json")
+
+    run = script(Saver(save, lambda fs: fs.read("table.json")))
+    learnt = undisturbed(run)
+    assert learnt.files.trust == "guessed"
+    assert [one.largest for one in learnt.saves] == ["table.json"] * 5
+    learnt, lives = leg(run, progress_strike(6))
+    assert learnt.files.trust == "read"
+    assert lives[1].resume.outcome == RESUMED
+
+
 def test_a_glob_of_the_user_names_the_checkpoints() -> None:
     def run(fs: Fs) -> None:
         for step in range(1, STEPS + 1):
@@ -791,7 +807,7 @@ def test_a_glob_of_the_user_names_the_checkpoints() -> None:
     learnt = saves.study(Fs().attempt(run), checkpoints=("mem*",))
     assert [kind.pattern for kind in learnt.files.kinds if kind.role == "checkpoint"] == ["memory"]
     assert len(learnt.saves) == STEPS
-    assert learnt.files.sure
+    assert learnt.files.trust == "told"
 
 
 def test_a_mapped_file_is_saved_when_it_is_synchronised() -> None:
@@ -954,3 +970,92 @@ def test_a_trace_is_read_as_the_daemon_writes_it(tmp_path) -> None:
     trace = tmp_path / "trace.jsonl"
     trace.write_text("".join(json.dumps(asdict(call)) + "\n" for call in attempt.calls) + '{"number": 1')
     assert read_trace(trace) == attempt.calls
+
+
+# -- what shows late, or not at all ----------------------------------------------------------------------------------
+
+
+def reads_and_starts_over(saver: Saver) -> Saver:
+    def load(fs: Fs) -> int | None:
+        saver.load(fs)
+        return None
+
+    return replace(saver, load=load)
+
+
+@pytest.mark.parametrize("saver", [renamed, numbered])
+def test_with_one_save_there_a_start_from_nothing_is_a_doubt(saver) -> None:
+    """A right script that saves again what it resumed from looks the same."""
+    run = script(reads_and_starts_over(saver()))
+
+    def quiet(fs: Fs) -> None:
+        fs.append, append = (lambda path, size=90: None), fs.append
+        run(fs)
+        fs.append = append
+
+    _, lives = leg(quiet, progress_strike(4))
+    resume = lives[1].resume
+    assert resume.outcome == RESUMED
+    assert resume.doubt.endswith("only one save was there to go on from")
+    assert not resume.proof
+
+
+def test_saves_at_a_notice_are_allowed_for() -> None:
+    """Two attempts saved once more at a notice, so that the last one starts from the fourth save and makes three."""
+
+    def run(fs: Fs) -> None:
+        first = renamed().load(fs) or 0
+        for step in range(first + 1, STEPS + 1):
+            fs.tick()
+            if (first, step) in ((0, 3), (2, 5)):
+                renamed().save(fs, step - 1)  # At the notice.
+                fs.take()
+            if step % EVERY == 0:
+                renamed().save(fs, step)
+
+    def whole(fs: Fs) -> None:
+        for step in range(EVERY, STEPS + 1, EVERY):
+            fs.tick(EVERY)
+            renamed().save(fs, step)
+
+    fs = Fs()
+    attempts = [replace(fs.attempt(run), noticed=True), replace(fs.attempt(run), noticed=True), fs.attempt(run)]
+    lives = follow(saves.study(Fs().attempt(whole), [attempts]), attempts)
+    assert [life.resume.outcome for life in lives] == [FIRST, RESUMED, RESUMED]
+    assert all(life.resume.proof for life in lives[1:])
+    assert not any(life.resume.more for life in lives)
+
+
+def test_a_file_of_a_checkpoint_that_is_cut_and_passed_over_is_named() -> None:
+    """The weights of the newest are whole; its generator's file is not, and nobody notices."""
+
+    def save(fs: Fs, step: int) -> None:
+        fs.mkdir(f"checkpoint-{step}")
+        fs.write(f"checkpoint-{step}/model.pt", step)
+        fs.write(f"checkpoint-{step}/rng.pth", step, 5000)
+
+    def load(fs: Fs) -> int | None:
+        found = fs.list(r"checkpoint-\d+/model")
+        if not found:
+            return None
+        if found[-1].replace("model.pt", "rng.pth") in fs.files:
+            fs.read(found[-1].replace("model.pt", "rng.pth"))
+        return fs.read(found[-1])
+
+    run = script(Saver(save, load, numbered=True))
+    _, lives = leg(run, Strike(1, "middle", (r"^checkpoint-6/rng\.pth$",)))
+    resume = lives[1].resume
+    assert resume.outcome == RESUMED
+    assert resume.why == ("it read checkpoint-6/model.pt (checkpoint 6), of which checkpoint-6/rng.pth was cut")
+    assert resume.newest is not None
+    assert resume.newest.step == 4
+    _, lives = leg(run, Strike(0, "before", (r"^checkpoint-6/rng\.pth$",)))
+    assert lives[1].resume.used is not None
+    assert lives[1].resume.used.missing == ("checkpoint-#/rng.pth",)
+
+
+def test_the_third_save_is_the_one_to_strike() -> None:
+    learnt = undisturbed(script(numbered()))
+    save = boundaries.typical(learnt.saves)
+    assert save is not None
+    assert save.index == 3

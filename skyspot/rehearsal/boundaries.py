@@ -115,8 +115,12 @@ def describe(call: Call) -> str:
 
 
 def typical(saves: Sequence[Save]) -> Save | None:
-    """A save to strike: not the first, so that a complete one lies there; with most files; early, to be quick."""
-    later = [save for save in saves[1:-1] or saves[1:] if save.complete is not None]
+    """A save to strike: with most files, and early, to be quick.
+
+    The third if there are enough. Two complete ones lie there then, so that a script that starts over shows: from the
+    first, a resume makes as many saves as an undisturbed run if it saves again what it resumed from.
+    """
+    later = [save for save in saves[2:-1] or saves[1:] if save.complete is not None]
     return max(later, key=lambda save: (len(save.files), -save.index), default=None)
 
 

@@ -1,4 +1,4 @@
-"""The files that make one save together: the kinds that are written in step, and what tells one save from the next."""
+"""The families of files: which kinds are written together, so that they make one save."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from skyspot.rehearsal.replay import Version
 _NEAR = 0.2
 """Of a run that saves once: the part of its time within which files belong to that save."""
 _SAME_LABELS = 0.2
+"""The part of two kinds' numbers that may be of one of them alone, and they are written together all the same."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,21 @@ class Family:
         return naming.at(name.numbers, places) if places else None
 
 
-def groups(
+def form(
+    candidates: dict[str, list[Version]], paths: dict[int, str], read: dict[str, int], span_s: float
+) -> list[Family]:
+    """Form families of what an undisturbed run wrote.
+
+    Args:
+        candidates: The versions of each kind, in the order in which they were begun.
+        paths: Where each version was put for good, by its number.
+        read: The kinds that a later attempt has read.
+        span_s: Seconds that the run took.
+    """
+    return [_family(group, paths, read) for group in _groups(candidates, paths, span_s)]
+
+
+def _groups(
     candidates: dict[str, list[Version]], paths: dict[int, str], span_s: float
 ) -> list[dict[str, list[Version]]]:
     """The kinds that are written in step: those whose names tell the same numbers, and those written as often."""
@@ -104,8 +119,7 @@ def _in_step(one: Sequence[Version], other: Sequence[Version], span_s: float) ->
     return True
 
 
-def family_of(group: dict[str, list[Version]], paths: dict[int, str], read: dict[str, int]) -> Family:
-    """The family that a group of kinds makes up; `read` has the kinds that a later attempt has read."""
+def _family(group: dict[str, list[Version]], paths: dict[int, str], read: dict[str, int]) -> Family:
     places = {}
     for kind, found in group.items():
         chosen = naming.label_places([naming.parse(paths[version.number]) for version in found])
@@ -139,13 +153,3 @@ def _comes_before(found: Iterable[Version], anchors: Sequence[Version]) -> bool:
         else:
             votes += 0.5 if until else -0.5
     return votes > 0
-
-
-def without_data(families: list[Family], versions: dict[str, list[Version]]) -> list[Family]:
-    """Leave out what was over before another family began: data that is prepared at the start."""
-    times = [
-        (min(versions[kind][0].begun for kind in one.kinds), max(versions[kind][-1].begun for kind in one.kinds))
-        for one in families
-    ]
-    last = max((first for one, (first, _) in zip(families, times, strict=True) if one.saves > 1), default=0)
-    return [one for one, (_, end) in zip(families, times, strict=True) if end >= last]

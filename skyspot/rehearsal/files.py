@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from skyspot.rehearsal import naming
-from skyspot.rehearsal.families import Family, family_of, groups, without_data
+from skyspot.rehearsal.families import Family, form
 from skyspot.rehearsal.replay import Version, Written
 
 CHECKPOINT, LOG, RESULT, SETTINGS, SCRATCH, OTHER = "checkpoint", "log", "result", "settings", "scratch", "other"
+TOLD = "--checkpoint names it"
 _STREAM_S = 1.0
 _STREAM_WRITE = 64 * 1024
 """Bytes: a file that is open for half of the run and written in smaller pieces is a log."""
@@ -44,8 +45,9 @@ class Files:
     """The files of its checkpoints; None: it seems to write none."""
     temporaries: dict[str, str]
     """Kinds that are renamed into another, and that kind."""
-    sure: bool
-    """Whether the checkpoints were named by the user or read by a later attempt; if not, their names told."""
+    trust: str
+    """Why these are the checkpoints. told: the user named them; read: a later attempt read them; named: their names
+    are such; guessed: there is nothing else, and no attempt has had the chance to read them. Empty: there are none."""
 
     def role(self, path: str) -> str:
         """The role of the file at a path; `other` if the undisturbed run wrote none like it."""
@@ -114,15 +116,19 @@ def learn(
     candidates = {kind: versions[kind] for kind, (role, _) in roles.items() if role in (CHECKPOINT, OTHER)}
     if checkpoints and any(role == CHECKPOINT for role, _ in roles.values()):
         candidates = {kind: versions[kind] for kind, (role, _) in roles.items() if role == CHECKPOINT}
-    families = [family_of(group, paths, read) for group in groups(candidates, paths, _span(reference))]
+    families = form(candidates, paths, read, _span(reference))
     believed = [one for one in families if _is_believed(one, roles)]
-    family = max(without_data(believed, versions), key=lambda one: _rank(one, roles, versions), default=None)
+    if not believed and not any(written.number > 1 for written in later):
+        believed = [one for one in families if one.saves > 1]
+    family = max(_without_data(believed, versions), key=lambda one: _rank(one, roles, versions), default=None)
     members = set(family.kinds) if family else set()
     kinds = []
     for kind, found in versions.items():
         role, why = roles[kind]
         if kind in members:
-            role, why = CHECKPOINT, why if role == CHECKPOINT else "it is written with the checkpoint"
+            named = naming.looks_like_checkpoint(kind)
+            guess = "it is named like a checkpoint" if named else "it is written as a checkpoint is"
+            role, why = CHECKPOINT, why if role == CHECKPOINT else guess
         elif role == CHECKPOINT:
             role, why = OTHER, f"{why}, but it is no part of the checkpoint"
         size = max(version.size for version in found)
@@ -137,8 +143,7 @@ def learn(
         kinds.append(Kind(kind, SCRATCH, "it is renamed into its place", 0, 0, example))
     order = (CHECKPOINT, RESULT, LOG, SETTINGS, OTHER, SCRATCH)
     kinds.sort(key=lambda kind: (order.index(kind.role), kind.pattern))
-    sure = family is not None and bool(checkpoints or family.read)
-    return Files(tuple(kinds), family, temporaries, sure)
+    return Files(tuple(kinds), family, temporaries, _trust(family, roles))
 
 
 def _kept_as(members: set[str], versions: dict[str, list[Version]]) -> dict[str, str]:
@@ -203,7 +208,7 @@ def _roles(
     for kind, found in versions.items():
         sample = paths[found[-1].number]
         if any(naming.matches(paths[one.number], checkpoints) for one in found):
-            roles[kind] = CHECKPOINT, "--checkpoint names it"
+            roles[kind] = CHECKPOINT, TOLD
         elif _is_log(kind, found, sample, _span(reference)):
             roles[kind] = LOG, "it is appended to" if any(one.appended for one in found) else "it is a log"
         elif naming.matches(sample, results) and len(found) == 1 and kind not in read:
@@ -255,9 +260,32 @@ def _is_log(kind: str, found: list[Version], sample: str, span_s: float) -> bool
     )
 
 
+# -- the checkpoints among the families --------------------------------------------------------------------------------
+
+
+def _trust(family: Family | None, roles: dict[str, tuple[str, str]]) -> str:
+    if family is None:
+        return ""
+    if any(roles[kind] == (CHECKPOINT, TOLD) for kind in family.kinds):
+        return "told"
+    if family.read:
+        return "read"
+    return "named" if _is_believed(family, roles) else "guessed"
+
+
 def _is_believed(family: Family, roles: dict[str, tuple[str, str]]) -> bool:
     """Whether a family may be the checkpoints: something says so, or a name does."""
     return any(roles[kind][0] == CHECKPOINT or naming.looks_like_checkpoint(kind) for kind in family.kinds)
+
+
+def _without_data(families: list[Family], versions: dict[str, list[Version]]) -> list[Family]:
+    """Leave out what was over before another family began: data that is prepared at the start."""
+    times = [
+        (min(versions[kind][0].begun for kind in one.kinds), max(versions[kind][-1].begun for kind in one.kinds))
+        for one in families
+    ]
+    last = max((first for one, (first, _) in zip(families, times, strict=True) if one.saves > 1), default=0)
+    return [one for one, (_, end) in zip(families, times, strict=True) if end >= last]
 
 
 def _rank(
@@ -266,4 +294,5 @@ def _rank(
     named = any(naming.looks_like_checkpoint(kind) for kind in family.kinds)
     known = any(roles[kind][0] == CHECKPOINT for kind in family.kinds)
     size = sum(max(version.size for version in versions[kind]) for kind in family.kinds)
-    return known, named, family.saves, size
+    # Of files that nothing tells more about, the largest.
+    return known, named, family.saves if known or named else 0, size

@@ -33,6 +33,8 @@ class Attempt:
     """When it started, on the monotonic clock; None: at its first call."""
     ended_s: float | None = None
     """When it ended; None: at its last call."""
+    noticed: bool = False
+    """It got a notice or SIGTERM, and may have made one save more."""
 
 
 @dataclass(eq=False)
@@ -86,6 +88,8 @@ class Reading:
     """What one attempt has read of one version that an earlier attempt wrote."""
 
     version: Version
+    path: str
+    """Where it was then."""
     first: int
     """Number of the first call that read bytes of it."""
     opened: int
@@ -234,7 +238,7 @@ class Bucket:
         if version and writes and call.flags & os.O_APPEND:
             version.appended = True
         if version and not writes and version.attempt < self._attempt:
-            reading = self._readings.setdefault(version.number, Reading(version, call.number, call.number))
+            reading = self._readings.setdefault(version.number, Reading(version, call.path, call.number, call.number))
             reading.opened = call.number
         if version and (call.name == "create" or (writes and call.flags & os.O_TRUNC)):
             version.writers.add(call.handle)
@@ -287,7 +291,7 @@ class Bucket:
         self._last_read = version, call
         if version.attempt == self._attempt:
             return
-        reading = self._readings.setdefault(version.number, Reading(version, call.number, call.number))
+        reading = self._readings.setdefault(version.number, Reading(version, call.path, call.number, call.number))
         reading.first = reading.first if reading.spans else call.number
         reading.spans.append((call.offset, call.offset + call.size))
 

@@ -57,11 +57,13 @@ class Resume:
     """What it read, if that was parts of several saves and none of them as a whole; otherwise empty."""
     more: int
     """Saves beyond the undisturbed run's last that it made; 0 if none, or if it is not sure."""
+    doubt: str = ""
+    """Why `resumed` may be wrong: a start from nothing would look the same; empty if it would not."""
 
     @property
     def proof(self) -> bool:
         """Whether this start shows that the script resumes."""
-        return self.outcome == RESUMED
+        return self.outcome == RESUMED and not self.doubt
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ def follow(learnt: Learnt, attempts: Sequence[Attempt]) -> tuple[Life, ...]:
         if number == 1:
             resume = Resume(FIRST, "it is the first attempt", None, None, (), (), (), _more(learnt, fresh, None, 0))
         else:
-            resume = _Judge(learnt, start, made, fresh, written, attempt, number).judge()
+            extra = sum(before.noticed for before in attempts[: number - 1])
+            resume = _Judge(learnt, start, made, fresh, written, attempt, extra).judge()
         if resume.used is not None:
             fresh = group(learnt.files, written, learnt.saves, resume.used.index)
         again = _again(fresh, made, resume)
@@ -164,7 +167,8 @@ class _Judge:
     """Its own, numbered as if it had started from nothing."""
     written: Written
     attempt: Attempt
-    number: int
+    extra: int
+    """How many saves more the attempts before it may have made, at notices."""
 
     def judge(self) -> Resume:
         read = self._read()
@@ -175,18 +179,25 @@ class _Judge:
         if used is None:
             return self._nothing_used(read, cut, newest)
         if self._starts_over(used):
-            why = f"it read {self._name(used)} but {self._as_if_from_nothing()}"
+            why = f"it read {self._name(used, read)} but {self._as_if_from_nothing()}"
             return self._say(LOST_WORK, why, used=None, read=read, whole=used)
-        if self._is_older(used, newest):
-            why = f"it went on from {self._name(used)} though {self._name(newest)} was complete"
+        if self.made.index(used) < self.made.index(newest):
+            why = f"it went on from {self._name(used, read)} though {self._name(newest)} was complete"
             return self._say(LOST_WORK, why, used=used, read=read)
-        return self._say(RESUMED, f"it read {self._name(used)}", used=used, read=read)
+        return self._resumed(used, read)
 
     # Verdicts
 
+    def _resumed(self, used: Save, read: list[Reading]) -> Resume:
+        why = f"it read {self._name(used, read)}"
+        cut = [one.path for one in read if self._is_cut(one.version) and self._save_of(one) is used]
+        if cut:
+            why += f", of which {', '.join(cut)} was cut"
+        return self._say(RESUMED, why, used=used, read=read)
+
     def _without_a_save(self, read: list[Reading], used: Save | None) -> Resume:
         if used is not None and not self._starts_over(used):
-            return self._say(RESUMED, f"it read {self._name(used)}", used=used, read=read)
+            return self._resumed(used, read)
         destroyed = self.start.destroyed
         if destroyed is None:
             return self._say(NOTHING_THERE, "no checkpoint was complete", used=None, read=read)
@@ -201,32 +212,35 @@ class _Judge:
         if not self.fresh:
             if newest.index >= len(self.learnt.saves) and self.attempt.finished:
                 return self._say(ALL_DONE, f"{self._name(newest)} was the last", used=None, read=read)
-            return self._say(NOT_SEEN, "it read and saved nothing", used=None, read=read)
+            what = f"it read {', '.join(one.path for one in cut)}, which was cut, and" if cut else "it read and"
+            return self._say(NOT_SEEN, f"{what} saved nothing", used=None, read=read)
         if cut:
-            paths = ", ".join(one.version.path for one in cut)
+            paths = ", ".join(one.path for one in cut)
             why = f"it read {paths}, which was cut, and not {self._name(newest)}, which was complete"
             return self._say(LOST_WORK, why, used=None, read=read)
-        part = f"it read only {', '.join(one.version.path for one in read)}" if read else "it read no checkpoint"
+        part = f"it read only {', '.join(one.path for one in read)}" if read else "it read no checkpoint"
         why = f"{part} though {self._name(newest)} was complete"
         return self._say(LOST_WORK, why, used=None, read=read)
 
     def _say(
         self, outcome: str, why: str, *, used: Save | None, read: list[Reading], whole: Save | None = None
     ) -> Resume:
-        looked_at = {one.version.number for one in read}
+        looked_at = {self.learnt.files.home(one.version) for one in read}
         of = whole or used
-        unread = tuple(
-            file.path for file in (of.files if of else ()) if file.version not in looked_at and file.size > 0
-        )
+        unread = tuple(file.path for file in (of.files if of else ()) if file.path not in looked_at and file.size > 0)
         facts = tuple(self._fact(one) for one in read)
-        more = _more(self.learnt, self.fresh, used, self.number - 1) if self.attempt.finished else 0
-        return Resume(outcome, why, used, self.start.newest, facts, unread, self._mixed(read, facts), more)
+        more = _more(self.learnt, self.fresh, used, self.extra + 1) if self.attempt.finished else 0
+        mixed = self._mixed(read, facts)
+        if mixed and outcome == RESUMED:
+            why = f"it read {' and '.join(f'{one.path} of {one.save}' for one in mixed)}"
+        doubt = self._doubt(used) if used and outcome == RESUMED else ""
+        return Resume(outcome, why, used, self.start.newest, facts, unread, mixed, more, doubt)
 
     def _fact(self, one: Reading) -> FileRead:
         version = one.version
         save = self._save_of(one)
         cut = version.number in self.written.cut
-        return FileRead(version.path, one.size, version.size, one.whole, cut, save.label if save else "")
+        return FileRead(one.path, one.size, version.size, one.whole, cut, save.label if save else "")
 
     def _mixed(self, read: list[Reading], facts: tuple[FileRead, ...]) -> tuple[FileRead, ...]:
         saves = {save.begun_s: save for one in read if (save := self._save_of(one))}
@@ -238,9 +252,10 @@ class _Judge:
     def _numbered(self) -> bool:
         return bool(self.learnt.files.family and self.learnt.files.family.places)
 
-    @staticmethod
-    def _name(save: Save) -> str:
-        return f"{save.largest} ({save.label})"
+    def _name(self, save: Save, read: Sequence[Reading] = ()) -> str:
+        """A save's name, by the largest of its files, or of those that were read."""
+        paths = {one.path: one.version.size for one in read if self._save_of(one) is save}
+        return f"{max(paths, key=lambda path: paths[path]) if paths else save.largest} ({save.label})"
 
     # Evidence
 
@@ -275,7 +290,7 @@ class _Judge:
         if not copies or one.opened > one.first:
             return False
         between = self.written.calls[one.first : copies[0].begun]
-        return all(call.path == one.version.path for call in between)
+        return all(call.path == one.path for call in between)
 
     def _used(self, read: list[Reading]) -> tuple[Save | None, list[Reading]]:
         """(the save that it seems to have gone on from, the cut files that it read).
@@ -290,21 +305,12 @@ class _Judge:
             if save is None or one in cut or self._is_pointer(one, save):
                 continue
             amounts[self.made.index(save)] = amounts.get(self.made.index(save), 0) + 1
-        candidates = [
-            self.made[order]
-            for order, files in amounts.items()
-            if self.made[order] in self.start.complete or (files and self._is_finished(self.made[order], read))
-        ]
+        candidates = [self.made[order] for order in amounts]
         if not candidates:
             return None, cut
         most = max(amounts[self.made.index(save)] for save in candidates)
         best = [save for save in candidates if amounts[self.made.index(save)] == most]
         return self._as_its_saves_tell(max(best, key=self.made.index), candidates, read), cut
-
-    def _is_finished(self, save: Save, read: list[Reading]) -> bool:
-        """Whether what was read of an incomplete save may have been whole: all that a reader needs."""
-        versions = [one.version for one in read if self._save_of(one) is save]
-        return not any(self._is_cut(version) for version in versions)
 
     @staticmethod
     def _is_pointer(one: Reading, save: Save) -> bool:
@@ -328,9 +334,6 @@ class _Judge:
         first = self.learnt.saves[0].numbers if self.learnt.saves else ()
         return not any(first)
 
-    def _is_older(self, used: Save, newest: Save) -> bool:
-        return self.made.index(used) < self.made.index(newest)
-
     def _starts_over(self, used: Save) -> bool:
         """Whether its saves are those of a run from nothing, although it read one."""
         reference = self.learnt.saves
@@ -339,11 +342,20 @@ class _Judge:
             return own.numbers < used.numbers and own.numbers <= reference[0].numbers
         if used.numbers or not self.attempt.finished:
             return False
-        # Counted. Each attempt before may have made one save more, at a notice.
+        # Counted: a resume from the k-th of n saves makes n - k, and one more if it saves again what it read.
         made = len([save for save in self.fresh if save.complete is not None])
-        if made != len(reference) or used.index <= self.number - 1:
-            return False
-        return not self._logs_tell_that_it_resumed(used)
+        return made == len(reference) and used.index > 1 + self.extra and not self._logs_tell_that_it_resumed(used)
+
+    def _doubt(self, used: Save) -> str:
+        """Why a start that read a checkpoint may have been one from nothing, if it is too early to tell."""
+        if not self.attempt.finished or self._logs_tell_that_it_resumed(used):
+            return ""
+        first = self.learnt.saves[0].numbers if self.learnt.saves else ()
+        own = next((save.numbers for save in self.fresh if save.numbers), None)
+        made = len([save for save in self.fresh if save.complete is not None])
+        if (own == first) if own is not None else made == len(self.learnt.saves):
+            return f"it {self._as_if_from_nothing()}; only one save was there to go on from"
+        return ""
 
     def _logs_tell_that_it_resumed(self, used: Save) -> bool:
         """Whether it logged clearly less than the undisturbed run, as an attempt does that has less to do."""
