@@ -1059,3 +1059,19 @@ def test_the_third_save_is_the_one_to_strike() -> None:
     save = boundaries.typical(learnt.saves)
     assert save is not None
     assert save.index == 3
+
+
+def test_what_no_restart_reads_is_not_needed() -> None:
+    """The optimizer's file is renamed over first; the last save of the model is there still."""
+
+    def save(fs: Fs, step: int) -> None:
+        for name in ("optimizer.pt", "model.pt"):
+            fs.write(f"{name}.tmp", step, 500_000 if name == "optimizer.pt" else 300_000)
+            fs.rename(f"{name}.tmp", name)
+
+    run = script(Saver(save, lambda fs: fs.read("model.pt")))
+    _, lives = leg(run, Strike(2 * 6, "before", (r"^model\.pt\.tmp$",)))
+    assert lives[0].end.newest is not None
+    assert lives[0].end.newest.index == 2
+    assert lives[1].resume.outcome == RESUMED
+    assert lives[1].resume.unread == ("optimizer.pt",)

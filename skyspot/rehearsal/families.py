@@ -106,7 +106,7 @@ def _rhythm(group: dict[str, list[Version]], paths: dict[int, str]) -> list[Vers
 
 
 def _in_step(one: Sequence[Version], other: Sequence[Version], span_s: float) -> bool:
-    """Whether two files are written in turns; of files written once, whether that is at about the same time."""
+    """True if two files are written in turns; of files written once, whether that is at about the same time."""
     if len(one) == len(other) == 1:
         first, second = sorted((one[0], other[0]), key=lambda version: version.begun)
         return second.begun_s - first.closed_s <= _NEAR * span_s
@@ -143,7 +143,7 @@ def _family(group: dict[str, list[Version]], paths: dict[int, str], read: dict[s
 
 
 def _comes_before(found: Iterable[Version], anchors: Sequence[Version]) -> bool:
-    """Whether most versions were written just before an anchor rather than just after one."""
+    """True if most versions were written just before an anchor rather than just after one."""
     votes = 0.0
     for version in found:
         after = [version.begun_s - one.closed_s for one in anchors if one.begun <= version.begun]

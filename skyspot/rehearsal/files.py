@@ -238,7 +238,7 @@ def _is_wanted(kind: str, read: dict[str, int]) -> bool:
 
 
 def _recurs(found: list[Version], paths: dict[int, str]) -> bool:
-    """Whether files of a kind are written again and again: at the same path, or with a number that grows."""
+    """True if files of a kind are written again and again: at the same path, or with a number that grows."""
     names = [naming.parse(paths[version.number]) for version in found]
     places = naming.label_places(names)
     labels = {naming.at(name.numbers, places) for name in names}
@@ -274,7 +274,7 @@ def _trust(family: Family | None, roles: dict[str, tuple[str, str]]) -> str:
 
 
 def _is_believed(family: Family, roles: dict[str, tuple[str, str]]) -> bool:
-    """Whether a family may be the checkpoints: something says so, or a name does."""
+    """True if a family may be the checkpoints: something says so, or a name does."""
     return any(roles[kind][0] == CHECKPOINT or naming.looks_like_checkpoint(kind) for kind in family.kinds)
 
 

@@ -46,7 +46,7 @@ class Name:
     words: tuple[str, ...]
     """The word before each `#`, in lower case; may be empty."""
     shards: tuple[bool, ...]
-    """Whether the number at each `#` counts the parts of one save: a rank, a shard."""
+    """True if the number at each `#` counts the parts of one save: a rank, a shard."""
     folders: int
     """How many of them are in the names of folders."""
 
@@ -106,7 +106,7 @@ def label_places(names: Sequence[Name]) -> tuple[int, ...]:
 
 
 def _never_down(names: Sequence[Name], places: tuple[int, ...]) -> bool:
-    """Whether the numbers grow, for the files of each rank."""
+    """True if the numbers grow, for the files of each rank."""
     newest: dict[tuple[int | None, ...], list[int]] = {}
     for name in names:
         rank = tuple(number for number, shard in zip(name.numbers, name.shards, strict=True) if shard)
@@ -136,17 +136,17 @@ def step(name: Name, places: tuple[int, ...]) -> int | None:
 
 
 def looks_like_checkpoint(path: str) -> bool:
-    """Whether the name is one that savers give to checkpoints."""
+    """True if the name is one that savers give to checkpoints."""
     return bool(_CHECKPOINTS.search(path)) and not looks_like_log(path)
 
 
 def looks_like_log(path: str) -> bool:
-    """Whether the name is one that loggers give to their files."""
+    """True if the name is one that loggers give to their files."""
     return bool(_LOGS.search(path))
 
 
 def matches(path: str, globs: Sequence[str]) -> bool:
-    """Whether a path matches one of the globs, or lies in a folder that does."""
+    """True if a path matches one of the globs, or lies in a folder that does."""
     parts = path.split("/")
     heads = ["/".join(parts[: count + 1]) for count in range(len(parts))]
     return any(fnmatch(head, glob.removesuffix("/")) for glob in globs for head in heads)

@@ -107,7 +107,7 @@ class Reading:
 
     @property
     def whole(self) -> bool:
-        """Whether all of it was read, up to some padding."""
+        """True if all of it was read, up to some padding."""
         return self.size >= self.version.size - max(_SLACK_BYTES, int(_SLACK * self.version.size))
 
 
@@ -277,7 +277,7 @@ class Bucket:
         version.closed = version.synced = None
 
     def _is_overwritten(self, version: Version, call: Call, goes_on: bool) -> bool:
-        """Whether a write begins another content: in a file that was whole already, or synchronised to the disk."""
+        """True if a write begins another content: in a file that was whole already, or synchronised to the disk."""
         if version.attempt < self._attempt or version.gone:
             return not version.gone
         if not goes_on:

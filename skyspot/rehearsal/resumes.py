@@ -1,4 +1,4 @@
-"""Whether each attempt resumed: from what it read, the saves that it made, and what lay there when it began."""
+"""True if each attempt resumed: from what it read, the saves that it made, and what lay there when it began."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Resume:
 
     @property
     def proof(self) -> bool:
-        """Whether this start shows that the script resumes."""
+        """True if this start shows that the script resumes."""
         return self.outcome == RESUMED and not self.doubt
 
 
@@ -278,13 +278,13 @@ class _Judge:
         return next((save for save in self.made if any(file.version == number for file in save.files)), None)
 
     def _is_cut(self, version: Version) -> bool:
-        """Whether a file was surely not whole: it was open, and shorter than the undisturbed run's."""
+        """True if a file was surely not whole: it was open, and shorter than the undisturbed run's."""
         kind = self.learnt.files.kind_of(version)
         sizes = [file.size for save in self.learnt.saves for file in save.files if file.kind == kind]
         return version.number in self.written.cut and version.size < min(sizes, default=0)
 
     def _is_copied(self, one: Reading) -> bool:
-        """Whether it was read only to be copied at the first save, not to go on from."""
+        """True if it was read only to be copied at the first save, not to go on from."""
         original = self.learnt.files.original
         copies = [new for new in self.written.versions if new is not one.version and original(new) is one.version]
         if not copies or one.opened > one.first:
@@ -314,7 +314,7 @@ class _Judge:
 
     @staticmethod
     def _is_pointer(one: Reading, save: Save) -> bool:
-        """Whether a file only names its save: a small one, beside one that holds far more."""
+        """True if a file only names its save: a small one, beside one that holds far more."""
         largest = max(file.size for file in save.files)
         return one.version.size <= 4096 and one.version.size * 10 <= largest
 
@@ -330,12 +330,12 @@ class _Judge:
         return max(older, key=self.made.index) if older else newest
 
     def _saves_at_once(self) -> bool:
-        """Whether the undisturbed run saves before its first step."""
+        """True if the undisturbed run saves before its first step."""
         first = self.learnt.saves[0].numbers if self.learnt.saves else ()
         return not any(first)
 
     def _starts_over(self, used: Save) -> bool:
-        """Whether its saves are those of a run from nothing, although it read one."""
+        """True if its saves are those of a run from nothing, although it read one."""
         reference = self.learnt.saves
         own = next((save for save in self.fresh if save.numbers), None)
         if own is not None and used.numbers and reference and reference[0].numbers:
@@ -358,7 +358,7 @@ class _Judge:
         return ""
 
     def _logs_tell_that_it_resumed(self, used: Save) -> bool:
-        """Whether it logged clearly less than the undisturbed run, as an attempt does that has less to do."""
+        """True if it logged clearly less than the undisturbed run, as an attempt does that has less to do."""
         if not self.learnt.logged:
             return False
         share = logged(self.learnt.files, self.attempt.calls) / self.learnt.logged

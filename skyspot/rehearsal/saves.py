@@ -116,11 +116,11 @@ class Learnt:
     logged: int
     """Bytes that it wrote to its logs."""
     only_at_the_end: bool
-    """Whether its only save came at its end, so that a preemption loses everything."""
+    """True if its only save came at its end, so that a preemption loses everything."""
 
     @property
     def irregular(self) -> bool:
-        """Whether its saves come at irregular steps or times, as on a new best."""
+        """True if its saves come at irregular steps or times, as on a new best."""
         return _is_irregular(self.saves)
 
 
@@ -338,14 +338,16 @@ def _body(files: Files, save: Save) -> list[SavedFile]:
     assert family
     if family.places:
         return [file for file in save.files if family.label_of(file.path) is not None]
-    return [file for file in save.files if file.kind in family.read or file.path == family.anchor] or list(save.files)
+    # What no restart reads is not needed, as an optimizer's file that is forgotten.
+    read = [file for file in save.files if file.kind in family.read - family.before]
+    return read or [file for file in save.files if file.path == family.anchor] or list(save.files)
 
 
 # -- when a run saves ------------------------------------------------------------------------------------------------
 
 
 def _comes_at_the_end(saves: Sequence[Save], written: Written) -> bool:
-    """Whether the only save begins in the last tenth of the run's time."""
+    """True if the only save begins in the last tenth of the run's time."""
     return len(saves) == 1 and written.ended_s - saves[0].begun_s <= 0.1 * (written.ended_s - written.began_s)
 
 
