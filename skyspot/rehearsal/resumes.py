@@ -1,4 +1,4 @@
-"""True if each attempt resumed: from what it read, the saves that it made, and what lay there when it began."""
+"""The verdict on each attempt's start, from what it read, the saves that it made, and what lay there when it began."""
 
 from __future__ import annotations
 
@@ -57,6 +57,9 @@ class Resume:
     """What it read, if that was parts of several saves and none of them as a whole; otherwise empty."""
     more: int
     """Saves beyond the undisturbed run's last that it made; 0 if none, or if it is not sure."""
+    dropped: Save | None = None
+    """The save that it read, though its own saves are those of a run from nothing (LOST WORK). If its result differs
+    from the undisturbed run's, it went on from it, and trained as many steps more as were asked for in all."""
     doubt: str = ""
     """Why `resumed` may be wrong: a start from nothing would look the same; empty if it would not."""
 
@@ -113,7 +116,7 @@ def follow(learnt: Learnt, attempts: Sequence[Attempt]) -> tuple[Life, ...]:
         writing = next((save for save in reversed(fresh) if save.complete is None), None)
         if attempt.finished:
             writing = None
-        lives.append(Life(number, start, resume, tuple(fresh), end, writing, again, _seconds(learnt.saves, again)))
+        lives.append(Life(number, start, resume, tuple(fresh), end, writing, again, _seconds(learnt, again)))
     return tuple(lives)
 
 
@@ -129,14 +132,15 @@ def _again(fresh: Sequence[Save], made: Sequence[Save], resume: Resume) -> tuple
     return tuple(save for save in fresh if save.index <= reached)
 
 
-def _seconds(reference: Sequence[Save], again: Sequence[Save]) -> float:
+def _seconds(learnt: Learnt, again: Sequence[Save]) -> float:
     """Seconds that the undisturbed run took for some saves and the steps before each."""
     total = 0.0
     for save in again:
-        same = [one for one in reference if (one.numbers == save.numbers if save.numbers else one.index == save.index)]
-        before = [one for one in reference if same and one.index < same[0].index]
-        if before and same[0].complete_s is not None and before[-1].complete_s is not None:
-            total += same[0].complete_s - before[-1].complete_s
+        before_s: float | None = learnt.began_s
+        for one in learnt.saves:
+            if one.numbers == save.numbers if save.numbers else one.index == save.index:
+                total += one.complete_s - before_s if one.complete_s is not None and before_s is not None else 0.0
+            before_s = one.complete_s
     return total
 
 
@@ -180,7 +184,7 @@ class _Judge:
             return self._nothing_used(read, cut, newest)
         if self._starts_over(used):
             why = f"it read {self._name(used, read)} but {self._as_if_from_nothing()}"
-            return self._say(LOST_WORK, why, used=None, read=read, whole=used)
+            return self._say(LOST_WORK, why, used=None, read=read, dropped=used)
         if self.made.index(used) < self.made.index(newest):
             why = f"it went on from {self._name(used, read)} though {self._name(newest)} was complete"
             return self._say(LOST_WORK, why, used=used, read=read)
@@ -223,10 +227,10 @@ class _Judge:
         return self._say(LOST_WORK, why, used=None, read=read)
 
     def _say(
-        self, outcome: str, why: str, *, used: Save | None, read: list[Reading], whole: Save | None = None
+        self, outcome: str, why: str, *, used: Save | None, read: list[Reading], dropped: Save | None = None
     ) -> Resume:
         looked_at = {self.learnt.files.home(one.version) for one in read}
-        of = whole or used
+        of = dropped or used
         unread = tuple(file.path for file in (of.files if of else ()) if file.path not in looked_at and file.size > 0)
         facts = tuple(self._fact(one) for one in read)
         more = _more(self.learnt, self.fresh, used, self.extra + 1) if self.attempt.finished else 0
@@ -234,7 +238,7 @@ class _Judge:
         if mixed and outcome == RESUMED:
             why = f"it read {' and '.join(f'{one.path} of {one.save}' for one in mixed)}"
         doubt = self._doubt(used) if used and outcome == RESUMED else ""
-        return Resume(outcome, why, used, self.start.newest, facts, unread, mixed, more, doubt)
+        return Resume(outcome, why, used, self.start.newest, facts, unread, mixed, more, dropped, doubt)
 
     def _fact(self, one: Reading) -> FileRead:
         version = one.version

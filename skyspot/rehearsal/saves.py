@@ -113,6 +113,8 @@ class Learnt:
     files: Files
     saves: tuple[Save, ...]
     """Those of the undisturbed run."""
+    began_s: float
+    """When it started, on the monotonic clock."""
     logged: int
     """Bytes that it wrote to its logs."""
     only_at_the_end: bool
@@ -145,7 +147,7 @@ def study(
         later += [bucket.replay(attempt) for attempt in leg]
     files = learn(written, later, results, checkpoints)
     saves = tuple(group(files, written, ()))
-    return Learnt(files, saves, logged(files, reference.calls), _comes_at_the_end(saves, written))
+    return Learnt(files, saves, written.began_s, logged(files, reference.calls), _comes_at_the_end(saves, written))
 
 
 def logged(files: Files, calls: Iterable[Call]) -> int:
