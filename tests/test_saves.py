@@ -509,10 +509,26 @@ def test_a_cut_file_that_is_used_though_an_older_one_was_whole() -> None:
     )
 
 
-def test_a_pair_of_files_of_two_saves_is_told() -> None:
+@pytest.mark.parametrize("phase", ["before", "middle"])
+def test_a_cut_file_that_ends_the_next_attempt_is_named(phase) -> None:
+    """Even if nothing of it is there."""
+
+    def again(fs: Fs) -> None:
+        if fs.read(fs.list(r"step_\d+")[-1]) is None:
+            fs.take()
+
+    _, lives = leg(script(numbered()), Strike(1, phase, (r"^step_0006\.pt$",)), again=again)
+    assert lives[1].resume.outcome == NOT_SEEN
+    assert lives[1].resume.why == "it read step_0006.pt, which was cut, and saved nothing"
+
+
+@pytest.mark.parametrize("size", [1000, 200_000])
+def test_a_pair_of_files_of_two_saves_is_told(size) -> None:
+    """Whichever of the two is the larger."""
+
     def save(fs: Fs, step: int) -> None:
-        fs.write("model.pt", step)
-        fs.write("optim.pt", step)
+        fs.write("model.pt", step, 100_000)
+        fs.write("optim.pt", step, size)
 
     def load(fs: Fs) -> int | None:
         model, optim = fs.read("model.pt"), fs.read("optim.pt")
@@ -521,14 +537,15 @@ def test_a_pair_of_files_of_two_saves_is_told() -> None:
     run = script(Saver(save, load))
     learnt = undisturbed(run)
     assert [len(one.files) for one in learnt.saves] == [2] * 5
-    # The third write to optim.pt: calls are open, 3 writes and close each time.
-    _, lives = leg(run, Strike(2 * 5, "before", (r"^optim\.pt$",)))
+    # The third write to optim.pt: the calls are open, a write for each page, and close.
+    _, lives = leg(run, Strike(2 * (3 if size == 1000 else 4), "before", (r"^optim\.pt$",)))
     assert [(one.path, one.save) for one in lives[1].resume.mixed] == [("model.pt", "save 3"), ("optim.pt", "save 2")]
     assert lives[0].writing is not None
     assert lives[0].writing.label == "save 3"
     assert lives[0].writing.missing == ("optim.pt",)
     assert lives[0].end.destroyed is not None
     assert lives[0].end.destroyed.label == "save 2"
+    assert not lives[1].resume.proof
 
 
 # -- right scripts that look odd -------------------------------------------------------------------------------------

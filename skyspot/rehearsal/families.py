@@ -27,6 +27,8 @@ class Family:
     """Without such a kind: the path that a save is counted by."""
     before: frozenset[str]
     """Kinds without a number that are written before the rest of their save, not after it: copies of the last one."""
+    copies: frozenset[str]
+    """Those of them that are copies of the last save's files."""
     read: frozenset[str]
     """The kinds that a later attempt has read."""
     saves: int
@@ -139,7 +141,8 @@ def _family(group: dict[str, list[Version]], paths: dict[int, str], read: dict[s
         and _comes_before(found, anchors)
     }
     known = frozenset(set(group) & set(read))
-    return Family(tuple(sorted(group)), places, anchor, frozenset(before), known, len(anchors))
+    copies = frozenset(kind for kind in before if all(version.copy_of for version in group[kind]))
+    return Family(tuple(sorted(group)), places, anchor, frozenset(before), copies, known, len(anchors))
 
 
 def _comes_before(found: Iterable[Version], anchors: Sequence[Version]) -> bool:

@@ -60,7 +60,7 @@ class Files:
 
     def original(self, version: Version) -> Version:
         """What a copy of the last checkpoint was made of, where the run makes such copies; else the version itself."""
-        copies = self.family.before if self.family else ()
+        copies = self.family.copies if self.family else ()
         return version.copy_of if version.copy_of and self.kind_of(version) in copies else version
 
     def kind_of(self, version: Version) -> str:

@@ -168,7 +168,11 @@ class Bucket:
         for version in self.versions:
             version.cut = version.cut or (version.closed is None and not version.appended)
             version.writers.clear()
-        readings = sorted((one for one in self._readings.values() if one.spans), key=lambda one: one.first)
+        # Of a file that the strike left empty there is nothing to read; to open it is to have read it.
+        found = [
+            one for one in self._readings.values() if one.spans or (one.version.number in cut and not one.version.size)
+        ]
+        readings = sorted(found, key=lambda one: one.first)
         began_s = attempt.began_s if attempt.began_s is not None else calls[0].time if calls else 0.0
         ended_s = attempt.ended_s if attempt.ended_s is not None else calls[-1].time if calls else began_s
         left_cut = frozenset(version.number for version in self.versions if version.cut)

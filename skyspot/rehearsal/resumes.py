@@ -66,7 +66,7 @@ class Resume:
     @property
     def proof(self) -> bool:
         """True if this start shows that the script resumes."""
-        return self.outcome == RESUMED and not self.doubt
+        return self.outcome == RESUMED and not self.doubt and not self.mixed
 
 
 @dataclass(frozen=True)

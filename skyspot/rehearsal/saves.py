@@ -341,7 +341,7 @@ def _body(files: Files, save: Save) -> list[SavedFile]:
     if family.places:
         return [file for file in save.files if family.label_of(file.path) is not None]
     # What no restart reads is not needed, as an optimizer's file that is forgotten.
-    read = [file for file in save.files if file.kind in family.read - family.before]
+    read = [file for file in save.files if file.kind in family.read - family.copies]
     return read or [file for file in save.files if file.path == family.anchor] or list(save.files)
 
 
