@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from skyspot.errors import SkyspotError, UsageError
-from skyspot.rehearsal import faults, verdict
+from skyspot.rehearsal import failure, faults, verdict
 from skyspot.rehearsal.faults import Preemption
 from skyspot.rehearsal.injector import LOOK_S, Injector
 from skyspot.rehearsal.machine import Machine, copy_folder, namespace_command
@@ -224,8 +224,7 @@ class _Engine:
                 leg.finished = True
                 break
             if row.kind == "failed":
-                printed = [f"  {line}" for line in machine.last_lines()]
-                leg.failure = "\n".join([f"exit {code}{'; last lines of its output:' if printed else ''}", *printed])
+                leg.failure = failure.describe(code, machine.log, machine.folder)
                 if code not in self.task.recover_on or code == EXIT_NO_PROGRESS:
                     break
             elif row.hit or len([one for one in leg.rows if not one.hit]) > 3:
@@ -233,10 +232,18 @@ class _Engine:
         else:
             last = leg.failure or leg.rows[-1].ended
             leg.failure = f"{len(leg.rows)} attempts did not finish it. The last one: {last}"
+        if not leg.finished:
+            self._keep_log(leg, machine.log)
         leg.seconds = time.monotonic() - started
         self._goodput(leg)
         self.view.leg_done(leg)
         return leg
+
+    def _keep_log(self, leg: Leg, log: Path) -> None:
+        """Name the output of the attempt at which the leg ended."""
+        if kept := failure.keep_log(log, f"{leg.name}-{log.name}", kept=self.settings.keep is not None):
+            leg.log = str(kept)
+            leg.failure += f"\n  its whole output: {kept}"
 
     def _buckets(self, leg: str) -> dict[str, Path]:
         """Create the folders that outlive the leg's machines, by mount point."""

@@ -134,7 +134,7 @@ class Machine:
         script = self.folder / "run.sh"
         (self.folder / LEFT).unlink(missing_ok=True)
         enter = namespace_command()
-        script.write_text(f"cd ~/sky_workdir\n{commands if enter else self._rewritten(commands)}\n")
+        script.write_text(f"cd ~/sky_workdir; {commands if enter else self._rewritten(commands)}\n")
         command = ["bash", str(script)]
         if enter:
             root, build = self.folder / "root", self.folder / "build.sh"
@@ -242,14 +242,6 @@ class Machine:
             except (psutil.Error, OSError):
                 continue
         return found
-
-    def last_lines(self, count: int = 12) -> list[str]:
-        """Return the end of the task's output."""
-        try:
-            text = self.log.read_text(errors="replace")
-        except OSError:
-            return []
-        return text.replace("\r", "\n").splitlines()[-count:]
 
 
 def copy_folder(source: Path, target: Path, leave_out: Path, *, uploaded: bool) -> None:

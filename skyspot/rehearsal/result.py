@@ -61,7 +61,9 @@ class Leg:
     seconds: float = 0.0
     finished: bool = False
     failure: str = ""
-    """The reason why it did not finish, with the end of the task's output."""
+    """The reason why it did not finish, with the error from the task's output."""
+    log: str | None = None
+    """The file with the whole output of the attempt that failed."""
     goodput: float | None = None
     verdict: Verdict | None = None
 

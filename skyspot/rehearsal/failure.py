@@ -1,0 +1,55 @@
+"""A failed attempt: what it said, and its output, which outlives the rehearsal."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from skyspot.rehearsal.excerpt import read_excerpt
+
+_READ_BYTES = 2_000_000
+
+
+def describe(code: int | None, log: Path, machine: Path) -> str:
+    """An exit code with the error that the output shows, else with the last lines.
+
+    Args:
+        code: The exit code.
+        log: The file with the attempt's output.
+        machine: The machine's folder.
+    """
+    found = read_excerpt(_end(log), str(machine))
+    title = f"exit {code}; last lines of its output:" if found.lines and not found.is_cause else f"exit {code}"
+    return "\n".join([title, *(f"  {line}" for line in found.lines)])
+
+
+def _end(log: Path) -> str:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _READ_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def keep_log(log: Path, name: str, kept: bool) -> Path | None:
+    """Copy the output of an attempt to a new temporary folder.
+
+    Args:
+        log: The file with the output.
+        name: The copy's name.
+        kept: Whether the file itself is kept, so that there is no need for a copy.
+
+    Returns: the file that is kept; None if there is none.
+    """
+    if kept:
+        return log
+    with suppress(OSError):
+        folder = Path(tempfile.mkdtemp(prefix="skyspot-rehearsal-log-"))
+        with suppress(OSError):
+            return Path(shutil.copyfile(log, folder / name))
+        folder.rmdir()
+    return None
