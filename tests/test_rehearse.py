@@ -19,7 +19,7 @@ from support_rehearse import leftovers, own, rehearse
 from skyspot.cli import rehearse as rehearse_cli
 from skyspot.errors import UsageError
 from skyspot.migrate.source import task_yaml
-from skyspot.rehearsal import faults, machine, verdict
+from skyspot.rehearsal import faults, machine, upload, verdict
 from skyspot.rehearsal.engine import MORE_ATTEMPTS, _folder
 from skyspot.rehearsal.engine import rehearse as rehearse_task
 from skyspot.rehearsal.result import Leg, Result, Row, Settings, heading
@@ -386,7 +386,7 @@ def test_a_folder_is_copied_without_what_skypilot_leaves_out(tmp_path: Path) -> 
     (source / "gone").symlink_to("nowhere")
 
     def copied(target: str, **options: bool) -> list[str]:
-        machine.copy_folder(source, tmp_path / target, source / "kept", **{"uploaded": True, **options})
+        upload.copy_folder(source, tmp_path / target, source / "kept", **{"uploaded": True, **options})
         files = [path for path in (tmp_path / target).rglob("*") if path.is_file() or path.is_symlink()]
         return sorted(path.relative_to(tmp_path / target).as_posix() for path in files if ".git/" not in str(path))
 

@@ -16,10 +16,11 @@ from skyspot.errors import SkyspotError, UsageError
 from skyspot.rehearsal import failure, faults, verdict
 from skyspot.rehearsal.faults import Preemption
 from skyspot.rehearsal.injector import LOOK_S, Injector
-from skyspot.rehearsal.machine import Machine, copy_folder, namespace_command
+from skyspot.rehearsal.machine import Machine, namespace_command
 from skyspot.rehearsal.metadata import AwsMetadata
 from skyspot.rehearsal.result import Leg, Result, Row, Settings, heading
 from skyspot.rehearsal.task import MachineMount, RehearsalTask
+from skyspot.rehearsal.upload import copy_folder
 from skyspot.rehearsal.view import View
 from skyspot.rehearsal.watch import Watch, find_run
 from trainer.layout.events import event_named, read_events

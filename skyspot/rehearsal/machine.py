@@ -9,7 +9,6 @@ are found by a mark in their environment.
 from __future__ import annotations
 
 import functools
-import glob
 import os
 import re
 import secrets
@@ -26,12 +25,18 @@ from pathlib import Path
 
 import psutil
 
-from skyspot.errors import SkyspotError
+from skyspot.rehearsal.bucketfs import served
+from skyspot.rehearsal.bucketfs.served import Served
+from skyspot.rehearsal.bucketfs.strike import Strike
+from skyspot.rehearsal.bucketfs.trace import Call, read_from, read_trace
 from skyspot.rehearsal.task import MachineMount, RehearsalTask
+from skyspot.rehearsal.upload import copy_folder
 
 MARK = "SKYSPOT_REHEARSAL"
 LEFT = "run.sh.left"
 """In a namespace, the file that exists once the script has exited."""
+DAEMONS = "daemons.json"
+"""The commands of the file systems' daemons."""
 LEAVE_S = 30.0
 """Time from SIGTERM to SIGKILL that SkyPilot gives a script's remaining processes (sky.skylet.subprocess_daemon)."""
 
@@ -54,10 +59,45 @@ def namespace_command() -> tuple[str, ...] | None:
         return command if done.returncode == 42 else None
 
 
+@functools.cache
+def bucketfs_missing() -> str | None:
+    """Say why buckets cannot be served through FUSE here; None if they can. Tried once."""
+    enter = namespace_command()
+    if enter is None:
+        return "this system allows no mount namespace"
+    if missing := served.missing():
+        return missing
+    with tempfile.TemporaryDirectory(prefix="skyspot-probe-") as name:
+        folder = Path(name)
+        root, bucket, trace = folder / "root", folder / "bucket", folder / "trace"
+        point = folder / "point"
+        bucket.mkdir()
+        point.mkdir()
+        probe = Served(bucket, point, folder / "disk", trace, "local")
+        served.write_daemons(folder / DAEMONS, [probe], root / "proc", None)
+        (folder / "run.sh").write_text(f"echo > {shlex.quote(str(point))}/written && exit 42\n")
+        (folder / "build.sh").write_text(_namespace_script(root, {}, (), frozenset()))
+        arguments = [folder / "build.sh", root, folder / "run.sh", 1, folder / DAEMONS]
+        try:
+            done = subprocess.run([*enter, *map(str, arguments)], capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return str(error)
+        if done.returncode == 42 and trace.exists():
+            return None
+        return (done.stderr.strip().splitlines() or ["FUSE cannot be mounted here"])[-1]
+
+
 class Machine:
     """One machine of a rehearsal, from its start until it is taken."""
 
-    def __init__(self, task: RehearsalTask, folder: Path, buckets: Mapping[str, Path], env: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        task: RehearsalTask,
+        folder: Path,
+        buckets: Mapping[str, Path],
+        env: Mapping[str, str],
+        manners: Mapping[str, str] | None = None,
+    ) -> None:
         """Set the machine up: HOME, copies, the interpreter, the mount points.
 
         Args:
@@ -65,9 +105,20 @@ class Machine:
             folder: Its disk; created here, deleted by `take`.
             buckets: The folders that outlive it, by mount point.
             env: Variables in addition to the task's own.
+            manners: The kind of mount of each bucket that is served through FUSE, by mount point: each call on it is
+                then in its trace. The others are bound. Needs `bucketfs_missing() is None`.
         """
         self.task, self.folder = task, folder
         self._buckets = dict(buckets)
+        self.served: dict[str, Served] = {}
+        """What is served through FUSE, by mount point."""
+        for number, (point, kind) in enumerate((manners or {}).items()):
+            place, trace = folder / "buckets" / str(number), folder.parent / f"{folder.name}.{number}.trace"
+            (place / "mount").mkdir(parents=True)
+            self.served[point] = Served(buckets[point], place / "mount", place / "disk", trace, kind)
+            self._buckets[point] = place / "mount"
+        self._looked: dict[str, int] = {}
+        self._struck: Call | None = None
         self._token = secrets.token_hex(8)
         self.home = folder / "home"
         self.log = folder.parent / f"{folder.name}.log"
@@ -129,8 +180,14 @@ class Machine:
     def _absolute(self) -> dict[str, Path]:
         return {target: folder for target, folder in self._buckets.items() if target.startswith("/")}
 
-    def start(self, commands: str) -> None:
-        """Run a script on the machine in the background; its output goes to `log`."""
+    def start(self, commands: str, strike: tuple[str, Strike] | None = None) -> None:
+        """Run a script on the machine in the background; its output goes to `log`.
+
+        Args:
+            commands: The script.
+            strike: The mount point of the served bucket that a strike falls on, and where. `struck` then tells when to
+                kill the machine.
+        """
         script = self.folder / "run.sh"
         (self.folder / LEFT).unlink(missing_ok=True)
         enter = namespace_command()
@@ -142,6 +199,10 @@ class Machine:
             needed = (self.folder.parent.parent, Path(sys.prefix), Path(sys.base_prefix))
             build.write_text(_namespace_script(root, self._absolute(), needed, read_only))
             command = [*enter, str(build), str(root), str(script), str(LEAVE_S)]
+            if self.served:
+                falls = (self.served[strike[0]], strike[1]) if strike else None
+                served.write_daemons(self.folder / DAEMONS, list(self.served.values()), root / "proc", falls)
+                command.append(str(self.folder / DAEMONS))
         self.started, self.left_at = time.monotonic(), None
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -187,6 +248,17 @@ class Machine:
                 process.terminate()
         assert self.left_at is not None
         return None if behind and time.monotonic() < self.left_at + LEAVE_S else code
+
+    def calls(self, point: str) -> list[Call]:
+        """List the calls on a served bucket, by its mount point; also after the machine was taken."""
+        return read_trace(self.served[point].trace)
+
+    def struck(self) -> Call | None:
+        """The call that the strike fell on; None before. Then the machine stands still and is to be killed."""
+        for point, one in self.served.items() if self._struck is None else ():
+            calls, self._looked[point] = read_from(one.trace, self._looked.get(point, 0))
+            self._struck = next((call for call in calls if call.struck), self._struck)
+        return self._struck
 
     def signal(self, number: int) -> None:
         """Signal the task's process group, as SkyPilot does."""
@@ -242,70 +314,6 @@ class Machine:
             except (psutil.Error, OSError):
                 continue
         return found
-
-
-def copy_folder(source: Path, target: Path, leave_out: Path, *, uploaded: bool) -> None:
-    """Copy a folder.
-
-    Args:
-        source: The folder to copy.
-        target: The destination; it may exist.
-        leave_out: The rehearsal's own folder, which may be in `source`.
-        uploaded: Whether SkyPilot would upload it; ignored files are then left out.
-
-    Raises:
-        SkyspotError: a file cannot be copied; names it.
-    """
-    unwanted = _ignored(source) if uploaded else set()
-
-    def ignore(folder: str, names: list[str]) -> set[str]:
-        inside = os.path.relpath(folder, source)
-        return {
-            name
-            for name in names
-            if name == "__pycache__"
-            or os.path.normpath(f"{inside}/{name}") in unwanted
-            or Path(folder, name).resolve() == leave_out
-        }
-
-    try:
-        shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True, ignore=ignore)
-    except shutil.Error as error:
-        where, _, reason = error.args[0][0]
-        raise SkyspotError(f"{where}: {reason}") from None
-    except OSError as error:
-        raise SkyspotError(f"{error.filename or source}: {error.strerror}") from None
-
-
-def _ignored(source: Path) -> set[str]:
-    """List the files that SkyPilot does not upload, relative to the folder: from `.skyignore`, or else git's.
-
-    As in sky.data.storage_utils.get_excluded_files: a pattern that begins with `/` is relative to the folder, any other
-    matches at every depth, and there is no `!`; if git ignores the whole folder, nothing is left out. Unlike there,
-    files that git submodules ignore are copied.
-    """
-    try:
-        lines = [line.strip() for line in (source / ".skyignore").read_text(errors="replace").splitlines()]
-    except OSError:
-        return _ignored_by_git(source)
-    found = set()
-    for line in lines:
-        if line and not line.startswith("#"):
-            pattern = line[1:] if line.startswith("/") else f"**/{line}"
-            found.update(glob.glob(pattern, root_dir=source, recursive=True))  # noqa: PTH207 (Path's takes hidden files)
-    return {os.path.normpath(name) for name in found}
-
-
-def _ignored_by_git(source: Path) -> set[str]:
-    command = ["git", "-c", "safe.directory=*", "-C", str(source), "ls-files", "-z"]
-    try:
-        done = subprocess.run(
-            [*command, "--others", "--ignored", "--exclude-standard", "--directory"], capture_output=True, timeout=60
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return set()
-    names = [os.fsdecode(name) for name in done.stdout.split(b"\0") if name] if done.returncode == 0 else []
-    return set() if "./" in names else {os.path.normpath(name) for name in names}
 
 
 def _namespace_script(root: Path, binds: Mapping[str, Path], needed: Sequence[Path], read_only: frozenset[str]) -> str:

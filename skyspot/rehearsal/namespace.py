@@ -1,17 +1,21 @@
 """The first processes of a rehearsal's machine. Run as a file, in new mount and process namespaces.
 
-    python -I -S namespace.py BUILD ROOT SCRIPT SECONDS
+    python -I -S namespace.py BUILD ROOT SCRIPT SECONDS [DAEMONS]
 
 The started process stays outside and waits; its child is the first process inside. When the first process ends, the
 kernel kills every other process inside, whatever its session, group or environment. So killing one process takes the
 whole machine. The machine also dies with its parent process. When the script has exited, its remaining processes get
 SIGTERM and SECONDS to exit, as under SkyPilot: at SIGTERM a shell exits at once, while the program it waited for saves.
 The file SCRIPT.left exists from then on.
+
+DAEMONS is a JSON list of commands: the file systems of the machine's buckets, which are mounted before BUILD runs. They
+say `mounted`, outlive every other process inside, and say `finished` when they are asked to finish at the end.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -24,19 +28,25 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 FAILED = 125
 
 
-def main(build: str, root: str, script: str, seconds: str) -> int:
+def main(build: str, root: str, script: str, seconds: str, daemons: str = "") -> int:
     """Build the root with one shell script, run another in it, and return its exit status as a shell would."""
     _die_with_parent()
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # These are meant for the task, which is in the same process group.
     first = os.fork()
     if first == 0:
-        os._exit(_inside(build, root, script, float(seconds)))
+        os._exit(_inside(build, root, script, float(seconds), daemons))
     return _status(os.waitpid(first, 0)[1])
 
 
-def _inside(build: str, root: str, script: str, seconds: float) -> int:
+def _inside(build: str, root: str, script: str, seconds: float, commands: str) -> int:
     _die_with_parent()
+    daemons = []
+    try:
+        daemons = _mount(commands) if commands else []
+    except OSError as error:
+        print(f"Error: cannot mount the machine's buckets: {error}", file=sys.stderr, flush=True)
+        return FAILED
     built = subprocess.run(["/bin/sh", build], capture_output=True, text=True)
     if built.returncode:
         print(f"Error: cannot mount the machine's folders: {built.stderr.strip()}", file=sys.stderr, flush=True)
@@ -53,12 +63,49 @@ def _inside(build: str, root: str, script: str, seconds: float) -> int:
         if pid == task:
             with open(f"{script}.left", "x"):  # noqa: PTH123 (quick to start: no pathlib)
                 pass
-            _terminate_rest(seconds)
+            _terminate_rest(seconds, root, {os.getpid(), *(daemon.pid for daemon in daemons)})
+            _finish(daemons)
             return _status(status)
 
 
-def _terminate_rest(seconds: float) -> None:
-    """Send SIGTERM to all remaining processes, and wait until they have exited or the time is up."""
+def _mount(commands: str) -> list[subprocess.Popen[bytes]]:
+    """Start the daemons, and wait until each has mounted its bucket.
+
+    Raises:
+        OSError: one did not; with its last words.
+    """
+    daemons = []
+    with open(f"{commands}.log", "w+b") as log:  # noqa: PTH123
+        for command in json.load(open(commands)):  # noqa: PTH123, SIM115
+            daemons.append(
+                subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
+                )
+            )
+        for daemon in daemons:
+            if not daemon.stdout or daemon.stdout.readline() != b"mounted\n":
+                daemon.wait()
+                log.seek(0)
+                raise OSError((log.read().decode(errors="replace").strip().splitlines() or ["no reason given"])[-1])
+    return daemons
+
+
+def _finish(daemons: list[subprocess.Popen[bytes]]) -> None:
+    """Let the daemons upload what waits."""
+    for daemon in daemons:
+        with suppress(OSError):
+            assert daemon.stdin
+            assert daemon.stdout
+            daemon.stdin.write(b"finish\n")
+            daemon.stdin.flush()
+            daemon.stdout.readline()
+
+
+def _terminate_rest(seconds: float, root: str, stay: set[int]) -> None:
+    """Send SIGTERM to all remaining processes, and wait until they have exited or the time is up.
+
+    Those that stay block it.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     with suppress(ProcessLookupError):
         os.kill(-1, signal.SIGTERM)
@@ -66,6 +113,9 @@ def _terminate_rest(seconds: float) -> None:
     with suppress(ChildProcessError):  # All have exited.
         while time.monotonic() < end:
             if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                # The last one to exit is a child of this one, as all orphans are.
+                if not {int(name) for name in os.listdir(f"{root}/proc") if name.isdigit()} - stay:  # noqa: PTH208
+                    return
                 signal.sigtimedwait({signal.SIGCHLD}, max(0.0, end - time.monotonic()))
 
 
@@ -79,4 +129,4 @@ def _die_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:5]))
+    sys.exit(main(*sys.argv[1:6]))
