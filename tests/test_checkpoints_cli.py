@@ -155,7 +155,7 @@ NOT_COMMITTED = "not committed: it has no MANIFEST.json"
     ("damage", "listed", "said", "whole"),
     [
         (flipped_bit, "sizes agree", f"{SHARE} does not match the hash in its manifest", False),
-        (truncated, f"{SHARE}: 12 bytes, its manifest says ", f"{SHARE} has 12 bytes, its manifest says ", False),
+        (truncated, f"{SHARE} has 12 bytes, its manifest says ", f"{SHARE} has 12 bytes, its manifest says ", False),
         (missing, f"{SHARE}: No such file or directory", f"{SHARE} is missing", False),
         (torn_manifest, "not readable as JSON", "its attempt recorded this checkpoint as committed", False),
         (no_manifest, "MANIFEST.json is missing; its attempt", "recorded this checkpoint as committed", False),

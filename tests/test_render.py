@@ -17,8 +17,9 @@ from support_sky import CATALOGS, run_sky
 from skyspot.cli import main
 from skyspot.errors import UsageError
 from skyspot.lint import linter
-from skyspot.task import buckets, gpus, render
+from skyspot.task import buckets, gpus, ladder, render
 from skyspot.task.options import Options
+from trainer.layout.exit_codes import EXIT_PREEMPTED
 
 EXAMPLE = [
     "render", "finetune", "--gpus", "A100:8,A10G:8", "--prefer", "aws/us-east-1", "--on-demand-last",
@@ -391,6 +392,10 @@ def test_a_mistake_in_skyspot_yaml_is_refused(tmp_path: Path, text: str, remedy:
     assert code == 2, output
     assert "skyspot.yaml" in output
     assert remedy in output
+
+
+def test_the_code_to_recover_on_is_the_trainers() -> None:
+    assert ladder.RECOVER == EXIT_PREEMPTED
 
 
 def test_a_trainer_py_of_the_users_own_is_never_run_or_shipped(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ import sys
 
 from trainer.finetune.config import parse
 from trainer.launch.exits import leave_with
-from trainer.launch.grace import DEFAULT_GRACE_S
 from trainer.launch.process_count import process_count
 from trainer.launch.supervisor import launch
+from trainer.layout.clouds import DEFAULT_GRACE_S
 
 
 def main() -> int:

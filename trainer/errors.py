@@ -27,7 +27,12 @@ class RunError(TrainerError):
     """The training script, or its use of the trainer, is wrong."""
 
 
-def one_line(error: BaseException) -> str:
-    """An error's kind and first line."""
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or else its type."""
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    return text[0] if text else type(error).__name__
+
+
+def one_line(error: BaseException) -> str:
+    """An error's type and the first line of its message."""
+    return f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__

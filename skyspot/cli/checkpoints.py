@@ -27,10 +27,10 @@ from skyspot.cli.format import ago, many
 from skyspot.cli.group import Group
 from skyspot.cli.options import json_option
 from skyspot.runs import find
-from skyspot.runs.checkpoints import FINAL, Checkpoint, list_all
+from skyspot.runs.checkpoints import Checkpoint, list_all
 from skyspot.runs.location import Location
 from skyspot.runs.verification import bytes_to_hash, verify
-from trainer.layout.names import RunPaths
+from trainer.layout.names import FINAL, RunPaths
 
 UNLIMITED = 1 << 16
 """Columns of a line that goes to no terminal."""

@@ -43,7 +43,9 @@ def logs(job: str, controller: bool, follow: bool) -> None:
 
 @click.command()
 @click.argument("job", metavar="NAME|ID", shell_complete=complete_run)
-@click.option("--grace", type=float, default=90.0, show_default=True, metavar="S", help="Seconds to wait for the save.")
+@click.option(
+    "--grace", type=float, default=stop.SAVE_S, show_default=True, metavar="S", help="Seconds to wait for the save."
+)
 @click.option("--now", is_flag=True, help="Cancel immediately; the trainer still saves when it gets SIGTERM.")
 @click.option("-y", "--yes", is_flag=True, help="Cancel without asking.")
 @verbose_option

@@ -22,7 +22,6 @@ from skyspot.task import settings
 from skyspot.task.options import SETTINGS, Options
 
 REPLACED_S = 600.0
-GRACE_S = 90.0
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def _report(planned: Launch, existing: Existing, flags: Flags, job_id: int | Non
 
 def _replace(living: Job) -> None:
     log(f"Replacing job {living.id} ...")
-    stop.request_save(living, GRACE_S, log)
+    stop.request_save(living, stop.SAVE_S, log)
     client.cancel(living.id)
     if not stop.await_end(living.id, REPLACED_S):
         raise SkyspotError(f"job {living.id} did not end within {REPLACED_S:.0f} s; nothing was submitted")

@@ -11,6 +11,7 @@ import click
 
 from skyspot.cli.completion import complete_gpus, complete_rule, complete_run, complete_task
 from skyspot.errors import UsageError
+from skyspot.task.ladder import STRATEGIES
 
 TASK_OPTIONS: list[Any] = [
     click.argument("task", required=False, metavar="[TASK]", shell_complete=complete_task),
@@ -38,7 +39,7 @@ TASK_OPTIONS: list[Any] = [
     click.option("--save-every", metavar="STEPS|auto", help="Number of steps between checkpoints."),
     click.option(
         "--strategy",
-        type=click.Choice(["failover", "eager_next_region"], case_sensitive=False),
+        type=click.Choice(STRATEGIES, case_sensitive=False),
         help="SkyPilot's recovery strategy.",
     ),
     click.option("--env", metavar="K=V", multiple=True, help="Set an environment variable of the task. Repeatable."),

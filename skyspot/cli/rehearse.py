@@ -24,7 +24,7 @@ from skyspot.rehearsal.task import RehearsalTask, read_task
 from skyspot.rehearsal.view import View
 from skyspot.task import payload, pipeline
 from skyspot.task.mounts import TRAINER, innermost
-from skyspot.task.options import Options
+from skyspot.task.options import Options, secret_value
 from skyspot.task.render import Rendered
 
 
@@ -78,7 +78,7 @@ def rehearse(
         processes=_numbers(processes),
         setup=setup,
         keep=keep,
-        env={key: _secret(key, value) for key, value in options.secret.items()},
+        env={key: secret_value(key, value) for key, value in options.secret.items()},
     )
     check_settings(settings)
     sys.exit(0 if _rehearse(options, settings, mounts, part, compare, as_json).exact else 1)
@@ -131,13 +131,6 @@ def _one_task(rendered: Rendered, part: str | None) -> str:
     if part not in texts:
         raise UsageError(f"--task: no task is named {shown(part)}; the tasks are {names}.{did_you_mean(part, texts)}")
     return texts[part]
-
-
-def _secret(name: str, value: str | None) -> str:
-    value = value if value is not None else os.environ.get(name)
-    if value is None:
-        raise UsageError(f"--secret {name} has no value; pass --secret {name}=VALUE or set the variable {name}")
-    return value
 
 
 def _with_secrets(task: RehearsalTask, settings: Settings) -> tuple[RehearsalTask, Settings]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from skyspot.errors import SkyspotError, UnreadableError, UsageError
+from skyspot.errors import SkyspotError, UnreadableError
 from skyspot.jobs import client
 from skyspot.jobs.client import Job
 from skyspot.jobs.training import resolved
@@ -21,7 +20,7 @@ from skyspot.runs.progress import Progress, run_binding, run_progress
 from skyspot.task import document, edits, payload
 from skyspot.task.document import Task
 from skyspot.task.emitter import BOOLEANS
-from skyspot.task.options import WRITTEN, Options, written_task
+from skyspot.task.options import WRITTEN, Options, secret_value, written_task
 from skyspot.task.render import headed
 from skyspot.task.shell import options
 from trainer.layout.names import RunPaths
@@ -149,11 +148,7 @@ def _secret_values(tasks: Sequence[Task], given: Mapping[str, str | None]) -> di
     # A secret whose value stands in the YAML needs no other value.
     names = [name for one in tasks for name, written in one.secrets.items() if written is None]
     for name in dict.fromkeys([*names, *given]):
-        value = given.get(name)
-        value = value if value is not None else os.environ.get(name)
-        if value is None:
-            raise UsageError(f"secret {name} has no value; pass --secret {name}=VALUE or set the variable {name}")
-        found[name] = value
+        found[name] = secret_value(name, given.get(name))
     return found
 
 

@@ -19,6 +19,8 @@ from trainer.layout.documents import to_json
 from trainer.layout.events import event_named, read_events
 from trainer.layout.names import AttemptName, RunPaths, file_safe, list_attempts
 
+SAVE_S = 90.0
+"""The wait for the save, unless the user names another."""
 WATCH_S = 20.0
 """The time for which an attempt's progress is watched for a change."""
 POLL_S = 1.0

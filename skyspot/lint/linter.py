@@ -14,8 +14,8 @@ from skyspot.lint.rules import Finding
 from skyspot.task import document, sheet
 from skyspot.task.document import Task
 from skyspot.task.shell import Command, option
+from trainer.layout.clouds import DEFAULT_GRACE_S
 
-DEFAULT_GRACE_S = 25.0
 _SECRET = re.compile(r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)(?:_|$)")
 _SECRET_END = re.compile(r"(?:APIKEY|TOKEN|SECRET|PASSWORD|PASSWD)$")
 _NO_SECRET = re.compile(r"\s*|[\d.+-]+|true|false|yes|no|none|null|\$.*|<.*>", re.IGNORECASE | re.DOTALL)

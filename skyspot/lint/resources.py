@@ -13,7 +13,7 @@ from skyspot.task.known_keys import JOB_RECOVERY
 from skyspot.task.ladder import NO_SPOT, OWN_MACHINES, STRATEGIES
 from skyspot.task.located import Located
 from trainer.layout.clouds import NOTICE_S
-from trainer.layout.exit_codes import EXIT_NO_PROGRESS, EXIT_STOPPED, EXIT_SUPERSEDED
+from trainer.layout.exit_codes import EXIT_NO_PROGRESS, EXIT_PREEMPTED, EXIT_STOPPED, EXIT_SUPERSEDED
 
 # NVIDIA GPUs below compute capability 7.5, the minimum of CUDA 13 and so of torch 2.13 from PyPI.
 _OLD_NAMES = ("K80", "M4000", "M60", "P100", "P4", "P40", "P4000", "P5000", "TITAN V", "V100", "V100-32GB")
@@ -155,7 +155,7 @@ def _codes(task: Task, rung: Rung) -> Iterator[Finding]:
                 "a job that exits with 0 has succeeded and is never recovered",
                 "warning",
             )
-        elif code == 75 and not task.trainer and task.run.commands:
+        elif code == EXIT_PREEMPTED and not task.trainer and task.run.commands:
             name, level = "recovers-on-75", "warning"
             reason = (
                 "75 requests a restart only from skyspot's trainer, which `run` does not start; other programs exit "
@@ -182,7 +182,7 @@ def _without_75(task: Task) -> Iterator[Finding]:
     assert task.trainer
     for rung in task.rungs:
         recovery = rung.settings.get("job_recovery")
-        if 75 not in [code for code, _ in rung.recover_on]:
+        if EXIT_PREEMPTED not in [code for code, _ in rung.recover_on]:
             codes = recovery.get("recover_on_exit_codes") if recovery else None
             at = codes or recovery
             yield Finding(

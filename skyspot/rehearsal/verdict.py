@@ -39,6 +39,12 @@ class History:
         """The last step."""
         return max(self.lines, default=0)
 
+    @property
+    def losses(self) -> tuple[float, float] | None:
+        """(the loss of the first step, that of the last); None if one is unknown."""
+        first, last = (self.lines.get(step, {}).get("loss") for step in (1, self.steps))
+        return (first, last) if isinstance(first, float) and isinstance(last, float) else None
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -100,12 +106,9 @@ def no_proof(reference: History) -> str | None:
 
     A run whose loss hardly falls could lose steps unnoticed, and a run without dropout draws no random numbers.
     """
-    first, last = (reference.lines.get(step, {}).get("loss") for step in (1, reference.steps))
-    if reference.model != "tiny" or not isinstance(first, float) or not isinstance(last, float):
+    if reference.model != "tiny" or reference.losses is None:
         return None
-    if _hardly_fell(first, last):
-        return f"the loss fell from {first:.3f} to {last:.3f}, by less than 20 %; train longer for a meaningful check"
-    return None if reference.dropout else "the model has no dropout, so wrong random numbers would go unnoticed"
+    return next(iter(_weaknesses(reference)), None)
 
 
 def _machine(paths: RunPaths) -> dict[str, Any]:
@@ -187,14 +190,20 @@ def _notes(reference: History, other: History) -> list[str]:
     ):
         if reference.machine.get(key) != other.machine.get(key):
             notes.append(f"{what} changed from {reference.machine.get(key)} to {other.machine.get(key)}")
-    first, last = reference.lines.get(1, {}).get("loss"), reference.lines.get(reference.steps, {}).get("loss")
-    if isinstance(first, float) and isinstance(last, float) and _hardly_fell(first, last):
-        notes.append(
+    return [*notes, *_weaknesses(reference)]
+
+
+def _weaknesses(reference: History) -> list[str]:
+    """What an exact rehearsal of this run could not show."""
+    found = []
+    if reference.losses and _hardly_fell(*reference.losses):
+        first, last = reference.losses
+        found.append(
             f"the loss fell from {first:.3f} to {last:.3f}, by less than 20 %; train longer for a meaningful check"
         )
     if not reference.dropout:
-        notes.append("the model has no dropout, so wrong random numbers would go unnoticed")
-    return notes
+        found.append("the model has no dropout, so wrong random numbers would go unnoticed")
+    return found
 
 
 def _hardly_fell(first: float, last: float) -> bool:
@@ -204,9 +213,9 @@ def _hardly_fell(first: float, last: float) -> bool:
 
 def fall(history: History) -> str | None:
     """Describe how far the loss fell."""
-    first, last = history.lines.get(1, {}).get("loss"), history.lines.get(history.steps, {}).get("loss")
-    if not isinstance(first, float) or not isinstance(last, float):
+    if history.losses is None:
         return None
+    first, last = history.losses
     if first <= 0:  # A percentage of it makes no sense.
         return f"the loss went from {first:.3f} to {last:.3f}"
     return f"the loss fell from {first:.3f} to {last:.3f} ({1 - last / first:.0%})"

@@ -22,11 +22,10 @@ from skyspot.runs.location import reading
 from skyspot.runs.workers import in_order
 from trainer.layout.documents import LayoutError, LayoutVersionError, from_json
 from trainer.layout.events import parse_event
-from trainer.layout.identity import belongs, id_among, is_of, known_id
+from trainer.layout.identity import id_among, is_of, known_id, missing_facts
 from trainer.layout.manifest import Manifest, read_manifest, sizes_agree
-from trainer.layout.names import MANIFEST, STATE, CheckpointName, RunPaths, list_checkpoints
+from trainer.layout.names import FINAL, MANIFEST, CheckpointName, RunPaths, list_checkpoints
 
-FINAL = "final"
 PRUNED_BEHIND = 2
 READERS = 8
 """Threads that read manifests and events."""
@@ -168,16 +167,6 @@ def _read(folder: Path, name: CheckpointName | None, sizes: Mapping[str, int]) -
 def concerns_one_file(folder: Path, error: OSError) -> bool:
     """True if an error concerns one file; a bucket's errors mostly concern the whole bucket."""
     return isinstance(folder, Path) or isinstance(error, PermissionError)
-
-
-def missing_facts(name: str, manifest: Manifest) -> str | None:
-    """The first required fact that a manifest lacks."""
-    parsed = CheckpointName.parse(name)
-    if parsed and not belongs(manifest, parsed):
-        return "its manifest is another checkpoint's"
-    if name != FINAL and STATE not in manifest.files:
-        return f"its manifest lists no {STATE}"
-    return None if manifest.files else "its manifest lists no file"
 
 
 def _records(paths: RunPaths, names: Sequence[CheckpointName]) -> dict[str, float | None]:

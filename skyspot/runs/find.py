@@ -11,9 +11,9 @@ from skyspot.runs import location, workers
 from skyspot.runs.location import Location, reading
 from skyspot.task.mounts import CHECKPOINT_DIR
 from skyspot.task.options import NAME, SETTINGS, WRITTEN, written_task
-from trainer.layout.names import MANIFEST, CheckpointName, RunPaths
+from trainer.layout.names import FINAL, MANIFEST, CheckpointName, RunPaths
 
-_RUN_ENTRIES = {"run.json", "attempts", "checkpoints", "final"}
+_RUN_ENTRIES = {"run.json", "attempts", "checkpoints", FINAL}
 MAX_NAMES = 5
 Resolve = Callable[[Location], Location]
 """Finds the URL of a bucket that SkyPilot created, which only SkyPilot knows."""

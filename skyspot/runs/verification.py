@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 
 from skyspot.runs import workers
-from skyspot.runs.checkpoints import Checkpoint, concerns_one_file, folder_of, missing_facts
+from skyspot.runs.checkpoints import Checkpoint, concerns_one_file, folder_of
 from skyspot.runs.location import reading
 from skyspot.runs.workers import in_order
 from trainer.layout.documents import LayoutError
+from trainer.layout.identity import missing_facts
 from trainer.layout.manifest import FileRecord, Manifest, read_manifest
 from trainer.layout.names import RunPaths
 

@@ -10,7 +10,8 @@ from skyspot.errors import UsageError, shown
 from skyspot.task.gpus import Accelerators
 
 RECOVER = 75
-"""The exit code with which our trainer requests a restart; it means something else for other programs."""
+"""The exit code with which our trainer requests a restart. It is the trainer's EXIT_PREEMPTED, but `trainer` cannot be
+imported here: that could run a trainer.py of the user's in the working folder."""
 _INFRA = re.compile(r"[A-Za-z0-9*][A-Za-z0-9*._:@-]*(/[A-Za-z0-9*][A-Za-z0-9*._:@-]*){0,3}")
 # Places without spot instances, by sky/clouds/. Kubernetes has spot if its nodes are labelled for it; an SSH node pool
 # is a Kubernetes on one's own machines.

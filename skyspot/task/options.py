@@ -88,6 +88,18 @@ def written_task(name: str, folder: Path = Path()) -> Path:
     return folder / WRITTEN / f"{name}.yaml"
 
 
+def secret_value(name: str, given: str | None) -> str:
+    """The value of a secret: the given value, or the environment variable of that name.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    value = given if given is not None else os.environ.get(name)
+    if value is None:
+        raise UsageError(f"secret {name} has no value; pass --secret {name}=VALUE or set the variable {name}")
+    return value
+
+
 def flag(name: str) -> str:
     """Return an option's spelling on the command line."""
     return "--set" if name == "parameters" else f"--{name.replace('_', '-')}"

@@ -21,6 +21,8 @@ from trainer.layout.exit_codes import (
 
 STOP_REQUEST_S = 120.0
 """The time that an attempt waits for SkyPilot's cancel after a requested stop (`RunPaths.stop`), once all is saved."""
+END_EVENT_S = 5.0
+"""The longest wait for the end event: the bucket may hang, and leaving does not."""
 HOLD_PAST_DEADLINE_S = 10.0
 """The delay, after the announced time, with which the cloud may take a machine."""
 

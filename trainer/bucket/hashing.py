@@ -16,7 +16,8 @@ from trainer.bucket.deadlines import opened, within
 CHUNK_BYTES = 8 << 20
 BLOCK = 4096
 """A read or write past the system's cache begins and ends at multiples of it, in memory and in the file."""
-_MASK = (1 << 62) - 1
+MASK = (1 << 62) - 1
+"""The bits of a fingerprint, and of a sum of fingerprints: both fit into a signed integer of 64 bits."""
 
 
 class Hasher:
@@ -43,7 +44,7 @@ def fingerprint(*parts: bytes | memoryview | int | str) -> int:
     """A hash of the parts, cut to 62 bits."""
     data = [part if isinstance(part, (bytes, memoryview)) else str(part).encode() for part in parts]
     # A tensor's bytes may be large: avoid copying them.
-    return int(hash_bytes(data[0] if len(data) == 1 else b"/".join(data)), 16) & _MASK
+    return int(hash_bytes(data[0] if len(data) == 1 else b"/".join(data)), 16) & MASK
 
 
 def hash_file(path: Path, on_read: Callable[[int], None] = lambda count: None, past_cache: bool = False) -> str:

@@ -52,12 +52,10 @@ def file_problem(
             found = path.stat()
         if stat.S_IFMT(found.st_mode) not in (stat.S_IFREG, 0):  # 0: the bucket does not tell the type.
             return f"{name} is not a file"
-        if found.st_size != record.bytes:
-            return f"{name} has {found.st_size} bytes, its manifest says {record.bytes}"
-        if hash_file(path, on_read, past_cache) != record.hash:
-            return f"{name} does not match the hash in its manifest"
+        return record.size_problem(name, found.st_size) or record.hash_problem(
+            name, hash_file(path, on_read, past_cache)
+        )
     except OSError as error:
         if not says_not_there(error):
             raise
         return f"{name} is missing"
-    return None

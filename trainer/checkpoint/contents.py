@@ -22,9 +22,9 @@ from trainer.checkpoint.shards import Box
 from trainer.checkpoint.targets import Target, read_all
 from trainer.checkpoint.writing import DTYPES, PARTS
 from trainer.layout.documents import MAX_JSON_BYTES, LayoutError, LayoutVersionError, from_json
-from trainer.layout.identity import belongs
+from trainer.layout.identity import missing_facts
 from trainer.layout.manifest import FileRecord, Manifest
-from trainer.layout.names import STATE, CheckpointName, is_safe_name
+from trainer.layout.names import STATE, is_safe_name
 
 _MAX_DIMS = 64
 PartsByTensor = dict[str, list[tuple[torch.dtype, list[int], "Stored"]]]
@@ -84,11 +84,8 @@ def open_checkpoint(folder: Path) -> Opened:
         with within("looking for a folder"):
             folder.stat()
         raise DamagedError(str(error)) from None
-    named = CheckpointName.parse(folder.name)
-    if named and not belongs(manifest, named):
-        raise DamagedError("its manifest is another checkpoint's")
-    if STATE not in manifest.files:
-        raise DamagedError("its manifest lists no state.json")
+    if missing := missing_facts(folder.name, manifest):
+        raise DamagedError(missing)
     if not _is_history(manifest.facts.get("metrics", [])):
         raise DamagedError("its manifest's list of metrics files is malformed")
     headers: dict[str, bytes] = {}
@@ -99,8 +96,8 @@ def open_checkpoint(folder: Path) -> Opened:
             size = found_there.st_size
             if not stat.S_ISREG(found_there.st_mode):  # Opening a pipe would block for ever.
                 raise DamagedError(f"{name} is not a file")
-            if size != record.bytes:
-                raise DamagedError(f"{name} has {size} bytes, its manifest says {record.bytes}")
+            if other := record.size_problem(name, size):
+                raise DamagedError(other)
             if name.endswith(".safetensors"):
                 with (folder / name).open("rb", buffering=0) as file:
                     headers[name] = _header(file, size)

@@ -16,6 +16,7 @@ from trainer.checkpoint.contents import Opened, Stored, Tensor
 from trainer.checkpoint.damage import DamagedError, as_damage
 from trainer.checkpoint.shards import Box
 from trainer.checkpoint.targets import Target, read_all, read_some
+from trainer.checkpoint.writing import bytes_of
 
 
 def read(opened: Opened, wanted: Mapping[str, Box], hashes: Callable[[str], bool]) -> dict[str, torch.Tensor]:
@@ -102,18 +103,12 @@ def _place(
         first, count = (there[0], sizes[0]) if sizes else (0, 1)
         start = stored.start + first * row
         rows = wanted[here[0] : here[0] + count] if sizes else wanted
-        return Target(start, start + count * row, _memory(rows)), None
+        return Target(start, start + count * row, bytes_of(rows).data), None
     part = torch.empty(stored.box[1], dtype=dtype)
 
     def put() -> None:
         source = part[tuple(slice(at, at + extent) for at, extent in zip(there, sizes, strict=True))]
         wanted[tuple(slice(at, at + extent) for at, extent in zip(here, sizes, strict=True))].copy_(source)
 
-    memory = _memory(part)
+    memory = bytes_of(part).data
     return Target(stored.start, stored.start + len(memory), memory), put
-
-
-def _memory(tensor: torch.Tensor) -> memoryview:
-    if not tensor.numel():
-        return memoryview(bytearray())
-    return tensor.reshape(-1).view(torch.uint8).numpy().data

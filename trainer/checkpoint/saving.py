@@ -8,7 +8,6 @@ or given up; all ranks follow.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import threading
 import time
@@ -32,9 +31,6 @@ from trainer.layout.documents import LayoutError
 from trainer.layout.exit_codes import EXIT_FAILED
 from trainer.layout.names import AttemptName, CheckpointName, RunPaths
 from trainer.ranks.group import RankGroup
-from trainer.ranks.heartbeat import BEAT_S
-from trainer.ranks.peers import PeerGoneError
-from trainer.ranks.store import peek, wait_for
 
 
 @dataclass
@@ -334,14 +330,7 @@ class Saver:
             return verdict
 
     def _await(self, key: str, beat: str) -> Any:
-        """A JSON value from the store; waits as long as its writer's heart beats."""
-        last, changed = b"", time.monotonic()
-        while not wait_for(self._store, key, BEAT_S):
-            if (now := peek(self._store, beat)) not in (b"", last):
-                last, changed = now, time.monotonic()
-            if time.monotonic() - changed > self._group.timeout_s:
-                raise PeerGoneError(f"no value for {key!r} in {self._group.timeout_s:g} s")
-        return json.loads(self._store.get(key))
+        return self._group.await_value(key, beat, store=self._store)
 
     def _after_commit(self, boundary: Boundary, name: CheckpointName) -> None:
         """Record the save, see whether it is in the store, and prune older ones. Nothing here undoes the commit."""

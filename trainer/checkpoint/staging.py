@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from trainer.checkpoint.shards import Part, ShardError, local
-from trainer.checkpoint.writing import in_order, paged_memory
+from trainer.checkpoint.writing import bytes_of, in_order, paged_memory
 
 RESERVE_BYTES = 256 << 20
 """Memory left for everything else."""
@@ -206,13 +206,9 @@ def _left_in(top: Path, path: str, limit: str, used: str, prefix: str) -> list[i
 def _copy(source: torch.Tensor, target: torch.Tensor) -> None:
     if source.device.type == "cpu" and source.is_contiguous() and source.numel():
         # torch would use as many threads as training computes on.
-        np.copyto(_bytes(target), _bytes(source))
+        np.copyto(bytes_of(target), bytes_of(source))
     else:
         target.copy_(source, non_blocking=True)
-
-
-def _bytes(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return tensor.reshape(-1).view(torch.uint8).numpy()
 
 
 def _version(tensor: torch.Tensor) -> int:

@@ -50,8 +50,8 @@ def read_all(path: Path, name: str, record: FileRecord, header: bytes, targets: 
         done += _fill(file, name, views, done, record.bytes, hasher)
     if bytes(opening) != header:
         raise DamagedError(f"the header of {name} changed while it was read")
-    if hasher.hexdigest() != record.hash:
-        raise DamagedError(f"{name} does not match the hash in its manifest")
+    if found := record.hash_problem(name, hasher.hexdigest()):
+        raise DamagedError(found)
 
 
 def _pieces(targets: Sequence[Target], size: int, scratch: memoryview) -> Iterator[memoryview]:

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from trainer.bucket.deadlines import within, within_bytes
@@ -77,8 +78,9 @@ def share_name(rank: int) -> str:
     return f"share-{rank:05d}.safetensors"
 
 
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    return tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
+def bytes_of(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The memory of a contiguous tensor on the host."""
+    return tensor.reshape(-1).view(torch.uint8).numpy()
 
 
 def write_tensors(
@@ -150,7 +152,7 @@ def _pieces(
     for part in parts:
         at += part.bytes
         if not staged or at > len(staged):
-            yield _bytes_of(fetch(part))
+            yield bytes_of(fetch(part)).data
 
 
 def paged_memory(count: int) -> memoryview:

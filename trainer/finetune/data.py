@@ -32,7 +32,7 @@ from trainer.finetune.sources import (
     kind_of,
     nothing_readable,
 )
-from trainer.finetune.text import documents
+from trainer.finetune.text import documents, with_path
 from trainer.layout.documents import LayoutError, fsync, write_once
 from trainer.layout.manifest import FileRecord, Manifest, sizes_agree
 from trainer.layout.names import MANIFEST, AttemptName, RunPaths
@@ -335,6 +335,4 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno is not None:
-            raise OSError(error.errno, error.strerror, str(path)) from None
-        raise
+        raise with_path(error, path) from None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from trainer.bucket.retry import REFUSED, pauses, retry_loop
-from trainer.errors import AttemptError
+from trainer.errors import AttemptError, first_line
 from trainer.layout.exit_codes import EXIT_FAILED, EXIT_PREEMPTED
 from trainer.machine import scratch
 
@@ -210,12 +210,6 @@ def _is_network_error(error: BaseException) -> bool:
 
 def _is_offline(constants: Any) -> bool:
     return bool(constants.is_offline_mode())
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or else its type."""
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__
 
 
 def model_files(names: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.bucket.deadlines import within
-from trainer.errors import TrainerError
+from trainer.errors import TrainerError, first_line
 from trainer.finetune import hub
 from trainer.machine import scratch
 
@@ -190,7 +190,7 @@ def _loading(name: str, what: str = "") -> Iterator[None]:
             f" ({type(error).__name__}). A file may be cut off or damaged: "
             + ("copy the folder again" if Path(name).is_dir() else "delete it from the Hub's cache and start again")
         )  # fmt: skip
-        raise ModelError(f"--model {name}: {what}{hub.first_line(error)}{hint}") from None
+        raise ModelError(f"--model {name}: {what}{first_line(error)}{hint}") from None
 
 
 def _tiny(vocab_size: int, seq_len: int) -> nn.Module:

@@ -65,11 +65,11 @@ def _blocks(path: Path, check_stop: Callable[[], None]) -> Iterator[bytes]:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not a whole gzip file ({error}). Copy it again, or leave it out") from None
     except OSError as error:
-        raise as_data_error(_with_name(error, path), str(path)) from None
+        raise as_data_error(with_path(error, path), str(path)) from None
 
 
-def _with_name(error: OSError, path: Path) -> OSError:
-    """The error with the name of its file."""
+def with_path(error: OSError, path: Path) -> OSError:
+    """An error of a call on an open file, with the file's path."""
     if error.filename is None and error.errno is not None:
         return OSError(error.errno, error.strerror, str(path))
     return error

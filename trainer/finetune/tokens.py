@@ -115,10 +115,8 @@ def _copy(source: Path, target: Path, record: FileRecord, check_stop: Callable[[
         if error.filename in (None, str(source)) and says_not_there(error):
             raise DamagedError(f"{source} is missing") from None
         raise
-    if size != record.bytes:
-        raise DamagedError(f"{source} has {size} bytes, and its manifest says {record.bytes}")
-    if hasher.hexdigest() != record.hash:
-        raise DamagedError(f"{source} does not match the hash in its manifest")
+    if found := record.size_problem(source, size) or record.hash_problem(source, hasher.hexdigest()):
+        raise DamagedError(found)
 
 
 def _read(file: BinaryIO) -> bytes:

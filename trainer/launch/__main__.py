@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from trainer.launch.exits import leave_with
-from trainer.launch.grace import DEFAULT_GRACE_S
 from trainer.launch.process_count import LaunchError, process_count
 from trainer.launch.supervisor import launch
+from trainer.layout.clouds import DEFAULT_GRACE_S
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,7 +40,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         type=float,
         default=DEFAULT_GRACE_S,
         metavar="S",
-        help="seconds from SIGTERM to SIGKILL (default: 25)",
+        help=f"seconds from SIGTERM to SIGKILL (default: {DEFAULT_GRACE_S:g})",
     )
     parser.add_argument(
         "--checkpoint-dir",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 
-DEFAULT_GRACE_S = 25.0
-"""Seconds from SIGTERM to SIGKILL, unless an option sets another number."""
+from trainer.layout.clouds import DEFAULT_GRACE_S
 
 
 def grace(requested_s: float | None) -> tuple[float, str]:

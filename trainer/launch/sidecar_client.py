@@ -8,11 +8,9 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from trainer.attempt.ending import ENDINGS, Ending
+from trainer.attempt.ending import END_EVENT_S, ENDINGS, Ending
 from trainer.launch.exits import reported_code
 from trainer.layout.exit_codes import EXIT_FAILED
-
-END_EVENT_S = 5.0
 
 
 class Sidecar:

@@ -16,13 +16,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from trainer.attempt.ending import DIED, FINISHED, SIGNAL, Ending, Hold
+from trainer.attempt.ending import DIED, END_EVENT_S, FINISHED, SIGNAL, Ending, Hold
 from trainer.launch.environment import Environment, LocalPorts, printed_file
 from trainer.launch.exits import code_of, combined_code
 from trainer.launch.nodes import Nodes
 from trainer.launch.rank import Rank, is_zombie, start_rank
 from trainer.launch.relay import Lines, Relay
-from trainer.launch.sidecar_client import END_EVENT_S, Sidecar, write_end
+from trainer.launch.sidecar_client import Sidecar, write_end
 from trainer.layout.names import file_safe
 from trainer.machine import home
 

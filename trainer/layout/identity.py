@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from trainer.layout.documents import LayoutError, LayoutVersionError, check_seal, read_json
 from trainer.layout.manifest import Manifest, read_manifest, sizes_agree
-from trainer.layout.names import CheckpointName, RunPaths, list_checkpoints
+from trainer.layout.names import FINAL, STATE, CheckpointName, RunPaths, list_checkpoints
 
 
 def newest_committed(
@@ -87,6 +87,16 @@ def belongs(manifest: Manifest, name: CheckpointName) -> bool:
     """True if a checkpoint's manifest belongs to its folder, and was not copied there with another folder's files."""
     step, attempt = manifest.step, manifest.facts.get("attempt", str(name.attempt))
     return (manifest.kind, step, attempt) == ("checkpoint", name.step, str(name.attempt))
+
+
+def missing_facts(name: str, manifest: Manifest) -> str | None:
+    """The first fact that the manifest of a checkpoint or of `final/` must have and lacks, as a sentence; else None."""
+    parsed = CheckpointName.parse(name)
+    if parsed and not belongs(manifest, parsed):
+        return "its manifest is another checkpoint's"
+    if name != FINAL and STATE not in manifest.files:
+        return f"its manifest lists no {STATE}"
+    return None if manifest.files else "its manifest lists no file"
 
 
 def is_of(manifest: Manifest, run_id: str | None) -> bool:

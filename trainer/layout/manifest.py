@@ -34,6 +34,14 @@ class FileRecord:
     hash: str
     """xxh3-128 of the contents, 32 hexadecimal digits."""
 
+    def size_problem(self, name: object, size: int) -> str | None:
+        """A difference of a file's size from the record, as a sentence that names the file; else None."""
+        return None if size == self.bytes else f"{name} has {size} bytes, its manifest says {self.bytes}"
+
+    def hash_problem(self, name: object, digest: str) -> str | None:
+        """A difference of the hash of a file's contents from the record, as a sentence that names the file."""
+        return None if digest == self.hash else f"{name} does not match the hash in its manifest"
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -136,6 +144,6 @@ def sizes_agree(folder: Path, manifest: Manifest, size_of: Callable[[str], int] 
             if not says_not_there(error):
                 raise
             return f"{name}: {error.strerror or error}"
-        if size != record.bytes:
-            return f"{name}: {size} bytes, its manifest says {record.bytes}"
+        if found := record.size_problem(name, size):
+            return found
     return None

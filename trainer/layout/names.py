@@ -9,6 +9,8 @@ from pathlib import Path, PurePosixPath
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
 """The file that every checkpoint has beside its shares."""
+FINAL = "final"
+"""The folder of the finished run's model."""
 
 _ATTEMPT = re.compile(r"a(\d{4,9})-([0-9a-f]{6})")
 _CHECKPOINT = re.compile(r"(\d{10})-(a\d{4,9}-[0-9a-f]{6})-(\d{1,6})")
@@ -81,7 +83,7 @@ class RunPaths:
     @property
     def final(self) -> Path:
         """Folder of the exported model."""
-        return self.root / "final"
+        return self.root / FINAL
 
     def attempt(self, attempt: AttemptName) -> Path:
         """Folder of one attempt's records."""

@@ -13,8 +13,6 @@ from trainer.attempt.ending import STOPS, Ending
 
 KINDS = ("", *STOPS)
 """The reasons for which a rank asks for a stop; a row has the index."""
-MASK = (1 << 62) - 1
-"""The bits of a sum of fingerprints that are kept."""
 
 
 @dataclass(frozen=True)

@@ -187,18 +187,27 @@ class RankGroup:
         """Put a JSON value into the store, once."""
         self.store.set(key, json.dumps(value))
 
-    def await_value(self, key: str, beat: str = "", check_stop: Callable[[], None] = lambda: None) -> Any:
+    def await_value(
+        self, key: str, beat: str = "", check_stop: Callable[[], None] = lambda: None, store: Any = None
+    ) -> Any:
         """Wait for a published value, for as long as the heartbeat under `beat` goes on.
+
+        Args:
+            key: The value's.
+            beat: The key of its writer's heartbeats; empty: there are none.
+            check_stop: Called now and then; raises to stop.
+            store: A background thread's connection; None: the main thread's.
 
         Raises:
             PeerGoneError: no value, and no new heartbeat within the timeout.
         """
+        store = store or self.store
         last_beat, changed = b"", time.monotonic()
         while True:
             check_stop()
-            if wait_for(self.store, key, BEAT_S):
-                return json.loads(self.store.get(key))
-            if beat and (now := peek(self.store, beat)) not in (b"", last_beat):
+            if wait_for(store, key, BEAT_S):
+                return json.loads(store.get(key))
+            if beat and (now := peek(store, beat)) not in (b"", last_beat):
                 last_beat, changed = now, time.monotonic()
             if time.monotonic() - changed > self.timeout_s:
                 raise PeerGoneError(f"rank {self.rank}: waited {self.timeout_s:g} s for {key!r} without a heartbeat")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import TrainerError
-from trainer.launch.grace import DEFAULT_GRACE_S
+from trainer.layout.clouds import DEFAULT_GRACE_S
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 ON_NAN = ("stop", "skip", "ignore")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from trainer.attempt.binding import binding_problem, plain_binding
 from trainer.attempt.ending import (
+    END_EVENT_S,
     ENDINGS,
     PEER_GONE,
     REFUSED,
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from trainer.training.journal import Journal
 
 LEAVE_LAST_S = 6.0
-END_EVENT_S = 5.0
 LOOK_AT_STORE_S = 0.5
 LOOK_AT_BUCKET_S = 5.0
 

@@ -6,7 +6,8 @@ import math
 import time
 from dataclasses import dataclass
 
-from trainer.ranks.agreement import MASK, Row
+from trainer.bucket.hashing import MASK
+from trainer.ranks.agreement import Row
 from trainer.training.participant import Participant
 from trainer.training.progress import Progress
 from trainer.training.training_state import TrainingState
