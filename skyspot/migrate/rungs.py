@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from skyspot.errors import UsageError, shown
+from skyspot.task import document
 from skyspot.task.emitter import flow, quoted
 from skyspot.task.ladder import RECOVER
 from skyspot.task.nodes import Entry, MappingNode, Node, SequenceNode, at, compose, entries, entry, merged, value
 from skyspot.task.sheet import Sheet, append, drop, insert, put, put_in, rename
-from skyspot.task.shell import runs_our_trainer
 
 _PLACE = ("cloud", "region", "zone")
 _BARE_PLACE = re.compile(r"[A-Za-z][A-Za-z0-9._/@*-]*")
@@ -143,7 +143,7 @@ def one_recovery(sheet: Sheet, root: MappingNode) -> Sheet | None:
     top, rungs = entries(found[0]), found[1]
     stated = _stated(rungs)
     meant = [recovery({**top, **entries(rung)}.get("job_recovery")) for rung in rungs]
-    if not stated or (all(one == meant[0] for one in meant) and not _lacks_75(root)):
+    if not stated or (all(one == meant[0] for one in meant) and not _lacks_75(sheet)):
         return None
     first = bool(_stated(rungs[:1]))
     chosen = stated[0][1] if first or not top.get("job_recovery") else None
@@ -176,17 +176,12 @@ def _inline(node: Node) -> str:
     return str(node.value) if isinstance(node.value, str) and _BARE_WORD.fullmatch(node.value) else flow(value(node))
 
 
-def _lacks_75(root: MappingNode) -> bool:
+def _lacks_75(sheet: Sheet) -> bool:
     """True if our trainer runs, which exits with 75 to be restarted, and a rung does not list 75."""
-    task = entries(root)
-    run, envs = task.get("run"), task.get("envs")
-    known = {str(key): str(item) for key, item in envs.items()} if isinstance(envs, dict) else {}
-    if not isinstance(run, str) or not runs_our_trainer(run, known):
-        return False
-    found = _resources(root)
-    top = entries(found[0]) if found else {}
-    meant = [{**top, **entries(rung)} for rung in found[1]] if found and found[1] else [top]
-    return any(RECOVER not in _codes(recovery(one.get("job_recovery"))) for one in meant)
+    return any(
+        task.trainer and any(RECOVER not in [code for code, _ in rung.recover_on] for rung in task.rungs)
+        for task in document.tasks(sheet.text)
+    )
 
 
 def _codes(stated: Mapping[str, Any]) -> list[Any]:
@@ -196,7 +191,7 @@ def _codes(stated: Mapping[str, Any]) -> list[Any]:
 
 def recover_on_75(sheet: Sheet, root: MappingNode) -> Sheet | None:
     """Add 75 to the codes that SkyPilot recovers on if our trainer runs; another program could loop forever."""
-    if not _lacks_75(root):
+    if not _lacks_75(sheet):
         return None
     found = entry(root, "resources")
     recover = entry(found[1], "job_recovery") if found else None

@@ -109,11 +109,6 @@ def commands(script: str, variables: Mapping[str, str] | None = None) -> list[Co
     return list(_commands(script, dict(variables or {}), 0))
 
 
-def runs_our_trainer(run: str, envs: Mapping[str, str] | None = None) -> bool:
-    """True if a script starts `python -m trainer` or `python -m trainer.launch`."""
-    return any(starts_our_trainer(command) for command in commands(run, envs))
-
-
 def starts_our_trainer(command: Command) -> bool:
     """True if a command is `python ... -m trainer` or `-m trainer.launch`; Python's options may precede `-m`."""
     texts = [word.text for word in command.words]
