@@ -104,6 +104,7 @@ def test_the_trainers_public_names_load_at_their_first_use() -> None:
 TRAINER_WINGS = "The trainer's wings: each imports only what stands below it"
 SKYSPOT_WINGS = "skyspot's wings: each imports only what stands below it"
 OF_THE_TRAINER = "Of the trainer, skyspot imports the contract and verify"
+RENDERING = "Rendering imports nothing of the trainer"
 STAYS_SMALL = "What skyspot imports of the trainer stays small"
 NO_SKYSPOT = "The trainer never imports skyspot"
 ONE_SKY = "One module imports sky"
@@ -122,6 +123,7 @@ FOUR_YAML = "YAML is read in four modules"
         ("skyspot/runs/location.py", "from trainer.training.run import SpotRun", OF_THE_TRAINER),
         ("skyspot/runs/location.py", "from trainer.machine import home", OF_THE_TRAINER),
         ("skyspot/runs/location.py", "def late():\n    import trainer", OF_THE_TRAINER),
+        ("skyspot/task/ladder.py", "from trainer.layout import exit_codes", RENDERING),
         ("trainer/bucket/verify.py", "from trainer.bucket import retry", STAYS_SMALL),
         ("trainer/extra.py", "", TRAINER_WINGS),
         ("skyspot/extra.py", "", SKYSPOT_WINGS),
