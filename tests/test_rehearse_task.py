@@ -1,9 +1,19 @@
 """What a rehearsal gives a task, and what it says of one that fails."""
 
 import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+from needs import NOT_HERE
 from support_rehearse import leftovers, rehearse
+
+from skyspot.rehearsal.needs import gpu_notes, gpus_here
+from skyspot.rehearsal.task import read_task
 
 FAILS = """\
 file_mounts: {/checkpoints: {name: bbb, mode: MOUNT}}
@@ -75,3 +85,202 @@ def test_an_error_of_the_script_itself_has_its_line_in_run(tmp_path: Path) -> No
     (tmp_path / "task.yaml").write_text("run: |\n  set -e\n  trainn --lr 1\n")
     done = rehearse("task.yaml", cwd=tmp_path)
     assert "\nexit 127\n  run: line 2: trainn: command not found\n" in done.stdout
+
+
+# -- what the task finds on its machine
+
+
+@pytest.mark.parametrize(
+    ("resources", "gpus"),
+    [
+        ("", 0),
+        ("resources: {cpus: 4}", 0),
+        ("resources: {accelerators: A100:8}", 8),
+        ("resources: {accelerators: A100}", 1),
+        ("resources: {accelerators: 'T4:0.5'}", 1),
+        ("resources: {accelerators: {L4: 4}}", 4),
+        ("resources: {accelerators: [L4:2, A100:8]}", 2),
+        ("resources: {ordered: [{accelerators: H100:4}, {accelerators: A100:8}]}", 4),
+        ("resources: {any_of: [{infra: aws}, {infra: gcp}], accelerators: L4:3}", 3),
+        ("resources: {accelerators: 'A100:many'}", 1),
+    ],
+)
+def test_the_number_of_gpus_is_what_the_first_rung_requests(tmp_path: Path, resources: str, gpus: int) -> None:
+    assert read_task(f"{resources}\nrun: x\n", tmp_path, {}, None).gpus_per_node == gpus
+
+
+SHOWS = """\
+resources: {accelerators: "A100:8"}
+envs: {MORE: "1"}
+setup: touch ~/ready
+run: |
+  echo "$SKYPILOT_NUM_GPUS_PER_NODE gpus, cuda '${CUDA_VISIBLE_DEVICES-unset}', offline $HF_HUB_OFFLINE"
+  for python in python python3 ~/skyspot/python; do $python -c 'import sys; print(sys.prefix)'; done
+  exit 3
+"""
+
+
+def shown(folder: Path, *args: object) -> tuple[list[str], str]:
+    """What the task prints on its machine, and the whole of the rehearsal's output without line ends."""
+    (folder / "task.yaml").write_text(SHOWS)
+    done = rehearse("task.yaml", "--keep", "kept", *args, cwd=folder)
+    assert done.returncode == 1, done.stderr
+    printed = (folder / "kept" / "reference" / "machine-01.log").read_text().splitlines()
+    shutil.rmtree(folder / "kept")
+    return printed, " ".join(done.stdout.split())
+
+
+def test_a_task_finds_its_accelerators_and_a_python_and_is_told_where_the_machine_differs(tmp_path: Path) -> None:
+    cuda = "''" if not gpus_here() else "'unset'"
+    first, output = shown(tmp_path)
+    assert first == [f"8 gpus, cuda {cuda}, offline 1", *[sys.prefix] * 3]
+    assert "note: the task's `setup` was not run; --setup runs it" in output
+    assert f"note: `python` on its machines was {sys.executable} (3." in output
+    assert "; --python VENV chooses another." in output
+    if not gpus_here():
+        assert (
+            "note: this machine has no GPU, so CUDA_VISIBLE_DEVICES was empty. SKYPILOT_NUM_GPUS_PER_NODE was 8"
+            in output
+        )
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    more = ["--env", "HF_HUB_OFFLINE=0", "--env", "CUDA_VISIBLE_DEVICES=7"]
+    second, output = shown(tmp_path, "--gpus-per-node", 2, "--python", "venv", "--setup", *more)
+    assert second == ["2 gpus, cuda '7', offline 0", *[str(tmp_path / "venv")] * 3]
+    assert f"was {tmp_path}/venv/bin/python (3." in output
+    assert "chooses another" not in output
+    assert "--setup" not in output
+
+
+@pytest.mark.parametrize(
+    ("count", "here", "chosen", "said"),
+    [
+        (0, 0, False, []),
+        (1, 1, False, []),
+        (2, 8, False, []),
+        (8, 1, False, ["has 1 GPU. SKYPILOT_NUM_GPUS_PER_NODE was 8; --gpus-per-node 1 changes it."]),
+        (8, 2, True, ["has 2 GPUs. SKYPILOT_NUM_GPUS_PER_NODE was 8."]),
+        (
+            8,
+            0,
+            False,
+            ["CUDA_VISIBLE_DEVICES was empty. SKYPILOT_NUM_GPUS_PER_NODE was 8; --gpus-per-node 1 changes it."],
+        ),
+    ],
+)
+def test_fewer_gpus_than_the_task_requests_are_said(count: int, here: int, chosen: bool, said: list[str]) -> None:
+    notes = gpu_notes(count, here, chosen=chosen)
+    assert len(notes) == len(said)
+    assert all(note.endswith(text) for note, text in zip(notes, said, strict=True))
+
+
+def test_gpus_are_counted_by_their_devices(tmp_path: Path) -> None:
+    assert gpus_here(tmp_path) == 0
+    (tmp_path / "kfd").touch()
+    assert gpus_here(tmp_path) == 1
+    for name in ("nvidia0", "nvidia11", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    assert gpus_here(tmp_path) == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "remedy"),
+    [
+        (["--python", "nowhere"], "--python nowhere: no such Python"),
+        (["--python", "./nowhere/python"], "no such Python; pass a virtual environment's folder"),
+        (["--python", "."], "no virtual environment; it has no bin/python"),
+        (["--python", "task.yaml"], "task.yaml does not run"),
+        (["--python", "/bin/echo"], "/bin/echo is no Python 3"),
+        (["--gpus-per-node", "-1"], "--gpus-per-node: must be from 0 to 64"),
+    ],
+)
+def test_a_python_or_a_number_that_is_none_is_refused_in_a_line(tmp_path: Path, args: list[str], remedy: str) -> None:
+    (tmp_path / "task.yaml").write_text("run: exit 1\n")
+    done = rehearse("task.yaml", *args, cwd=tmp_path)
+    assert done.returncode == 2
+    assert remedy in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+# -- launchers
+
+GLOO = """\
+import json
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+dist.init_process_group("gloo")
+rank, out = dist.get_rank(), Path("/checkpoints")
+assert dist.get_world_size() == 2
+step, total = json.loads((out / "state.json").read_text()) if (out / "state.json").exists() else (0, 0.0)
+while step < 30:
+    value = torch.tensor([float(step + rank)])
+    dist.all_reduce(value)
+    step, total = step + 1, total + value.item()
+    time.sleep(0.05)
+    if rank == 0 and step % 5 == 0:
+        (out / "state.tmp").write_text(json.dumps([step, total]))
+        (out / "state.tmp").replace(out / "state.json")
+if rank == 0:
+    (out / "result.json").write_text(json.dumps(total))
+dist.destroy_process_group()
+"""
+MASTER = '--master_addr=$(echo "$SKYPILOT_NODE_IPS" | head -n1)'
+NODES = "--nnodes=$SKYPILOT_NUM_NODES"
+RANKS = "--nproc_per_node=$SKYPILOT_NUM_GPUS_PER_NODE"
+LAUNCHERS = {
+    "torchrun": f"torchrun {NODES} {RANKS} {MASTER} --node_rank=$SKYPILOT_NODE_RANK --master_port=PORT train.py",
+    "torchrun, rendezvous": f"torchrun {NODES} {RANKS} --rdzv_id=$SKYPILOT_TASK_ID --rdzv_backend=c10d "
+    '--rdzv_endpoint=$(echo "$SKYPILOT_NODE_IPS" | head -n1):PORT train.py',
+    "accelerate": "accelerate launch --multi_gpu --num_processes $SKYPILOT_NUM_GPUS_PER_NODE --num_machines "
+    "$SKYPILOT_NUM_NODES --machine_rank $SKYPILOT_NODE_RANK --main_process_port PORT train.py",
+    "mpirun": "mpirun --allow-run-as-root --oversubscribe -n $SKYPILOT_NUM_GPUS_PER_NODE python mpi.py",
+}
+MPI = """\
+import os
+
+rank, ranks = os.environ["OMPI_COMM_WORLD_RANK"], os.environ["OMPI_COMM_WORLD_SIZE"]
+os.environ.update(RANK=rank, WORLD_SIZE=ranks, MASTER_ADDR=os.environ["SKYPILOT_NODE_IPS"], MASTER_PORT="PORT")
+import train
+"""
+
+
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return str(server.getsockname()[1])
+
+
+@pytest.mark.slow  # Two processes import torch, three times.
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_launchers_line_as_in_skypilots_docs_starts_a_process_for_each_gpu(tmp_path: Path, launcher: str) -> None:
+    run = LAUNCHERS[launcher].replace("PORT", port := free_port())
+    program = run.split()[0]
+    if shutil.which(program, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}") is None:
+        pytest.skip(f"rehearsals of {program}: {NOT_HERE}: {program} is not installed")
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "train.py").write_text(GLOO)
+    (tmp_path / "code" / "mpi.py").write_text(MPI.replace("PORT", port))
+    (tmp_path / "task.yaml").write_text(
+        "resources: {accelerators: 'A100:2'}\nworkdir: code\nfile_mounts: {/checkpoints: {name: bbb, mode: MOUNT}}\n"
+        f"envs: {{OMP_NUM_THREADS: '1'}}\nrun: |\n  {run}\n"
+    )
+    done = rehearse("task.yaml", "--kinds", "kill", "--preemptions", 1, "--compare", "result.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "byte-identical: 1 of 1 files" in done.stdout
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.slow  # Two processes import torch.
+def test_the_error_of_a_rank_is_told_from_its_peers_and_from_torchruns_summary(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(
+        "import torch.distributed as dist\n\ndist.init_process_group('gloo')\nif dist.get_rank() == 1:\n"
+        "    raise ValueError('no such sample')\ndist.barrier()\n"
+    )
+    run = f"torchrun --nproc_per_node=2 --master_port={free_port()} train.py"
+    (tmp_path / "task.yaml").write_text(f"workdir: .\nrun: |\n  {run}\n")
+    done = rehearse("task.yaml", cwd=tmp_path)
+    assert done.returncode == 1
+    error = "  rank 1: ValueError: no such sample\n    train.py, line 5: raise ValueError('no such sample')\n"
+    assert f"\nexit 1\n{error}  its whole output: " in done.stdout, done.stdout

@@ -19,6 +19,7 @@ from skyspot.errors import UsageError, did_you_mean, shown
 from skyspot.home import expanded
 from skyspot.migrate.source import task_yaml
 from skyspot.rehearsal import engine, faults
+from skyspot.rehearsal.interpreter import Interpreter, find_interpreter
 from skyspot.rehearsal.result import Result, Settings, check_settings
 from skyspot.rehearsal.task import RehearsalTask, read_task
 from skyspot.rehearsal.view import View
@@ -45,6 +46,15 @@ from skyspot.task.render import Rendered
 )
 @click.option("--task", "part", metavar="NAME", help="The task of a pipeline to rehearse.")
 @click.option("--setup", is_flag=True, help="Also run the task's `setup` on each new machine.")
+@click.option(
+    "--python", metavar="VENV|PYTHON", help="The Python of the machines; default: the one that skyspot runs with."
+)
+@click.option(
+    "--gpus-per-node",
+    type=int,
+    metavar="N",
+    help="SKYPILOT_NUM_GPUS_PER_NODE; default: the number of accelerators that the task requests.",
+)
 @click.option("--compare", metavar="GLOB", help="Result files in the bucket to compare byte for byte.")
 @click.option(
     "--keep", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER", help="Keep all files in FOLDER."
@@ -59,6 +69,8 @@ def rehearse(
     mounts: tuple[str, ...],
     part: str | None,
     setup: bool,
+    python: str | None,
+    gpus_per_node: int | None,
     compare: str | None,
     keep: Path | None,
     as_json: bool,
@@ -77,6 +89,8 @@ def rehearse(
         seed=seed,
         processes=_numbers(processes),
         setup=setup,
+        gpus_per_node=gpus_per_node,
+        interpreter=find_interpreter(python) if python is not None else None,
         keep=keep,
         env={key: secret_value(key, value) for key, value in options.secret.items()},
     )
@@ -97,7 +111,7 @@ def _rehearse(
     task, settings = _with_secrets(*_comparing(task, settings, compare))
     ours = [mount.folder for mount in task.mounts if mount.path == TRAINER and mount.folder]
     if ours and not settings.setup:
-        _check_python(ours[0])
+        _check_python(ours[0], settings.interpreter)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # As under nohup.
             signal.signal(number, _interrupt)
@@ -183,15 +197,15 @@ def _is_pattern(pattern: str) -> bool:
     return True
 
 
-def _check_python(trainer: Path) -> None:
-    """Check that this Python, which the machines of a rehearsal use, can train.
+def _check_python(trainer: Path, interpreter: Interpreter | None) -> None:
+    """Check that the Python of a rehearsal's machines can train.
 
     Raises:
         UsageError: it cannot; the message names what is missing.
     """
     path = os.pathsep.join([str(trainer.parent), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     done = subprocess.run(
-        [sys.executable, "-m", "trainer.check"],
+        [str(interpreter.path) if interpreter else sys.executable, "-m", "trainer.check"],
         cwd=trainer.parent,
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
@@ -199,7 +213,8 @@ def _check_python(trainer: Path) -> None:
     )
     if done.returncode:
         missing = "; ".join(done.stderr.strip().splitlines()[-4:])
-        raise UsageError(f'this Python cannot train ({missing}): pip install "skyspot[trainer]"')
+        which = f"{interpreter.path}" if interpreter else "this Python"
+        raise UsageError(f'{which} cannot train ({missing}): pip install "skyspot[trainer]"')
 
 
 def _name(options: Options) -> str | None:

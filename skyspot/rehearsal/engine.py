@@ -18,6 +18,7 @@ from skyspot.rehearsal.faults import Preemption
 from skyspot.rehearsal.injector import LOOK_S, Injector
 from skyspot.rehearsal.machine import Machine, namespace_command
 from skyspot.rehearsal.metadata import AwsMetadata
+from skyspot.rehearsal.needs import with_needs
 from skyspot.rehearsal.result import Leg, Result, Row, Settings, heading
 from skyspot.rehearsal.task import MachineMount, RehearsalTask
 from skyspot.rehearsal.upload import copy_folder
@@ -42,6 +43,7 @@ def rehearse(task: RehearsalTask, settings: Settings, view: View) -> Result:
         SkyspotError: the folder to keep is in use.
     """
     started = time.monotonic()
+    task = with_needs(task, settings)
     notes = list(task.notes)
     if namespace_command() is None:
         notes.append(
@@ -267,7 +269,7 @@ class _Engine:
             "SKYPILOT_NODE_IPS": "127.0.0.1",
             "SKYPILOT_NODE_RANK": "0",
             "SKYPILOT_NUM_NODES": "1",
-            "SKYPILOT_NUM_GPUS_PER_NODE": "0",
+            "SKYPILOT_NUM_GPUS_PER_NODE": str(self.task.gpus_per_node),
             "SKYPILOT_CLUSTER_INFO": '{"cluster_name": "rehearsal", "cloud": "aws", "region": "here"}',
             "SKYSPOT_PROCESSES": str(processes),
             "SKYSPOT_NOTICE_POLL_S": "0.2",

@@ -29,6 +29,8 @@ from skyspot.rehearsal.bucketfs import served
 from skyspot.rehearsal.bucketfs.served import Served
 from skyspot.rehearsal.bucketfs.strike import Strike
 from skyspot.rehearsal.bucketfs.trace import Call, read_from, read_trace
+from skyspot.rehearsal.interpreter import this_interpreter
+from skyspot.rehearsal.needs import gpus_here
 from skyspot.rehearsal.task import MachineMount, RehearsalTask
 from skyspot.rehearsal.upload import copy_folder
 
@@ -133,9 +135,8 @@ class Machine:
             copy_folder(task.workdir, self.home / "sky_workdir", leave_out=folder.parent.parent, uploaded=True)
         for mount in task.mounts:
             self._place(mount)
-        interpreter = self.home / "skyspot" / "python"
-        interpreter.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
-        interpreter.chmod(0o755)
+        bin_folder = folder / "bin"
+        task.interpreter.install(self.home / "skyspot" / "python", bin_folder / "python", bin_folder / "python3")
         self.env = self._environment(env)
 
     def _place(self, mount: MachineMount) -> None:
@@ -158,16 +159,19 @@ class Machine:
         base = {
             key: os.environ[key] for key in ("PATH", "LANG", "TERM", "USER", "LOGNAME", "SHELL") if key in os.environ
         }
-        base["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), base.get("PATH", "/usr/bin:/bin")])
+        own = [str(self.folder / "bin"), str(self.task.interpreter.path.parent)]
+        base["PATH"] = os.pathsep.join([*own, base.get("PATH", "/usr/bin:/bin")])
         envs = {**self.task.envs, **more}
         if namespace_command() is None:
             envs = {key: self._rewritten(value) for key, value in envs.items() if key != "SKYSPOT_MOUNT"}
+        without_gpu = {} if gpus_here() else {"CUDA_VISIBLE_DEVICES": ""}
         return {
             **base,
+            "HF_HUB_OFFLINE": "1",
+            **without_gpu,
             **envs,
             "HOME": str(self.home),
             "TMPDIR": str(self.folder / "tmp"),
-            "HF_HUB_OFFLINE": "1",
             MARK: self._token,
         }
 
@@ -196,7 +200,7 @@ class Machine:
         if enter:
             root, build = self.folder / "root", self.folder / "build.sh"
             read_only = frozenset(mount.path for mount in self.task.mounts if mount.read_only)
-            needed = (self.folder.parent.parent, Path(sys.prefix), Path(sys.base_prefix))
+            needed = (self.folder.parent.parent, *this_interpreter().folders, *self.task.interpreter.folders)
             build.write_text(_namespace_script(root, self._absolute(), needed, read_only))
             command = [*enter, str(build), str(root), str(script), str(LEAVE_S)]
             if self.served:

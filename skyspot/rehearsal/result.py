@@ -10,6 +10,7 @@ from typing import Any
 
 from skyspot.errors import UsageError, did_you_mean
 from skyspot.rehearsal import faults
+from skyspot.rehearsal.interpreter import Interpreter
 from skyspot.rehearsal.verdict import Verdict
 
 
@@ -22,6 +23,10 @@ class Settings:
     seed: int = 0
     processes: tuple[int, ...] = (1, 2)
     setup: bool = False
+    gpus_per_node: int | None = None
+    """SKYPILOT_NUM_GPUS_PER_NODE; None: as many accelerators as the task requests."""
+    interpreter: Interpreter | None = None
+    """The Python of the machines; None: the one that skyspot runs with."""
     compare: str | None = None
     keep: Path | None = None
     env: Mapping[str, str] = field(default_factory=dict)
@@ -117,5 +122,7 @@ def check_settings(settings: Settings) -> None:
         raise UsageError(f"--kinds: name at least one of {', '.join(faults.KINDS)}")
     if not 1 <= settings.preemptions <= 1000:
         raise UsageError(f"--preemptions: must be from 1 to 1000, not {settings.preemptions}")
+    if settings.gpus_per_node is not None and not 0 <= settings.gpus_per_node <= 64:
+        raise UsageError(f"--gpus-per-node: must be from 0 to 64, not {settings.gpus_per_node}")
     if not settings.processes or any(not 1 <= count <= 64 for count in settings.processes):
         raise UsageError("--processes: give numbers from 1 to 64, like 1,2")

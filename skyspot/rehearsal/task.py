@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from skyspot.errors import UsageError, did_you_mean, shown
 from skyspot.home import expanded
+from skyspot.rehearsal.interpreter import Interpreter, this_interpreter
 from skyspot.task import document
 from skyspot.task.buckets import MOUNT_POINT
 from skyspot.task.document import Task
@@ -52,6 +54,10 @@ class RehearsalTask:
     """Secrets without a value in the task."""
     compared_in: str | None = None
     """The mount point named by `--compare`."""
+    gpus_per_node: int = 0
+    """SKYPILOT_NUM_GPUS_PER_NODE."""
+    interpreter: Interpreter = field(default_factory=this_interpreter)
+    """The Python of its machines."""
 
     @property
     def lasting(self) -> tuple[MachineMount, ...]:
@@ -137,7 +143,20 @@ def read_task(text: str, base: Path, stand_ins: Mapping[str, Path], payload: Pat
         recover_on=frozenset(code for code, _ in task.rungs[0].recover_on),
         notes=tuple(notes),
         unset_secrets=frozenset(key for key, value in task.secrets.items() if value is None),
+        gpus_per_node=_gpus_per_node(task),
     )
+
+
+def _gpus_per_node(task: Task) -> int:
+    """The number of accelerators that the first rung requests; a part of one counts as one, as with SkyPilot."""
+    accelerators = task.rungs[0].accelerators
+    if not accelerators:
+        return 0
+    _, _, count = accelerators[0][0].partition(":")
+    try:
+        return max(0, math.ceil(float(count))) if count.strip() else 1
+    except (ValueError, OverflowError):
+        return 1
 
 
 def _mounts(
