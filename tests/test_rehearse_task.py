@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -10,10 +11,19 @@ from pathlib import Path
 
 import pytest
 from needs import NOT_HERE
+from support import PROGRAMS
 from support_rehearse import leftovers, rehearse
 
+from skyspot.errors import UsageError
+from skyspot.rehearsal import faults
+from skyspot.rehearsal.injector import Injector
+from skyspot.rehearsal.limits import format_duration, limit_s, read_duration
+from skyspot.rehearsal.machine import Machine
+from skyspot.rehearsal.metadata import AwsMetadata
 from skyspot.rehearsal.needs import gpu_notes, gpus_here
 from skyspot.rehearsal.task import read_task
+from skyspot.rehearsal.view import View
+from skyspot.rehearsal.watch import Watch
 
 FAILS = """\
 file_mounts: {/checkpoints: {name: bbb, mode: MOUNT}}
@@ -284,3 +294,168 @@ def test_the_error_of_a_rank_is_told_from_its_peers_and_from_torchruns_summary(t
     assert done.returncode == 1
     error = "  rank 1: ValueError: no such sample\n    train.py, line 5: raise ValueError('no such sample')\n"
     assert f"\nexit 1\n{error}  its whole output: " in done.stdout, done.stdout
+
+
+# -- runs that do not end, end too soon, or end at the warning
+
+
+def test_a_script_that_does_not_end_is_stopped_and_said(tmp_path: Path) -> None:
+    (tmp_path / "task.yaml").write_text(
+        "envs: {OUT: /checkpoints/own}\n"
+        "file_mounts:\n  /checkpoints: {name: bbb, mode: MOUNT}\n"
+        f"  ~/endless.py: {PROGRAMS}/scripts/endless.py\nrun: python ~/endless.py\n"
+    )
+    done = rehearse("task.yaml", "--timeout", "4s", "--compare", "own/*", "--json", cwd=tmp_path)
+    assert done.returncode == 1
+    [leg] = json.loads(done.stdout)["legs"]
+    first, second, *_ = leg["verdict"]["text"].splitlines()
+    assert first == "not checked: does not end. Train fewer steps, or give it more time: --timeout 2h"
+    assert second.startswith("stopped after 4 s, it had not ended")
+    assert not leg["verdict"]["checked"]
+    assert leg["rows"][-1]["timed_out"]
+    assert leftovers(tmp_path) == [str(Path(leg["log"]).parent)]
+
+
+def test_an_attempt_that_hangs_after_a_preemption_is_not_exact(tmp_path: Path) -> None:
+    (tmp_path / "task.yaml").write_text(
+        "file_mounts: {/checkpoints: {name: bbb, mode: MOUNT}}\n"
+        "run: |\n  [ ! -e /checkpoints/began ] || exec sleep 600\n"
+        "  echo > /checkpoints/began\n  sleep 1\n  echo x > /checkpoints/result\n"
+    )
+    args = ["task.yaml", "--kinds", "kill", "--preemptions", 1, "--compare", "result", "--timeout", "6"]
+    done = rehearse(*args, cwd=tmp_path)
+    assert done.returncode == 1
+    stopped = r"stopped after 6 s, it had not ended; the undisturbed run took [\d.]+ s\n"
+    assert re.search(rf"NOT exact: the run never finished\.\n{stopped}", done.stdout), done.stdout
+
+
+@pytest.mark.parametrize(
+    ("timeout", "reference", "first_write", "limit"),
+    [
+        (None, 0.0, 0.0, 1800.0),
+        (None, 0.0, 100.0, 1800.0),
+        (None, 0.0, 900.0, 9000.0),
+        (None, 10.0, 900.0, 300.0),
+        (None, 100.0, 0.0, 1000.0),
+        (7.0, 0.0, 900.0, 7.0),
+        (7.0, 100.0, 0.0, 7.0),
+    ],
+)
+def test_how_long_an_attempt_may_run(timeout: float | None, reference: float, first_write: float, limit: float) -> None:
+    assert limit_s(timeout, reference_s=reference, first_write_s=first_write) == limit
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds", "shown"),
+    [
+        ("90", 90, "90 s"),
+        ("0.5s", 0.5, "0.5 s"),
+        ("30m", 1800, "30 min"),
+        (" 2h", 7200, "2 h"),
+        ("1.5h", 5400, "90 min"),
+    ],
+)
+def test_a_duration_is_read_and_shown(text: str, seconds: float, shown: str) -> None:
+    assert read_duration("--timeout", text) == seconds
+    assert format_duration(seconds) == shown
+
+
+@pytest.mark.parametrize("text", ["", "0", "0m", "-1", "1d", "h", "1h30", "nan"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="not a duration, like 90s, 30m or 2h"):
+        read_duration("--timeout", text)
+
+
+@pytest.mark.parametrize(
+    ("had", "known", "said"),
+    [
+        (
+            2,
+            {"steps": 60, "save_every": 30},
+            "over after 2 of 5 preemptions: 300 steps are enough, its saves come every 30; "
+            "or ask for fewer: --preemptions 2",
+        ),
+        (
+            0,
+            {"steps": 60, "save_every": 2},
+            "over after 0 of 5 preemptions: 360 steps are enough, its saves come every 2",
+        ),
+        (
+            3,
+            {"steps": 60},
+            "over after 3 of 5 preemptions: 180 steps are enough, it has 60; or ask for fewer: --preemptions 3",
+        ),
+        (
+            2,
+            {"written_s": 0.5},
+            "over after 2 of 5 preemptions: it takes 4.0 s, 3.5 s of them before its first write to the "
+            "bucket; 16 s are enough; or ask for fewer: --preemptions 2",
+        ),
+        (0, {}, "over after 0 of 5 preemptions: it takes 4.0 s; 48 s are enough"),
+    ],
+)
+def test_a_run_that_is_too_short_is_told_what_is_enough(had: int, known: dict, said: str) -> None:
+    facts = {"steps": None, "save_every": None, "written_s": 0.0, **known}
+    assert faults.too_short(had, 5, seconds=4.0, **facts) == said
+
+
+def test_a_task_that_is_over_too_soon_is_said(tmp_path: Path) -> None:
+    (tmp_path / "task.yaml").write_text(
+        "file_mounts: {/checkpoints: {name: bbb, mode: MOUNT}}\n"
+        "run: |\n  echo > /checkpoints/result\n  case $SKYPILOT_TASK_ID in *-reference-*) sleep 2;; esac\n"
+    )
+    done = rehearse("task.yaml", "--kinds", "kill", "--preemptions", 2, "--compare", "result", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "not checked: over after 0 of 2 preemptions: it takes " in done.stdout
+
+
+def test_a_script_that_finishes_its_work_at_sigterm_has_finished(tmp_path: Path) -> None:
+    (tmp_path / "task.yaml").write_text(
+        "file_mounts: {/checkpoints: {name: bbb, mode: MOUNT}}\n"
+        "run: |\n  trap 'echo x > /checkpoints/result; exit 0' TERM\n  echo > /checkpoints/began\n"
+        "  for i in $(seq 20); do sleep 0.05; done\n  echo x > /checkpoints/result\n"
+    )
+    done = rehearse("task.yaml", "--kinds", "sigterm", "--preemptions", 1, "--compare", "result", cwd=tmp_path)
+    assert "1  finished before the machine was taken" in done.stdout, done.stdout
+    assert "exited with 0" not in done.stdout
+
+
+ASKS = """\
+python - <<'END'
+import os, time, urllib.error, urllib.request
+url = os.environ["AWS_EC2_METADATA_SERVICE_ENDPOINT"] + "/latest/"
+ttl = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
+token = urllib.request.urlopen(urllib.request.Request(url + "api/token", method="PUT", headers=ttl)).read().decode()
+while True:
+    try:
+        headers = {"X-aws-ec2-metadata-token": token}
+        urllib.request.urlopen(urllib.request.Request(url + "meta-data/spot/instance-action", headers=headers))
+        break
+    except urllib.error.HTTPError:
+        time.sleep(0.05)
+END
+"""
+
+
+@pytest.mark.parametrize(
+    ("run", "complete", "said"),
+    [
+        ("sleep 1\n", False, "finished before the machine was taken"),
+        (ASKS, True, "finished before the machine was taken"),
+        (ASKS, False, "exited with 0 at the notice: SkyPilot would mark this SUCCEEDED."),
+    ],
+    ids=["it never asked", "all is done", "it left"],
+)
+def test_only_a_script_that_heard_of_the_notice_left_at_it(tmp_path: Path, run: str, complete: bool, said: str) -> None:
+    task = read_task("run: unused\n", tmp_path, {}, None)
+    with AwsMetadata() as server, View(quiet=True) as view:
+        taken = Machine(task, tmp_path / "r" / "leg" / "m", {}, server.env())
+        taken.start(run)
+        watch = Watch(tmp_path / "bucket", None)
+        planned = faults.Preemption("aws-notice", at_fraction=0.1)
+        # The notice is as long as 10 s, as in an undisturbed run of 100 s.
+        injector = Injector(planned, taken, watch, server, view, 100.0, 100.0, False, lambda: complete)
+        row, code = injector.take(1, 1)
+        taken.take()
+    assert code == 0
+    assert row.ended.startswith(said)

@@ -20,6 +20,7 @@ from skyspot.home import expanded
 from skyspot.migrate.source import task_yaml
 from skyspot.rehearsal import engine, faults
 from skyspot.rehearsal.interpreter import Interpreter, find_interpreter
+from skyspot.rehearsal.limits import read_duration
 from skyspot.rehearsal.result import Result, Settings, check_settings
 from skyspot.rehearsal.task import RehearsalTask, read_task
 from skyspot.rehearsal.view import View
@@ -55,6 +56,11 @@ from skyspot.task.render import Rendered
     metavar="N",
     help="SKYPILOT_NUM_GPUS_PER_NODE; default: the number of accelerators that the task requests.",
 )
+@click.option(
+    "--timeout",
+    metavar="DURATION",
+    help="How long an attempt may run, like 90s or 2h; by default at least 30m undisturbed.",
+)
 @click.option("--compare", metavar="GLOB", help="Result files in the bucket to compare byte for byte.")
 @click.option(
     "--keep", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER", help="Keep all files in FOLDER."
@@ -71,6 +77,7 @@ def rehearse(
     setup: bool,
     python: str | None,
     gpus_per_node: int | None,
+    timeout: str | None,
     compare: str | None,
     keep: Path | None,
     as_json: bool,
@@ -91,6 +98,7 @@ def rehearse(
         setup=setup,
         gpus_per_node=gpus_per_node,
         interpreter=find_interpreter(python) if python is not None else None,
+        timeout_s=read_duration("--timeout", timeout) if timeout is not None else None,
         keep=keep,
         env={key: secret_value(key, value) for key, value in options.secret.items()},
     )

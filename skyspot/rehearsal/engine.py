@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 import shutil
 import signal
@@ -16,6 +17,7 @@ from skyspot.errors import SkyspotError, UsageError
 from skyspot.rehearsal import failure, faults, verdict
 from skyspot.rehearsal.faults import Preemption
 from skyspot.rehearsal.injector import LOOK_S, Injector
+from skyspot.rehearsal.limits import format_duration, limit_s
 from skyspot.rehearsal.machine import Machine, namespace_command
 from skyspot.rehearsal.metadata import AwsMetadata
 from skyspot.rehearsal.needs import with_needs
@@ -105,9 +107,9 @@ class _Engine:
         first = self.settings.processes[0]
         reference = self._leg("reference", "Undisturbed", [], [first])
         if not reference.finished:
-            reference.verdict = verdict.Verdict(
-                False, False, f"not checked: the task failed without a preemption.\n{reference.failure}"
-            )
+            why = "does not end" if reference.rows[-1].timed_out else "the task failed without a preemption"
+            more = " Train fewer steps, or give it more time: --timeout 2h" if reference.rows[-1].timed_out else ""
+            reference.verdict = verdict.Verdict(False, False, f"not checked: {why}.{more}\n{reference.failure}")
             return
         paths = self._paths("reference")
         history = verdict.read_history(paths) if paths else None
@@ -168,9 +170,26 @@ class _Engine:
             judged.append(verdict.Verdict(False, False, text))
         wanted = self.settings.preemptions if not across else len(self.settings.processes) - 1
         if leg.finished and leg.preempted < wanted:
-            text = f"not checked: the run finished after {leg.preempted} of {wanted} preemptions; train longer"
-            judged.append(verdict.Verdict(False, False, text))
+            judged.append(verdict.Verdict(False, False, f"not checked: {self._too_short(leg, wanted, reference)}"))
         leg.verdict = next((one for one in judged if not one.exact), judged[0])
+
+    def _too_short(self, leg: Leg, wanted: int, reference: verdict.History | None) -> str:
+        return faults.too_short(
+            leg.preempted,
+            wanted,
+            steps=reference.steps if reference else None,
+            save_every=self._first_save(),
+            seconds=self.reference_s,
+            written_s=self.written_s,
+        )
+
+    def _has_all_files(self, leg: str) -> bool:
+        """True if a leg's bucket has what the undisturbed run left: the same results, else files of all its names."""
+        ours, theirs = (self._bucket(name, self.task.compared) for name in (leg, "reference"))
+        names = [path.relative_to(theirs) for path in theirs.glob(self.settings.compare or "**/*") if path.is_file()]
+        if not self.settings.compare:
+            return all((ours / name).is_file() for name in names)
+        return bool(names) and verdict.compare_files(self.settings.compare, theirs, ours).exact
 
     def _bucket(self, leg: str, mount: MachineMount | None = None) -> Path:
         """The folder that stands in for a mount in a leg; by default for the run's bucket."""
@@ -209,8 +228,9 @@ class _Engine:
             )
             watch = Watch(self._bucket(name), self.task.run_folder)
             injector = Injector(
-                planned, machine, watch, self.server, self.view, self.reference_s, self.written_s, self.records
-            )
+                planned, machine, watch, self.server, self.view, self.reference_s, self.written_s, self.records,
+                functools.partial(self._has_all_files, name),
+            )  # fmt: skip
             try:
                 row, code = self._attempt(injector, number, count, leg.rows[-1] if leg.rows else None)
                 if name == "reference":
@@ -227,7 +247,8 @@ class _Engine:
                 leg.finished = True
                 break
             if row.kind == "failed":
-                leg.failure = failure.describe(code, machine.log, machine.folder)
+                ended = row.ended if code is None else f"exit {code}"
+                leg.failure = failure.describe(ended, machine.log, machine.folder)
                 if code not in self.task.recover_on or code == EXIT_NO_PROGRESS:
                     break
             elif row.hit or len([one for one in leg.rows if not one.hit]) > 3:
@@ -297,7 +318,15 @@ class _Engine:
                 return Row(number, "failed", f"exited on its own with {status}", processes), status
             if machine.left_at is None and injector.due(step):  # A task that has ended cannot be preempted.
                 return injector.take(number, processes)
+            first_write_s = (watch.alive_since or machine.started) - machine.started
+            limit = limit_s(self.settings.timeout_s, reference_s=self.reference_s, first_write_s=first_write_s)
+            if time.monotonic() - machine.started > limit:
+                return Row(number, "failed", self._stopped(limit), processes, timed_out=True), None
             time.sleep(LOOK_S)
+
+    def _stopped(self, limit: float) -> str:
+        took = f"; the undisturbed run took {format_duration(self.reference_s)}" if self.reference_s else ""
+        return f"stopped after {format_duration(limit)}, it had not ended{took}"
 
     # -- attempt records ---------------------------------------------------------------------------------------------
 

@@ -13,16 +13,16 @@ from skyspot.rehearsal.excerpt import read_excerpt
 _READ_BYTES = 2_000_000
 
 
-def describe(code: int | None, log: Path, machine: Path) -> str:
-    """An exit code with the error that the output shows, else with the last lines.
+def describe(ended: str, log: Path, machine: Path) -> str:
+    """How an attempt ended, with the error that the output shows, else with the last lines.
 
     Args:
-        code: The exit code.
+        ended: How it ended.
         log: The file with the attempt's output.
         machine: The machine's folder.
     """
     found = read_excerpt(_end(log), str(machine))
-    title = f"exit {code}; last lines of its output:" if found.lines and not found.is_cause else f"exit {code}"
+    title = f"{ended}; last lines of its output:" if found.lines and not found.is_cause else ended
     return "\n".join([title, *(f"  {line}" for line in found.lines)])
 
 

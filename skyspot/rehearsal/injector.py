@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from skyspot.rehearsal import faults
@@ -42,6 +43,8 @@ class Injector:
     """Its duration after its first write to the bucket; 0 if it never wrote."""
     records: bool
     """True if the task keeps attempt records."""
+    has_all_files: Callable[[], bool]
+    """True if the bucket has what the undisturbed run left there."""
 
     def due(self, step: int | None) -> bool:
         """True if it is time to preempt."""
@@ -65,7 +68,7 @@ class Injector:
     def take(self, number: int, processes: int) -> tuple[Row, int | None]:
         """Take the machine. Return the attempt's row, and the task's exit code if it exited."""
         assert self.planned
-        kind, hit, code = self.planned.kind, True, None
+        kind, hit, code, heard = self.planned.kind, True, None, False
         if kind == "kill":
             self.machine.kill()
             ended = f"killed{self._where()}"
@@ -80,10 +83,12 @@ class Injector:
             if code == 0:
                 return Row(number, "finished", "finished", processes), 0
         else:
+            asked = self.server.requests
             code, ended = self._warn(kind)
+            heard = kind == "sigterm" or self.server.requests > asked
         if code == 0:
             early = "finished before the machine was taken"
-            if kind in faults.WARNINGS and not self.records:
+            if heard and not self.records and not self.has_all_files():
                 early = f"exited with 0 at {'SIGTERM' if kind == 'sigterm' else 'the notice'}: {EXITED_WITH_0}"
             return Row(number, "finished", early, processes), 0
         return Row(number, kind, ended, processes, hit=hit), code

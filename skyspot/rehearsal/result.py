@@ -30,6 +30,8 @@ class Settings:
     compare: str | None = None
     keep: Path | None = None
     env: Mapping[str, str] = field(default_factory=dict)
+    timeout_s: float | None = None
+    """How long an attempt may run; None: as limits.py has it."""
 
 
 @dataclass
@@ -54,6 +56,8 @@ class Row:
     """Seconds from the attempt's start to its first step."""
     hit: bool = True
     """True if the preemption happened as planned."""
+    timed_out: bool = False
+    """True if it was stopped because it did not end."""
 
 
 @dataclass
