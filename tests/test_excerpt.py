@@ -132,6 +132,63 @@ Original Traceback (most recent call last):
 IndexError: no sample 7
 
 """
+KILLED_WORKER = f"""\
+Traceback (most recent call last):
+  File "{SITE}/torch/utils/data/dataloader.py", line 1291, in _try_get_data
+    data = self._data_queue.get(timeout=timeout)
+           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "{SITE}/torch/utils/data/_utils/signal_handling.py", line 73, in handler
+    _error_if_any_worker_fails()
+RuntimeError: DataLoader worker (pid 5541) is killed by signal: Terminated.
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+  File "{WORK}/train.py", line 7, in <module>
+    for batch in loader:
+  File "{SITE}/torch/utils/data/dataloader.py", line 1304, in _try_get_data
+    raise RuntimeError(
+RuntimeError: DataLoader worker (pid(s) 5541) exited unexpectedly
+"""
+SPAWN = f"""\
+W1129 12:39:13.990000 6119 torch/multiprocessing/spawn.py:165] Terminating process 7213 via signal SIGTERM
+Traceback (most recent call last):
+  File "{WORK}/train.py", line 7, in <module>
+    mp.spawn(f, nprocs=2)
+  File "{SITE}/torch/multiprocessing/spawn.py", line 211, in join
+    raise ProcessRaisedException(msg, error_index, failed_process.pid)
+torch.multiprocessing.spawn.ProcessRaisedException: 
+
+-- Process 1 terminated with the following error:
+Traceback (most recent call last):
+  File "{SITE}/torch/multiprocessing/spawn.py", line 87, in _wrap
+    fn(i, *args)
+  File "{WORK}/train.py", line 4, in f
+    raise ValueError("negative")
+ValueError: negative
+
+"""  # noqa: W291
+FUTURES = f"""\
+concurrent.futures.process._RemoteTraceback: 
+\"\"\"
+Traceback (most recent call last):
+  File "/usr/lib/python3.11/concurrent/futures/process.py", line 261, in _process_worker
+    r = call_item.fn(*call_item.args, **call_item.kwargs)
+  File "{WORK}/prepare.py", line 3, in f
+    return 1 // x
+           ~~^^~~
+ZeroDivisionError: integer division or modulo by zero
+\"\"\"
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+  File "{WORK}/prepare.py", line 6, in <module>
+    print(list(pool.map(f, [1, 0])))
+  File "/usr/lib/python3.11/concurrent/futures/_base.py", line 401, in __get_result
+    raise self._exception
+ZeroDivisionError: integer division or modulo by zero
+"""  # noqa: W291
 STATE_DICT = f"""\
 Traceback (most recent call last):
   File "{WORK}/train.py", line 12, in main
@@ -256,6 +313,28 @@ def steps(count: int) -> str:
                 '  data.py, line 6, in __getitem__: raise IndexError("no sample 7")',
             ),
             id="a loader's worker",
+        ),
+        pytest.param(
+            KILLED_WORKER,
+            (
+                "RuntimeError: DataLoader worker (pid 5541) is killed by signal: Terminated.",
+                "then RuntimeError: DataLoader worker (pid(s) 5541) exited unexpectedly",
+                "  train.py, line 7: for batch in loader:",
+            ),
+            id="a loader's worker is killed",
+        ),
+        pytest.param(
+            SPAWN, ("ValueError: negative", '  train.py, line 4, in f: raise ValueError("negative")'), id="mp.spawn"
+        ),
+        pytest.param(
+            FUTURES,
+            ("ZeroDivisionError: integer division or modulo by zero", "  prepare.py, line 3, in f: return 1 // x"),
+            id="a pool's process",
+        ),
+        pytest.param(
+            "usage: accelerate <command> [<args>]\nAccelerate CLI tool: error: unrecognized arguments: --nope\n",
+            ("Accelerate CLI tool: error: unrecognized arguments: --nope",),
+            id="a launcher's wrong usage",
         ),
         pytest.param(
             STATE_DICT,

@@ -59,10 +59,12 @@ def _shown(error: Error) -> Iterator[str]:
     first = error
     while first.before:
         first = first.before
-    for part in dict.fromkeys((first, error)):
+    parts = [first, error] if first.message != error.message else [first]
+    has_own = any(part.at and part.at.is_own for part in parts)
+    for part in dict.fromkeys(parts):
         who = f"rank {error.rank}: " if error.rank is not None and part is first else ""
         yield f"{who}{'then ' if part is not first else ''}{part.message}"
-        if part.at:
+        if part.at and (part.at.is_own or not has_own):
             yield f"  {_place(part.at)}"
 
 

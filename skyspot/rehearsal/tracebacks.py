@@ -198,7 +198,7 @@ _CERTAIN = [
         r".+: line \d+: (?:syntax error|unexpected EOF)",
         r"\S*python[\d.]*: (?:can't open file|No module named|Error while finding module|can't find)",
         r"thread '.+' panicked at ",
-        r"\S+: error: ",
+        r"[\w./ -]+: error: ",
         r"slurmstepd: error: .*(?:oom|OOM|killed)",
         r"(?:Out of memory|OOM|oom-kill): ?[Kk]ill",
     )
