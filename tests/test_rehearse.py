@@ -16,10 +16,11 @@ from needs import needs_root
 from support import REPO, clean_env
 from support_rehearse import leftovers, own, rehearse
 
-from skyspot.cli import rehearse as rehearse_cli
+from skyspot.cli.comparing import located
 from skyspot.errors import UsageError
 from skyspot.migrate.source import task_yaml
 from skyspot.rehearsal import faults, machine, upload, verdict
+from skyspot.rehearsal.compare.rules import Comparison, Pattern
 from skyspot.rehearsal.engine import MORE_ATTEMPTS, _folder
 from skyspot.rehearsal.engine import rehearse as rehearse_task
 from skyspot.rehearsal.result import Leg, Result, Row, Settings, heading
@@ -173,6 +174,12 @@ def test_setup_runs_on_each_machine_where_it_is_asked_for(tmp_path: Path) -> Non
         (["--kinds", ""], "name at least one"),
         (["--compare", "/elsewhere/*"], "none of the task's buckets"),
         (["--compare", "../x"], "of files in the bucket"),
+        (["--tolerance", "-1", "--compare", "x"], "--tolerance: must be a number from 0"),
+        (["--tolerance", "nan", "--compare", "x"], "--tolerance: must be a number from 0"),
+        (["--tolerance", "1e-6"], "--compare 'GLOB'"),
+        (["--ignore-key", ",", "--compare", "x"], "name at least one key"),
+        (["--compare-with", "not-a-program {}"], "command not found"),
+        (["--compare-with", "cmp", "--tolerance", "1e-6", "--compare", "x"], "remove --tolerance"),
         (["--compare", ""], "of files in the bucket"),
         (["--compare", "."], "of files in the bucket"),
         (["--compare", "/checkpoints2/x"], "none of the task's buckets"),
@@ -436,11 +443,12 @@ def test_of_several_buckets_the_runs_is_chosen(tmp_path: Path, envs: dict, mount
     # A comparison elsewhere does not move the watch away from where the task says that its records are.
     other = next(mount for mount in found.lasting if mount.path != bucket) if len(found.lasting) > 1 else None
     if envs and other:
-        chosen, settings = rehearse_cli._comparing(found, Settings(), f"{other.path}/r/*")
-        assert (chosen.bucket, chosen.compared, settings.compare) == (found.bucket, other, "r/*")
+        chosen, comparison = located(found, Comparison((Pattern(f"{other.path}/r/*"),)))
+        assert (chosen.bucket, chosen.lasting_at(comparison.patterns[0].mount)) == (found.bucket, other)
+        assert comparison.patterns[0].glob == "r/*"
         assert chosen.notes == found.notes
     elif other:
-        assert bucket in rehearse_cli._comparing(found, Settings(), None)[0].notes[-1]
+        assert bucket in located(found, Comparison())[0].notes[-1]
 
 
 @pytest.mark.slow  # Three rehearsals.

@@ -13,19 +13,21 @@ from types import FrameType
 
 import click
 
+from skyspot.cli.comparing import comparing_options, located
 from skyspot.cli.lint import check_file
 from skyspot.cli.options import json_option, task_options
 from skyspot.errors import UsageError, did_you_mean, shown
 from skyspot.home import expanded
 from skyspot.migrate.source import task_yaml
 from skyspot.rehearsal import engine, faults
+from skyspot.rehearsal.compare.rules import Comparison
 from skyspot.rehearsal.interpreter import Interpreter, find_interpreter
 from skyspot.rehearsal.limits import read_duration
 from skyspot.rehearsal.result import Result, Settings, check_settings
 from skyspot.rehearsal.task import RehearsalTask, read_task
 from skyspot.rehearsal.view import View
 from skyspot.task import payload, pipeline
-from skyspot.task.mounts import TRAINER, innermost
+from skyspot.task.mounts import TRAINER
 from skyspot.task.options import Options, secret_value
 from skyspot.task.render import Rendered
 
@@ -61,7 +63,7 @@ from skyspot.task.render import Rendered
     metavar="DURATION",
     help="How long an attempt may run, like 90s or 2h; by default at least 30m undisturbed.",
 )
-@click.option("--compare", metavar="GLOB", help="Result files in the bucket to compare byte for byte.")
+@comparing_options
 @click.option(
     "--keep", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER", help="Keep all files in FOLDER."
 )
@@ -78,7 +80,8 @@ def rehearse(
     python: str | None,
     gpus_per_node: int | None,
     timeout: str | None,
-    compare: str | None,
+    comparison: Comparison,
+    assume_reproducible: bool,
     keep: Path | None,
     as_json: bool,
 ) -> None:
@@ -99,16 +102,16 @@ def rehearse(
         gpus_per_node=gpus_per_node,
         interpreter=find_interpreter(python) if python is not None else None,
         timeout_s=read_duration("--timeout", timeout) if timeout is not None else None,
+        compare=comparison,
+        assume_reproducible=assume_reproducible,
         keep=keep,
         env={key: secret_value(key, value) for key, value in options.secret.items()},
     )
     check_settings(settings)
-    sys.exit(0 if _rehearse(options, settings, mounts, part, compare, as_json).exact else 1)
+    sys.exit(0 if _rehearse(options, settings, mounts, part, as_json).exact else 1)
 
 
-def _rehearse(
-    options: Options, settings: Settings, mounts: tuple[str, ...], part: str | None, compare: str | None, as_json: bool
-) -> Result:
+def _rehearse(options: Options, settings: Settings, mounts: tuple[str, ...], part: str | None, as_json: bool) -> Result:
     """Run the rehearsal and print its result."""
     rendered = task_yaml(options if options.name else dataclasses.replace(options, name=_name(options)))
     if rendered.before is not None:
@@ -116,7 +119,8 @@ def _rehearse(
     # Relative paths in a task start from the working folder, as SkyPilot has it, wherever the YAML lies.
     trainer = payload.trainer_folder() if rendered.trainer else None
     task = read_task(_one_task(rendered, part), Path.cwd(), _stand_ins(mounts), trainer)
-    task, settings = _with_secrets(*_comparing(task, settings, compare))
+    task, comparison = located(task, settings.compare)
+    task, settings = _with_secrets(task, dataclasses.replace(settings, compare=comparison))
     ours = [mount.folder for mount in task.mounts if mount.path == TRAINER and mount.folder]
     if ours and not settings.setup:
         _check_python(ours[0], settings.interpreter)
@@ -166,43 +170,6 @@ def _with_secrets(task: RehearsalTask, settings: Settings) -> tuple[RehearsalTas
         dataclasses.replace(task, notes=(*task.notes, *notes)),
         dataclasses.replace(settings, env={**here, **settings.env}),
     )
-
-
-def _comparing(task: RehearsalTask, settings: Settings, pattern: str | None) -> tuple[RehearsalTask, Settings]:
-    """The job and settings for a pattern of result files: relative to the bucket, or from a mount point on.
-
-    Raises:
-        UsageError: it is no pattern, or lies in none of the task's buckets.
-    """
-    absolute = (pattern or "").startswith(("/", "~/"))
-    mount = innermost(task.lasting, pattern or "") if absolute else None
-    if mount:
-        assert pattern
-        task = dataclasses.replace(task, compared_in=mount.path)
-        pattern = pattern[len(mount.path) :].strip("/") or "*"
-    elif absolute:
-        raise UsageError(f"--compare: {shown(pattern or '')} is in none of the task's buckets")
-    if pattern is not None and not _is_pattern(pattern):
-        raise UsageError(f"--compare: {shown(pattern)} is not a pattern of files in the bucket, like 'results/*.json'")
-    if len(task.lasting) > 1 and task.bucket and not mount:
-        target, other = task.bucket.path, next(one for one in task.lasting if one != task.bucket).path
-        note = ""
-        if pattern is not None:
-            note = f"--compare looks in {target}; a pattern like {other}/... looks in another bucket."
-        elif not task.names_bucket:
-            note = f"assuming that the run is in the bucket at {target}."
-        task = dataclasses.replace(task, notes=(*task.notes, note) if note else task.notes)
-    return task, dataclasses.replace(settings, compare=pattern)
-
-
-def _is_pattern(pattern: str) -> bool:
-    if not pattern or ".." in Path(pattern).parts:
-        return False
-    try:
-        next(Path(os.devnull).glob(pattern), None)
-    except (ValueError, NotImplementedError, IndexError):
-        return False
-    return True
 
 
 def _check_python(trainer: Path, interpreter: Interpreter | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import secrets
 import shutil
@@ -15,13 +16,16 @@ from typing import Any
 
 from skyspot.errors import SkyspotError, UsageError
 from skyspot.rehearsal import failure, faults, verdict
+from skyspot.rehearsal.compare.control import Outcome, control, judge
+from skyspot.rehearsal.compare.difference import Sides
+from skyspot.rehearsal.compare.files import compare_files
 from skyspot.rehearsal.faults import Preemption
 from skyspot.rehearsal.injector import LOOK_S, Injector
 from skyspot.rehearsal.limits import format_duration, limit_s
 from skyspot.rehearsal.machine import Machine, namespace_command
 from skyspot.rehearsal.metadata import AwsMetadata
 from skyspot.rehearsal.needs import with_needs
-from skyspot.rehearsal.result import Leg, Result, Row, Settings, heading
+from skyspot.rehearsal.result import CONTROL, Leg, Result, Row, Settings, heading
 from skyspot.rehearsal.task import MachineMount, RehearsalTask
 from skyspot.rehearsal.upload import copy_folder
 from skyspot.rehearsal.view import View
@@ -96,6 +100,8 @@ class _Engine:
     def __init__(self, task: RehearsalTask, settings: Settings, view: View, folder: Path, server: AwsMetadata) -> None:
         self.task, self.settings, self.view, self.folder, self.server = task, settings, view, folder, server
         self.legs: list[Leg] = []
+        self.rules = dataclasses.replace(settings.compare, python=str(task.interpreter.path))
+        self.reference = Outcome({}, None)
         self.reference_s = 0.0
         """Duration of the undisturbed run, from its machine's start."""
         self.written_s = 0.0
@@ -111,8 +117,8 @@ class _Engine:
             more = " Train fewer steps, or give it more time: --timeout 2h" if reference.rows[-1].timed_out else ""
             reference.verdict = verdict.Verdict(False, False, f"not checked: {why}.{more}\n{reference.failure}")
             return
-        paths = self._paths("reference")
-        history = verdict.read_history(paths) if paths else None
+        self.reference = self._outcome("reference")
+        history = self.reference.history
         self.records = history is not None
         steps = history.steps if history else None
         plan = faults.schedule(
@@ -123,7 +129,7 @@ class _Engine:
             first_save=self._first_save(),
         )
         main = self._leg("preempted", "Preempted", plan, [first], steps)
-        self._judge(main, history)
+        self._judge(main)
         if history and len(self.settings.processes) > 1:
             rest = len(self.settings.processes) - 1
             moves = [
@@ -132,7 +138,7 @@ class _Engine:
             ]
             title = f"{' then '.join(map(str, self.settings.processes))} processes"
             moved = self._leg("world-size", title, moves, list(self.settings.processes), steps)
-            self._judge(moved, history, across=True)
+            self._judge(moved, across=True)
         if not history:
             if len(self.settings.processes) > 1:
                 notes.append(
@@ -145,18 +151,13 @@ class _Engine:
         if weak and main.verdict and main.verdict.exact:
             main.verdict = verdict.Verdict(False, False, f"not checked: {weak}")
 
-    def _judge(self, leg: Leg, reference: verdict.History | None, across: bool = False) -> None:
+    def _judge(self, leg: Leg, across: bool = False) -> None:
         if not leg.finished:
             leg.verdict = verdict.Verdict(False, True, f"NOT exact: the run never finished.\n{leg.failure}")
             return
-        paths = self._paths(leg.name)
-        history = verdict.read_history(paths) if paths else None
-        judged: list[verdict.Verdict] = []
-        if self.settings.compare and not across:
-            buckets = [self._bucket(name, self.task.compared) for name in ("reference", leg.name)]
-            judged.append(verdict.compare_files(self.settings.compare, *buckets))
-        if reference and history:
-            judged.append((verdict.compare_across_world_sizes if across else verdict.compare)(reference, history))
+        judged = judge(self.reference, self._outcome(leg.name), self.rules, across=across)
+        if any(one.checked and not one.exact for one in judged) and not self.settings.assume_reproducible:
+            judged = self._controlled(judged, across)
         if not judged:
             text = (
                 "not checked: this task does not use skyspot's trainer. "
@@ -170,14 +171,15 @@ class _Engine:
             judged.append(verdict.Verdict(False, False, text))
         wanted = self.settings.preemptions if not across else len(self.settings.processes) - 1
         if leg.finished and leg.preempted < wanted:
-            judged.append(verdict.Verdict(False, False, f"not checked: {self._too_short(leg, wanted, reference)}"))
+            judged.append(verdict.Verdict(False, False, f"not checked: {self._too_short(leg, wanted)}"))
         leg.verdict = next((one for one in judged if not one.exact), judged[0])
 
-    def _too_short(self, leg: Leg, wanted: int, reference: verdict.History | None) -> str:
+    def _too_short(self, leg: Leg, wanted: int) -> str:
+        history = self.reference.history
         return faults.too_short(
             leg.preempted,
             wanted,
-            steps=reference.steps if reference else None,
+            steps=history.steps if history else None,
             save_every=self._first_save(),
             seconds=self.reference_s,
             written_s=self.written_s,
@@ -185,11 +187,35 @@ class _Engine:
 
     def _has_all_files(self, leg: str) -> bool:
         """True if a leg's bucket has what the undisturbed run left: the same results, else files of all its names."""
-        ours, theirs = (self._bucket(name, self.task.compared) for name in (leg, "reference"))
-        names = [path.relative_to(theirs) for path in theirs.glob(self.settings.compare or "**/*") if path.is_file()]
-        if not self.settings.compare:
-            return all((ours / name).is_file() for name in names)
-        return bool(names) and verdict.compare_files(self.settings.compare, theirs, ours).exact
+        if self.rules.names_results:
+            left, right = self._outcome_buckets("reference"), self._outcome_buckets(leg)
+            return compare_files(self.rules, left, right, Sides()).exact
+        ours, theirs = self._bucket(leg), self._bucket("reference")
+        names = [path.relative_to(theirs) for path in theirs.glob("**/*") if path.is_file()]
+        return all((ours / name).is_file() for name in names)
+
+    def _controlled(self, judged: list[verdict.Verdict], across: bool) -> list[verdict.Verdict]:
+        """Run the task undisturbed again, once; if it differs by itself, that verdict comes first."""
+        leg = next((one for one in self.legs if one.name == "control"), None)
+        leg = leg or self._leg("control", CONTROL, [], [self.settings.processes[0]])
+        if not leg.finished:
+            text = f"not checked: the task failed when it was run undisturbed again.\n{leg.failure}"
+            return [verdict.Verdict(False, False, text)]
+        found = control(self.reference, self._outcome("control"), self.rules, across=across)
+        if found:
+            return [found]
+        note = "a second undisturbed run gave the same result."
+        return [one if one.exact else dataclasses.replace(one, notes=(*one.notes, note)) for one in judged]
+
+    def _outcome(self, leg: str) -> Outcome:
+        """What a finished leg left."""
+        paths = self._paths(leg)
+        return Outcome(self._outcome_buckets(leg), verdict.read_history(paths) if paths else None)
+
+    def _outcome_buckets(self, leg: str) -> dict[str | None, Path]:
+        """The buckets with results, by the mount points that `--compare` names."""
+        mounts = {None, *(pattern.mount for pattern in self.rules.patterns)}
+        return {mount: self._bucket(leg, self.task.lasting_at(mount)) for mount in mounts}
 
     def _bucket(self, leg: str, mount: MachineMount | None = None) -> Path:
         """The folder that stands in for a mount in a leg; by default for the run's bucket."""

@@ -10,8 +10,12 @@ from typing import Any
 
 from skyspot.errors import UsageError, did_you_mean
 from skyspot.rehearsal import faults
+from skyspot.rehearsal.compare.rules import Comparison
 from skyspot.rehearsal.interpreter import Interpreter
 from skyspot.rehearsal.verdict import Verdict
+
+CONTROL = "Undisturbed again"
+"""The title of the leg that shows whether two undisturbed runs are equal."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,9 @@ class Settings:
     """SKYPILOT_NUM_GPUS_PER_NODE; None: as many accelerators as the task requests."""
     interpreter: Interpreter | None = None
     """The Python of the machines; None: the one that skyspot runs with."""
-    compare: str | None = None
+    compare: Comparison = field(default_factory=Comparison)
+    assume_reproducible: bool = False
+    """True: where results differ, no second undisturbed run tells whether they do so by themselves."""
     keep: Path | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     timeout_s: float | None = None
@@ -85,7 +91,7 @@ class Leg:
 def heading(title: str, preemptions: int) -> str:
     """Format the line above a leg."""
     many = f"{preemptions} preemption{'s' if preemptions != 1 else ''}"
-    return f"{title}: {many}" if preemptions else f"{title}: the reference"
+    return f"{title}: {many}" if preemptions else f"{title}: the {'control' if title == CONTROL else 'reference'}"
 
 
 @dataclass

@@ -53,7 +53,7 @@ class RehearsalTask:
     unset_secrets: frozenset[str] = frozenset()
     """Secrets without a value in the task."""
     compared_in: str | None = None
-    """The mount point named by `--compare`."""
+    """The first mount point named by `--compare`."""
     gpus_per_node: int = 0
     """SKYPILOT_NUM_GPUS_PER_NODE."""
     interpreter: Interpreter = field(default_factory=this_interpreter)
@@ -89,11 +89,9 @@ class RehearsalTask:
         )
         return found[0] if found else None
 
-    @property
-    def compared(self) -> MachineMount | None:
-        """The mount in which `--compare` looks for files."""
-        named = [mount for mount in self.lasting if mount.path == self.compared_in]
-        return named[0] if named else self.bucket
+    def lasting_at(self, path: str | None) -> MachineMount | None:
+        """The lasting mount at a mount point; None: the bucket."""
+        return next((mount for mount in self.lasting if mount.path == path), self.bucket)
 
     @property
     def run_folder(self) -> str | None:

@@ -1,4 +1,4 @@
-"""The verdict compares a preempted run with an undisturbed one, step by step and byte by byte."""
+"""The verdict compares a preempted run with an undisturbed one, step by step and weight by weight."""
 
 from __future__ import annotations
 
@@ -261,30 +261,3 @@ def _drift(reference: History, other: History, steps: list[int]) -> float:
         else:
             worst = max(worst, abs(left - right) / max(abs(left), 1e-12))
     return worst
-
-
-def compare_files(pattern: str, reference: Path, other: Path) -> Verdict:
-    """Compare the files of a glob in two buckets byte by byte."""
-    names = sorted({path.relative_to(root).as_posix() for root in (reference, other) for path in root.glob(pattern)
-                    if path.is_file()})  # fmt: skip
-    if not names:
-        return Verdict(False, False, f"not checked: no file in the bucket matches {pattern!r}")
-    for name in names:
-        left, right = reference / name, other / name
-        if not left.is_file() or not right.is_file():
-            missing = "undisturbed" if not left.is_file() else "preempted"
-            return Verdict(False, True, f"NOT exact: {name} is missing after the {missing} run", "files")
-        if left.read_bytes() != right.read_bytes():
-            return Verdict(False, True, f"NOT exact: {name} differs{_first_difference(left, right)}", "files")
-    return Verdict(True, True, f"byte-identical: {len(names)} of {len(names)} files ({pattern})")
-
-
-def _first_difference(left: Path, right: Path) -> str:
-    try:
-        one, two = left.read_text("utf-8").splitlines(), right.read_text("utf-8").splitlines()
-    except UnicodeDecodeError:
-        return ""
-    for number, (before, after) in enumerate(zip(one, two, strict=False), 1):
-        if before != after:
-            return f", first in line {number}: {before[:60]!r} undisturbed, {after[:60]!r} preempted"
-    return f": {len(one)} lines undisturbed, {len(two)} preempted"

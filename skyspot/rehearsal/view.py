@@ -74,7 +74,7 @@ class View:
         if self._live:
             self._live.update(Text(""))
         self._rows = []
-        if leg.name != "reference":
+        if leg.name not in ("reference", "control"):
             self._console.print(table(leg.rows))
             lost = sum(row.lost_steps or 0 for row in leg.rows)
             starts = sum(row.first_step_s or 0.0 for row in leg.rows)
