@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 import warm
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from support import PROGRAMS, clean_env
 
@@ -67,7 +69,7 @@ def compared(folder: Path, name: str, left: object, right: object, *globs: str, 
 
 def two_shown(text: str) -> tuple[str, str]:
     """The two sides of a difference."""
-    found = re.search(r"differs in [^:]*: (.*) undisturbed, (.*) preempted", text, re.DOTALL)
+    found = re.search(r"differs in .*?: (.*) undisturbed, (.*) preempted", text, re.DOTALL)
     assert found, text
     return found[1], found[2]
 
@@ -150,6 +152,32 @@ def test_a_line_is_counted_across_pieces(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setattr(bytewise, "PIECE", piece)
         found = compared(tmp_path, "a.txt", "".join(lines), "".join(changed))
         assert "line 150, column 8: 'line 150 \u00e9\\n' undisturbed, 'line 15O \u00e9\\n'" in found.text
+
+
+ODD = [*'ab \n\r\t\0\\n1,"{}[]:;.e', "\u00e9", "\u0301", "\u200b", "\u2028"]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    name=st.sampled_from(["a.txt", "a.json", "a.jsonl", "a.csv", "a.tsv", "a.npz", "a.npy", "a.safetensors"]),
+    start=st.lists(st.sampled_from(ODD), max_size=60), left=st.lists(st.sampled_from(ODD), max_size=3),
+    right=st.lists(st.sampled_from(ODD), max_size=3), end=st.lists(st.sampled_from(ODD), max_size=60),
+    tolerance=st.sampled_from([None, 0.0]),
+)  # fmt: skip
+def test_whatever_differs_can_be_seen(
+    tmp_path_factory: pytest.TempPathFactory, name: str, start: list[str], left: list[str], right: list[str],
+    end: list[str], tolerance: float | None,
+) -> None:  # fmt: skip
+    texts = ["".join([*start, *middle, *end]) for middle in (left, right)]
+    found = compared(tmp_path_factory.getbasetemp() / "odd", name, *texts, tolerance=tolerance)
+    if texts[0] == texts[1]:
+        assert found.exact
+    elif tolerance is None:
+        assert not found.exact
+    if not found.exact:
+        one, two = two_shown(found.text)
+        assert one != two
+        assert found.text.isprintable()
 
 
 # -- JSON ------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from skyspot.rehearsal.compare.difference import MISSING, Difference, excerpts
-from skyspot.rehearsal.compare.rules import Comparison, Findings, FormatError, is_close
+from skyspot.rehearsal.compare.rules import Comparison, Findings, FormatError, dotted, is_close
 
 
 def compare_tables(left: Path, right: Path, rules: Comparison, findings: Findings) -> Difference | None:
@@ -61,7 +61,7 @@ def _compare_rows(
         return None
     names = columns[0].kept(columns[0].names)
     for n, (left, right) in enumerate(zip_longest(one, two)):
-        name = f"column {names[n] if n < len(names) and names[n] and number > 1 else n + 1}"
+        name = f"column {dotted([names[n]]) if n < len(names) and names[n] and number > 1 else n + 1}"
         if left is None or right is None:
             shown = [MISSING if cell is None else excerpts(cell, "")[0] for cell in (left, right)]
             return Difference(f"row {number}, {name}", *shown)
