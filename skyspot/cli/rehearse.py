@@ -20,6 +20,7 @@ from skyspot.errors import UsageError, did_you_mean, shown
 from skyspot.home import expanded
 from skyspot.migrate.source import task_yaml
 from skyspot.rehearsal import engine, faults
+from skyspot.rehearsal.bucketfs.manners import MANNERS
 from skyspot.rehearsal.compare.rules import Comparison
 from skyspot.rehearsal.interpreter import Interpreter, find_interpreter
 from skyspot.rehearsal.limits import read_duration
@@ -35,7 +36,20 @@ from skyspot.task.render import Rendered
 @click.command()
 @task_options
 @click.option("--preemptions", type=int, default=5, metavar="N", show_default=True, help="Number of preemptions.")
-@click.option("--kinds", metavar="A,B", help=f"{', '.join(faults.KINDS)}; default: all, in turn.")
+@click.option("--kinds", metavar="A,B", help=f"{', '.join(faults.KINDS)}; default: all but the last, in turn.")
+@click.option("--every-write", is_flag=True, help="Also preempt at every call of one save: kill-at-write at each.")
+@click.option(
+    "--mount-like",
+    type=click.Choice(list(MANNERS)),
+    help="The kind of mount of the task's buckets; default: what SkyPilot would mount.",
+)
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    multiple=True,
+    metavar="GLOB",
+    help="The files of a checkpoint in the bucket, where they are not recognized. Repeatable.",
+)
 @click.option("--seed", type=int, default=0, metavar="N", help="Random seed for when machines are taken.")
 @click.option(
     "--processes",
@@ -72,6 +86,9 @@ def rehearse(
     options: Options,
     preemptions: int,
     kinds: str | None,
+    every_write: bool,
+    mount_like: str | None,
+    checkpoints: tuple[str, ...],
     seed: int,
     processes: str,
     mounts: tuple[str, ...],
@@ -95,7 +112,12 @@ def rehearse(
     """  # noqa: D301
     settings = Settings(
         preemptions=preemptions,
-        kinds=tuple(kind.strip() for kind in kinds.split(",") if kind.strip()) if kinds is not None else faults.KINDS,
+        kinds=tuple(kind.strip() for kind in kinds.split(",") if kind.strip())
+        if kinds is not None
+        else faults.DEFAULT_KINDS,
+        every_write=every_write,
+        mount_like=mount_like,
+        checkpoints=checkpoints,
         seed=seed,
         processes=_numbers(processes),
         setup=setup,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import os
 import random
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from skyspot.rehearsal.evidence import Place, chosen
 from skyspot.rehearsal.watch import find_run, is_committed, walk
 from trainer.layout.names import MANIFEST, list_checkpoints
 
@@ -15,8 +17,12 @@ NOTICES = ("aws-notice",)
 """Preemptions that the cloud's metadata service announces."""
 WARNINGS = ("sigterm", *NOTICES)
 """Preemptions before which the task may save."""
-KINDS = ("kill", *NOTICES, "sigterm", "kill-in-save", "torn")
-"""All kinds, in the order in which they take turns."""
+DEFAULT_KINDS = ("kill", *NOTICES, "sigterm", "kill-in-save", "torn")
+"""In the order in which they take turns."""
+KINDS = (*DEFAULT_KINDS, "kill-at-write")
+"""All kinds."""
+AT_A_CALL = ("kill-in-save", "torn", "kill-at-write")
+"""Kinds that fall on one call of a save where each call is seen."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,8 @@ class Preemption:
     at_fraction: float | None = None
     """Preempt after this fraction of the undisturbed run's duration. Both are counted from the first write to the
     bucket. For tasks that do not record steps."""
+    place: Place | None = None
+    """Preempt at this call of a save."""
 
 
 def schedule(kinds: list[str], count: int, seed: int, *, steps: int | None, first_save: int | None) -> list[Preemption]:
@@ -90,6 +98,43 @@ def too_short(
     needed_s = math.ceil(max(2 * wanted, 2 * seconds * scale))
     began = f", {seconds - written_s:.1f} s of them before its first write to the bucket" if written_s else ""
     return f"{over}: it takes {seconds:.1f} s{began}; {needed_s} s are enough{fewer}"
+
+
+def at_calls(
+    plan: Sequence[Preemption], places: Sequence[Place], seed: int, *, tears: bool, every: bool
+) -> list[Preemption]:
+    """Have the preemptions that concern a save fall on calls of it, where each call is seen.
+
+    Args:
+        plan: The preemptions, by time.
+        places: Every place in a save.
+        seed: Random seed for which places.
+        tears: True if a kill can leave a file half written on this kind of mount; otherwise none is torn.
+        every: True: one `kill-at-write` for each place, after all others.
+    """
+    cuts = [place for place in places if place.later.phase == "middle"]
+    usual = iter(_hardest(places, len([one for one in plan if one.kind in ("kill-in-save", "kill-at-write")]), seed))
+    torn = iter([*reversed(cuts)] * len(plan)) if tears else iter(())
+    found = []
+    for one in plan:
+        if one.kind == "torn":
+            place = next(torn, None)
+        elif one.kind in AT_A_CALL:
+            place = None if every and one.kind == "kill-at-write" else next(usual, None)
+        else:
+            found.append(one)
+            continue
+        if place is not None:
+            found.append(replace(one, at_fraction=None, place=place))
+    if every:
+        found += [Preemption("kill-at-write", place=place) for place in places]
+    return found
+
+
+def _hardest(places: Sequence[Place], count: int, seed: int) -> list[Place]:
+    """Choose places: first the one at which most files of a save are new and one is old or missing, then a sample."""
+    last = [one for one in places if one.description.startswith(("before the rename", "before the create"))][-1:]
+    return (last + [one for one in chosen(places, count, seed) if one not in last])[:count]
 
 
 def tear(bucket: Path, run_folder: str | None) -> str | None:

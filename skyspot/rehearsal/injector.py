@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from skyspot.rehearsal import faults
+from skyspot.rehearsal.boundaries import describe
+from skyspot.rehearsal.evidence import Changes
 from skyspot.rehearsal.faults import Preemption
 from skyspot.rehearsal.machine import Machine
 from skyspot.rehearsal.metadata import AwsMetadata
@@ -25,6 +27,8 @@ EXITED_WITH_0 = (
     "SkyPilot would mark this SUCCEEDED. Unless training is complete, exit with a code from recover_on_exit_codes."
 )
 WITHOUT_A_WRITE = 0.7  # Fraction of the undisturbed run after which a task is preempted even if it has written nothing.
+
+_WHEN = {"before": "before", "middle": "in the middle of", "after": "after"}
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,19 @@ class Injector:
     """True if the task keeps attempt records."""
     has_all_files: Callable[[], bool]
     """True if the bucket has what the undisturbed run left there."""
+    saved: Changes | None = None
+    """Tells when enough saves are there to preempt the task; None: it may be preempted at any time."""
 
     def due(self, step: int | None) -> bool:
         """True if it is time to preempt."""
         planned = self.planned
         if planned is None:
             return False
+        if planned.place is not None:
+            return self.machine.struck() is not None
         if planned.at_fraction is not None:
+            if self.saved and not self.saved.enough():
+                return False
             alive_s = self.watch.alive_s()
             due = alive_s > 0 and alive_s >= planned.at_fraction * self.written_s
             if self.written_s <= (1 - WITHOUT_A_WRITE) * self.reference_s:
@@ -69,7 +79,12 @@ class Injector:
         """Take the machine. Return the attempt's row, and the task's exit code if it exited."""
         assert self.planned
         kind, hit, code, heard = self.planned.kind, True, None, False
-        if kind == "kill":
+        if self.planned.place is not None:
+            call = self.machine.struck()
+            assert call
+            self.machine.kill()
+            ended = f"killed {_WHEN[call.struck]} the {describe(call)}"
+        elif kind == "kill":
             self.machine.kill()
             ended = f"killed{self._where()}"
         elif kind == "torn":

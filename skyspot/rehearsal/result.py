@@ -11,6 +11,7 @@ from typing import Any
 from skyspot.errors import UsageError, did_you_mean
 from skyspot.rehearsal import faults
 from skyspot.rehearsal.compare.rules import Comparison
+from skyspot.rehearsal.faults import Preemption
 from skyspot.rehearsal.interpreter import Interpreter
 from skyspot.rehearsal.verdict import Verdict
 
@@ -23,7 +24,7 @@ class Settings:
     """The options of a rehearsal."""
 
     preemptions: int = 5
-    kinds: tuple[str, ...] = faults.KINDS
+    kinds: tuple[str, ...] = faults.DEFAULT_KINDS
     seed: int = 0
     processes: tuple[int, ...] = (1, 2)
     setup: bool = False
@@ -34,10 +35,27 @@ class Settings:
     compare: Comparison = field(default_factory=Comparison)
     assume_reproducible: bool = False
     """True: where results differ, no second undisturbed run tells whether they do so by themselves."""
+    checkpoints: tuple[str, ...] = ()
+    """Globs of the checkpoints' files, if the user names them."""
+    mount_like: str | None = None
+    """The kind of mount of every bucket, a key of MANNERS; None: what the task would get."""
+    every_write: bool = False
+    """True: a preemption at every call of a save."""
     keep: Path | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     timeout_s: float | None = None
     """How long an attempt may run; None: as limits.py has it."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One row of the table."""
+
+    kind: str
+    outcome: str
+    """exact, NOT exact, LOST WORK, stays down, not checked or not tried."""
+    why: str
+    """What was struck and what came of it, or why it was not tried."""
 
 
 @dataclass
@@ -64,6 +82,10 @@ class Row:
     """True if the preemption happened as planned."""
     timed_out: bool = False
     """True if it was stopped because it did not end."""
+    resumed: str | None = None
+    """What it resumed from, where that was seen: `step 10`, `nothing`, or `nothing: LOST WORK`."""
+    lost_work: bool = False
+    """True if it was seen not to resume, though it could have."""
 
 
 @dataclass
@@ -72,6 +94,10 @@ class Leg:
 
     name: str
     title: str
+    planned: int = 0
+    """The number of preemptions."""
+    pending: tuple[Preemption, ...] = ()
+    """Those that it ended without."""
     rows: list[Row] = field(default_factory=list)
     seconds: float = 0.0
     finished: bool = False
@@ -102,6 +128,8 @@ class Result:
     notes: list[str]
     seconds: float
     folder: str | None = None
+    kinds: list[Kind] = field(default_factory=list)
+    """The verdict by kind of preemption."""
 
     @property
     def exact(self) -> bool:
@@ -114,8 +142,12 @@ class Result:
         legs = []
         for leg in self.legs:
             verdict = dataclasses.asdict(leg.verdict) if leg.verdict else None
-            legs.append({**dataclasses.asdict(leg), "preempted": leg.preempted, "verdict": verdict})
-        return {"exact": self.exact, "seconds": round(self.seconds, 1), "notes": self.notes, "legs": legs}
+            found = {**dataclasses.asdict(leg), "preempted": leg.preempted, "verdict": verdict}
+            found["pending"] = [one.kind for one in leg.pending]
+            legs.append(found)
+        kinds = [dataclasses.asdict(kind) for kind in self.kinds]
+        seconds = round(self.seconds, 1)
+        return {"exact": self.exact, "seconds": seconds, "notes": self.notes, "kinds": kinds, "legs": legs}
 
 
 def check_settings(settings: Settings) -> None:

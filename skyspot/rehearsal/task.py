@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from skyspot.errors import UsageError, did_you_mean, shown
 from skyspot.home import expanded
+from skyspot.rehearsal import mounting
 from skyspot.rehearsal.interpreter import Interpreter, this_interpreter
 from skyspot.task import document
 from skyspot.task.buckets import MOUNT_POINT
@@ -31,6 +33,8 @@ class MachineMount:
     """The mount's `source`; None: SkyPilot would create the bucket."""
     uploaded: bool = False
     """True if SkyPilot uploads `folder`, without ignored files."""
+    kind: str | None = None
+    """The kind of mount that SkyPilot would use, a key of MANNERS; None: the task does not tell."""
 
     def holds(self, path: str) -> bool:
         """True if an absolute path is in this mount."""
@@ -162,14 +166,17 @@ def _mounts(
 ) -> list[MachineMount]:
     """The task's mounts, and one for a run's folder that lies in none of them."""
     unused = dict(stand_ins)
-    mounts = [_mount(mount, base, unused, payload) for mount in task.mounts]
+    mounts = [
+        dataclasses.replace(_mount(mount, base, unused, payload), kind=mounting.kind_of(mount, task))
+        for mount in task.mounts
+    ]
     for target in unused:
         near = did_you_mean(target, {mount.path for mount in mounts})
         raise UsageError(f"--mount {target}: the task mounts nothing there.{near}")
     if folder and folder.startswith("/") and not any(mount.survives and mount.holds(folder) for mount in mounts):
         # A shared file system of the nodes: the rehearsal mounts an empty folder there.
         parent = Path(folder).parent
-        mounts.append(MachineMount(folder if parent == Path("/") else str(parent), None, True))
+        mounts.append(MachineMount(folder if parent == Path("/") else str(parent), None, True, kind="local"))
     return mounts
 
 

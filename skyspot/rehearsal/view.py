@@ -9,9 +9,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from skyspot.rehearsal.result import Leg, Result, Row
+from skyspot.rehearsal.result import Kind, Leg, Result, Row
 
-COLUMNS = ("", "how it ended", "steps\ndone", "lost", "notice to\ncommit", "startup")
+COLUMNS = ("", "how it ended", "resumed from", "steps\ndone", "lost", "notice to\ncommit", "startup")
 
 
 class View:
@@ -86,9 +86,13 @@ class View:
 
     def result(self, result: Result) -> None:
         """Print the verdicts."""
+        if result.kinds:
+            self._console.print(kinds_table(result.kinds))
+        printed = set[str]()
         for leg in result.legs:
-            if not leg.verdict:
-                continue
+            if not leg.verdict or (leg.verdict.exact and leg.verdict.text in printed):
+                continue  # Legs that go on with what another left say the same.
+            printed.add(leg.verdict.text)
             style = "bold green" if leg.verdict.exact else "bold red"
             self._console.print(Text(f"{leg.title}: ", style="bold"), Text(leg.verdict.text, style=style), sep="")
             for note in leg.verdict.notes:
@@ -97,12 +101,26 @@ class View:
             self.print_line(f"note: {note}")
 
 
+_STYLES = {"exact": "green", "not tried": "dim", "not checked": "yellow"}
+
+
+def kinds_table(kinds: list[Kind]) -> Table:
+    """Build the table by kind of preemption."""
+    found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("kind", "verdict", "what was struck"):
+        found.add_column(name, no_wrap=name != "what was struck")
+    for kind in kinds:
+        found.add_row(kind.kind, Text(kind.outcome, style=_STYLES.get(kind.outcome, "bold red")), kind.why)
+    return found
+
+
 def table(rows: list[Row] | tuple[Row, ...]) -> Table:
     """Build the table of a leg's attempts."""
     cells = [
         (
             str(row.number),
             row.ended,
+            row.resumed or "-",
             f"{row.first_step}-{row.last_step}" if row.last_step is not None else "-",
             "-" if row.lost_steps is None else str(row.lost_steps),
             "-" if row.committed_s is None else f"{row.committed_s:.1f} s",
@@ -114,7 +132,7 @@ def table(rows: list[Row] | tuple[Row, ...]) -> Table:
     shown = [n for n in range(len(COLUMNS)) if n < 2 or any(row[n] != "-" for row in cells)]
     found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for number in shown:
-        found.add_column(COLUMNS[number], justify="left" if number == 1 else "right", no_wrap=number != 1)
+        found.add_column(COLUMNS[number], justify="left" if number in (1, 2) else "right", no_wrap=number != 1)
     for row in cells:
         found.add_row(*(row[number] for number in shown))
     return found

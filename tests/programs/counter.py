@@ -15,14 +15,14 @@ folder = Path(os.environ["OUT"])
 folder.mkdir(parents=True, exist_ok=True)
 state = folder / "state.json"
 step, weight, position = 0, 0.0, 0
-if state.exists():
+for path in (state, folder / "state.before.json"):  # The newest may be torn, or not be there yet.
     try:
-        step, weight, position = json.loads(state.read_text())
-    except ValueError:
-        before = folder / "state.before.json"  # The newest was torn.
-        step, weight, position = json.loads(before.read_text()) if before.exists() else (0, 0.0, 0)
-    if os.environ.get("RESUME") == "wrong":
-        position = 0
+        step, weight, position = json.loads(path.read_text())
+        break
+    except (OSError, ValueError):
+        continue
+if os.environ.get("RESUME") == "wrong":
+    position = 0
 data = [random.Random(number).random() for number in range(1000)]
 print("starting at step", step, flush=True)
 while step < STEPS:

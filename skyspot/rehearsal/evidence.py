@@ -1,0 +1,225 @@
+"""The evidence of a rehearsal: what its buckets' traces tell about checkpoints and resumes, leg by leg."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from skyspot.rehearsal.boundaries import Boundary, boundaries, counted, sample
+from skyspot.rehearsal.bucketfs.strike import Strike, points
+from skyspot.rehearsal.bucketfs.trace import read_from
+from skyspot.rehearsal.replay import Attempt
+from skyspot.rehearsal.resumes import FIRST, LOST_WORK, NOTHING_THERE, Life, follow
+from skyspot.rehearsal.saves import Learnt, Save, study
+from skyspot.rehearsal.verdict import Verdict
+
+ENOUGH_SAVES = 4
+"""With fewer saves in the undisturbed run, a strike waits for one save; otherwise for two, which prove more."""
+
+
+class Evidence:
+    """Learns with every attempt. Empty without an undisturbed run."""
+
+    def __init__(self, results: Sequence[str] = (), checkpoints: Sequence[str] = ()) -> None:
+        """Begin with nothing.
+
+        Args:
+            results: Globs of the files that are compared at the end.
+            checkpoints: Globs of the checkpoints' files, if the user named them.
+        """
+        self._results, self._checkpoints = tuple(results), tuple(checkpoints)
+        self._reference: Attempt | None = None
+        self._legs: dict[str, list[Attempt]] = {}
+        self._learnt: Learnt | None = None
+
+    def add(self, leg: str, attempt: Attempt) -> None:
+        """Add the next attempt of a leg; the undisturbed run's first."""
+        if self._reference is None:
+            self._reference = attempt
+        else:
+            self._legs.setdefault(leg, []).append(attempt)
+        self._learnt = None
+
+    def go_on(self, leg: str, other: str) -> None:
+        """Have a leg begin with what another's first attempt left."""
+        self._legs[leg] = self._legs[other][:1]
+        self._learnt = None
+
+    @property
+    def learnt(self) -> Learnt | None:
+        """What is known of the run's files; None before the undisturbed run."""
+        if self._learnt is None and self._reference is not None:
+            self._learnt = study(self._reference, list(self._legs.values()), self._results, self._checkpoints)
+        return self._learnt
+
+    def lives(self, leg: str) -> tuple[Life, ...]:
+        """Judge the attempts of a leg, in their order."""
+        learnt = self.learnt
+        return follow(learnt, self._legs.get(leg, [])) if learnt else ()
+
+    # -- where strikes fall ------------------------------------------------------------------------------------------
+
+    @property
+    def paths(self) -> str | None:
+        """A regular expression of the checkpoint's paths; None if the undisturbed run saved nothing."""
+        learnt = self.learnt
+        return counted(learnt.files) if learnt and learnt.saves else None
+
+    def changes_until_saved(self) -> int:
+        """How many changes of the checkpoint's files an undisturbed start makes until enough saves are complete."""
+        learnt = self.learnt
+        done = [save.complete for save in learnt.saves if save.complete is not None] if learnt else []
+        if not done or self._reference is None or self.paths is None:
+            return 0
+        enough = done[1] if len(done) >= ENOUGH_SAVES else done[0]
+        return len([call for call in points(self._reference.calls, only=(self.paths,)) if call.number <= enough])
+
+    def places(self) -> list[Place]:
+        """List every place within one save at which a strike can fall; empty if there is no save to strike."""
+        learnt = self.learnt
+        if learnt is None or self._reference is None or self.paths is None:
+            return []
+        saves = [save for save in learnt.saves if save.complete is not None]
+        if not saves:
+            return []
+        calls = self._reference.calls
+        # Of a later attempt, the first save: what it does is what the undisturbed run's second does.
+        usual = saves[min(1, len(saves) - 1)]
+        late = saves[min(2 if len(saves) >= ENOUGH_SAVES else 1, len(saves) - 1)]
+        first, other = (boundaries(learnt.files, calls, learnt.saves, one) for one in (late, usual))
+        if len(first) != len(other):
+            other = first
+        start = min(place.number for place in other)
+        return [
+            Place(_strike(self.paths, one.number, one), _strike(self.paths, two.number - start, two), two.description)
+            for one, two in zip(first, other, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place within a save."""
+
+    at_first: Strike
+    """In a leg's first attempt: in its second or third save, so that a complete one lies there."""
+    later: Strike
+    """In an attempt that resumes: in its first save."""
+    description: str
+    """`before the rename of state.tmp to state.pt`."""
+
+
+def _strike(paths: str, number: int, place: Boundary) -> Strike:
+    return Strike(number, place.phase, (paths,))
+
+
+def chosen(places: Sequence[Place], count: int, seed: int) -> list[Place]:
+    """Choose places spread over a save; all, in their order, if there are no more than that."""
+    if len(places) <= count:
+        return list(places)
+    marked = [Boundary(number, place.later.phase, place.description) for number, place in enumerate(places)]
+    return [places[one.number] for one in sample(marked, count, seed)]
+
+
+class Changes:
+    """Counts how often an attempt has changed the checkpoint's files so far, from its trace."""
+
+    def __init__(self, trace: Path, paths: str, wanted: int) -> None:
+        """Begin with none.
+
+        Args:
+            trace: The attempt's trace.
+            paths: A regular expression of the checkpoint's paths.
+            wanted: How many changes are enough.
+        """
+        self._trace, self._paths, self._left, self._read = trace, paths, wanted, 0
+
+    def enough(self) -> bool:
+        """True once there were enough."""
+        if self._left > 0:
+            calls, self._read = read_from(self._trace, self._read)
+            self._left -= len(points(calls, only=(self._paths,)))
+        return self._left <= 0
+
+
+def lost_work(life: Life) -> bool:
+    """True if an attempt did not resume, though it could have; one that read a checkpoint first is not sure."""
+    return life.resume.outcome == LOST_WORK and life.resume.dropped is None
+
+
+def resumed_from(life: Life) -> str | None:
+    """Name what an attempt resumed from, for a table; None if that was not seen."""
+    if life.resume.dropped is not None:
+        return f"{life.resume.dropped.label}, read and started over"
+    if life.resume.outcome == LOST_WORK:
+        return "nothing: LOST WORK" if life.resume.used is None else f"{life.resume.used.label}: LOST WORK"
+    if life.resume.outcome in (FIRST, NOTHING_THERE):
+        return "nothing"
+    return life.resume.used.label if life.resume.used else None
+
+
+# -- the verdict -----------------------------------------------------------------------------------------------------
+
+
+def judge(learnt: Learnt, lives: Sequence[Life], same: bool) -> Verdict | None:
+    """Judge whether the attempts resumed; None if they did, at least once where a start from nothing would show.
+
+    Args:
+        learnt: What is known of the run's files.
+        lives: The attempts of a leg.
+        same: True if the leg's result is the undisturbed run's.
+    """
+    for life in lives:
+        resume = life.resume
+        if resume.outcome == LOST_WORK and (same or resume.dropped is None):
+            return Verdict(False, True, f"LOST WORK: in attempt {life.number}, {resume.why}", "lost-work")
+    if not same:
+        return None
+    if any(life.resume.proof and not life.resume.mixed for life in lives):
+        return None
+    return Verdict(False, False, f"not checked: {_no_proof(learnt, lives)}")
+
+
+def _no_proof(learnt: Learnt, lives: Sequence[Life]) -> str:
+    if learnt.only_at_the_end or (not learnt.saves):
+        return "the task saves nothing before its end, so a preemption loses all of its work"
+    doubts = [life.resume.doubt for life in lives if life.resume.doubt]
+    if doubts:
+        return doubts[0]
+    if any(life.resume.outcome == NOTHING_THERE for life in lives):
+        return "every strike came before its first checkpoint was complete; train longer, or save more often"
+    return "no attempt began with a checkpoint that it could resume from"
+
+
+def cause(learnt: Learnt, lives: Sequence[Life]) -> str | None:
+    """Name the likeliest cause of a wrong result, from what the attempts read and wrote; None if nothing tells."""
+    for life in lives:
+        resume = life.resume
+        if resume.mixed:
+            files = " and ".join(f"{one.path} of {one.save}" for one in resume.mixed)
+            return f"a mixed pair of files of two saves: {files}"
+        cut = [one.path for one in resume.read if one.cut]
+        if cut:
+            return f"{cut[0]} was half written, and was read all the same"
+        if resume.dropped is not None or resume.more:
+            return _more(learnt, resume.more, resume.dropped)
+        if resume.used is not None and resume.used.missing:
+            return f"{_names(resume.used.missing)} of {resume.used.label} was missing, and it went on without"
+        if resume.unread:
+            return f"{_names(resume.unread)} was not read"
+    if learnt.irregular:
+        return "its saves come at irregular steps, as on a new best: what came after the last one is done again"
+    return None
+
+
+def _more(learnt: Learnt, more: int, dropped: Save | None) -> str:
+    if dropped is not None:
+        return (
+            f"it trains more steps than asked: after reading {dropped.largest} it made as many saves as a whole run "
+            f"({len(learnt.saves)}); `N more` instead of `N in all`"
+        )
+    return f"it trains more steps than asked: {more} save{'s' if more > 1 else ''} beyond the undisturbed run's last"
+
+
+def _names(paths: Sequence[str]) -> str:
+    return " and ".join(paths[:2]) + (f" and {len(paths) - 2} more" if len(paths) > 2 else "")

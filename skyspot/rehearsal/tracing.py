@@ -1,0 +1,112 @@
+"""Tracing serves the buckets of a rehearsal's machines through FUSE, and collects what they did there as evidence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from skyspot.rehearsal import evidence, faults, mounting
+from skyspot.rehearsal.bucketfs.manners import MANNERS
+from skyspot.rehearsal.bucketfs.strike import Strike
+from skyspot.rehearsal.evidence import Changes, Evidence
+from skyspot.rehearsal.faults import Preemption
+from skyspot.rehearsal.machine import Machine, bucketfs_missing
+from skyspot.rehearsal.replay import Attempt
+from skyspot.rehearsal.result import Row, Settings
+from skyspot.rehearsal.task import RehearsalTask
+from skyspot.rehearsal.watch import walk
+
+
+class Tracing:
+    """How the machines of a rehearsal see their buckets."""
+
+    def __init__(self, task: RehearsalTask, settings: Settings) -> None:
+        """Choose each bucket's kind of mount."""
+        self.missing = bucketfs_missing()
+        """Why calls are not traced here; None: they are."""
+        writable = [mount for mount in task.lasting if not mount.read_only] if self.missing is None else []
+        self.manners = {mount.path: settings.mount_like or mount.kind or mounting.UNKNOWN for mount in writable}
+        """The kind of mount of each bucket that is served, by mount point."""
+        self.point = task.bucket.path if task.bucket and task.bucket.path in self.manners else None
+        """Mount point of the bucket with the run; None: it is not traced."""
+        results = [pattern.glob for pattern in settings.compare.patterns if pattern.mount in (None, self.point)]
+        self.evidence = Evidence(results, settings.checkpoints) if self.point else None
+
+    def note(self, task: RehearsalTask, settings: Settings) -> str | None:
+        """Say which kind of mount was assumed where the task does not tell; None if it does."""
+        if self.point is None or settings.mount_like or (task.bucket and task.bucket.kind):
+            return None
+        kinds = ", ".join(kind for kind in MANNERS if kind != mounting.UNKNOWN)
+        return (
+            f"{self.point} behaves like a mounted bucket on S3, the strictest kind, because the task names no store; "
+            f"--mount-like chooses another ({kinds})."
+        )
+
+    @property
+    def manner(self) -> str:
+        """The kind of mount of the run's bucket."""
+        return self.manners[self.point] if self.point else "local"
+
+    def at_calls(self, plan: list[Preemption], settings: Settings) -> list[Preemption]:
+        """Have preemptions that concern a save fall on its calls; without a save, leave them out."""
+        if self.evidence is None:
+            return plan
+        places, tears = self.evidence.places(), MANNERS[self.manner].direct
+        return faults.at_calls(plan, places, settings.seed, tears=tears, every=settings.every_write)
+
+    def why_not(self) -> dict[str, str]:
+        """Say why kinds that concern a save were not tried."""
+        if self.evidence is None:
+            return {}
+        if not self.evidence.places():
+            return dict.fromkeys(faults.AT_A_CALL, "the task saves nothing before its end")
+        if not MANNERS[self.manner].direct:
+            return {"torn": f"on a mount like {self.manner} a file appears whole, when it is closed or uploaded"}
+        return {}
+
+    def strike(self, planned: Preemption | None, attempt: int) -> tuple[str, Strike] | None:
+        """The bucket and call at which an attempt is struck; None: at no call."""
+        if planned is None or planned.place is None or self.point is None:
+            return None
+        return self.point, planned.place.at_first if attempt == 1 else planned.place.later
+
+    def saved(self, machine: Machine, attempt: int) -> Changes | None:
+        """Tells when an attempt may be preempted: the first one, once it has saved; None: at any time."""
+        evidence = self.evidence
+        wanted = evidence.changes_until_saved() if evidence and attempt == 1 else 0
+        if not wanted or evidence is None or evidence.paths is None or self.point is None:
+            return None
+        return Changes(machine.served[self.point].trace, evidence.paths, wanted)
+
+    def record(self, leg: str, machine: Machine, row: Row, listing: dict[str, int], ended_s: float) -> None:
+        """Add an attempt to the evidence, once its machine is gone.
+
+        Args:
+            leg: The name of its leg.
+            machine: Its machine.
+            row: How it ended.
+            listing: What lay in the bucket when it began.
+            ended_s: When it ended, on the monotonic clock.
+        """
+        if self.evidence is None or self.point is None:
+            return
+        noticed = row.kind in faults.WARNINGS
+        calls = machine.calls(self.point)
+        attempt = Attempt(calls, row.kind == "finished", listing, machine.started, ended_s, noticed)
+        self.evidence.add(leg, attempt)
+
+    def go_on(self, leg: str, other: str) -> None:
+        """Have a leg begin with what another's first attempt left."""
+        if self.evidence:
+            self.evidence.go_on(leg, other)
+
+    def resumed(self, leg: str) -> tuple[str | None, bool]:
+        """Name what a leg's latest attempt resumed from, None if that was not seen; and whether it lost work."""
+        lives = self.evidence.lives(leg) if self.evidence else ()
+        if not lives:
+            return None, False
+        return evidence.resumed_from(lives[-1]), evidence.lost_work(lives[-1])
+
+
+def listing(bucket: Path) -> dict[str, int]:
+    """List the files in a bucket: relative path to size in bytes."""
+    return {Path(path).relative_to(bucket).as_posix(): size for path, size in walk(bucket)}
