@@ -682,3 +682,14 @@ def test_a_user_without_root_has_it_too(lab: Lab) -> None:
             pytest.skip("machines in a namespace without root: not on this machine: refused")
         assert done.returncode == 0, done.stderr
         assert (user / "bucket" / "x").stat().st_size == 3_000_000
+
+
+def test_what_fuse_needs_and_is_not_there_is_said_with_its_remedy() -> None:
+    code = "from skyspot.rehearsal.bucketfs.served import missing; print(missing())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=clean_env(FUSE_LIBRARY_PATH="/nonexistent"), capture_output=True, text=True
+    )
+    if Path("/dev/fuse").exists():
+        assert done.stdout == "libfuse 3 is not installed: apt install fuse3\n", done.stderr
+    else:
+        assert done.stdout == "this system has no /dev/fuse\n", done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -38,6 +39,10 @@ def missing() -> str | None:
         return "mfusepy is not installed: pip install 'skyspot[rehearse]'"
     if not Path("/dev/fuse").exists():
         return "this system has no /dev/fuse"
+    try:
+        import_module("mfusepy")
+    except (OSError, AttributeError):
+        return "libfuse 3 is not installed: apt install fuse3"
     return None
 
 
