@@ -16,6 +16,7 @@ import click
 from skyspot.cli.comparing import comparing_options, located
 from skyspot.cli.lint import check_file
 from skyspot.cli.options import json_option, task_options
+from skyspot.cli.reporting import report_options
 from skyspot.errors import UsageError, did_you_mean, shown
 from skyspot.home import expanded
 from skyspot.migrate.source import task_yaml
@@ -24,6 +25,7 @@ from skyspot.rehearsal.bucketfs.manners import MANNERS
 from skyspot.rehearsal.compare.rules import Comparison
 from skyspot.rehearsal.interpreter import Interpreter, find_interpreter
 from skyspot.rehearsal.limits import read_duration
+from skyspot.rehearsal.reports import Reports
 from skyspot.rehearsal.result import Result, Settings, check_settings
 from skyspot.rehearsal.task import RehearsalTask, read_task
 from skyspot.rehearsal.view import View
@@ -81,6 +83,7 @@ from skyspot.task.render import Rendered
 @click.option(
     "--keep", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER", help="Keep all files in FOLDER."
 )
+@report_options
 @json_option("Print the result as JSON.")
 def rehearse(
     options: Options,
@@ -100,6 +103,7 @@ def rehearse(
     comparison: Comparison,
     assume_reproducible: bool,
     keep: Path | None,
+    reports: Reports,
     as_json: bool,
 ) -> None:
     """Run a task on this machine, preempt it again and again, and check that it resumes exactly.
@@ -130,11 +134,18 @@ def rehearse(
         env={key: secret_value(key, value) for key, value in options.secret.items()},
     )
     check_settings(settings)
-    sys.exit(0 if _rehearse(options, settings, mounts, part, as_json).exact else 1)
+    sys.exit(0 if _rehearse(options, settings, mounts, part, reports, as_json).exact else 1)
 
 
-def _rehearse(options: Options, settings: Settings, mounts: tuple[str, ...], part: str | None, as_json: bool) -> Result:
-    """Run the rehearsal and print its result."""
+def _rehearse(
+    options: Options,
+    settings: Settings,
+    mounts: tuple[str, ...],
+    part: str | None,
+    reports: Reports,
+    as_json: bool,
+) -> Result:
+    """Run the rehearsal, print its result and write its reports."""
     rendered = task_yaml(options if options.name else dataclasses.replace(options, name=_name(options)))
     if rendered.before is not None:
         check_file(rendered, options)
@@ -146,6 +157,7 @@ def _rehearse(options: Options, settings: Settings, mounts: tuple[str, ...], par
     ours = [mount.folder for mount in task.mounts if mount.path == TRAINER and mount.folder]
     if ours and not settings.setup:
         _check_python(ours[0], settings.interpreter)
+    reports.begin(task.name)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # As under nohup.
             signal.signal(number, _interrupt)
@@ -158,6 +170,7 @@ def _rehearse(options: Options, settings: Settings, mounts: tuple[str, ...], par
         click.echo(json.dumps(result.to_json(), indent=2))
     else:
         view.result(result)
+    reports.write(task.name, result)
     return result
 
 

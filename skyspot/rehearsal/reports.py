@@ -1,0 +1,61 @@
+"""The files with a rehearsal's result, for continuous integration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from skyspot.errors import SkyspotError, UsageError
+from skyspot.rehearsal.junit import junit, unfinished
+from skyspot.rehearsal.result import Result
+from skyspot.rehearsal.summary import summary
+
+
+@dataclass(frozen=True)
+class Reports:
+    """The files to write; None: not asked for."""
+
+    junit: Path | None = None
+    summary: Path | None = None
+
+    def begin(self, name: str) -> None:
+        """Check that the files can be written, before anything runs.
+
+        The JUnit file says from now on that the rehearsal has not ended, so that no older one is taken for its result.
+
+        Args:
+            name: The task's name.
+
+        Raises:
+            UsageError: a file cannot be written.
+        """
+        try:
+            if self.junit:
+                self.junit.write_bytes(unfinished(name))
+        except OSError as error:
+            raise UsageError(f"--junit {self.junit}: {error.strerror}") from None
+        try:
+            if self.summary:
+                self.summary.open("ab").close()
+        except OSError as error:
+            raise UsageError(f"--summary {self.summary}: {error.strerror}") from None
+
+    def write(self, name: str, result: Result) -> None:
+        """Write the result: JUnit XML instead of what is there, the summary after what is there.
+
+        Args:
+            name: The task's name.
+            result: The result.
+
+        Raises:
+            SkyspotError: a file cannot be written.
+        """
+        try:
+            if self.junit:
+                self.junit.write_bytes(junit(name, result))
+            if self.summary:
+                with self.summary.open("ab") as file:
+                    # A line that another step left unfinished must not become part of the heading.
+                    file.write(("\n\n" if file.tell() else "").encode() + summary(name, result).encode())
+        except OSError as error:
+            raise SkyspotError(f"{error.filename}: {error.strerror}") from None

@@ -1,0 +1,64 @@
+"""The result of a rehearsal as Markdown, for the summary of a job."""
+
+from __future__ import annotations
+
+import re
+
+from skyspot.rehearsal.junit import printable
+from skyspot.rehearsal.result import Leg, Result
+
+_MARKS = re.compile(r"[\\`*_\[\]<>&|~#$@!]")
+
+
+def summary(name: str, result: Result) -> str:
+    """Write the verdict, the table by kind of preemption, each failure and the notes.
+
+    Args:
+        name: The task's name.
+        result: The result.
+    """
+    found = [f"### skyspot rehearse {plain(name)}: {_overall(result)}"]
+    if result.kinds:
+        found.append(_table(result))
+    printed = set[str]()
+    for leg in result.legs:
+        if not leg.verdict or leg.verdict.text in printed:
+            continue  # Legs that go on with what another left say the same.
+        printed.add(leg.verdict.text)
+        found.append(_verdict(leg))
+    notes = [note for leg in result.legs if leg.verdict for note in leg.verdict.notes] + result.notes
+    if notes:
+        found.append("\n".join(f"- {plain(note)}" for note in dict.fromkeys(notes)))
+    return "\n\n".join(found) + "\n"
+
+
+def plain(text: str) -> str:
+    """Escape text for one line of Markdown, so that it is shown as it is."""
+    return _MARKS.sub(r"\\\g<0>", " ".join(printable(text).split()))
+
+
+def fenced(text: str) -> str:
+    """Put text into a code block whose fence is longer than any run of backticks in it."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{printable(text)}\n{fence}"
+
+
+def _overall(result: Result) -> str:
+    if result.exact:
+        return "exact"
+    wrong = any(leg.verdict and leg.verdict.checked and not leg.verdict.exact for leg in result.legs)
+    return "**NOT exact**" if wrong else "**not checked**"
+
+
+def _table(result: Result) -> str:
+    lines = ["| kind | verdict | what was struck |", "| --- | --- | --- |"]
+    lines += [f"| {plain(kind.kind)} | {plain(kind.outcome)} | {plain(kind.why)} |" for kind in result.kinds]
+    return "\n".join(lines)
+
+
+def _verdict(leg: Leg) -> str:
+    assert leg.verdict
+    first, _, excerpt = leg.verdict.text.partition("\n")
+    line = f"**{plain(leg.title)}:** {plain(first)}"
+    return f"{line}\n\n{fenced(excerpt)}" if excerpt.strip() else line
