@@ -95,7 +95,8 @@ def test_every_example_is_a_rehearsal_of_a_script_that_is_there_with_its_command
         assert lines[0] == "Undisturbed: the reference"
         kinds = lines[[line.split() for line in lines].index(["kind", "verdict", "what", "was", "struck"]) + 1 :]
         rows = kinds[: next(n for n, line in enumerate(kinds) if line.startswith("Preempted: "))]
-        assert {line.split("  ")[0] for line in rows} <= {*faults.KINDS, "other processes"}
+        assert [line.split("  ")[0] for line in rows] == [str(number) for number in range(1, len(rows) + 1)]
+        assert {line.split("  ")[1] for line in rows} <= {*faults.KINDS, "other processes"}
 
 
 def test_every_kind_of_strike_is_explained_and_no_other() -> None:

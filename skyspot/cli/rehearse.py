@@ -40,6 +40,7 @@ from skyspot.task.render import Rendered
 @click.option("--preemptions", type=int, default=5, metavar="N", show_default=True, help="Number of preemptions.")
 @click.option("--kinds", metavar="A,B", help=f"{', '.join(faults.KINDS)}; default: all but the last, in turn.")
 @click.option("--every-write", is_flag=True, help="Also preempt at every call of one save: kill-at-write at each.")
+@click.option("--at", metavar="PLACE", help="Preempt once, at this place in a save, as --repro writes it.")
 @click.option(
     "--mount-like",
     type=click.Choice(list(MANNERS)),
@@ -90,6 +91,7 @@ def rehearse(
     preemptions: int,
     kinds: str | None,
     every_write: bool,
+    at: str | None,
     mount_like: str | None,
     checkpoints: tuple[str, ...],
     seed: int,
@@ -120,6 +122,7 @@ def rehearse(
         if kinds is not None
         else faults.DEFAULT_KINDS,
         every_write=every_write,
+        at=at,
         mount_like=mount_like,
         checkpoints=checkpoints,
         seed=seed,
@@ -170,7 +173,8 @@ def _rehearse(
         click.echo(json.dumps(result.to_json(), indent=2))
     else:
         view.result(result)
-    reports.write(task.name, result)
+    if line := reports.write(task.name, result):
+        click.echo(line, err=as_json)
     return result
 
 

@@ -56,7 +56,7 @@ def table(legs: Sequence[Leg], kinds: Sequence[str], why_not: dict[str, str]) ->
         # A leg with this strike alone tells more than one with others.
         alone = [one for one in strikes if one[2].preempted == 1 and one[0] != UNKNOWN] or strikes
         worst = min(alone, key=lambda one: _WORST.index(one[0]))
-        found.append(Kind(kind, worst[0], _why(worst[0], worst[1], worst[2], len(strikes))))
+        found.append(Kind(kind, worst[0], _why(worst[0], worst[1], worst[2], len(strikes)), worst[1].place))
     return found
 
 

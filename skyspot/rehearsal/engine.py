@@ -21,7 +21,7 @@ from skyspot.rehearsal.legs import Legs
 from skyspot.rehearsal.machine import namespace_command
 from skyspot.rehearsal.metadata import AwsMetadata
 from skyspot.rehearsal.needs import with_needs
-from skyspot.rehearsal.result import CONTROL, Kind, Leg, Result, Settings
+from skyspot.rehearsal.result import CONTROL, OTHER_PROCESSES, Kind, Leg, Result, Settings
 from skyspot.rehearsal.task import RehearsalTask
 from skyspot.rehearsal.view import View
 
@@ -109,6 +109,8 @@ class _Engine:
         self.reference = self._outcome("reference")
         history = self.reference.history
         self.legs.records = history is not None
+        if history and self.settings.at is not None:
+            raise UsageError("--at: this task records its steps, and is preempted at these; remove --at")
         plan = faults.schedule(
             list(self.settings.kinds),
             self.settings.preemptions,
@@ -179,9 +181,9 @@ class _Engine:
         moved = next((leg for leg in self.legs.all if leg.name == "world-size"), None)
         if moved and moved.verdict:
             what = by_kind.EXACT if moved.verdict.exact else by_kind.NOT_EXACT
-            found.append(Kind("other processes", what, moved.title))
+            found.append(Kind(OTHER_PROCESSES, what, moved.title))
         elif len(self.settings.processes) > 1:
-            found.append(Kind("other processes", by_kind.NOT_TRIED, "it does not use skyspot's trainer"))
+            found.append(Kind(OTHER_PROCESSES, by_kind.NOT_TRIED, "it does not use skyspot's trainer"))
         return found
 
     def _judge(self, leg: Leg, across: bool = False) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from skyspot.errors import SkyspotError, UsageError
 from skyspot.rehearsal.junit import junit, unfinished
+from skyspot.rehearsal.repro import Repro, reproduced
 from skyspot.rehearsal.result import Result
 from skyspot.rehearsal.summary import summary
 
@@ -17,6 +19,7 @@ class Reports:
 
     junit: Path | None = None
     summary: Path | None = None
+    repro: Repro | None = None
 
     def begin(self, name: str) -> None:
         """Check that the files can be written, before anything runs.
@@ -39,9 +42,13 @@ class Reports:
                 self.summary.open("ab").close()
         except OSError as error:
             raise UsageError(f"--summary {self.summary}: {error.strerror}") from None
+        if self.repro and not os.access(self.repro.path.parent, os.W_OK):
+            raise UsageError(f"--repro {self.repro.number}: {self.repro.path.parent} cannot be written")
 
-    def write(self, name: str, result: Result) -> None:
+    def write(self, name: str, result: Result) -> str | None:
         """Write the result: JUnit XML instead of what is there, the summary after what is there.
+
+        Returns: a line about the script that repeats a failure; None if it was not asked for.
 
         Args:
             name: The task's name.
@@ -57,5 +64,6 @@ class Reports:
                 with self.summary.open("ab") as file:
                     # A line that another step left unfinished must not become part of the heading.
                     file.write(("\n\n" if file.tell() else "").encode() + summary(name, result).encode())
+            return reproduced(self.repro, result) if self.repro else None
         except OSError as error:
             raise SkyspotError(f"{error.filename}: {error.strerror}") from None

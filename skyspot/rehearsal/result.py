@@ -17,6 +17,8 @@ from skyspot.rehearsal.verdict import Verdict
 
 CONTROL = "Undisturbed again"
 """The title of the leg that shows whether two undisturbed runs are equal."""
+OTHER_PROCESSES = "other processes"
+"""The row of the table for the run that changes its number of processes."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Settings:
     """The kind of mount of every bucket, a key of MANNERS; None: what the task would get."""
     every_write: bool = False
     """True: a preemption at every call of a save."""
+    at: str | None = None
+    """The place in a save at which the one preemption falls; None: chosen."""
     keep: Path | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     timeout_s: float | None = None
@@ -56,6 +60,8 @@ class Kind:
     """exact, NOT exact, LOST WORK, stays down, not checked or not tried."""
     why: str
     """What was struck and what came of it, or why it was not tried."""
+    place: str | None = None
+    """The place in a save that was struck, as `--at` names it; None: it was struck at a time."""
 
 
 @dataclass
@@ -86,6 +92,8 @@ class Row:
     """What it resumed from, where that was seen: `step 10`, `nothing`, or `nothing: LOST WORK`."""
     lost_work: bool = False
     """True if it was seen not to resume, though it could have."""
+    place: str | None = None
+    """The place in a save at which it was to be struck, as `--at` names it."""
 
 
 @dataclass
@@ -129,7 +137,7 @@ class Result:
     seconds: float
     folder: str | None = None
     kinds: list[Kind] = field(default_factory=list)
-    """The verdict by kind of preemption."""
+    """The verdict by kind of preemption. Rows are numbered from 1."""
 
     @property
     def exact(self) -> bool:
@@ -145,7 +153,7 @@ class Result:
             found = {**dataclasses.asdict(leg), "preempted": leg.preempted, "verdict": verdict}
             found["pending"] = [one.kind for one in leg.pending]
             legs.append(found)
-        kinds = [dataclasses.asdict(kind) for kind in self.kinds]
+        kinds = [{"number": number, **dataclasses.asdict(kind)} for number, kind in enumerate(self.kinds, 1)]
         seconds = round(self.seconds, 1)
         return {"exact": self.exact, "seconds": seconds, "notes": self.notes, "kinds": kinds, "legs": legs}
 
@@ -162,6 +170,10 @@ def check_settings(settings: Settings) -> None:
             raise UsageError(f"--kinds: unknown kind {kind!r}; choose from {', '.join(faults.KINDS)}.{near}")
     if not settings.kinds:
         raise UsageError(f"--kinds: name at least one of {', '.join(faults.KINDS)}")
+    if settings.at is not None and (len(settings.kinds) != 1 or settings.kinds[0] not in faults.AT_A_CALL):
+        raise UsageError(f"--at: choose the kind as well: --kinds with one of {', '.join(faults.AT_A_CALL)}")
+    if settings.at is not None and settings.every_write:
+        raise UsageError("--at names one place; remove --every-write")
     if not 1 <= settings.preemptions <= 1000:
         raise UsageError(f"--preemptions: must be from 1 to 1000, not {settings.preemptions}")
     if settings.gpus_per_node is not None and not 0 <= settings.gpus_per_node <= 64:

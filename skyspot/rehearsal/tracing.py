@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from skyspot.errors import UsageError, did_you_mean, shown
 from skyspot.rehearsal import evidence, faults, mounting
 from skyspot.rehearsal.bucketfs.manners import MANNERS
 from skyspot.rehearsal.bucketfs.strike import Strike
-from skyspot.rehearsal.evidence import Changes, Evidence
+from skyspot.rehearsal.evidence import Changes, Evidence, Place
 from skyspot.rehearsal.faults import Preemption
 from skyspot.rehearsal.machine import Machine, bucketfs_missing
 from skyspot.rehearsal.replay import Attempt
@@ -20,7 +23,11 @@ class Tracing:
     """How the machines of a rehearsal see their buckets."""
 
     def __init__(self, task: RehearsalTask, settings: Settings) -> None:
-        """Choose each bucket's kind of mount."""
+        """Choose each bucket's kind of mount.
+
+        Raises:
+            UsageError: a place in a save is named, and no call is seen here.
+        """
         self.missing = bucketfs_missing()
         """Why calls are not traced here; None: they are."""
         writable = [mount for mount in task.lasting if not mount.read_only] if self.missing is None else []
@@ -28,6 +35,8 @@ class Tracing:
         """The kind of mount of each bucket that is served, by mount point."""
         self.point = task.bucket.path if task.bucket and task.bucket.path in self.manners else None
         """Mount point of the bucket with the run; None: it is not traced."""
+        if settings.at is not None and self.point is None:
+            raise UsageError(f"--at: calls on the bucket cannot be seen: {self.missing or 'the task mounts none'}")
         results = [pattern.glob for pattern in settings.compare.patterns if pattern.mount in (None, self.point)]
         self.evidence = Evidence(results, settings.checkpoints) if self.point else None
 
@@ -47,10 +56,16 @@ class Tracing:
         return self.manners[self.point] if self.point else "local"
 
     def at_calls(self, plan: list[Preemption], settings: Settings) -> list[Preemption]:
-        """Have preemptions that concern a save fall on its calls; without a save, leave them out."""
+        """Have preemptions that concern a save fall on its calls; without a save, leave them out.
+
+        Raises:
+            UsageError: the save has no place that is named as `--at` has it.
+        """
         if self.evidence is None:
             return plan
-        places, tears = self.evidence.places(), MANNERS[self.manner].direct
+        places, tears = told_apart(self.evidence.places()), MANNERS[self.manner].direct
+        if settings.at is not None:
+            return [replace(plan[0], at_fraction=None, place=named(settings.at, places))]
         return faults.at_calls(plan, places, settings.seed, tears=tears, every=settings.every_write)
 
     def why_not(self) -> dict[str, str]:
@@ -105,6 +120,29 @@ class Tracing:
         if not lives:
             return None, False
         return evidence.resumed_from(lives[-1]), evidence.lost_work(lives[-1])
+
+
+def told_apart(places: Sequence[Place]) -> list[Place]:
+    """Number the places of one description from the second on: `before the write to a at 0 (2)`."""
+    count: dict[str, int] = {}
+    found = []
+    for place in places:
+        number = count[place.description] = count.get(place.description, 0) + 1
+        found.append(replace(place, description=f"{place.description} ({number})") if number > 1 else place)
+    return found
+
+
+def named(at: str, places: Sequence[Place]) -> Place:
+    """Find the place that `--at` names.
+
+    Raises:
+        UsageError: there is none; names the nearest.
+    """
+    by_name = {place.description: place for place in places}
+    if at not in by_name:
+        near = did_you_mean(at, by_name) or (f" Its first place: {shown(next(iter(by_name)))}" if by_name else "")
+        raise UsageError(f"--at: a save of this task has no place {shown(at, 200)}.{near}")
+    return by_name[at]
 
 
 def listing(bucket: Path) -> dict[str, int]:

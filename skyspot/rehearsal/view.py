@@ -107,10 +107,10 @@ _STYLES = {"exact": "green", "not tried": "dim", "not checked": "yellow"}
 def kinds_table(kinds: list[Kind]) -> Table:
     """Build the table by kind of preemption."""
     found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("kind", "verdict", "what was struck"):
+    for name in ("", "kind", "verdict", "what was struck"):
         found.add_column(name, no_wrap=name != "what was struck")
-    for kind in kinds:
-        found.add_row(kind.kind, Text(kind.outcome, style=_STYLES.get(kind.outcome, "bold red")), kind.why)
+    for number, kind in enumerate(kinds, 1):
+        found.add_row(str(number), kind.kind, Text(kind.outcome, style=_STYLES.get(kind.outcome, "bold red")), kind.why)
     return found
 
 
