@@ -1038,7 +1038,11 @@ def test_saves_at_a_notice_are_allowed_for() -> None:
             renamed().save(fs, step)
 
     fs = Fs()
-    attempts = [replace(fs.attempt(run), noticed=True), replace(fs.attempt(run), noticed=True), fs.attempt(run)]
+    attempts = [
+        replace(fs.attempt(run), noticed_s=fs.time),
+        replace(fs.attempt(run), noticed_s=fs.time),
+        fs.attempt(run),
+    ]
     lives = follow(saves.study(Fs().attempt(whole), [attempts]), attempts)
     assert [life.resume.outcome for life in lives] == [FIRST, RESUMED, RESUMED]
     assert all(life.resume.proof for life in lives[1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from skyspot.rehearsal import evidence
 from skyspot.rehearsal.result import Kind, Leg, Row
 
 EXACT, NOT_EXACT, LOST_WORK, STAYS_DOWN = "exact", "NOT exact", "LOST WORK", "stays down"
@@ -19,6 +20,8 @@ def outcome(leg: Leg, order: int) -> str:
         leg: Its leg, judged.
         order: Its place among the leg's rows.
     """
+    if leg.rows[order].stays_down:
+        return STAYS_DOWN
     after = leg.rows[order + 1] if order + 1 < len(leg.rows) else None
     if after is None:
         return UNKNOWN
@@ -29,7 +32,9 @@ def outcome(leg: Leg, order: int) -> str:
     verdict = leg.verdict
     if not leg.finished or verdict is None or not (verdict.exact or verdict.checked):
         return UNKNOWN
-    if verdict.exact or verdict.cause == "lost-work":
+    if verdict.cause == evidence.READ_AND_DROPPED:
+        return UNKNOWN
+    if verdict.exact or verdict.cause == evidence.LOST:
         return EXACT
     return NOT_EXACT
 

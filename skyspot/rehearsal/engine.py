@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from skyspot.errors import SkyspotError, UsageError
-from skyspot.rehearsal import by_kind, evidence, faults, records, verdict
+from skyspot.rehearsal import by_kind, evidence, faults, logs, records, verdict
 from skyspot.rehearsal.compare.control import Outcome, control, judge
 from skyspot.rehearsal.compare.difference import Sides
 from skyspot.rehearsal.compare.files import compare_files
@@ -22,6 +22,7 @@ from skyspot.rehearsal.machine import namespace_command
 from skyspot.rehearsal.metadata import AwsMetadata
 from skyspot.rehearsal.needs import with_needs
 from skyspot.rehearsal.result import CONTROL, OTHER_PROCESSES, Kind, Leg, Result, Settings
+from skyspot.rehearsal.resumes import LOST_WORK
 from skyspot.rehearsal.task import RehearsalTask
 from skyspot.rehearsal.view import View
 
@@ -202,6 +203,7 @@ class _Engine:
         elif not self.legs.records:
             judged = self._with_evidence(leg, judged)
         hit = {row.kind for row in leg.rows if row.hit}
+        judged += self._failed_at_sigterm(leg)
         missed = [row for row in leg.rows if not row.hit and row.kind not in hit]
         if missed:
             text = f"inconclusive: {_MISSES.get(missed[0].kind, missed[0].ended)}"
@@ -214,6 +216,18 @@ class _Engine:
             short = self._too_short(leg.preempted, leg.planned)
             judged.insert(0, verdict.Verdict(False, False, f"not checked: {short}"))
         leg.verdict = next((one for one in judged if not one.exact), judged[0])
+
+    def _failed_at_sigterm(self, leg: Leg) -> list[verdict.Verdict]:
+        failed = next((row for row in leg.rows if row.stays_down), None)
+        if failed is None:
+            return []
+        learnt = self.legs.tracing.evidence.learnt if self.legs.tracing.evidence else None
+        saved = f" It did not save {learnt.saves[0].largest} then." if learnt and learnt.saves else ""
+        text = (
+            f"stays down: attempt {failed.number} failed at its preemption ({failed.ended}), and SkyPilot does not "
+            f"restart a task that fails. Likely cause: {failed.stays_down}.{saved}"
+        )
+        return [verdict.Verdict(False, True, text, by_kind.STAYS_DOWN)]
 
     def _unfinished(self, leg: Leg) -> verdict.Verdict:
         """The verdict on a run that never finished."""
@@ -234,8 +248,12 @@ class _Engine:
         lives, same = found.lives(leg.name), all(one.exact for one in judged)
         resumed = evidence.judge(found.learnt, lives, same)
         if same:
+            lost = {life.number for life in lives if life.resume.outcome == LOST_WORK}
+            for row in leg.rows:
+                row.lost_work = row.number in lost
             return [resumed, *judged] if resumed else judged
-        why = resumed.text if resumed else evidence.cause(found.learnt, lives)
+        told = logs.cause(self.legs.bucket("reference"), self.legs.bucket(leg.name))
+        why = resumed.text if resumed else evidence.cause(found.learnt, lives, told)
         if why is None:
             return judged
         return [

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from skyspot.rehearsal.boundaries import Boundary, boundaries, counted, sample
 from skyspot.rehearsal.bucketfs.strike import Strike, points
 from skyspot.rehearsal.bucketfs.trace import read_from
 from skyspot.rehearsal.replay import Attempt
-from skyspot.rehearsal.resumes import FIRST, LOST_WORK, NOTHING_THERE, Life, follow
+from skyspot.rehearsal.resumes import FIRST, LOST_WORK, NOTHING_THERE, Life, Resume, follow
 from skyspot.rehearsal.saves import Learnt, Save, study
 from skyspot.rehearsal.verdict import Verdict
 
 ENOUGH_SAVES = 4
 """With fewer saves in the undisturbed run, a strike waits for one save; otherwise for two, which prove more."""
+
+LOST, READ_AND_DROPPED = "lost-work", "read-and-dropped"
+"""Causes of LOST WORK. The second shows only in an attempt that runs to its end, so it may be true of others too."""
 
 
 class Evidence:
@@ -143,7 +147,7 @@ class Changes:
 
 
 def lost_work(life: Life) -> bool:
-    """True if an attempt did not resume, though it could have; one that read a checkpoint first is not sure."""
+    """True if an attempt did not resume, though it could have; one that read a checkpoint first is not sure yet."""
     return life.resume.outcome == LOST_WORK and life.resume.dropped is None
 
 
@@ -172,7 +176,8 @@ def judge(learnt: Learnt, lives: Sequence[Life], same: bool) -> Verdict | None:
     for life in lives:
         resume = life.resume
         if resume.outcome == LOST_WORK and (same or resume.dropped is None):
-            return Verdict(False, True, f"LOST WORK: in attempt {life.number}, {resume.why}", "lost-work")
+            kind = LOST if resume.dropped is None else READ_AND_DROPPED
+            return Verdict(False, True, f"LOST WORK: in attempt {life.number}, {resume.why}", kind)
     if not same:
         return None
     if any(life.resume.proof and not life.resume.mixed for life in lives):
@@ -191,24 +196,48 @@ def _no_proof(learnt: Learnt, lives: Sequence[Life]) -> str:
     return "no attempt began with a checkpoint that it could resume from"
 
 
-def cause(learnt: Learnt, lives: Sequence[Life]) -> str | None:
-    """Name the likeliest cause of a wrong result, from what the attempts read and wrote; None if nothing tells."""
+def cause(learnt: Learnt, lives: Sequence[Life], logs: str | None = None) -> str | None:
+    """Name the likeliest cause of a wrong result, from what the attempts read and wrote; None if nothing tells.
+
+    Args:
+        learnt: What is known of the run's files.
+        lives: The attempts of a leg.
+        logs: What its logs tell.
+    """
     for life in lives:
-        resume = life.resume
-        if resume.mixed:
-            files = " and ".join(f"{one.path} of {one.save}" for one in resume.mixed)
-            return f"a mixed pair of files of two saves: {files}"
-        cut = [one.path for one in resume.read if one.cut]
-        if cut:
-            return f"{cut[0]} was half written, and was read all the same"
-        if resume.dropped is not None or resume.more:
-            return _more(learnt, resume.more, resume.dropped)
-        if resume.used is not None and resume.used.missing:
-            return f"{_names(resume.used.missing)} of {resume.used.label} was missing, and it went on without"
-        if resume.unread:
-            return f"{_names(resume.unread)} was not read"
+        if found := _cause_of_one(learnt, life.resume):
+            return found
+    at_notice = next((two.resume.used for one, two in pairwise(lives) if _is_at_notice(one, two)), None)
+    if at_notice:
+        saved = f"{at_notice.largest} ({at_notice.label}), which was saved at SIGTERM or a notice"
+        return f"{logs}, after a resume from {saved}" if logs else f"a resume from {saved}"
+    if logs:
+        used = next((life.resume.used for life in lives if life.resume.used), None)
+        return f"{logs}, after a resume from {used.largest}" if used else logs
     if learnt.irregular:
         return "its saves come at irregular steps, as on a new best: what came after the last one is done again"
+    return None
+
+
+def _is_at_notice(one: Life, two: Life) -> bool:
+    """True if an attempt resumed from what the one before it had saved at its notice or signal."""
+    return one.at_notice is not None and two.resume.used == one.at_notice
+
+
+def _cause_of_one(learnt: Learnt, resume: Resume) -> str | None:
+    """Name what was wrong with one attempt's start."""
+    if resume.mixed:
+        files = " and ".join(f"{one.path} of {one.save}" for one in resume.mixed)
+        return f"a mixed pair of files of two saves: {files}"
+    cut = [one.path for one in resume.read if one.cut]
+    if cut:
+        return f"{cut[0]} was half written, and was read all the same"
+    if resume.dropped is not None or resume.more:
+        return _more(learnt, resume.more, resume.dropped)
+    if resume.used is not None and resume.used.missing:
+        return f"{_names(resume.used.missing)} of {resume.used.label} was missing, and it went on without"
+    if resume.unread:
+        return f"{_names(resume.unread)} was not read"
     return None
 
 

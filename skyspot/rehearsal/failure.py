@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from contextlib import suppress
@@ -11,6 +12,7 @@ from pathlib import Path
 from skyspot.rehearsal.excerpt import read_excerpt
 
 _READ_BYTES = 2_000_000
+_WORKERS = re.compile(r"Error: DataLoader worker .* (killed by signal: Terminated|exited unexpectedly)")
 
 
 def describe(ended: str, log: Path, machine: Path) -> str:
@@ -33,6 +35,19 @@ def _end(log: Path) -> str:
             return file.read().decode(errors="replace")
     except OSError:
         return ""
+
+
+def at_sigterm(log: Path) -> str:
+    """Say why a program failed at SIGTERM, if its output shows it; otherwise empty.
+
+    A loader's workers are in the same process group. PyTorch raises an error when one of them dies of the signal.
+    """
+    last = next((line for line in reversed(_end(log).splitlines()) if _WORKERS.search(line)), "")
+    return (
+        f"its loader workers died of SIGTERM, and then its main process failed: {last.strip().rstrip('.')}"
+        if last
+        else ""
+    )
 
 
 def keep_log(log: Path, name: str, kept: bool) -> Path | None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from skyspot.rehearsal import faults
+from skyspot.rehearsal import failure, faults
 from skyspot.rehearsal.boundaries import describe
 from skyspot.rehearsal.evidence import Changes
 from skyspot.rehearsal.faults import Preemption
@@ -106,7 +106,8 @@ class Injector:
             if heard and not self.records and not self.has_all_files():
                 early = f"exited with 0 at {'SIGTERM' if kind == 'sigterm' else 'the notice'}: {EXITED_WITH_0}"
             return Row(number, "finished", early, processes), 0
-        return Row(number, kind, ended, processes, hit=hit), code
+        stays_down = failure.at_sigterm(self.machine.log) if kind in faults.WARNINGS else ""
+        return Row(number, kind, ended, processes, hit=hit, stays_down=stays_down), code
 
     def _where(self) -> str:
         return f" at step {self.watch.step}" if self.watch.step else ""
@@ -132,6 +133,7 @@ class Injector:
     def _warn(self, kind: str) -> tuple[int | None, str]:
         """Send the notice or signal, let the task save, and take the machine."""
         notice = kind in faults.NOTICES
+        self.machine.noticed_s = time.monotonic()
         patience = TERM_PATIENCE_S
         if notice:
             if not self.records and not self.watch.attempt():

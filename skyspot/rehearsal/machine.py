@@ -39,6 +39,8 @@ LEFT = "run.sh.left"
 """In a namespace, the file that exists once the script has exited."""
 DAEMONS = "daemons.json"
 """The commands of the file systems' daemons."""
+SHORT = "/skyspot-tmp"
+"""In a namespace, TMPDIR. A socket's path has at most 107 bytes; a loader whose workers cannot make one hangs."""
 LEAVE_S = 30.0
 """Time from SIGTERM to SIGKILL that SkyPilot gives a script's remaining processes (sky.skylet.subprocess_daemon)."""
 
@@ -129,6 +131,8 @@ class Machine:
         self.started = 0.0
         self.left_at: float | None = None
         """When the script was seen to have exited (monotonic seconds); its remaining processes may still be exiting."""
+        self.noticed_s: float | None = None
+        """When it got a notice or SIGTERM (monotonic seconds)."""
         for place in (self.home, self.home / "sky_workdir", folder / "tmp", self.home / "skyspot"):
             place.mkdir(parents=True, exist_ok=True)
         if task.workdir:
@@ -171,7 +175,7 @@ class Machine:
             **without_gpu,
             **envs,
             "HOME": str(self.home),
-            "TMPDIR": str(self.folder / "tmp"),
+            "TMPDIR": SHORT if namespace_command() else str(self.folder / "tmp"),
             MARK: self._token,
         }
 
@@ -201,7 +205,8 @@ class Machine:
             root, build = self.folder / "root", self.folder / "build.sh"
             read_only = frozenset(mount.path for mount in self.task.mounts if mount.read_only)
             needed = (self.folder.parent.parent, *this_interpreter().folders, *self.task.interpreter.folders)
-            build.write_text(_namespace_script(root, self._absolute(), needed, read_only))
+            binds = {**self._absolute(), SHORT: self.folder / "tmp"}
+            build.write_text(_namespace_script(root, binds, needed, read_only))
             command = [*enter, str(build), str(root), str(script), str(LEAVE_S)]
             if self.served:
                 falls = (self.served[strike[0]], strike[1]) if strike else None

@@ -33,8 +33,8 @@ class Attempt:
     """When it started, on the monotonic clock; None: at its first call."""
     ended_s: float | None = None
     """When it ended; None: at its last call."""
-    noticed: bool = False
-    """It got a notice or SIGTERM, and may have made one save more."""
+    noticed_s: float | None = None
+    """When it got a notice or SIGTERM, on the monotonic clock: it may have made one save more. None: it got none."""
 
 
 @dataclass(eq=False)

@@ -94,6 +94,8 @@ class Row:
     """True if it was seen not to resume, though it could have."""
     place: str | None = None
     """The place in a save at which it was to be struck, as `--at` names it."""
+    stays_down: str = ""
+    """Why it failed at a notice or SIGTERM; SkyPilot does not restart what fails by itself."""
 
 
 @dataclass

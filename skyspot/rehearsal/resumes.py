@@ -87,6 +87,8 @@ class Life:
     """Those of its saves that had been complete in an earlier attempt."""
     again_s: float
     """Seconds that the undisturbed run took for what was done again up to these."""
+    at_notice: Save | None = None
+    """The save that it made when it got a notice or SIGTERM."""
 
 
 def follow(learnt: Learnt, attempts: Sequence[Attempt]) -> tuple[Life, ...]:
@@ -106,7 +108,7 @@ def follow(learnt: Learnt, attempts: Sequence[Attempt]) -> tuple[Life, ...]:
         if number == 1:
             resume = Resume(FIRST, "it is the first attempt", None, None, (), (), (), _more(learnt, fresh, None, 0))
         else:
-            extra = sum(before.noticed for before in attempts[: number - 1])
+            extra = sum(before.noticed_s is not None for before in attempts[: number - 1])
             resume = _Judge(learnt, start, made, fresh, written, attempt, extra).judge()
         if resume.used is not None:
             fresh = group(learnt.files, written, learnt.saves, resume.used.index)
@@ -116,8 +118,17 @@ def follow(learnt: Learnt, attempts: Sequence[Attempt]) -> tuple[Life, ...]:
         writing = next((save for save in reversed(fresh) if save.complete is None), None)
         if attempt.finished:
             writing = None
-        lives.append(Life(number, start, resume, tuple(fresh), end, writing, again, _seconds(learnt, again)))
+        again_s, at_notice = _seconds(learnt, again), _at_notice(fresh, attempt)
+        lives.append(Life(number, start, resume, tuple(fresh), end, writing, again, again_s, at_notice))
     return tuple(lives)
+
+
+def _at_notice(fresh: Sequence[Save], attempt: Attempt) -> Save | None:
+    """The save that an attempt began after its notice or signal."""
+    noticed_s = attempt.noticed_s
+    if noticed_s is None or not fresh or fresh[-1].begun_s < noticed_s:
+        return None
+    return fresh[-1]
 
 
 # -- work done again -------------------------------------------------------------------------------------------------
@@ -351,7 +362,10 @@ class _Judge:
         return made == len(reference) and used.index > 1 + self.extra and not self._logs_tell_that_it_resumed(used)
 
     def _doubt(self, used: Save) -> str:
-        """Why a start that read a checkpoint may have been one from nothing, if it is too early to tell."""
+        """Why a start that read a checkpoint proves nothing: it may have been one from nothing, or had no work left."""
+        saved = any(save.complete is not None for save in self.fresh)
+        if self.attempt.finished and not saved and used.index >= len(self.learnt.saves) and not self.learnt.irregular:
+            return f"it resumed from {self._name(used)}, its last, and had next to nothing left to do; train longer"
         if not self.attempt.finished or self._logs_tell_that_it_resumed(used):
             return ""
         first = self.learnt.saves[0].numbers if self.learnt.saves else ()

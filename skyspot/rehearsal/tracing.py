@@ -104,9 +104,8 @@ class Tracing:
         """
         if self.evidence is None or self.point is None:
             return
-        noticed = row.kind in faults.WARNINGS
         calls = machine.calls(self.point)
-        attempt = Attempt(calls, row.kind == "finished", listing, machine.started, ended_s, noticed)
+        attempt = Attempt(calls, row.kind == "finished", listing, machine.started, ended_s, machine.noticed_s)
         self.evidence.add(leg, attempt)
 
     def go_on(self, leg: str, other: str) -> None:

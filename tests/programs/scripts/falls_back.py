@@ -28,6 +28,7 @@ def load():
             state = pickle.loads(path.read_bytes())
         except (OSError, EOFError, pickle.UnpicklingError):
             print(f"{path.name}: not there or not whole", flush=True)
+            path.unlink(missing_ok=True)  # Or the next save would make it the one before, in place of a whole one.
         else:
             print(f"{path.name}: step {state['step']}", flush=True)
             return state

@@ -30,6 +30,7 @@ NOT_USED = "checkpoint read and not used"
 NO_CHECKPOINT = "no checkpoint before the end"
 MIXED = "mixed pair of files of two saves"
 HALF = "half-written file"
+AT_NOTICE = "saved at SIGTERM in the middle of an epoch"
 RNG_IGNORED = "RNG file missing and ignored"
 WORKERS = "loader workers died of SIGTERM"
 NOT_REPRODUCIBLE = "not reproducible by itself"
@@ -76,6 +77,8 @@ class Truth:
     """The files to be named, below $OUT; # stands for a number."""
     options: tuple[str, ...] = ()
     """What else its user would say."""
+    show: tuple[str, ...] = ()
+    """What shows its fault in a short rehearsal: kinds of strike, few of them. Empty: the default five."""
     refused_on: tuple[str, ...] = ()
     """Kinds of mount that refuse what it does, be it in the second attempt."""
     wrong_on: tuple[str, ...] = ()
@@ -96,6 +99,11 @@ def always(verdict: str) -> dict[str, str]:
     return dict.fromkeys(KINDS, verdict)
 
 
+def few(*kinds: str) -> tuple[str, ...]:
+    """The options of a short rehearsal: a strike of each of these kinds."""
+    return ("--kinds", ",".join(kinds), "--preemptions", str(len(kinds)))
+
+
 def step(done: int, then: str, kind: str = KILL, **more: str) -> Moment:
     """A strike in the step after so many; a save after this many is over."""
     return Moment(kind, "time.sleep(", done + 1, then, **more)
@@ -108,6 +116,7 @@ TRUTHS = (
         fails=always(NOT_EXACT), cause=DATA_ORDER, files=("checkpoint.pkl",),
         moments=(step(40, NOT_EXACT), step(10, NOT_EXACT, SIGTERM, signal="SIGTERM")),
         cure=(("starts = rng.integers(", "starts = np.random.default_rng(step).integers("),),
+        show=few(IN_SAVE),
     ),
     Truth(
         "optimizer_lost", NOT_EXACT,
@@ -119,6 +128,7 @@ TRUTHS = (
                 '        start = saved["step"]\n        optimizer.load_state_dict(torch.load(out / "optimizer.pt"))\n',
             ),
         ),
+        show=few(IN_SAVE),
     ),
     Truth(
         "scheduler_lost", NOT_EXACT,
@@ -131,6 +141,7 @@ TRUTHS = (
                 '    first_step = checkpoint["step"]\n    scheduler.load_state_dict(checkpoint["scheduler"])\n',
             ),
         ),
+        show=few(IN_SAVE),
     ),
     Truth(
         "epoch_repeated", NOT_EXACT,
@@ -138,12 +149,14 @@ TRUTHS = (
         fails=always(NOT_EXACT), cause=MORE_STEPS, files=("checkpoints/step_#.pkl",),
         moments=(step(30, NOT_EXACT), step(50, NOT_EXACT)),
         cure=(("order.reshape(-1, BATCH):", "order.reshape(-1, BATCH)[self.global_step - 25 * self.epoch :]:"),),
+        show=few(IN_SAVE),
     ),
     Truth(
         "trains_n_more", NOT_EXACT,
         "The loop runs 90 rounds in each process. One that resumes after 40 plays 130 in all.",
         fails=always(NOT_EXACT), cause=MORE_STEPS, files=("table.json",), moments=(step(40, NOT_EXACT),),
         cure=(("range(args.rounds):", "range(args.rounds - played):"),),
+        show=few(IN_SAVE),
     ),
     Truth(
         "says_resuming", LOST_WORK,
@@ -153,11 +166,13 @@ TRUTHS = (
             ("    load_checkpoint(out", "    weights, step = load_checkpoint(out"),
             ("\n\n\ndef save_checkpoint", "\n    return weights, step\n\n\ndef save_checkpoint"),
         ),
+        show=few(IN_SAVE),
     ),
     Truth(
         "saves_at_end", NOT_CHECKED,
         "Its only file is the result. The result is the same after every strike, since all is done again.",
         "model.npy", cause=NO_CHECKPOINT, moments=(step(40, NOT_CHECKED),),
+        show=few(KILL),
     ),
     Truth(
         "saves_best", EXACT,
@@ -168,7 +183,8 @@ TRUTHS = (
         "two_files", NOT_EXACT,
         "Each file is whole at every moment, but the two together are not: a kill between the two renames leaves "
         "model.pt of this save and optimizer.pt of the one before, and both are read without a word.",
-        "final.pt", fails={IN_SAVE: NOT_EXACT, AT_WRITE: NOT_EXACT}, cause=MIXED, files=("model.pt", "optimizer.pt"),
+        "final.pt", fails={IN_SAVE: NOT_EXACT, AT_WRITE: NOT_EXACT, TORN: NOT_EXACT}, cause=MIXED,
+        files=("model.pt", "optimizer.pt"),
         moments=(
             Moment(AT_WRITE, "atomic_save(optimizer.state_dict()", 4, NOT_EXACT),
             step(40, EXACT),
@@ -179,6 +195,7 @@ TRUTHS = (
             ("    model.load_state", '    optimizer_state = state.pop("optimizer")\n    model.load_state'),
             ("torch.load(OPTIMIZER)", "optimizer_state"),
         ),
+        show=few(IN_SAVE),
     ),
     Truth(
         "four_files", STAYS_DOWN,
@@ -192,6 +209,7 @@ TRUTHS = (
             Moment(AT_WRITE, 'np.save(save_dir / "momentum.npy"', 4, NOT_EXACT),
             step(40, EXACT),
         ),
+        show=few(IN_SAVE, TORN),
     ),
     Truth(
         "renamed_over", EXACT,
@@ -210,6 +228,7 @@ TRUTHS = (
             Moment(TORN, "for old in checkpoints()", 4, STAYS_DOWN, cut="checkpoint-40.pkl"),
             step(40, EXACT),
         ),
+        show=few(TORN),
     ),
     Truth(
         "done_marker", EXACT,
@@ -224,7 +243,8 @@ TRUTHS = (
     ),
     Truth(
         "falls_back", EXACT,
-        "If the newest file is missing or torn, the one before it is read: six steps are done again at most.",
+        "If the newest file is missing or torn, the one before it is read: six steps are done again at most. A torn "
+        "one is deleted, so that two strikes in a row, both in a save, do not leave two torn ones.",
         moments=(
             step(36, EXACT, TORN, cut="tour.pkl"),
             Moment(AT_WRITE, "newest.write_bytes", 5, EXACT),
@@ -235,9 +255,10 @@ TRUTHS = (
         "handler_mid_epoch", NOT_EXACT,
         "At SIGTERM it saves weights from the middle of an epoch as those of the epoch before, so a restart trains "
         "on the first batches of that epoch twice.",
-        fails={SIGTERM: NOT_EXACT}, cause=MORE_STEPS, files=("checkpoint.json",),
+        fails={SIGTERM: NOT_EXACT}, cause=AT_NOTICE, files=("checkpoint.json",),
         moments=(step(47, NOT_EXACT, SIGTERM, signal="SIGTERM"), step(47, EXACT)),
         cure=(("    save(epoch - 1)\n", ""),),
+        show=few(SIGTERM),
     ),
     Truth(
         "handler_workers", STAYS_DOWN,
@@ -247,11 +268,13 @@ TRUTHS = (
         "final.pt", fails={SIGTERM: STAYS_DOWN}, cause=WORKERS, files=("last.pt",),
         moments=(Moment(SIGTERM, "loss = (model(inputs)", 28, STAYS_DOWN, "SIGTERM"), step(20, EXACT)),
         cure=(("num_workers=2", "num_workers=0"),),
+        show=few(SIGTERM),
     ),
     Truth(
         "not_reproducible", NOT_CHECKED,
         "Two undisturbed runs differ, so the result of a preempted one tells nothing.",
         cause=NOT_REPRODUCIBLE, files=("result.json",),
+        show=few(IN_SAVE),
     ),
     Truth(
         "elapsed_in_result", EXACT,
@@ -265,6 +288,7 @@ TRUTHS = (
         fails=always(NOT_EXACT), cause=DATA_ORDER, files=("ckpt/state.json",), refused_on=("s3",),
         moments=(step(50, NOT_EXACT), step(10, NOT_CHECKED)),
         cure=(("in stream():", 'in __import__("itertools").islice(stream(), step, None):'),),
+        show=few(IN_SAVE),
     ),
     Truth(
         "endless", NOT_CHECKED, "It trains until it is taken, so there is no result to compare.",
@@ -274,6 +298,7 @@ TRUTHS = (
         "never_saves", NOT_CHECKED,
         "It writes its result alone. The result is the same after every strike, since all is done again.",
         "centres.csv", cause=NO_CHECKPOINT, moments=(step(40, NOT_CHECKED),),
+        show=few(KILL),
     ),
     Truth(
         "rng_ignored", NOT_EXACT,
@@ -290,5 +315,6 @@ TRUTHS = (
             ('glob("checkpoint-*/model.pt")', 'glob("checkpoint-*/rng_state.pth")'),
             ("torch.load(path)", 'torch.load(path.with_name("model.pt"))'),
         ),
+        show=few(TORN),
     ),
 )  # fmt: skip

@@ -1,0 +1,327 @@
+"""What a rehearsal concludes from evidence: the verdict of a leg, its cause, the table by kind, and where strikes fall.
+
+All data are made by hand. How a trace is read is in test_saves.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from traced import Fs
+
+from skyspot.rehearsal import by_kind, evidence, failure, faults, logs
+from skyspot.rehearsal.bucketfs.strike import Strike
+from skyspot.rehearsal.evidence import LOST, READ_AND_DROPPED, Evidence, Place
+from skyspot.rehearsal.faults import Preemption
+from skyspot.rehearsal.result import Leg, Row
+from skyspot.rehearsal.resumes import FIRST, LOST_WORK, NOTHING_THERE, RESUMED, FileRead, Life, Resume
+from skyspot.rehearsal.saves import Learnt, Save, SavedFile, State, study
+from skyspot.rehearsal.verdict import Verdict
+
+NOTHING = State((), (), (), None)
+
+
+def saved(index: int, *paths: str, missing: tuple[str, ...] = ()) -> Save:
+    files = tuple(
+        SavedFile(path, index * 10, index * 10 + 9, float(index), index + 0.5, 1000 - order, False, index * 10 + order)
+        for order, path in enumerate(paths or ("state.pt",))
+    )
+    return Save(index, (), f"save {index}", None, 1, files, missing, index * 10 + 9)
+
+
+def resume(outcome: str = RESUMED, used: Save | None = None, **more: object) -> Resume:
+    plain = Resume(outcome, "it did so", used, used, (), (), (), 0)
+    return replace(plain, **more)  # type: ignore[arg-type]
+
+
+def life(number: int, start: Resume, at_notice: Save | None = None) -> Life:
+    return Life(number, NOTHING, start, (), NOTHING, None, (), 0.0, at_notice)
+
+
+FIRST_LIFE = life(1, resume(FIRST))
+
+
+def trains(fs: Fs, steps: int = 40, every: int = 10) -> None:
+    for step in range(1, steps + 1):
+        fs.tick()
+        if step % every == 0:
+            fs.write("state.tmp", step)
+            fs.rename("state.tmp", "state.pt")
+    fs.write("result.json", steps)
+
+
+def known(steps: int = 40) -> Learnt:
+    return study(Fs().attempt(lambda fs: trains(fs, steps)), results=("result.json",))
+
+
+# -- the verdict of a leg
+
+
+def test_a_leg_that_resumed_with_the_same_result_has_no_fault() -> None:
+    lives = (FIRST_LIFE, life(2, resume(used=saved(2))))
+    assert evidence.judge(known(), lives, same=True) is None
+
+
+@pytest.mark.parametrize(
+    ("dropped", "cause", "same"), [(None, LOST, True), (None, LOST, False), (saved(2), READ_AND_DROPPED, True)]
+)
+def test_work_that_is_lost_fails_though_the_result_is_the_same(dropped, cause, same) -> None:
+    lives = (FIRST_LIFE, life(2, resume(LOST_WORK, dropped=dropped)), life(3, resume(used=saved(2))))
+    found = evidence.judge(known(), lives, same=same)
+    assert found == Verdict(False, True, "LOST WORK: in attempt 2, it did so", cause)
+
+
+def test_one_that_read_its_checkpoint_and_ends_elsewhere_is_left_to_the_cause() -> None:
+    lives = (FIRST_LIFE, life(2, resume(LOST_WORK, dropped=saved(2))))
+    assert evidence.judge(known(), lives, same=False) is None
+    text = evidence.cause(known(), lives)
+    assert text
+    assert text.startswith("it trains more steps than asked: after reading state.pt it made as many saves as a whole")
+
+
+@pytest.mark.parametrize(
+    ("start", "why"),
+    [
+        (resume(NOTHING_THERE), "every strike came before its first checkpoint was complete"),
+        (resume(used=saved(1), doubt="only one save was there"), "only one save was there"),
+        (resume("not seen"), "no attempt began with a checkpoint that it could resume from"),
+    ],
+)
+def test_without_a_resume_that_is_proof_nothing_is_exact(start, why) -> None:
+    found = evidence.judge(known(), (FIRST_LIFE, life(2, start)), same=True)
+    assert found
+    assert (found.exact, found.checked) == (False, False)
+    assert found.text.startswith(f"not checked: {why}")
+
+
+def test_a_task_that_saves_at_its_end_alone_is_told_so() -> None:
+    found = evidence.judge(known(5), (FIRST_LIFE, life(2, resume(NOTHING_THERE))), same=True)
+    assert found
+    assert "saves nothing before its end" in found.text
+
+
+# -- causes
+
+
+def read(path: str, of: str, cut: bool = False) -> FileRead:
+    return FileRead(path, 10, 10, not cut, cut, of)
+
+
+@pytest.mark.parametrize(
+    ("start", "text"),
+    [
+        (
+            resume(used=saved(2), mixed=(read("a.pt", "save 2"), read("b.pt", "save 1"))),
+            "a mixed pair of files of two saves: a.pt of save 2 and b.pt of save 1",
+        ),
+        (resume(used=saved(2), read=(read("rng.pt", "save 2", cut=True),)), "rng.pt was half written, and was read"),
+        (resume(used=saved(2), more=3), "it trains more steps than asked: 3 saves beyond the undisturbed run's last"),
+        (resume(used=saved(2, missing=("rng.pt",))), "rng.pt of save 2 was missing, and it went on without"),
+        (resume(used=saved(2), unread=("a", "b", "c")), "a and b and 1 more was not read"),
+    ],
+)
+def test_the_cause_is_named_from_what_was_read_and_saved(start, text) -> None:
+    found = evidence.cause(known(), (FIRST_LIFE, life(2, start)), logs="the LR")
+    assert found
+    assert found.startswith(text)
+
+
+def test_a_save_at_the_signal_that_was_resumed_from_is_the_cause() -> None:
+    save = saved(3)
+    lives = (life(1, resume(FIRST), at_notice=save), life(2, resume(used=save)))
+    text = "a resume from state.pt (save 3), which was saved at SIGTERM or a notice"
+    assert evidence.cause(known(), lives) == text
+    assert evidence.cause(known(), lives, "the LR: x") == f"the LR: x, after {text}"
+    other = (life(1, resume(FIRST), at_notice=save), life(2, resume(used=saved(2))))
+    assert evidence.cause(known(), other) is None
+
+
+def test_else_the_logs_tell_it() -> None:
+    lives = (FIRST_LIFE, life(2, resume(used=saved(2))))
+    assert evidence.cause(known(), lives, "the LR: x") == "the LR: x, after a resume from state.pt"
+    assert evidence.cause(known(), (FIRST_LIFE,), "the LR: x") == "the LR: x"
+    assert evidence.cause(known(), lives) is None
+
+
+# -- logs
+
+
+def log(bucket: Path, name: str, lines: list[dict[str, object]]) -> None:
+    bucket.mkdir(exist_ok=True)
+    (bucket / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    os.utime(bucket / name, ns=(0, len(list(bucket.iterdir()))))
+
+
+def steps(first: int, last: int, shift: int = 0, rate: int = 0) -> list[dict[str, object]]:
+    return [
+        {"step": n, "loss": 1.0 / (n - shift + 1), "sample": (n - shift) * 7 % 11, "lr": 0.1 / (n - rate), "time_s": n}
+        for n in range(first, last + 1)
+    ]
+
+
+def test_a_log_that_begins_again_is_the_data_order(tmp_path: Path) -> None:
+    log(tmp_path / "a", "metrics-0.jsonl", steps(1, 9))
+    log(tmp_path / "b", "metrics-0.jsonl", steps(1, 6))
+    log(tmp_path / "b", "metrics-1.jsonl", [{**line, "loss": 0.5} for line in steps(5, 9, shift=4)])
+    assert logs.cause(tmp_path / "a", tmp_path / "b") == (
+        "the data order: from step 5 on, sample in metrics-1.jsonl is what it was from step 1 on"
+    )
+
+
+def test_a_learning_rate_that_differs_is_named(tmp_path: Path) -> None:
+    log(tmp_path / "a", "metrics-0.jsonl", steps(1, 9))
+    log(tmp_path / "b", "metrics-0.jsonl", [*steps(1, 4), *steps(5, 9, rate=3)])
+    text = "the LR: from step 5 on, lr in metrics-0.jsonl differs (0.02 undisturbed, 0.05 preempted)"
+    assert logs.cause(tmp_path / "a", tmp_path / "b") == text
+
+
+def test_lines_of_text_are_logs_too(tmp_path: Path) -> None:
+    for name, shift in (("a", 0), ("b", 4)):
+        (tmp_path / name).mkdir()
+        lines = [f"2026-01-02 03:04:0{shift},123 step {n} value {n - (shift if n > 4 else 0)}.5" for n in range(1, 9)]
+        (tmp_path / name / "train.log").write_text("\n".join(["starting", *lines, "saved step 8", ""]))
+    assert logs.cause(tmp_path / "a", tmp_path / "b") == (
+        "the data order: from step 5 on, value in train.log is what it was from step 1 on"
+    )
+
+
+def test_logs_that_tell_nothing_name_nothing(tmp_path: Path) -> None:
+    log(tmp_path / "a", "metrics.jsonl", steps(1, 9))
+    log(tmp_path / "b", "metrics.jsonl", [{**line, "time_s": 99} for line in steps(1, 9)])
+    assert logs.cause(tmp_path / "a", tmp_path / "b") is None
+    log(tmp_path / "b", "metrics.jsonl", [{**line, "loss": 99} for line in steps(1, 9)])
+    assert logs.cause(tmp_path / "a", tmp_path / "b") is None, "it differs from its first step on"
+    (tmp_path / "b" / "metrics.jsonl").write_text('{"step": 1e999, "x": 1}\n{"step"\n[1]\n{"step": "a", "y": 2}\n')
+    assert logs.cause(tmp_path / "a", tmp_path / "b") is None
+
+
+def test_workers_that_die_of_the_signal_are_seen_in_the_output(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("a\nRuntimeError: DataLoader worker (pid 7) is killed by signal: Terminated. \nb\n")
+    assert failure.at_sigterm(tmp_path / "log") == (
+        "its loader workers died of SIGTERM, and then its main process failed: "
+        "RuntimeError: DataLoader worker (pid 7) is killed by signal: Terminated"
+    )
+    (tmp_path / "log").write_text("saved\n")
+    assert failure.at_sigterm(tmp_path / "log") == ""
+
+
+# -- the table by kind
+
+EXACT = Verdict(True, True, "byte-identical")
+WRONG = Verdict(False, True, "NOT exact")
+
+
+def leg(*kinds: str, verdict: Verdict | None = EXACT, finished: bool = True, lost: int = 0) -> Leg:
+    """A leg struck in these ways; attempt `lost` lost work."""
+    ends = [*kinds, "finished" if finished else "failed"]
+    rows = [Row(number, kind, kind, lost_work=number == lost) for number, kind in enumerate(ends, start=1)]
+    return Leg("preempted", "Preempted", len(kinds), rows=rows, finished=finished, verdict=verdict)
+
+
+def outcomes(*legs: Leg) -> dict[str, str]:
+    kinds = [kind for one in legs for kind in (row.kind for row in one.rows) if kind not in ("finished", "failed")]
+    return {one.kind: one.outcome for one in by_kind.table(legs, list(dict.fromkeys(kinds)), {})}
+
+
+def test_each_kind_has_what_came_of_its_strike() -> None:
+    assert outcomes(leg("kill", "torn")) == {"kill": "exact", "torn": "exact"}
+    lost = Verdict(False, True, "LOST WORK", LOST)
+    assert outcomes(leg("kill", "torn", verdict=lost, lost=3)) == {"kill": "exact", "torn": "LOST WORK"}
+    down = leg("kill", "torn", verdict=WRONG, finished=False)
+    assert outcomes(down) == {"kill": "not checked", "torn": "stays down"}
+
+
+def test_where_a_checkpoint_was_read_and_dropped_no_other_strike_of_the_leg_is_called_exact() -> None:
+    dropped = Verdict(False, True, "LOST WORK", READ_AND_DROPPED)
+    assert outcomes(leg("kill", "torn", verdict=dropped, lost=3)) == {"kill": "not checked", "torn": "LOST WORK"}
+    assert by_kind.suspects([leg("kill", "torn", verdict=dropped, lost=3)]) == ["kill"]
+
+
+def test_one_that_failed_at_the_signal_stays_down_though_the_result_is_right() -> None:
+    one = leg("kill", "sigterm")
+    one.rows[1].stays_down = "its loader workers died of SIGTERM"
+    assert outcomes(one) == {"kill": "exact", "sigterm": "stays down"}
+
+
+def test_a_leg_of_one_kind_tells_more_than_one_of_several() -> None:
+    both = leg("kill", "torn", verdict=WRONG)
+    assert set(outcomes(both).values()) == {"NOT exact"}
+    assert by_kind.table([both], ["kill"], {})[0].why == "kill; or another kind of the same run"
+    assert by_kind.suspects([both]) == ["kill", "torn"]
+    alone = leg("kill")
+    assert outcomes(both, alone) == {"kill": "exact", "torn": "NOT exact"}
+
+
+def test_a_kind_without_a_strike_says_why() -> None:
+    found = by_kind.table([leg("kill")], ["kill", "torn", "sigterm"], {"torn": "it appears whole"})
+    assert [(one.outcome, one.why) for one in found[1:]] == [
+        ("not tried", "it appears whole"), ("not tried", "the run was over before"),
+    ]  # fmt: skip
+
+
+# -- where strikes fall
+
+
+def place(number: int, phase: str, what: str) -> Place:
+    strike = Strike(number, phase, ("^state",))
+    return Place(strike, strike, f"{'in the middle of' if phase == 'middle' else phase} the {what}")
+
+
+PLACES = [
+    place(0, "before", "create of a.tmp"), place(1, "before", "write to a.tmp at 0"),
+    place(1, "middle", "write to a.tmp at 0"), place(2, "before", "rename of a.tmp to a.pt"),
+    place(3, "before", "rename of b.tmp to b.pt"), place(3, "after", "rename of b.tmp to b.pt"),
+]  # fmt: skip
+
+
+def at_calls(*kinds: str, tears: bool = True, every: bool = False, places: list[Place] = PLACES) -> list[Preemption]:
+    plan = [Preemption(kind, at_fraction=0.1) for kind in kinds]
+    return faults.at_calls(plan, places, 0, tears=tears, every=every)
+
+
+def test_strikes_in_a_save_fall_on_its_calls_the_hardest_first() -> None:
+    found = at_calls("kill", "kill-in-save", "torn", "kill-in-save")
+    assert [one.kind for one in found] == ["kill", "kill-in-save", "torn", "kill-in-save"]
+    assert found[0] == Preemption("kill", at_fraction=0.1)
+    assert found[1].place is PLACES[4], "when all files but one are new"
+    assert found[2].place is PLACES[2]
+    assert found[3].place not in (None, PLACES[4])
+    assert all(one.at_fraction is None for one in found[1:])
+
+
+def test_where_a_file_appears_whole_nothing_is_torn() -> None:
+    assert [one.kind for one in at_calls("kill", "torn", tears=False)] == ["kill"]
+
+
+def test_without_a_save_there_is_nothing_to_strike_in_it() -> None:
+    assert [one.kind for one in at_calls("kill", "kill-in-save", "torn", "kill-at-write", places=[])] == ["kill"]
+
+
+def test_every_write_is_every_place_once() -> None:
+    found = at_calls("kill", "kill-at-write", every=True)
+    assert [one.place for one in found] == [None, *PLACES]
+    assert {one.kind for one in found[1:]} == {"kill-at-write"}
+
+
+# -- what the evidence of a run says of strikes
+
+
+def test_evidence_counts_the_changes_of_two_saves_and_lists_the_places_of_one() -> None:
+    found = Evidence(("result.json",))
+    assert found.learnt is None
+    assert found.places() == []
+    found.add("reference", Fs().attempt(trains))
+    assert found.paths
+    described = [one.description for one in found.places()]
+    assert described[-1].startswith("after the rename of state.tmp to state.pt")
+    assert any(one.startswith("in the middle of the write to state.tmp") for one in described)
+    assert all(one.at_first.number > one.later.number for one in found.places()), "a complete save lies there"
+    once = found.changes_until_saved()
+    assert once > 0
+    few = Evidence(("result.json",))
+    few.add("reference", Fs().attempt(lambda fs: trains(fs, 20)))
+    assert few.changes_until_saved() < once, "of two saves it waits for one"
