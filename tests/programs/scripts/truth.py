@@ -209,7 +209,7 @@ TRUTHS = (
             Moment(AT_WRITE, 'np.save(save_dir / "momentum.npy"', 4, NOT_EXACT),
             step(40, EXACT),
         ),
-        show=few(IN_SAVE, TORN),
+        show=few(TORN),
     ),
     Truth(
         "renamed_over", EXACT,
