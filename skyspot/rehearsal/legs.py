@@ -133,9 +133,10 @@ class Legs:
         """Run one attempt on a new machine. Return its row, its exit code if it exited, and the machine, taken."""
         before, own = leg.rows[-1] if leg.rows else None, self.bucket(leg.name)
         there = listing(own)
-        machine = Machine(
-            self.task, self.folder / leg.name / f"machine-{number:02d}", buckets, env, self.tracing.manners
-        )
+        # With records, steps are read from a file that is being written: on some mounts it is not in the bucket yet.
+        plain = self.records and self.settings.mount_like is None
+        manners = {} if plain else self.tracing.manners
+        machine = Machine(self.task, self.folder / leg.name / f"machine-{number:02d}", buckets, env, manners)
         watch = Watch(own, self.task.run_folder)
         injector = Injector(
             planned, machine, watch, self.server, self.view, self.reference_s, self.written_s, self.records,

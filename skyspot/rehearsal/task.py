@@ -80,14 +80,14 @@ class RehearsalTask:
     def bucket(self) -> MachineMount | None:
         """The mount with the run's folder.
 
-        It is the mount of SKYSPOT_CHECKPOINT_DIR, else the one named by `--compare`, else /checkpoints, else the first
-        that SkyPilot would create, else the first.
+        It is the mount of SKYSPOT_CHECKPOINT_DIR, else /checkpoints, else the one named by `--compare`, else the first
+        that SkyPilot would create, else the first. Results may lie in another bucket.
         """
         named_bucket = self._named_bucket()
         found = (
             ([named_bucket] if named_bucket else [])
-            or [mount for mount in self.lasting if mount.path == self.compared_in]
             or [mount for mount in self.lasting if mount.path == MOUNT_POINT]
+            or [mount for mount in self.lasting if mount.path == self.compared_in]
             or [mount for mount in self.lasting if mount.source is None and not mount.read_only]
             or list(self.lasting)
         )

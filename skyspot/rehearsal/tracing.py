@@ -102,7 +102,7 @@ class Tracing:
             listing: What lay in the bucket when it began.
             ended_s: When it ended, on the monotonic clock.
         """
-        if self.evidence is None or self.point is None:
+        if self.evidence is None or self.point is None or self.point not in machine.served:
             return
         calls = machine.calls(self.point)
         attempt = Attempt(calls, row.kind == "finished", listing, machine.started, ended_s, machine.noticed_s)
