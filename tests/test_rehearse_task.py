@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,7 @@ TRAIN = """\
 import json
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 print("starting")
@@ -216,6 +219,7 @@ def test_a_python_or_a_number_that_is_none_is_refused_in_a_line(tmp_path: Path, 
 GLOO = """\
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -258,8 +262,12 @@ import train
 
 
 def free_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return str(server.getsockname()[1])
+    """A port below those that the system gives to connections: one of these may be taken between two attempts, or, as
+    long as nobody listens there, a client may be connected to itself."""
+    while True:
+        port = 15_000 + secrets.randbelow(15_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return str(port)
 
 
 @pytest.mark.slow  # Two processes import torch, three times.
