@@ -25,7 +25,7 @@ from skyspot.rehearsal.compare.rules import Comparison, Pattern
 from skyspot.rehearsal.engine import _folder
 from skyspot.rehearsal.engine import rehearse as rehearse_task
 from skyspot.rehearsal.legs import MORE_ATTEMPTS
-from skyspot.rehearsal.result import Leg, Result, Row, Settings, heading
+from skyspot.rehearsal.result import Kind, Leg, Result, Row, Settings, heading
 from skyspot.rehearsal.task import read_task
 from skyspot.rehearsal.view import View, table
 from skyspot.task.options import Options
@@ -632,12 +632,13 @@ def as_printed(document: dict, capsys: pytest.CaptureFixture[str]) -> list[str]:
                "verdict": leg["verdict"] and verdict.Verdict(**leg["verdict"])})
         for leg in ({key: value for key, value in leg.items() if key != "preempted"} for leg in document["legs"])
     ]  # fmt: skip
+    kinds = [Kind(**{key: value for key, value in kind.items() if key != "number"}) for kind in document["kinds"]]
     capsys.readouterr()
     with View() as view:
         for leg in legs:
             view.leg(heading(leg.title, leg.preempted))
             view.leg_done(leg)
-        view.result(Result(legs, document["notes"], document["seconds"]))
+        view.result(Result(legs, document["notes"], document["seconds"], kinds=kinds))
     return normal(capsys.readouterr().out)
 
 
