@@ -210,7 +210,8 @@ def test_make_e2e_without_what_it_needs_fails_in_ci_alone(tmp_path: Path, ci: st
     fails = bool(ci) and os.geteuid() == 0
     done = subprocess.run(
         [sys.executable, "tests/e2e/run.py", "tests/e2e/test_ended.py"],
-        cwd=REPO, env=clean_env(CI=ci, PATH=str(tmp_path)), capture_output=True, text=True, timeout=120,
+        cwd=REPO, env=clean_env(CI=ci, PATH=str(tmp_path), PYTEST_ADDOPTS=""),
+        capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == fails, done.stdout + done.stderr
     assert ("would be skipped, and in CI every guarantee is tested: SkyPilot on Slurm: " in done.stdout) == fails
