@@ -38,7 +38,6 @@ TRAIN = """\
 import json
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 print("starting")
@@ -219,7 +218,6 @@ def test_a_python_or_a_number_that_is_none_is_refused_in_a_line(tmp_path: Path, 
 GLOO = """\
 import json
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import torch
