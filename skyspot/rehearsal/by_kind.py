@@ -78,13 +78,13 @@ def suspects(legs: Sequence[Leg]) -> list[str]:
     """Kinds that may be at fault, though no leg of that kind alone shows it."""
     found: dict[str, bool] = {}
     for leg in legs:
-        unclear = not leg.finished or (leg.verdict is not None and leg.verdict.checked and not leg.verdict.exact)
-        for order, row in enumerate(leg.rows if unclear else ()):
-            if row.hit and row.kind not in ("finished", "failed"):
-                what, kinds = (
-                    outcome(leg, order),
-                    {one.kind for one in leg.rows if one.kind not in ("finished", "failed")},
-                )
-                sure = what in (STAYS_DOWN, LOST_WORK, EXACT) or (len(kinds) == 1 and what == NOT_EXACT)
+        if leg.finished and (leg.verdict is None or not leg.verdict.checked or leg.verdict.exact):
+            continue
+        strikes = [(order, row) for order, row in enumerate(leg.rows) if row.kind not in ("finished", "failed")]
+        one_kind = len({row.kind for _, row in strikes}) == 1
+        for order, row in strikes:
+            if row.hit:
+                what = outcome(leg, order)
+                sure = what in (STAYS_DOWN, LOST_WORK, EXACT) or (one_kind and what == NOT_EXACT)
                 found[row.kind] = found.get(row.kind, False) or sure
     return [kind for kind, sure in found.items() if not sure]
