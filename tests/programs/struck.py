@@ -42,13 +42,19 @@ def look(frame, event, argument):
 
 
 def take_machine():
-    """Signal the group from outside of it: loader workers tell a stranger's SIGTERM from their parent's."""
+    """Signal the group from outside of it: loader workers tell a stranger's SIGTERM from their parent's.
+
+    Not before fork has returned: Python drops what a handler raises while the hooks of a fork run.
+    """
     group = os.getpgrp()
+    returned, has_returned = os.pipe()
     child = os.fork()
     if not child:
         os.setsid()
+        os.read(returned, 1)
         os.killpg(group, number)
         os._exit(0)
+    os.write(has_returned, b".")
     os.waitpid(child, 0)
 
 
