@@ -238,7 +238,7 @@ def test_each_kind_has_what_came_of_its_strike() -> None:
 def test_where_a_checkpoint_was_read_and_dropped_no_other_strike_of_the_leg_is_called_exact() -> None:
     dropped = Verdict(False, True, "LOST WORK", READ_AND_DROPPED)
     assert outcomes(leg("kill", "torn", verdict=dropped, lost=3)) == {"kill": "not checked", "torn": "LOST WORK"}
-    assert by_kind.suspects([leg("kill", "torn", verdict=dropped, lost=3)]) == ["kill"]
+    assert by_kind.suspects([leg("kill", "torn", verdict=dropped, lost=3)]) == [("kill", None)]
 
 
 def test_one_that_failed_at_the_signal_stays_down_though_the_result_is_right() -> None:
@@ -251,9 +251,39 @@ def test_a_leg_of_one_kind_tells_more_than_one_of_several() -> None:
     both = leg("kill", "torn", verdict=WRONG)
     assert set(outcomes(both).values()) == {"NOT exact"}
     assert by_kind.table([both], ["kill"], {})[0].why == "kill; or another kind of the same run"
-    assert by_kind.suspects([both]) == ["kill", "torn"]
+    assert by_kind.suspects([both]) == [("kill", None), ("torn", None)]
     alone = leg("kill")
     assert outcomes(both, alone) == {"kill": "exact", "torn": "NOT exact"}
+
+
+def at_write(*places: str, verdict: Verdict = EXACT, finished: bool = True) -> Leg:
+    """A leg struck at these places of a save."""
+    found = leg(*["kill-at-write"] * len(places), verdict=verdict, finished=finished)
+    for row, name in zip(found.rows, places, strict=False):
+        row.place = name
+    return found
+
+
+def test_each_place_in_a_save_has_a_row_of_its_own() -> None:
+    def rows(*legs: Leg) -> list[tuple[str | None, str]]:
+        return [(one.place, one.outcome) for one in by_kind.table(legs, ["kill-at-write"], {})]
+
+    assert rows(at_write("a", "b")) == [("a", "exact"), ("b", "exact")]
+    down = at_write("a", "b", finished=False, verdict=WRONG)
+    assert rows(down, at_write("c")) == [("a", "not checked"), ("b", "stays down"), ("c", "exact")]
+    wrong = at_write("a", "b", verdict=WRONG)
+    assert rows(wrong) == [("a", "NOT exact"), ("b", "NOT exact")]
+    assert rows(wrong, at_write("a"), at_write("b", verdict=WRONG)) == [("a", "exact"), ("b", "NOT exact")]
+    told = by_kind.table([wrong], ["kill-at-write"], {})[0].why
+    assert told == "kill-at-write; or another place of the same run"
+
+
+def test_a_place_whose_outcome_is_not_sure_is_struck_alone() -> None:
+    assert by_kind.suspects([at_write("a", "b")]) == []
+    down = at_write("a", "b", finished=False, verdict=WRONG)
+    assert by_kind.suspects([down]) == [("kill-at-write", "a")]
+    wrong = at_write("a", "b", verdict=WRONG)
+    assert by_kind.suspects([wrong]) == [("kill-at-write", "a"), ("kill-at-write", "b")]
 
 
 def test_a_kind_without_a_strike_says_why() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import faultfs
 import pytest
 from programs.scripts import truth
-from programs.scripts.truth import EXACT, KINDS, NOT_CHECKED, NOT_EXACT, TRUTHS, Truth
+from programs.scripts.truth import EXACT, KINDS, NOT_CHECKED, NOT_EXACT, STAYS_DOWN, TRUTHS, Truth
 from support_rehearse import leftovers, rehearse
 
 from skyspot.rehearsal.by_kind import NOT_TRIED, UNKNOWN
@@ -78,6 +78,28 @@ def test_a_rehearsal_tells_the_truth_of_a_script(one: Truth, tmp_path: Path) -> 
         assert any(f"own/{named(file)}" in text for file in one.files for text in told), told
     check_kinds(one, {row["kind"]: Kind(row["outcome"], row["why"]) for row in result["kinds"]})
     assert not [path for path in leftovers(tmp_path) if "rehearsal-log" not in path]
+
+
+@pytest.mark.skipif(bucketfs_missing() is not None, reason=str(faultfs.missing() or bucketfs_missing()))
+@pytest.mark.slow  # Many attempts.
+def test_every_place_in_a_save_has_the_verdict_that_it_has_alone(tmp_path: Path) -> None:
+    (tmp_path / "task.yaml").write_text(TASK.format(path=truth.HERE / "four_files.py"))
+    done = rehearse(
+        "task.yaml", "--compare", "own/result.json", "--mount-like", "local", "--processes", 1, "--json",
+        "--kinds", "kill-at-write", "--every-write", cwd=tmp_path,
+    )  # fmt: skip
+    assert not done.stderr, done.stderr
+    rows = {row["place"]: row["outcome"] for row in json.loads(done.stdout)["kinds"]}
+    last = "own/state/trainer_state.json"
+    for place, outcome in rows.items():
+        if "the write to" in place:  # The file is cut, be it to nothing.
+            assert outcome == STAYS_DOWN, place
+        elif place in ("before the emptying of own/state/weights.npy", f"before the close of {last}"):
+            assert outcome == EXACT, place
+        elif not place.startswith("after"):  # Files of two saves.
+            assert outcome == NOT_EXACT, place
+    assert rows[f"after the close of {last}"] == EXACT
+    assert len(rows) > 16, "four files, each emptied, written and closed"
 
 
 def check_kinds(one: Truth, kinds: dict[str, Kind]) -> None:

@@ -1,4 +1,7 @@
-"""The verdict by kind of preemption: what came of each strike, and the worst of each kind."""
+"""The verdict by kind of preemption: what came of each strike, and the worst of each kind.
+
+Strikes of `kill-at-write` are told apart by their places in a save; each has a row of its own.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ EXACT, NOT_EXACT, LOST_WORK, STAYS_DOWN = "exact", "NOT exact", "LOST WORK", "st
 UNKNOWN, NOT_TRIED = "not checked", "not tried"
 _WORST = (STAYS_DOWN, LOST_WORK, NOT_EXACT, UNKNOWN, EXACT)
 """Of several strikes of one kind, the first of these stands."""
+AT_WRITE = "kill-at-write"
 
 
 def outcome(leg: Leg, order: int) -> str:
@@ -39,6 +43,11 @@ def outcome(leg: Leg, order: int) -> str:
     return NOT_EXACT
 
 
+def sort(row: Row) -> tuple[str, str | None]:
+    """The kind of a strike, and its place where strikes of that kind are told apart by it."""
+    return row.kind, row.place if row.kind == AT_WRITE else None
+
+
 def table(legs: Sequence[Leg], kinds: Sequence[str], why_not: dict[str, str]) -> list[Kind]:
     """Make the table.
 
@@ -49,42 +58,45 @@ def table(legs: Sequence[Leg], kinds: Sequence[str], why_not: dict[str, str]) ->
     """
     found = []
     for kind in kinds:
-        strikes = [
-            (outcome(leg, order), row, leg)
-            for leg in legs
-            for order, row in enumerate(leg.rows)
-            if row.kind == kind and row.hit
-        ]
+        strikes: dict[tuple[str, str | None], list[tuple[str, Row, Leg]]] = {}
+        for leg in legs:
+            for order, row in enumerate(leg.rows):
+                if row.kind == kind and row.hit:
+                    strikes.setdefault(sort(row), []).append((outcome(leg, order), row, leg))
+        found += [_of_a_sort(kind, those) for those in strikes.values()]
         if not strikes:
             found.append(Kind(kind, NOT_TRIED, why_not.get(kind, "the run was over before")))
-            continue
-        # A leg with this strike alone tells more than one with others.
-        alone = [one for one in strikes if one[2].preempted == 1 and one[0] != UNKNOWN] or strikes
-        worst = min(alone, key=lambda one: _WORST.index(one[0]))
-        found.append(Kind(kind, worst[0], _why(worst[0], worst[1], worst[2], len(strikes)), worst[1].place))
     return found
 
 
-def _why(what: str, row: Row, leg: Leg, count: int) -> str:
+def _of_a_sort(kind: str, strikes: list[tuple[str, Row, Leg]]) -> Kind:
+    # A leg with this strike alone tells more than one with others.
+    alone = [one for one in strikes if one[2].preempted == 1 and one[0] != UNKNOWN] or strikes
+    worst = min(alone, key=lambda one: _WORST.index(one[0]))
+    return Kind(kind, worst[0], _why(worst[0], worst[1], worst[2], len(strikes)), worst[1].place)
+
+
+def _why(came: str, row: Row, leg: Leg, count: int) -> str:
     times = f"{count} times; " if count > 1 else ""
-    if what == NOT_EXACT and leg.preempted > 1:
-        others = len({one.kind for one in leg.rows if one.hit and one.kind not in ("finished", "failed", row.kind)})
+    if came == NOT_EXACT and leg.preempted > 1:
+        others = {sort(one) for one in leg.rows if one.hit and one.kind not in ("finished", "failed")} - {sort(row)}
         if others:
-            return f"{times}{row.ended}; or another kind of the same run"
+            what = "place" if {kind for kind, _ in others} == {AT_WRITE} else "kind"
+            return f"{times}{row.ended}; or another {what} of the same run"
     return f"{times}{row.ended}"
 
 
-def suspects(legs: Sequence[Leg]) -> list[str]:
-    """Kinds that may be at fault, though no leg of that kind alone shows it."""
-    found: dict[str, bool] = {}
+def suspects(legs: Sequence[Leg]) -> list[tuple[str, str | None]]:
+    """Sorts of strikes that may be at fault, though no leg of that sort alone shows it."""
+    found: dict[tuple[str, str | None], bool] = {}
     for leg in legs:
         if leg.finished and (leg.verdict is None or not leg.verdict.checked or leg.verdict.exact):
             continue
         strikes = [(order, row) for order, row in enumerate(leg.rows) if row.kind not in ("finished", "failed")]
-        one_kind = len({row.kind for _, row in strikes}) == 1
+        one_sort = len({sort(row) for _, row in strikes}) == 1
         for order, row in strikes:
             if row.hit:
                 what = outcome(leg, order)
-                sure = what in (STAYS_DOWN, LOST_WORK, EXACT) or (one_kind and what == NOT_EXACT)
-                found[row.kind] = found.get(row.kind, False) or sure
-    return [kind for kind, sure in found.items() if not sure]
+                sure = what in (STAYS_DOWN, LOST_WORK, EXACT) or (one_sort and what == NOT_EXACT)
+                found[sort(row)] = found.get(sort(row), False) or sure
+    return [one for one, sure in found.items() if not sure]

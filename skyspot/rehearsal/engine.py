@@ -147,8 +147,9 @@ class _Engine:
     def _without_records(self, plan: list[Preemption]) -> None:
         """Preempt a task without records; where it ends early, by success or failure, go on with what is left.
 
-        So one fault does not hide others, and a short run is enough. Legs of one kind then tell which kinds are at
-        fault, as long as the whole takes at most `PATIENCE` times as long as the undisturbed run.
+        So one fault does not hide others, and a short run is enough. Legs of one kind, or of one place in a save, then
+        tell which are at fault, as long as the whole takes at most `PATIENCE` times as long as the undisturbed run.
+        With `--every-write` each place gets its verdict, however long that takes.
         """
         first = self.settings.processes[0]
         leg = main = self.legs.run("preempted", "Preempted", plan, [first])
@@ -163,11 +164,13 @@ class _Engine:
         if leg.pending and main.verdict and main.verdict.exact:
             had = len(plan) - len(leg.pending)
             main.verdict = verdict.Verdict(False, False, f"not checked: {self._too_short(had, len(plan))}")
-        for kind in by_kind.suspects(self.legs.all):
-            if self.legs.start is None or time.monotonic() - self.started > PATIENCE * self.legs.reference_s:
-                break
-            alone = [one for one in plan if one.kind == kind][:1]
-            leg = self.legs.run(f"alone-{kind}", f"Only {kind}", alone, [first], start=self.legs.start)
+        for kind, place in by_kind.suspects(self.legs.all):
+            late = time.monotonic() - self.started > PATIENCE * self.legs.reference_s
+            if self.legs.start is None or (late and not (place and self.settings.every_write)):
+                continue
+            alone = [one for one in plan if one.kind == kind and place in (None, one.at_place)][:1]
+            name = f"alone-{len(self.legs.all)}" if place else f"alone-{kind}"
+            leg = self.legs.run(name, f"Only {kind}", alone, [first], start=self.legs.start)
             self._judge(leg)
 
     def kinds(self) -> list[Kind]:

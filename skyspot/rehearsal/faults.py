@@ -40,6 +40,11 @@ class Preemption:
     place: Place | None = None
     """Preempt at this call of a save."""
 
+    @property
+    def at_place(self) -> str | None:
+        """The call of a save, as `--at` names it; None: it falls at a time."""
+        return self.place.description if self.place else None
+
 
 def schedule(kinds: list[str], count: int, seed: int, *, steps: int | None, first_save: int | None) -> list[Preemption]:
     """Plan the preemptions of a run.

@@ -96,7 +96,7 @@ class Legs:
             planned = pending[0] if pending else None
             self.view.attempt(number, count, planned.kind if planned else "to the end")
             row, code, machine = self._on_a_machine(leg, number, planned, buckets, self._env(launch, count), count)
-            row.place = planned.place.description if planned and planned.place else None
+            row.place = planned.at_place if planned else None
             leg.rows.append(row)
             self.view.ended(row)
             if row.kind == "finished":
