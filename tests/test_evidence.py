@@ -121,7 +121,7 @@ def read(path: str, of: str, cut: bool = False) -> FileRead:
         (resume(used=saved(2), read=(read("rng.pt", "save 2", cut=True),)), "rng.pt was half written, and was read"),
         (resume(used=saved(2), more=3), "it trains more steps than asked: 3 saves beyond the undisturbed run's last"),
         (resume(used=saved(2, missing=("rng.pt",))), "rng.pt of save 2 was missing, and it went on without"),
-        (resume(used=saved(2), unread=("a", "b", "c")), "a and b and 1 more was not read"),
+        (resume(used=saved(2), unread=("a", "b", "c")), "a and b and 1 more were not read"),
     ],
 )
 def test_the_cause_is_named_from_what_was_read_and_saved(start, text) -> None:
@@ -189,13 +189,64 @@ def test_lines_of_text_are_logs_too(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("iter {n}: loss {loss}, time 21.50ms", "step 5 on, loss"),
+        ("[12:30:0{n}] step {n} | loss: {loss} | 11.8 it/s", "step 5 on, loss"),
+        ("Epoch {n}/9 - val_loss: {loss}", "epoch 5 on, val_loss"),
+        ("{{'loss': {loss}, 'epoch': {n}.0}}", "epoch 5 on, loss"),
+        ("Epoch [{n}/9], Step [1/2], Loss: 1\nEpoch [{n}/9], Step [2/2], Loss: {loss}", "epoch 5, step 2 on, Loss"),
+    ],
+)  # fmt: skip
+def test_the_usual_lines_of_training_loops_are_read(line, said, tmp_path: Path) -> None:
+    for name, wrong in (("a", 0), ("b", 9)):
+        (tmp_path / name).mkdir()
+        lines = [line.format(n=n, loss=1 / n + (wrong if n == 5 else 0)) for n in range(1, 9)]
+        (tmp_path / name / "log.txt").write_text("\n".join(["starting", *lines]))
+    text = f"from {said} in log.txt differs (0.2 undisturbed, 9.2 preempted)"
+    assert logs.cause(tmp_path / "a", tmp_path / "b") == text
+
+
+@pytest.mark.parametrize(("counter", "separator", "suffix"), [("step", ",", "csv"), ("epoch", "\t", "tsv")])
+def test_a_table_with_a_header_is_a_log(counter, separator, suffix, tmp_path: Path) -> None:
+    for name, rate in (("a", 0), ("b", 3)):
+        (tmp_path / name).mkdir()
+        rows = [[counter, "val_loss", "lr", "seconds"]]
+        for n in range(1, 9):
+            rows.append([str(n), "", str(0.1 / (n - rate if n > 4 else n)), str(n + rate)])
+            rows.append([str(n), "0.5", "", ""])
+        text = "".join(separator.join(row) + "\n" for row in rows)
+        (tmp_path / name / f"metrics.{suffix}").write_text(text + "9" + separator)
+    assert logs.cause(tmp_path / "a", tmp_path / "b") == (
+        f"the LR: from {counter} 5 on, lr in metrics.{suffix} differs (0.02 undisturbed, 0.05 preempted)"
+    )
+
+
+def test_tables_without_a_header_and_with_too_long_cells_tell_nothing(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.csv").write_text("0.5,0.25\n1,2\n" + name * 200_000)
+        (tmp_path / name / "y.csv").write_bytes(b"\0\xff\n" + b'"' * 5)
+    assert logs.cause(tmp_path / "a", tmp_path / "b") is None
+
+
+def test_a_loss_that_begins_again_tells_that_nothing_was_loaded(tmp_path: Path) -> None:
+    log(tmp_path / "a", "metrics.jsonl", [{"step": n, "loss": 1 / n} for n in range(1, 9)])
+    log(tmp_path / "b", "metrics.jsonl", [{"step": n, "loss": 1 / (n if n < 5 else n - 4)} for n in range(1, 9)])
+    assert logs.cause(tmp_path / "a", tmp_path / "b") == (
+        "what it read was not used: from step 5 on, loss in metrics.jsonl is what it was from step 1 on"
+    )
+
+
 def test_logs_that_tell_nothing_name_nothing(tmp_path: Path) -> None:
     log(tmp_path / "a", "metrics.jsonl", steps(1, 9))
     log(tmp_path / "b", "metrics.jsonl", [{**line, "time_s": 99} for line in steps(1, 9)])
     assert logs.cause(tmp_path / "a", tmp_path / "b") is None
     log(tmp_path / "b", "metrics.jsonl", [{**line, "loss": 99} for line in steps(1, 9)])
     assert logs.cause(tmp_path / "a", tmp_path / "b") is None, "it differs from its first step on"
-    (tmp_path / "b" / "metrics.jsonl").write_text('{"step": 1e999, "x": 1}\n{"step"\n[1]\n{"step": "a", "y": 2}\n')
+    odd = f'{{"step": 1e999, "x": 1}}\n{{"step"\n[1]\n{{"step": "a", "y": 2}}\n{{"step": 1{"0" * 400}}}\n{{\'a\'\n'
+    (tmp_path / "b" / "metrics.jsonl").write_text(odd)
     assert logs.cause(tmp_path / "a", tmp_path / "b") is None
 
 

@@ -1049,6 +1049,41 @@ def test_saves_at_a_notice_are_allowed_for() -> None:
     assert not any(life.resume.more for life in lives)
 
 
+@pytest.mark.parametrize("left", [True, False])
+def test_a_save_is_one_at_the_notice_if_the_attempt_left_with_it(left: bool) -> None:
+    """One that does not hear of the notice saves on, until it is taken."""
+
+    def run(fs: Fs) -> None:
+        for step in range(EVERY, STEPS + 1, EVERY):
+            fs.tick(EVERY)
+            renamed().save(fs, step)
+
+    fs = Fs()
+    attempts = [replace(fs.attempt(run), noticed_s=fs.time - 3, finished=False, left=left)]
+    lives = follow(saves.study(Fs().attempt(run), [attempts]), attempts)
+    assert (lives[0].at_notice is not None) == left
+
+
+def test_saves_of_what_was_resumed_from_are_allowed_for() -> None:
+    """Each restart saves again what it resumed from, as a loop does that saves at its top."""
+
+    def run(fs: Fs, until: int = STEPS) -> None:
+        first = renamed().load(fs) or 0
+        for step in range(first, until + 1):
+            if step and step % EVERY == 0:
+                renamed().save(fs, step)
+            fs.tick()
+        if until < STEPS:
+            fs.take()
+
+    fs = Fs()
+    attempts = [fs.attempt(lambda fs: run(fs, 5)), fs.attempt(lambda fs: run(fs, 7)), fs.attempt(lambda fs: run(fs, 9))]
+    attempts.append(fs.attempt(run))
+    lives = follow(saves.study(Fs().attempt(run), [attempts]), attempts)
+    assert [life.resume.outcome for life in lives] == [FIRST, RESUMED, RESUMED, RESUMED]
+    assert [life.resume.more for life in lives] == [0, 0, 0, 0]
+
+
 def test_a_file_of_a_checkpoint_that_is_cut_and_passed_over_is_named() -> None:
     """The weights of the newest are whole; its generator's file is not, and nobody notices."""
 

@@ -235,9 +235,10 @@ def _cause_of_one(learnt: Learnt, resume: Resume) -> str | None:
     if resume.dropped is not None or resume.more:
         return _more(learnt, resume.more, resume.dropped)
     if resume.used is not None and resume.used.missing:
-        return f"{_names(resume.used.missing)} of {resume.used.label} was missing, and it went on without"
+        were = "was" if len(resume.used.missing) == 1 else "were"
+        return f"{_names(resume.used.missing)} of {resume.used.label} {were} missing, and it went on without"
     if resume.unread:
-        return f"{_names(resume.unread)} was not read"
+        return f"{_names(resume.unread)} {'was' if len(resume.unread) == 1 else 'were'} not read"
     return None
 
 

@@ -35,6 +35,8 @@ class Attempt:
     """When it ended; None: at its last call."""
     noticed_s: float | None = None
     """When it got a notice or SIGTERM, on the monotonic clock: it may have made one save more. None: it got none."""
+    left: bool = False
+    """It left by itself, with any exit code: after a notice or SIGTERM, at that."""
 
 
 @dataclass(eq=False)

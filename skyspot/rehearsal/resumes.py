@@ -108,7 +108,9 @@ def follow(learnt: Learnt, attempts: Sequence[Attempt]) -> tuple[Life, ...]:
         if number == 1:
             resume = Resume(FIRST, "it is the first attempt", None, None, (), (), (), _more(learnt, fresh, None, 0))
         else:
+            # At a notice, a script may save once more; after a resume, it may save again what it resumed from.
             extra = sum(before.noticed_s is not None for before in attempts[: number - 1])
+            extra += sum(life.resume.outcome == RESUMED for life in lives)
             resume = _Judge(learnt, start, made, fresh, written, attempt, extra).judge()
         if resume.used is not None:
             fresh = group(learnt.files, written, learnt.saves, resume.used.index)
@@ -124,9 +126,12 @@ def follow(learnt: Learnt, attempts: Sequence[Attempt]) -> tuple[Life, ...]:
 
 
 def _at_notice(fresh: Sequence[Save], attempt: Attempt) -> Save | None:
-    """The save that an attempt began after its notice or signal."""
+    """The save that an attempt began after its notice or signal, and at which it left.
+
+    One that trains on until it is taken saves at its usual times.
+    """
     noticed_s = attempt.noticed_s
-    if noticed_s is None or not fresh or fresh[-1].begun_s < noticed_s:
+    if noticed_s is None or not attempt.left or not fresh or fresh[-1].begun_s < noticed_s:
         return None
     return fresh[-1]
 
@@ -183,7 +188,7 @@ class _Judge:
     written: Written
     attempt: Attempt
     extra: int
-    """How many saves more the attempts before it may have made, at notices."""
+    """How many saves more the attempts before it may have made."""
 
     def judge(self) -> Resume:
         read = self._read()

@@ -105,7 +105,8 @@ class Tracing:
         if self.evidence is None or self.point is None or self.point not in machine.served:
             return
         calls = machine.calls(self.point)
-        attempt = Attempt(calls, row.kind == "finished", listing, machine.started, ended_s, machine.noticed_s)
+        finished, left = row.kind == "finished", machine.left_at is not None
+        attempt = Attempt(calls, finished, listing, machine.started, ended_s, machine.noticed_s, left)
         self.evidence.add(leg, attempt)
 
     def go_on(self, leg: str, other: str) -> None:
