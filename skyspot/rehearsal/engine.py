@@ -26,8 +26,9 @@ from skyspot.rehearsal.resumes import LOST_WORK
 from skyspot.rehearsal.task import RehearsalTask
 from skyspot.rehearsal.view import View
 
-PATIENCE = 5.0
-"""So many times the undisturbed run's time may pass before the last legs begin, which tell kinds apart."""
+PATIENCE, PATIENCE_S = 5.0, 30.0
+"""So many times the undisturbed run's time, or so many seconds, may pass before the last legs begin, which tell kinds
+apart."""
 _MISSES = {
     "kill-in-save": "the kill came after the save had finished",
     "torn": "there was no checkpoint to tear",
@@ -148,30 +149,34 @@ class _Engine:
         """Preempt a task without records; where it ends early, by success or failure, go on with what is left.
 
         So one fault does not hide others, and a short run is enough. Legs of one kind, or of one place in a save, then
-        tell which are at fault, as long as the whole takes at most `PATIENCE` times as long as the undisturbed run.
-        With `--every-write` each place gets its verdict, however long that takes.
+        tell which are at fault, as long as patience lasts. With `--every-write` each place gets its verdict, however
+        long that takes.
         """
         first = self.settings.processes[0]
         leg = main = self.legs.run("preempted", "Preempted", plan, [first])
         self._judge(main)
-        saves = self.legs.tracing.evidence and self.legs.tracing.evidence.paths
-        while leg.pending and saves and self.legs.start and (leg.preempted or leg is main):
+        while leg.pending and self._can_go_on(leg) and (start := self.legs.start()):
             number = len(self.legs.all)
-            leg = self.legs.run(
-                f"preempted-{number}", "Preempted again", list(leg.pending), [first], start=self.legs.start
-            )
+            leg = self.legs.run(f"preempted-{number}", "Preempted again", list(leg.pending), [first], start=start)
             self._judge(leg)
         if leg.pending and main.verdict and main.verdict.exact:
             had = len(plan) - len(leg.pending)
             main.verdict = verdict.Verdict(False, False, f"not checked: {self._too_short(had, len(plan))}")
         for kind, place in by_kind.suspects(self.legs.all):
-            late = time.monotonic() - self.started > PATIENCE * self.legs.reference_s
-            if self.legs.start is None or (late and not (place and self.settings.every_write)):
+            late = time.monotonic() - self.started > max(PATIENCE_S, PATIENCE * self.legs.reference_s)
+            if late and not (place and self.settings.every_write):
                 continue
+            if not self._can_go_on(main) or not (start := self.legs.start()):
+                break
             alone = [one for one in plan if one.kind == kind and place in (None, one.at_place)][:1]
             name = f"alone-{len(self.legs.all)}" if place else f"alone-{kind}"
-            leg = self.legs.run(name, f"Only {kind}", alone, [first], start=self.legs.start)
+            leg = self.legs.run(name, f"Only {kind}", alone, [first], start=start)
             self._judge(leg)
+
+    def _can_go_on(self, leg: Leg) -> bool:
+        """True if preemptions that a leg ended without can be tried in another one, which begins with checkpoints."""
+        found = self.legs.tracing.evidence
+        return not self.legs.records and leg.preempted > 0 and found is not None and found.paths is not None
 
     def kinds(self) -> list[Kind]:
         """The verdict by kind; empty if nothing was preempted."""
@@ -213,7 +218,7 @@ class _Engine:
             judged.append(verdict.Verdict(False, False, text))
         if (
             leg.preempted < leg.planned
-            and self.legs.start is None
+            and not self._can_go_on(leg)
             and not any(one.checked and not one.exact for one in judged)
         ):
             short = self._too_short(leg.preempted, leg.planned)

@@ -180,9 +180,22 @@ def judge(learnt: Learnt, lives: Sequence[Life], same: bool) -> Verdict | None:
             return Verdict(False, True, f"LOST WORK: in attempt {life.number}, {resume.why}", kind)
     if not same:
         return None
+    if lives and _went_on_from_parts(lives[-1]):
+        parts = ", ".join(one.path for one in lives[-1].resume.read) or lives[-1].start.incomplete[-1].largest
+        why = f"attempt {lives[-1].number} found an incomplete save ({parts}) and saved nothing after it"
+        return Verdict(
+            False, False, f"not checked: {why}, so its result does not show what comes of that; train longer"
+        )
     if any(life.resume.proof and not life.resume.mixed for life in lives):
         return None
     return Verdict(False, False, f"not checked: {_no_proof(learnt, lives)}")
+
+
+def _went_on_from_parts(life: Life) -> bool:
+    """True if an attempt may have gone on from an incomplete save, and no save of its own depended on that."""
+    used = life.resume.used
+    whole = used is not None and used.complete is not None
+    return life.start.partly and not whole and not any(save.complete is not None for save in life.saves)
 
 
 def _no_proof(learnt: Learnt, lives: Sequence[Life]) -> str:

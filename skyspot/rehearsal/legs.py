@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from skyspot.rehearsal import failure, records, verdict
+from skyspot.rehearsal import failure, faults, records, verdict
 from skyspot.rehearsal.faults import Preemption
 from skyspot.rehearsal.injector import LOOK_S, Injector
 from skyspot.rehearsal.limits import format_duration, limit_s
@@ -52,8 +52,7 @@ class Legs:
         """True if the task keeps attempt records."""
         self.has_all_files: Callable[[str], bool] = lambda _: False
         """True if a leg's bucket has what the undisturbed run left."""
-        self.start: Start | None = None
-        """What the first attempt of the first preempted leg left; None before, or if it was not struck."""
+        self._start: Start | None = None
 
     def bucket(self, leg: str, mount: MachineMount | None = None) -> Path:
         """The folder that stands in for a mount in a leg; by default for the run's bucket."""
@@ -63,6 +62,23 @@ class Legs:
     def paths(self, leg: str) -> RunPaths | None:
         """The run's folder in a leg's bucket; None if there is none."""
         return find_run(self.bucket(leg), self.task.run_folder)
+
+    def start(self) -> Start | None:
+        """What a leg begins with that goes on after the first strike: complete checkpoints, and nothing half done.
+
+        It is what the first strike left, or else what one more attempt leaves that is taken between two saves. None if
+        there are no saves, or that attempt was not taken.
+        """
+        places = self.tracing.evidence.places() if self.tracing.evidence and self.tracing.point else []
+        if self._start is None and places:
+            leg, count = Leg("start", "Start"), self.settings.processes[0]
+            planned = Preemption("kill-at-write", place=places[0])
+            buckets, env = self._buckets(leg.name, None), self._env(self._launch(leg.name), count)
+            self.view.attempt(1, count, "until it has saved")
+            row, _, _ = self._on_a_machine(leg, 1, planned, buckets, env, count)
+            if row.kind == planned.kind:
+                self._start = Start(leg.name, buckets)
+        return self._start
 
     def run(
         self,
@@ -89,11 +105,13 @@ class Legs:
         buckets, first = self._buckets(name, start), 2 if start else 1
         if start:
             self.tracing.go_on(name, start.leg)
-        launch = f"sky-managed-rehearsal-{name}-{secrets.token_hex(3)}_{self.task.name}_1-0"
+        launch = self._launch(name)
         started, pending = time.monotonic(), list(plan)
         for number in range(first, first + len(plan) + MORE_ATTEMPTS):
             count = processes[min(number - 1, len(processes) - 1)]
             planned = pending[0] if pending else None
+            if planned and leg.preempted and self.tracing.runs_to_its_end(name, planned):
+                planned = None
             self.view.attempt(number, count, planned.kind if planned else "to the end")
             row, code, machine = self._on_a_machine(leg, number, planned, buckets, self._env(launch, count), count)
             row.place = planned.at_place if planned else None
@@ -109,7 +127,8 @@ class Legs:
                     break
             elif row.hit or len([one for one in leg.rows if not one.hit]) > 3:
                 pending.pop(0)
-                self._keep_start(name, number, buckets)
+                if number == 1 and row.kind not in faults.WARNINGS and self.tracing.is_sound(name):
+                    self._keep_start(name, buckets)
         else:
             last = leg.failure or leg.rows[-1].ended
             leg.failure = f"{len(leg.rows)} attempts did not finish it. The last one: {last}"
@@ -209,14 +228,18 @@ class Legs:
         self.bucket(leg).mkdir(parents=True, exist_ok=True)
         return found
 
-    def _keep_start(self, leg: str, number: int, buckets: dict[str, Path]) -> None:
+    def _keep_start(self, leg: str, buckets: dict[str, Path]) -> None:
         """Copy the buckets after the first strike, for legs that go on from there."""
-        if number > 1 or self.start or self.records or self.tracing.evidence is None:
+        if self._start or self.records:
             return
         copies = {path: self.folder / "start" / str(order) for order, path in enumerate(buckets)}
         for path, folder in buckets.items():
             shutil.copytree(folder, copies[path], symlinks=True)
-        self.start = Start(leg, copies)
+        self._start = Start(leg, copies)
+
+    def _launch(self, leg: str) -> str:
+        """The name of one launch, the same in all of its attempts."""
+        return f"sky-managed-rehearsal-{leg}-{secrets.token_hex(3)}_{self.task.name}_1-0"
 
     def _env(self, launch: str, processes: int) -> dict[str, str]:
         return {

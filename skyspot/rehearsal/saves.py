@@ -99,6 +99,8 @@ class State:
     """The checkpoint's files that were being written and held something, by their last paths, newest first."""
     destroyed: Save | None
     """The newest save that had been complete, if none is left: another was being written over it, or it was deleted."""
+    partly: bool = False
+    """True if a file of an incomplete save lies under the name that a restart looks for."""
 
     @property
     def newest(self) -> Save | None:
@@ -328,7 +330,10 @@ def state(files: Files, saves: Sequence[Save], there: Mapping[str, Version], cut
         if version.number in cut and version.size and family and files.kind_of(version) in family.kinds
     ]
     opened.sort(reverse=True)
-    return State(tuple(complete), tuple(incomplete), tuple(path for _, path in opened), lost if not complete else None)
+    placed = {version.number for path, version in there.items() if naming.parse(path).kind not in files.temporaries}
+    partly = any(file.version in placed for save in incomplete for file in save.files)
+    destroyed = lost if not complete else None
+    return State(tuple(complete), tuple(incomplete), tuple(path for _, path in opened), destroyed, partly)
 
 
 def _body(files: Files, save: Save) -> list[SavedFile]:

@@ -109,6 +109,28 @@ class Tracing:
         attempt = Attempt(calls, finished, listing, machine.started, ended_s, machine.noticed_s, left)
         self.evidence.add(leg, attempt)
 
+    def is_sound(self, leg: str) -> bool:
+        """True if a leg's latest attempt left complete saves and nothing of another, and more than one is to come."""
+        lives = self.evidence.lives(leg) if self.evidence else ()
+        return bool(lives) and lives[-1].end.newest is not None and not lives[-1].end.incomplete and self._has_room(leg)
+
+    def runs_to_its_end(self, leg: str, planned: Preemption) -> bool:
+        """True if a leg's next attempt must not be struck, or nothing would show what the last strike did.
+
+        That strike left files of an incomplete save where a restart finds them: the result tells what comes of it. Or
+        the next one would fall in the run's last save, and nothing would go on from that.
+        """
+        lives = self.evidence.lives(leg) if self.evidence else ()
+        if not lives:
+            return False
+        return lives[-1].end.partly or (planned.place is not None and not self._has_room(leg))
+
+    def _has_room(self, leg: str) -> bool:
+        """True if another save follows the next one of a leg."""
+        assert self.evidence
+        learnt, newest = self.evidence.learnt, self.evidence.lives(leg)[-1].end.newest
+        return learnt is not None and (newest.index if newest else 0) + 1 < len(learnt.saves)
+
     def go_on(self, leg: str, other: str) -> None:
         """Have a leg begin with what another's first attempt left."""
         if self.evidence:

@@ -1,0 +1,115 @@
+"""Each strike of a rehearsal gets a verdict of its own: no other strike hides it, and something is left to show it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import faultfs
+import pytest
+from programs.scripts.truth import HERE
+from support_rehearse import leftovers, rehearse
+
+from skyspot.rehearsal.machine import bucketfs_missing
+
+pytestmark = pytest.mark.skipif(bucketfs_missing() is not None, reason=str(faultfs.missing() or bucketfs_missing()))
+
+TASK = """\
+envs: {{OUT: /checkpoints/own}}
+file_mounts:
+  /checkpoints: {{name: somebodys-bucket, mode: MOUNT}}
+  ~/train.py: {script}
+run: python ~/train.py
+"""
+TWO_FILES = """\
+import json, os, time
+from pathlib import Path
+
+out = Path(os.environ["OUT"])
+out.mkdir(exist_ok=True)
+weights, momenta = out / "weights.json", out / "momenta.json"
+step, weight, momentum = 0, 0.0, 0.0
+if weights.exists() and momenta.exists():
+    (step, weight), momentum = json.loads(weights.read_text()), json.loads(momenta.read_text())
+
+
+def save(path, value):
+    path.with_suffix(".tmp").write_text(json.dumps(value))
+    path.with_suffix(".tmp").replace(path)
+
+
+while step < 40:
+    momentum = 0.9 * momentum + 1 / (1 + step)
+    step, weight = step + 1, weight + momentum
+    time.sleep(0.05)
+    if step in (SAVES):
+        save(weights, [step, weight])
+        save(momenta, momentum)
+(out / "result.json").write_text(json.dumps(weight))
+"""
+
+
+def rehearsed(script: Path, *args: object) -> tuple[subprocess.CompletedProcess[str], dict]:
+    folder = script.parent if script.parent != HERE else Path()
+    (folder / "task.yaml").write_text(TASK.format(script=script))
+    done = rehearse(
+        "task.yaml", "--compare", "own/result.json", "--mount-like", "local", "--json", *args, cwd=folder.absolute()
+    )
+    assert not done.stderr, done.stderr
+    return done, json.loads(done.stdout)
+
+
+def outcomes(result: dict) -> dict[str, str]:
+    return {one["kind"]: one["outcome"] for one in result["kinds"]}
+
+
+def test_a_first_strike_that_leaves_the_task_down_hides_no_other(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done, result = rehearsed(HERE / "newest_by_number.py", "--kinds", "torn,kill-at-write", "--preemptions", 2)
+    assert done.returncode == 1
+    down, other = [leg for leg in result["legs"] if leg["name"].startswith("preempted")]
+    assert [row["kind"] for row in down["rows"]] == ["torn", "failed"]
+    assert [row["kind"] for row in other["rows"]] == ["kill-at-write", "finished"]
+    assert outcomes(result) == {"torn": "stays down", "kill-at-write": "exact", "other processes": "not tried"}
+    assert not [path for path in leftovers(tmp_path) if "rehearsal-log" not in path]
+
+
+def two_files(folder: Path, saves: str) -> Path:
+    script = folder / "train.py"
+    script.write_text(TWO_FILES.replace("SAVES", saves))
+    return script
+
+
+def test_a_strike_does_not_fall_in_the_last_save_because_nothing_would_go_on_from_it(tmp_path: Path) -> None:
+    # Three saves lie there at the first strike. Between the two files of the fourth, all steps are done.
+    script = two_files(tmp_path, "1, 2, 3, 40")
+    done, result = rehearsed(script, "--kinds", "kill,kill-in-save", "--preemptions", 2)
+    assert done.returncode == 1, done.stdout
+    assert outcomes(result)["kill"] == "exact"
+    assert outcomes(result)["kill-in-save"] == "NOT exact"
+    texts = [leg["verdict"]["text"] for leg in result["legs"] if leg["verdict"]]
+    assert any("mixed pair of files of two saves: own/weights.json of save 3" in text for text in texts), texts
+
+
+def test_parts_of_a_last_save_from_which_nothing_goes_on_are_no_proof(tmp_path: Path) -> None:
+    # Of two saves, only the last can be struck: nothing is left to train after it.
+    script = two_files(tmp_path, "20, 40")
+    done, result = rehearsed(script, "--kinds", "kill,kill-in-save", "--preemptions", 2)
+    assert done.returncode == 1, done.stdout
+    assert outcomes(result)["kill-in-save"] == "not checked"
+    texts = [leg["verdict"]["text"] for leg in result["legs"] if leg["verdict"]]
+    assert any("found an incomplete save (own/weights.json, own/momenta.json)" in text for text in texts), texts
+
+
+def test_what_a_strike_in_a_save_left_is_read_by_an_attempt_that_is_not_struck(tmp_path: Path) -> None:
+    script = two_files(tmp_path, "5, 10, 15, 20, 25, 30, 35")
+    done, result = rehearsed(script, "--kinds", "kill,kill-in-save,torn", "--preemptions", 3)
+    assert done.returncode == 1, done.stdout
+    legs = [[row["kind"] for row in leg["rows"]] for leg in result["legs"] if leg["name"].startswith("preempted")]
+    assert legs == [["kill", "kill-in-save", "finished"], ["torn", "finished"]]
+    # Both leave a pair of files of two saves, and each is told by a run of its own.
+    assert outcomes(result) == {
+        "kill": "exact", "kill-in-save": "NOT exact", "torn": "NOT exact", "other processes": "not tried",
+    }  # fmt: skip
+    assert not [one["why"] for one in result["kinds"] if "or another kind" in one["why"]]
