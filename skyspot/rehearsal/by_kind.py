@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from skyspot.rehearsal import evidence
+from skyspot.rehearsal import evidence, faults
 from skyspot.rehearsal.result import Kind, Leg, Row
 
 EXACT, NOT_EXACT, LOST_WORK, STAYS_DOWN = "exact", "NOT exact", "LOST WORK", "stays down"
 UNKNOWN, NOT_TRIED = "not checked", "not tried"
 _WORST = (STAYS_DOWN, LOST_WORK, NOT_EXACT, UNKNOWN, EXACT)
 """Of several strikes of one kind, the first of these stands."""
-AT_WRITE = "kill-at-write"
 
 
 def outcome(leg: Leg, order: int) -> str:
@@ -45,7 +44,7 @@ def outcome(leg: Leg, order: int) -> str:
 
 def sort(row: Row) -> tuple[str, str | None]:
     """The kind of a strike, and its place where strikes of that kind are told apart by it."""
-    return row.kind, row.place if row.kind == AT_WRITE else None
+    return row.kind, row.place if row.kind == faults.AT_WRITE else None
 
 
 def table(legs: Sequence[Leg], kinds: Sequence[str], why_not: dict[str, str]) -> list[Kind]:
@@ -81,7 +80,7 @@ def _why(came: str, row: Row, leg: Leg, count: int) -> str:
     if came == NOT_EXACT and leg.preempted > 1:
         others = {sort(one) for one in leg.rows if one.hit and one.kind not in ("finished", "failed")} - {sort(row)}
         if others:
-            what = "place" if {kind for kind, _ in others} == {AT_WRITE} else "kind"
+            what = "place" if {kind for kind, _ in others} == {faults.AT_WRITE} else "kind"
             return f"{times}{row.ended}; or another {what} of the same run"
     return f"{times}{row.ended}"
 

@@ -184,8 +184,8 @@ class _Engine:
         if not struck:
             return []
         asked = list(self.settings.kinds)
-        if self.settings.every_write and "kill-at-write" not in asked:
-            asked.append("kill-at-write")
+        if self.settings.every_write and faults.AT_WRITE not in asked:
+            asked.append(faults.AT_WRITE)
         found = by_kind.table(struck, asked, self.legs.tracing.why_not())
         moved = next((leg for leg in self.legs.all if leg.name == "world-size"), None)
         if moved and moved.verdict:

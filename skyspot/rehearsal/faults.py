@@ -19,9 +19,11 @@ WARNINGS = ("sigterm", *NOTICES)
 """Preemptions before which the task may save."""
 DEFAULT_KINDS = ("kill", *NOTICES, "sigterm", "kill-in-save", "torn")
 """In the order in which they take turns."""
-KINDS = (*DEFAULT_KINDS, "kill-at-write")
+AT_WRITE = "kill-at-write"
+"""The kind whose strikes are told apart by their places in a save."""
+KINDS = (*DEFAULT_KINDS, AT_WRITE)
 """All kinds."""
-AT_A_CALL = ("kill-in-save", "torn", "kill-at-write")
+AT_A_CALL = ("kill-in-save", "torn", AT_WRITE)
 """Kinds that fall on one call of a save where each call is seen."""
 
 
@@ -118,21 +120,21 @@ def at_calls(
         every: True: one `kill-at-write` for each place, after all others.
     """
     cuts = [place for place in places if place.later.phase == "middle"]
-    usual = iter(_hardest(places, len([one for one in plan if one.kind in ("kill-in-save", "kill-at-write")]), seed))
+    usual = iter(_hardest(places, len([one for one in plan if one.kind in ("kill-in-save", AT_WRITE)]), seed))
     torn = iter([*reversed(cuts)] * len(plan)) if tears else iter(())
     found = []
     for one in plan:
         if one.kind == "torn":
             place = next(torn, None)
         elif one.kind in AT_A_CALL:
-            place = None if every and one.kind == "kill-at-write" else next(usual, None)
+            place = None if every and one.kind == AT_WRITE else next(usual, None)
         else:
             found.append(one)
             continue
         if place is not None:
             found.append(replace(one, at_fraction=None, place=place))
     if every:
-        found += [Preemption("kill-at-write", place=place) for place in places]
+        found += [Preemption(AT_WRITE, place=place) for place in places]
     return found
 
 

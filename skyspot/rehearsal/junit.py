@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET  # It writes here, and reads nothing.
 
-from skyspot.rehearsal import by_kind
+from skyspot.rehearsal import by_kind, faults
 from skyspot.rehearsal.result import Kind, Leg, Result
 
 _NOT_IN_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -26,7 +26,7 @@ def junit(name: str, result: Result) -> bytes:
     suite = ET.Element("testsuite", name=printable(f"skyspot rehearse {name}"), time=f"{result.seconds:.1f}")
     for kind in result.kinds:
         # Several rows are of one kind where its places in a save are told apart.
-        row = f"{kind.kind} {kind.place}" if kind.kind == by_kind.AT_WRITE and kind.place else kind.kind
+        row = f"{kind.kind} {kind.place}" if kind.kind == faults.AT_WRITE and kind.place else kind.kind
         _kind(ET.SubElement(suite, "testcase", classname="skyspot.rehearsal.kinds", name=printable(row)), kind)
     for leg in result.legs:
         if leg.verdict:

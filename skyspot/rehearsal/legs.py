@@ -72,7 +72,7 @@ class Legs:
         places = self.tracing.evidence.places() if self.tracing.evidence and self.tracing.point else []
         if self._start is None and places:
             leg, count = Leg("start", "Start"), self.settings.processes[0]
-            planned = Preemption("kill-at-write", place=places[0])
+            planned = Preemption(faults.AT_WRITE, place=places[0])
             buckets, env = self._buckets(leg.name, None), self._env(self._launch(leg.name), count)
             self.view.attempt(1, count, "until it has saved")
             row, _, _ = self._on_a_machine(leg, 1, planned, buckets, env, count)
