@@ -92,6 +92,24 @@ def test_a_missing_file_is_said_on_which_side(tmp_path: Path, left: object, righ
     assert found.text == f"NOT exact: r/a.txt is missing after the {side} run"
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["r/a", "r/b"], "r/a and r/b are"),
+        (["r/a", "r/b", "r/c"], "r/a, r/b and r/c are"),
+        (["r/c-1.pt", "r/c-2.pt", "r/c-3.pt"], "r/c-1.pt (and 2 more like r/c-#.pt) are"),
+        (["r/a", "r/c-1.pt", "r/c-2.pt"], "r/a and r/c-1.pt (and 1 more like r/c-#.pt) are"),
+        ([f"r/{name}" for name in "abcdef"], "r/a, r/b, r/c and 3 more kinds of files are"),
+    ],
+)
+def test_missing_files_are_named_by_their_kinds(tmp_path: Path, names: list[str], said: str) -> None:
+    one, two = buckets(tmp_path, "r/z", "x", "y")
+    for name in names:
+        (one / name).write_text("x")
+    found = compare_files(Comparison((Pattern("r/*"),)), {None: one}, {None: two}, Sides())
+    assert found.text == f"NOT exact: {said} missing after the preempted run"
+
+
 LONG = "x" * 299
 
 

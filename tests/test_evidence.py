@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from traced import Fs
 
-from skyspot.rehearsal import by_kind, evidence, failure, faults, logs
+from skyspot.rehearsal import by_kind, evidence, failure, faults, logs, remedies
 from skyspot.rehearsal.bucketfs.strike import Strike
 from skyspot.rehearsal.evidence import LOST, READ_AND_DROPPED, Evidence, Place
 from skyspot.rehearsal.faults import Preemption
+from skyspot.rehearsal.remedies import Cause
 from skyspot.rehearsal.result import Leg, Row
 from skyspot.rehearsal.resumes import FIRST, LOST_WORK, NOTHING_THERE, RESUMED, FileRead, Life, Resume
 from skyspot.rehearsal.saves import Learnt, Save, SavedFile, State, study
@@ -72,15 +73,37 @@ def test_a_leg_that_resumed_with_the_same_result_has_no_fault() -> None:
 def test_work_that_is_lost_fails_though_the_result_is_the_same(dropped, cause, same) -> None:
     lives = (FIRST_LIFE, life(2, resume(LOST_WORK, dropped=dropped)), life(3, resume(used=saved(2))))
     found = evidence.judge(known(), lives, same=same)
-    assert found == Verdict(False, True, "LOST WORK: in attempt 2, it did so", cause)
+    remedy = remedies.DESTROYED.remedy  # No complete checkpoint was left.
+    assert found == Verdict(False, True, "LOST WORK: in attempt 2, it did so", cause, remedy=remedy)
+
+
+@pytest.mark.parametrize(
+    ("start", "finding"),
+    [
+        (resume(LOST_WORK, newest=saved(2)), remedies.NOT_USED),
+        (resume(LOST_WORK, newest=saved(2), dropped=saved(2)), remedies.NOT_USED),
+        (resume(LOST_WORK, saved(1), newest=saved(2)), remedies.OLDER_USED),
+        (resume(LOST_WORK, newest=None), remedies.DESTROYED),
+        (
+            resume(LOST_WORK, newest=saved(2), read=(FileRead("a.pt", 5, 5, False, True, "save 3"),)),
+            remedies.HALF_WRITTEN,
+        ),
+    ],
+)
+def test_each_way_to_lose_work_has_its_remedy(start, finding) -> None:
+    found = evidence.judge(known(), (FIRST_LIFE, life(2, start)), same=True)
+    assert found
+    assert found.remedy == finding.remedy
 
 
 def test_one_that_read_its_checkpoint_and_ends_elsewhere_is_left_to_the_cause() -> None:
     lives = (FIRST_LIFE, life(2, resume(LOST_WORK, dropped=saved(2))))
     assert evidence.judge(known(), lives, same=False) is None
-    text = evidence.cause(known(), lives)
-    assert text
-    assert text.startswith("it trains more steps than asked: after reading state.pt it made as many saves as a whole")
+    found = evidence.cause(known(), lives)
+    assert found
+    assert found.finding is remedies.MORE_STEPS
+    more = "it trains more steps than asked: after reading state.pt it made as many saves as a whole"
+    assert found.text.startswith(more)
 
 
 @pytest.mark.parametrize(
@@ -102,9 +125,12 @@ def test_a_task_that_saves_at_its_end_alone_is_told_so() -> None:
     found = evidence.judge(known(5), (FIRST_LIFE, life(2, resume(NOTHING_THERE))), same=True)
     assert found
     assert "saves nothing before its end" in found.text
+    assert found.remedy == remedies.NEVER_SAVES.remedy
 
 
 # -- causes
+
+THE_LR = Cause("the LR: x", remedies.LEARNING_RATE)
 
 
 def read(path: str, of: str, cut: bool = False) -> FileRead:
@@ -112,38 +138,61 @@ def read(path: str, of: str, cut: bool = False) -> FileRead:
 
 
 @pytest.mark.parametrize(
-    ("start", "text"),
+    ("start", "text", "finding"),
     [
         (
             resume(used=saved(2), mixed=(read("a.pt", "save 2"), read("b.pt", "save 1"))),
             "a mixed pair of files of two saves: a.pt of save 2 and b.pt of save 1",
+            remedies.MIXED,
         ),
-        (resume(used=saved(2), read=(read("rng.pt", "save 2", cut=True),)), "rng.pt was half written, and was read"),
-        (resume(used=saved(2), more=3), "it trains more steps than asked: 3 saves beyond the undisturbed run's last"),
-        (resume(used=saved(2, missing=("rng.pt",))), "rng.pt of save 2 was missing, and it went on without"),
-        (resume(used=saved(2), unread=("a", "b", "c")), "a and b and 1 more were not read"),
+        (
+            resume(used=saved(2), read=(read("rng.pt", "save 2", cut=True),)),
+            "rng.pt was half written, and was read",
+            remedies.HALF_WRITTEN,
+        ),
+        (
+            resume(used=saved(2), more=3),
+            "it trains more steps than asked: 3 saves beyond the undisturbed run's last",
+            remedies.MORE_STEPS,
+        ),
+        (
+            resume(used=saved(2, missing=("rng.pt",))),
+            "rng.pt of save 2 was missing, and it went on without",
+            remedies.NOT_READ,
+        ),
+        (resume(used=saved(2), unread=("a", "b", "c")), "a and b and 1 more were not read", remedies.NOT_READ),
     ],
 )
-def test_the_cause_is_named_from_what_was_read_and_saved(start, text) -> None:
-    found = evidence.cause(known(), (FIRST_LIFE, life(2, start)), logs="the LR")
+def test_the_cause_is_named_from_what_was_read_and_saved(start, text, finding) -> None:
+    found = evidence.cause(known(), (FIRST_LIFE, life(2, start)), logs=THE_LR)
     assert found
-    assert found.startswith(text)
+    assert found.text.startswith(text)
+    assert found.finding is finding
+
+
+def test_an_attempt_that_failed_has_its_cause_only_in_what_it_read() -> None:
+    cut = life(2, resume("not seen", read=(read("a.pt", "save 2", cut=True),)))
+    found = evidence.cause_of_failure(known(), (FIRST_LIFE, cut))
+    assert found == Cause("a.pt was half written, and was read all the same", remedies.HALF_WRITTEN)
+    assert evidence.cause_of_failure(known(), (FIRST_LIFE, life(2, resume(used=saved(2), unread=("a",))))) is None
+    assert evidence.cause_of_failure(known(), ()) is None
 
 
 def test_a_save_at_the_signal_that_was_resumed_from_is_the_cause() -> None:
     save = saved(3)
     lives = (life(1, resume(FIRST), at_notice=save), life(2, resume(used=save)))
     text = "a resume from state.pt (save 3), which was saved at SIGTERM or a notice"
-    assert evidence.cause(known(), lives) == text
-    assert evidence.cause(known(), lives, "the LR: x") == f"the LR: x, after {text}"
+    assert evidence.cause(known(), lives) == Cause(text, remedies.AT_NOTICE)
+    assert evidence.cause(known(), lives, THE_LR) == Cause(f"the LR: x, after {text}", remedies.AT_NOTICE)
     other = (life(1, resume(FIRST), at_notice=save), life(2, resume(used=saved(2))))
     assert evidence.cause(known(), other) is None
 
 
 def test_else_the_logs_tell_it() -> None:
     lives = (FIRST_LIFE, life(2, resume(used=saved(2))))
-    assert evidence.cause(known(), lives, "the LR: x") == "the LR: x, after a resume from state.pt"
-    assert evidence.cause(known(), (FIRST_LIFE,), "the LR: x") == "the LR: x"
+    after = Cause("the LR: x, after a resume from state.pt", remedies.LEARNING_RATE)
+    assert evidence.cause(known(), lives, THE_LR) == after
+    assert evidence.cause(known(), (FIRST_LIFE,), THE_LR) == THE_LR
     assert evidence.cause(known(), lives) is None
 
 
@@ -167,8 +216,8 @@ def test_a_log_that_begins_again_is_the_data_order(tmp_path: Path) -> None:
     log(tmp_path / "a", "metrics-0.jsonl", steps(1, 9))
     log(tmp_path / "b", "metrics-0.jsonl", steps(1, 6))
     log(tmp_path / "b", "metrics-1.jsonl", [{**line, "loss": 0.5} for line in steps(5, 9, shift=4)])
-    assert logs.cause(tmp_path / "a", tmp_path / "b") == (
-        "the data order: from step 5 on, sample in metrics-1.jsonl is what it was from step 1 on"
+    assert logs.cause(tmp_path / "a", tmp_path / "b") == Cause(
+        "the data order: from step 5 on, sample in metrics-1.jsonl is what it was from step 1 on", remedies.DATA_ORDER
     )
 
 
@@ -176,7 +225,7 @@ def test_a_learning_rate_that_differs_is_named(tmp_path: Path) -> None:
     log(tmp_path / "a", "metrics-0.jsonl", steps(1, 9))
     log(tmp_path / "b", "metrics-0.jsonl", [*steps(1, 4), *steps(5, 9, rate=3)])
     text = "the LR: from step 5 on, lr in metrics-0.jsonl differs (0.02 undisturbed, 0.05 preempted)"
-    assert logs.cause(tmp_path / "a", tmp_path / "b") == text
+    assert logs.cause(tmp_path / "a", tmp_path / "b") == Cause(text, remedies.LEARNING_RATE)
 
 
 def test_lines_of_text_are_logs_too(tmp_path: Path) -> None:
@@ -184,8 +233,8 @@ def test_lines_of_text_are_logs_too(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         lines = [f"2026-01-02 03:04:0{shift},123 step {n} value {n - (shift if n > 4 else 0)}.5" for n in range(1, 9)]
         (tmp_path / name / "train.log").write_text("\n".join(["starting", *lines, "saved step 8", ""]))
-    assert logs.cause(tmp_path / "a", tmp_path / "b") == (
-        "the data order: from step 5 on, value in train.log is what it was from step 1 on"
+    assert logs.cause(tmp_path / "a", tmp_path / "b") == Cause(
+        "the data order: from step 5 on, value in train.log is what it was from step 1 on", remedies.DATA_ORDER
     )
 
 
@@ -205,7 +254,7 @@ def test_the_usual_lines_of_training_loops_are_read(line, said, tmp_path: Path) 
         lines = [line.format(n=n, loss=1 / n + (wrong if n == 5 else 0)) for n in range(1, 9)]
         (tmp_path / name / "log.txt").write_text("\n".join(["starting", *lines]))
     text = f"from {said} in log.txt differs (0.2 undisturbed, 9.2 preempted)"
-    assert logs.cause(tmp_path / "a", tmp_path / "b") == text
+    assert logs.cause(tmp_path / "a", tmp_path / "b") == Cause(text, remedies.NO_CAUSE)
 
 
 @pytest.mark.parametrize(("counter", "separator", "suffix"), [("step", ",", "csv"), ("epoch", "\t", "tsv")])
@@ -218,9 +267,8 @@ def test_a_table_with_a_header_is_a_log(counter, separator, suffix, tmp_path: Pa
             rows.append([str(n), "0.5", "", ""])
         text = "".join(separator.join(row) + "\n" for row in rows)
         (tmp_path / name / f"metrics.{suffix}").write_text(text + "9" + separator)
-    assert logs.cause(tmp_path / "a", tmp_path / "b") == (
-        f"the LR: from {counter} 5 on, lr in metrics.{suffix} differs (0.02 undisturbed, 0.05 preempted)"
-    )
+    text = f"the LR: from {counter} 5 on, lr in metrics.{suffix} differs (0.02 undisturbed, 0.05 preempted)"
+    assert logs.cause(tmp_path / "a", tmp_path / "b") == Cause(text, remedies.LEARNING_RATE)
 
 
 def test_tables_without_a_header_and_with_too_long_cells_tell_nothing(tmp_path: Path) -> None:
@@ -234,9 +282,8 @@ def test_tables_without_a_header_and_with_too_long_cells_tell_nothing(tmp_path: 
 def test_a_loss_that_begins_again_tells_that_nothing_was_loaded(tmp_path: Path) -> None:
     log(tmp_path / "a", "metrics.jsonl", [{"step": n, "loss": 1 / n} for n in range(1, 9)])
     log(tmp_path / "b", "metrics.jsonl", [{"step": n, "loss": 1 / (n if n < 5 else n - 4)} for n in range(1, 9)])
-    assert logs.cause(tmp_path / "a", tmp_path / "b") == (
-        "what it read was not used: from step 5 on, loss in metrics.jsonl is what it was from step 1 on"
-    )
+    text = "what it read was not used: from step 5 on, loss in metrics.jsonl is what it was from step 1 on"
+    assert logs.cause(tmp_path / "a", tmp_path / "b") == Cause(text, remedies.NOT_USED)
 
 
 def test_logs_that_tell_nothing_name_nothing(tmp_path: Path) -> None:
@@ -342,6 +389,16 @@ def test_a_kind_without_a_strike_says_why() -> None:
     assert [(one.outcome, one.why) for one in found[1:]] == [
         ("not tried", "it appears whole"), ("not tried", "the run was over before"),
     ]  # fmt: skip
+    down = by_kind.table([leg("kill", finished=False)], ["kill", "torn"], {})
+    assert down[1].why == "an attempt before its turn failed"
+
+
+def test_a_kind_that_has_no_turn_says_how_many_preemptions_were_asked_for() -> None:
+    assert by_kind.without_a_turn(["torn", "kill", "sigterm"], 1) == dict.fromkeys(
+        ["sigterm", "torn"], "1 preemption was asked for"
+    )
+    assert by_kind.without_a_turn(["torn", "kill", "sigterm"], 2) == {"torn": "2 preemptions were asked for"}
+    assert by_kind.without_a_turn(faults.DEFAULT_KINDS, 5) == {}
 
 
 # -- where strikes fall

@@ -20,7 +20,7 @@ from support_rehearse import is_exact, leftovers, own, rehearse, trains
 from skyspot.cli.comparing import located
 from skyspot.errors import UsageError
 from skyspot.migrate.source import task_yaml
-from skyspot.rehearsal import faults, machine, upload, verdict
+from skyspot.rehearsal import faults, machine, remedies, upload, verdict
 from skyspot.rehearsal.compare.rules import Comparison, Pattern
 from skyspot.rehearsal.engine import _folder
 from skyspot.rehearsal.engine import rehearse as rehearse_task
@@ -93,7 +93,12 @@ def test_where_there_is_no_namespace_the_paths_are_rewritten_and_it_says_so(tmp_
     assert done.returncode == 1, done.stdout + done.stderr
     document = json.loads(done.stdout)
     assert "not checked: whether it resumed cannot be seen here, because" in document["legs"][1]["verdict"]["text"]
-    assert any("rewritten" in note for note in document["notes"])
+    assert any(
+        note.startswith(
+            "SKYSPOT_REHEARSE_WITHOUT_NAMESPACE is set, so mount namespaces are off: the task's paths were "
+        )
+        for note in document["notes"]
+    )
     assert not Path("/checkpoints").exists()
 
 
@@ -552,7 +557,10 @@ def test_leaving_with_0_at_sigterm_is_told_as_what_skypilot_makes_of_it(tmp_path
     )
     done = rehearse("task.yaml", "--kinds", "sigterm", "--preemptions", 1, "--compare", "result", cwd=tmp_path)
     assert done.returncode == 1
-    assert "exited with 0 at SIGTERM: SkyPilot would mark this SUCCEEDED." in " ".join(done.stdout.split())
+    said = " ".join(done.stdout.split())
+    assert "exited with 0 at SIGTERM: SkyPilot would mark this SUCCEEDED." in said
+    assert "result is missing after the preempted run. Likely cause: attempt 1 exited with 0 at SIGTERM" in said
+    assert f" remedy: {remedies.EXITED_WITH_0.remedy}" in said
 
 
 @pytest.mark.parametrize("text", ["file_mounts: [a]\nrun: x\n", "envs: [a]\nrun: x\n", "resources: x\nrun: x\n"])

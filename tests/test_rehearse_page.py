@@ -12,6 +12,7 @@ from support import REPO
 from skyspot.cli.rehearse import rehearse
 from skyspot.rehearsal import by_kind, faults
 from skyspot.rehearsal.bucketfs.manners import MANNERS, REMEDIES, Manners
+from skyspot.rehearsal.remedies import FINDINGS
 
 PAGE = (REPO / "docs" / "rehearse.md").read_text()
 VERDICTS = {value for name, value in vars(by_kind).items() if name.isupper() and isinstance(value, str)}
@@ -65,8 +66,13 @@ def refusals() -> str:
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize("make", [mounts, refusals])
-def test_the_tables_of_mounts_are_made_from_the_code(make) -> None:
+def findings() -> str:
+    lines = ["| finding | remedy |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {one.name} | {one.remedy} |" for one in FINDINGS)])
+
+
+@pytest.mark.parametrize("make", [mounts, refusals, findings])
+def test_the_tables_of_mounts_and_findings_are_made_from_the_code(make) -> None:
     assert f"\n\n{make()}\n\n" in PAGE, f"docs/rehearse.md: put this table there:\n{make()}"
 
 

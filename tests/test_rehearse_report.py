@@ -22,6 +22,7 @@ from skyspot.rehearsal import machine, tracing
 from skyspot.rehearsal.bucketfs.strike import Strike
 from skyspot.rehearsal.evidence import Place
 from skyspot.rehearsal.junit import junit
+from skyspot.rehearsal.remedies import MIXED
 from skyspot.rehearsal.reports import Reports
 from skyspot.rehearsal.repro import Repro, reproduced
 from skyspot.rehearsal.result import Kind, Leg, Result, Row, Settings, check_settings
@@ -175,6 +176,26 @@ def test_the_reports_of_a_task_that_fails(tmp_path: Path) -> None:
         assert "skyspot-rehearsal-log-" in path
 
 
+@pytest.mark.parametrize("other", ["report", "./report", "link"])
+def test_two_reports_in_one_file_are_refused_before_anything_runs(tmp_path: Path, other: str) -> None:
+    (tmp_path / "task.yaml").write_text(f"run: touch {tmp_path}/ran\n")
+    (tmp_path / "link").symlink_to("report")
+    done = rehearse("task.yaml", "--junit", "report", "--summary", other, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "Error: --junit and --summary are both report; name two files\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "task.yaml"]
+
+
+def test_a_remedy_is_in_every_report() -> None:
+    verdict = Verdict(False, True, "stays down: it failed.\nexit 1", remedy="skip a `file`")
+    result = Result([Leg("preempted", "Preempted", verdict=verdict)], [], 1.0)
+    failure = case(junit("own", result), "preempted").find("failure")
+    assert failure is not None
+    assert failure.text == "stays down: it failed.\nexit 1\nremedy: skip a `file`"
+    assert summary("own", result).endswith("\n```\n\n**Remedy:** skip a \\`file\\`\n")
+    assert result.to_json()["legs"][0]["verdict"]["remedy"] == "skip a `file`"
+
+
 # -- the script that repeats a row
 
 
@@ -309,3 +330,5 @@ def test_a_failing_row_fails_again_alone_in_the_same_way(tmp_path: Path) -> None
     result = json.loads(again.stdout)
     assert result["kinds"] == [row]
     assert "Error: a and b are of two saves (again)" in result["legs"][1]["verdict"]["text"]
+    assert "Likely cause: a mixed pair of files of two saves: a of save " in result["legs"][1]["verdict"]["text"]
+    assert result["legs"][1]["verdict"]["remedy"] == MIXED.remedy

@@ -64,8 +64,23 @@ def table(legs: Sequence[Leg], kinds: Sequence[str], why_not: dict[str, str]) ->
                     strikes.setdefault(sort(row), []).append((outcome(leg, order), row, leg))
         found += [_of_a_sort(kind, those) for those in strikes.values()]
         if not strikes:
-            found.append(Kind(kind, NOT_TRIED, why_not.get(kind, "the run was over before")))
+            over = "the run was over before"
+            if not all(leg.finished for leg in legs):
+                over = "an attempt before its turn failed"
+            found.append(Kind(kind, NOT_TRIED, why_not.get(kind, over)))
     return found
+
+
+def without_a_turn(kinds: Sequence[str], preemptions: int) -> dict[str, str]:
+    """Say of the kinds that get no turn that too few preemptions were asked for.
+
+    Args:
+        kinds: All kinds that were asked for. They take turns in the order of faults.KINDS.
+        preemptions: How many preemptions.
+    """
+    count = f"{preemptions} preemption{'s were' if preemptions > 1 else ' was'} asked for"
+    ordered = [kind for kind in faults.KINDS if kind in kinds]
+    return dict.fromkeys(ordered[preemptions:], count)
 
 
 def _of_a_sort(kind: str, strikes: list[tuple[str, Row, Leg]]) -> Kind:

@@ -12,15 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from skyspot.errors import SkyspotError, UsageError
-from skyspot.rehearsal import by_kind, evidence, faults, logs, records, verdict
+from skyspot.rehearsal import advice, by_kind, evidence, faults, logs, records, remedies, verdict
 from skyspot.rehearsal.compare.control import Outcome, control, judge
 from skyspot.rehearsal.compare.difference import Sides
 from skyspot.rehearsal.compare.files import compare_files
 from skyspot.rehearsal.faults import Preemption
 from skyspot.rehearsal.legs import Legs
-from skyspot.rehearsal.machine import namespace_command
+from skyspot.rehearsal.machine import namespace_command, no_namespace
 from skyspot.rehearsal.metadata import AwsMetadata
 from skyspot.rehearsal.needs import with_needs
+from skyspot.rehearsal.remedies import Cause, Finding
 from skyspot.rehearsal.result import CONTROL, OTHER_PROCESSES, Kind, Leg, Result, Settings
 from skyspot.rehearsal.resumes import LOST_WORK
 from skyspot.rehearsal.task import RehearsalTask
@@ -47,7 +48,7 @@ def rehearse(task: RehearsalTask, settings: Settings, view: View) -> Result:
     notes = list(task.notes)
     if namespace_command() is None:
         notes.append(
-            "this system allows no mount namespace: the task's paths were rewritten in its environment and in `run`, "
+            f"{no_namespace()}: the task's paths were rewritten in its environment and in `run`, "
             "and SKYSPOT_MOUNT is unset"
         )
     with _folder(settings.keep) as folder, AwsMetadata() as server:
@@ -106,7 +107,8 @@ class _Engine:
         if not reference.finished:
             why = "does not end" if reference.rows[-1].timed_out else "the task failed without a preemption"
             more = " Train fewer steps, or give it more time: --timeout 2h" if reference.rows[-1].timed_out else ""
-            reference.verdict = verdict.Verdict(False, False, f"not checked: {why}.{more}\n{reference.failure}")
+            failed = verdict.Verdict(False, False, f"not checked: {why}.{more}\n{reference.failure}")
+            reference.verdict = advice.after_failure(failed, self.legs.tracing.refused_at_last("reference"), None, None)
             return
         self.reference = self._outcome("reference")
         history = self.reference.history
@@ -186,7 +188,8 @@ class _Engine:
         asked = list(self.settings.kinds)
         if self.settings.every_write and faults.AT_WRITE not in asked:
             asked.append(faults.AT_WRITE)
-        found = by_kind.table(struck, asked, self.legs.tracing.why_not())
+        no_turn = by_kind.without_a_turn(self.settings.kinds, self.settings.preemptions)
+        found = by_kind.table(struck, asked, {**no_turn, **self.legs.tracing.why_not()})
         moved = next((leg for leg in self.legs.all if leg.name == "world-size"), None)
         if moved and moved.verdict:
             what = by_kind.EXACT if moved.verdict.exact else by_kind.NOT_EXACT
@@ -209,6 +212,8 @@ class _Engine:
             )
             judged.append(verdict.Verdict(False, False, text))
         elif not self.legs.records:
+            if early := advice.exited_early(leg.rows):
+                judged = [advice.with_cause(one, early) if one.checked and not one.exact else one for one in judged]
             judged = self._with_evidence(leg, judged)
         hit = {row.kind for row in leg.rows if row.hit}
         judged += self._failed_at_sigterm(leg)
@@ -223,7 +228,8 @@ class _Engine:
         ):
             short = self._too_short(leg.preempted, leg.planned)
             judged.insert(0, verdict.Verdict(False, False, f"not checked: {short}"))
-        leg.verdict = next((one for one in judged if not one.exact), judged[0])
+        chosen = next((one for one in judged if not one.exact), judged[0])
+        leg.verdict = advice.with_refusals(chosen, self.legs.tracing.refused_in("reference", leg.name))
 
     def _failed_at_sigterm(self, leg: Leg) -> list[verdict.Verdict]:
         failed = next((row for row in leg.rows if row.stays_down), None)
@@ -235,17 +241,22 @@ class _Engine:
             f"stays down: attempt {failed.number} failed at its preemption ({failed.ended}), and SkyPilot does not "
             f"restart a task that fails. Likely cause: {failed.stays_down}.{saved}"
         )
-        return [verdict.Verdict(False, True, text, by_kind.STAYS_DOWN)]
+        return [verdict.Verdict(False, True, text, by_kind.STAYS_DOWN, remedy=remedies.WORKERS.remedy)]
 
     def _unfinished(self, leg: Leg) -> verdict.Verdict:
         """The verdict on a run that never finished."""
+        found, tracing = self.legs.tracing.evidence, self.legs.tracing
+        refused = tracing.refused_at_last(leg.name)
+        seen = evidence.cause_of_failure(found.learnt, found.lives(leg.name)) if found and found.learnt else None
         struck = [row for row in leg.rows if row.kind not in ("finished", "failed")]
         if struck and leg.rows[-1].kind == "failed" and leg.rows[-1].first_step is None:
             text = (
                 f"stays down: NOT exact: the run never finished. Before it failed: {struck[-1].ended}.\n{leg.failure}"
             )
-            return verdict.Verdict(False, True, text, by_kind.STAYS_DOWN)
-        return verdict.Verdict(False, True, f"NOT exact: the run never finished.\n{leg.failure}")
+            down = verdict.Verdict(False, True, text, by_kind.STAYS_DOWN)
+            return advice.after_failure(down, refused, seen, struck[-1])
+        ended = verdict.Verdict(False, True, f"NOT exact: the run never finished.\n{leg.failure}")
+        return advice.after_failure(ended, refused, seen, None)
 
     def _with_evidence(self, leg: Leg, judged: list[verdict.Verdict]) -> list[verdict.Verdict]:
         """Add what was seen of the bucket: whether each attempt resumed, and the cause of a difference."""
@@ -260,14 +271,12 @@ class _Engine:
             for row in leg.rows:
                 row.lost_work = row.number in lost
             return [resumed, *judged] if resumed else judged
-        told = logs.cause(self.legs.bucket("reference"), self.legs.bucket(leg.name))
-        why = resumed.text if resumed else evidence.cause(found.learnt, lives, told)
-        if why is None:
-            return judged
-        return [
-            one if one.exact or not one.checked else dataclasses.replace(one, text=f"{one.text}. Likely cause: {why}")
-            for one in judged
-        ]
+        if resumed:
+            why: Cause | None = Cause(resumed.text, Finding("", resumed.remedy))
+        else:
+            told = logs.cause(self.legs.bucket("reference"), self.legs.bucket(leg.name))
+            why = evidence.cause(found.learnt, lives, told)
+        return [one if one.exact or not one.checked or one.remedy else advice.with_cause(one, why) for one in judged]
 
     def _too_short(self, had: int, wanted: int) -> str:
         history = self.reference.history

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from skyspot.rehearsal import remedies
 from skyspot.rehearsal.boundaries import Boundary, boundaries, counted, sample
 from skyspot.rehearsal.bucketfs.strike import Strike, points
 from skyspot.rehearsal.bucketfs.trace import read_from
+from skyspot.rehearsal.remedies import Cause, Finding
 from skyspot.rehearsal.replay import Attempt
 from skyspot.rehearsal.resumes import FIRST, LOST_WORK, NOTHING_THERE, Life, Resume, follow
 from skyspot.rehearsal.saves import Learnt, Save, study
@@ -177,7 +179,8 @@ def judge(learnt: Learnt, lives: Sequence[Life], same: bool) -> Verdict | None:
         resume = life.resume
         if resume.outcome == LOST_WORK and (same or resume.dropped is None):
             kind = LOST if resume.dropped is None else READ_AND_DROPPED
-            return Verdict(False, True, f"LOST WORK: in attempt {life.number}, {resume.why}", kind)
+            text = f"LOST WORK: in attempt {life.number}, {resume.why}"
+            return Verdict(False, True, text, kind, remedy=_of_lost_work(resume).remedy)
     if not same:
         return None
     if lives and _went_on_from_parts(lives[-1]):
@@ -188,7 +191,17 @@ def judge(learnt: Learnt, lives: Sequence[Life], same: bool) -> Verdict | None:
         )
     if any(life.resume.proof and not life.resume.mixed for life in lives):
         return None
-    return Verdict(False, False, f"not checked: {_no_proof(learnt, lives)}")
+    saves = learnt.saves and not learnt.only_at_the_end
+    remedy = "" if saves else remedies.NEVER_SAVES.remedy
+    return Verdict(False, False, f"not checked: {_no_proof(learnt, lives)}", remedy=remedy)
+
+
+def _of_lost_work(resume: Resume) -> Finding:
+    if resume.newest is None:
+        return remedies.DESTROYED
+    if any(one.cut for one in resume.read):
+        return remedies.HALF_WRITTEN
+    return remedies.NOT_USED if resume.used is None else remedies.OLDER_USED
 
 
 def _went_on_from_parts(life: Life) -> bool:
@@ -209,7 +222,7 @@ def _no_proof(learnt: Learnt, lives: Sequence[Life]) -> str:
     return "no attempt began with a checkpoint that it could resume from"
 
 
-def cause(learnt: Learnt, lives: Sequence[Life], logs: str | None = None) -> str | None:
+def cause(learnt: Learnt, lives: Sequence[Life], logs: Cause | None = None) -> Cause | None:
     """Name the likeliest cause of a wrong result, from what the attempts read and wrote; None if nothing tells.
 
     Args:
@@ -223,13 +236,21 @@ def cause(learnt: Learnt, lives: Sequence[Life], logs: str | None = None) -> str
     at_notice = next((two.resume.used for one, two in pairwise(lives) if _is_at_notice(one, two)), None)
     if at_notice:
         saved = f"{at_notice.largest} ({at_notice.label}), which was saved at SIGTERM or a notice"
-        return f"{logs}, after a resume from {saved}" if logs else f"a resume from {saved}"
+        text = f"{logs.text}, after a resume from {saved}" if logs else f"a resume from {saved}"
+        return Cause(text, remedies.AT_NOTICE)
     if logs:
         used = next((life.resume.used for life in lives if life.resume.used), None)
-        return f"{logs}, after a resume from {used.largest}" if used else logs
+        return Cause(f"{logs.text}, after a resume from {used.largest}", logs.finding) if used else logs
     if learnt.irregular:
-        return "its saves come at irregular steps, as on a new best: what came after the last one is done again"
+        text = "its saves come at irregular steps, as on a new best: what came after the last one is done again"
+        return Cause(text, remedies.IRREGULAR)
     return None
+
+
+def cause_of_failure(learnt: Learnt, lives: Sequence[Life]) -> Cause | None:
+    """Name why the last attempt failed, from what it read: a half-written file, or parts of two saves."""
+    resume = lives[-1].resume if lives else None
+    return _cause_of_one(learnt, resume) if resume and (resume.mixed or any(one.cut for one in resume.read)) else None
 
 
 def _is_at_notice(one: Life, two: Life) -> bool:
@@ -237,21 +258,23 @@ def _is_at_notice(one: Life, two: Life) -> bool:
     return one.at_notice is not None and two.resume.used == one.at_notice
 
 
-def _cause_of_one(learnt: Learnt, resume: Resume) -> str | None:
+def _cause_of_one(learnt: Learnt, resume: Resume) -> Cause | None:
     """Name what was wrong with one attempt's start."""
     if resume.mixed:
         files = " and ".join(f"{one.path} of {one.save}" for one in resume.mixed)
-        return f"a mixed pair of files of two saves: {files}"
+        return Cause(f"a mixed pair of files of two saves: {files}", remedies.MIXED)
     cut = [one.path for one in resume.read if one.cut]
     if cut:
-        return f"{cut[0]} was half written, and was read all the same"
+        return Cause(f"{cut[0]} was half written, and was read all the same", remedies.HALF_WRITTEN)
     if resume.dropped is not None or resume.more:
-        return _more(learnt, resume.more, resume.dropped)
+        return Cause(_more(learnt, resume.more, resume.dropped), remedies.MORE_STEPS)
     if resume.used is not None and resume.used.missing:
         were = "was" if len(resume.used.missing) == 1 else "were"
-        return f"{_names(resume.used.missing)} of {resume.used.label} {were} missing, and it went on without"
+        missing = f"{_names(resume.used.missing)} of {resume.used.label} {were} missing, and it went on without"
+        return Cause(missing, remedies.NOT_READ)
     if resume.unread:
-        return f"{_names(resume.unread)} {'was' if len(resume.unread) == 1 else 'were'} not read"
+        were = "was" if len(resume.unread) == 1 else "were"
+        return Cause(f"{_names(resume.unread)} {were} not read", remedies.NOT_READ)
     return None
 
 

@@ -102,10 +102,11 @@ class Injector:
             code, ended = self._warn(kind)
             heard = kind == "sigterm" or self.server.requests > asked
         if code == 0:
-            early = "finished before the machine was taken"
+            ended, early = "finished before the machine was taken", False
             if heard and not self.records and not self.has_all_files():
-                early = f"exited with 0 at {'SIGTERM' if kind == 'sigterm' else 'the notice'}: {EXITED_WITH_0}"
-            return Row(number, "finished", early, processes), 0
+                early = True
+                ended = f"exited with 0 at {'SIGTERM' if kind == 'sigterm' else 'the notice'}: {EXITED_WITH_0}"
+            return Row(number, "finished", ended, processes, exited_early=early), 0
         stays_down = failure.at_sigterm(self.machine.log) if kind in faults.WARNINGS else ""
         return Row(number, kind, ended, processes, hit=hit, stays_down=stays_down), code
 

@@ -58,7 +58,8 @@ def _leg(case: ET.Element, leg: Leg) -> None:
     assert leg.verdict
     case.set("time", f"{leg.seconds:.1f}")
     if not leg.verdict.exact:
-        _failure(case, leg.verdict.text.partition(":")[0], leg.verdict.text)
+        remedy = f"\nremedy: {leg.verdict.remedy}" if leg.verdict.remedy else ""
+        _failure(case, leg.verdict.text.partition(":")[0], f"{leg.verdict.text}{remedy}")
     text = "\n".join([*([leg.verdict.text] if leg.verdict.exact else []), *leg.verdict.notes])
     if text:
         ET.SubElement(case, "system-out").text = printable(f"{leg.title}: {text}")

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from skyspot.rehearsal import naming
+from skyspot.rehearsal import naming, remedies
+from skyspot.rehearsal.remedies import Cause
 from skyspot.rehearsal.watch import walk
 
 LARGEST = 20_000_000
@@ -50,7 +51,7 @@ class _Log:
     """Their lines, the oldest first."""
 
 
-def cause(reference: Path, other: Path) -> str | None:
+def cause(reference: Path, other: Path) -> Cause | None:
     """Name the likeliest cause of a difference between two runs, from their logs; None if these tell nothing.
 
     Args:
@@ -88,18 +89,20 @@ def _first_difference(left: Lines, right: Lines) -> tuple[Place | None, list[str
     return None, []
 
 
-def _describe(left: Lines, right: Lines, step: Place, keys: list[str], path: str) -> str:
+def _describe(left: Lines, right: Lines, step: Place, keys: list[str], path: str) -> Cause:
     rate = next((key for key in keys if _RATE.search(key)), None)
     again = next((key for key in keys if _repeats(left, right, step, key)), None)
     order = next((key for key in keys if _ORDER.search(key)), None) or again
     key = rate or order or keys[0]
     what = "the LR: " if rate else "the data order: " if order else ""
+    finding = remedies.LEARNING_RATE if rate else remedies.DATA_ORDER if order else remedies.NO_CAUSE
     if not rate and again and _SCORE.search(again):
-        key, what = again, "what it read was not used: "
+        key, what, finding = again, "what it read was not used: ", remedies.NOT_USED
     if key == again:
-        return f"{what}from {_said(step)} on, {key} in {path} is what it was from {_said(min(left))} on"
+        repeated = f"{what}from {_said(step)} on, {key} in {path} is what it was from {_said(min(left))} on"
+        return Cause(repeated, finding)
     values = f"{left[step][key]} undisturbed, {right[step][key]} preempted"
-    return f"{what}from {_said(step)} on, {key} in {path} differs ({values})"
+    return Cause(f"{what}from {_said(step)} on, {key} in {path} differs ({values})", finding)
 
 
 def _said(place: Place) -> str:

@@ -35,6 +35,8 @@ from skyspot.rehearsal.task import MachineMount, RehearsalTask
 from skyspot.rehearsal.upload import copy_folder
 
 MARK = "SKYSPOT_REHEARSAL"
+WITHOUT_NAMESPACE = "SKYSPOT_REHEARSE_WITHOUT_NAMESPACE"
+"""Set to any value: no namespaces."""
 LEFT = "run.sh.left"
 """In a namespace, the file that exists once the script has exited."""
 DAEMONS = "daemons.json"
@@ -48,7 +50,7 @@ LEAVE_S = 30.0
 @functools.cache
 def namespace_command() -> tuple[str, ...] | None:
     """The command that enters a machine's namespaces; None if the system does not allow them. Tried once."""
-    if not sys.platform.startswith("linux") or os.environ.get("SKYSPOT_REHEARSE_WITHOUT_NAMESPACE"):
+    if not sys.platform.startswith("linux") or os.environ.get(WITHOUT_NAMESPACE):
         return None
     flags = "-mp" if os.geteuid() == 0 else "-rmp"
     command = ("unshare", flags, sys.executable, "-I", "-S", str(Path(__file__).with_name("namespace.py")))
@@ -63,12 +65,19 @@ def namespace_command() -> tuple[str, ...] | None:
         return command if done.returncode == 42 else None
 
 
+def no_namespace() -> str:
+    """Say why there are no mount namespaces."""
+    if os.environ.get(WITHOUT_NAMESPACE):
+        return f"{WITHOUT_NAMESPACE} is set, so mount namespaces are off"
+    return "this system allows no mount namespace"
+
+
 @functools.cache
 def bucketfs_missing() -> str | None:
     """Say why buckets cannot be served through FUSE here; None if they can. Tried once."""
     enter = namespace_command()
     if enter is None:
-        return "this system allows no mount namespace"
+        return no_namespace()
     if missing := served.missing():
         return missing
     with tempfile.TemporaryDirectory(prefix="skyspot-probe-") as name:

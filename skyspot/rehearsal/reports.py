@@ -30,8 +30,10 @@ class Reports:
             name: The task's name.
 
         Raises:
-            UsageError: a file cannot be written.
+            UsageError: a file cannot be written, or is named twice.
         """
+        if self.junit and self.summary and _same(self.junit, self.summary):
+            raise UsageError(f"--junit and --summary are both {self.junit}; name two files")
         try:
             if self.junit:
                 self.junit.write_bytes(unfinished(name))
@@ -67,3 +69,7 @@ class Reports:
             return reproduced(self.repro, result) if self.repro else None
         except OSError as error:
             raise SkyspotError(f"{error.filename}: {error.strerror}") from None
+
+
+def _same(one: Path, two: Path) -> bool:
+    return one.resolve() == two.resolve() or (one.exists() and two.exists() and one.samefile(two))

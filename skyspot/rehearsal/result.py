@@ -94,6 +94,8 @@ class Row:
     """True if it was seen not to resume, though it could have."""
     place: str | None = None
     """The place in a save at which it was to be struck, as `--at` names it."""
+    exited_early: bool = False
+    """True if it exited with 0 at a notice or SIGTERM, before all was done."""
     stays_down: str = ""
     """Why it failed at a notice or SIGTERM; SkyPilot does not restart what fails by itself."""
 

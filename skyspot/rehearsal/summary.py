@@ -60,5 +60,7 @@ def _table(result: Result) -> str:
 def _verdict(leg: Leg) -> str:
     assert leg.verdict
     first, _, excerpt = leg.verdict.text.partition("\n")
-    line = f"**{plain(leg.title)}:** {plain(first)}"
-    return f"{line}\n\n{fenced(excerpt)}" if excerpt.strip() else line
+    parts = [f"**{plain(leg.title)}:** {plain(first)}", fenced(excerpt) if excerpt.strip() else ""]
+    if leg.verdict.remedy:
+        parts.append(f"**Remedy:** {plain(leg.verdict.remedy)}")
+    return "\n\n".join(filter(None, parts))

@@ -13,6 +13,7 @@ from skyspot.rehearsal.bucketfs.strike import Strike
 from skyspot.rehearsal.evidence import Changes, Evidence, Place
 from skyspot.rehearsal.faults import Preemption
 from skyspot.rehearsal.machine import Machine, bucketfs_missing
+from skyspot.rehearsal.refusals import Refusal, refusals
 from skyspot.rehearsal.replay import Attempt
 from skyspot.rehearsal.result import Row, Settings
 from skyspot.rehearsal.task import RehearsalTask
@@ -39,6 +40,8 @@ class Tracing:
             raise UsageError(f"--at: calls on the bucket cannot be seen: {self.missing or 'the task mounts none'}")
         results = [pattern.glob for pattern in settings.compare.patterns if pattern.mount in (None, self.point)]
         self.evidence = Evidence(results, settings.checkpoints) if self.point else None
+        self.refused: dict[str, list[list[Refusal]]] = {}
+        """What the mounts refused, by leg, for each of its attempts."""
 
     def note(self, task: RehearsalTask, settings: Settings) -> str | None:
         """Say which kind of mount was assumed where the task does not tell; None if it does."""
@@ -102,11 +105,17 @@ class Tracing:
             listing: What lay in the bucket when it began.
             ended_s: When it ended, on the monotonic clock.
         """
+        calls = {point: machine.calls(point) for point in machine.served}
+        refused = [
+            one
+            for point, found in calls.items()
+            for one in refusals(found, self.manners[point], "" if point == self.point else f"{point}/")
+        ]
+        self.refused.setdefault(leg, []).append(refused)
         if self.evidence is None or self.point is None or self.point not in machine.served:
             return
-        calls = machine.calls(self.point)
         finished, left = row.kind == "finished", machine.left_at is not None
-        attempt = Attempt(calls, finished, listing, machine.started, ended_s, machine.noticed_s, left)
+        attempt = Attempt(calls[self.point], finished, listing, machine.started, ended_s, machine.noticed_s, left)
         self.evidence.add(leg, attempt)
 
     def is_sound(self, leg: str) -> bool:
@@ -130,6 +139,14 @@ class Tracing:
         assert self.evidence
         learnt, newest = self.evidence.learnt, self.evidence.lives(leg)[-1].end.newest
         return learnt is not None and (newest.index if newest else 0) + 1 < len(learnt.saves)
+
+    def refused_at_last(self, leg: str) -> list[Refusal]:
+        """What the mounts refused to a leg's latest attempt, in that order."""
+        return self.refused[leg][-1] if self.refused.get(leg) else []
+
+    def refused_in(self, *legs: str) -> list[Refusal]:
+        """What the mounts refused to all attempts of some legs."""
+        return [one for leg in legs for attempt in self.refused.get(leg, []) for one in attempt]
 
     def go_on(self, leg: str, other: str) -> None:
         """Have a leg begin with what another's first attempt left."""

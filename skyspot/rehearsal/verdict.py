@@ -57,6 +57,8 @@ class Verdict:
     first_step: int | None = None
     """The first step that differs."""
     notes: tuple[str, ...] = ()
+    remedy: str = ""
+    """What to do about it; empty: nothing is known."""
 
 
 def read_history(paths: RunPaths) -> History | None:

@@ -95,6 +95,9 @@ class View:
             printed.add(leg.verdict.text)
             style = "bold green" if leg.verdict.exact else "bold red"
             self._console.print(Text(f"{leg.title}: ", style="bold"), Text(leg.verdict.text, style=style), sep="")
+            if leg.verdict.remedy and leg.verdict.remedy not in printed:
+                printed.add(leg.verdict.remedy)
+                self.print_line(f"  remedy: {leg.verdict.remedy}")
             for note in leg.verdict.notes:
                 self.print_line(f"  note: {note}")
         for note in result.notes:

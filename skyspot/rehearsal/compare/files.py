@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+from skyspot.rehearsal import naming
 from skyspot.rehearsal.compare import bytewise, command
 from skyspot.rehearsal.compare.difference import Difference, Sides
 from skyspot.rehearsal.compare.documents import compare_json, compare_json_lines
@@ -23,6 +24,8 @@ _DOCUMENTS = {
 }  # fmt: skip
 _TORCH = (".pt", ".pth", ".bin")
 
+MOST_KINDS = 4
+"""So many kinds of missing files are named."""
 Buckets = Mapping[str | None, Path]
 """The folders of a run's buckets by mount point; None: the bucket of the run."""
 
@@ -37,11 +40,12 @@ def compare_files(rules: Comparison, left: Buckets, right: Buckets, sides: Sides
         for name in names:
             shown = name if pattern.mount is None else f"{pattern.mount.rstrip('/')}/{name}"
             found[shown] = left[pattern.mount] / name, right[pattern.mount] / name
+    for side, number in ((sides.right, 1), (sides.left, 0)):
+        missing = sorted(name for name, pair in found.items() if not pair[number].exists())
+        if missing:
+            return Verdict(False, True, f"NOT exact: {_named(missing)} missing after the {side} run", "files")
     findings, equal_bytes = Findings(), 0
     for name, (one, two) in sorted(found.items()):
-        if not one.exists() or not two.exists():
-            missing = sides.left if not one.exists() else sides.right
-            return Verdict(False, True, f"NOT exact: {name} is missing after the {missing} run", "files")
         try:
             if rules.command is not None:
                 failed = command.compare(rules.command, one, two, name, sides, findings)
@@ -58,6 +62,21 @@ def compare_files(rules: Comparison, left: Buckets, right: Buckets, sides: Sides
             return Verdict(False, True, text, "files", notes=tuple(findings.notes))
     text = _equal(rules, findings, len(found), equal_bytes)
     return Verdict(True, True, text, notes=tuple(findings.notes))
+
+
+def _named(missing: list[str]) -> str:
+    """Name missing files, one of each kind: `a.json is`; `ckpt-1.pt (and 2 more like ckpt-#.pt) and a.json are`."""
+    kinds: dict[str, list[str]] = {}
+    for name in missing:
+        kinds.setdefault(naming.parse(name).kind, []).append(name)
+    words = [
+        f"{names[0]} (and {len(names) - 1} more like {kind})" if len(names) > 1 else names[0]
+        for kind, names in kinds.items()
+    ]
+    if len(words) > MOST_KINDS:
+        words = [*words[: MOST_KINDS - 1], f"{len(words) - MOST_KINDS + 1} more kinds of files"]
+    text = " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    return f"{text} {'is' if len(missing) == 1 else 'are'}"
 
 
 def _matches(glob: str, buckets: tuple[Path, Path], folders: bool) -> list[str]:

@@ -1,0 +1,56 @@
+"""Adds causes and remedies to verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from skyspot.rehearsal import faults, remedies
+from skyspot.rehearsal.refusals import Refusal
+from skyspot.rehearsal.remedies import Cause
+from skyspot.rehearsal.result import Row
+from skyspot.rehearsal.verdict import Verdict
+
+MOST_REFUSALS = 3
+"""So many different refusals are named."""
+
+
+def with_cause(verdict: Verdict, cause: Cause | None) -> Verdict:
+    """Add a cause and its remedy, before the excerpt of the output if there is one; or what helps in general."""
+    if cause is None:
+        return replace(verdict, remedy=remedies.NO_CAUSE.remedy)
+    first, line, rest = verdict.text.partition("\n")
+    text = f"{first.removesuffix('.')}. Likely cause: {cause.text}{line}{rest}"
+    return replace(verdict, text=text, remedy=cause.finding.remedy)
+
+
+def after_failure(verdict: Verdict, refused: Sequence[Refusal], seen: Cause | None, struck: Row | None) -> Verdict:
+    """Add why the last attempt failed, if that is known.
+
+    Args:
+        verdict: On the leg.
+        refused: What its mounts refused to that attempt.
+        seen: What the attempt read.
+        struck: The attempt before that, if it was struck.
+    """
+    if refused:
+        return with_cause(verdict, refused[-1].cause)
+    if seen:
+        return with_cause(verdict, seen)
+    if struck and struck.kind in faults.AT_A_CALL:
+        return replace(verdict, remedy=remedies.HALF_WRITTEN.remedy)
+    return verdict
+
+
+def exited_early(rows: Sequence[Row]) -> Cause | None:
+    """Name the attempt that exited with 0 at a notice or SIGTERM, before all was done; None if none did."""
+    row = next((row for row in rows if row.exited_early), None)
+    if row is None:
+        return None
+    return Cause(f"attempt {row.number} {row.ended.partition(':')[0]}", remedies.EXITED_WITH_0)
+
+
+def with_refusals(verdict: Verdict, refused: Sequence[Refusal]) -> Verdict:
+    """Note what the mounts refused beside a verdict that is not exact; an attempt went on all the same."""
+    notes = dict.fromkeys(f"{one.text}. Remedy: {one.cause.finding.remedy}." for one in refused)
+    return verdict if verdict.exact else replace(verdict, notes=(*verdict.notes, *list(notes)[:MOST_REFUSALS]))

@@ -1,0 +1,89 @@
+"""What to do about a finding: the remedies that verdicts name, and docs/rehearse.md lists."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A fault that a rehearsal recognizes."""
+
+    name: str
+    """In Markdown."""
+    remedy: str
+    """In Markdown, without a full stop."""
+
+
+@dataclass(frozen=True)
+class Cause:
+    """The likeliest cause of a wrong result."""
+
+    text: str
+    """What was seen."""
+    finding: Finding
+
+
+HALF_WRITTEN = Finding(
+    "half-written file, `stays down`",
+    "write to a temporary name in the same folder, then `os.replace` it; at a restart, skip a file that does not load",
+)
+MIXED = Finding(
+    "a mixed pair of files of two saves",
+    "put all state into one file; or a folder for each save, with a marker file written last, and pass over folders "
+    "without it",
+)
+NOT_READ = Finding(
+    "a file was not read, or was missing and it went on without",
+    "load everything that you save, and fail if a part is missing",
+)
+DATA_ORDER = Finding(
+    "the data order differs",
+    "save and load the position in the data, or compute it from the step; save and load the random state of the "
+    "shuffling, or seed each epoch by its number",
+)
+LEARNING_RATE = Finding(
+    "the LR differs", "save and load the scheduler's state, or compute the LR from the number of steps done"
+)
+NO_CAUSE = Finding(
+    "results differ, no cause named",
+    "save and load what the step number does not tell: optimizer, scheduler, gradient scaler, random states (Python, "
+    "NumPy, torch, CUDA), position in the data",
+)
+MORE_STEPS = Finding(
+    "trains more steps than asked",
+    "save the number of steps done in all; train until the total, not `N more`; skip the batches of the epoch that are "
+    "done",
+)
+NOT_USED = Finding(
+    "LOST WORK: read no checkpoint, or did not use it",
+    "look for a checkpoint at every start, without an option, and use what was loaded",
+)
+OLDER_USED = Finding(
+    "LOST WORK: went on from an older checkpoint",
+    "sort checkpoints by their number, not by name or time, and load the newest one that is complete",
+)
+DESTROYED = Finding(
+    "LOST WORK: was destroyed while the next was written",
+    "keep the old checkpoint until the new one is in place",
+)
+NEVER_SAVES = Finding("saves nothing before its end", "save every few minutes")
+IRREGULAR = Finding("saves come at irregular steps", "save at fixed steps too, beside the best one")
+AT_NOTICE = Finding(
+    "wrong after `sigterm` only",
+    "in the handler, only set a flag; save at the end of the step, with the step that is done. Or leave SIGTERM to its "
+    "default: the last checkpoint is enough",
+)
+EXITED_WITH_0 = Finding(
+    "exited with 0 at SIGTERM or the notice",
+    "exit with a code of `recover_on_exit_codes`, unless training is complete: SkyPilot takes 0 for success",
+)
+REFUSED = Finding("the mount refuses the operation", "the table of refusals above")
+"""A verdict names the remedy for the operation."""
+WORKERS = Finding("a data loader's workers died of SIGTERM", "ignore SIGTERM in the workers (`worker_init_fn`)")
+
+FINDINGS = (
+    HALF_WRITTEN, MIXED, NOT_READ, DATA_ORDER, LEARNING_RATE, NO_CAUSE, MORE_STEPS, NOT_USED, OLDER_USED, DESTROYED,
+    NEVER_SAVES, IRREGULAR, AT_NOTICE, EXITED_WITH_0, WORKERS, REFUSED,
+)  # fmt: skip
+"""All of them, in the order of the docs' table."""
