@@ -15,7 +15,8 @@ from skyspot.rehearsal.bucketfs.manners import MANNERS, REMEDIES, Manners
 from skyspot.rehearsal.remedies import FINDINGS
 
 PAGE = (REPO / "docs" / "rehearse.md").read_text()
-VERDICTS = {value for name, value in vars(by_kind).items() if name.isupper() and isinstance(value, str)}
+CONSTANTS = {value for name, value in vars(by_kind).items() if name.isupper() and isinstance(value, str)}
+VERDICTS = CONSTANTS - set(faults.KINDS)
 PROGRAMS = {"local": "a disk", "s3": "goofys", "gcs": "gcsfuse", "azure": "blobfuse2", "cached": "rclone: MOUNT_CACHED"}
 """What mounts a bucket of each kind."""
 
