@@ -14,6 +14,7 @@ import pytest
 from traced import Fs
 
 from skyspot.rehearsal import by_kind, evidence, failure, faults, logs, remedies
+from skyspot.rehearsal.boundaries import describe
 from skyspot.rehearsal.bucketfs.strike import Strike
 from skyspot.rehearsal.evidence import LOST, READ_AND_DROPPED, Evidence, Place
 from skyspot.rehearsal.faults import Preemption
@@ -404,9 +405,13 @@ def test_a_kind_that_has_no_turn_says_how_many_preemptions_were_asked_for() -> N
 # -- where strikes fall
 
 
+def described(phase: str, what: str) -> str:
+    return f"{'in the middle of' if phase == 'middle' else phase} the {what}"
+
+
 def place(number: int, phase: str, what: str) -> Place:
     strike = Strike(number, phase, ("^state",))
-    return Place(strike, strike, f"{'in the middle of' if phase == 'middle' else phase} the {what}")
+    return Place(strike, strike, described(phase, what))
 
 
 PLACES = [
@@ -446,6 +451,41 @@ def test_every_write_is_every_place_once() -> None:
 
 
 # -- what the evidence of a run says of strikes
+
+
+def saves_a_folder(fs: Fs) -> None:
+    """A folder for each save, with a file of each of two ranks; what an earlier attempt left of it is written over."""
+    done = [int(path[-1]) for path in fs.files if path.startswith("done-")]
+    for step in range(max(done, default=0) + 1, 6):
+        fs.tick()
+        if not fs.list(f"save-{step}/"):
+            fs.mkdir(f"save-{step}")
+        for rank in (0, 1):
+            fs.write(f"save-{step}/rank-{rank}.pt", step)
+        fs.write(f"done-{step}", step, size=2)
+
+
+def test_a_strike_falls_on_the_call_that_it_names_whatever_an_earlier_attempt_left() -> None:
+    found = Evidence()
+    found.add("reference", Fs().attempt(saves_a_folder))
+    assert {"before the create of save-3/rank-1.pt", "before the mkdir of save-3"} < {
+        one.description for one in found.places()
+    }
+
+    def struck(fs: Fs, strike: Strike) -> str:
+        call = fs.attempt(saves_a_folder, strike).calls[-1]
+        return described(call.struck, describe(call))
+
+    for place in found.places():
+        assert struck(Fs(), place.at_first) == place.description
+        fs = Fs()
+        fs.attempt(saves_a_folder, found.places()[3].at_first)  # The folder is there, and half of a file.
+        if "mkdir" in place.description:
+            assert struck(fs, place.later) == place.description.replace("save-3", "save-4"), "the next one to be made"
+        else:
+            assert struck(fs, place.later) == place.description.replace(
+                "create of save-3/rank-0", "emptying of save-3/rank-0"
+            )
 
 
 def test_evidence_counts_the_changes_of_two_saves_and_lists_the_places_of_one() -> None:

@@ -54,7 +54,7 @@ class Fs:
         self.time += 0.0001
         struck = ""
         strike = self.strike
-        if strike and strike.on(path) and changes(name, more.get("flags", 0), more.get("size", 0)):
+        if strike and strike.counts(name, path) and changes(name, more.get("flags", 0), more.get("size", 0)):
             self._left -= 1
             struck = strike.phase if self._left < 0 else ""
         if struck == "middle" and callable(half):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from skyspot.rehearsal import naming
-from skyspot.rehearsal.bucketfs.strike import points
+from skyspot.rehearsal.bucketfs.strike import Strike, deed, points
 from skyspot.rehearsal.bucketfs.trace import Call
 from skyspot.rehearsal.files import CHECKPOINT, Files
 from skyspot.rehearsal.resumes import Life
@@ -60,6 +62,43 @@ def boundaries(files: Files, calls: Sequence[Call], saves: Sequence[Save], save:
         if call.number == last:
             found.append(Boundary(number, "after", f"after the {describe(call)}"))
     return found
+
+
+def strikes(files: Files, calls: Sequence[Call], places: Sequence[Boundary]) -> list[tuple[Strike, Strike]]:
+    """For each place of one save: the strike that falls there, and the one that falls there in an attempt's first save.
+
+    Only calls on files like that one, which do the same, are counted. An attempt that finds a folder, or a file that an
+    earlier one left, does some of the others no more.
+
+    Args:
+        files: What was learnt of the run's files.
+        calls: All calls of the attempt that made the save.
+        places: All places of the save.
+    """
+    like: dict[str, str] = {}
+    sorts = []
+    for call in points(calls, only=(counted(files),)):
+        path = like.setdefault(call.path, _like(call.path))
+        sorts.append((path, deed(call.name)))
+    first = min((place.number for place in places), default=0)
+    earlier = Counter(sorts[:first])
+    found = []
+    for place in places:
+        path, does = sorts[place.number]
+        within = sorts[first : place.number].count((path, does))
+        strike = Strike(within, place.phase, (path,), does=does)
+        found.append((replace(strike, number=earlier[path, does] + within), strike))
+    return found
+
+
+def _like(path: str) -> str:
+    """A regular expression of a path and the same one of other saves; numbers that tell a rank or a shard stay."""
+    name, expression = naming.parse(path), ""
+    for part, spelled, shard in zip(
+        name.kind.split("#"), [*naming.spelled(path), ""], [*name.shards, True], strict=True
+    ):
+        expression += re.escape(part) + (re.escape(spelled) if shard else naming.ANY)
+    return f"^{expression}$"
 
 
 def _window(calls: Sequence[Call], saves: Sequence[Save], save: Save) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from skyspot.rehearsal import remedies
-from skyspot.rehearsal.boundaries import Boundary, boundaries, counted, sample
+from skyspot.rehearsal.boundaries import Boundary, boundaries, counted, sample, strikes
 from skyspot.rehearsal.bucketfs.strike import Strike, points
 from skyspot.rehearsal.bucketfs.trace import read_from
 from skyspot.rehearsal.remedies import Cause, Finding
@@ -90,17 +90,10 @@ class Evidence:
         if not saves:
             return []
         calls = self._reference.calls
-        # Of a later attempt, the first save: what it does is what the undisturbed run's second does.
-        usual = saves[min(1, len(saves) - 1)]
         late = saves[min(2 if len(saves) >= ENOUGH_SAVES else 1, len(saves) - 1)]
-        first, other = (boundaries(learnt.files, calls, learnt.saves, one) for one in (late, usual))
-        if len(first) != len(other):
-            other = first
-        start = min(place.number for place in other)
-        return [
-            Place(_strike(self.paths, one.number, one), _strike(self.paths, two.number - start, two), two.description)
-            for one, two in zip(first, other, strict=True)
-        ]
+        places = boundaries(learnt.files, calls, learnt.saves, late)
+        both = strikes(learnt.files, calls, places)
+        return [Place(*pair, place.description) for place, pair in zip(places, both, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -113,10 +106,6 @@ class Place:
     """In an attempt that resumes: in its first save."""
     description: str
     """`before the rename of state.tmp to state.pt`."""
-
-
-def _strike(paths: str, number: int, place: Boundary) -> Strike:
-    return Strike(number, place.phase, (paths,))
 
 
 def chosen(places: Sequence[Place], count: int, seed: int) -> list[Place]:

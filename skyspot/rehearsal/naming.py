@@ -14,6 +14,8 @@ _VARYING = re.compile(
     r"|(?P<number>\d+)",
     re.IGNORECASE,
 )
+ANY = "[A-Za-z0-9_-]+"
+"""A regular expression of what a number or a random part may be in the file of another save."""
 _WORD = re.compile(r"([A-Za-z][A-Za-z_]*?)[-_=.\s]*$")
 _COUNTERS = {
     *("step", "steps", "iter", "iteration", "iterations", "epoch", "ep", "ckpt", "checkpoint", "update", "updates"),
@@ -154,4 +156,4 @@ def matches(path: str, globs: Sequence[str]) -> bool:
 
 def expression(kind: str) -> str:
     """A regular expression of the paths of a kind."""
-    return "[A-Za-z0-9_-]+".join(re.escape(part) for part in kind.split("#"))
+    return ANY.join(re.escape(part) for part in kind.split("#"))

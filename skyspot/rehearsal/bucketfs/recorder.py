@@ -119,7 +119,7 @@ class Recorder:
 
     def _falls(self, name: str, path: str, flags: int, size: int) -> bool:
         assert self._strike
-        if not changes(name, flags, size) or not self._strike.on(path):
+        if not changes(name, flags, size) or not self._strike.counts(name, path):
             return False
         self._left -= 1
         return self._left < 0

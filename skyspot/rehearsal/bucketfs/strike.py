@@ -26,12 +26,21 @@ class Strike:
     """Regular expressions, searched in a call's path; if there are any, only such paths count."""
     ignore: tuple[str, ...] = ()
     """Regular expressions of paths that do not count."""
+    does: str = ""
+    """What a call that counts does, as in `deed`; empty: anything."""
 
-    def on(self, path: str) -> bool:
-        """Whether calls on a path count."""
+    def counts(self, name: str, path: str) -> bool:
+        """Whether a call counts that changes the bucket."""
+        if self.does and deed(name) != self.does:
+            return False
         if self.only and not any(re.search(pattern, path) for pattern in self.only):
             return False
         return not any(re.search(pattern, path) for pattern in self.ignore)
+
+
+def deed(name: str) -> str:
+    """What a call that changes the bucket does: its name; to create a file and to empty one are the same."""
+    return "open" if name == "create" else name
 
 
 def changes(name: str, flags: int, size: int) -> bool:
@@ -45,5 +54,5 @@ def points(calls: Iterable[Call], only: tuple[str, ...] = (), ignore: tuple[str,
     return [
         call
         for call in calls
-        if not call.refused and changes(call.name, call.flags, call.size) and strike.on(call.path)
+        if not call.refused and changes(call.name, call.flags, call.size) and strike.counts(call.name, call.path)
     ]
