@@ -18,9 +18,10 @@ from skyspot.rehearsal.boundaries import describe
 from skyspot.rehearsal.bucketfs.strike import Strike
 from skyspot.rehearsal.evidence import LOST, READ_AND_DROPPED, Evidence, Place
 from skyspot.rehearsal.faults import Preemption
+from skyspot.rehearsal.lives import Life
 from skyspot.rehearsal.remedies import Cause
 from skyspot.rehearsal.result import Leg, Row
-from skyspot.rehearsal.resumes import FIRST, LOST_WORK, NOTHING_THERE, RESUMED, FileRead, Life, Resume
+from skyspot.rehearsal.resumes import FIRST, LOST_WORK, NOTHING_THERE, RESUMED, FileRead, Resume
 from skyspot.rehearsal.saves import Learnt, Save, SavedFile, State, study
 from skyspot.rehearsal.verdict import Verdict
 

@@ -14,6 +14,7 @@ from skyspot.rehearsal import boundaries, naming, saves
 from skyspot.rehearsal.boundaries import counted
 from skyspot.rehearsal.bucketfs.strike import Strike
 from skyspot.rehearsal.bucketfs.trace import read_trace
+from skyspot.rehearsal.lives import Life, follow
 from skyspot.rehearsal.resumes import (
     ALL_DONE,
     FIRST,
@@ -21,8 +22,6 @@ from skyspot.rehearsal.resumes import (
     NOT_SEEN,
     NOTHING_THERE,
     RESUMED,
-    Life,
-    follow,
 )
 from skyspot.rehearsal.saves import Learnt
 

@@ -12,7 +12,7 @@ from skyspot.rehearsal import naming
 from skyspot.rehearsal.bucketfs.strike import Strike, deed, points
 from skyspot.rehearsal.bucketfs.trace import Call
 from skyspot.rehearsal.files import CHECKPOINT, Files
-from skyspot.rehearsal.resumes import Life
+from skyspot.rehearsal.lives import Life
 from skyspot.rehearsal.saves import Save
 
 
@@ -78,7 +78,7 @@ def strikes(files: Files, calls: Sequence[Call], places: Sequence[Boundary]) -> 
     like: dict[str, str] = {}
     sorts = []
     for call in points(calls, only=(counted(files),)):
-        path = like.setdefault(call.path, _like(call.path))
+        path = like.setdefault(call.path, _like(files, call.path))
         sorts.append((path, deed(call.name)))
     first = min((place.number for place in places), default=0)
     earlier = Counter(sorts[:first])
@@ -91,13 +91,13 @@ def strikes(files: Files, calls: Sequence[Call], places: Sequence[Boundary]) -> 
     return found
 
 
-def _like(path: str) -> str:
+def _like(files: Files, path: str) -> str:
     """A regular expression of a path and the same one of other saves; numbers that tell a rank or a shard stay."""
     name, expression = naming.parse(path), ""
-    for part, spelled, shard in zip(
-        name.kind.split("#"), [*naming.spelled(path), ""], [*name.shards, True], strict=True
-    ):
-        expression += re.escape(part) + (re.escape(spelled) if shard else naming.ANY)
+    told = files.family.places.get(files.becomes(name.kind) or name.kind, ()) if files.family else ()
+    stays = [shard and place not in told for place, shard in enumerate(name.shards)]
+    for part, spelled, same in zip(name.kind.split("#"), [*naming.spelled(path), ""], [*stays, True], strict=True):
+        expression += re.escape(part) + (re.escape(spelled) if same else naming.ANY)
     return f"^{expression}$"
 
 

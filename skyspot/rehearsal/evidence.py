@@ -11,9 +11,10 @@ from skyspot.rehearsal import remedies
 from skyspot.rehearsal.boundaries import Boundary, boundaries, counted, sample, strikes
 from skyspot.rehearsal.bucketfs.strike import Strike, points
 from skyspot.rehearsal.bucketfs.trace import read_from
+from skyspot.rehearsal.lives import Life, follow
 from skyspot.rehearsal.remedies import Cause, Finding
 from skyspot.rehearsal.replay import Attempt
-from skyspot.rehearsal.resumes import FIRST, LOST_WORK, NOTHING_THERE, Life, Resume, follow
+from skyspot.rehearsal.resumes import FIRST, LOST_WORK, NOTHING_THERE, Resume
 from skyspot.rehearsal.saves import Learnt, Save, study
 from skyspot.rehearsal.verdict import Verdict
 
@@ -227,6 +228,9 @@ def cause(learnt: Learnt, lives: Sequence[Life], logs: Cause | None = None) -> C
         saved = f"{at_notice.largest} ({at_notice.label}), which was saved at SIGTERM or a notice"
         text = f"{logs.text}, after a resume from {saved}" if logs else f"a resume from {saved}"
         return Cause(text, remedies.AT_NOTICE)
+    other = next((found for life in lives if (found := _else(life.resume))), None)
+    if other and (logs is None or logs.finding is remedies.NO_CAUSE):
+        return other
     if logs:
         used = next((life.resume.used for life in lives if life.resume.used), None)
         return Cause(f"{logs.text}, after a resume from {used.largest}", logs.finding) if used else logs
@@ -240,6 +244,25 @@ def cause_of_failure(learnt: Learnt, lives: Sequence[Life]) -> Cause | None:
     """Name why the last attempt failed, from what it read: a half-written file, or parts of two saves."""
     resume = lives[-1].resume if lives else None
     return _cause_of_one(learnt, resume) if resume and (resume.mixed or any(one.cut for one in resume.read)) else None
+
+
+def _else(resume: Resume) -> Cause | None:
+    """Name what an attempt passed over, or read of another time than its checkpoint."""
+    used = resume.used
+    if used is None:
+        return None
+    name = f"{used.largest} ({used.label})"
+    if resume.passed_over:
+        return Cause(f"it read nothing of {name}, and went on after it", remedies.NOT_USED)
+    if resume.skipped:
+        saves = f"{resume.skipped} save{'s' if resume.skipped > 1 else ''}"
+        return Cause(f"it trains fewer steps than asked: {saves} fewer than the undisturbed run", remedies.FEWER_STEPS)
+    if resume.best:
+        text = f"{resume.best} was written at the first save after {name}, unlike in the undisturbed run"
+        return Cause(text, remedies.BEST_LOST)
+    if resume.beside:
+        return Cause(f"{resume.beside}, which it read too, was written after {name}", remedies.MIXED)
+    return None
 
 
 def _is_at_notice(one: Life, two: Life) -> bool:

@@ -70,7 +70,11 @@ def _groups(
             continue
         labels = {naming.at(name.numbers, places) for name in names}
         for others, group in labelled:
-            if len(labels ^ others) <= max(1, int(_SAME_LABELS * max(len(labels), len(others)))) and labels & others:
+            if (
+                _are_one(kind, group)
+                and len(labels ^ others) <= max(1, int(_SAME_LABELS * max(len(labels), len(others))))
+                and labels & others
+            ):
                 group[kind] = found
                 others |= labels
                 break
@@ -80,13 +84,18 @@ def _groups(
     rhythms = [_rhythm(group, paths) for group in groups]
     for kind, found in sorted(fixed, key=lambda one: -_weight(one[0], one[1])):
         for group, rhythm in zip(groups, rhythms, strict=True):
-            if _in_step(rhythm, found, span_s):
+            if _are_one(kind, group) and _in_step(rhythm, found, span_s):
                 group[kind] = candidates[kind]
                 break
         else:
             groups.append({kind: candidates[kind]})
             rhythms.append(found)
     return groups
+
+
+def _are_one(kind: str, group: Iterable[str]) -> bool:
+    """True unless one is a checkpoint of the best so far and the other of the last, however often that is the same."""
+    return all(naming.is_best(kind) == naming.is_best(other) for other in group)
 
 
 def _weight(kind: str, found: Sequence[Version]) -> int:

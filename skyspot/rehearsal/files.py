@@ -11,7 +11,7 @@ from skyspot.rehearsal.families import Family, form
 from skyspot.rehearsal.replay import Version, Written
 
 CHECKPOINT, LOG, RESULT, SETTINGS, SCRATCH, OTHER = "checkpoint", "log", "result", "settings", "scratch", "other"
-TOLD = "--checkpoint names it"
+TOLD, NAMED = "--checkpoint names it", "it is a log"
 _STREAM_S = 1.0
 _STREAM_WRITE = 64 * 1024
 """Bytes: a file that is open for half of the run and written in smaller pieces is a log."""
@@ -48,6 +48,8 @@ class Files:
     trust: str
     """Why these are the checkpoints. told: the user named them; read: a later attempt read them; named: their names
     are such; guessed: there is nothing else, and no attempt has had the chance to read them. Empty: there are none."""
+    last: Family | None = None
+    """Other checkpoints, if those of `family` are the best ones: written more often, of their size, and never read."""
 
     def role(self, path: str) -> str:
         """The role of the file at a path; `other` if the undisturbed run wrote none like it."""
@@ -118,8 +120,12 @@ def learn(
         candidates = {kind: versions[kind] for kind, (role, _) in roles.items() if role == CHECKPOINT}
     families = form(candidates, paths, read, _span(reference))
     believed = [one for one in families if _is_believed(one, roles)]
-    if not believed and not any(written.number > 1 for written in later):
-        believed = [one for one in families if one.saves > 1]
+    if not believed:
+        # What a run writes piece by piece, under names like those of logs too.
+        candidates |= {kind: found for kind, found in versions.items() if roles[kind] == (LOG, NAMED)}
+        families = form(candidates, paths, read, _span(reference))
+        restarts = [written for written in later if written.number > 1]
+        believed = [one for one in families if one.saves > 1 and (not restarts or _is_passed_over(one, restarts))]
     family = max(_without_data(believed, versions), key=lambda one: _rank(one, roles, versions), default=None)
     members = set(family.kinds) if family else set()
     kinds = []
@@ -143,7 +149,8 @@ def learn(
         kinds.append(Kind(kind, SCRATCH, "it is renamed into its place", 0, 0, example))
     order = (CHECKPOINT, RESULT, LOG, SETTINGS, OTHER, SCRATCH)
     kinds.sort(key=lambda kind: (order.index(kind.role), kind.pattern))
-    return Files(tuple(kinds), family, temporaries, _trust(family, roles))
+    last = next((one for one in families if family and _is_last(one, family, versions)), None)
+    return Files(tuple(kinds), family, temporaries, _trust(family, roles), last)
 
 
 def _kept_as(members: set[str], versions: dict[str, list[Version]]) -> dict[str, str]:
@@ -210,7 +217,7 @@ def _roles(
         if any(naming.matches(paths[one.number], checkpoints) for one in found):
             roles[kind] = CHECKPOINT, TOLD
         elif _is_log(kind, found, sample, _span(reference)):
-            roles[kind] = LOG, "it is appended to" if any(one.appended for one in found) else "it is a log"
+            roles[kind] = LOG, "it is appended to" if any(one.appended for one in found) else NAMED
         elif naming.matches(sample, results) and len(found) == 1 and kind not in read:
             roles[kind] = RESULT, "it is compared at the end"
     rest = {kind: found for kind, found in versions.items() if kind not in roles}
@@ -278,6 +285,30 @@ def _is_believed(family: Family, roles: dict[str, tuple[str, str]]) -> bool:
     return any(roles[kind][0] == CHECKPOINT or naming.looks_like_checkpoint(kind) for kind in family.kinds)
 
 
+def _is_passed_over(family: Family, restarts: Sequence[Written]) -> bool:
+    """True if a restart left the files that were there as they were, and wrote those that an undisturbed run has next.
+
+    So does what skips the pieces whose files are there. It reads none of them.
+    """
+    for written in restarts:
+        there = {family.label_of(path) for path, version in written.there.items() if version.number not in written.cut}
+        own = {family.label_of(version.path) for version in written.versions}
+        there, own = there - {None}, own - {None}
+        if there and own and not there & own:
+            return True
+    return False
+
+
+def _is_last(one: Family, best: Family, versions: dict[str, list[Version]]) -> bool:
+    """True if checkpoints are those of every save, where others are the best ones and are read."""
+    if not best.read or not any(naming.is_best(kind) for kind in best.kinds):
+        return False
+    if not all(naming.looks_like_checkpoint(kind) and not naming.is_best(kind) for kind in one.kinds):
+        return False
+    sizes = [max(version.size for kind in family.kinds for version in versions[kind]) for family in (one, best)]
+    return one.saves > best.saves and not one.read and min(sizes) * 2 >= max(sizes)
+
+
 def _without_data(families: list[Family], versions: dict[str, list[Version]]) -> list[Family]:
     """Leave out what was over before another family began: data that is prepared at the start."""
     times = [
@@ -290,9 +321,10 @@ def _without_data(families: list[Family], versions: dict[str, list[Version]]) ->
 
 def _rank(
     family: Family, roles: dict[str, tuple[str, str]], versions: dict[str, list[Version]]
-) -> tuple[bool, bool, int, int]:
+) -> tuple[bool, bool, int, bool, int]:
     named = any(naming.looks_like_checkpoint(kind) for kind in family.kinds)
     known = any(roles[kind][0] == CHECKPOINT for kind in family.kinds)
     size = sum(max(version.size for version in versions[kind]) for kind in family.kinds)
     # Of files that nothing tells more about, the largest.
-    return known, named, family.saves if known or named else 0, size
+    last = not any(naming.is_best(kind) for kind in family.kinds)
+    return known, named, family.saves if known or named else 0, last, size

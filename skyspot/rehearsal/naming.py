@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from itertools import pairwise
 
 _VARYING = re.compile(
     r"(?P<random>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"  # a UUID
@@ -26,6 +27,9 @@ _SHARDS = {
     *("of", "rank", "shard", "share", "part", "worker", "proc", "process", "tp", "pp", "dp", "gpu", "node", "size"),
     *("world", "split", "chunk", "rng_state"),
 }
+_PIECES = {"shard", "share", "part", "split", "chunk"}
+ENOUGH_PIECES = 4
+"""Fewer numbered parts are rather those of one save."""
 _CHECKPOINTS = re.compile(
     r"\.(pt|pth|ckpt|safetensors|npz|npy|pkl|pickle|bin|h5|hdf5|msgpack|distcp|keras|weights|tar|joblib|state|dat|"
     r"sqlite3?|db)$|ckpt|checkpoint|(?<![a-z])(state|model|weights|snapshot|latest|last|resume|params|optim)",
@@ -99,12 +103,23 @@ def label_places(names: Sequence[Name]) -> tuple[int, ...]:
         values = [name.numbers[place] for name in names]
         if None not in values and len(set(values)) > 1 and _never_down(names, (*chosen, place)):
             chosen = (*chosen, place)
+    chosen = chosen or _pieces(names)
     if not chosen:  # Of the only save, its name tells the step all the same.
         for place, word in enumerate(first.words):
             values = [name.numbers[place] for name in names]
             if word in _COUNTERS and not first.shards[place] and None not in values and len(set(values)) == 1:
                 return (place,)
     return chosen
+
+
+def _pieces(names: Sequence[Name]) -> tuple[int, ...]:
+    """The number that tells the pieces of a run's output, each written once and in turn: `shard_0007`."""
+    for place, word in enumerate(names[0].words):
+        values = [number for name in names if (number := name.numbers[place]) is not None]
+        in_turn = len(values) == len(names) and all(after > before for before, after in pairwise(values))
+        if word in _PIECES and not names[0].path.endswith(".distcp") and in_turn and len(values) >= ENOUGH_PIECES:
+            return (place,)
+    return ()
 
 
 def _never_down(names: Sequence[Name], places: tuple[int, ...]) -> bool:
@@ -140,6 +155,11 @@ def step(name: Name, places: tuple[int, ...]) -> int | None:
 def looks_like_checkpoint(path: str) -> bool:
     """True if the name is one that savers give to checkpoints."""
     return bool(_CHECKPOINTS.search(path)) and not looks_like_log(path)
+
+
+def is_best(path: str) -> bool:
+    """True if the name is one that savers give to the best checkpoint so far."""
+    return "best" in path.lower()
 
 
 def looks_like_log(path: str) -> bool:

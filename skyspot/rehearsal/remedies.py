@@ -55,6 +55,14 @@ MORE_STEPS = Finding(
     "save the number of steps done in all; train until the total, not `N more`; skip the batches of the epoch that are "
     "done",
 )
+FEWER_STEPS = Finding(
+    "trains fewer steps than asked",
+    "save the number of the next step or epoch, and go on with just that one",
+)
+BEST_LOST = Finding(
+    "the best score so far was lost",
+    "save the best score, the patience and their like in the checkpoint, and load them",
+)
 NOT_USED = Finding(
     "LOST WORK: read no checkpoint, or did not use it",
     "look for a checkpoint at every start, without an option, and use what was loaded",
@@ -83,7 +91,7 @@ REFUSED = Finding("the mount refuses the operation", "the table of refusals abov
 WORKERS = Finding("a data loader's workers died of SIGTERM", "ignore SIGTERM in the workers (`worker_init_fn`)")
 
 FINDINGS = (
-    HALF_WRITTEN, MIXED, NOT_READ, DATA_ORDER, LEARNING_RATE, NO_CAUSE, MORE_STEPS, NOT_USED, OLDER_USED, DESTROYED,
-    NEVER_SAVES, IRREGULAR, AT_NOTICE, EXITED_WITH_0, WORKERS, REFUSED,
+    HALF_WRITTEN, MIXED, NOT_READ, DATA_ORDER, LEARNING_RATE, NO_CAUSE, MORE_STEPS, FEWER_STEPS, BEST_LOST, NOT_USED,
+    OLDER_USED, DESTROYED, NEVER_SAVES, IRREGULAR, AT_NOTICE, EXITED_WITH_0, WORKERS, REFUSED,
 )  # fmt: skip
 """All of them, in the order of the docs' table."""

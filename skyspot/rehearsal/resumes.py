@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from skyspot.rehearsal.replay import Attempt, Bucket, Reading, Version, Written
-from skyspot.rehearsal.saves import Learnt, Save, State, group, logged, state
+from skyspot.rehearsal import rework
+from skyspot.rehearsal.replay import Attempt, Reading, Version, Written
+from skyspot.rehearsal.saves import Learnt, Save, State, logged
 
 RESUMED, LOST_WORK, NOTHING_THERE, NOT_SEEN, ALL_DONE, FIRST = (
     "resumed", "LOST WORK", "nothing to resume from", "not seen", "all done", "first",
@@ -62,6 +63,14 @@ class Resume:
     from the undisturbed run's, it went on from it, and trained as many steps more as were asked for in all."""
     doubt: str = ""
     """Why `resumed` may be wrong: a start from nothing would look the same; empty if it would not."""
+    skipped: int = 0
+    """Saves of the undisturbed run that it passed over."""
+    beside: str = ""
+    """A file that it read too, and that was written after `used`; empty if there is none."""
+    best: str = ""
+    """A file of the best so far that it wrote at its first save, unlike the undisturbed run; empty if there is none."""
+    passed_over: bool = False
+    """True if it read nothing of `used`, and went on after it, as what looks only whether a file is there."""
 
     @property
     def proof(self) -> bool:
@@ -70,114 +79,8 @@ class Resume:
 
 
 @dataclass(frozen=True)
-class Life:
-    """One attempt: what lay there, what it did, what it left."""
-
-    number: int
-    """From 1."""
-    start: State
-    resume: Resume
-    saves: tuple[Save, ...]
-    """Those that it made, finished or not."""
-    end: State
-    """What it left when it ended or was taken."""
-    writing: Save | None
-    """The save that was being written then."""
-    again: tuple[Save, ...]
-    """Those of its saves that had been complete in an earlier attempt."""
-    again_s: float
-    """Seconds that the undisturbed run took for what was done again up to these."""
-    at_notice: Save | None = None
-    """The save that it made when it got a notice or SIGTERM."""
-
-
-def follow(learnt: Learnt, attempts: Sequence[Attempt]) -> tuple[Life, ...]:
-    """Judge all attempts of one leg.
-
-    Args:
-        learnt: What the undisturbed run and the attempts taught: study() it with this leg first.
-        attempts: The leg's, from its first.
-    """
-    bucket = Bucket()
-    lives: list[Life] = []
-    made: list[Save] = []
-    for number, attempt in enumerate(attempts, start=1):
-        written = bucket.replay(attempt)
-        start = state(learnt.files, made, written.there, written.cut)
-        fresh = group(learnt.files, written, learnt.saves)
-        if number == 1:
-            resume = Resume(FIRST, "it is the first attempt", None, None, (), (), (), _more(learnt, fresh, None, 0))
-        else:
-            # At a notice, a script may save once more; after a resume, it may save again what it resumed from.
-            extra = sum(before.noticed_s is not None for before in attempts[: number - 1])
-            extra += sum(life.resume.outcome == RESUMED for life in lives)
-            resume = _Judge(learnt, start, made, fresh, written, attempt, extra).judge()
-        if resume.used is not None:
-            fresh = group(learnt.files, written, learnt.saves, resume.used.index)
-        again = _again(fresh, made, resume)
-        made = [*made, *fresh]
-        end = state(learnt.files, made, written.left, written.left_cut)
-        writing = next((save for save in reversed(fresh) if save.complete is None), None)
-        if attempt.finished:
-            writing = None
-        again_s, at_notice = _seconds(learnt, again), _at_notice(fresh, attempt)
-        lives.append(Life(number, start, resume, tuple(fresh), end, writing, again, again_s, at_notice))
-    return tuple(lives)
-
-
-def _at_notice(fresh: Sequence[Save], attempt: Attempt) -> Save | None:
-    """The save that an attempt began after its notice or signal, and at which it left.
-
-    One that trains on until it is taken saves at its usual times.
-    """
-    noticed_s = attempt.noticed_s
-    if noticed_s is None or not attempt.left or not fresh or fresh[-1].begun_s < noticed_s:
-        return None
-    return fresh[-1]
-
-
-# -- work done again -------------------------------------------------------------------------------------------------
-
-
-def _again(fresh: Sequence[Save], made: Sequence[Save], resume: Resume) -> tuple[Save, ...]:
-    """The saves that had been made before."""
-    if any(save.numbers for save in fresh):
-        before = {save.numbers for save in made if save.complete is not None}
-        return tuple(save for save in fresh if save.numbers in before)
-    reached = resume.newest.index if resume.newest and resume.used is not resume.newest else 0
-    return tuple(save for save in fresh if save.index <= reached)
-
-
-def _seconds(learnt: Learnt, again: Sequence[Save]) -> float:
-    """Seconds that the undisturbed run took for some saves and the steps before each."""
-    total = 0.0
-    for save in again:
-        before_s: float | None = learnt.began_s
-        for one in learnt.saves:
-            if one.numbers == save.numbers if save.numbers else one.index == save.index:
-                total += one.complete_s - before_s if one.complete_s is not None and before_s is not None else 0.0
-            before_s = one.complete_s
-    return total
-
-
-def _more(learnt: Learnt, fresh: Sequence[Save], used: Save | None, allowance: int) -> int:
-    """How many saves an attempt made beyond the undisturbed run's last."""
-    if not learnt.saves:
-        return 0
-    last = learnt.saves[-1]
-    if last.numbers:
-        beyond = [save for save in fresh if len(save.numbers) == len(last.numbers) and save.numbers > last.numbers]
-        return len(beyond)
-    more = (used.index if used else 0) + len(fresh) - len(learnt.saves)
-    return more if more > allowance else 0
-
-
-# -- one attempt -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Judge:
-    """What is known of one attempt after the first."""
+class Judge:
+    """Judges one attempt after a leg's first, from what is known of it."""
 
     learnt: Learnt
     start: State
@@ -191,6 +94,7 @@ class _Judge:
     """How many saves more the attempts before it may have made."""
 
     def judge(self) -> Resume:
+        """The verdict on its start."""
         read = self._read()
         used, cut = self._used(read)
         newest = self.start.newest
@@ -238,6 +142,9 @@ class _Judge:
             paths = ", ".join(one.path for one in cut)
             why = f"it read {paths}, which was cut, and not {self._name(newest)}, which was complete"
             return self._say(LOST_WORK, why, used=None, read=read)
+        if not read and self._goes_on():
+            why = f"it left {self._name(newest)} as it was and went on with {self.fresh[0].label}"
+            return self._say(RESUMED, why, used=newest, read=read)
         part = f"it read only {', '.join(one.path for one in read)}" if read else "it read no checkpoint"
         why = f"{part} though {self._name(newest)} was complete"
         return self._say(LOST_WORK, why, used=None, read=read)
@@ -247,14 +154,20 @@ class _Judge:
     ) -> Resume:
         looked_at = {self.learnt.files.home(one.version) for one in read}
         of = dropped or used
-        unread = tuple(file.path for file in (of.files if of else ()) if file.path not in looked_at and file.size > 0)
+        wanted = of.files if of and read else ()
+        unread = tuple(file.path for file in wanted if file.path not in looked_at and file.size > 0)
         facts = tuple(self._fact(one) for one in read)
-        more = _more(self.learnt, self.fresh, used, self.extra + 1) if self.attempt.finished else 0
+        more = rework.more(self.learnt, self.fresh, used, self.extra + 1) if self.attempt.finished else 0
+        skipped = rework.skipped(self.learnt, self.fresh, used, self.attempt.finished) if used and read else 0
         mixed = self._mixed(read, facts)
         if mixed and outcome == RESUMED:
             why = f"it read {' and '.join(f'{one.path} of {one.save}' for one in mixed)}"
         doubt = self._doubt(used) if used and outcome == RESUMED else ""
-        return Resume(outcome, why, used, self.start.newest, facts, unread, mixed, more, dropped, doubt)
+        passed_over = used is not None and not read
+        return Resume(
+            outcome, why, used, self.start.newest, facts, unread, mixed, more, dropped, doubt, skipped,
+            passed_over=passed_over,
+        )  # fmt: skip
 
     def _fact(self, one: Reading) -> FileRead:
         version = one.version
@@ -348,6 +261,13 @@ class _Judge:
             return newest  # Some scripts save the step again that they resumed from.
         older = [save for save in candidates if save.numbers and save.numbers < own.numbers]
         return max(older, key=self.made.index) if older else newest
+
+    def _goes_on(self) -> bool:
+        """True if it saved nothing that was saved before, and something that an undisturbed run saves later."""
+        known = {save.numbers for save in self.learnt.saves if save.numbers}
+        done = {save.numbers for save in self.made if save.complete is not None}
+        own = {save.numbers for save in self.fresh}
+        return done <= known and own <= known and not own & done
 
     def _saves_at_once(self) -> bool:
         """True if the undisturbed run saves before its first step."""

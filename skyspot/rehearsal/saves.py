@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from skyspot.rehearsal import naming
@@ -121,6 +121,8 @@ class Learnt:
     """Bytes that it wrote to its logs."""
     only_at_the_end: bool
     """True if its only save came at its end, so that a preemption loses everything."""
+    bests: Mapping[int, str] = field(default_factory=dict)
+    """The files of the best so far that are no part of the checkpoint, by the index of the save they came with."""
 
     @property
     def irregular(self) -> bool:
@@ -149,7 +151,22 @@ def study(
         later += [bucket.replay(attempt) for attempt in leg]
     files = learn(written, later, results, checkpoints)
     saves = tuple(group(files, written, ()))
-    return Learnt(files, saves, written.began_s, logged(files, reference.calls), _comes_at_the_end(saves, written))
+    at_the_end = _comes_at_the_end(saves, written)
+    return Learnt(
+        files, saves, written.began_s, logged(files, reference.calls), at_the_end, bests(files, written, saves)
+    )
+
+
+def bests(files: Files, written: Written, saves: Sequence[Save]) -> dict[int, str]:
+    """The files of the best so far that are no part of the checkpoint, by the index of the nearest save."""
+    found: dict[int, str] = {}
+    for version in written.versions:
+        path = files.home(version)
+        if naming.is_best(path) and not (files.family and files.kind_of(version) in files.family.kinds):
+            near = min(saves, key=lambda save: abs(save.begun_s - version.begun_s), default=None)
+            if near is not None:
+                found.setdefault(near.index, path)
+    return found
 
 
 def logged(files: Files, calls: Iterable[Call]) -> int:
@@ -359,7 +376,7 @@ def _comes_at_the_end(saves: Sequence[Save], written: Written) -> bool:
 
 
 def _is_irregular(saves: Sequence[Save]) -> bool:
-    if any("best" in file.path.lower() for save in saves[:1] for file in save.files):
+    if any(naming.is_best(file.path) for save in saves[:1] for file in save.files):
         return True
     if len(saves) < 4:
         return False

@@ -1,0 +1,98 @@
+"""The attempts of a leg, one after the other: what lay there, how each started, what it saved and left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from skyspot.rehearsal import newer, rework
+from skyspot.rehearsal.replay import Attempt, Bucket, Written
+from skyspot.rehearsal.resumes import FIRST, LOST_WORK, RESUMED, Judge, Resume
+from skyspot.rehearsal.saves import Learnt, Save, State, bests, group, state
+
+
+@dataclass(frozen=True)
+class Life:
+    """One attempt: what lay there, what it did, what it left."""
+
+    number: int
+    """From 1."""
+    start: State
+    resume: Resume
+    saves: tuple[Save, ...]
+    """Those that it made, finished or not."""
+    end: State
+    """What it left when it ended or was taken."""
+    writing: Save | None
+    """The save that was being written then."""
+    again: tuple[Save, ...]
+    """Those of its saves that had been complete in an earlier attempt."""
+    again_s: float
+    """Seconds that the undisturbed run took for what was done again up to these."""
+    at_notice: Save | None = None
+    """The save that it made when it got a notice or SIGTERM."""
+
+
+def follow(learnt: Learnt, attempts: Sequence[Attempt]) -> tuple[Life, ...]:
+    """Judge all attempts of one leg.
+
+    Args:
+        learnt: What the undisturbed run and the attempts taught: study() it with this leg first.
+        attempts: The leg's, from its first.
+    """
+    bucket = Bucket()
+    lives: list[Life] = []
+    made: list[Save] = []
+    before: list[Written] = []
+    for number, attempt in enumerate(attempts, start=1):
+        written = bucket.replay(attempt)
+        start = state(learnt.files, made, written.there, written.cut)
+        fresh = group(learnt.files, written, learnt.saves)
+        if number == 1:
+            resume = Resume(
+                FIRST, "it is the first attempt", None, None, (), (), (), rework.more(learnt, fresh, None, 0)
+            )
+        else:
+            # At a notice, a script may save once more; after a resume, it may save again what it resumed from.
+            extra = sum(one.noticed_s is not None for one in attempts[: number - 1])
+            extra += sum(life.resume.outcome == RESUMED for life in lives)
+            resume = Judge(learnt, start, made, fresh, written, attempt, extra).judge()
+            resume = _beside_others(learnt, resume, before, written)
+        if resume.used is not None:
+            fresh = group(learnt.files, written, learnt.saves, resume.used.index)
+        again = rework.again(fresh, made, resume.newest, resume.used)
+        made = [*made, *fresh]
+        end = state(learnt.files, made, written.left, written.left_cut)
+        writing = next((save for save in reversed(fresh) if save.complete is None), None)
+        if attempt.finished:
+            writing = None
+        again_s, at_notice = rework.seconds(learnt, again), _at_notice(fresh, attempt)
+        before.append(written)
+        lives.append(Life(number, start, resume, tuple(fresh), end, writing, again, again_s, at_notice))
+    return tuple(lives)
+
+
+def _beside_others(learnt: Learnt, resume: Resume, before: Sequence[Written], written: Written) -> Resume:
+    """The verdict, with what was newer than the save that the attempt went on from."""
+    used = resume.used
+    if used is None or resume.outcome != RESUMED:
+        return resume
+    other = newer.checkpoint(learnt.files, used, before, written)
+    if other is not None:
+        read = next((one.path for one in resume.read if one.save == used.label), used.largest)
+        why = f"it went on from {read} ({used.label}) though {other.largest}, which is newer, was complete"
+        return replace(resume, outcome=LOST_WORK, why=why)
+    best = bests(learnt.files, written, group(learnt.files, written, learnt.saves, used.index))
+    too_early = best.get(used.index + 1, "") if used.index + 1 not in learnt.bests else ""
+    return replace(resume, beside=newer.file(learnt.files, used, before, written), best=too_early)
+
+
+def _at_notice(fresh: Sequence[Save], attempt: Attempt) -> Save | None:
+    """The save that an attempt began after its notice or signal, and at which it left.
+
+    One that trains on until it is taken saves at its usual times.
+    """
+    noticed_s = attempt.noticed_s
+    if noticed_s is None or not attempt.left or not fresh or fresh[-1].begun_s < noticed_s:
+        return None
+    return fresh[-1]

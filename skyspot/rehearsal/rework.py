@@ -1,0 +1,50 @@
+"""The work of an attempt against the undisturbed run's: done again, beyond its end, or passed over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from skyspot.rehearsal.saves import Learnt, Save
+
+
+def again(fresh: Sequence[Save], made: Sequence[Save], newest: Save | None, used: Save | None) -> tuple[Save, ...]:
+    """The saves that had been made before."""
+    if any(save.numbers for save in fresh):
+        before = {save.numbers for save in made if save.complete is not None}
+        return tuple(save for save in fresh if save.numbers in before)
+    reached = newest.index if newest and used is not newest else 0
+    return tuple(save for save in fresh if save.index <= reached)
+
+
+def seconds(learnt: Learnt, repeated: Sequence[Save]) -> float:
+    """Seconds that the undisturbed run took for some saves and the steps before each."""
+    total = 0.0
+    for save in repeated:
+        before_s: float | None = learnt.began_s
+        for one in learnt.saves:
+            if one.numbers == save.numbers if save.numbers else one.index == save.index:
+                total += one.complete_s - before_s if one.complete_s is not None and before_s is not None else 0.0
+            before_s = one.complete_s
+    return total
+
+
+def more(learnt: Learnt, fresh: Sequence[Save], used: Save | None, allowance: int) -> int:
+    """How many saves an attempt made beyond the undisturbed run's last."""
+    if not learnt.saves:
+        return 0
+    last = learnt.saves[-1]
+    if last.numbers:
+        beyond = [save for save in fresh if len(save.numbers) == len(last.numbers) and save.numbers > last.numbers]
+        return len(beyond)
+    beyond_last = (used.index if used else 0) + len(fresh) - len(learnt.saves)
+    return beyond_last if beyond_last > allowance else 0
+
+
+def skipped(learnt: Learnt, fresh: Sequence[Save], used: Save, finished: bool) -> int:
+    """How many of the undisturbed run's saves an attempt passed over; 0 if that cannot be told."""
+    if learnt.irregular or not learnt.saves:
+        return 0
+    own = next((save.numbers for save in fresh if save.numbers), None)
+    if own is not None and used.numbers:
+        return len([save for save in learnt.saves if used.numbers < save.numbers < own])
+    return max(0, len(learnt.saves) - used.index - len(fresh)) if finished and not used.numbers else 0

@@ -1,0 +1,208 @@
+"""What was newer than the save that an attempt went on from, and what it passed over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from traced import Fs
+
+from skyspot.rehearsal import evidence, naming, remedies, saves
+from skyspot.rehearsal.bucketfs.strike import Strike
+from skyspot.rehearsal.lives import Life, follow
+from skyspot.rehearsal.resumes import LOST_WORK, NOTHING_THERE, RESUMED
+from skyspot.rehearsal.saves import Learnt
+
+EPOCHS = 10
+Script = Callable[[Fs], None]
+
+
+def leg(run: Script, *strikes: Strike, results: tuple[str, ...] = ("result.json",)) -> tuple[Learnt, tuple[Life, ...]]:
+    """The undisturbed run, then a leg: each strike hits one attempt, and the last one goes on to its end."""
+    reference, fs = Fs().attempt(run), Fs()
+    attempts = [fs.attempt(run, strike) for strike in (*strikes, None)]
+    learnt = saves.study(reference, [attempts], results)
+    return learnt, follow(learnt, attempts)
+
+
+def put(fs: Fs, path: str, what: object, size: int = 300_000) -> None:
+    fs.write(f"{path}.tmp", what, size)
+    fs.rename(f"{path}.tmp", path)
+
+
+def before(path: str, times: int) -> Strike:
+    """Before the rename in the save after so many."""
+    return Strike(times, "before", (rf"^{path}$",), does="rename")
+
+
+def epochs(load: str, best_until: int, first_best: bool = False, size: int = 300_000, last: str = "last.pt") -> Script:
+    """A loop that saves the last epoch, and the best one as long as it gets better."""
+
+    def run(fs: Fs) -> None:
+        done = fs.read(load) or 0
+        assert isinstance(done, int)
+        for epoch in range(done + 1, EPOCHS + 1):
+            fs.tick()
+            files = [last, *(["best.pt"] if epoch <= best_until else [])]
+            for path in reversed(files) if first_best else files:
+                put(fs, path, epoch, size if path == last else 300_000)
+        fs.write("result.json", 1, 30)
+
+    return run
+
+
+@pytest.mark.parametrize("first_best", [False, True])
+def test_one_that_goes_on_from_its_best_epoch_has_lost_the_last_ones(first_best: bool) -> None:
+    _, lives = leg(epochs("best.pt", 3, first_best), before(r"last\.pt\.tmp", 7))
+    resume = lives[1].resume
+    assert resume.outcome == LOST_WORK
+    assert resume.why == "it went on from best.pt (save 3) though last.pt, which is newer, was complete"
+    assert resume.used is not None
+    assert resume.used.index == 3
+
+
+@pytest.mark.parametrize(
+    ("run", "why"),
+    [
+        (epochs("last.pt", 3), "it reads the last one"),
+        (epochs("best.pt", 3, last="other.txt"), "the other is not named as a checkpoint"),
+        (epochs("best.pt", 3, size=100_000), "the other has not the size of a checkpoint"),
+    ],
+)
+def test_what_is_no_newer_checkpoint_is_not_taken_for_one(run: Script, why: str) -> None:
+    _, lives = leg(run, before(r"(last\.pt|other\.txt)\.tmp", 7))
+    assert lives[1].resume.outcome == RESUMED, why
+
+
+@pytest.mark.parametrize("first_best", [False, True])
+def test_the_best_epoch_is_as_new_as_the_last_one_until_that_is_another(first_best: bool) -> None:
+    _, lives = leg(epochs("best.pt", 6, first_best), before(r"last\.pt\.tmp", 6))
+    assert lives[1].resume.outcome == RESUMED
+
+
+def worse_best(fs: Fs) -> None:
+    """Its best score is not in the checkpoint."""
+    done = fs.read("last.pt") or 0
+    assert isinstance(done, int)
+    for epoch in range(done + 1, EPOCHS + 1):
+        fs.tick()
+        put(fs, "last.pt", epoch)
+        if epoch in (1, 2, done + 1):
+            put(fs, "model_best.pt", epoch)
+
+
+def test_a_best_score_that_was_lost_is_named() -> None:
+    learnt, lives = leg(worse_best, before(r"last\.pt\.tmp", 6), results=("model_best.pt",))
+    assert lives[1].resume.outcome == RESUMED
+    found = evidence.cause(learnt, lives)
+    assert found is not None
+    assert found.finding is remedies.BEST_LOST
+    assert found.text == (
+        "model_best.pt was written at the first save after last.pt (save 6), unlike in the undisturbed run"
+    )
+    learnt, lives = leg(epochs("last.pt", 9), before(r"last\.pt\.tmp", 6))
+    assert evidence.cause(learnt, lives) is None, "the undisturbed run wrote it there too"
+
+
+def test_the_best_and_the_last_checkpoint_are_two_though_they_are_written_in_turns() -> None:
+    learnt, lives = leg(epochs("last.pt", EPOCHS - 1), before(r"last\.pt\.tmp", 6))
+    assert learnt.files.family is not None
+    assert learnt.files.family.kinds == ("last.pt",)
+    assert lives[1].resume.unread == ()
+
+
+def pieces(path: str, skips: bool = True) -> Script:
+    def run(fs: Fs) -> None:
+        for number in range(8):
+            name = path.format(number)
+            if not skips or name not in fs.files:
+                fs.tick()
+                put(fs, name, number)
+
+    return run
+
+
+PATHS = ("out/shard_{:04d}.jsonl", "out/part-{}.json", "out/embeddings_{:03d}.npy", "predictions/{}.csv")
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_one_that_skips_the_pieces_that_are_there_resumes(path: str) -> None:
+    learnt, lives = leg(pieces(path), before(r"out/.*|predictions/.*", 4), results=("out/*",))
+    assert len(learnt.saves) == 8
+    resume = lives[1].resume
+    assert resume.outcome == RESUMED
+    assert resume.proof
+    assert resume.why == f"it left {path.format(3)} ({lives[0].saves[3].label}) as it was and went on with " + (
+        lives[1].saves[0].label
+    )
+    assert evidence.judge(learnt, lives, same=True) is None
+    found = evidence.cause(learnt, lives)
+    assert found is not None
+    assert found.text.startswith(f"it read nothing of {path.format(3)}")
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_one_that_writes_all_pieces_again_does_not(path: str) -> None:
+    learnt, lives = leg(pieces(path, skips=False), before(r"out/.*|predictions/.*", 4), results=("out/*",))
+    assert lives[1].resume.outcome in (LOST_WORK, NOTHING_THERE)
+    assert evidence.judge(learnt, lives, same=True) is not None
+
+
+def test_a_strike_falls_on_whichever_piece_comes_next() -> None:
+    run = pieces(PATHS[0])
+    found = evidence.Evidence()
+    found.add("reference", Fs().attempt(run))
+    places = [place for place in found.places() if place.description.startswith("before the rename")]
+    assert len(places) == 1
+    fs = Fs()
+    fs.attempt(run, before(r"out/.*", 4))
+    assert not fs.attempt(run, places[0].later).finished
+
+
+def test_the_parts_of_one_save_are_no_pieces() -> None:
+    names = [naming.parse(f"model-{number}-of-4.safetensors") for number in range(1, 5)]
+    assert naming.label_places(names) == (), "they have a total"
+    few = [naming.parse(f"part-{number}.bin") for number in range(3)]
+    assert naming.label_places(few) == ()
+    again = [naming.parse(f"part-{number}.bin") for number in (0, 1, 2, 3, 0, 1, 2, 3)]
+    assert naming.label_places(again) == ()
+
+
+def off_by_one(numbered: bool) -> Script:
+    def run(fs: Fs) -> None:
+        done = fs.read("last.pt") if not numbered else max((fs.read(path) for path in fs.list("ckpt_")), default=None)
+        for epoch in range(1 if done is None else int(str(done)) + 2, EPOCHS + 1):
+            fs.tick()
+            put(fs, f"ckpt_{epoch}.pt" if numbered else "last.pt", epoch)
+
+    return run
+
+
+@pytest.mark.parametrize("numbered", [False, True])
+def test_an_epoch_that_is_skipped_is_named(numbered: bool) -> None:
+    learnt, lives = leg(off_by_one(numbered), before(r".*\.pt\.tmp", 4))
+    assert lives[1].resume.skipped == 1
+    found = evidence.cause(learnt, lives)
+    assert found is not None
+    assert found.text == "it trains fewer steps than asked: 1 save fewer than the undisturbed run"
+    assert found.finding is remedies.FEWER_STEPS
+
+
+def with_csv(fs: Fs) -> None:
+    """The epoch is read from a log, whose row is written before the weights."""
+    fs.read("weights.h5")
+    done = fs.read("log.csv") and fs.files["log.csv"][2] // 90
+    for _ in range(int(done or 0), EPOCHS):
+        fs.tick()
+        fs.append("log.csv")
+        put(fs, "weights.h5", 1)
+
+
+def test_a_file_that_was_written_after_the_checkpoint_and_read_with_it_is_named() -> None:
+    learnt, lives = leg(with_csv, before(r"weights\.h5\.tmp", 5))
+    found = evidence.cause(learnt, lives)
+    assert found is not None
+    assert found.finding in (remedies.MIXED, remedies.FEWER_STEPS)
+    assert lives[1].resume.beside == "log.csv"
+    learnt, lives = leg(with_csv, Strike(0, "before", (r"^weights\.h5\.tmp$",), does="open"))
+    assert all(not life.resume.beside for life in lives)
