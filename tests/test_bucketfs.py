@@ -1,14 +1,17 @@
 """The bucket as a rehearsal's machine sees it: its trace, its strikes, its manners, on a real mount."""
 
+import errno
 import os
 import shlex
 import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import faultfs
 import psutil
@@ -335,6 +338,140 @@ def test_a_trace_is_read_in_pieces_and_without_a_torn_last_line(tmp_path: Path) 
     with trace.open("a") as file:
         file.write('me":2,"name":"close","path":"a"}\n')
     assert [call.name for call in read_from(trace, place)[0]] == ["close"]
+
+
+# -- writes that are answered before they are done -----------------------------------------------------------------------
+
+MIB = bytes(1 << 20)
+
+
+class Opened:
+    """A daemon's own view of one open file, without a mount."""
+
+    def __init__(self, folder: Path, **config: Any) -> None:
+        if reason := faultfs.missing():
+            pytest.skip(reason)
+        from skyspot.rehearsal.bucketfs.files import BucketFS
+
+        (folder / "bucket").mkdir()
+        settings = {"bucket": folder / "bucket", "disk": folder / "disk", "trace": folder / "trace", "proc": "/proc"}
+        self.served = BucketFS({**settings, "manners": "local", "strike": None, **config})
+        self.path, self.trace = folder / "bucket" / "a", folder / "trace"
+        self.path.touch()
+        self.handle = self.open()
+
+    def open(self) -> Any:
+        from skyspot.rehearsal.bucketfs.names import Handle
+
+        fd = os.open(self.path, os.O_RDWR)
+        handle = Handle(len(self.served._handles) + 1, fd, "a", os.O_RDWR, (1, "python"))
+        self.served._handles[handle.number] = handle
+        return handle
+
+    def while_it_writes(self, do: Callable[[], None]) -> None:
+        """Write, and do something in another thread from the answer on, which is before the write."""
+        thread = threading.Thread(target=do)
+
+        def answer() -> None:
+            assert self.path.stat().st_size == 0
+            thread.start()
+            thread.join(0.3)  # Long enough for one that does not wait for the write.
+
+        self.served.write_from(self.handle.number, 1, 0, memoryview(MIB), answer)
+        thread.join()
+
+
+def test_whatever_comes_after_a_write_finds_it_done(tmp_path: Path) -> None:
+    opened = Opened(tmp_path)
+    seen: list[int] = []
+
+    def settle() -> None:
+        opened.served.settle()
+        seen.append(opened.path.stat().st_size)
+
+    opened.while_it_writes(settle)
+    assert seen == [len(MIB)]
+
+
+def test_a_read_through_another_descriptor_finds_a_write_done(tmp_path: Path) -> None:
+    opened = Opened(tmp_path)
+    other = opened.open()
+    seen: list[int] = []
+    opened.while_it_writes(lambda: seen.append(opened.served.read_into(other.number, 1, 0, memoryview(bytearray(9)))))
+    assert seen == [9]
+
+
+def test_writes_to_one_file_through_two_descriptors_keep_their_order(tmp_path: Path) -> None:
+    opened = Opened(tmp_path)
+    other = opened.open()
+
+    def write() -> None:
+        opened.served.write_from(other.number, 1, 0, memoryview(b"later"), lambda: None)
+
+    opened.while_it_writes(write)
+    assert opened.path.read_bytes() == b"later" + MIB[5:]
+    assert [call.handle for call in read_trace(opened.trace)] == [opened.handle.number, other.number]
+
+
+def test_a_write_is_not_answered_if_the_strike_falls_on_it(tmp_path: Path) -> None:
+    opened = Opened(tmp_path, strike={"number": 1, "phase": "middle"})
+    answered: list[int] = []
+
+    def write() -> None:
+        for number in range(2):
+            opened.served.write_from(1, 1, number * len(MIB), memoryview(MIB), lambda: answered.append(1))
+
+    threading.Thread(target=write, daemon=True).start()
+    until("the strike falls", lambda: any(call.struck for call in read_trace(opened.trace)))
+    assert answered == [1]
+    assert opened.path.stat().st_size == len(MIB) * 3 // 2
+
+
+FULL = """
+import errno, os
+from pathlib import Path
+
+block = bytes(8 << 20)
+
+def once(file):
+    file.write(block)  # The kernel makes several writes of it, and tells only of the bytes before the failure.
+
+def often(file):
+    while file.write(block[: 1 << 20]):
+        os.fsync(file.fileno())
+
+for write in (once, often):
+    try:
+        with open(write.__name__, "wb", buffering=0) as file:
+            write(file)
+    except OSError as error:
+        print(error.errno == errno.ENOSPC, flush=True)
+    os.unlink(write.__name__)
+"""
+
+
+def test_a_full_disk_is_told_by_a_later_write_or_the_close(lab: Lab) -> None:
+    (lab.folder / "program.py").write_text(FULL)
+    program = f"""
+import sys, time
+from pathlib import Path
+from skyspot.rehearsal.machine import Machine
+from skyspot.rehearsal.task import read_task
+folder = Path({str(lab.folder)!r})
+machine = Machine(read_task({TASK!r}, folder, {{}}, None), folder / "leg" / "m", {{{POINT!r}: folder / "bucket"}}, {{}},
+                  {{{POINT!r}: "local"}})
+machine.start("cd {POINT}; python {lab.folder}/program.py")
+while machine.poll() is None:
+    time.sleep(0.02)
+print(machine.log.read_text())
+print(*((call.name, call.error) for call in machine.calls({POINT!r}) if call.error), sep="\\n")
+machine.take()
+"""
+    mount = f"mount -t tmpfs -o size=4m tmpfs {lab.bucket}; exec {shlex.join([sys.executable, '-c', program])}"
+    done = subprocess.run(["unshare", "-m", "sh", "-c", mount], env=clean_env(), capture_output=True, text=True)
+    lines = done.stdout.split("\n")
+    assert lines[:2] == ["True", "True"], (done.stdout, done.stderr)
+    assert f"('write', {errno.ENOSPC})" in lines
 
 
 # -- strikes -----------------------------------------------------------------------------------------------------------

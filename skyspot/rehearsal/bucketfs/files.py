@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
+import errno
 import os
 import sys
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-from skyspot.rehearsal.bucketfs import manners
-from skyspot.rehearsal.bucketfs.fuse import copy_buffer, size_of_buffer
+import mfusepy
+
+from skyspot.rehearsal.bucketfs import loop, manners
 from skyspot.rehearsal.bucketfs.names import LIBC, WRITES, Handle, Names
 from skyspot.rehearsal.bucketfs.trace import DELETED
 
 T = TypeVar("T")
 _NOT_BEHIND = os.O_APPEND | os.O_NOFOLLOW | getattr(os, "O_DIRECT", 0)
 """Flags that the kernel has dealt with already, or that would change what arrives here."""
-_PAGE = os.sysconf("SC_PAGESIZE")
-_SET_PIPE_SIZE = 1031
 
 
 class BucketFS(Names):
@@ -64,40 +64,63 @@ class BucketFS(Names):
         access = handle.flags & os.O_ACCMODE
         fi.direct_io = access == os.O_WRONLY or (access == os.O_RDWR and self._refuses(manners.MAP))
 
-    def read(self, buffer: Any, size: int, offset: int, fh: int) -> int:
-        """Read into memory; return how much, or a negative errno."""
+    def read_into(self, fh: int, pid: int, offset: int, memory: memoryview) -> int:
+        """Read into memory; return how much."""
         self._recorder.wait_if_struck()
         handle = self._handles[fh]
-        done = int(LIBC.pread(handle.fd, buffer, ctypes.c_size_t(size), ctypes.c_int64(offset)))
-        error = ctypes.get_errno() if done < 0 else 0
+        self.settle(handle)
         # /proc is left alone: a process that waits for a mapped page may hold what reading its command line needs.
-        who = self._who_on(handle, look=False)
-        self._recorder.record("read", handle.path, who, handle=fh, offset=offset, size=max(0, done), error=error)
-        return -error if error else done
+        who = self._who_on(handle, pid, look=False)
+        try:
+            done = os.preadv(handle.fd, [memory], offset)
+        except OSError as error:
+            self._recorder.record("read", handle.path, who, handle=fh, offset=offset, error=error.errno or 0)
+            raise
+        self._recorder.record("read", handle.path, who, handle=fh, offset=offset, size=done)
+        return done
 
-    def write_buf(self, buffer: Any, offset: int, fh: int) -> int:
-        """Write; return how much, or a negative errno."""
-        handle, size = self._handles[fh], size_of_buffer(buffer)
-        if offset != handle.end and self._refuses(manners.SEEK):
-            self._refuse(manners.SEEK, "write", handle.path, handle=fh, offset=offset, size=size)
+    def write_from(self, fh: int, pid: int, offset: int, memory: memoryview, answer: Callable[[], None]) -> None:
+        """Write, and answer as soon as it is certain to be tried, so that the script goes on meanwhile.
 
-        def do(size: int = size) -> int:
+        Whatever the script asks next is done after it, and what failed is told by every later write, fsync and close. A
+        kill leaves the same as one that comes a moment earlier.
+
+        Raises:
+            OSError: refused, or an earlier write failed; it is not answered.
+        """
+        handle, size = self._handles[fh], len(memory)
+        who = self._who_on(handle, pid)
+        self.settle(handle)
+
+        def do(size: int = size) -> None:
             self._detach(handle)
-            done = copy_buffer(buffer, handle.fd, offset, size)
-            handle.end = max(handle.end, offset + done)
-            handle.unclosed += done
-            return done
+            done = 0
+            while done < size:
+                done += os.pwritev(handle.fd, [memory[done:size]], offset + done)
+                handle.end = max(handle.end, offset + done)
+            handle.unclosed += size
 
-        return self._recorder.change(
-            do,
-            "write",
-            handle.path,
-            self._who_on(handle),
-            half=lambda: do(size // 2),
-            handle=fh,
-            offset=offset,
-            size=size,
-        )
+        with handle.lock:
+            if offset != handle.end and self._refuses(manners.SEEK):
+                self._refuse(manners.SEEK, "write", handle.path, who, handle=fh, offset=offset, size=size)
+            handle.check()
+            self._writing.add(handle)
+            try:
+                self._recorder.change(
+                    do, "write", handle.path, who, half=lambda: do(size // 2), certain=answer, handle=fh,
+                    offset=offset, size=size,
+                )  # fmt: skip
+            except OSError as error:
+                handle.error = error.errno or errno.EIO
+            finally:
+                self._writing.discard(handle)
+
+    def settle(self, handle: Handle | None = None) -> None:
+        """Wait until writes that were answered are done: all, or those on another handle's file."""
+        for other in list(self._writing):
+            if handle is None or other.file == handle.file:
+                with other.lock:
+                    pass
 
     def _detach(self, handle: Handle) -> None:
         """Keep what was uploaded as it is when the file that it was uploaded from is changed."""
@@ -154,8 +177,9 @@ class BucketFS(Names):
                 (os.fdatasync if datasync else os.fsync)(handle.fd)
             elif self._manners.fsync_uploads and handle.unclosed:
                 self._store.closed(handle.path)
+            handle.check()
 
-        self._recorder.report(do, "fsync", handle.path, self._who_on(handle), handle=fi.fh)
+        self._recorder.report(do, "fsync", handle.path, self._who_on(handle, _pid()), handle=fi.fh)
         return 0
 
     def flush(self, path: str | None, fi: Any) -> int:
@@ -165,8 +189,9 @@ class BucketFS(Names):
         def do() -> None:
             if handle.unclosed:
                 self._closed(handle)
+            handle.check()
 
-        who = self._who_on(handle, look=False)  # A shell closes a duplicate before its exec.
+        who = self._who_on(handle, _pid(), look=False)  # A shell closes a duplicate before its exec.
         self._recorder.change(do, "close", handle.path, who, handle=fi.fh, size=handle.unclosed)
         return 0
 
@@ -190,6 +215,7 @@ class BucketFS(Names):
 
     def finish(self) -> None:
         """Upload what waits. No process has a file open any more."""
+        self.settle()
         for handle in list(self._handles.values()):
             self._released(handle)
         if self._store:
@@ -231,15 +257,12 @@ class BucketFS(Names):
         """Set the connection up."""
         self._config = config  # libfuse goes on looking at it.
         config.nullpath_ok = True
-        config.entry_timeout = config.attr_timeout = 1.0
+        config.entry_timeout = config.attr_timeout = config.negative_timeout = 1.0
         config.use_ino = True
-        reading, writing = os.pipe()
-        try:  # libfuse moves a write through a pipe, which must hold it and its header. Only root's may be that large.
-            fcntl.fcntl(writing, _SET_PIPE_SIZE, (1 << 20) + _PAGE)
-        except OSError:
-            conn.max_write = (1 << 20) - _PAGE
-        finally:
-            os.close(reading)
-            os.close(writing)
+        conn.max_write = loop.MAX_WRITE
         sys.stdout.write("mounted\n")  # The kernel asks for this call once the mount is there.
         sys.stdout.flush()
+
+
+def _pid() -> int:
+    return int(mfusepy.fuse_get_context()[2])

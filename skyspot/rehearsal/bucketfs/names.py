@@ -7,6 +7,7 @@ import errno
 import itertools
 import os
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -28,17 +29,33 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 class Handle:
     """An open file."""
 
-    __slots__ = ("end", "fd", "flags", "fresh", "number", "path", "pid", "processes", "unclosed")
+    __slots__ = (
+        "end", "error", "fd", "file", "flags", "fresh", "lock", "number", "path", "pid", "processes", "unclosed",
+    )  # fmt: skip
 
     def __init__(self, number: int, fd: int, path: str, flags: int, who: tuple[int, str]) -> None:
         self.number, self.fd, self.path, self.flags, self.pid = number, fd, path, flags, who[0]
         self.processes = {0: who[1]}
         """Command lines by pid; 0: of the one that opened it, which may be a shell before its exec."""
-        self.end = os.fstat(fd).st_size
+        found = os.fstat(fd)
+        self.end, self.file = found.st_size, found.st_ino
+        self.lock = threading.Lock()
+        """Held while something is written to it, which is longer than the script waits."""
+        self.error = 0
+        """errno of a write that failed after it was answered."""
         self.unclosed = 0
         """Bytes written since its last close."""
         self.fresh = bool(flags & (os.O_CREAT | os.O_TRUNC) and flags & WRITES)
         """Created or emptied, and neither written nor uploaded since."""
+
+    def check(self) -> None:
+        """Tell of a write that failed after it was answered; each time, as the kernel drops it after a short write.
+
+        Raises:
+            OSError: one did.
+        """
+        if self.error:
+            raise OSError(self.error, "write")
 
 
 class Names(mfusepy.Operations):  # type: ignore[misc]
@@ -56,6 +73,8 @@ class Names(mfusepy.Operations):  # type: ignore[misc]
             self._store = Store(bucket, Path(config["disk"]), self._manners, self._recorder)
         self._root = str(self._store.view if self._store else bucket)
         self._handles: dict[int, Handle] = {}
+        self._writing: set[Handle] = set()
+        """What is written to at the moment."""
         self._numbers = itertools.count(self._recorder.first_number + 1)
         self._by_pid: dict[int, str] = {}
         self._config: Any = None
@@ -69,9 +88,8 @@ class Names(mfusepy.Operations):  # type: ignore[misc]
         process = self._by_pid[pid] = self._recorder.process(pid) or self._by_pid.get(pid, "")
         return pid, process
 
-    def _who_on(self, handle: Handle, *, look: bool = True) -> tuple[int, str]:
+    def _who_on(self, handle: Handle, pid: int, *, look: bool = True) -> tuple[int, str]:
         """Who makes this call on an open file; quick, and without /proc unless it is to look."""
-        pid = mfusepy.fuse_get_context()[2]
         process = handle.processes.get(pid)
         if process is None:
             known = self._by_pid.get(pid) or handle.processes[0]
@@ -84,9 +102,9 @@ class Names(mfusepy.Operations):  # type: ignore[misc]
         """Do and record a call that changes the bucket."""
         return self._recorder.change(do, name, path, self._who(), **more)
 
-    def _refuse(self, what: str, name: str, path: str, **more: Any) -> NoReturn:
+    def _refuse(self, what: str, name: str, path: str, who: tuple[int, str] | None = None, **more: Any) -> NoReturn:
         number = self._manners.refuses[what]
-        self._recorder.record(name, path, self._who(), error=number, refused=what, **more)
+        self._recorder.record(name, path, who or self._who(), error=number, refused=what, **more)
         raise OSError(number, what)
 
     def _refuses(self, what: str) -> bool:

@@ -77,6 +77,7 @@ class Recorder:
         who: tuple[int, str],
         *,
         half: Callable[[], object] | None = None,
+        certain: Callable[[], None] | None = None,
         flags: int = 0,
         size: int = 0,
         **more: Any,
@@ -88,6 +89,7 @@ class Recorder:
             name: Its name; this and the rest as in `Call`.
             path: Its path.
             who: Who made it: pid and command line.
+            certain: Called once nothing can come before the call.
             half: What is left of it when the machine is lost in its middle; None: nothing.
             flags: How it opens.
             size: How much it writes.
@@ -95,10 +97,14 @@ class Recorder:
         """
         more |= {"flags": flags, "size": size}
         if self._strike is None:
+            if certain:
+                certain()
             return self.report(do, name, path, who, **more)
         with self._turn:
             self.wait_if_struck()
             if not self._falls(name, path, flags, size):
+                if certain:
+                    certain()
                 return self.report(do, name, path, who, **more)
             phase, done = self._strike.phase, {"before": None, "middle": half, "after": do}
             with suppress(OSError):

@@ -6,6 +6,7 @@ there. At `finish` on its standard input it uploads what waits, and says `finish
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import mfusepy
 
+from skyspot.rehearsal.bucketfs import loop
 from skyspot.rehearsal.bucketfs.files import BucketFS
 from skyspot.rehearsal.bucketfs.fuse import Fuse
 
@@ -22,15 +24,14 @@ from skyspot.rehearsal.bucketfs.fuse import Fuse
 def main(config: str) -> None:
     """Mount it, and serve until the machine dies."""
     settings = json.loads(Path(config).read_text())
-    # mfusepy and libfuse set handlers of their own. SIGTERM is meant for the task, which still saves.
+    # SIGTERM is meant for the task, which still saves.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
     served = BucketFS(settings)
     threading.Thread(target=_listen, args=(served,), daemon=True).start()
-    options: dict[str, bool | int] = {"allow_other": True} if os.geteuid() == 0 else {}
-    if mfusepy.fuse_version_minor >= 12:
-        options["max_threads"] = 16  # Without it, it prints a complaint about its own default.
-    Fuse(served, settings["point"], raw_fi=True, foreground=True, default_permissions=True, hard_remove=True,
-         fsname="bucket", subtype="skyspot", **options)  # fmt: skip
+    options = {"allow_other": True} if os.geteuid() == 0 else {}
+    mfusepy.fuse_main_real = functools.partial(loop.main, served)
+    Fuse(served, settings["point"], raw_fi=True, default_permissions=True, hard_remove=True, fsname="bucket",
+         subtype="skyspot", **options)  # fmt: skip
 
 
 def _listen(served: BucketFS) -> None:
