@@ -340,7 +340,7 @@ def test_a_trace_is_read_in_pieces_and_without_a_torn_last_line(tmp_path: Path) 
     assert [call.name for call in read_from(trace, place)[0]] == ["close"]
 
 
-# -- writes that are answered before they are done -----------------------------------------------------------------------
+# -- writes that are answered before they are done ---------------------------------------------------------------------
 
 MIB = bytes(1 << 20)
 
@@ -437,7 +437,8 @@ def once(file):
     file.write(block)  # The kernel makes several writes of it, and tells only of the bytes before the failure.
 
 def often(file):
-    while file.write(block[: 1 << 20]):
+    for _ in range(8):
+        file.write(block[: 1 << 20])
         os.fsync(file.fileno())
 
 for write in (once, often):
