@@ -20,6 +20,7 @@ from skyspot.rehearsal.evidence import LOST, READ_AND_DROPPED, Evidence, Place
 from skyspot.rehearsal.faults import Preemption
 from skyspot.rehearsal.lives import Life
 from skyspot.rehearsal.remedies import Cause
+from skyspot.rehearsal.replay import Attempt, Bucket, Written
 from skyspot.rehearsal.result import Leg, Row
 from skyspot.rehearsal.resumes import FIRST, LOST_WORK, NOTHING_THERE, RESUMED, FileRead, Resume
 from skyspot.rehearsal.saves import Learnt, Save, SavedFile, State, study
@@ -48,8 +49,8 @@ def life(number: int, start: Resume, at_notice: Save | None = None) -> Life:
 FIRST_LIFE = life(1, resume(FIRST))
 
 
-def trains(fs: Fs, steps: int = 40, every: int = 10) -> None:
-    for step in range(1, steps + 1):
+def trains(fs: Fs, steps: int = 40, every: int = 10, start: int = 0) -> None:
+    for step in range(start + 1, steps + 1):
         fs.tick()
         if step % every == 0:
             fs.write("state.tmp", step)
@@ -404,6 +405,29 @@ def test_a_kind_that_has_no_turn_says_how_many_preemptions_were_asked_for() -> N
 
 
 # -- where strikes fall
+
+
+@pytest.mark.parametrize("attempts", [6, 30])
+def test_an_attempt_is_not_replayed_again_with_every_later_one(attempts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    replayed = []
+    replay = Bucket.replay
+
+    def counted(self: Bucket, attempt: Attempt) -> Written:
+        replayed.append(attempt)
+        return replay(self, attempt)
+
+    monkeypatch.setattr(Bucket, "replay", counted)
+    found, fs, taken = Evidence(("result.json",)), Fs(), Strike(4, "before", only=("^state",))
+    found.add("reference", Fs().attempt(trains))
+    for number in range(1, attempts + 1):
+        found.add("preempted", fs.attempt(lambda fs: trains(fs, start=fs.read("state.pt") or 0), taken))
+        assert len(found.lives("preempted")) == number
+        taken = Strike(0, "before", only=("^state",))
+    # To learn from, to judge, and once more each before the first restart has shown which file is read.
+    assert len(replayed) <= 2 * attempts + 4
+    found.go_on("again", "preempted")
+    assert [life.number for life in found.lives("again")] == [1]
+    assert found.lives("again")[0].end == found.lives("preempted")[0].end
 
 
 def described(phase: str, what: str) -> str:

@@ -11,11 +11,11 @@ from skyspot.rehearsal import remedies
 from skyspot.rehearsal.boundaries import Boundary, boundaries, counted, sample, strikes
 from skyspot.rehearsal.bucketfs.strike import Strike, points
 from skyspot.rehearsal.bucketfs.trace import read_from
-from skyspot.rehearsal.lives import Life, follow
+from skyspot.rehearsal.lives import Follower, Life
 from skyspot.rehearsal.remedies import Cause, Finding
-from skyspot.rehearsal.replay import Attempt
+from skyspot.rehearsal.replay import Attempt, Bucket, Written
 from skyspot.rehearsal.resumes import FIRST, LOST_WORK, NOTHING_THERE, Resume
-from skyspot.rehearsal.saves import Learnt, Save, study
+from skyspot.rehearsal.saves import Learnt, Save, study_replayed
 from skyspot.rehearsal.verdict import Verdict
 
 ENOUGH_SAVES = 4
@@ -36,34 +36,47 @@ class Evidence:
             checkpoints: Globs of the checkpoints' files, if the user named them.
         """
         self._results, self._checkpoints = tuple(results), tuple(checkpoints)
-        self._reference: Attempt | None = None
+        self._reference: Written | None = None
         self._legs: dict[str, list[Attempt]] = {}
+        # Each attempt is replayed as it comes, and not again with every later one.
+        self._buckets: dict[str, Bucket] = {}
+        self._later: list[Written] = []
+        self._followers: dict[str, Follower] = {}
         self._learnt: Learnt | None = None
 
     def add(self, leg: str, attempt: Attempt) -> None:
         """Add the next attempt of a leg; the undisturbed run's first."""
         if self._reference is None:
-            self._reference = attempt
+            self._reference = Bucket().replay(attempt)
         else:
             self._legs.setdefault(leg, []).append(attempt)
+            self._later.append(self._buckets.setdefault(leg, Bucket()).replay(attempt))
         self._learnt = None
 
     def go_on(self, leg: str, other: str) -> None:
         """Have a leg begin with what another's first attempt left."""
         self._legs[leg] = self._legs[other][:1]
-        self._learnt = None
+        self._buckets[leg] = Bucket()
+        self._buckets[leg].replay(self._legs[leg][0])
 
     @property
     def learnt(self) -> Learnt | None:
         """What is known of the run's files; None before the undisturbed run."""
         if self._learnt is None and self._reference is not None:
-            self._learnt = study(self._reference, list(self._legs.values()), self._results, self._checkpoints)
+            self._learnt = study_replayed(self._reference, self._later, self._results, self._checkpoints)
         return self._learnt
 
     def lives(self, leg: str) -> tuple[Life, ...]:
         """Judge the attempts of a leg, in their order."""
         learnt = self.learnt
-        return follow(learnt, self._legs.get(leg, [])) if learnt else ()
+        if learnt is None:
+            return ()
+        follower = self._followers.get(leg)
+        if follower is None or follower.learnt != learnt:  # What it has learnt meanwhile may tell more of earlier ones.
+            follower = self._followers[leg] = Follower(learnt)
+        for attempt in self._legs.get(leg, [])[len(follower.lives) :]:
+            follower.add(attempt)
+        return tuple(follower.lives)
 
     # -- where strikes fall ------------------------------------------------------------------------------------------
 

@@ -40,12 +40,31 @@ def follow(learnt: Learnt, attempts: Sequence[Attempt]) -> tuple[Life, ...]:
         learnt: What the undisturbed run and the attempts taught: study() it with this leg first.
         attempts: The leg's, from its first.
     """
-    bucket = Bucket()
-    lives: list[Life] = []
-    made: list[Save] = []
-    before: list[Written] = []
-    for number, attempt in enumerate(attempts, start=1):
-        written = bucket.replay(attempt)
+    follower = Follower(learnt)
+    return tuple(follower.add(attempt) for attempt in attempts)
+
+
+class Follower:
+    """Judges the attempts of one leg, each as it comes."""
+
+    def __init__(self, learnt: Learnt) -> None:
+        """Begin before the first.
+
+        Args:
+            learnt: What the undisturbed run and the attempts taught.
+        """
+        self.learnt = learnt
+        self.lives: list[Life] = []
+        self._bucket = Bucket()
+        self._before: list[Written] = []
+        self._made: list[Save] = []
+        self._extra = 0
+        """How many saves more than an undisturbed run the attempts so far may have made."""
+
+    def add(self, attempt: Attempt) -> Life:
+        """Judge the next attempt."""
+        learnt, made, number = self.learnt, self._made, len(self.lives) + 1
+        written = self._bucket.replay(attempt)
         start = state(learnt.files, made, written.there, written.cut)
         fresh = group(learnt.files, written, learnt.saves)
         if number == 1:
@@ -53,23 +72,22 @@ def follow(learnt: Learnt, attempts: Sequence[Attempt]) -> tuple[Life, ...]:
                 FIRST, "it is the first attempt", None, None, (), (), (), rework.more(learnt, fresh, None, 0)
             )
         else:
-            # At a notice, a script may save once more; after a resume, it may save again what it resumed from.
-            extra = sum(one.noticed_s is not None for one in attempts[: number - 1])
-            extra += sum(life.resume.outcome == RESUMED for life in lives)
-            resume = Judge(learnt, start, made, fresh, written, attempt, extra).judge()
-            resume = _beside_others(learnt, resume, before, written)
+            resume = Judge(learnt, start, made, fresh, written, attempt, self._extra).judge()
+            resume = _beside_others(learnt, resume, self._before, written)
+        # At a notice, a script may save once more; after a resume, it may save again what it resumed from.
+        self._extra += (attempt.noticed_s is not None) + (resume.outcome == RESUMED)
         if resume.used is not None:
             fresh = group(learnt.files, written, learnt.saves, resume.used.index)
         again = rework.again(fresh, made, resume.newest, resume.used)
-        made = [*made, *fresh]
-        end = state(learnt.files, made, written.left, written.left_cut)
+        self._made = [*made, *fresh]
+        end = state(learnt.files, self._made, written.left, written.left_cut)
         writing = next((save for save in reversed(fresh) if save.complete is None), None)
         if attempt.finished:
             writing = None
         again_s, at_notice = rework.seconds(learnt, again), _at_notice(fresh, attempt)
-        before.append(written)
-        lives.append(Life(number, start, resume, tuple(fresh), end, writing, again, again_s, at_notice))
-    return tuple(lives)
+        self._before.append(written)
+        self.lives.append(Life(number, start, resume, tuple(fresh), end, writing, again, again_s, at_notice))
+        return self.lives[-1]
 
 
 def _beside_others(learnt: Learnt, resume: Resume, before: Sequence[Written], written: Written) -> Resume:

@@ -144,17 +144,21 @@ def study(
         results: Globs of the files that are compared at the end.
         checkpoints: Globs of the checkpoints' files, if the user named them.
     """
-    written = Bucket().replay(reference)
     later = []
     for leg in legs:
         bucket = Bucket()
         later += [bucket.replay(attempt) for attempt in leg]
-    files = learn(written, later, results, checkpoints)
-    saves = tuple(group(files, written, ()))
-    at_the_end = _comes_at_the_end(saves, written)
-    return Learnt(
-        files, saves, written.began_s, logged(files, reference.calls), at_the_end, bests(files, written, saves)
-    )
+    return study_replayed(Bucket().replay(reference), later, results, checkpoints)
+
+
+def study_replayed(
+    reference: Written, later: Sequence[Written], results: Sequence[str], checkpoints: Sequence[str]
+) -> Learnt:
+    """Learn a run's checkpoints from what was replayed already: as `study`."""
+    files = learn(reference, later, results, checkpoints)
+    saves = tuple(group(files, reference, ()))
+    at_the_end, wrote = _comes_at_the_end(saves, reference), logged(files, reference.calls)
+    return Learnt(files, saves, reference.began_s, wrote, at_the_end, bests(files, reference, saves))
 
 
 def bests(files: Files, written: Written, saves: Sequence[Save]) -> dict[int, str]:
