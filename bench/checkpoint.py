@@ -18,12 +18,12 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from bench import cgroup, machine, report
+from bench import cgroup, machine, report, sections
 from bench.report import Figures, Ranks, Short
+from bench.sections import REPO
 from bench.sizes import shown, size
 from bench.worker import LOADERS, SAVERS, Loading, Saving, Worker, WorkerError, prepare
 
-REPO = Path(__file__).resolve().parent.parent
 OWN_BYTES = 64 << 20
 """Memory for the process in the test with little memory, besides half a copy of the state."""
 
@@ -53,7 +53,7 @@ def main() -> int:
         figures.short = _in_short_memory(figures, folder)
     figures.load = (figures.load[0], machine.load())
     options.report.parent.mkdir(parents=True, exist_ok=True)
-    options.report.write_text(report.written(figures))
+    options.report.write_text(sections.joined(report.written(figures), sections.later(options.report)))
     if options.json:
         options.json.write_text(json.dumps(asdict(figures), indent=1))
     print(report.written(figures))
@@ -73,7 +73,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--size", type=size, default="1GB", help="bytes of model and optimizer state (1GB)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count, after one to warm up (5)")
-    parser.add_argument("--report", type=Path, default=REPO / "docs" / "performance.md", help="file for the report")
+    parser.add_argument("--report", type=Path, default=sections.PERFORMANCE, help="file for the report")
     parser.add_argument("--json", type=Path, help="file for all figures as JSON")
     parser.add_argument("--folder", type=Path, help="folder on the disk to measure (the system's temporary folder)")
     parser.add_argument(

@@ -127,13 +127,13 @@ def _checked(figures: Figures) -> list[tuple[str, str, str, bool]]:
 
 
 def _bounds(figures: Figures) -> str:
-    table = _table(
+    bounds = table(
         ["What", "Found", "Bound", "Holds"],
         [[what, found, bound, "yes" if holds else "**no**"] for what, found, bound, holds in _checked(figures)],
     )
     smaller = figures.state_bytes < MEANT_BYTES
     note = "\n\nThe bounds apply to a state of 1 GB or more; this one is smaller." if smaller else ""
-    return f"## The bounds\n\n{table}{note}"
+    return f"## The bounds\n\n{bounds}{note}"
 
 
 def _ratio(what: str, ours: float, theirs: float, bound: float) -> tuple[str, str, str, bool]:
@@ -174,13 +174,13 @@ def _saves(figures: Figures) -> str:
             ]
         )
     header = ["", "Stall", "first", "ratio", "Lost per save", "ratio", "CPU", "Commit, idle", "ratio", "Extra memory"]
-    spread = _table(
+    spread = table(
         ["", "Stall", "Lost per save", "Commit, idle"],
         [[way, *(_spread(figures, way, what) for what in ("stall", "lost", "commit"))] for way in figures.saves],
     )
     return f"""## Saving
 
-{_table(header, rows)}
+{table(header, rows)}
 
 - Stall: how long the training thread is blocked: in the call, and while it waits before the optimizer's step.
 - Lost per save: {figures.steps} steps with a save and its background work, minus {figures.steps} steps without.
@@ -218,7 +218,7 @@ def _loads(figures: Figures) -> str:
     alone_s = statistics.median(figures.load_alone)
     return f"""## Restoring
 
-{_table(["", "Restore", "vs. DCP", "min .. max"], rows)}
+{table(["", "Restore", "vs. DCP", "min .. max"], rows)}
 
 - Restore: in a new process, from a new model until it could train. For all ways alike, the files are in the page cache.
   skyspot hashes every byte and compares the hashes with the manifest; the others verify nothing.
@@ -258,7 +258,7 @@ def _ranks(figures: Figures) -> str:
 
 skyspot only. Every rank holds the whole state, and all ranks share this machine's cores.
 
-{_table(header, rows)}"""
+{table(header, rows)}"""
 
 
 def _short(figures: Figures) -> str:
@@ -288,7 +288,8 @@ def _ms(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Render a table as Markdown."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
