@@ -35,15 +35,18 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-bench: $(READY)  ## Time the command line; benchmark checkpoints against other tools (writes docs/performance.md).
+bench: $(READY)  ## Time the command line, checkpoints beside other tools, and rehearsals (writes docs/performance.md).
 	$(BIN)/python bench/startup.py
 	$(BIN)/python -m bench.checkpoint --size $(SIZE) --rounds $(ROUNDS)
+	$(BIN)/python -m bench.rehearsal
+	$(BIN)/python bench/bucketfs.py
 
-peers: $(READY)  ## The independent tool ckpt-chaos kills or SIGTERMs the bundled trainer, or tears a file, at 40 of its writes; minutes.
+peers: $(READY)  ## The independent tool ckpt-chaos at 40 writes of the bundled trainer, then beside rehearsals of five scripts; minutes.
 	@test -x $(PEERS)/bin/ckpt-chaos || { $(PYTHON) -m venv $(PEERS) && $(PEERS)/bin/python -m pip install -q --disable-pip-version-check ckpt-chaos==0.1.8; }
 	OMP_NUM_THREADS=1 $(PEERS)/bin/ckpt-chaos run --modes before,torn,term --grace 25 --jobs 2 --work $(PEERS)/runs/$$(date +%s) \
 		--step-regex 'resumed at step (\d+)' --result-file '{out}/final/model.safetensors' \
 		-- $(BIN)/python -m trainer.finetune --checkpoint-dir {out} --max-steps 8 --save-every 4 --cpu
+	$(BIN)/python -m bench.ckpt_chaos
 
 chaos: $(READY)  ## 22,100 faults, then docs/chaos-results.md; goes on after an interruption. make chaos CHAOS="--faults 100 --stores local"
 	$(BIN)/python tests/chaos/run.py --state .chaos.json --report docs/chaos-results.md $(CHAOS)

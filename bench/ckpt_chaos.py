@@ -178,16 +178,16 @@ def main() -> int:
         print(described({name: found[name]}), flush=True)
         for one in missed(their.failing, found[name][1].failing):
             print(f"missed in {name}: {one}", flush=True)
-    text = f"""[ckpt-chaos](https://pypi.org/project/ckpt-chaos/) 0.1.8 kills a run at up to {options.points} file events of the whole run,
-before the event or when the file is half written. `skyspot rehearse --kinds kill-at-write --every-write` strikes at
-every call of one save. Both ran the scripts of `tests/programs/scripts`, one after the other.
-
-{described(found)}
-
-- At places: the same event of the same file, whatever its number, counts once.
-- Missed: places that fail for ckpt-chaos and not for skyspot.
-
-{sections.when(f"python -m bench.ckpt_chaos --points {options.points}", (before, machine.load()))}"""
+    text = sections.paragraphs(
+        "[ckpt-chaos](https://pypi.org/project/ckpt-chaos/) 0.1.8 kills a run at up to "
+        f"{options.points} file events of the whole run, before the event or when the file is half written. "
+        "`skyspot rehearse --kinds kill-at-write --every-write` strikes at every call of one save. Both ran the "
+        "scripts of `tests/programs/scripts`, one after the other.",
+        described(found),
+        "- At places: the same event of the same file, whatever its number, counts once.\n"
+        "- Missed: places that fail for ckpt-chaos and not for skyspot.",
+        sections.when(f"python -m bench.ckpt_chaos --points {options.points}", (before, machine.load())),
+    )
     print(text)
     sections.put(options.report, sections.CKPT_CHAOS, text)
     slower = [name for name, (their, our) in found.items() if our.took.wall_s > their.took.wall_s]

@@ -3,8 +3,8 @@
     python -m bench.rehearsal [--rounds N] [--seconds S] [--report FILE]
 
 Three scripts compute for 10 s and save every quarter of a second: one is right, one writes its checkpoint in place, one
-saves half of its state. Each is run by itself and then rehearsed with the defaults, in turn. The bound that the project holds itself to: a rehearsal
-takes at most 6 times as long as its script. Exit status 1 means that it did not hold.
+saves half of its state. Each is run by itself and then rehearsed with the defaults, in turn. The bound that the project
+holds itself to: a rehearsal takes at most 6 times as long as its script. Exit status 1 means that it did not hold.
 """
 
 from __future__ import annotations
@@ -151,12 +151,13 @@ def main() -> int:
                 with _fresh(folder) as place:
                     pairs[title].append(once(place, script, how, work))
     ratio = max(statistics.median(pair.ratio for pair in found) for found in pairs.values())
-    text = f"""`skyspot rehearse` with its defaults (5 preemptions), beside the script by itself. Medians of {options.rounds}
-rounds; the bound is {BOUND:g}x, and it {"holds" if ratio <= BOUND else "does **not** hold"}.
-
-{described(pairs)}
-
-{sections.when(f"python -m bench.rehearsal --rounds {options.rounds}", (before, machine.load()))}"""
+    holds = "holds" if ratio <= BOUND else "does **not** hold"
+    text = sections.paragraphs(
+        "`skyspot rehearse` with its defaults (5 preemptions), beside the script by itself. Medians of "
+        f"{options.rounds} rounds. The bound is {BOUND:g}x, and it {holds}.",
+        described(pairs),
+        sections.when(f"python -m bench.rehearsal --rounds {options.rounds}", (before, machine.load())),
+    )
     print(text)
     sections.put(options.report, sections.REHEARSAL, text)
     return int(ratio > BOUND)

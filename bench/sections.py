@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from pathlib import Path
 
@@ -29,10 +30,16 @@ def put(report: Path, heading: str, text: str) -> None:
     report.write_text(joined(first, {**parts, heading: f"## {heading}\n\n{text.strip()}"}))
 
 
+def paragraphs(*parts: str) -> str:
+    """Join paragraphs, wrapped; tables and lists are left as they are."""
+    return "\n\n".join(part if part.startswith(("|", "-")) else textwrap.fill(part, 120) for part in parts)
+
+
 def when(command: str, load: tuple[float, float]) -> str:
     """A line: by what and when a part was measured."""
     date = time.strftime("%Y-%m-%d", time.gmtime())
-    return f"`{command}`, {date}; load average {load[0]:.1f} before, {load[1]:.1f} after, including the bench itself."
+    average = f"{load[0]:.1f} before, {load[1]:.1f} after, including the bench itself"
+    return f"Measured by `{command}`, {date}. Load average: {average}."
 
 
 def _split(text: str) -> tuple[str, dict[str, str]]:

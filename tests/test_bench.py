@@ -1,4 +1,4 @@
-"""The bench of checkpoints works and writes a complete report; what it finds is not asserted here."""
+"""The benches work and write complete reports; what they find is not asserted here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import REPO, clean_env
 
-from bench import report
+from bench import ckpt_chaos, report, sections
 
 WAYS = ["skyspot", "torch.save + fsync", "accelerate.save_state", "DCP save", "DCP async_save"]
 BOUNDS = [
@@ -87,3 +87,35 @@ def test_a_value_that_is_not_a_size_is_refused_in_a_line() -> None:
     assert done.returncode == 2
     assert "'8XB' is not a size; write 1GB or 250MB" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_each_bench_writes_its_own_part_of_the_report_and_leaves_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "performance.md"
+    path.write_text("# Performance\n\nfirst\n\n## Saving\n\nms\n")
+    sections.put(path, sections.CKPT_CHAOS, "none missed")
+    sections.put(path, sections.REHEARSAL, "7x\n")
+    sections.put(path, sections.REHEARSAL, "5x\n\n| a | b |")
+    parts = f"## {sections.REHEARSAL}\n\n5x\n\n| a | b |\n\n## {sections.CKPT_CHAOS}\n\nnone missed\n"
+    assert path.read_text() == f"# Performance\n\nfirst\n\n## Saving\n\nms\n\n{parts}"
+    assert sections.joined("# Performance\n\nnew\n", sections.later(path)) == f"# Performance\n\nnew\n\n{parts}"
+    assert sections.later(tmp_path / "none") == {}
+
+
+@pytest.mark.parametrize(
+    ("event", "name", "mode", "description"),
+    [
+        ("os.rename", "optimizer.pt.tmp", "before", "before the rename of own/optimizer.pt.tmp to own/optimizer.pt"),
+        ("torch.save", "model.pt.tmp", "before", "before the create of own/model.pt.tmp"),
+        ("open", "weights.npy", "before", "before the emptying of own/state/weights.npy"),
+        ("open", "checkpoint-100.pkl", "torn", "in the middle of the write to own/checkpoint-30.pkl at 0"),
+        ("os.remove", "checkpoint-10.pkl", "before", "before the unlink of own/checkpoint-20.pkl"),
+        ("os.mkdir", "checkpoint-10", "before", "before the mkdir of own/checkpoint-30 (2)"),
+    ],
+)
+def test_a_place_is_the_same_for_both_tools(event: str, name: str, mode: str, description: str) -> None:
+    assert ckpt_chaos.their_place(event, name, mode) == ckpt_chaos.our_place(description)
+
+
+def test_a_place_that_only_the_other_tool_finds_is_missed() -> None:
+    same, other = ckpt_chaos.their_place("open", "a", "torn"), ckpt_chaos.their_place("open", "a", "before")
+    assert ckpt_chaos.missed([same, other], [ckpt_chaos.our_place("before the write to own/a at 0")]) == [other]
