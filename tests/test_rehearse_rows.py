@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import faultfs
 import pytest
+from rich.console import Console
 from support_rehearse import rehearse, trains
+from traced import Fs
 
-from skyspot.rehearsal import advice, machine, remedies
+from skyspot.rehearsal import advice, attempts, machine, remedies, times
 from skyspot.rehearsal.bucketfs import manners
 from skyspot.rehearsal.bucketfs.manners import MANNERS, REMEDIES
 from skyspot.rehearsal.bucketfs.trace import Call
+from skyspot.rehearsal.evidence import Evidence
+from skyspot.rehearsal.junit import junit
 from skyspot.rehearsal.refusals import Refusal, refusals
 from skyspot.rehearsal.remedies import Cause
-from skyspot.rehearsal.result import Row
+from skyspot.rehearsal.result import Leg, Result, Row
+from skyspot.rehearsal.summary import summary
 from skyspot.rehearsal.verdict import Verdict
+from skyspot.rehearsal.view import table
 
 needs_fuse = pytest.mark.skipif(
     machine.bucketfs_missing() is not None, reason=str(faultfs.missing() or machine.bucketfs_missing())
@@ -109,3 +120,160 @@ def test_a_refusal_that_was_swallowed_is_noted(tmp_path: Path) -> None:
     [note] = [note for note in verdict["notes"] if "refused" in note]
     assert note.startswith("a mount like s3 refused an operation (symbolic link) on latest: Operation not permitted. ")
     assert REMEDIES[manners.SYMLINK] in note
+
+
+# -- what an attempt did
+
+
+def saves(fs: Fs, first: int = 1, last: int = 4) -> None:
+    """A step in a second; a save after each, of two files."""
+    for step in range(first, last + 1):
+        fs.tick()
+        fs.write(f"ckpt-{step}/a.pt", step)
+        fs.write(f"ckpt-{step}/b.pt", step)
+    if last == 4:
+        fs.write("result.json", last)
+
+
+def starts_over(fs: Fs, last: int) -> None:
+    """It reads nothing."""
+    saves(fs, 1, last)
+    fs.tick(0.5)
+    fs.take()
+
+
+def filled(*scripts: Callable[[Fs], None], noticed_s: float | None = None, kind: str = "kill") -> list[Row]:
+    """The rows of a leg's attempts; the last one got a notice this many seconds before its end."""
+    found, fs = Evidence(("result.json",)), Fs()
+    found.add("reference", Fs().attempt(saves))
+    rows = []
+    for number, script in enumerate(scripts, start=1):
+        attempt = fs.attempt(script)
+        if noticed_s is not None and number == len(scripts):
+            assert attempt.ended_s
+            attempt = replace(attempt, noticed_s=attempt.ended_s - noticed_s)
+        found.add("preempted", attempt)
+        row = Row(number, kind, kind)
+        times.fill_from_trace(row, attempt, found.lives("preempted")[-1])
+        rows.append(row)
+    return rows
+
+
+def test_a_row_tells_what_lay_in_the_bucket_and_what_was_lost() -> None:
+    def cut(fs: Fs) -> None:
+        saves(fs, 1, 2)
+        fs.tick(0.7)
+        fs.write("ckpt-3/a.pt", 3)
+        fs.take()
+
+    [row] = filled(cut)
+    assert row.there == "ckpt 2, part of ckpt 3"
+    assert row.unsaved_s == pytest.approx(0.8, abs=0.1)
+    assert (row.again_files, row.again_s, row.last_write_s) == (0, 0, None)
+    [row] = filled(lambda fs: fs.take())
+    assert (row.there, row.unsaved_s) == ("nothing", 0)
+
+
+def test_what_is_written_again_is_counted_and_its_time_is_the_undisturbed_runs() -> None:
+    first, second = filled(lambda fs: starts_over(fs, 3), lambda fs: starts_over(fs, 2))
+    assert (first.again_files, first.again_s) == (0, 0)
+    assert second.again_files == 4
+    assert second.again_s == pytest.approx(2 + 2, abs=0.2), "two steps, and 2 s to start"
+    total = attempts.done_again([first, second])
+    assert total
+    assert re.fullmatch(
+        r"work since the last saves: 1\.\d s lost; checkpoints written again: 4 files \(4\.\d s undis.*", total
+    )
+
+
+def test_a_row_tells_the_time_from_a_notice_to_the_last_write() -> None:
+    [row] = filled(lambda fs: starts_over(fs, 2), noticed_s=1.0, kind="sigterm")
+    assert row.last_write_s == pytest.approx(0.4, abs=0.05), "it ends 0.6 s after its last save"
+    [row] = filled(lambda fs: starts_over(fs, 2), noticed_s=0.3, kind="sigterm")
+    assert row.last_write_s is None
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (Row(1, "kill", "killed", there="save 1"), "killed"),
+        (Row(1, "finished", "finished", there="save 1", exit_code=0), "finished"),
+        (Row(1, "sigterm", "SIGTERM", exit_code=143), "SIGTERM; exited with 143"),
+        (Row(1, "sigterm", "SIGTERM, exited with 1", exit_code=1), "SIGTERM, exited with 1"),
+        (
+            Row(1, "aws-notice", "spot notice", there="save 1", last_write_s=0.25),
+            "spot notice; last write 0.2 s later; then killed",
+        ),
+        (
+            Row(1, "sigterm", "SIGTERM", there="save 1", exit_code=3),
+            "SIGTERM; nothing written since; exited with 3",
+        ),
+    ],
+)
+def test_how_an_attempt_ended_has_what_it_did_after_a_warning(row: Row, said: str) -> None:
+    assert attempts.ended(row) == said
+
+
+def test_the_table_has_times_for_a_task_without_records_and_steps_for_one_with() -> None:
+    own = [Row(1, "kill", "killed", resumed="nothing", after_s=1.24, there="save 2", unsaved_s=0.5)]
+    assert attempts.table(own) == (
+        ["", "how it ended", "after", "resumed from", "in the bucket"], [["1", "killed", "1.2 s", "nothing", "save 2"]]
+    )  # fmt: skip
+    assert attempts.lines(own) == ["attempt 1: killed; after: 1.2 s; resumed from: nothing; in the bucket: save 2"]
+    ours = [Row(1, "kill", "killed", first_step=1, last_step=9, lost_steps=2, after_s=1.24)]
+    assert attempts.table(ours)[0] == ["", "how it ended", "steps\ndone", "lost"]
+    assert attempts.done_again(ours) is None
+
+
+@pytest.mark.parametrize("columns", ["80", "100", "140"])
+def test_the_table_fits_a_terminal_and_loses_nothing(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    where = "killed in the middle of the write to own/checkpoints/checkpoint-4000/optimizer.pt at 0"
+    rows = [
+        Row(9, "torn", where, after_s=3600.0, resumed="save 9, read and started over", there="save 9, part of save 10")
+    ]
+    console = Console(file=io.StringIO(), force_terminal=True, width=int(columns))
+    console.print(table(rows))
+    assert isinstance(console.file, io.StringIO)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", console.file.getvalue())
+    assert max(map(len, text.splitlines())) <= int(columns)
+    cells = re.sub(r"\s", "", text)
+    assert "…" not in cells
+    assert len(cells) == len("".join(re.sub(r"\s", "", word) for part in attempts.table(rows) for word in flat(part)))
+
+
+def flat(part: object) -> list[str]:
+    return [part] if isinstance(part, str) else [word for one in part for word in flat(one)]  # type: ignore[attr-defined]
+
+
+def test_every_report_has_the_attempts() -> None:
+    rows = [Row(1, "kill", "killed|<b>", after_s=1.24, resumed="nothing", there="save 2", unsaved_s=0.5)]
+    rows.append(Row(2, "finished", "finished", after_s=2.0, resumed="save 2", there="save 4", again_files=0))
+    leg = Leg("preempted", "Preempted", 1, rows=rows, finished=True, verdict=Verdict(True, True, "byte-identical"))
+    found = Result([leg], [], 1.0)
+    again = "work since the last saves: 0.5 s lost; checkpoints written again: nothing"
+    [output] = ET.fromstring(junit("own", found)).iter("system-out")
+    assert output.text == "\n".join(["Preempted", "byte-identical", *attempts.lines(rows), again])
+    assert summary("own", found).endswith(
+        "\n\n<details><summary>Preempted: 1 preemption</summary>\n\n"
+        "|  | how it ended | after | resumed from | in the bucket |\n| --- | --- | --- | --- | --- |\n"
+        "| 1 | killed\\|\\<b\\> | 1.2 s | nothing | save 2 |\n| 2 | finished | 2.0 s | save 2 | save 4 |\n"
+        f"\n{again}\n\n</details>\n"
+    )
+    told = found.to_json()["legs"][0]["rows"][0]
+    assert {key: told[key] for key in ("after_s", "there", "unsaved_s", "exit_code", "last_write_s")} == {
+        "after_s": 1.24, "there": "save 2", "unsaved_s": 0.5, "exit_code": None, "last_write_s": None,
+    }  # fmt: skip
+
+
+@needs_fuse
+def test_a_rehearsal_tells_of_each_attempt_when_it_was_struck_and_what_it_left(tmp_path: Path) -> None:
+    run = f"  trap 'echo x > /checkpoints/at-term; exit 7' TERM\n{trains(steps=40)}  cp /checkpoints/n /checkpoints/result\n"
+    found = result(run, tmp_path, "--mount-like", "local", "--kinds", "sigterm,kill-in-save", "--preemptions", 2)
+    warned, in_save, finished = found["legs"][1]["rows"]
+    assert warned["exit_code"] == 7
+    assert 0 <= warned["last_write_s"] < 5
+    assert in_save["there"].startswith(f"{in_save['resumed']}, part of save ")
+    assert in_save["exit_code"] is None
+    assert finished["exit_code"] == 0
+    assert all(row["after_s"] > 0 for row in (warned, in_save, finished))

@@ -53,6 +53,10 @@ class Evidence:
             self._later.append(self._buckets.setdefault(leg, Bucket()).replay(attempt))
         self._learnt = None
 
+    def latest(self, leg: str) -> Attempt:
+        """The latest attempt of a leg."""
+        return self._legs[leg][-1]
+
     def go_on(self, leg: str, other: str) -> None:
         """Have a leg begin with what another's first attempt left."""
         self._legs[leg] = self._legs[other][:1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET  # It writes here, and reads nothing.
 
-from skyspot.rehearsal import by_kind, faults
+from skyspot.rehearsal import attempts, by_kind, faults
 from skyspot.rehearsal.result import Kind, Leg, Result
 
 _NOT_IN_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -60,9 +60,10 @@ def _leg(case: ET.Element, leg: Leg) -> None:
     if not leg.verdict.exact:
         remedy = f"\nremedy: {leg.verdict.remedy}" if leg.verdict.remedy else ""
         _failure(case, leg.verdict.text.partition(":")[0], f"{leg.verdict.text}{remedy}")
-    text = "\n".join([*([leg.verdict.text] if leg.verdict.exact else []), *leg.verdict.notes])
-    if text:
-        ET.SubElement(case, "system-out").text = printable(f"{leg.title}: {text}")
+    again = attempts.done_again(leg.rows)
+    told = [*([leg.verdict.text] if leg.verdict.exact else []), *leg.verdict.notes]
+    text = "\n".join([leg.title, *told, *attempts.lines(leg.rows), *([again] if again else [])])
+    ET.SubElement(case, "system-out").text = printable(text)
 
 
 def _failure(case: ET.Element, kind: str, text: str) -> None:

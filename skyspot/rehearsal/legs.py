@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from skyspot.rehearsal import failure, faults, records, verdict
+from skyspot.rehearsal import failure, faults, records, times, verdict
 from skyspot.rehearsal.faults import Preemption
 from skyspot.rehearsal.injector import LOOK_S, Injector
 from skyspot.rehearsal.limits import format_duration, limit_s
@@ -170,7 +170,8 @@ class Legs:
             self.reference_s = over - machine.started
             self.written_s = max(0.0, over - (watch.alive_since or over))
         self.tracing.record(leg.name, machine, row, there, over)
-        row.resumed, row.lost_work = self.tracing.resumed(leg.name)
+        self.tracing.fill(row, leg.name)
+        times.fill(row, code, machine, over)
         records.fill(row, watch)
         records.set_lost_steps(before, row.restored_step)
         return row, code, machine

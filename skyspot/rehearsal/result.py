@@ -96,8 +96,27 @@ class Row:
     """The place in a save at which it was to be struck, as `--at` names it."""
     exited_early: bool = False
     """True if it exited with 0 at a notice or SIGTERM, before all was done."""
+    exit_code: int | None = None
+    """The exit status that it left with; None: it was killed."""
+    after_s: float | None = None
+    """Seconds from its start to the strike (the call, the notice or the signal); to its end, if it was not struck."""
+    there: str | None = None
+    """The checkpoints in the bucket when it had ended: `save 3, part of save 4`. None: not seen, like what follows."""
+    last_write_s: float | None = None
+    """Seconds from the notice or signal to its last write to the bucket; None: it wrote nothing more."""
+    unsaved_s: float | None = None
+    """Seconds since its last checkpoint, or its first call on the bucket: this work was lost with the machine."""
+    again_files: int | None = None
+    """Files of checkpoints that it wrote again, as an earlier attempt had made these checkpoints."""
+    again_s: float | None = None
+    """Seconds that the undisturbed run took for what led to these checkpoints."""
     stays_down: str = ""
     """Why it failed at a notice or SIGTERM; SkyPilot does not restart what fails by itself."""
+
+    @property
+    def struck(self) -> bool:
+        """True if it was preempted."""
+        return self.kind not in ("finished", "failed")
 
 
 @dataclass
@@ -123,7 +142,7 @@ class Leg:
     @property
     def preempted(self) -> int:
         """The number of machines that were taken."""
-        return len([row for row in self.rows if row.hit and row.kind not in ("finished", "failed")])
+        return len([row for row in self.rows if row.hit and row.struck])
 
 
 def heading(title: str, preemptions: int) -> str:

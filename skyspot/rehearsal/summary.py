@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import re
+from collections.abc import Iterable
 
+from skyspot.rehearsal import attempts
 from skyspot.rehearsal.junit import printable
-from skyspot.rehearsal.result import Leg, Result
+from skyspot.rehearsal.result import Leg, Result, heading
 
 _MARKS = re.compile(r"[\\`*_\[\]<>&|~#$@!]")
 
@@ -26,6 +29,9 @@ def summary(name: str, result: Result) -> str:
             continue  # Legs that go on with what another left say the same.
         printed.add(leg.verdict.text)
         found.append(_verdict(leg))
+    for leg in result.legs:
+        if leg.preempted:
+            found.append(_attempts(leg))
     notes = [note for leg in result.legs if leg.verdict for note in leg.verdict.notes] + result.notes
     if notes:
         found.append("\n".join(f"- {plain(note)}" for note in dict.fromkeys(notes)))
@@ -55,6 +61,20 @@ def _table(result: Result) -> str:
     lines = ["| kind | verdict | what was struck |", "| --- | --- | --- |"]
     lines += [f"| {plain(kind.kind)} | {plain(kind.outcome)} | {plain(kind.why)} |" for kind in result.kinds]
     return "\n".join(lines)
+
+
+def _attempts(leg: Leg) -> str:
+    """A table of a leg's attempts, folded away."""
+    columns, rows = attempts.table(leg.rows)
+    title = html.escape(printable(heading(leg.title, leg.planned)))
+    lines = [f"<details><summary>{title}</summary>\n", _line(columns), _line(["---"] * len(columns))]
+    lines += [_line(map(plain, row)) for row in rows]
+    again = attempts.done_again(leg.rows)
+    return "\n".join([*lines, *([f"\n{plain(again)}"] if again else []), "\n</details>"])
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(' '.join(cell.split()) for cell in cells)} |"
 
 
 def _verdict(leg: Leg) -> str:

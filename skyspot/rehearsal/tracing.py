@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from skyspot.errors import UsageError, did_you_mean, shown
-from skyspot.rehearsal import evidence, faults, mounting
+from skyspot.rehearsal import evidence, faults, mounting, times
 from skyspot.rehearsal.bucketfs.manners import MANNERS
 from skyspot.rehearsal.bucketfs.strike import Strike
 from skyspot.rehearsal.evidence import Changes, Evidence, Place
@@ -153,12 +153,12 @@ class Tracing:
         if self.evidence:
             self.evidence.go_on(leg, other)
 
-    def resumed(self, leg: str) -> tuple[str | None, bool]:
-        """Name what a leg's latest attempt resumed from, None if that was not seen; and whether it lost work."""
+    def fill(self, row: Row, leg: str) -> None:
+        """Write into the row of a leg's latest attempt what was seen: what it resumed from, what it left."""
         lives = self.evidence.lives(leg) if self.evidence else ()
-        if not lives:
-            return None, False
-        return evidence.resumed_from(lives[-1]), evidence.lost_work(lives[-1])
+        if self.evidence and lives:
+            row.resumed, row.lost_work = evidence.resumed_from(lives[-1]), evidence.lost_work(lives[-1])
+            times.fill_from_trace(row, self.evidence.latest(leg), lives[-1])
 
 
 def told_apart(places: Sequence[Place]) -> list[Place]:

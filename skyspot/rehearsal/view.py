@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -9,9 +10,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from skyspot.rehearsal import attempts
 from skyspot.rehearsal.result import Kind, Leg, Result, Row
-
-COLUMNS = ("", "how it ended", "resumed from", "steps\ndone", "lost", "notice to\ncommit", "startup")
 
 
 class View:
@@ -83,6 +83,8 @@ class View:
                     f"   {lost} lost steps; goodput {leg.goodput:.0%} of {leg.seconds:.0f} s "
                     f"({len(leg.rows)} starts took {starts:.0f} s)"
                 )
+            elif again := attempts.done_again(leg.rows):
+                self.print_line(f"   {again}")
 
     def result(self, result: Result) -> None:
         """Print the verdicts."""
@@ -117,25 +119,13 @@ def kinds_table(kinds: list[Kind]) -> Table:
     return found
 
 
-def table(rows: list[Row] | tuple[Row, ...]) -> Table:
+def table(rows: Sequence[Row]) -> Table:
     """Build the table of a leg's attempts."""
-    cells = [
-        (
-            str(row.number),
-            row.ended,
-            row.resumed or "-",
-            f"{row.first_step}-{row.last_step}" if row.last_step is not None else "-",
-            "-" if row.lost_steps is None else str(row.lost_steps),
-            "-" if row.committed_s is None else f"{row.committed_s:.1f} s",
-            "-" if row.first_step_s is None else f"{row.first_step_s:.1f} s",
-        )
-        for row in rows
-    ]
-    # Without attempt records there are no steps; leave out columns of dashes.
-    shown = [n for n in range(len(COLUMNS)) if n < 2 or any(row[n] != "-" for row in cells)]
+    columns, lines = attempts.table(rows)
     found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for number in shown:
-        found.add_column(COLUMNS[number], justify="left" if number in (1, 2) else "right", no_wrap=number != 1)
-    for row in cells:
-        found.add_row(*(row[number] for number in shown))
+    for name in columns:
+        text = name in attempts.TEXT
+        found.add_column(name, justify="left" if text else "right", no_wrap=not text, overflow="fold")
+    for line in lines:
+        found.add_row(*line)
     return found
