@@ -56,14 +56,14 @@ def ended(row: Row) -> str:
 
 
 def done_again(rows: Sequence[Row]) -> str | None:
-    """Sum up the work of a leg that was lost with its machines and done again; None if it was not seen."""
+    """Sum up the time of a leg that was lost with its machines, and what was written again; None if not seen."""
     seen = [row for row in rows if row.there is not None]
     if not any(row.struck for row in seen):
         return None
     unsaved_s, again_s = (sum(getattr(row, name) or 0.0 for row in seen) for name in ("unsaved_s", "again_s"))
     files = sum(row.again_files or 0 for row in seen)
-    again = f"{files} file{'s' if files > 1 else ''} ({again_s:.1f} s undisturbed)" if files else "nothing"
-    return f"work since the last saves: {unsaved_s:.1f} s lost; checkpoints written again: {again}"
+    again = f"{files} file{'s' if files > 1 else ''} ({again_s:.1f} s undisturbed)" if files else "none"
+    return f"lost since the last save or start: {unsaved_s:.1f} s; checkpoints written again: {again}"
 
 
 def lines(rows: Sequence[Row]) -> list[str]:

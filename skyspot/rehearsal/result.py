@@ -105,7 +105,7 @@ class Row:
     last_write_s: float | None = None
     """Seconds from the notice or signal to its last write to the bucket; None: it wrote nothing more."""
     unsaved_s: float | None = None
-    """Seconds since its last checkpoint, or its first call on the bucket: this work was lost with the machine."""
+    """Seconds since its last checkpoint, or its start, which were lost with the machine."""
     again_files: int | None = None
     """Files of checkpoints that it wrote again, as an earlier attempt had made these checkpoints."""
     again_s: float | None = None

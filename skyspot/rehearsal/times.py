@@ -64,9 +64,8 @@ def _changed(call: Call) -> bool:
 
 
 def _unsaved_s(attempt: Attempt, life: Life) -> float:
-    """Seconds from an attempt's last checkpoint that was left to its end; if it made none, from its first call."""
+    """Seconds from an attempt's last checkpoint that was left to its end; if it made none, from its start."""
     struck_s = next((call.time for call in attempt.calls if call.struck), attempt.ended_s)
-    if struck_s is None or not attempt.calls:
-        return 0.0
     own = [save.complete_s for save in life.end.complete if save.attempt == life.number and save.complete_s is not None]
-    return max(0.0, struck_s - max(own, default=attempt.calls[0].time))
+    since_s = max(own, default=attempt.began_s)
+    return max(0.0, struck_s - since_s) if struck_s is not None and since_s is not None else 0.0
