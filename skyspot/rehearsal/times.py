@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from skyspot.rehearsal.bucketfs.strike import changes
 from skyspot.rehearsal.bucketfs.trace import Call
+from skyspot.rehearsal.lives import Life
 from skyspot.rehearsal.machine import Machine
 from skyspot.rehearsal.replay import Attempt
 from skyspot.rehearsal.result import Row
-from skyspot.rehearsal.resumes import Life
 from skyspot.rehearsal.saves import State
 
 
