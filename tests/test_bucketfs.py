@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import faultfs
-import psutil
 import pytest
 from bucket_lab import RCLONE, until
 from needs import needs_root
@@ -25,7 +24,8 @@ from skyspot.rehearsal.bucketfs.manners import MANNERS, REMEDIES
 from skyspot.rehearsal.bucketfs.polling import Poller
 from skyspot.rehearsal.bucketfs.strike import PHASES, Strike, points
 from skyspot.rehearsal.bucketfs.trace import Call, read_from, read_trace
-from skyspot.rehearsal.machine import MARK, Machine
+from skyspot.rehearsal.machine import Machine
+from skyspot.rehearsal.processes import below
 from skyspot.rehearsal.task import read_task
 
 POINT = "/checkpoints"
@@ -95,7 +95,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
     yield found
     for machine in found.machines:
         machine.take()
-        assert not machine._processes()
+        assert not below(str(machine.folder))
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
 
 
@@ -556,17 +556,6 @@ def test_a_daemon_that_is_told_to_end_goes_on(lab: Lab) -> None:
     assert lab.names() == ["x"]
 
 
-def marked(token: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == token and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (psutil.Error, OSError):
-            continue
-    return found
-
-
 def test_nothing_is_left_over_when_skyspot_itself_is_killed(lab: Lab) -> None:
     program = (
         "import time\nfrom pathlib import Path\n"
@@ -581,10 +570,10 @@ def test_nothing_is_left_over_when_skyspot_itself_is_killed(lab: Lab) -> None:
     assert process.stdout
     token = process.stdout.readline().strip()
     until("it writes", (lab.bucket / "x").exists)
-    assert len(marked(token)) >= 3
+    assert len(below(token)) >= 3
     process.kill()
     process.communicate()
-    until("no process is left", lambda: not marked(token))
+    until("no process is left", lambda: not below(token))
     size = (lab.bucket / "x").stat().st_size
     assert str(lab.folder) not in Path("/proc/self/mountinfo").read_text()
     assert (lab.bucket / "x").stat().st_size == size

@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import FrameType
 
 import click
 
@@ -24,6 +22,7 @@ from skyspot.rehearsal import engine, faults
 from skyspot.rehearsal.bucketfs.manners import MANNERS
 from skyspot.rehearsal.compare.rules import Comparison
 from skyspot.rehearsal.interpreter import Interpreter, find_interpreter
+from skyspot.rehearsal.interrupts import interrupted_once
 from skyspot.rehearsal.limits import read_duration
 from skyspot.rehearsal.reports import Reports
 from skyspot.rehearsal.result import Result, Settings, check_settings
@@ -161,10 +160,7 @@ def _rehearse(
     if ours and not settings.setup:
         _check_python(ours[0], settings.interpreter)
     reports.begin(task.name)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # As under nohup.
-            signal.signal(number, _interrupt)
-    with View(quiet=as_json) as view:
+    with interrupted_once(), View(quiet=as_json) as view:
         for note in rendered.notes:
             if not note.startswith(("Run name", "No --bucket", "Hint")):
                 view.print_line(note)
@@ -253,7 +249,3 @@ def _stand_ins(mount: tuple[str, ...]) -> dict[str, Path]:
             raise UsageError(f"--mount {target}: {folder}: no such folder")
         found[target.rstrip("/") or "/"] = place.resolve()
     return found
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

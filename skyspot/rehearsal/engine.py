@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from skyspot.errors import SkyspotError, UsageError
-from skyspot.rehearsal import advice, by_kind, evidence, faults, logs, records, remedies, verdict
+from skyspot.rehearsal import advice, by_kind, evidence, faults, logs, records, remedies, scratch, verdict
 from skyspot.rehearsal.compare.control import Outcome, control, judge
 from skyspot.rehearsal.compare.difference import Sides
 from skyspot.rehearsal.compare.files import compare_files
 from skyspot.rehearsal.faults import Preemption
+from skyspot.rehearsal.interrupts import undisturbed
 from skyspot.rehearsal.legs import Legs
 from skyspot.rehearsal.machine import namespace_command, no_namespace
 from skyspot.rehearsal.metadata import AwsMetadata
 from skyspot.rehearsal.needs import with_needs
+from skyspot.rehearsal.processes import kill_below
 from skyspot.rehearsal.remedies import Cause, Finding
 from skyspot.rehearsal.result import CONTROL, OTHER_PROCESSES, Kind, Leg, Result, Settings
 from skyspot.rehearsal.resumes import LOST_WORK
@@ -34,7 +33,6 @@ _MISSES = {
     "kill-in-save": "the kill came after the save had finished",
     "torn": "there was no checkpoint to tear",
 }
-_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def rehearse(task: RehearsalTask, settings: Settings, view: View) -> Result:
@@ -60,35 +58,43 @@ def rehearse(task: RehearsalTask, settings: Settings, view: View) -> Result:
         engine.rehearse(notes)
         result.kinds = engine.kinds()
         result.seconds = time.monotonic() - started
+        if not settings.keep:
+            for leg in legs.all:
+                if leg.log:
+                    scratch.keep(Path(leg.log).parent)
         return result
 
 
 @contextmanager
 def _folder(keep: Path | None) -> Iterator[Path]:
     """Provide the folder for machines and buckets, and delete it afterwards unless it is to be kept."""
-    if keep is not None:
-        try:
-            if keep.exists() and any(keep.iterdir()):
-                raise UsageError(f"--keep {keep}: the folder is not empty")
-            keep.mkdir(parents=True, exist_ok=True)
-            (keep / ".probe").touch()
-            (keep / ".probe").unlink()
-        except OSError as error:
-            raise SkyspotError(f"--keep {keep}: {error.strerror}") from None
-        yield keep.resolve()
-        return
+    scratch.remove_stale()
+    place = _to_keep(keep) if keep is not None else _temporary()
     try:
-        path = Path(tempfile.mkdtemp(prefix="skyspot-rehearsal-"))
+        yield place
+    finally:
+        with undisturbed():
+            kill_below(str(place))
+            scratch.remove_all()
+
+
+def _to_keep(keep: Path) -> Path:
+    try:
+        if keep.exists() and any(keep.iterdir()):
+            raise UsageError(f"--keep {keep}: the folder is not empty")
+        keep.mkdir(parents=True, exist_ok=True)
+        (keep / ".probe").touch()
+        (keep / ".probe").unlink()
+    except OSError as error:
+        raise SkyspotError(f"--keep {keep}: {error.strerror}") from None
+    return keep.resolve()
+
+
+def _temporary() -> Path:
+    try:
+        return scratch.make("rehearsal")
     except OSError as error:
         raise SkyspotError(f"cannot create a temporary folder: {error}. Set TMPDIR to a writable folder") from None
-    try:
-        yield path.resolve()
-    finally:
-        # A second Ctrl-C must not interrupt the deletion.
-        before = {number: signal.signal(number, signal.SIG_IGN) for number in _INTERRUPTS}
-        shutil.rmtree(path, ignore_errors=True)
-        for number, handler in before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 class _Engine:

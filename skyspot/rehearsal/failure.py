@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from skyspot.rehearsal import scratch
 from skyspot.rehearsal.excerpt import read_excerpt
 
 _READ_BYTES = 2_000_000
@@ -51,7 +51,7 @@ def at_sigterm(log: Path) -> str:
 
 
 def keep_log(log: Path, name: str, kept: bool) -> Path | None:
-    """Copy the output of an attempt to a new temporary folder.
+    """Copy the output of an attempt to a new temporary folder, which the rehearsal keeps if it comes to its end.
 
     Args:
         log: The file with the output.
@@ -63,8 +63,8 @@ def keep_log(log: Path, name: str, kept: bool) -> Path | None:
     if kept:
         return log
     with suppress(OSError):
-        folder = Path(tempfile.mkdtemp(prefix="skyspot-rehearsal-log-"))
+        folder = scratch.make("rehearsal-log")
         with suppress(OSError):
             return Path(shutil.copyfile(log, folder / name))
-        folder.rmdir()
+        scratch.remove(folder)
     return None

@@ -3,7 +3,7 @@
 If the system allows it, the task gets its own mount namespace: an empty root in memory, with the real root's folders
 bound in and the buckets bound on top. Its processes get their own namespace, so that none survives (namespace.py). The
 user's root stays untouched. On other systems, the paths are rewritten in the environment and in `run`, and processes
-are found by a mark in their environment.
+are found by a mark in their environment (processes.py).
 """
 
 from __future__ import annotations
@@ -11,13 +11,11 @@ from __future__ import annotations
 import functools
 import os
 import re
-import secrets
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -25,16 +23,17 @@ from pathlib import Path
 
 import psutil
 
+from skyspot.rehearsal import scratch
 from skyspot.rehearsal.bucketfs import served
 from skyspot.rehearsal.bucketfs.served import Served
 from skyspot.rehearsal.bucketfs.strike import Strike
 from skyspot.rehearsal.bucketfs.trace import Call, read_from, read_trace
 from skyspot.rehearsal.interpreter import this_interpreter
 from skyspot.rehearsal.needs import gpus_here
+from skyspot.rehearsal.processes import MARK, Guard, below, kill_below
 from skyspot.rehearsal.task import MachineMount, RehearsalTask
 from skyspot.rehearsal.upload import copy_folder
 
-MARK = "SKYSPOT_REHEARSAL"
 WITHOUT_NAMESPACE = "SKYSPOT_REHEARSE_WITHOUT_NAMESPACE"
 """Set to any value: no namespaces."""
 LEFT = "run.sh.left"
@@ -54,12 +53,13 @@ def namespace_command() -> tuple[str, ...] | None:
         return None
     flags = "-mp" if os.geteuid() == 0 else "-rmp"
     command = ("unshare", flags, sys.executable, "-I", "-S", str(Path(__file__).with_name("namespace.py")))
-    with tempfile.TemporaryDirectory(prefix="skyspot-probe-") as folder:
+    with scratch.folder("probe") as folder:
         root, script, build = Path(folder, "root"), Path(folder, "run.sh"), Path(folder, "build.sh")
         script.write_text("exit 42\n")
         build.write_text(_namespace_script(root, {}, (), frozenset()))
+        arguments = [os.getpid(), build, root, script, 1]
         try:
-            done = subprocess.run([*command, str(build), str(root), str(script), "1"], capture_output=True, timeout=20)
+            done = subprocess.run([*command, *map(str, arguments)], capture_output=True, timeout=20)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return command if done.returncode == 42 else None
@@ -80,8 +80,7 @@ def bucketfs_missing() -> str | None:
         return no_namespace()
     if missing := served.missing():
         return missing
-    with tempfile.TemporaryDirectory(prefix="skyspot-probe-") as name:
-        folder = Path(name)
+    with scratch.folder("probe") as folder:
         root, bucket, trace = folder / "root", folder / "bucket", folder / "trace"
         point = folder / "point"
         bucket.mkdir()
@@ -90,7 +89,7 @@ def bucketfs_missing() -> str | None:
         served.write_daemons(folder / DAEMONS, [probe], root / "proc", None)
         (folder / "run.sh").write_text(f"echo > {shlex.quote(str(point))}/written && exit 42\n")
         (folder / "build.sh").write_text(_namespace_script(root, {}, (), frozenset()))
-        arguments = [folder / "build.sh", root, folder / "run.sh", 1, folder / DAEMONS]
+        arguments = [os.getpid(), folder / "build.sh", root, folder / "run.sh", 1, folder / DAEMONS]
         try:
             done = subprocess.run([*enter, *map(str, arguments)], capture_output=True, text=True, timeout=20)
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -132,11 +131,10 @@ class Machine:
             self._buckets[point] = place / "mount"
         self._looked: dict[str, int] = {}
         self._struck: Call | None = None
-        self._token = secrets.token_hex(8)
         self.home = folder / "home"
         self.log = folder.parent / f"{folder.name}.log"
         self.process: subprocess.Popen[bytes] | None = None
-        self._guard: subprocess.Popen[bytes] | None = None
+        self._guard: Guard | None = None
         self.started = 0.0
         self.left_at: float | None = None
         """When the script was seen to have exited (monotonic seconds); its remaining processes may still be exiting."""
@@ -185,7 +183,7 @@ class Machine:
             **envs,
             "HOME": str(self.home),
             "TMPDIR": SHORT if namespace_command() else str(self.folder / "tmp"),
-            MARK: self._token,
+            MARK: str(self.folder),
         }
 
     def _rewritten(self, text: str) -> str:
@@ -216,7 +214,7 @@ class Machine:
             needed = (self.folder.parent.parent, *this_interpreter().folders, *self.task.interpreter.folders)
             binds = {**self._absolute(), SHORT: self.folder / "tmp"}
             build.write_text(_namespace_script(root, binds, needed, read_only))
-            command = [*enter, str(build), str(root), str(script), str(LEAVE_S)]
+            command = [*enter, str(os.getpid()), str(build), str(root), str(script), str(LEAVE_S)]
             if self.served:
                 falls = (self.served[strike[0]], strike[1]) if strike else None
                 served.write_daemons(self.folder / DAEMONS, list(self.served.values()), root / "proc", falls)
@@ -233,23 +231,13 @@ class Machine:
                 start_new_session=True,
             )
         if not enter:
-            self._watch_over(self.process.pid)
-
-    def _watch_over(self, group: int) -> None:
-        """Start a guard that kills the task when this program is killed; in a namespace the kernel does that."""
-        self._dismiss_guard()
-        self._guard = subprocess.Popen(
-            ["/bin/sh", "-c", 'read -r line || kill -9 "-$1"', "guard", str(group)],
-            stdin=subprocess.PIPE,  # End of file without a line: this program is dead.
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+            self._dismiss_guard()
+            self._guard = Guard(self.process.pid, str(self.folder))  # In a namespace the kernel does that.
 
     def _dismiss_guard(self) -> None:
-        if self._guard:
-            self._guard.communicate(b"over\n")
-            self._guard = None
+        guard, self._guard = self._guard, None
+        if guard:
+            guard.dismiss()
 
     def poll(self) -> int | None:
         """The script's exit status; None while it or its remaining processes run."""
@@ -260,7 +248,7 @@ class Machine:
             self.left_at = time.monotonic()
         if code is None or namespace_command():  # In a namespace it ends when all have exited (namespace.py).
             return code
-        behind = self._processes()
+        behind = below(str(self.folder))
         for process in behind if first else ():
             with suppress(psutil.NoSuchProcess):
                 process.terminate()
@@ -285,9 +273,16 @@ class Machine:
             os.killpg(self.process.pid, number)
 
     def take(self) -> None:
-        """Kill all processes of the machine and delete its disk."""
+        """Kill all processes of the machine and delete its disk, even if it is interrupted in between."""
+        try:
+            self._remove()
+        except KeyboardInterrupt:
+            self._remove()  # Later interrupts are ignored (interrupts.py).
+            raise
+
+    def _remove(self) -> None:
         self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        scratch.delete_tree(self.folder)
 
     def kill(self) -> None:
         """SIGKILL every process of the machine, whatever its session or group."""
@@ -297,13 +292,7 @@ class Machine:
             if self.process.poll() is None:
                 self.signal(signal.SIGKILL)
             self.process.wait()  # Before psutil waits: it would take the exit status away.
-        while found := self._processes():
-            for process in found:
-                try:
-                    process.kill()
-                except psutil.NoSuchProcess:
-                    continue
-            psutil.wait_procs(found, timeout=5)
+        kill_below(str(self.folder))
         self._dismiss_guard()
 
     def _kill_first_inside(self) -> None:
@@ -322,16 +311,6 @@ class Machine:
                 os.kill(number, signal.SIGKILL)
             if first:  # Otherwise it has not started yet.
                 self.process.wait(10)
-
-    def _processes(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get(MARK) == self._token and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except (psutil.Error, OSError):
-                continue
-        return found
 
 
 def _namespace_script(root: Path, binds: Mapping[str, Path], needed: Sequence[Path], read_only: frozenset[str]) -> str:

@@ -1,12 +1,12 @@
 """The first processes of a rehearsal's machine. Run as a file, in new mount and process namespaces.
 
-    python -I -S namespace.py BUILD ROOT SCRIPT SECONDS [DAEMONS]
+    python -I -S namespace.py PARENT BUILD ROOT SCRIPT SECONDS [DAEMONS]
 
 The started process stays outside and waits; its child is the first process inside. When the first process ends, the
 kernel kills every other process inside, whatever its session, group or environment. So killing one process takes the
-whole machine. The machine also dies with its parent process. When the script has exited, its remaining processes get
-SIGTERM and SECONDS to exit, as under SkyPilot: at SIGTERM a shell exits at once, while the program it waited for saves.
-The file SCRIPT.left exists from then on.
+whole machine. The machine also dies with its parent process, PARENT. When the script has exited, its remaining
+processes get SIGTERM and SECONDS to exit, as under SkyPilot: at SIGTERM a shell exits at once, while the program it
+waited for saves. The file SCRIPT.left exists from then on.
 
 DAEMONS is a JSON list of commands: the file systems of the machine's buckets, which are mounted before BUILD runs. They
 say `mounted`, outlive every other process inside, and say `finished` when they are asked to finish at the end.
@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -28,19 +29,26 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 FAILED = 125
 
 
-def main(build: str, root: str, script: str, seconds: str, daemons: str = "") -> int:
+def main(parent: str, build: str, root: str, script: str, seconds: str, daemons: str = "") -> int:
     """Build the root with one shell script, run another in it, and return its exit status as a shell would."""
     _die_with_parent()
+    if os.getppid() != int(parent):
+        return FAILED  # It died before.
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # These are meant for the task, which is in the same process group.
+    alive, this = os.pipe()
     first = os.fork()
     if first == 0:
+        _die_with_parent()
+        os.close(this)
+        if select.select([alive], [], [], 0)[0]:
+            os._exit(FAILED)  # It died before. Its id says nothing inside.
+        os.close(alive)
         os._exit(_inside(build, root, script, float(seconds), daemons))
     return _status(os.waitpid(first, 0)[1])
 
 
 def _inside(build: str, root: str, script: str, seconds: float, commands: str) -> int:
-    _die_with_parent()
     daemons = []
     try:
         daemons = _mount(commands) if commands else []
@@ -129,4 +137,4 @@ def _die_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:6]))
+    sys.exit(main(*sys.argv[1:7]))

@@ -14,6 +14,8 @@ from pathlib import Path
 from skyspot.errors import UsageError, shown
 from skyspot.rehearsal.compare.difference import Sides
 from skyspot.rehearsal.compare.rules import Findings
+from skyspot.rehearsal.interrupts import undisturbed
+from skyspot.rehearsal.processes import MARK, Guard, kill_below
 from skyspot.rehearsal.verdict import Verdict
 
 LIMIT_S = 600.0
@@ -72,15 +74,20 @@ def _run(command: str, left: Path, right: Path) -> tuple[int | None, list[str]]:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env={**os.environ, MARK: str(left)},
         )
+        guard = Guard(process.pid, str(left))
         try:
             code: int | None = process.wait(LIMIT_S)
         except subprocess.TimeoutExpired:
             code = None
         finally:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)  # What it left in the background, too.
-            process.wait()
+            with undisturbed():
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                kill_below(str(left))  # What it left in the background, too.
+                guard.dismiss()
         output.seek(max(0, output.seek(0, os.SEEK_END) - 16384))
         text = output.read().decode(errors="replace").replace("\r", "\n")
     return code, [line for line in text.splitlines() if line.strip()][-LAST_LINES:]

@@ -32,14 +32,15 @@ def torch_entries(path: Path, python: str) -> Iterator[list[Entry]]:
         try:
             process = subprocess.Popen(
                 [python, str(PROGRAM), str(path)],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # Its end says that this program is dead.
                 stdout=subprocess.PIPE,
                 stderr=errors,
             )
         except OSError as error:
             raise FormatError(f"{python}: {error.strerror}") from None
+        assert process.stdin
         assert process.stdout
-        with process.stdout:
+        with process.stdin, process.stdout:
             try:
                 first = process.stdout.readline()
                 if not first.endswith(b"\n"):

@@ -1,6 +1,7 @@
 """Writes what a torch file holds to stdout: a JSON line that lists it, then the tensors' bytes.
 
 The task's Python runs this as a script, with the file as its argument. It loads weights only: no pickle is executed.
+It ends with its standard input: the program that reads it has ended.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import os
 import re
 import sys
+import threading
 import zipfile
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +21,7 @@ PIECE = 1 << 24
 
 def main(path: str) -> str | None:
     """List and write the file's contents; returns the reason if it cannot be read."""
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # Only we write to stdout.
     sys.path.pop(0)  # The folder of this script.
@@ -48,6 +51,11 @@ def main(path: str) -> str | None:
             _write(value, out)
     out.flush()
     return None
+
+
+def _end_with_stdin() -> None:
+    os.read(0, 1)
+    os._exit(1)
 
 
 def _leaves(value: Any, path: tuple[Any, ...], tensor: type) -> Iterator[tuple[tuple[Any, ...], Any]]:
