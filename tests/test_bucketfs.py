@@ -21,7 +21,6 @@ from support import clean_env
 
 from skyspot.rehearsal import machine as machines
 from skyspot.rehearsal.bucketfs.manners import MANNERS, REMEDIES
-from skyspot.rehearsal.bucketfs.polling import Poller
 from skyspot.rehearsal.bucketfs.strike import PHASES, Strike, points
 from skyspot.rehearsal.bucketfs.trace import Call, read_from, read_trace
 from skyspot.rehearsal.machine import Machine
@@ -721,40 +720,6 @@ def test_a_mount_that_fails_is_an_error_of_the_machine(lab: Lab, monkeypatch: py
     machine.start("echo never")
     assert ended(machine) == 125
     assert "Error: cannot mount the machine's buckets: no such luck" in said(machine)
-
-
-def test_without_fuse_the_changes_are_told_from_the_files(tmp_path: Path) -> None:
-    bucket, trace = tmp_path / "bucket", tmp_path / "trace"
-    bucket.mkdir()
-    (bucket / "log").write_text("before")
-    poller = Poller(bucket, trace)
-    poller.look()
-    assert read_trace(trace) == []
-    (bucket / "save.tmp").write_bytes(bytes(100))
-    with (bucket / "log").open("a") as log:
-        log.write(" after")
-    poller.look()
-    (bucket / "save.tmp").rename(bucket / "save")
-    poller.look()
-    (bucket / "new").write_bytes(b"")
-    (bucket / "new").replace(bucket / "save")
-    os.truncate(bucket / "log", 3)
-    poller.look()
-    (bucket / "log").unlink()
-    poller.look(last=True)
-    calls = read_trace(trace)
-    assert [(call.name, call.path, call.to, call.offset, call.size) for call in calls] == [
-        ("create", "save.tmp", "", 0, 0),
-        ("write", "save.tmp", "", 0, 100),
-        ("write", "log", "", 6, 6),
-        ("rename", "save.tmp", "save", 0, 0),
-        ("truncate", "log", "", 0, 3),
-        ("create", "save", "", 0, 0),
-        ("unlink", "log", "", 0, 0),
-        ("close", "save", "", 0, 0),
-    ]
-    assert [call.number for call in calls] == list(range(len(calls)))
-    assert Poller(bucket, trace)._number == len(calls)
 
 
 ROOTLESS = """

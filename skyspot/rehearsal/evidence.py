@@ -10,7 +10,7 @@ from pathlib import Path
 from skyspot.rehearsal import remedies
 from skyspot.rehearsal.boundaries import Boundary, boundaries, counted, sample, strikes
 from skyspot.rehearsal.bucketfs.strike import Strike, points
-from skyspot.rehearsal.bucketfs.trace import read_from
+from skyspot.rehearsal.bucketfs.trace import Call, read_from
 from skyspot.rehearsal.lives import Follower, Life
 from skyspot.rehearsal.remedies import Cause, Finding
 from skyspot.rehearsal.replay import Attempt, Bucket, Written
@@ -28,13 +28,17 @@ LOST, READ_AND_DROPPED = "lost-work", "read-and-dropped"
 class Evidence:
     """Learns with every attempt. Empty without an undisturbed run."""
 
-    def __init__(self, results: Sequence[str] = (), checkpoints: Sequence[str] = ()) -> None:
+    def __init__(
+        self, results: Sequence[str] = (), checkpoints: Sequence[str] = (), *, calls_seen: bool = True
+    ) -> None:
         """Begin with nothing.
 
         Args:
             results: Globs of the files that are compared at the end.
             checkpoints: Globs of the checkpoints' files, if the user named them.
+            calls_seen: True if each call is in the traces.
         """
+        self._calls_seen = calls_seen
         self._results, self._checkpoints = tuple(results), tuple(checkpoints)
         self._reference: Written | None = None
         self._legs: dict[str, list[Attempt]] = {}
@@ -97,7 +101,8 @@ class Evidence:
         if not done or self._reference is None or self.paths is None:
             return 0
         enough = done[1] if len(done) >= ENOUGH_SAVES else done[0]
-        return len([call for call in points(self._reference.calls, only=(self.paths,)) if call.number <= enough])
+        done_by_then = [call for call in self._reference.calls if call.number <= enough]
+        return len(changes(done_by_then, self.paths, calls_seen=self._calls_seen))
 
     def places(self) -> list[Place]:
         """List every place within one save at which a strike can fall; empty if there is no save to strike."""
@@ -134,24 +139,39 @@ def chosen(places: Sequence[Place], count: int, seed: int) -> list[Place]:
     return [places[one.number] for one in sample(marked, count, seed)]
 
 
+def changes(calls: Sequence[Call], paths: str, *, calls_seen: bool) -> list[Call]:
+    """List the changes of a checkpoint's files.
+
+    Without each call, those that end a file's writing: chance tells how many writes are seen.
+
+    Args:
+        calls: The calls of an attempt.
+        paths: A regular expression of the checkpoint's paths.
+        calls_seen: True if each call is seen.
+    """
+    return [call for call in points(calls, only=(paths,)) if calls_seen or call.name in ("close", "rename")]
+
+
 class Changes:
     """Counts how often an attempt has changed the checkpoint's files so far, from its trace."""
 
-    def __init__(self, trace: Path, paths: str, wanted: int) -> None:
+    def __init__(self, trace: Path, paths: str, wanted: int, *, calls_seen: bool = True) -> None:
         """Begin with none.
 
         Args:
             trace: The attempt's trace.
             paths: A regular expression of the checkpoint's paths.
             wanted: How many changes are enough.
+            calls_seen: True if each call is in the trace.
         """
+        self._calls_seen = calls_seen
         self._trace, self._paths, self._left, self._read = trace, paths, wanted, 0
 
     def enough(self) -> bool:
         """True once there were enough."""
         if self._left > 0:
             calls, self._read = read_from(self._trace, self._read)
-            self._left -= len(points(calls, only=(self._paths,)))
+            self._left -= len(changes(calls, self._paths, calls_seen=self._calls_seen))
         return self._left <= 0
 
 

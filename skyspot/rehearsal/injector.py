@@ -51,6 +51,9 @@ class Injector:
     """True if the bucket has what the undisturbed run left there."""
     saved: Changes | None = None
     """Tells when enough saves are there to preempt the task; None: it may be preempted at any time."""
+    in_save: Callable[[float, Callable[[], bool]], bool] | None = None
+    """Waits until a checkpoint is being written, for so many seconds and while the other goes on; None: the sizes of
+    files tell."""
 
     def due(self, step: int | None) -> bool:
         """True if it is time to preempt."""
@@ -124,10 +127,14 @@ class Injector:
             self._look()
             return self.machine.poll() is None
 
-        wait_for_save(self.watch, max(60.0, 2 * self.reference_s), goes_on)
+        patience = max(60.0, 2 * self.reference_s)
+        if self.in_save:
+            self.in_save(patience, goes_on)
+        else:
+            wait_for_save(self.watch, patience, goes_on)
         self.machine.kill()
         self._look()
-        hit = self.watch.saving()
+        hit = self.in_save is not None or self.watch.saving()  # The trace tells better, later.
         after = f" after step {self.watch.step}" if self.watch.step else ""
         return hit, f"killed while saving{after}" if hit else f"killed{after}, when the save had finished"
 

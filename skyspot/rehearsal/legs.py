@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skyspot.rehearsal import failure, faults, records, times, verdict
+from skyspot.rehearsal.bucketfs.trace import CALLS
 from skyspot.rehearsal.faults import Preemption
 from skyspot.rehearsal.injector import LOOK_S, Injector
 from skyspot.rehearsal.limits import format_duration, limit_s
@@ -73,6 +74,8 @@ class Legs:
         if self._start is None and places:
             leg, count = Leg("start", "Start"), self.settings.processes[0]
             planned = Preemption(faults.AT_WRITE, place=places[0])
+            if self.tracing.sight != CALLS:
+                planned = Preemption("kill", at_fraction=0.0)
             buckets, env = self._buckets(leg.name, None), self._env(self._launch(leg.name), count)
             self.view.attempt(1, count, "until it has saved")
             row, _, _ = self._on_a_machine(leg, 1, planned, buckets, env, count)
@@ -125,7 +128,7 @@ class Legs:
                 leg.failure = failure.describe(ended, machine.log, machine.folder)
                 if code not in self.task.recover_on or code == EXIT_NO_PROGRESS:
                     break
-            elif row.hit or len([one for one in leg.rows if not one.hit]) > 3:
+            elif row.hit or machine.watchers or len([one for one in leg.rows if not one.hit]) > 3:
                 pending.pop(0)
                 if number == 1 and row.kind not in faults.WARNINGS and self.tracing.is_sound(name):
                     self._keep_start(name, buckets)
@@ -156,10 +159,13 @@ class Legs:
         plain = self.records and self.settings.mount_like is None
         manners = {} if plain else self.tracing.manners
         machine = Machine(self.task, self.folder / leg.name / f"machine-{number:02d}", buckets, env, manners)
+        if not self.records:
+            self.tracing.watch(machine, own)
         watch = Watch(own, self.task.run_folder)
         injector = Injector(
             planned, machine, watch, self.server, self.view, self.reference_s, self.written_s, self.records,
             lambda: self.has_all_files(leg.name), None if self.records else self.tracing.saved(machine, number),
+            self.tracing.in_save(machine),
         )  # fmt: skip
         try:
             row, code = self._attempt(injector, number, processes, before)
@@ -170,6 +176,8 @@ class Legs:
             self.reference_s = over - machine.started
             self.written_s = max(0.0, over - (watch.alive_since or over))
         self.tracing.record(leg.name, machine, row, there, over)
+        if row.kind == "kill-in-save" and machine.watchers:
+            self.tracing.confirm(leg.name, row)
         self.tracing.fill(row, leg.name)
         times.fill(row, code, machine, over)
         records.fill(row, watch)

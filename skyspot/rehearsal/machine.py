@@ -28,6 +28,7 @@ from skyspot.rehearsal.bucketfs import served
 from skyspot.rehearsal.bucketfs.served import Served
 from skyspot.rehearsal.bucketfs.strike import Strike
 from skyspot.rehearsal.bucketfs.trace import Call, read_from, read_trace
+from skyspot.rehearsal.bucketfs.watcher import Watcher
 from skyspot.rehearsal.interpreter import this_interpreter
 from skyspot.rehearsal.needs import gpus_here
 from skyspot.rehearsal.processes import MARK, Guard, below, kill_below
@@ -129,6 +130,10 @@ class Machine:
             (place / "mount").mkdir(parents=True)
             self.served[point] = Served(buckets[point], place / "mount", place / "disk", trace, kind)
             self._buckets[point] = place / "mount"
+        self.traces = {point: one.trace for point, one in self.served.items()}
+        """The trace of each bucket that is served or watched, by mount point."""
+        self.watchers: list[Watcher] = []
+        """Those of buckets that are not served through FUSE; stopped with the machine."""
         self._looked: dict[str, int] = {}
         self._struck: Call | None = None
         self.home = folder / "home"
@@ -256,8 +261,8 @@ class Machine:
         return None if behind and time.monotonic() < self.left_at + LEAVE_S else code
 
     def calls(self, point: str) -> list[Call]:
-        """List the calls on a served bucket, by its mount point; also after the machine was taken."""
-        return read_trace(self.served[point].trace)
+        """List the calls on a bucket, by its mount point; also after the machine was taken."""
+        return read_trace(self.traces[point])
 
     def struck(self) -> Call | None:
         """The call that the strike fell on; None before. Then the machine stands still and is to be killed."""
@@ -286,6 +291,8 @@ class Machine:
 
     def kill(self) -> None:
         """SIGKILL every process of the machine, whatever its session or group."""
+        for one in self.watchers:
+            one.kill_comes()
         if self.process:
             if self.process.poll() is None:
                 self._kill_first_inside()
@@ -293,6 +300,8 @@ class Machine:
                 self.signal(signal.SIGKILL)
             self.process.wait()  # Before psutil waits: it would take the exit status away.
         kill_below(str(self.folder))
+        for one in self.watchers:
+            one.stop()
         self._dismiss_guard()
 
     def _kill_first_inside(self) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from skyspot.rehearsal.bucketfs.trace import DELETED, Call
+from skyspot.rehearsal.bucketfs.trace import DELETED, MAPPED, Call
 
 _WRITES = os.O_WRONLY | os.O_RDWR
 _COPY_CALLS, _COPY_S = 4, 0.1
@@ -37,6 +37,8 @@ class Attempt:
     """When it got a notice or SIGTERM, on the monotonic clock: it may have made one save more. None: it got none."""
     left: bool = False
     """It left by itself, with any exit code: after a notice or SIGTERM, at that."""
+    reads_seen: bool = True
+    """False: the trace tells of writes alone."""
 
 
 @dataclass(eq=False)
@@ -97,6 +99,8 @@ class Reading:
     opened: int
     """Number of the last call that opened it to read."""
     spans: list[tuple[int, int]] = field(default_factory=list)
+    seen: bool = False
+    """A read was seen; otherwise it was opened, and may have been mapped into memory."""
 
     @property
     def size(self) -> int:
@@ -208,7 +212,7 @@ class Bucket:
             self._open(call)
         elif name == "write":
             self._write(call)
-        elif name == "read" and call.size:
+        elif name in ("read", MAPPED) and call.size:
             self._read(call)
         elif name == "truncate":
             self._truncate(call)
@@ -299,6 +303,7 @@ class Bucket:
             return
         reading = self._readings.setdefault(version.number, Reading(version, call.path, call.number, call.number))
         reading.first = reading.first if reading.spans else call.number
+        reading.seen = reading.seen or call.name != MAPPED
         reading.spans.append((call.offset, call.offset + call.size))
 
     def _truncate(self, call: Call) -> None:

@@ -29,6 +29,7 @@ class FileRead:
     """The file itself was not whole."""
     save: str
     """Label of the save that it belongs to; empty if it is no part of one."""
+    seen: bool = True  # False: it was opened, and may have been mapped into memory.
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,10 @@ class Judge:
         newest = self.start.newest
         if newest is None:
             return self._without_a_save(read, used)
+        if not self.attempt.reads_seen:
+            over = newest.numbers and self._starts_over(newest)
+            why = f"it {self._as_if_from_nothing()} though {self._name(newest)} was complete" if over else ""
+            return self._say(LOST_WORK if over else NOT_SEEN, why, used=None, read=[])
         if used is None:
             return self._nothing_used(read, cut, newest)
         if self._starts_over(used):
@@ -123,7 +128,7 @@ class Judge:
         if used is not None and not self._starts_over(used):
             return self._resumed(used, read)
         destroyed = self.start.destroyed
-        if destroyed is None:
+        if destroyed is None or not self.attempt.reads_seen:
             return self._say(NOTHING_THERE, "no checkpoint was complete", used=None, read=read)
         if not self.fresh and not self.attempt.finished and not read:
             return self._say(NOT_SEEN, "it was taken before it read or saved anything", used=None, read=read)
@@ -173,7 +178,7 @@ class Judge:
         version = one.version
         save = self._save_of(one)
         cut = version.number in self.written.cut
-        return FileRead(one.path, one.size, version.size, one.whole, cut, save.label if save else "")
+        return FileRead(one.path, one.size, version.size, one.whole, cut, save.label if save else "", one.seen)
 
     def _mixed(self, read: list[Reading], facts: tuple[FileRead, ...]) -> tuple[FileRead, ...]:
         saves = {save.begun_s: save for one in read if (save := self._save_of(one))}

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from skyspot.errors import UsageError, did_you_mean, shown
-from skyspot.rehearsal import evidence, faults, mounting, times
+from skyspot.rehearsal import evidence, faults, mounting, sight, times
 from skyspot.rehearsal.bucketfs.manners import MANNERS
 from skyspot.rehearsal.bucketfs.strike import Strike
+from skyspot.rehearsal.bucketfs.trace import CALLS, EVENTS, POLLS
+from skyspot.rehearsal.bucketfs.watcher import Watcher, events_missing
 from skyspot.rehearsal.evidence import Changes, Evidence, Place
 from skyspot.rehearsal.faults import Preemption
+from skyspot.rehearsal.lives import Life
 from skyspot.rehearsal.machine import Machine, bucketfs_missing
 from skyspot.rehearsal.refusals import Refusal, refusals
 from skyspot.rehearsal.replay import Attempt
 from skyspot.rehearsal.result import Row, Settings
 from skyspot.rehearsal.task import RehearsalTask
+from skyspot.rehearsal.verdict import Verdict
 from skyspot.rehearsal.watch import walk
 
 
@@ -30,21 +35,29 @@ class Tracing:
             UsageError: a place in a save is named, and no call is seen here.
         """
         self.missing = bucketfs_missing()
-        """Why calls are not traced here; None: they are."""
-        writable = [mount for mount in task.lasting if not mount.read_only] if self.missing is None else []
-        self.manners = {mount.path: settings.mount_like or mount.kind or mounting.UNKNOWN for mount in writable}
+        """Why buckets are not served through FUSE here; None: they are."""
+        self.sight = CALLS if self.missing is None else EVENTS if events_missing() is None else POLLS
+        """How the traces are made."""
+        writable = [mount for mount in task.lasting if not mount.read_only]
+        kinds = {mount.path: settings.mount_like or mount.kind or mounting.UNKNOWN for mount in writable}
+        self.manners = kinds if self.missing is None else {}
         """The kind of mount of each bucket that is served, by mount point."""
-        self.point = task.bucket.path if task.bucket and task.bucket.path in self.manners else None
+        self.point = task.bucket.path if task.bucket and task.bucket.path in kinds else None
         """Mount point of the bucket with the run; None: it is not traced."""
-        if settings.at is not None and self.point is None:
+        self._missed: dict[str, str] = {}
+        """Why calls of a leg were missed."""
+        if settings.at is not None and self.point not in self.manners:
             raise UsageError(f"--at: calls on the bucket cannot be seen: {self.missing or 'the task mounts none'}")
         results = [pattern.glob for pattern in settings.compare.patterns if pattern.mount in (None, self.point)]
-        self.evidence = Evidence(results, settings.checkpoints) if self.point else None
+        whole = self.sight == CALLS
+        self.evidence = Evidence(results, settings.checkpoints, calls_seen=whole) if self.point else None
         self.refused: dict[str, list[list[Refusal]]] = {}
         """What the mounts refused, by leg, for each of its attempts."""
 
     def note(self, task: RehearsalTask, settings: Settings) -> str | None:
-        """Say which kind of mount was assumed where the task does not tell; None if it does."""
+        """Say what is not seen of the bucket, or which kind of mount was assumed where the task does not tell."""
+        if self.point and self.missing:
+            return sight.note(self.sight, self.point, self.missing)
         if self.point is None or settings.mount_like or (task.bucket and task.bucket.kind):
             return None
         kinds = ", ".join(kind for kind in MANNERS if kind != mounting.UNKNOWN)
@@ -56,7 +69,7 @@ class Tracing:
     @property
     def manner(self) -> str:
         """The kind of mount of the run's bucket."""
-        return self.manners[self.point] if self.point else "local"
+        return self.manners.get(self.point, "local") if self.point else "local"
 
     def at_calls(self, plan: list[Preemption], settings: Settings) -> list[Preemption]:
         """Have preemptions that concern a save fall on its calls; without a save, leave them out.
@@ -64,8 +77,8 @@ class Tracing:
         Raises:
             UsageError: the save has no place that is named as `--at` has it.
         """
-        if self.evidence is None:
-            return plan
+        if self.evidence is None or self.sight != CALLS:
+            return [one for one in plan if one.kind not in sight.NOT_TRIED[self.sight]]
         places, tears = told_apart(self.evidence.places()), MANNERS[self.manner].direct
         if settings.at is not None:
             return [replace(plan[0], at_fraction=None, place=named(settings.at, places))]
@@ -75,6 +88,9 @@ class Tracing:
         """Say why kinds that concern a save were not tried."""
         if self.evidence is None:
             return {}
+        if self.sight != CALLS:
+            unseen = dict.fromkeys(sight.NOT_TRIED[self.sight], f"it needs FUSE: {self.missing}")
+            return {"kill-in-save": "each save had finished before the kill"} | unseen
         if not self.evidence.places():
             return dict.fromkeys(faults.AT_A_CALL, "the task saves nothing before its end")
         if not MANNERS[self.manner].direct:
@@ -93,7 +109,45 @@ class Tracing:
         wanted = evidence.changes_until_saved() if evidence and attempt == 1 else 0
         if not wanted or evidence is None or evidence.paths is None or self.point is None:
             return None
-        return Changes(machine.served[self.point].trace, evidence.paths, wanted)
+        return Changes(machine.traces[self.point], evidence.paths, wanted, calls_seen=self.sight == CALLS)
+
+    def watch(self, machine: Machine, bucket: Path) -> None:
+        """Watch the run's bucket for a machine that has not started, if it is not served through FUSE."""
+        if self.point is not None and self.sight != CALLS:
+            trace = machine.folder.parent / f"{machine.folder.name}.trace"
+            machine.watchers.append(Watcher(self.sight, bucket, trace))
+            machine.traces[self.point] = trace
+
+    def in_save(self, machine: Machine) -> Callable[[float, Callable[[], bool]], bool] | None:
+        """Waits until a checkpoint is being written; None: each call is seen, or nothing is known of checkpoints."""
+        paths = self.evidence.paths if self.evidence else None
+        if not machine.watchers or paths is None:
+            return None
+        return functools.partial(machine.watchers[0].calls.wait_for_a_write, paths)
+
+    def confirm(self, leg: str, row: Row) -> None:
+        """Correct what a row says of its kill in a save."""
+        learnt = self.evidence.learnt if self.evidence else None
+        lives = self.evidence.lives(leg) if self.evidence else ()
+        row.hit = learnt is not None and bool(lives) and sight.is_incomplete(learnt, lives[-1])
+        row.ended = "killed while saving" if row.hit else "killed, when the save had finished"
+
+    def judge(self, leg: str, same: bool) -> Verdict | None:
+        """Judge whether a leg's attempts resumed; None if they did."""
+        found = self.evidence
+        if found is None or found.learnt is None:
+            why = self.missing or "the task writes to no bucket"
+            return Verdict(False, False, f"not checked: whether it resumed cannot be seen here, because {why}")
+        why_not, missed = self._why_no_reads(), self._missed.get("reference") or self._missed.get(leg, "")
+        return sight.judge(self.sight, found.learnt, found.lives(leg), same, missing=why_not, missed=missed)
+
+    def lives(self, leg: str) -> tuple[Life, ...]:
+        """What each attempt of a leg did; empty if that is not known."""
+        known = self.evidence and "reference" not in self._missed and leg not in self._missed
+        return self.evidence.lives(leg) if self.evidence and known else ()
+
+    def _why_no_reads(self) -> str:
+        return f"{self.missing}, and {events_missing()}" if self.sight == POLLS else ""
 
     def record(self, leg: str, machine: Machine, row: Row, listing: dict[str, int], ended_s: float) -> None:
         """Add an attempt to the evidence, once its machine is gone.
@@ -112,10 +166,13 @@ class Tracing:
             for one in refusals(found, self.manners[point], "" if point == self.point else f"{point}/")
         ]
         self.refused.setdefault(leg, []).append(refused)
-        if self.evidence is None or self.point is None or self.point not in machine.served:
+        if self.evidence is None or self.point is None or self.point not in machine.traces:
             return
         finished, left = row.kind == "finished", machine.left_at is not None
-        attempt = Attempt(calls[self.point], finished, listing, machine.started, ended_s, machine.noticed_s, left)
+        whole, reads = machine.calls(self.point), self.sight != POLLS
+        attempt = Attempt(whole, finished, listing, machine.started, ended_s, machine.noticed_s, left, reads)
+        if missed := sight.gap(whole):
+            self._missed[leg] = missed
         self.evidence.add(leg, attempt)
 
     def is_sound(self, leg: str) -> bool:
@@ -155,7 +212,7 @@ class Tracing:
 
     def fill(self, row: Row, leg: str) -> None:
         """Write into the row of a leg's latest attempt what was seen: what it resumed from, what it left."""
-        lives = self.evidence.lives(leg) if self.evidence else ()
+        lives = self.lives(leg)
         if self.evidence and lives:
             row.resumed, row.lost_work = evidence.resumed_from(lives[-1]), evidence.lost_work(lives[-1])
             times.fill_from_trace(row, self.evidence.latest(leg), lives[-1])

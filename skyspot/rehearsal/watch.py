@@ -87,8 +87,8 @@ class Watch:
         """Treat only files that appear from now on as being written."""
         self._files_before = self._files()
 
-    def _files(self) -> frozenset[tuple[str, int]]:
-        return frozenset((path, size) for path, size in walk(self.bucket))
+    def _files(self) -> frozenset[tuple[str, int, int]]:
+        return frozenset((path, about.st_size, about.st_mtime_ns) for path, about in _stats(self.bucket))
 
     def ended(self) -> bool:
         """True if the attempt wrote its end event."""
@@ -103,12 +103,16 @@ class Watch:
 
 def walk(folder: Path) -> list[tuple[str, int]]:
     """List (path, size) of every file below a folder; a file that vanishes meanwhile is left out."""
+    return [(path, about.st_size) for path, about in _stats(folder)]
+
+
+def _stats(folder: Path) -> list[tuple[str, os.stat_result]]:
     found = []
     for root, _, names in os.walk(folder):
         for name in names:
             try:
                 path = f"{root}/{name}"
-                found.append((path, Path(path).stat().st_size))
+                found.append((path, Path(path).stat()))
             except OSError:
                 continue
     return found

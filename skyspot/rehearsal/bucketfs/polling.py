@@ -1,4 +1,4 @@
-"""A trace without FUSE: what can be told from a folder's files, looked at again and again.
+"""A trace without file events: what can be told from a folder's files, looked at again and again.
 
 It sees that a file appeared, grew, shrank, got another name or is gone, at the time of the look. It does not see: who
 did it, what was read, a write that changes no size within the clock's tick, what came and went between two looks, and
@@ -7,16 +7,17 @@ when a file was closed: one that has been quiet for a while counts as closed.
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from skyspot.rehearsal.bucketfs.trace import Call, read_trace
+from skyspot.rehearsal.bucketfs.calls import Calls
 
 QUIET_S = 0.3
 """A file counts as closed when it has not changed for so long."""
+_PART = 5
+"""The wait between two looks is at least so many times as long as a look."""
 
 
 @dataclass(frozen=True)
@@ -27,22 +28,24 @@ class _File:
 
 
 class Poller:
-    """Writes the trace of one bucket, for as long as somebody calls `look`."""
+    """Turns the changes of one bucket's files into calls."""
 
-    def __init__(self, bucket: Path, trace: Path) -> None:
-        """Start from what the bucket holds now; the calls are added to the trace."""
-        self._bucket, self._trace = bucket, trace
-        self._number = len(read_trace(trace))
+    def __init__(self, bucket: Path, calls: Calls) -> None:
+        """Begin with what the bucket holds now."""
+        self._bucket, self._calls = bucket, calls
         self._files = _files(bucket)
         self._changed: dict[str, tuple[float, int, int]] = {}
         """When an open file changed last, its handle, and the bytes written since; by path."""
+        self._took_s = 0.0
+        """Seconds that the last look took."""
+        self._cut = False
 
-    def look(self, *, last: bool = False) -> None:
-        """Add what has changed since the last look.
+    def wait(self, seconds: float) -> None:
+        """Wait; for longer where a look takes long."""
+        time.sleep(max(seconds, _PART * self._took_s))
 
-        Args:
-            last: Whether nobody writes any more; all files then count as closed.
-        """
+    def look(self) -> None:
+        """Add what has changed since the last look."""
         now, found = time.monotonic(), _files(self._bucket)
         names = {file.inode: path for path, file in self._files.items()}
         for path in sorted(found.keys() - self._files.keys()) + sorted(found.keys() & self._files.keys()):
@@ -50,47 +53,54 @@ class Poller:
             old = names.get(file.inode)
             if before is None or before.inode != file.inode:
                 if old is not None and old != path and old not in found:
-                    self._add(now, "rename", old, to=path)
-                    self._changed[path] = self._changed.pop(old, (now, self._number, 0))
+                    number = self._calls.add("rename", old, to=path)
+                    self._changed[path] = self._changed.pop(old, (now, number, 0))
                     before = self._files[old]
                 else:
-                    self._changed[path] = (now, self._number, 0)
-                    self._add(now, "create", path, handle=self._number, flags=os.O_CREAT | os.O_WRONLY)
+                    handle = len(self._calls.all)
+                    self._calls.add("create", path, handle=handle, flags=os.O_CREAT | os.O_WRONLY)
+                    self._changed[path] = (now, handle, 0)
                     before = _File(file.inode, 0, file.mtime_ns)
             self._grown(now, path, before, file)
         moved = {file.inode for file in found.values()}
         for path in sorted(self._files.keys() - found.keys()):
             self._changed.pop(path, None)
             if self._files[path].inode not in moved:
-                self._add(now, "unlink", path)
+                self._calls.add("unlink", path)
         self._files = found
+        self._close(now - QUIET_S)
+        self._took_s = time.monotonic() - now
+
+    def _close(self, quiet_since: float) -> None:
         for path, (since, handle, size) in list(self._changed.items()):
-            if last or now - since >= QUIET_S:
+            if since <= quiet_since:
                 del self._changed[path]
-                self._add(now, "close", path, handle=handle, size=size)
+                self._calls.add("close", path, handle=handle, size=size)
+
+    def kill_comes(self) -> None:
+        """Take in what has happened before the machine is killed; what changed just now may not be whole."""
+        self.look()
+        self._cut = True
+
+    def finish(self) -> None:
+        """Take in the rest. The machine is gone."""
+        self.look()
+        if not self._cut:
+            self._close(time.monotonic())
 
     def _grown(self, now: float, path: str, before: _File, file: _File) -> None:
         if (before.size, before.mtime_ns) == (file.size, file.mtime_ns):
             return
-        _, handle, written = self._changed.get(path, (now, self._number, 0))
+        _, handle, written = self._changed.get(path, (now, len(self._calls.all), 0))
         if file.size < before.size:
-            self._add(now, "truncate", path, handle=handle, size=file.size)
+            self._calls.add("truncate", path, handle=handle, size=file.size)
             written += 1
         else:
             # The same size: written over, and where cannot be told.
             offset = before.size if file.size > before.size else 0
-            self._add(now, "write", path, handle=handle, offset=offset, size=file.size - offset)
+            self._calls.add("write", path, handle=handle, offset=offset, size=file.size - offset)
             written += file.size - offset
         self._changed[path] = (now, handle, written)
-
-    def _add(
-        self, now: float, name: str, path: str, *, to: str = "", handle: int = 0, offset: int = 0, size: int = 0,
-        flags: int = 0,
-    ) -> None:  # fmt: skip
-        call = Call(self._number, now, name, path, to=to, handle=handle, offset=offset, size=size, flags=flags)
-        self._number += 1
-        with self._trace.open("a") as file:
-            file.write(json.dumps(asdict(call)) + "\n")
 
 
 def _files(folder: Path) -> dict[str, _File]:

@@ -10,6 +10,14 @@ from typing import Any
 DELETED = " (deleted)"
 """Ends the path of a file that is still open after it was deleted or another was renamed over it, as in /proc."""
 
+MAPPED = "map"
+"""The name of a call: a file was opened and closed, and no read of it was seen. It may have been mapped into memory."""
+GAP = "gap"
+"""The name of a call that stands for calls that were missed; `to` tells why."""
+
+CALLS, EVENTS, POLLS = "calls", "events", "polls"
+"""How a trace was made: each call (FUSE), the system's file events (inotify), or looks at the files (no reads)."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -21,7 +29,7 @@ class Call:
     """time.monotonic(), the same clock in all of a machine's namespaces."""
     name: str
     """open, create, read, write, truncate, rename, link, symlink, unlink, mkdir, rmdir, fsync, close; upload: a file
-    has arrived in the bucket, where that is later than its close."""
+    has arrived in the bucket, where that is later than its close. MAPPED and GAP: of a watcher alone."""
     path: str
     """Relative to the bucket, without a leading slash."""
     to: str = ""
