@@ -77,6 +77,21 @@ def test_a_failure_is_put_down_to_a_refusal_before_what_was_read_before_the_stri
     assert advice.after_failure(DOWN, [], None, None) == DOWN
 
 
+def test_an_early_exit_with_0_is_the_cause_of_a_wrong_result_or_else_a_note() -> None:
+    early = advice.exited_early([Row(1, "kill", "killed"), Row(2, "finished", "exited with 0 at x", exited_early=True)])
+    assert early
+    wrong = advice.with_exit(Verdict(False, True, "NOT exact: a is missing"), early)
+    text = "attempt 2 exited with 0 at x, so that SkyPilot would mark this SUCCEEDED"
+    assert (wrong.text, wrong.remedy) == (
+        f"NOT exact: a is missing. Likely cause: {text}", remedies.EXITED_WITH_0.remedy
+    )  # fmt: skip
+    unknown = advice.with_exit(Verdict(False, False, "not checked: x"), early)
+    assert (unknown.text, unknown.notes) == (
+        "not checked: x", (f"{text}. Remedy: {remedies.EXITED_WITH_0.remedy}.",)
+    )  # fmt: skip
+    assert advice.exited_early([Row(1, "finished", "finished")]) is None
+
+
 def test_a_refusal_that_a_task_survived_is_noted_once_beside_a_verdict_that_is_not_exact() -> None:
     found = advice.with_refusals(DOWN, [SEEK, SEEK])
     assert found.notes == (f"{SEEK.text}. Remedy: {REMEDIES[manners.SEEK]}.",)

@@ -447,7 +447,7 @@ END
     [
         ("sleep 1\n", False, "finished before the machine was taken"),
         (ASKS, True, "finished before the machine was taken"),
-        (ASKS, False, "exited with 0 at the notice: SkyPilot would mark this SUCCEEDED."),
+        (ASKS, False, "exited with 0 at the notice"),
     ],
     ids=["it never asked", "all is done", "it left"],
 )

@@ -42,12 +42,20 @@ def after_failure(verdict: Verdict, refused: Sequence[Refusal], seen: Cause | No
     return verdict
 
 
+def with_exit(verdict: Verdict, early: Cause) -> Verdict:
+    """Add that an attempt exited with 0 too early: as the cause of a wrong result, or else as a note."""
+    if verdict.exact or verdict.checked:
+        return verdict if verdict.exact else with_cause(verdict, early)
+    return replace(verdict, notes=(*verdict.notes, f"{early.text}. Remedy: {early.finding.remedy}."))
+
+
 def exited_early(rows: Sequence[Row]) -> Cause | None:
     """Name the attempt that exited with 0 at a notice or SIGTERM, before all was done; None if none did."""
     row = next((row for row in rows if row.exited_early), None)
     if row is None:
         return None
-    return Cause(f"attempt {row.number} {row.ended.partition(':')[0]}", remedies.EXITED_WITH_0)
+    text = f"attempt {row.number} {row.ended}, so that SkyPilot would mark this SUCCEEDED"
+    return Cause(text, remedies.EXITED_WITH_0)
 
 
 def with_refusals(verdict: Verdict, refused: Sequence[Refusal]) -> Verdict:

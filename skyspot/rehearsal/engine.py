@@ -220,7 +220,7 @@ class _Engine:
             judged.append(verdict.Verdict(False, False, text))
         elif not self.legs.records:
             if early := advice.exited_early(leg.rows):
-                judged = [advice.with_cause(one, early) if one.checked and not one.exact else one for one in judged]
+                judged = [advice.with_exit(one, early) for one in judged]
             judged = self._with_evidence(leg, judged)
         hit = {row.kind for row in leg.rows if row.hit}
         judged += self._failed_at_sigterm(leg)

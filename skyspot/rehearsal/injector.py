@@ -23,9 +23,6 @@ from trainer.layout.names import CheckpointName
 NOTICE_WITHOUT_RECORDS_S = 10.0
 TERM_PATIENCE_S = 45.0
 LOOK_S = 0.01
-EXITED_WITH_0 = (
-    "SkyPilot would mark this SUCCEEDED. Unless training is complete, exit with a code from recover_on_exit_codes."
-)
 WITHOUT_A_WRITE = 0.7  # Fraction of the undisturbed run after which a task is preempted even if it has written nothing.
 
 _WHEN = {"before": "before", "middle": "in the middle of", "after": "after"}
@@ -108,7 +105,7 @@ class Injector:
             ended, early = "finished before the machine was taken", False
             if heard and not self.records and not self.has_all_files():
                 early = True
-                ended = f"exited with 0 at {'SIGTERM' if kind == 'sigterm' else 'the notice'}: {EXITED_WITH_0}"
+                ended = f"exited with 0 at {'SIGTERM' if kind == 'sigterm' else 'the notice'}"
             return Row(number, "finished", ended, processes, exited_early=early), 0
         stays_down = failure.at_sigterm(self.machine.log) if kind in faults.WARNINGS else ""
         return Row(number, kind, ended, processes, hit=hit, stays_down=stays_down), code
