@@ -58,8 +58,8 @@ class Follower:
         self._bucket = Bucket()
         self._before: list[Written] = []
         self._made: list[Save] = []
-        self._extra = 0
-        """How many saves more than an undisturbed run the attempts so far may have made."""
+        self._notices = self._resumes = 0
+        """So many attempts so far have had a notice or signal, have resumed."""
 
     def add(self, attempt: Attempt) -> Life:
         """Judge the next attempt."""
@@ -72,10 +72,12 @@ class Follower:
                 FIRST, "it is the first attempt", None, None, (), (), (), rework.more(learnt, fresh, None, 0)
             )
         else:
-            resume = Judge(learnt, start, made, fresh, written, attempt, self._extra).judge()
+            # At a notice, a script may save once more; after a resume, it may save again what it resumed from.
+            extra = self._notices + self._resumes
+            resume = Judge(learnt, start, made, fresh, written, attempt, extra, self._resumes).judge()
             resume = _beside_others(learnt, resume, self._before, written)
-        # At a notice, a script may save once more; after a resume, it may save again what it resumed from.
-        self._extra += (attempt.noticed_s is not None) + (resume.outcome == RESUMED)
+        self._notices += attempt.noticed_s is not None
+        self._resumes += resume.outcome == RESUMED
         if resume.used is not None:
             fresh = group(learnt.files, written, learnt.saves, resume.used.index)
         again = rework.again(fresh, made, resume.newest, resume.used)

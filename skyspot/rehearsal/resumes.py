@@ -93,6 +93,8 @@ class Judge:
     attempt: Attempt
     extra: int
     """How many saves more the attempts before it may have made."""
+    resumes: int
+    """How many of these have resumed."""
 
     def judge(self) -> Resume:
         """The verdict on its start."""
@@ -163,7 +165,8 @@ class Judge:
         unread = tuple(file.path for file in wanted if file.path not in looked_at and file.size > 0)
         facts = tuple(self._fact(one) for one in read)
         more = rework.more(self.learnt, self.fresh, used, self.extra + 1) if self.attempt.finished else 0
-        skipped = rework.skipped(self.learnt, self.fresh, used, self.attempt.finished) if used and read else 0
+        resumes = self.resumes + 1 if self.attempt.finished else 0
+        skipped = rework.skipped(self.learnt, self.fresh, used, resumes) if used and read else 0
         mixed = self._mixed(read, facts)
         if mixed and outcome == RESUMED:
             why = f"it read {' and '.join(f'{one.path} of {one.save}' for one in mixed)}"

@@ -40,11 +40,20 @@ def more(learnt: Learnt, fresh: Sequence[Save], used: Save | None, allowance: in
     return beyond_last if beyond_last > allowance else 0
 
 
-def skipped(learnt: Learnt, fresh: Sequence[Save], used: Save, finished: bool) -> int:
-    """How many of the undisturbed run's saves an attempt passed over; 0 if that cannot be told."""
+def skipped(learnt: Learnt, fresh: Sequence[Save], used: Save, resumes: int) -> int:
+    """How many of the undisturbed run's saves a leg passed over; 0 if that cannot be told.
+
+    Args:
+        learnt: What is known of the run.
+        fresh: The saves of one attempt.
+        used: What that went on from.
+        resumes: How many attempts have resumed, if it is the last one; otherwise 0.
+    """
     if learnt.irregular or not learnt.saves:
         return 0
     own = next((save.numbers for save in fresh if save.numbers), None)
     if own is not None and used.numbers:
         return len([save for save in learnt.saves if used.numbers < save.numbers < own])
-    return max(0, len(learnt.saves) - used.index - len(fresh)) if finished and not used.numbers else 0
+    fewer = len(learnt.saves) - used.index - len(fresh)
+    # A script that saves by the clock may save once less for one resume.
+    return fewer if not used.numbers and resumes and fewer >= max(2, resumes) else 0
