@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 from traced import Fs
 
-from skyspot.rehearsal import evidence, naming, remedies, saves
+from skyspot.rehearsal import evidence, journal, naming, remedies, saves
 from skyspot.rehearsal.bucketfs.strike import Strike
-from skyspot.rehearsal.lives import Life, follow
+from skyspot.rehearsal.lives import Life
 from skyspot.rehearsal.resumes import LOST_WORK, NOTHING_THERE, RESUMED
 from skyspot.rehearsal.saves import Learnt
 
@@ -19,10 +19,12 @@ Script = Callable[[Fs], None]
 
 def leg(run: Script, *strikes: Strike, results: tuple[str, ...] = ("result.json",)) -> tuple[Learnt, tuple[Life, ...]]:
     """The undisturbed run, then a leg: each strike hits one attempt, and the last one goes on to its end."""
-    reference, fs = Fs().attempt(run), Fs()
-    attempts = [fs.attempt(run, strike) for strike in (*strikes, None)]
-    learnt = saves.study(reference, [attempts], results)
-    return learnt, follow(learnt, attempts)
+    found, fs = evidence.Evidence(results), Fs()
+    found.add("reference", Fs().attempt(run))
+    for strike in (*strikes, None):
+        found.add("leg", fs.attempt(run, strike))
+    assert found.learnt is not None
+    return found.learnt, found.lives("leg")
 
 
 def put(fs: Fs, path: str, what: object, size: int = 300_000) -> None:
@@ -226,3 +228,106 @@ def test_a_file_that_was_written_after_the_checkpoint_and_read_with_it_is_named(
     _, lives = leg(with_csv, Strike(5, "before", (r"^log\.csv$",), does="open"))
     assert lives[1].resume.outcome == RESUMED
     assert lives[1].resume.beside == "", "the checkpoint is newer"
+
+
+def folds(fs: Fs) -> None:
+    """A score for each fold, whose checkpoint is not looked at any more."""
+    for fold in range(4):
+        if f"fold_{fold}/score.json" in fs.files:
+            fs.read(f"fold_{fold}/score.json")
+            continue
+        for step in range(int(str(fs.read(f"fold_{fold}/ckpt.pt") or 0)) + 1, 5):
+            fs.tick()
+            put(fs, f"fold_{fold}/ckpt.pt", step)
+        put(fs, f"fold_{fold}/score.json", fold, 20)
+
+
+def test_one_that_begins_with_the_next_fold_has_lost_nothing() -> None:
+    _, lives = leg(folds, Strike(0, "before", (r"^fold_2/ckpt\.pt\.tmp$",)))
+    assert [one.path for one in lives[1].resume.read] == ["fold_0/score.json", "fold_1/score.json"]
+    assert lives[1].resume.outcome == RESUMED
+
+
+# -- a journal
+
+
+def answers(reads: bool = True, skips: bool = True, steps: int = 20, cuts: bool = False) -> Script:
+    """One line for each prompt; a restart reads the lines that are there and does the rest."""
+
+    def run(fs: Fs) -> None:
+        there = fs.files.get("answers.jsonl", (None, 0, 0))[2]
+        if reads and there:
+            fs.read("answers.jsonl")
+            if cuts:
+                fs.write("answers.jsonl", "log", there - there % 90)
+        for _ in range(there // 90 if skips else 0, steps):
+            fs.tick()
+            fs.append("answers.jsonl")
+        fs.write("result.json", 1, 30)
+
+    return run
+
+
+def middle(times: int) -> Strike:
+    return Strike(times, "middle", (r"^answers\.jsonl$",), does="write")
+
+
+@pytest.mark.parametrize("cuts", [False, True])
+def test_one_that_appends_its_work_and_reads_it_resumes(cuts: bool) -> None:
+    learnt, lives = leg(answers(cuts=cuts), middle(5), middle(3))
+    assert learnt.journal == "answers.jsonl"
+    assert [life.resume.outcome for life in lives[1:]] == [RESUMED, RESUMED]
+    assert lives[1].resume.used is not None
+    assert lives[1].resume.used.label == "495 bytes of answers.jsonl"
+    assert lives[0].end.partly
+    assert evidence.judge(learnt, lives, same=True) is None
+
+
+@pytest.mark.parametrize(
+    ("run", "why"),
+    [
+        (answers(skips=False), "it read answers.jsonl but appended as much as a run from nothing (1800 bytes)"),
+        (answers(reads=False, skips=False), "the task saves nothing before its end"),
+    ],
+)
+def test_one_that_appends_all_again_does_not_resume(run: Script, why: str) -> None:
+    learnt, lives = leg(run, middle(5))
+    found = evidence.judge(learnt, lives, same=True)
+    assert found is not None
+    assert not found.exact
+    assert why in found.text
+
+
+def test_one_that_reads_its_journal_once_and_not_the_next_time_has_lost_work() -> None:
+    fs, run = Fs(), answers()
+    attempts = [fs.attempt(run, middle(5)), fs.attempt(run, middle(3)), fs.attempt(answers(reads=False), None)]
+    learnt = saves.study(Fs().attempt(run), [attempts[:2]])
+    lives = journal.follow(learnt, attempts)
+    assert lives[2].resume.outcome == LOST_WORK
+    assert lives[2].resume.why == "it did not read answers.jsonl, to which 810 bytes had been appended"
+
+
+def test_a_run_with_checkpoints_has_no_journal_and_a_log_is_none() -> None:
+    learnt, _ = leg(with_csv, before(r"weights\.h5\.tmp", 5))
+    assert learnt.journal == ""
+
+    def logs(fs: Fs) -> None:
+        for _ in range(20):
+            fs.tick()
+            fs.append("train.log")
+
+    assert saves.study(Fs().attempt(logs)).journal == ""
+
+
+def test_strikes_fall_on_the_writes_to_a_journal() -> None:
+    found = evidence.Evidence()
+    found.add("reference", Fs().attempt(answers()))
+    assert found.paths == r"^answers\.jsonl$"
+    assert found.changes_until_saved() == 4
+    assert [place.description for place in found.places()] == [
+        "before the write to answers.jsonl at 540", "in the middle of the write to answers.jsonl at 540",
+    ]  # fmt: skip
+    fs = Fs()
+    attempts = [fs.attempt(answers(), strike) for strike in (found.places()[1].at_first, found.places()[1].later)]
+    assert [attempt.finished for attempt in attempts] == [False, False]
+    assert [attempt.calls[-1].offset for attempt in attempts] == [540, 585 + 90]

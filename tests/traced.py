@@ -101,8 +101,11 @@ class Fs:
     def append(self, path: str, size: int = 90) -> None:
         handle = self.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         offset = self.files[path][2]
-        self.call("write", path, lambda: self.files.update({path: ("log", offset + size, offset + size)}),
-                  handle=handle, offset=offset, size=size)  # fmt: skip
+
+        def do(size: int = size) -> None:
+            self.files[path] = ("log", offset + size, offset + size)
+
+        self.call("write", path, do, lambda: do(size // 2), handle=handle, offset=offset, size=size)
         self.close(handle, path, size)
 
     def read(self, path: str, part: int | None = None) -> object:

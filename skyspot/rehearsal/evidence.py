@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from skyspot.rehearsal import remedies
+from skyspot.rehearsal import appended, journal, naming, remedies
 from skyspot.rehearsal.boundaries import Boundary, boundaries, counted, sample, strikes
 from skyspot.rehearsal.bucketfs.strike import Strike, points
 from skyspot.rehearsal.bucketfs.trace import Call, read_from
@@ -79,6 +79,8 @@ class Evidence:
         learnt = self.learnt
         if learnt is None:
             return ()
+        if learnt.journal:
+            return journal.follow(learnt, self._legs.get(leg, []))
         follower = self._followers.get(leg)
         if follower is None or follower.learnt != learnt:  # What it has learnt meanwhile may tell more of earlier ones.
             follower = self._followers[leg] = Follower(learnt)
@@ -92,11 +94,15 @@ class Evidence:
     def paths(self) -> str | None:
         """A regular expression of the checkpoint's paths; None if the undisturbed run saved nothing."""
         learnt = self.learnt
+        if learnt and learnt.journal:
+            return naming.exactly(learnt.journal)
         return counted(learnt.files) if learnt and learnt.saves else None
 
     def changes_until_saved(self) -> int:
         """How many changes of the checkpoint's files an undisturbed start makes until enough saves are complete."""
         learnt = self.learnt
+        if learnt and learnt.journal:
+            return appended.ENOUGH_WRITES
         done = [save.complete for save in learnt.saves if save.complete is not None] if learnt else []
         if not done or self._reference is None or self.paths is None:
             return 0
@@ -109,6 +115,8 @@ class Evidence:
         learnt = self.learnt
         if learnt is None or self._reference is None or self.paths is None:
             return []
+        if learnt.journal:
+            return [Place(*strikes) for strikes in journal.strikes(learnt, self._reference)]
         saves = [save for save in learnt.saves if save.complete is not None]
         if not saves:
             return []
@@ -239,7 +247,7 @@ def _went_on_from_parts(life: Life) -> bool:
 
 
 def _no_proof(learnt: Learnt, lives: Sequence[Life]) -> str:
-    if learnt.only_at_the_end or (not learnt.saves):
+    if not learnt.journal and (learnt.only_at_the_end or not learnt.saves):
         return "the task saves nothing before its end, so a preemption loses all of its work"
     doubts = [life.resume.doubt for life in lives if life.resume.doubt]
     if doubts:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from skyspot.rehearsal import naming
+from skyspot.rehearsal.bucketfs.trace import Call
 from skyspot.rehearsal.families import Family, form
 from skyspot.rehearsal.replay import Version, Written
 
@@ -55,6 +56,10 @@ class Files:
         """The role of the file at a path; `other` if the undisturbed run wrote none like it."""
         pattern = naming.parse(path).kind
         return next((kind.role for kind in self.kinds if kind.pattern == pattern), OTHER)
+
+    def logged(self, calls: Iterable[Call]) -> int:
+        """Bytes that an attempt wrote to the run's logs."""
+        return sum(call.size for call in calls if call.name == "write" and self.role(call.path) == LOG)
 
     def place(self, version: Version) -> tuple[int, float, str] | None:
         """Where a version was put for good: (call, time, path); None: it was temporary, and never renamed."""

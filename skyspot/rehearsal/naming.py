@@ -174,6 +174,11 @@ def matches(path: str, globs: Sequence[str]) -> bool:
     return any(fnmatch(head, glob.removesuffix("/")) for glob in globs for head in heads)
 
 
+def exactly(path: str) -> str:
+    """A regular expression of one path."""
+    return f"^{re.escape(path)}$"
+
+
 def expression(kind: str) -> str:
     """A regular expression of the paths of a kind."""
     return ANY.join(re.escape(part) for part in kind.split("#"))

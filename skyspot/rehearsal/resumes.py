@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from skyspot.rehearsal import rework
 from skyspot.rehearsal.replay import Attempt, Reading, Version, Written
-from skyspot.rehearsal.saves import Learnt, Save, State, logged
+from skyspot.rehearsal.saves import Learnt, Save, State
 
 RESUMED, LOST_WORK, NOTHING_THERE, NOT_SEEN, ALL_DONE, FIRST = (
     "resumed", "LOST WORK", "nothing to resume from", "not seen", "all done", "first",
@@ -149,7 +149,7 @@ class Judge:
             paths = ", ".join(one.path for one in cut)
             why = f"it read {paths}, which was cut, and not {self._name(newest)}, which was complete"
             return self._say(LOST_WORK, why, used=None, read=read)
-        if not read and self._goes_on():
+        if self._goes_on():
             why = f"it left {self._name(newest)} as it was and went on with {self.fresh[0].label}"
             return self._say(RESUMED, why, used=newest, read=read)
         part = f"it read only {', '.join(one.path for one in read)}" if read else "it read no checkpoint"
@@ -171,7 +171,7 @@ class Judge:
         if mixed and outcome == RESUMED:
             why = f"it read {' and '.join(f'{one.path} of {one.save}' for one in mixed)}"
         doubt = self._doubt(used) if used and outcome == RESUMED else ""
-        passed_over = used is not None and not read
+        passed_over = used is not None and not any(self._save_of(one) is used for one in read)
         return Resume(
             outcome, why, used, self.start.newest, facts, unread, mixed, more, dropped, doubt, skipped,
             passed_over=passed_over,
@@ -265,7 +265,8 @@ class Judge:
         if own is None or not newest.numbers or own.numbers > newest.numbers:
             return newest
         last_opened = max(read, key=lambda one: one.opened)
-        if own.numbers == newest.numbers and (self._save_of(last_opened) is newest or self._saves_at_once()):
+        whole = newest in self.start.complete
+        if own.numbers == newest.numbers and whole and (self._save_of(last_opened) is newest or self._saves_at_once()):
             return newest  # Some scripts save the step again that they resumed from.
         older = [save for save in candidates if save.numbers and save.numbers < own.numbers]
         return max(older, key=self.made.index) if older else newest
@@ -312,7 +313,7 @@ class Judge:
         """True if it logged clearly less than the undisturbed run, as an attempt does that has less to do."""
         if not self.learnt.logged:
             return False
-        share = logged(self.learnt.files, self.attempt.calls) / self.learnt.logged
+        share = self.learnt.files.logged(self.attempt.calls) / self.learnt.logged
         expected = 1 - used.index / max(1, len(self.learnt.saves))
         return share < (1 + expected) / 2
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from skyspot.rehearsal import naming
-from skyspot.rehearsal.bucketfs.trace import Call
+from skyspot.rehearsal import appended, naming
 from skyspot.rehearsal.families import Family
 from skyspot.rehearsal.files import Files, learn
 from skyspot.rehearsal.replay import Attempt, Bucket, Version, Written
@@ -121,6 +120,10 @@ class Learnt:
     """Bytes that it wrote to its logs."""
     only_at_the_end: bool
     """True if its only save came at its end, so that a preemption loses everything."""
+    journal: str = ""
+    """Without checkpoints: the path of the file that it appends its work to, and reads at each start to go on."""
+    journal_size: int = 0
+    """Bytes of that file at the undisturbed run's end."""
     bests: Mapping[int, str] = field(default_factory=dict)
     """The files of the best so far that are no part of the checkpoint, by the index of the save they came with."""
 
@@ -157,8 +160,12 @@ def study_replayed(
     """Learn a run's checkpoints from what was replayed already: as `study`."""
     files = learn(reference, later, results, checkpoints)
     saves = tuple(group(files, reference, ()))
-    at_the_end, wrote = _comes_at_the_end(saves, reference), logged(files, reference.calls)
-    return Learnt(files, saves, reference.began_s, wrote, at_the_end, bests(files, reference, saves))
+    at_the_end = _comes_at_the_end(saves, reference)
+    ours = files.family is not None and (files.family.read or not at_the_end)
+    journal = "" if ours else appended.find(reference, later, results)
+    size = reference.left[journal].size if journal else 0
+    logs, best = files.logged(reference.calls), bests(files, reference, saves)
+    return Learnt(files, saves, reference.began_s, logs, at_the_end, journal, size, best)
 
 
 def bests(files: Files, written: Written, saves: Sequence[Save]) -> dict[int, str]:
@@ -171,11 +178,6 @@ def bests(files: Files, written: Written, saves: Sequence[Save]) -> dict[int, st
             if near is not None:
                 found.setdefault(near.index, path)
     return found
-
-
-def logged(files: Files, calls: Iterable[Call]) -> int:
-    """Bytes that an attempt wrote to the run's logs."""
-    return sum(call.size for call in calls if call.name == "write" and files.role(call.path) == "log")
 
 
 # -- grouping --------------------------------------------------------------------------------------------------------

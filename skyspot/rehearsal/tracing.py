@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from skyspot.errors import UsageError, did_you_mean, shown
-from skyspot.rehearsal import evidence, faults, mounting, sight, times
+from skyspot.rehearsal import evidence, faults, journal, mounting, sight, times
 from skyspot.rehearsal.bucketfs.manners import MANNERS
 from skyspot.rehearsal.bucketfs.strike import Strike
 from skyspot.rehearsal.bucketfs.trace import CALLS, EVENTS, POLLS
@@ -195,7 +195,11 @@ class Tracing:
         """True if another save follows the next one of a leg."""
         assert self.evidence
         learnt, newest = self.evidence.learnt, self.evidence.lives(leg)[-1].end.newest
-        return learnt is not None and (newest.index if newest else 0) + 1 < len(learnt.saves)
+        if learnt is None:
+            return False
+        if learnt.journal:
+            return (newest.files[0].size if newest else 0) < journal.ROOM * learnt.journal_size
+        return (newest.index if newest else 0) + 1 < len(learnt.saves)
 
     def refused_at_last(self, leg: str) -> list[Refusal]:
         """What the mounts refused to a leg's latest attempt, in that order."""

@@ -1,0 +1,82 @@
+"""The journal of a task without checkpoints: a file that it appends its work to, and reads at each start to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from skyspot.rehearsal import naming
+from skyspot.rehearsal.appended import is_read
+from skyspot.rehearsal.bucketfs.strike import Strike, points
+from skyspot.rehearsal.lives import Life
+from skyspot.rehearsal.replay import Attempt, Bucket, Written
+from skyspot.rehearsal.resumes import FIRST, LOST_WORK, NOT_SEEN, NOTHING_THERE, RESUMED, Resume
+from skyspot.rehearsal.saves import Learnt, Save, SavedFile, State
+
+ROOM = 0.8
+"""The part of it after which nothing is struck any more."""
+_NOTHING = State((), (), (), None)
+
+
+def follow(learnt: Learnt, attempts: Sequence[Attempt]) -> tuple[Life, ...]:
+    """Judge all attempts of a leg of a task with a journal."""
+    bucket, lives, size = Bucket(), [], 0
+    for number, attempt in enumerate(attempts, start=1):
+        if attempt.listing is not None:
+            size = attempt.listing.get(learnt.journal, 0)
+        written = bucket.replay(attempt)
+        left = written.left[learnt.journal].size if learnt.journal in written.left else 0
+        resume = _judge(learnt, written, attempt, size, left) if number > 1 else _first()
+        # Half of a line, or of several, is there: the result tells what comes of it.
+        partly = any(call.struck == "middle" for call in written.calls[-1:])
+        end = replace(_state(learnt, left, number), partly=partly)
+        lives.append(Life(number, _state(learnt, size, number - 1), resume, (), end, None, (), 0.0))
+        size = left
+    return tuple(lives)
+
+
+def _first() -> Resume:
+    return Resume(FIRST, "it is the first attempt", None, None, (), (), (), 0)
+
+
+def _judge(learnt: Learnt, written: Written, attempt: Attempt, start: int, end: int) -> Resume:
+    newest = _saved(learnt, start, written.number - 1)
+    if newest is None:
+        return Resume(NOTHING_THERE, f"{learnt.journal} was empty", None, None, (), (), (), 0)
+    if not is_read(learnt.journal, written):
+        wrote = any(call.name == "write" and call.path == learnt.journal for call in written.calls)
+        if not wrote and not attempt.finished:
+            return Resume(NOT_SEEN, "it was taken before it wrote anything", None, newest, (), (), (), 0)
+        why = f"it did not read {learnt.journal}, to which {start} bytes had been appended"
+        return Resume(LOST_WORK, why, None, newest, (), (), (), 0)
+    if attempt.finished and end - start >= learnt.journal_size:
+        why = f"it read {learnt.journal} but appended as much as a run from nothing ({learnt.journal_size} bytes)"
+        return Resume(LOST_WORK, why, None, newest, (), (), (), 0, newest)
+    doubt = f"{learnt.journal} was whole, and it had nothing left to do" if attempt.finished and end <= start else ""
+    return Resume(RESUMED, f"it read {learnt.journal}", newest, newest, (), (), (), 0, None, doubt)
+
+
+def _state(learnt: Learnt, size: int, attempt: int) -> State:
+    saved = _saved(learnt, size, attempt)
+    return State((saved,), (), (), None) if saved else _NOTHING
+
+
+def _saved(learnt: Learnt, size: int, attempt: int) -> Save | None:
+    """The journal as it is at one time."""
+    if size == 0:
+        return None
+    file = SavedFile(learnt.journal, 0, 0, 0.0, 0.0, size, False, 0)
+    return Save(1, (), f"{size} bytes of {learnt.journal}", None, attempt, (file,), (), 0)
+
+
+def strikes(learnt: Learnt, reference: Written) -> list[tuple[Strike, Strike, str]]:
+    """Where strikes fall: (that in a first attempt, that in one which goes on, what it falls on)."""
+    only = (naming.exactly(learnt.journal),)
+    writes = [call for call in points(reference.calls, only=only) if call.name == "write"]
+    third = len(writes) // 3
+    found = []
+    for phase, said in (("before", "before the"), ("middle", "in the middle of the")):
+        # The first write of an attempt may be what it found there, without a torn last line.
+        first, later = (Strike(number, phase, only, does="write") for number in (third, 1))
+        found.append((first, later, f"{said} write to {learnt.journal} at {writes[third].offset}"))
+    return found
