@@ -280,6 +280,9 @@ def test_one_that_appends_its_work_and_reads_it_resumes(cuts: bool) -> None:
     assert lives[1].resume.used is not None
     assert lives[1].resume.used.label == "495 bytes of answers.jsonl"
     assert lives[0].end.partly
+    times = [life.end.newest.complete_s for life in lives if life.end.newest and life.end.newest.complete_s]
+    assert len(times) == 3
+    assert Fs().time < times[0] < times[1] < times[2]
     assert evidence.judge(learnt, lives, same=True) is None
 
 

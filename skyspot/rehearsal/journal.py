@@ -29,7 +29,8 @@ def follow(learnt: Learnt, attempts: Sequence[Attempt]) -> tuple[Life, ...]:
         resume = _judge(learnt, written, attempt, size, left) if number > 1 else _first()
         # Half of a line, or of several, is there: the result tells what comes of it.
         partly = any(call.struck == "middle" for call in written.calls[-1:])
-        end = replace(_state(learnt, left, number), partly=partly)
+        writes = [call.time for call in written.calls if call.name == "write" and call.path == learnt.journal]
+        end = replace(_state(learnt, left, number, max(writes, default=written.began_s)), partly=partly)
         lives.append(Life(number, _state(learnt, size, number - 1), resume, (), end, None, (), 0.0))
         size = left
     return tuple(lives)
@@ -56,16 +57,16 @@ def _judge(learnt: Learnt, written: Written, attempt: Attempt, start: int, end: 
     return Resume(RESUMED, f"it read {learnt.journal}", newest, newest, (), (), (), 0, None, doubt)
 
 
-def _state(learnt: Learnt, size: int, attempt: int) -> State:
-    saved = _saved(learnt, size, attempt)
+def _state(learnt: Learnt, size: int, attempt: int, written_s: float = 0.0) -> State:
+    saved = _saved(learnt, size, attempt, written_s)
     return State((saved,), (), (), None) if saved else _NOTHING
 
 
-def _saved(learnt: Learnt, size: int, attempt: int) -> Save | None:
-    """The journal as it is at one time."""
+def _saved(learnt: Learnt, size: int, attempt: int, written_s: float = 0.0) -> Save | None:
+    """The journal as it is at one time, and when it was written to."""
     if size == 0:
         return None
-    file = SavedFile(learnt.journal, 0, 0, 0.0, 0.0, size, False, 0)
+    file = SavedFile(learnt.journal, 0, 0, written_s, written_s, size, False, 0)
     return Save(1, (), f"{size} bytes of {learnt.journal}", None, attempt, (file,), (), 0)
 
 
