@@ -367,7 +367,7 @@ def test_honest_preemptions_of_a_script_whose_checkpoints_are_not_seen_are_no_st
 
 
 def test_steps_are_lost_over_attempts_that_came_to_nothing_too(paths: RunPaths) -> None:
-    from trainer.training.resume import last_step_done
+    from trainer.training.restoring import last_step_done
 
     first = begin(paths)
     record(first, "restored", step=0)

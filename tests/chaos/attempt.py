@@ -17,19 +17,18 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from trainer.attempt.identity import identity
-from trainer.attempt.record import open_attempt, record
 from trainer.bucket import deadlines
 from trainer.checkpoint import commit, restore, staging, writing
-from trainer.checkpoint.boundary import Boundary
 from trainer.checkpoint.errors import BucketError
 from trainer.checkpoint.saving import SavePolicy, Saver
 from trainer.checkpoint.shards import local
 from trainer.checkpoint.state import State
 from trainer.layout.exit_codes import EXIT_PREEMPTED
-from trainer.layout.names import RunPaths
 from trainer.ranks.group import RankGroup
 from trainer.ranks.peers import is_peer_trouble
-from trainer.training.journal import Journal
+from trainer.training.contents import Restored
+from trainer.training.host import open_host
+from trainer.training.session import Session
 
 
 @dataclass(frozen=True)
@@ -112,53 +111,76 @@ def run(plan: Plan, rank: int, peer_gone: int, send: Callable[[dict[str, Any]], 
     return 0
 
 
+class Contents:
+    """A run's tensors at a step; nothing of them is trained."""
+
+    only_finite = spoilt_ends = False
+    watched: frozenset[str] = frozenset()
+
+    def __init__(self, plan: Plan, rank: int) -> None:
+        self.plan, self.rank, self.done = plan, rank, plan.begin_at
+        self.tensors = _tensors(plan, rank)
+        self.restored: dict[str, Any] = {"restored": None}
+        """The message about the restore."""
+
+    @property
+    def samples_done(self) -> int:
+        return self.done
+
+    def collect(self) -> State:
+        steady = frozenset(name for name in self.tensors if name != "model.seen")
+        plain = {"step": self.done, "run": self.plan.run}
+        return State(dict(sorted(self.tensors.items())), plain, frozenset({"model.seen"}), steady)
+
+    def streams(self) -> None:
+        return None
+
+    def facts(self) -> dict[str, Any]:
+        return {"config": {}}
+
+    def load(self, restored: Restored) -> None:
+        for key, tensor in restored.tensors.items():
+            if key in self.tensors:
+                local(self.tensors[key]).copy_(local(tensor))
+        self.done = restored.plain["step"]
+        digest = truth.digest({key: local(tensor).numpy() for key, tensor in self.tensors.items()})
+        self.restored = {
+            "restored": self.done, "checkpoint": str(restored.name), "run": restored.plain["run"], "digest": digest
+        }  # fmt: skip
+
+    def step(self) -> None:
+        """Become what the run is after one more step."""
+        self.done += 1
+        for key, array in truth.cut(truth.state(self.plan.run, self.done), self.rank, self.plan.ranks).items():
+            local(self.tensors[key]).copy_(torch.from_numpy(array))
+
+
 def _train(plan: Plan, rank: int, send: Callable[[dict[str, Any]], None], savers: list[Saver]) -> None:
-    paths = RunPaths(plan.run_dir)
-    binding = {"run": plan.run}
-    attempt = open_attempt(paths, launch="chaos", config={}, binding=binding) if rank == 0 else None
     group = RankGroup(timeout_s=30.0)
     group.form_groups(on_gpu=False)
-    attempt_name = group.rank0_does("attempt", lambda: str(attempt.name) if attempt else None)
-    tensors = _tensors(plan, rank)
-    steady = frozenset(name for name in tensors if name != "model.seen")
-    live = State(dict(sorted(tensors.items())), {}, frozenset({"model.seen"}), steady)
-    run_id = restore.retry_read(lambda: identity(paths, binding), lambda: None) if attempt else None
-    found = restore.find_whole(group, paths, live, lambda: None, run_id)
-    step, name = plan.begin_at, found.loaded.name if found.loaded else None
-    if attempt:
-        restored = name.step if name else 0
-        record(attempt, "restored", step=restored, checkpoint=str(name) if name else None)
-    if found.loaded:
-        for key, tensor in found.loaded.tensors.items():
-            if key in tensors:
-                local(tensors[key]).copy_(local(tensor))
-        step = found.loaded.plain["step"]
-        send({"restored": step, "checkpoint": str(name), "run": found.loaded.plain["run"],
-             "digest": truth.digest({key: local(tensor).numpy() for key, tensor in tensors.items()})})  # fmt: skip
-    else:
-        send({"restored": None})
-    records = Journal(attempt) if attempt else None
-    saver = Saver(group, paths, attempt, records, SavePolicy(2, 0, FAILURES), lambda text: None, threading.Event())
+    host = open_host(plan.run_dir, group, "chaos", {"run": plan.run})
+    host.print_line = lambda text: None  # type: ignore[method-assign]
+    if host.attempt:
+        host.run_id = restore.retry_read(lambda: identity(host.paths, host.binding), lambda: None)
+    contents = Contents(plan, rank)
+    session = Session(host, contents, SavePolicy(2, 0, FAILURES), save_every=1)
+    saver, seen = session.saver, contents.tensors["model.seen"]
     savers.append(saver)
-    saver.adopt(attempt_name, name)
-    saver.prepare(live)
+    session.restore()
+    send(contents.restored)
+    session.prepare()
     reported = 0
     for _ in range(plan.steps):
-        tensors["model.seen"].fill_(-1)  # Like a forward pass, which changes buffers immediately.
+        seen.fill_(-1)  # Like a forward pass, which changes buffers immediately.
         time.sleep(plan.step_s)
-        saver.await_copied()
-        step += 1
-        for key, array in truth.cut(truth.state(plan.run, step), rank, plan.ranks).items():
-            local(tensors[key]).copy_(torch.from_numpy(array))
-        facts = {"run_id": run_id, "step": step, "attempt": attempt_name,
-                 "world_size": plan.ranks, "binding": binding, "config": {}}  # fmt: skip
-        if records:
-            records.line({"step": step, "loss": 0.0})
-            records.cut()
+        session.await_copied()
+        contents.step()
+        if host.journal:
+            host.journal.line({"step": contents.done, "loss": 0.0})
         _wait(saver)
         reported = _report_committed(saver, reported, send)
-        saver.start(Boundary(step, step, live, {}, {"step": step, "run": plan.run}, facts))
-    tensors["model.seen"].fill_(-1)
+        session.save()
+    seen.fill_(-1)
     _wait(saver)
     _report_committed(saver, reported, send)
     saver.settle()

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import socket
-import threading
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,13 +18,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from trainer.attempt.record import open_attempt
 from trainer.checkpoint import restore, shards, state
-from trainer.checkpoint.boundary import Boundary
-from trainer.checkpoint.saving import SavePolicy, Saver
 from trainer.layout.names import RunPaths, list_checkpoints
 from trainer.ranks.group import RankGroup
-from trainer.training.journal import Journal
+from trainer.training.host import open_host
+from trainer.training.session import Session
 
 
 class Net(nn.Module):
@@ -106,38 +103,49 @@ def seat(name: str, ranks: int, everybody: RankGroup, process_group: dist.Proces
     return group
 
 
-def save(group: RankGroup, paths: RunPaths, mesh: DeviceMesh | None) -> None:
-    """As trainer/training/loop.py does: in the background; this rank waits for its copy, and steps on."""
-    rank, said = group.rank, []
-    attempt = open_attempt(paths, launch="sharded", config={}, binding={}) if rank == 0 else None
-    name = group.rank0_does(f"attempt/{paths.root.name}", lambda: str(attempt.name) if attempt else None)
-    records = Journal(attempt) if attempt else None
-    saver = Saver(group, paths, attempt, records, SavePolicy(), said.append, threading.Event())
-    saver.adopt(name, None)
-    model, optimizers = trained(mesh, 1)
-    live = state.collect(model, optimizers, {}, {"mine": extra(mesh, 1)})
+class Contents:
+    """Two steps of training, as a session saves them."""
+
+    done = samples_done = 2
+    only_finite = spoilt_ends = False
+    watched = frozenset()
+
+    def __init__(self, rank: int, mesh: DeviceMesh | None) -> None:
+        self.rank, self.mesh = rank, mesh
+        self.model, self.optimizers = trained(mesh, 1)
+
+    def collect(self) -> state.State:
+        return state.collect(self.model, self.optimizers, {}, {"mine": extra(self.mesh, 1)})
+
+    def streams(self) -> torch.Tensor:
+        return own_of(self.rank)
+
+    def facts(self) -> dict[str, object]:
+        return {}
+
+
+def save(group: RankGroup, folder: Path, mesh: DeviceMesh | None) -> None:
+    """In the background, as the training loop does; this rank waits for its copy, and steps on."""
+    said = []
+    host = open_host(folder, group, "sharded")
+    host.print_line = said.append
+    contents = Contents(group.rank, mesh)
+    live = contents.collect()
     assert live.steady.isdisjoint(live.buffers)
-    saver.prepare(live)
-    if records:
-        records.cut()
-    saver.start(
-        Boundary(
-            step=2,
-            samples=2,
-            state=live,
-            own={f"{state.RANDOM}{rank}": own_of(rank)},
-            plain=live.plain if rank == 0 else None,
-            facts={"step": 2, "world_size": group.world_size} if rank == 0 else None,
-        )
-    )
+    session = Session(host, contents)
+    session.saver.adopt(str(host.attempt_name), None)
+    session.prepare()
+    live = contents.collect()
+    contents.collect = lambda: live
+    session.save()
     for tensor in live.tensors.keys() - live.steady:
         shards.local(live.tensors[tensor]).add_(1)
-    saver.await_copied()
-    for optimizer in optimizers:
+    session.await_copied()
+    for optimizer in contents.optimizers:
         optimizer.step()
-    saver.wait()
-    assert saver.committed, said
-    saver.settle()
+    session.saver.wait()
+    assert session.saver.committed, said
+    session.saver.settle()
     assert not said  # Neither was there no memory for copies, nor did it read back otherwise.
 
 
@@ -178,7 +186,7 @@ def main() -> None:
     said = []
     for name, (ranks, cut) in layouts.items():
         if group := seats[name]:
-            save(group, RunPaths(base / name), meshes[ranks] if cut else None)
+            save(group, base / name, meshes[ranks] if cut else None)
         dist.barrier()
     for saved, there in layouts.items():
         for name, (ranks, cut) in layouts.items():

@@ -69,7 +69,7 @@ def split(group: RankGroup, state: State) -> tuple[State, dict[str, torch.Tensor
     own: dict[str, torch.Tensor] = {}
     if group.world_size > 1:
         for kind in KINDS:
-            if state.plain[kind.key]["dict"]:
+            if state.plain.get(kind.key, {}).get("dict"):
                 state, mine = _split_kind(group, state, kind)
                 own |= mine
     return state, own

@@ -1,4 +1,4 @@
-"""The row of integers that each rank sends to all others at each micro-step, and the stop that all conclude from it."""
+"""The integers that each rank sends to all others: about stopping and saving, and about its micro-step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from trainer.attempt.ending import STOPS, Ending
 
@@ -16,39 +15,48 @@ KINDS = ("", *STOPS)
 
 
 @dataclass(frozen=True)
-class Row:
-    """The integers that one rank sends to the others at a micro-step."""
+class Message:
+    """One rank's part in the agreement about stopping and saving."""
 
     stop: int = 0
     """Index into KINDS of the notice that this rank got, or of the reason that rank 0 found in the bucket; 0: none."""
     left_ms: int = 0
     """Milliseconds until its deadline."""
-    order: int = 0
-    """Fingerprint of the samples of this micro-step."""
-    rng: int = 0
-    """Fingerprint of the generators' seeds of this micro-step."""
     round_ms: int = 0
-    """Milliseconds that a round of micro-steps took on rank 0."""
+    """Milliseconds that a round took on rank 0."""
     save_ms: int = 0
     """Milliseconds that a save took on rank 0; 0 before the first save."""
     save_every: int = 0
     """Rank 0: the number of steps between checkpoints."""
+
+    def to_ints(self) -> list[int]:
+        """Return it as integers, for an exchange."""
+        return list(dataclasses.astuple(self))
+
+
+MESSAGE_INTS = len(dataclasses.fields(Message))
+"""The number of a message's integers, with which each row begins."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a row says about a micro-step, after the message."""
+
+    order: int = 0
+    """Fingerprint of the samples of this micro-step."""
+    rng: int = 0
+    """Fingerprint of the generators' seeds of this micro-step."""
     weights: tuple[float, ...] = ()
     """In the last round of a step: the weights of this rank's micro-steps of the next step."""
 
     def to_ints(self) -> list[int]:
         """Return the row as integers, for an exchange."""
-        return [
-            self.stop, self.left_ms, self.order, self.rng, self.round_ms, self.save_ms,
-            self.save_every, *map(to_bits, self.weights),
-        ]  # fmt: skip
+        return [self.order, self.rng, *map(to_bits, self.weights)]
 
     @classmethod
     def from_ints(cls, row: Sequence[int]) -> Row:
         """Return the row that `to_ints` was called on."""
-        names = [field.name for field in dataclasses.fields(cls)][:-1]
-        values: dict[str, Any] = dict(zip(names, row, strict=False))
-        return cls(**values, weights=tuple(map(from_bits, row[len(names) :])))
+        return cls(row[0], row[1], tuple(map(from_bits, row[2:])))
 
 
 @dataclass(frozen=True)

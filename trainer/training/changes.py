@@ -20,14 +20,14 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[A
     """The facts that have changed and may affect the last bits of a result: {name: [old, new]}.
 
     Args:
-        then: The facts of the checkpoint's manifest; a fact that it lacks has not changed.
+        then: The facts of the checkpoint's manifest; a fact that it, or `now`, lacks has not changed.
         now: The facts that this attempt would write.
     """
     pairs = {"processes": (then.get("world_size"), now["world_size"])}
     for part, names in (("config", SETTINGS), ("machine", MACHINE)):
         for key, name in names.items():
-            pairs[name] = (_mapping(then, part).get(key), now[part][key])
-    return {name: [old, new] for name, (old, new) in pairs.items() if old is not None and old != new}
+            pairs[name] = (_mapping(then, part).get(key), _mapping(now, part).get(key))
+    return {name: [old, new] for name, (old, new) in pairs.items() if None not in (old, new) and old != new}
 
 
 def _mapping(facts: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -11,31 +11,35 @@ from trainer.attempt.notices import Notice
 from trainer.checkpoint.finite import NotFiniteError
 from trainer.layout.names import CheckpointName
 from trainer.ranks.agreement import Stop
-from trainer.training import export, finite
-from trainer.training.checkpointer import Checkpointer
+from trainer.training.contents import Contents
 from trainer.training.participant import Participant
-from trainer.training.report import Report
-from trainer.training.training_state import TrainingState
+from trainer.training.session import Session
+
+Export = Callable[[CheckpointName], None]
+"""Writes `final/`, on rank 0; it gets the name of the run's last checkpoint."""
 
 
 class Closing:
     """Saves, exports and leaves, in the right order."""
 
     def __init__(
-        self,
-        run: Participant,
-        state: TrainingState,
-        checkpointer: Checkpointer,
-        report: Report,
-        save_model: Callable[..., None],
+        self, run: Participant, session: Session, contents: Contents, close: Callable[[], None], export: Export
     ) -> None:
-        self._run, self._state, self._checkpointer, self._report = run, state, checkpointer, report
-        self._save_model = save_model
+        """Describe the end.
+
+        Args:
+            run: This process.
+            session: Saves the contents.
+            contents: What steps change.
+            close: Called once no step follows, before the last lines are printed.
+            export: Called after the last step.
+        """
+        self._run, self._session, self._contents, self._close, self._export = run, session, contents, close, export
 
     def stop(self, stop: Stop) -> NoReturn:
         """Save the last boundary if there is time, and leave. Never returns."""
-        run, state, saver = self._run, self._state, self._checkpointer.saver
-        self._report.close()
+        run, contents, saver = self._run, self._contents, self._session.saver
+        self._close()
         if not stop.ending.saves:
             found = run.journal.stop_reason if run.journal else None
             raise Leaving(stop.ending, found.message if found else "")
@@ -43,19 +47,19 @@ class Closing:
             self._stop_as_requested(stop.ending)
         notice = run.notices.first() or Notice(stop.kind, stop.kind, time.monotonic(), stop.deadline - time.monotonic())
         left_s = max(0.0, stop.deadline - time.monotonic())
-        run.print_line(f"{stop.kind}: {left_s:.0f} s left; saving step {state.done}")
+        run.print_line(f"{stop.kind}: {left_s:.0f} s left; saving step {contents.done}")
         # There is one writer at a time, and rank 0's clock decides for all ranks.
         saver.wait(max(0.0, stop.deadline - time.monotonic()))
         save_s = saver.commit_s or 0.0
         if run.group.rank0_does("last-save", lambda: save_s <= stop.deadline - time.monotonic()):
-            self._checkpointer.save_last(stop.deadline)
+            self._session.save_last(stop.deadline)
         else:
             run.committed_step = saver.committed_step
             last = run.committed_step
             run.print_line(f"Not enough time for a save ({save_s:.1f} s). The last committed step is {last}.")
-        committed_s = time.monotonic() - notice.at if saver.committed_step == state.done else None
+        committed_s = time.monotonic() - notice.at if saver.committed_step == contents.done else None
         if committed_s is not None:
-            run.print_line(f"Step {state.done} committed {committed_s:.1f} s after the notice.")
+            run.print_line(f"Step {contents.done} committed {committed_s:.1f} s after the notice.")
         ending = STOPS[notice.kind]  # Of this rank's notice: it may have got a signal before another machine's notice.
         if ending.hold is Hold.MACHINE_TAKEN:
             run.write_end(ending, notice=notice, committed_s=committed_s)
@@ -64,9 +68,9 @@ class Closing:
 
     def _stop_as_requested(self, ending: Ending) -> NoReturn:
         """Save, and wait for SkyPilot's cancel: a job that leaves earlier would show as failed. Never returns."""
-        run, done, saver = self._run, self._state.done, self._checkpointer.saver
+        run, done, saver = self._run, self._contents.done, self._session.saver
         run.print_line(f"Stop requested; saving step {done}.")
-        self._checkpointer.save_last(None)
+        self._session.save_last(None)
         run.write_end(ending)
         saved = saver.committed_step == done
         result = f"Step {done} committed" if saved else f"The last committed step is {saver.committed_step}"
@@ -81,36 +85,36 @@ class Closing:
             stop: The stop that was agreed on meanwhile, if any.
             resave: Save the last boundary once more, because an evaluation has changed its state.
         """
-        run, state, saver = self._run, self._state, self._checkpointer.saver
-        self._checkpointer.save_last(stop.deadline if stop else None, resave)
-        while not stop and saver.committed_step != state.done:
-            self._checkpointer.save(last=True)
+        run, contents, saver = self._run, self._contents, self._session.saver
+        self._session.save_last(stop.deadline if stop else None, resave)
+        while not stop and saver.committed_step != contents.done:
+            self._session.save(last=True)
             saver.wait()  # Raises once too many saves in a row have failed.
         # Rank 0 decides: another rank may not have learnt of the commit before the deadline.
         committed, is_finite = run.group.rank0_does(
-            "last-committed", lambda: [saver.committed_step == state.done, saver.finite == saver.committed]
+            "last-committed", lambda: [saver.committed_step == contents.done, saver.finite == saver.committed]
         )
         if not committed:
             assert stop
             self.stop(stop)
-        if not is_finite and state.config.on_nan != finite.IGNORE:
+        if not is_finite and contents.only_finite:
             raise NotFiniteError(
-                f"the weights after the last step ({state.done}) are not finite (NaN or infinite): nothing is "
+                f"the weights after the last step ({contents.done}) are not finite (NaN or infinite): nothing is "
                 f"exported. {saver.last_finite()}; a relaunch resumes there"
             )
-        self._report.close()
+        self._close()
         name = saver.committed
         # All steps are done, so a stop that comes now does not interrupt the export.
-        run.group.rank0_does("export", lambda: self._export(stop, name))
+        run.group.rank0_does("export", lambda: self._export_final(stop, name))
         run.final_is_whole = True
-        run.print_line(f"finished: {state.done} steps, model in {run.paths.final}")
+        run.print_line(f"finished: {contents.done} steps, model in {run.paths.final}")
         saver.settle()
 
-    def _export(self, stop: Stop | None, name: CheckpointName | None) -> None:
+    def _export_final(self, stop: Stop | None, name: CheckpointName | None) -> None:
         """Rank 0: write `final/`. Where that fails while this machine is being taken, the next attempt does it."""
         assert name
         try:
-            export.export(self._run, self._state.model, self._save_model, name)
+            self._export(name)
         except Exception as error:
             notice = self._run.notices.first()
             stop = stop or (Stop(notice.kind, notice.deadline) if notice else None)

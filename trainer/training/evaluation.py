@@ -17,11 +17,11 @@ from trainer.ranks.agreement import exact_sum, from_bits, to_bits
 from trainer.ranks.group import RankGroup
 from trainer.training import rng
 from trainer.training.computation import Computation
-from trainer.training.consensus import Consensus
 from trainer.training.order import micro_steps
 from trainer.training.participant import Participant
 from trainer.training.report import finite_or_none
 from trainer.training.samples import Samples, weigh
+from trainer.training.session import Session
 from trainer.training.training_state import TrainingState
 
 
@@ -33,12 +33,11 @@ class Evaluation:
         run: Participant,
         state: TrainingState,
         computation: Computation,
-        consensus: Consensus,
+        session: Session,
         held_out: Samples | None,
-        max_steps: int,
     ) -> None:
-        self._run, self._state, self._computation, self._consensus = run, state, computation, consensus
-        self._held_out, self._max_steps = held_out, max_steps
+        self._run, self._state, self._computation, self._session = run, state, computation, session
+        self._held_out = held_out
 
     def run_if_due(self) -> bool:
         """Evaluate if this boundary is due and not evaluated yet; returns whether it was evaluated."""
@@ -59,7 +58,7 @@ class Evaluation:
 
     def _mean_loss(self, held_out: Samples) -> float | None:
         """The mean loss over the held-out samples; None where a stop was agreed on meanwhile and steps remain."""
-        state, group, consensus = self._state, self._run.group, self._consensus
+        state, group, session = self._state, self._run.group, self._session
         parts = micro_steps(np.arange(len(held_out)), state.config.micro_batch_size)
         model, ranks = unwrap(state.model), group.world_size
         losses, weights = [], []
@@ -72,16 +71,14 @@ class Evaluation:
         try:
             with rng.set_aside(), torch.no_grad():
                 for first in range(0, len(parts), ranks):
-                    exchange = consensus.start_round()
+                    exchange = group.exchange(session.message())
                     index = first + group.rank
                     if index < len(parts):
                         batch = held_out.batch(parts[index])
                         losses.append(float(self._computation.forward(batch, model)))
                         weights.append(weigh(held_out, batch))
-                    received, kept = exchange.wait(), consensus.weights
-                    consensus.take_in(received, None)
-                    consensus.weights = kept
-                    if consensus.stop and state.done < self._max_steps:
+                    session.take_in(exchange.wait())
+                    if session.stop and state.done < state.max_steps:
                         return None
         finally:
             forward_state.put_back(model, own)

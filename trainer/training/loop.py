@@ -15,24 +15,23 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
+from trainer.bucket.hashing import fingerprint
 from trainer.checkpoint import buffers, extras
 from trainer.checkpoint.finite import NotFiniteError
-from trainer.checkpoint.saving import SavePolicy, Saver
+from trainer.checkpoint.saving import SavePolicy
 from trainer.checkpoint.state import not_seen
 from trainer.errors import RunError
-from trainer.ranks.agreement import Row, exact_sum
+from trainer.layout.names import CheckpointName
+from trainer.ranks.agreement import MESSAGE_INTS, Message, Row, exact_sum
 from trainer.ranks.exchange import Exchange
 from trainer.training import export, finite, rng
-from trainer.training.checkpointer import Checkpointer
 from trainer.training.closing import Closing
 from trainer.training.computation import Computation, make_accelerator, refuse_lazy
-from trainer.training.consensus import Consensus
 from trainer.training.evaluation import Evaluation
-from trainer.training.journal import Journal
 from trainer.training.participant import Participant
 from trainer.training.report import Report, StepResult
-from trainer.training.resume import resume
 from trainer.training.samples import Loader, MicroStep, Samples
+from trainer.training.session import Session
 from trainer.training.training_state import TrainingState
 
 
@@ -72,7 +71,7 @@ class Loop:
             tokens: The folder of prepared data, for the checkpoints' manifests.
         """
         self.run, self.config, self.group = run, run.config, run.group
-        self.samples, self.held_out, self.save_model, self.tokens = samples, held_out, save_model, tokens
+        self.samples, self.held_out, self.save_model = samples, held_out, save_model
         steps = max_steps if max_steps is not None else run.config.max_steps
         if steps is None:
             raise RunError("max_steps is missing: set it in RunConfig, or pass it to train()")
@@ -88,58 +87,60 @@ class Loop:
             )
         prepared: nn.Module = accelerator.prepare(model)
         scaler = torch.amp.GradScaler(accelerator.device.type) if self.config.precision == "fp16" else None
-        self.state = TrainingState(self.config, prepared, optimizer, scaler, extra or {}, made)
+        self.state = TrainingState(
+            self.config, prepared, optimizer, scaler, extra or {}, made, steps, accelerator.device, tokens
+        )
+        self.weights: list[float] = []
+        """The weights of the next step's micro-steps, of all ranks."""
         self.loader = Loader(samples, self.state, self.group.rank, self.group.world_size)
         self.computation = Computation(self.state, accelerator, self.group, loss, lr_factor)
 
     def train(self) -> None:
         """Train to the end, or leave at a stop."""
         self._begin()
-        state, consensus, saver = self.state, self.consensus, self.saver
+        state, session = self.state, self.session
         self._start_first_step()
         prepared, before = False, state.kept.buffers
-        while state.done < self.max_steps and not consensus.stop:
+        while state.done < self.max_steps and not session.stop:
             self.evaluation.run_if_due()
-            if consensus.stop or not self._step():
+            if session.stop or not self._step():
                 break
             if not prepared:
                 prepared = True
                 self._report_unsaved_buffers(before)
                 before = {}
-                saver.prepare(extras.split(self.group, state.collect({}))[0])
-            if self.checkpointer.is_due(consensus.save_every) and state.done < self.max_steps and not consensus.stop:
-                self.checkpointer.save()
-            saver.check()
-        if consensus.stop and state.done < self.max_steps:
-            self.closing.stop(consensus.stop)
-        if consensus.stop:
+                session.prepare()
+            if session.is_due() and state.done < self.max_steps and not session.stop:
+                session.save()
+            session.saver.check()
+        if session.stop and state.done < self.max_steps:
+            self.closing.stop(session.stop)
+        if session.stop:
             # The steps come first; then evaluation and export, as far as time allows.
-            self.checkpointer.save_last(consensus.stop.deadline)
+            session.save_last(session.stop.deadline)
         resave = self.evaluation.run_if_due()
-        self.closing.finish(consensus.stop, resave)
+        self.closing.finish(session.stop, resave)
 
     # -- the beginning -------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         """Bind the run, and load its newest whole checkpoint."""
-        run, config = self.run, self.config
-        run.journal = Journal(run.attempt) if run.attempt else None
-        policy = SavePolicy(config.keep_latest, config.keep_every, config.save_failures)
+        run, config, state = self.run, self.config, self.state
+        run.begin_records()
         self.group.rank0_does("bind", self._bind, run.check_stop)
-        extras.refuse_other_names(self.group, self.state.extra, run.check_stop)
-        saver = Saver(self.group, run.paths, run.attempt, run.journal, policy, run.print_line, run.notices.received)
-        run.trouble = lambda: saver.trouble
-        self.saver = saver
-        self.checkpointer = Checkpointer(run, self.state, saver, self.computation.device, self.tokens)
+        extras.refuse_other_names(self.group, state.extra, run.check_stop)
+        policy = SavePolicy(config.keep_latest, config.keep_every, config.save_failures)
+        self.session = Session(run, state, policy, config.save_interval_steps, run.grace_s)
         self.computation.throw_away_pass(self.samples)
         run.check_stop()
-        restored_at = resume(run, self.state, self.checkpointer, self.max_steps)
-        self.consensus = Consensus(run, self.checkpointer)
-        self.report = Report(run, self.state, self.max_steps, restored_at)
-        self.evaluation = Evaluation(
-            run, self.state, self.computation, self.consensus, self.held_out, self.max_steps
-        )  # fmt: skip
-        self.closing = Closing(run, self.state, self.checkpointer, self.report, self.save_model)
+        self.session.restore()
+        run.skipped = state.watch.skipped
+        self.report = Report(run, state, time.monotonic())
+        self.evaluation = Evaluation(run, state, self.computation, self.session, self.held_out)
+        self.closing = Closing(run, self.session, state, self.report.close, self._export)
+
+    def _export(self, last: CheckpointName) -> None:
+        export.export(self.run, self.state.model, self.save_model, last)
 
     def _bind(self) -> None:
         """Rank 0: complete what binds the run, and compare it.
@@ -155,8 +156,14 @@ class Loop:
         """Keep what the first boundary needs, and exchange the weights of the first step's micro-steps."""
         self.state.keep_boundary()
         if self.state.done < self.max_steps:
-            row = Row(weights=tuple(micro.weight for micro in self.loader.fetch(self.state.done)))
-            self.consensus.take_in(self.group.exchange(row.to_ints()).wait(), None)
+            own = Row(weights=tuple(micro.weight for micro in self.loader.fetch(self.state.done)))
+            self._take_in_weights(self.group.exchange([*Message().to_ints(), *own.to_ints()]).wait())
+
+    def _take_in_weights(self, received: list[list[int]]) -> list[Row]:
+        """Keep the weights of the next step, if the rows carry them; returns what the rows say of micro-steps."""
+        rows = [Row.from_ints(row[MESSAGE_INTS:]) for row in received]
+        self.weights = [weight for row in rows for weight in row.weights]
+        return rows
 
     def _report_unsaved_buffers(self, before: buffers.Kept) -> None:
         """Name each buffer that steps change and no checkpoint holds: a resume would train differently."""
@@ -170,10 +177,10 @@ class Loop:
 
     def _step(self) -> bool:
         """Do one step; False where a stop leaves no time for it (then nothing has changed)."""
-        state, consensus = self.state, self.consensus
-        started, busy = time.monotonic(), not self.saver.idle
+        state, session = self.state, self.session
+        started, busy = time.monotonic(), not session.saver.idle
         step, micros = state.done, self.loader.fetch(state.done)
-        total, losses, rows = exact_sum(consensus.weights), [], []
+        total, losses, rows = exact_sum(self.weights), [], list[Row]()
         for number, micro in enumerate(micros):
             last = number == len(micros) - 1
             round_started = time.monotonic()
@@ -182,10 +189,10 @@ class Loop:
                 weights = tuple(part.weight for part in self.loader.fetch(step + 1))
             loss, exchange = self._micro_step(step, micro, total, last, weights)
             losses.append(loss)
-            rows.append(exchange.wait())
-            consensus.take_in(rows[-1], round_started)
-            rounds_left = len(micros) - number - 1
-            if consensus.stop and not last and not consensus.leaves_time(rounds_left, Row.from_ints(rows[-1][0])):
+            received = exchange.wait()
+            rows += self._take_in_weights(received)
+            session.take_in(received, round_started)
+            if session.stop and not last and not session.leaves_time(len(micros) - number - 1):
                 state.optimizer.zero_grad(set_to_none=True)
                 state.put_back_boundary()
                 return False
@@ -193,13 +200,13 @@ class Loop:
         gathered = self.computation.gather(losses, norm)
         # The scaler deals with an overflow of fp16: it is no fault.
         trouble = finite.trouble(gathered.losses, [] if overflow else gathered.norms)
-        lr = self.computation.update(step, self._is_dropped(step, trouble), self.saver.await_copied)
+        lr = self.computation.update(step, self._is_dropped(step, trouble), session.await_copied)
         state.done = self.run.steps_done = step + 1
         state.keep_boundary()
         seconds = time.monotonic() - started
         if self.run.journal:
-            self.checkpointer.take_in_costs(seconds, busy)
-        self.report.step(StepResult(gathered.losses, rows, lr, norm, total, seconds), self.saver.committed_step)
+            session.take_in_costs(seconds, busy)
+        self.report.step(StepResult(gathered.losses, rows, lr, norm, total, seconds), session.saver.committed_step)
         if state.watch.is_enough:
             self._end_not_finite(trouble)
         return True
@@ -209,9 +216,18 @@ class Loop:
     ) -> tuple[torch.Tensor, Exchange]:
         """Run one micro-step; returns its loss sum, and the exchange that goes on at the same time."""
         with rng.seeded(rng.micro_step_seed(self.config.seed, step, micro.index)):
-            exchange = self.consensus.start_round(micro, weights)
+            row = self._row(micro, weights)
+            exchange = self.group.exchange([*self.session.message(), *row.to_ints()])
             with self.group.detect_lost_peer(exchange):
                 return self.computation.forward_and_backward(micro, total, last), exchange
+
+    def _row(self, micro: MicroStep, weights: tuple[float, ...]) -> Row:
+        """What this rank says of its micro-step, whose generators are seeded already."""
+        if not micro.weight > 0:
+            return Row(weights=weights)
+        return Row(
+            fingerprint(micro.index, micro.ids.tobytes()), fingerprint(micro.index, torch.initial_seed()), weights
+        )
 
     def _is_dropped(self, step: int, trouble: str | None) -> bool:
         """Count and print values that are not finite; returns whether to drop the update of the step."""
@@ -229,9 +245,9 @@ class Loop:
 
     def _end_not_finite(self, trouble: str | None) -> NoReturn:
         """End the run after too many steps that are not finite. Never returns."""
-        self.saver.wait()
+        self.session.saver.wait()
         skip = "; --on-nan skip drops such updates" if self.config.on_nan == finite.STOP else ""
         raise NotFiniteError(
             f"step {self.state.done}: {trouble}, as in the {self.state.watch.row - 1} steps before. "
-            f"{self.saver.last_finite()}; a relaunch resumes there. Check the learning rate and the data{skip}"
+            f"{self.session.saver.last_finite()}; a relaunch resumes there. Check the learning rate and the data{skip}"
         )

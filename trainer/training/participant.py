@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from trainer.attempt.binding import binding_problem, plain_binding
 from trainer.attempt.ending import (
@@ -36,21 +37,20 @@ from trainer.launch.grace import grace
 from trainer.launch.link import Link
 from trainer.layout.exit_codes import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED
 from trainer.layout.manifest import Manifest
-from trainer.layout.names import AttemptName, RunPaths
+from trainer.layout.names import RunPaths
 from trainer.machine import scratch
 from trainer.ranks.messages import END_WRITTEN, STOPPED
 from trainer.training.config import INPUT_BINDINGS, RunConfig, unknown_field
-
-if TYPE_CHECKING:
-    from trainer.ranks.group import RankGroup
-    from trainer.training.journal import Journal
+from trainer.training.host import Host
 
 LEAVE_LAST_S = 6.0
 LOOK_AT_STORE_S = 0.5
 LOOK_AT_BUCKET_S = 5.0
+REQUESTED_STOP_S = 120.0
+"""The time that a requested stop may take."""
 
 
-class Participant:
+class Participant(Host):
     """This process among those of an attempt.
 
     Attributes:
@@ -61,10 +61,9 @@ class Participant:
     """
 
     def __init__(self, config: RunConfig, binding: dict[str, Any]) -> None:
+        super().__init__(RunPaths(config.checkpoint_dir), binding)
         self.grace_s, self._grace_note = grace(config.grace_s)
         self.config = dataclasses.replace(config, grace_s=self.grace_s)
-        self.binding = binding
-        self.paths = RunPaths(config.checkpoint_dir)
         self.rank = int(os.environ.get("RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self.launched_at = float(os.environ.get("SKYSPOT_LAUNCHED_AT", time.monotonic()))
@@ -72,24 +71,13 @@ class Participant:
         """The fields that may differ from the run's first attempt."""
         self.is_same: Callable[[str, Mapping[str, Any]], bool] = lambda name, first: False
         """Returns whether a field that differs from the first attempt's is the same thing under another name."""
-        self.attempt: Attempt | None = None
-        self.run_id: str | None = None
-        """Rank 0: the run's id; checkpoints of other runs do not count."""
         self.newest: Manifest | None = None
         """Rank 0: the manifest of the newest checkpoint when the attempt began."""
-        self.attempt_name: AttemptName
-        self.journal: Journal | None = None
-        self.group: RankGroup
         self.link = Link.from_env()
         self.notices = Notices(self.grace_s)
+        self.stop_received = self.notices.received
         self.peer_gone = threading.Event()
-        self.stopping: Ending | None = None
-        """The stop that all ranks have agreed on; from then on, peers that leave are expected."""
-        self.trouble: Callable[[], BaseException | None] = lambda: None
-        """Returns the error for which all ranks are about to leave; a rank that left for it already is no lost peer."""
         self.final_is_whole = False
-        self.steps_done = 0
-        self.committed_step: int | None = None
         self.skipped = 0
         """Steps of the run whose update was dropped because it was not finite."""
         self._leaving = threading.Lock()
@@ -163,11 +151,20 @@ class Participant:
         return retry(self.paths, work, self.check_stop, begun=True, limit_s=limit_s)
 
     def print_line(self, text: str) -> None:
-        """Print a line; ranks other than 0 print nothing."""
+        """Print a line; ranks other than 0 print nothing. It works before the group is there."""
         if self.rank == 0:
             from trainer.training.console import print_line
 
             print_line(text)
+
+    def own_stop(self) -> tuple[str, float]:
+        """This rank's notice, or what rank 0 found in the bucket; as of `Host.own_stop`."""
+        notice, found = self.notices.first(), self.journal.stop_reason if self.journal else None
+        if found and not found.ending.saves:
+            return found.ending.cause, 0.0  # No other deadline is earlier, and rank 0's row is the first.
+        if notice:
+            return notice.kind, notice.deadline
+        return (found.ending.cause, time.monotonic() + REQUESTED_STOP_S) if found else ("", math.inf)
 
     def bind(self, **values: Any) -> None:
         """Add a value to what binds the run, once it is known (the data's key, for example).

@@ -19,8 +19,8 @@ class StepResult:
 
     losses: list[float]
     """Loss sums, in the order of micro-steps."""
-    rows: list[list[list[int]]]
-    """The rows that the ranks exchanged, by round and rank."""
+    rows: list[Row]
+    """What the ranks' rows said of their micro-steps, in all rounds."""
     lr: float
     grad_norm: float
     total: float
@@ -31,9 +31,9 @@ class StepResult:
 class Report:
     """Publishes the figures of each step; on other ranks than 0 it does nothing."""
 
-    def __init__(self, run: Participant, state: TrainingState, max_steps: int, restored_at: float) -> None:
-        self._run, self._state, self._max_steps = run, state, max_steps
-        self._progress = Progress(max_steps, state.done) if run.rank == 0 else None
+    def __init__(self, run: Participant, state: TrainingState, restored_at: float) -> None:
+        self._run, self._state = run, state
+        self._progress = Progress(state.max_steps, state.done) if run.rank == 0 else None
         self._restored_at = restored_at
         """Monotonic seconds; 0 once the first step is recorded."""
 
@@ -45,8 +45,7 @@ class Report:
         finite_losses = all(map(math.isfinite, result.losses))
         # Summed in the order of micro-steps, so that the result does not depend on which rank ran which.
         loss = finite_or_none(math.fsum(result.losses) / (result.total or 1)) if finite_losses else None
-        rows = [Row.from_ints(row) for round_ in result.rows for row in round_]
-        order, seeds = sum(row.order for row in rows) & MASK, sum(row.rng for row in rows) & MASK
+        order, seeds = sum(row.order for row in result.rows) & MASK, sum(row.rng for row in result.rows) & MASK
         skipped = {"skipped": state.watch.skipped} if state.watch.skipped else {}
         run.journal.line(
             {
@@ -67,7 +66,7 @@ class Report:
         run.journal.progress(
             {
                 "step": state.done,
-                "max_steps": self._max_steps,
+                "max_steps": state.max_steps,
                 "loss": loss,
                 "lr": result.lr,
                 "tokens_per_s": round(tokens_per_s, 1),

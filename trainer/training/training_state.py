@@ -10,9 +10,14 @@ import torch
 from torch import nn
 
 from trainer.checkpoint import buffers, forward_state
+from trainer.checkpoint.finite import watched
 from trainer.checkpoint.state import State, StateError, apply, collect, options_of
-from trainer.training import finite
+from trainer.errors import RunError
+from trainer.training import finite, rng
 from trainer.training.config import RunConfig
+from trainer.training.contents import Restored
+
+MAX_THREADS = 1024
 
 
 class TrainingState:
@@ -26,6 +31,9 @@ class TrainingState:
         scaler: torch.amp.GradScaler | None,
         extra: Mapping[str, Any],
         made: buffers.Forms,
+        max_steps: int,
+        device: torch.device,
+        tokens: str | None,
     ) -> None:
         """Begin at step 0.
 
@@ -36,11 +44,17 @@ class TrainingState:
             scaler: Scales the losses of fp16; None for other precisions.
             extra: Objects with `state_dict` and `load_state_dict`, by name.
             made: The forms of the model's buffers when the program made them.
+            max_steps: Where training ends.
+            device: The model's.
+            tokens: The folder of prepared data, for the manifests.
         """
         self.config, self.model, self.optimizer, self.scaler, self.extra = config, model, optimizer, scaler, dict(extra)
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
+        self.max_steps, self._device, self._tokens = max_steps, device, tokens
         self._begun, self._made = copy.deepcopy(options_of(optimizer)), made
+        self.watched = watched(model)
+        """The trained parameters: a checkpoint in which one is not finite does not count."""
         self.done = 0
         """Steps done."""
         self.offset = 0
@@ -57,6 +71,16 @@ class TrainingState:
         """The number of samples that the run has consumed."""
         return self.done * self.config.global_batch_size + self.offset
 
+    @property
+    def only_finite(self) -> bool:
+        """A checkpoint with NaN or infinite weights does not count."""
+        return self.config.on_nan != finite.IGNORE
+
+    @property
+    def spoilt_ends(self) -> bool:
+        """The attempt ends if the checkpoint of this boundary is not finite: losses and gradients were."""
+        return self.only_finite and not self.watch.row
+
     def counters(self) -> dict[str, Any]:
         """The values of this loop that a checkpoint holds."""
         return {
@@ -66,22 +90,64 @@ class TrainingState:
             "watch": self.watch.state_dict(),
         }
 
-    def collect(self, counters: Mapping[str, Any]) -> State:
+    def collect(self) -> State:
         """The live tensors and values, in the form that a checkpoint holds."""
         extra = {name: thing.state_dict() for name, thing in self.extra.items()}
-        return collect(self.model, [self.optimizer], counters, extra, [self._begun], self._made)
+        return collect(self.model, [self.optimizer], self.counters(), extra, [self._begun], self._made)
 
-    def load(self, tensors: Mapping[str, Any], plain: Mapping[str, Any], checkpoint_name: str) -> Mapping[str, Any]:
-        """Load a checkpoint into the model, the optimizer, the extra objects and the scaler; returns its counters.
+    def streams(self) -> torch.Tensor:
+        """This rank's random streams."""
+        return rng.save_streams()
+
+    def facts(self) -> dict[str, Any]:
+        """What a manifest says of the settings, the machine and the data."""
+        device = torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu"
+        return {
+            "config": self.config.to_json(),
+            "machine": {
+                "device": device,
+                "instruction_set": torch.backends.cpu.get_cpu_capability(),
+                "torch": torch.__version__,
+                "threads": self.threads,
+            },
+            "tokens": self._tokens,
+        }
+
+    def load(self, restored: Restored) -> None:
+        """Load a checkpoint into the model, the optimizer, the extra objects, the scaler and this loop.
 
         Raises:
             StateError: the checkpoint does not fit them.
+            RunError: the run is past `max_steps` already.
         """
-        counters, extra = apply(self.model, [self.optimizer], tensors, plain, [self._begun], self._made)
-        self._load_extra(extra, checkpoint_name)
+        facts = restored.manifest.facts
+        counters, extra = apply(
+            self.model, [self.optimizer], restored.tensors, restored.plain, [self._begun], self._made
+        )
+        self._load_extra(extra, str(restored.name))
         if self.scaler and counters.get("scaler"):
             self.scaler.load_state_dict(counters["scaler"])
-        return counters
+        self.done, evaluated = restored.manifest.step, counters.get("evaluated")
+        if counters.get("step") != self.done or type(evaluated) is not int:
+            raise StateError(f"checkpoint {restored.name}: its state.json belongs to another step")
+        self.evaluated = evaluated
+        if self.done > self.max_steps:
+            raise RunError(
+                f"{self.config.checkpoint_dir} is already at step {self.done}, past max_steps ({self.max_steps}). "
+                "Raise max_steps, or use another run name"
+            )
+        if restored.same_processes:
+            if restored.streams is not None:
+                rng.load_streams(restored.streams)
+            machine = facts.get("machine")
+            threads = machine.get("threads") if isinstance(machine, Mapping) else None
+            if type(threads) is int and 0 < threads <= MAX_THREADS:
+                self.threads = threads
+            torch.set_num_threads(self.threads)
+        self.watch.load_state_dict(counters.get("watch"))
+        samples = facts.get("samples")
+        if type(samples) is int and samples >= 0:
+            self.offset = samples - self.done * self.config.global_batch_size
 
     def _load_extra(self, saved: Mapping[str, Any], checkpoint_name: str) -> None:
         """Load the extra objects.

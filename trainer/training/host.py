@@ -1,0 +1,83 @@
+"""Host: the process that a session runs in, as one rank of an attempt: its group, the run's folder, its records."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.attempt.record import Attempt, open_attempt
+from trainer.layout.names import AttemptName, RunPaths
+
+if TYPE_CHECKING:
+    from trainer.attempt.ending import Ending
+    from trainer.ranks.group import RankGroup
+    from trainer.training.journal import Journal
+
+
+class Host:
+    """One rank's process. A `Participant` adds notices and exit codes; without them, nothing asks it to stop."""
+
+    group: RankGroup
+    attempt_name: AttemptName
+
+    def __init__(self, paths: RunPaths, binding: dict[str, Any]) -> None:
+        self.paths, self.binding = paths, binding
+        self.run_id: str | None = None
+        """Rank 0: the run's id; checkpoints of other runs do not count."""
+        self.attempt: Attempt | None = None
+        """Rank 0's record of the attempt; None on other ranks."""
+        self.journal: Journal | None = None
+        """Rank 0's metrics and events; None on other ranks."""
+        self.stop_received = threading.Event()
+        """Set once this rank knows that it has to stop; from then on no wait is long."""
+        self.stopping: Ending | None = None
+        """The stop that all ranks have agreed on; from then on, peers that leave are expected."""
+        self.trouble: Callable[[], BaseException | None] = lambda: None
+        """Returns the error for which all ranks are about to leave; a rank that left for it already is no lost peer."""
+        self.steps_done = 0
+        self.committed_step: int | None = None
+
+    def own_stop(self) -> tuple[str, float]:
+        """This rank's reason to stop ("": none), and its deadline in monotonic seconds (infinite without a reason)."""
+        return "", math.inf
+
+    def check_stop(self) -> None:
+        """Raise if it is time to stop. Called while this rank waits, outside of the steps."""
+
+    def print_line(self, text: str) -> None:
+        """Print a line; ranks other than 0 print nothing."""
+        if self.group.rank == 0:
+            from trainer.training.console import print_line
+
+            print_line(text)
+
+    def begin_records(self) -> None:
+        """Rank 0: start to write metrics and events."""
+        from trainer.training.journal import Journal
+
+        self.journal = Journal(self.attempt) if self.attempt else None
+
+
+def open_host(folder: Path, group: RankGroup, launch: str, binding: Mapping[str, Any] | None = None) -> Host:
+    """Open an attempt for a program that ends by itself: no launcher, no notices, no check of what binds the run.
+
+    Args:
+        folder: The run's.
+        group: The ranks, with their process groups.
+        launch: The name of the launch, for the records.
+        binding: What binds the run.
+    """
+    host = Host(RunPaths(folder), dict(binding or {}))
+    host.group = group
+    if group.rank == 0:
+        host.attempt = open_attempt(host.paths, launch=launch, config={}, binding=host.binding)
+    name = AttemptName.parse(
+        group.rank0_does(f"attempt/{folder.name}", lambda: str(host.attempt and host.attempt.name))
+    )
+    assert name
+    host.attempt_name = name
+    host.begin_records()
+    return host
