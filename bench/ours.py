@@ -25,6 +25,7 @@ from trainer.training.session import Session
 class Measured:
     """The contents of a checkpoint: a model and its optimizer."""
 
+    position = ""
     only_finite = spoilt_ends = False
     watched: frozenset[str] = frozenset()
 
@@ -63,6 +64,7 @@ class Ours:
         self.contents = Measured(training)
         self.session = Session(self.host, self.contents, SavePolicy(latest=2))
         self.session.restore()
+        self.saver = self.session.saver
 
     def prepare(self) -> None:
         """Prepare, as the training loop does after an attempt's first step."""
@@ -80,8 +82,8 @@ class Ours:
     def durable(self) -> None:
         """Wait until the save is committed."""
         self.session.await_copied()
-        self.session.saver.wait()
-        assert self.session.saver.committed, self.printed
+        self.saver.wait()
+        assert self.saver.committed, self.printed
 
     def over(self) -> bool:
         """Whether the work after a save is done too: its record, the read-back, the pruning."""
@@ -89,7 +91,7 @@ class Ours:
 
     def settle(self) -> None:
         self.durable()
-        self.session.saver.settle()
+        self.saver.settle()
 
     def clear(self) -> None:
         """Do nothing: the saver deletes older checkpoints in the background, and that time counts."""

@@ -107,6 +107,7 @@ class Contents:
     """Two steps of training, as a session saves them."""
 
     done = samples_done = 2
+    position = ""
     only_finite = spoilt_ends = False
     watched = frozenset()
 

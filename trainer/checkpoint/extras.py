@@ -6,7 +6,7 @@ Each save compares the values, and the tensors by all of their bytes: a large ma
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,15 +87,15 @@ def _split_kind(group: RankGroup, state: State, kind: Kind) -> tuple[State, dict
             state = replace(state, plain={**state.plain, kind.key: {"own": kind.key}})
     differing = set(names)
     if names and all(row[0] == rows[0][0] for row in rows):
-        digests = group.exchange(_digests([state.tensors[name] for name in names])).wait()
-        differing = {name for at, name in enumerate(names) if any(row[at] != digests[0][at] for row in digests)}
+        rows = group.exchange(digests([state.tensors[name] for name in names])).wait()
+        differing = {name for at, name in enumerate(names) if any(row[at] != rows[0][at] for row in rows)}
     for name in sorted(differing):
         own[f"{OWN}{group.rank}.{name}"] = state.tensors[name].detach().to("cpu", copy=True).contiguous()
     shared = {name: tensor for name, tensor in state.tensors.items() if name not in differing}
     return replace(state, tensors=shared), own
 
 
-def _digests(tensors: list[torch.Tensor]) -> list[int]:
+def digests(tensors: Sequence[torch.Tensor]) -> list[int]:
     """A fingerprint of each tensor's contents; 0 for a tensor that is cut over the ranks."""
     sums = {
         at: _sums(_integers(tensor))  # All start before the first is waited for.

@@ -74,7 +74,7 @@ class RankGroup:
         return self.store if self.world_size == 1 else self._rendezvous.reconnect()
 
     def form_groups(self, on_gpu: bool) -> None:
-        """Make the process groups: the default one for gradients, and a gloo one for agreement.
+        """Make the process groups: the default one for gradients, unless the program has, and a gloo one for agreement.
 
         Raises:
             RunError: this machine does not have the network interface that gloo is told to use.
@@ -85,13 +85,14 @@ class RankGroup:
         timeout = timedelta(seconds=self.timeout_s)
         refuse_unknown_interface()
         with collective():
-            dist.init_process_group(
-                "nccl" if on_gpu else "gloo",
-                store=dist.PrefixStore("gradients", self.connection()),
-                rank=self.rank,
-                world_size=self.world_size,
-                timeout=timeout,
-            )
+            if not dist.is_initialized():
+                dist.init_process_group(
+                    "nccl" if on_gpu else "gloo",
+                    store=dist.PrefixStore("gradients", self.connection()),
+                    rank=self.rank,
+                    world_size=self.world_size,
+                    timeout=timeout,
+                )
             self._control = dist.new_group(backend="gloo", timeout=timeout)
 
     # -- collectives -------------------------------------------------------------------------------------------------

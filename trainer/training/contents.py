@@ -41,6 +41,10 @@ class Contents(Protocol):
         """Samples that the run has consumed."""
 
     @property
+    def position(self) -> str:
+        """Where the run is in its data, as a line says it."""
+
+    @property
     def only_finite(self) -> bool:
         """A checkpoint with NaN or infinite weights does not count."""
 

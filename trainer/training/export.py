@@ -43,8 +43,8 @@ class Write(Protocol):
         """Write one new file; `name` may contain folders."""
 
 
-def save_tensors(model: nn.Module, folder: Path, write: Write | None = None) -> None:
-    """Write a model's weights into `model.safetensors`: the export of a model that has no `save_pretrained`.
+def save_tensors(model: nn.Module, folder: Path, write: Write | None = None, name: str = "model.safetensors") -> None:
+    """Write a model's weights into one file: the export of a model that has no `save_pretrained`.
 
     The value of a module's `get_extra_state` is exported if it is a tensor: safetensors holds nothing else.
     """
@@ -52,9 +52,9 @@ def save_tensors(model: nn.Module, folder: Path, write: Write | None = None) -> 
     if others:
         print_line(f"Not exported, because a safetensors file holds tensors only: {', '.join(others)}")
     if write:
-        write("model.safetensors", tensors)
+        write(name, tensors)
     else:
-        write_tensors(folder / "model.safetensors", tensors)
+        write_tensors(folder / name, tensors)
 
 
 def check_save_model(save_model: Callable[..., None]) -> None:

@@ -11,6 +11,7 @@ from trainer.attempt.ending import ALREADY_FINISHED, ERROR, NO_PROGRESS, PEER_CR
 from trainer.attempt.history import RECORDS_S, ignored_notices, is_finished, no_progress
 from trainer.attempt.identity import identity, new_run_id, newest_readable
 from trainer.attempt.record import Attempt, adopt, asked_to_stop, launch_id, open_attempt, record, stop_requested
+from trainer.bucket.deadlines import read_manifest
 from trainer.bucket.presence import check_bucket
 from trainer.bucket.retry import retry
 from trainer.errors import RunError, one_line
@@ -71,8 +72,11 @@ def _open(run: Participant) -> AttemptName:
         return is_finished(run.paths, run.run_id, run.binding, problem)
 
     if run.retry(finished, math.inf):  # Reads the whole model; each read has its own limit.
-        run.final_is_whole = True
-        raise Leaving(ALREADY_FINISHED, f"already finished: {run.paths.final} is whole")
+        if not run.unwinds:
+            run.final_is_whole = True
+            raise Leaving(ALREADY_FINISHED, f"already finished: {run.paths.final} is whole")
+        # The program has not said yet where training ends.
+        run.whole_final = run.retry(lambda: read_manifest(run.paths.final))
     if run.retry(lambda: stop_requested(attempt)):
         raise Leaving(STOP_REQUEST, asked_to_stop(attempt))
     stuck = run.retry(lambda: no_progress(attempt, newest_step), RECORDS_S)

@@ -42,6 +42,7 @@ from trainer.machine import scratch
 from trainer.ranks.messages import END_WRITTEN, STOPPED
 from trainer.training.config import INPUT_BINDINGS, RunConfig, unknown_field
 from trainer.training.host import Host
+from trainer.training.unwinding import unwind
 
 LEAVE_LAST_S = 6.0
 LOOK_AT_STORE_S = 0.5
@@ -78,6 +79,12 @@ class Participant(Host):
         self.stop_received = self.notices.received
         self.peer_gone = threading.Event()
         self.final_is_whole = False
+        self.unwinds = False
+        """The program has a loop of its own, and code after the run: this process ends as Python ends it."""
+        self.whole_final: Manifest | None = None
+        """Rank 0: the manifest of `final/`, if it was whole when the attempt began and `unwinds` is set."""
+        self._exit: int | None = None
+        """The exit code, once the attempt has ended."""
         self.skipped = 0
         """Steps of the run whose update was dropped because it was not finite."""
         self._leaving = threading.Lock()
@@ -233,24 +240,41 @@ class Participant(Host):
             committed_s: Seconds from the notice to the commit of the last step.
         """
         code = ending.code if code is None else code
-        with self._leaving:  # Held until the process is gone: a second thread waits here.
-            self.write_end(ending, code=code, error=error, notice=notice, committed_s=committed_s)
-            with suppress(Exception):
-                across = self._has_other_machines()
-                if self.rank:
-                    if across and self.stopping:
-                        # When one machine leaves, SkyPilot kills the others: first let rank 0 write the end event.
-                        self.group.read_message(END_WRITTEN, LEAVE_LAST_S)
-                    self.group.mark_left()
-                elif code == EXIT_DONE or self.stopping or across:
-                    self.group.await_others_left(self._serve_on_s)
-            scratch.remove_all()
-            self.link.report_exit(code)
+        if self._exit is not None and threading.current_thread() is not threading.main_thread():
+            threading.Event().wait()  # The main thread ends the process.
+        with self._leaving:  # Held until the process is gone, or the main thread unwinds: a second thread waits here.
+            if self._exit is None:
+                self._exit = code
+                self.part(ending, code, error, notice, committed_s)
+            if self.unwinds and threading.current_thread() is threading.main_thread():
+                unwind(self._exit, self.link.report_exit)
+            self.link.report_exit(self._exit)
             for stream in (sys.stdout, sys.stderr):
                 with suppress(Exception):
                     stream.flush()
             # Not sys.exit, which would join threads that may hang in a write to a dead mount.
-            os._exit(code)
+            os._exit(self._exit)
+
+    def part(
+        self,
+        ending: Ending,
+        code: int,
+        error: str | None = None,
+        notice: Notice | None = None,
+        committed_s: float | None = None,
+    ) -> None:
+        """End the attempt, but not the process; the arguments are those of `leave`."""
+        self.write_end(ending, code=code, error=error, notice=notice, committed_s=committed_s)
+        with suppress(Exception):
+            across = self._has_other_machines()
+            if self.rank:
+                if across and self.stopping:
+                    # When one machine leaves, SkyPilot kills the others: first let rank 0 write the end event.
+                    self.group.read_message(END_WRITTEN, LEAVE_LAST_S)
+                self.group.mark_left()
+            elif code == EXIT_DONE or self.stopping or across:
+                self.group.await_others_left(self._serve_on_s)
+        scratch.remove_all()
 
     def write_end(
         self,

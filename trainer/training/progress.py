@@ -40,27 +40,18 @@ class Progress:
         steps = max(1, done - self._first)
         return self._tokens / elapsed, (self._max_steps - done) * elapsed / steps
 
-    def step(
-        self, done: int, loss: float | None, lr: float, tokens_per_s: float, eta_s: float, committed_step: int | None
-    ) -> None:
-        """Show a step that was just done."""
+    def step(self, done: int, figures: str, eta_s: float, committed_step: int | None) -> None:
+        """Show a step that was just done; `figures` are its loss, learning rate and so on."""
         saved = "-" if committed_step is None else str(committed_step)
-        shown = "nan" if loss is None else f"{loss:.4f}"
+        text = f"{figures}  {_clock(eta_s)} left  saved {saved}"
         if self._bar is not None:
-            self._bar.set_postfix_str(
-                f"loss {shown}  lr {lr:.2e}  {_count(tokens_per_s)} tok/s  {_clock(eta_s)} left  saved {saved}",
-                refresh=False,
-            )
+            self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(done - self._bar.n)
             return
         now = time.monotonic()
         if now - self._line_at >= PLAIN_LINE_S or done == self._max_steps:
             self._line_at = now
-            print(
-                f"step {done}/{self._max_steps}  loss {shown}  lr {lr:.2e}  {_count(tokens_per_s)} tok/s  "
-                f"{_clock(eta_s)} left  saved {saved}",
-                flush=True,
-            )
+            print(f"step {done}/{self._max_steps}  {text}", flush=True)
 
     def close(self) -> None:
         """Leave the bar on the screen, and go to the next line."""
@@ -68,6 +59,14 @@ class Progress:
             self._bar.refresh()
             self._bar.close()
             self._bar = console.bar = None
+
+
+def figures(loss: float | None, lr: float | None, tokens_per_s: float | None = None) -> str:
+    """The figures of a step, as they are shown; a loss of None is not finite."""
+    shown = [f"loss {'nan' if loss is None else f'{loss:.4f}'}"]
+    shown += [f"lr {lr:.2e}"] if lr is not None else []
+    shown += [f"{_count(tokens_per_s)} tok/s"] if tokens_per_s is not None else []
+    return "  ".join(shown)
 
 
 def _count(value: float) -> str:

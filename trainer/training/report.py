@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from trainer.bucket.hashing import MASK
 from trainer.ranks.agreement import Row
 from trainer.training.participant import Participant
-from trainer.training.progress import Progress
+from trainer.training.progress import Progress, figures
 from trainer.training.training_state import TrainingState
 
 
@@ -75,25 +75,28 @@ class Report:
                 **skipped,
             }
         )
-        self._progress.step(state.done, loss, result.lr, tokens_per_s, eta_s, committed_step)
+        self._progress.step(state.done, figures(loss, result.lr, tokens_per_s), eta_s, committed_step)
         run.committed_step = committed_step
-        self._record_first_step()
-
-    def _record_first_step(self) -> None:
-        if self._restored_at and self._run.journal:
-            now = time.monotonic()
-            self._run.journal.event(
-                "first-step",
-                step=self._state.done,
-                seconds=round(now - self._run.launched_at, 3),
-                after_restore_s=round(now - self._restored_at, 3),
-            )
+        if self._restored_at:
+            record_first_step(run, self._restored_at)
             self._restored_at = 0.0
 
     def close(self) -> None:
         """Close the progress bar."""
         if self._progress:
             self._progress.close()
+
+
+def record_first_step(run: Participant, restored_at: float) -> None:
+    """Record that an attempt's first step is done; `restored_at` is when its state was restored (monotonic)."""
+    if run.journal:
+        now = time.monotonic()
+        run.journal.event(
+            "first-step",
+            step=run.steps_done,
+            seconds=round(now - run.launched_at, 3),
+            after_restore_s=round(now - restored_at, 3),
+        )
 
 
 def finite_or_none(value: float) -> float | None:

@@ -81,7 +81,7 @@ def report(host: Host, contents: Contents, found: Found, changed: dict[str, list
     if name:
         host.print_line(
             f"resumed at step {contents.done} from checkpoint {name} of attempt {name.attempt}: "
-            f"{contents.samples_done} samples consumed, {lost} lost steps, {seconds:.1f} s"
+            f"{contents.position}, {lost} lost steps, {seconds:.1f} s"
         )
         if changed:
             host.print_line(changes.sentence(contents.done, changed))

@@ -91,3 +91,18 @@ def load_streams(saved: torch.Tensor) -> None:
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
     version, internal, gauss_next = document["python"]
     random.setstate((version, tuple(internal), gauss_next))
+
+
+def pack(parts: list[torch.Tensor | None]) -> torch.Tensor:
+    """Pack several uint8 tensors into one; None is a part that is not there."""
+    texts = [None if part is None else base64.b64encode(part.numpy().tobytes()).decode() for part in parts]
+    return torch.frombuffer(bytearray(json.dumps(texts).encode()), dtype=torch.uint8).clone()
+
+
+def unpack(packed: torch.Tensor) -> list[torch.Tensor | None]:
+    """Return the parts that `pack` was given."""
+    texts = json.loads(bytes(packed.numpy()))
+    return [
+        None if text is None else torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8).clone()
+        for text in texts
+    ]

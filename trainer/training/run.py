@@ -1,125 +1,94 @@
 """SpotRun: one attempt at a run, from the rendezvous to the exit code; the public API for a training script.
 
-    from trainer.training.run import SpotRun
+    from trainer import SpotRun
 
-    with SpotRun(config, binding={"model": "mlp"}) as run:
-        model = Net()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        run.train(model, optimizer, samples=dataset, loss=loss_sum, max_steps=1000)
+    with SpotRun("/checkpoints/my-run", save_every="auto") as run:
+        run.register(model=model, optimizer=optimizer, scheduler=scheduler)
+        for batch in run.steps(loader, until=10_000):
+            ...
+        run.finish(export=lambda folder: torch.save(model.state_dict(), folder / "model.pt"))
 
-The `with` block is the whole life of the attempt: when it ends, the process ends, with an exit code of README's table
-(ending.py). SIGTERM is handled from its beginning on; an earlier one ends the process, and the launcher exits with 75.
-This module imports torch only inside the block.
+Or the loop is the trainer's, and makes resumes exact on any number of processes: `SpotRun(RunConfig(...))` and
+`run.train(model, optimizer, samples=dataset, loss=loss_sum)`. The process then ends with the block.
+
+The attempt ends with an exit code of README's table (ending.py). SIGTERM is handled from the block's beginning on; an
+earlier one ends the process, and the launcher exits with 75. This module imports torch only inside the block.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import threading
-import time
-import traceback
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from trainer.attempt.binding import plain_binding
 from trainer.attempt.ending import (
-    ENDINGS,
-    ERROR,
     FINISHED,
-    MOUNT_HANGS,
-    PEER_CRASHED,
-    PEER_GONE,
-    SUPERSEDED,
-    Leaving,
 )
-from trainer.bucket.deadlines import await_overdue
-from trainer.errors import RunError, TrainerError, one_line
-from trainer.launch.nodes import Nodes
-from trainer.layout.exit_codes import EXIT_DONE, EXIT_FAILED, EXIT_FAILURES, EXIT_PRECEDENCE
-from trainer.layout.identity import newest_committed
-from trainer.layout.names import AttemptName
-from trainer.machine import home, scratch
-from trainer.ranks.messages import CRASHED, STOPPED
-from trainer.training.opening import join_machines, open_or_refuse
-from trainer.training.participant import Participant, exit_code
+from trainer.errors import RunError
+from trainer.layout.exit_codes import EXIT_FAILED
+from trainer.machine import home
+from trainer.training.config import ConfigError, RunConfig
+from trainer.training.life import Life
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from trainer.training.config import RunConfig
+    from trainer.training.own_loop import OwnLoop
 
-PEER_GONE_PATIENCE_S = 2.0
-CRASH_PATIENCE_S = 5.0
+Batch = TypeVar("Batch")
 
 
-class SpotRun(Participant):
+class SpotRun(Life):
     """One attempt at a run. A script may read `rank`, `world_size`, `grace_s`, `paths` and `attempt`."""
 
-    def __init__(self, config: RunConfig, binding: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig | str | os.PathLike[str],
+        binding: Mapping[str, Any] | None = None,
+        *,
+        save_every: int | Literal["auto"] = "auto",
+        keep: int = 3,
+        keep_every: int = 0,
+        allow_config_change: Sequence[str] = (),
+    ) -> None:
         """Describe the run.
 
         Args:
-            config: The settings.
+            config: The run's folder in the bucket, for a loop of the program's own; or the settings, for `train`. The
+                further arguments belong to a folder.
             binding: Values that may not change between attempts, by name; compared with those of the newest whole
                 checkpoint.
+            save_every: Steps between checkpoints; "auto" derives them from the cost of a save and of preemptions.
+            keep: The number of newest checkpoints to keep; at least 2.
+            keep_every: Keep the first checkpoint at or after each multiple of so many steps for good; 0: none.
+            allow_config_change: Names in `binding` that may differ from the run's first attempt.
+
+        Raises:
+            ConfigError: a value makes no sense.
         """
         _refuse_while_imported()
         home.stand_in()
-        super().__init__(config, dict(binding if binding is not None else default_binding(config)))
-
-    def __enter__(self) -> SpotRun:
-        try:
-            self.notices.install()
-            self.link.watch(self._on_peer_gone)
-            threading.Thread(target=self._watch_the_bucket, daemon=True, name="bucket").start()
-            if os.environ.get("LOCAL_RANK", "0") == "0":
-                threading.Thread(target=scratch.remove_stale, daemon=True, name="stale").start()
-            self._refuse_without_launcher()
-            if self._grace_note:
-                self.print_line(self._grace_note)
-            self.binding = plain_binding(self.binding)
-            opened, refusal = open_or_refuse(self) if self.rank == 0 else (None, None)
-            self.check_stop()
-            from trainer.ranks.group import RankGroup
-
-            self.group = RankGroup(self.config.peer_timeout_s, self.check_stop)
-            self.living.enter_context(self.group.stay_alive())
-            if self.group.several_nodes:
-                threading.Thread(target=self._watch_for_crashes, daemon=True, name="crashes").start()
-            answer = self.group.rank0_does("attempt", lambda: opened, self.check_stop)
-            if refusal:
-                raise refusal
-            if isinstance(answer, list):
-                cause, message, code = answer
-                raise Leaving(ENDINGS[cause], message, code=code)
-            name = AttemptName.parse(answer)
-            assert name
-            self.attempt_name = name
-            if self.group.several_nodes:
-                join_machines(self)
-            if self.world_size > 1:
-                self.loading.enter_context(self.group.before_gather("ready"))
-            self.check_stop()
-        except BaseException as error:
-            self._end_with(error)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None and not self.final_is_whole:
-            error = RunError(
-                "the `with SpotRun(...)` block ended before the training was done. Call run.train(...) in it, and do "
-                "not catch what that raises"
+        of_own = not isinstance(config, RunConfig)
+        if isinstance(config, (str, os.PathLike)):
+            config = RunConfig(
+                checkpoint_dir=Path(config),
+                save_interval_steps=None if save_every == "auto" else save_every,
+                keep_latest=keep,
+                keep_every=keep_every,
+                allow_config_change=tuple(allow_config_change),
             )
-        if error is not None:
-            self._end_with(error)
-        self.leave(FINISHED)
+        elif of_own:
+            raise ConfigError(f"SpotRun({config!r:.60}): give the run's folder, or a RunConfig")
+        if binding is None:
+            binding = {} if of_own else default_binding(config)
+        super().__init__(config, dict(binding))
+        self.unwinds = of_own
+        self.state: dict[str, Any] = {}
+        """Plain values of a loop of one's own (a best metric, a counter); saved with what is registered."""
+        self._own: OwnLoop | None = None
 
     def rank0_does(self, name: str, work: Callable[[], Any]) -> Any:
         """Let rank 0 do something that may take long (a download, say); returns its JSON value on every rank."""
@@ -131,175 +100,79 @@ class SpotRun(Participant):
 
         Loop(self, model, optimizer, **options).train()
 
-    def _refuse_without_launcher(self) -> None:
-        if self.world_size == 1 and Nodes.from_env().several:
-            raise RunError(
-                "there are several machines, and each would train alone. Start the script with "
-                "`python -m trainer.launch SCRIPT`"
-            )
+    # -- a loop of the program's own -----------------------------------------------------------------------------------
 
-    # -- threads that may end the attempt ------------------------------------------------------------------------------
+    def register(self, **objects: Any) -> None:
+        """Register what steps change, and restore it in place from the newest whole checkpoint, if there is one.
 
-    def _watch_for_crashes(self) -> None:
-        """Leave with 1 when a rank on any machine has crashed, even if this rank waits for something.
+        Args:
+            objects: Modules, optimizers, and anything with `state_dict` and `load_state_dict` (schedulers, scalers, EMA
+                copies, metrics, stateful loaders), under any names; `torch.Generator` too. Modules and optimizers all
+                in the first call. Wrappers (DistributedDataParallel, FSDP2, torch.compile, accelerate) do not matter.
 
-        A collective fails on the other machines before the crashed rank has left. If they then left with 75, SkyPilot
-        would restart a bug for ever.
+        Raises:
+            RunError: an object cannot be saved.
+            StateError: the checkpoint was saved with other objects, names or shapes.
         """
-        with suppress(Exception):
-            store = self.group.connection()
-            while True:
-                crash = self.group.read_message(CRASHED, 1.0, store)
-                if self._ending.is_set():
-                    return
-                if crash is not None:
-                    self._follow_crash(crash)
-                store.check([CRASHED])  # Raises where rank 0 is gone.
+        self._loop().register(objects)
 
-    def _watch_the_bucket(self) -> None:
-        """Leave when a call into the bucket does not return: it cannot be interrupted, and a new machine remounts."""
-        call = await_overdue()
-        if self.final_is_whole:
+    def steps(self, loader: Iterable[Batch], *, until: int, accumulate: int = 1) -> Iterator[Batch]:
+        """Yield batches, until `until` optimizer steps are done in the whole run, over all attempts.
+
+        Each `next()` ends the step before it: there the run is saved, and there a stop ends the attempt. The first one
+        continues with the batch after the checkpoint's.
+
+        Args:
+            loader: Makes the batches of one epoch each time it is iterated over.
+            until: The number of steps in all, not more steps.
+            accumulate: Batches of a step; `ends_step` tells the last one.
+
+        Raises:
+            RunError: the loader is empty, or the run is past `until`.
+        """
+        return self._loop().steps(loader, until, accumulate)
+
+    @property
+    def step(self) -> int:
+        """Steps done in the whole run."""
+        return self.steps_done
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the loader, from 0."""
+        return self._own.contents.epoch if self._own else 0
+
+    @property
+    def ends_step(self) -> bool:
+        """True if the batch that the loop has now is the last one of its step."""
+        return self._loop().ends_step
+
+    def log(self, **metrics: Any) -> None:
+        """Record metrics of this step (`loss=`, for example): numbers, 0-d tensors or text; rank 0's count."""
+        self._loop().log(metrics)
+
+    def finish(self, export: Callable[[Path], None] | None = None) -> None:
+        """End the training, at whatever step: save it, and export the model into the run's `final/`.
+
+        Args:
+            export: Writes the trained model into an empty local folder, on rank 0; None: the registered modules'
+                tensors, as safetensors.
+
+        Raises:
+            RunError: no step was done.
+        """
+        self._loop().finish(export)
+
+    def _loop(self) -> OwnLoop:
+        if not self.unwinds:
+            raise RunError('a loop of your own needs SpotRun("folder"), not a RunConfig, which is for train()')
+        if self._exit is not None:  # The program has caught what the end of the attempt raised, or the block is over.
             self.leave(FINISHED)
-        seconds = time.monotonic() - call.begun
-        error = f"{call.what} in {call.where or self.paths.root} has not returned for {seconds:.0f} s: its mount hangs"
-        print(f"Error: {error}. Nothing that was committed is lost.", file=sys.stderr, flush=True)
-        if call.code == EXIT_FAILED:
-            self._report_crash(error)
-        self.leave(MOUNT_HANGS, code=call.code, error=error)
+        if self._own is None:
+            from trainer.training.own_loop import OwnLoop
 
-    def _on_peer_gone(self) -> None:
-        """Handle the launcher's message that another rank left: give the main thread a moment to leave, then leave."""
-        self.peer_gone.set()
-        time.sleep(PEER_GONE_PATIENCE_S if not self.stopping else self.grace_s)
-        if not self.final_is_whole:
-            if trouble := self.trouble():
-                self._end_with(trouble)
-            self._leave_with_the_others("another rank is gone")
-
-    # -- the end -------------------------------------------------------------------------------------------------------
-
-    def _follow_crash(self, crash: str) -> NoReturn:
-        """Leave because a rank on another machine has crashed."""
-        if self.rank == 0:
-            print(f"Error: {crash} (the traceback is in that machine's output)", file=sys.stderr)
-        self.leave(PEER_CRASHED, error=crash)
-
-    def _leave_with_the_others(self, error: str) -> NoReturn:
-        """Leave because another rank is gone: with the agreed stop if there is one, else as at a preemption."""
-        ending = self.stopping
-        if not ending and self._has_other_machines() and (message := self.group.read_message(STOPPED)):
-            ending = ENDINGS[json.loads(message)[0]]
-        self.leave(ending or PEER_GONE, error=error)
-
-    def _end_with(self, error: BaseException) -> NoReturn:
-        """End the attempt because of an error: print it once, and leave with its exit code."""
-        # A rank that left because of the same error is no lost peer: a mistake hits all ranks, one a little later.
-        lost = self._may_be_peer_trouble(error) and self.group.lost_a_peer(self.peer_gone)
-        if lost and not self.link.was_printed(one_line(error)):
-            error = sys.modules["trainer.ranks.peers"].PeerGoneError(one_line(error))
-        if self.world_size > 1 and self._is_peer_trouble(error):
-            error = self.trouble() or error
-        if not (self.world_size > 1 and self._is_peer_trouble(error)):
-            self._ending.set()
-        if isinstance(error, Leaving):
-            self._end_with_leaving(error)
-        if isinstance(error, SystemExit):
-            code = exit_status(error)
-            if not (code or self.final_is_whole):  # After a 0, SkyPilot would mark the run as done.
-                error = RunError("the script called sys.exit(0) before the training was done: the attempt ends with 1")
-            else:
-                self._end_with_exit(code, error)
-        if self.world_size > 1 and self._is_peer_trouble(error):
-            if self._has_other_machines():
-                patience_s = 0.0 if self.stopping or self.group.read_message(STOPPED) else CRASH_PATIENCE_S
-                crash = self.group.read_message(CRASHED, patience_s)
-                self._serve_on_s -= patience_s  # The others have waited as long meanwhile.
-                if crash is not None:
-                    self._follow_crash(crash)
-            elif not hasattr(self, "group"):
-                print(f"rank {self.rank}: {error}", file=sys.stderr)
-            self._leave_with_the_others(f"another rank is gone ({one_line(error)})")
-        code = exit_code(error)
-        # Printed before the others learn of it: when one machine leaves, SkyPilot kills the others.
-        is_one_line, is_first = isinstance(error, TrainerError), self._is_first_to_print(one_line(error))
-        if is_first and is_one_line:
-            print(f"Error: {error}", file=sys.stderr, flush=True)
-        elif is_first:
-            traceback.print_exception(error)
-        if code == EXIT_FAILED:
-            self._report_crash(one_line(error))
-        if is_first and not is_one_line:
-            print(
-                f"Error: {one_line(error)}. {self._full_disk(error)}{self._newest_checkpoint()}",
-                file=sys.stderr,
-                flush=True,
-            )
-        self.leave(SUPERSEDED if code == SUPERSEDED.code else ERROR, code=code, error=one_line(error))
-
-    def _end_with_leaving(self, leaving: Leaving) -> NoReturn:
-        """End the attempt as a `Leaving` says."""
-        if leaving.message and self.rank == 0:
-            failed = leaving.code in EXIT_FAILURES
-            print(f"Error: {leaving.message}" if failed else leaving.message, file=sys.stderr if failed else sys.stdout)
-        if leaving.code == EXIT_FAILED:
-            self._report_crash(leaving.message)
-        if leaving.hold_s:
-            self.write_end(leaving.ending, code=leaving.code, error=leaving.message or None, notice=leaving.notice)
-            self.hold(leaving.hold_s)
-        self.leave(leaving.ending, code=leaving.code, error=leaving.message or None, notice=leaving.notice)
-
-    def _end_with_exit(self, code: int, error: SystemExit) -> NoReturn:
-        """End the attempt as the script's sys.exit asks."""
-        if not isinstance(error.code, int) and error.code is not None and self._is_first_to_print(str(error.code)):
-            print(error.code, file=sys.stderr, flush=True)
-        if code and code not in EXIT_PRECEDENCE[1:]:
-            self._report_crash(f"exit {error.code}")
-        self.leave(FINISHED if code == 0 else ERROR, code=code, error=str(error.code))
-
-    def _is_first_to_print(self, message: str) -> bool:
-        """True if no other rank has printed the message: a mistake that hits all ranks is printed once.
-
-        It asks the launcher's file first: on one machine, a rank 0 that fails does not wait for the others, and its
-        store is gone with it.
-        """
-        if not self.link.is_first_to_print(message):
-            return False
-        with suppress(Exception):  # If the store is gone, twice is better than not at all.
-            return self.group.is_first(f"printed/{message}")
-        return True
-
-    def _report_crash(self, error: str) -> None:
-        """Tell the other machines that this is no preemption, before they see this rank leave."""
-        if self._has_other_machines():
-            self.group.post_message(CRASHED, f"rank {self.rank}: {error}")
-
-    def _is_peer_trouble(self, error: BaseException) -> bool:
-        module = sys.modules.get("trainer.ranks.peers")
-        return module is not None and bool(module.is_peer_trouble(error))
-
-    def _full_disk(self, error: BaseException) -> str:
-        """Name the local disk that is full, where the error does not; else empty."""
-        if isinstance(error, OSError) and error.errno in scratch.FULL and not error.filename:
-            where = scratch.full_place(self.paths.root)
-            return f"{where} is full. " if where else ""
-        return ""
-
-    def _may_be_peer_trouble(self, error: BaseException) -> bool:
-        """True if a lost peer may have caused the error: only a look at the other ranks can tell."""
-        if self.world_size == 1 or not hasattr(self, "group"):
-            return False
-        if isinstance(error, (Leaving, TrainerError)):
-            return False
-        module = sys.modules["trainer.ranks.peers"]
-        return bool(module.may_be_peer_trouble(error)) and not module.is_peer_trouble(error)
-
-    def _newest_checkpoint(self) -> str:
-        """A sentence that names the newest committed checkpoint."""
-        newest = None
-        with suppress(Exception):  # The error may come from the bucket.
-            newest = newest_committed(self.paths)
-        return f"The last committed checkpoint is {newest[0]}." if newest else "No checkpoint has been committed."
+            self._own = OwnLoop(self, self.state)
+        return self._own
 
 
 def default_binding(config: RunConfig) -> dict[str, Any]:
@@ -327,10 +200,3 @@ def _refuse_while_imported() -> None:
             file=sys.stderr, flush=True,
         )  # fmt: skip
         sys.exit(EXIT_FAILED)  # A message given here would not be printed by a server of workers.
-
-
-def exit_status(error: SystemExit) -> int:
-    """The exit status of a process: 1 after a message; never 0 for a number that the system would cut to 0."""
-    if not isinstance(error.code, int):
-        return EXIT_DONE if error.code is None else EXIT_FAILED
-    return error.code & 0xFF or int(bool(error.code))

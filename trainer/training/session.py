@@ -14,6 +14,7 @@ from trainer.attempt.history import RECORDS_S
 from trainer.bucket.deadlines import within
 from trainer.checkpoint import extras, interval
 from trainer.checkpoint.boundary import Boundary
+from trainer.checkpoint.restore import Found
 from trainer.checkpoint.saving import SavePolicy, Saver
 from trainer.checkpoint.state import RANDOM
 from trainer.layout.names import CheckpointName
@@ -58,6 +59,7 @@ class Session:
         self.saved_at = 0
         """The step of the boundary that was last saved or restored."""
         self._has_reported_wait = False
+        self._found, self._restore_s = Found(), 0.0
 
     # -- the beginning -------------------------------------------------------------------------------------------------
 
@@ -68,8 +70,21 @@ class Session:
             StateError: the checkpoint does not fit the contents, or they cannot be saved.
             ReadError: there are checkpoints, and none can be read.
         """
-        host, contents, started = self._host, self._contents, time.monotonic()
-        found = restoring.load_newest(host, contents)
+        self.load()
+        self.begin()
+
+    def load(self) -> None:
+        """Load the newest whole checkpoint into the contents; `begin` has to follow.
+
+        If contents come in pieces, it may be called once more: everything is then loaded again.
+        """
+        started = time.monotonic()
+        self._found = restoring.load_newest(self._host, self._contents)
+        self._restore_s = time.monotonic() - started
+
+    def begin(self) -> None:
+        """Take on from what was loaded, and record it."""
+        host, contents, found = self._host, self._contents, self._found
         loaded = found.loaded
         changed = changes.changes(loaded.manifest.facts, self.facts()) if loaded else {}
         rejected = [parsed for one in found.rejected if (parsed := CheckpointName.parse(one["checkpoint"]))]
@@ -78,15 +93,15 @@ class Session:
         self.saved_at = contents.done
         host.steps_done, host.committed_step = contents.done, self.saver.committed_step
         contents.collect()  # Raises now, not at the first save, where a state cannot be saved.
-        seconds = time.monotonic() - started
 
         def records() -> None:
-            restoring.report(host, contents, found, changed, seconds)
+            restoring.report(host, contents, found, changed, self._restore_s)
             with within("reading the attempts' records", RECORDS_S):
                 self.interval.learn(host.paths, host.attempt_name, contents.done)
 
         # Reading the records of earlier attempts takes a request each: other ranks wait on the store for that.
         host.group.rank0_does("restored", records, host.check_stop)
+        self._found = Found()  # The tensors that were read take as much memory as the state.
 
     def prepare(self) -> None:
         """Get memory for copies, once the contents are as large as they get: after an attempt's first step.

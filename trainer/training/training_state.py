@@ -72,6 +72,11 @@ class TrainingState:
         return self.done * self.config.global_batch_size + self.offset
 
     @property
+    def position(self) -> str:
+        """Where the run is in its data."""
+        return f"{self.samples_done} samples consumed"
+
+    @property
     def only_finite(self) -> bool:
         """A checkpoint with NaN or infinite weights does not count."""
         return self.config.on_nan != finite.IGNORE

@@ -1,0 +1,126 @@
+"""Loops of the user's own: register, steps and finish, struck at any step, end with the same bits."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import shared
+from support import PROGRAMS, Ended, event, launch, losses, weights
+
+SCRIPT = PROGRAMS / "own_loop.py"
+STRIKES = [("7:SIGKILL", "8:SIGTERM", "16:SIGKILL"), ("5:SIGTERM", "6:SIGTERM", "15:SIGTERM")]
+ORDERS = ["shuffle", "plain", "generator", "weighted", "stream", "noise", "workers"]
+
+
+def own(run_dir: Path, *args: object, processes: int = 1) -> Ended:
+    return launch(SCRIPT, "--dir", run_dir, *args, processes=processes)
+
+
+def exported(run_dir: Path) -> tuple[dict[str, bytes], str]:
+    return weights(run_dir), (run_dir / "final" / "values.json").read_text()
+
+
+def undisturbed(factory: pytest.TempPathFactory, *args: object, processes: int = 1) -> Path:
+    """The run that nothing strikes; the same for all tests."""
+
+    def build(empty: Path) -> None:
+        done = own(empty / "run", *args, processes=processes)
+        assert done.code == 0, done.output
+
+    name = re.sub(r"\W+", "-", " ".join(map(str, args)))
+    return shared.built_once(factory, f"own-loop-{processes}{name}", build) / "run"
+
+
+def struck(run_dir: Path, *args: object, processes: int = 1, strikes: tuple[str, ...]) -> Ended:
+    """One attempt for each strike, and one to the end."""
+    for strike in strikes:
+        ended = own(run_dir, *args, "--strike", strike, processes=processes)
+        assert ended.code == 75, ended.output
+    done = own(run_dir, *args, processes=processes)
+    assert done.code == 0, done.output
+    return done
+
+
+# 18 items in batches of 4: 5 batches an epoch, a save every 3 steps.
+@pytest.mark.parametrize(
+    "strikes", [("7:SIGKILL", "8:SIGTERM", "16:SIGKILL"), ("5:SIGTERM", "6:SIGTERM", "15:SIGTERM")]
+)
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_loop_of_ones_own_ends_with_the_same_bits_however_often_it_is_struck(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, order: str, strikes: tuple[str, ...]
+) -> None:
+    whole = undisturbed(tmp_path_factory, "--order", order)
+    done = struck(tmp_path / "run", "--order", order, strikes=strikes)
+    assert "after the block: step 20" in done.output
+    assert losses(tmp_path / "run") == losses(whole)
+    assert sorted(losses(whole)) == list(range(1, 21))
+    assert exported(tmp_path / "run") == exported(whole)
+
+
+@pytest.mark.parametrize("accumulate", [2, 3])
+def test_accumulation_that_does_not_divide_an_epoch_resumes_exactly(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, accumulate: int
+) -> None:
+    args = ("--accumulate", accumulate, "--until", 9)
+    whole = undisturbed(tmp_path_factory, *args)
+    struck(tmp_path / "run", *args, strikes=("4:SIGTERM", "7:SIGKILL"))
+    assert losses(tmp_path / "run") == losses(whole)
+    assert exported(tmp_path / "run") == exported(whole)
+
+
+def test_two_ranks_end_with_the_same_bits(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    args = ("--order", "distributed", "--count", 40)
+    whole = undisturbed(tmp_path_factory, *args, processes=2)
+    struck(tmp_path / "run", *args, processes=2, strikes=("7:SIGKILL", "8:SIGTERM"))
+    assert losses(tmp_path / "run") == losses(whole)
+    assert exported(tmp_path / "run") == exported(whole)
+
+
+def test_parameters_that_each_rank_trains_for_itself_are_refused(tmp_path: Path) -> None:
+    ended = own(tmp_path / "run", "--order", "distributed", "--count", 40, "--apart", processes=2)
+    assert ended.code == 1
+    assert "Error: the ranks have different parameters of 'critic' after a step" in ended.output
+    assert "Traceback" not in ended.output
+
+
+def test_skipped_samples_are_not_loaded(tmp_path: Path) -> None:
+    assert own(tmp_path / "run", "--count", 400, "--strike", "40:SIGTERM", "--until", 45).code == 75
+    assert event(tmp_path / "run", "end")["committed_step"] == 40
+    done = own(tmp_path / "run", "--count", 400, "--until", 45)
+    assert "after the block: step 45, 20 items" in done.output, done.output
+
+
+def test_a_notice_loses_no_step(tmp_path: Path) -> None:
+    assert own(tmp_path / "run", "--strike", "8:SIGTERM").code == 75
+    assert event(tmp_path / "run", "end")["committed_step"] == 8
+    own(tmp_path / "run")
+    assert event(tmp_path / "run", "restored")["step"] == 8
+
+
+def test_a_finished_run_trains_no_more_and_the_code_after_it_runs_again(tmp_path: Path) -> None:
+    assert own(tmp_path / "run").code == 0
+    again = own(tmp_path / "run")
+    assert again.code == 0
+    assert "already finished" in again.output
+    assert "after the block: step 20, 0 items" in again.output
+    more = own(tmp_path / "run", "--until", 24)
+    assert more.code == 0, more.output
+    assert "after the block: step 24" in more.output
+    assert sorted(losses(tmp_path / "run")) == list(range(1, 25))
+
+
+def test_a_loop_that_is_left_early_is_finished_there(tmp_path: Path) -> None:
+    done = own(tmp_path / "run", "--enough-at", 8)
+    assert done.code == 0, done.output
+    assert "after the block: step 8" in done.output
+    again = own(tmp_path / "run", "--enough-at", 8)
+    assert "after the block: step 8, 0 items" in again.output, again.output
+
+
+def test_what_no_state_dict_holds_is_named(tmp_path: Path) -> None:
+    done = own(tmp_path / "run", "--forgets")
+    assert done.code == 0, done.output
+    assert done.output.count("ema.counts changes during training, and its object's state_dict() does not hold it") == 1
+    assert "changes during training" not in own(tmp_path / "other").output

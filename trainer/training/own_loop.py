@@ -1,0 +1,144 @@
+"""OwnLoop: what a user's own training loop uses of an attempt: registered objects, steps, metrics, the export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from trainer.checkpoint import extras
+from trainer.checkpoint.saving import SavePolicy
+from trainer.errors import RunError
+from trainer.layout.names import CheckpointName
+from trainer.training import export
+from trainer.training.closing import Closing
+from trainer.training.participant import Participant
+from trainer.training.registered import Registered
+from trainer.training.session import Session
+from trainer.training.stepping import Stepping
+
+Batch = TypeVar("Batch")
+
+
+class OwnLoop:
+    """One attempt of a program that trains in a loop of its own."""
+
+    def __init__(self, run: Participant, state: dict[str, Any]) -> None:
+        """Join the other ranks.
+
+        Args:
+            run: The attempt.
+            state: Plain values that are saved too.
+        """
+        self._run, config = run, run.config
+        run.await_all_ready()
+        run.group.form_groups(torch.cuda.is_available() and not config.cpu)
+        run.begin_records()
+        run.group.rank0_does("bind", lambda: run.bind(), run.check_stop)
+        self.contents = Registered(config.on_nan != "ignore", config.to_json())
+        self.contents.state = state
+        policy = SavePolicy(config.keep_latest, config.keep_every, config.save_failures)
+        self._session = Session(run, self.contents, policy, config.save_interval_steps, run.grace_s)
+        self._stepping: Stepping | None = None
+        self._until: int | None = None
+        self._export: Callable[[CheckpointName], None] = lambda name: None
+
+    # -- before the first step -----------------------------------------------------------------------------------------
+
+    def register(self, objects: Mapping[str, Any]) -> None:
+        """Add objects, and load them from the newest whole checkpoint.
+
+        Raises:
+            RunError: an object cannot be registered.
+            StateError: the checkpoint does not fit.
+        """
+        if self._stepping:
+            raise RunError("register() must be called before the first step")
+        for line in self.contents.add(objects):
+            self._run.print_line(line)
+        extras.refuse_other_names(self._run.group, objects, self._run.check_stop)
+        self._run.check_stop()
+        self._session.load()
+
+    def _begin(self) -> Stepping:
+        """End the time for registering."""
+        if self._stepping is None:
+            run, contents = self._run, self.contents
+            contents.refuse_missing()
+            self._session.begin()
+            closing = Closing(run, self._session, contents, self._close, lambda name: self._export(name))
+            self._closing = closing
+            self._stepping = Stepping(run, contents, self._session, closing)
+        return self._stepping
+
+    def _close(self) -> None:
+        if self._stepping:
+            self._stepping.close()
+
+    # -- the steps -----------------------------------------------------------------------------------------------------
+
+    def steps(self, loader: Iterable[Batch], until: int, accumulate: int) -> Iterator[Batch]:
+        """Yield batches; as of `SpotRun.steps`."""
+        stepping = self._begin()
+        self._until, self.contents.config["max_steps"] = until, until
+        if self._is_finished():
+            return iter(())
+        if self.contents.done > until:
+            raise RunError(
+                f"{self._run.paths.root} is already at step {self.contents.done}, past until={until}. Raise it, or use "
+                "another run name"
+            )
+        return stepping.steps(loader, until, accumulate)
+
+    @property
+    def ends_step(self) -> bool:
+        """The batch that the loop has now is the last one of its step."""
+        return self._begin().ends_step
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        """Keep metrics of the step that the loop is in."""
+        self._begin().log(dict(values))
+
+    def _is_finished(self) -> bool:
+        """True if `final/` is whole and was exported from this step, with this end of training."""
+        run = self._run
+        if not run.final_is_whole:
+
+            def look() -> bool:
+                final = run.whole_final
+                config = final.facts.get("config") if final else None
+                known = config.get("max_steps") if isinstance(config, Mapping) else None
+                return final is not None and (final.step, known) == (self.contents.done, self._until)
+
+            run.final_is_whole = bool(run.group.rank0_does("finished", look, run.check_stop))
+            if run.final_is_whole:
+                run.print_line(f"already finished: {run.paths.final} is whole")
+        return run.final_is_whole
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def finish(self, write: Callable[[Path], None] | None) -> None:
+        """Save the last step, and export the model; as of `SpotRun.finish`.
+
+        Raises:
+            RunError: no step was done.
+        """
+        self._begin()
+        if self._is_finished():
+            return
+        if not self.contents.done:
+            raise RunError("finish(): no step was done, so there is nothing to export")
+        save_model = _save_all if write is None else lambda _, folder: write(folder)
+        self._export = lambda name: export.export(self._run, self.contents.models, save_model, name)
+        self._closing.finish(self._session.stop, resave=False)
+
+
+def _save_all(models: nn.Module, folder: Path, write: export.Write | None = None) -> None:
+    """Write each registered module: the only one into `model.safetensors`, several into files with their names."""
+    for name, module in models._modules.items():
+        if module is not None:
+            file = "model" if len(models._modules) == 1 else name
+            export.save_tensors(module, folder, write, f"{file}.safetensors")

@@ -1,0 +1,213 @@
+"""Registered: the contents of a run whose loop is the user's own: modules, optimizers and other objects, by name."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.checkpoint import buffers
+from trainer.checkpoint.finite import watched
+from trainer.checkpoint.names import unwrap
+from trainer.checkpoint.optimizers import Groups
+from trainer.checkpoint.state import State, StateError, apply, collect, not_seen, options_of
+from trainer.checkpoint.values import decode
+from trainer.errors import RunError
+from trainer.training import rng
+from trainer.training.contents import Restored
+
+STATE = "run.state"
+"""The name of `SpotRun.state` among the extras; no registered object can have it."""
+
+
+class Registered:
+    """What a user's loop changes; the session saves it, and loads it in place."""
+
+    def __init__(self, only_finite: bool, config: Mapping[str, Any]) -> None:
+        """Begin with nothing registered.
+
+        Args:
+            only_finite: Whether a checkpoint with NaN or infinite weights does not count.
+            config: The settings, for the manifests; `max_steps` follows when it is known.
+        """
+        self.only_finite, self.config = only_finite, dict(config)
+        self.done = 0
+        self.epoch = self.batches = 0
+        """The epoch of the loader, and the batches of it that are consumed."""
+        self.epoch_streams: torch.Tensor | None = None
+        """This rank's random streams at the beginning of the epoch."""
+        self.epoch_generators: list[torch.Tensor] = []
+        """The states of the loader's own generators then."""
+        self.streams_at_restore: torch.Tensor | None = None
+        """Those of the checkpoint, until the loop begins."""
+        self.same_processes = True
+        self.state: dict[str, Any] = {}
+        self.models = nn.Module()
+        """Holds the registered modules; its own name is no part of theirs."""
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.others: dict[str, Any] = {}
+        self.watched: frozenset[str] = frozenset()
+        self._has_begun = False
+        self._begun: list[Groups] = []
+        self._made: buffers.Forms = {}
+        self._missing: list[str] = []
+        """Names in the checkpoint that are not registered yet."""
+
+    # -- registered objects --------------------------------------------------------------------------------------------
+
+    def add(self, objects: Mapping[str, Any]) -> list[str]:
+        """Add objects by name; returns lines to print.
+
+        Raises:
+            RunError: an object cannot be saved, or comes too late; the message names it.
+        """
+        lines = []
+        for name, thing in sorted(objects.items()):
+            if name in self.others or name in self.optimizers or name in self.models._modules:
+                raise RunError(f"register({name}=...): {name} is registered already")
+            if isinstance(thing, (nn.Module, torch.optim.Optimizer)) and self._has_begun:
+                raise RunError(
+                    f"register({name}=...): register all modules and optimizers in one call, the first. Schedulers "
+                    "and other objects may follow"
+                )
+            if isinstance(thing, nn.Module):
+                # Set directly: add_module refuses names of nn.Module's own attributes.
+                self.models._modules[name] = unwrap(thing)
+                if unseen := not_seen(thing):
+                    lines.append(
+                        f"Not saved: {', '.join(unseen[:5])} of {name}. They are in its state_dict(), but are neither "
+                        "parameters nor buffers; implement get_extra_state and set_extra_state to save them."
+                    )
+            elif isinstance(thing, torch.optim.Optimizer):
+                self.optimizers[name] = _plain_optimizer(thing)
+            else:
+                self.others[name] = _checked(name, thing)
+        if not self._has_begun:
+            self._has_begun = True
+            self.optimizers = dict(sorted(self.optimizers.items()))
+            self._begun = [copy.deepcopy(options_of(optimizer)) for optimizer in self.optimizers.values()]
+            self._made, self.watched = buffers.forms(self.models), watched(self.models)
+        return lines
+
+    def refuse_missing(self) -> None:
+        """Refuse to train on without an object that the checkpoint has.
+
+        Raises:
+            StateError: one is not registered; the message names it.
+        """
+        for name in self._missing:
+            raise StateError(
+                f"the checkpoint has {name!r}, which is not registered and would be lost. Register it before the first "
+                "step, or start a new run"
+            )
+
+    # -- contents ------------------------------------------------------------------------------------------------------
+
+    @property
+    def samples_done(self) -> int:
+        """Steps: the number of samples is not known."""
+        return self.done
+
+    @property
+    def position(self) -> str:
+        """Where the run is in its data."""
+        return f"epoch {self.epoch}, {self.batches} of its batches consumed"
+
+    @property
+    def spoilt_ends(self) -> bool:
+        """The attempt ends if the checkpoint of this boundary is not finite."""
+        return self.only_finite
+
+    def collect(self) -> State:
+        """The live tensors and values, in the form that a checkpoint holds."""
+        counters = {"step": self.done, "epoch": self.epoch, "batches": self.batches, "objects": self._names()}
+        extra = {name: _state_of(thing) for name, thing in self.others.items()} | {STATE: dict(self.state)}
+        return collect(self.models, list(self.optimizers.values()), counters, extra, self._begun, self._made)
+
+    def _names(self) -> list[str]:
+        return sorted([*self.models._modules, *self.optimizers, *self.others])
+
+    def streams(self) -> torch.Tensor:
+        """This rank's random streams now and at the beginning of the epoch, and those of the loader."""
+        return rng.pack([rng.save_streams(), self.epoch_streams, *self.epoch_generators])
+
+    def facts(self) -> dict[str, Any]:
+        """What a manifest says of the settings and the machine."""
+        machine = {
+            "instruction_set": torch.backends.cpu.get_cpu_capability(),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+        }
+        return {"config": self.config, "machine": machine}
+
+    def load(self, restored: Restored) -> None:
+        """Load a checkpoint into the registered objects, as far as it has them.
+
+        Raises:
+            StateError: an object is not in the checkpoint, or does not fit.
+        """
+        saved = decode(restored.plain.get("counters"), restored.tensors)
+        if not isinstance(saved, dict) or not isinstance(saved.get("objects"), list):
+            raise StateError(f"checkpoint {restored.name} was not saved by a loop with run.register()")
+        names = saved["objects"]
+        for name in self._names():
+            if name not in names:
+                raise StateError(
+                    f"{name!r} is registered, but checkpoint {restored.name} does not have it. It has "
+                    f"{', '.join(names)}. Remove it, or start a new run"
+                )
+        self._missing = [name for name in names if name not in self._names()]
+        counters, extra = apply(
+            self.models, list(self.optimizers.values()), restored.tensors, restored.plain, self._begun, self._made
+        )
+        if counters.get("step") != restored.manifest.step:
+            raise StateError(f"checkpoint {restored.name}: its state.json belongs to another step")
+        for name, thing in self.others.items():
+            _load_into(name, thing, extra[name])
+        self.state.clear()
+        self.state.update(extra.get(STATE, {}))
+        self.done, self.epoch, self.batches = restored.manifest.step, counters["epoch"], counters["batches"]
+        self.same_processes = restored.same_processes
+        if restored.streams is not None:
+            self.streams_at_restore, self.epoch_streams, *generators = rng.unpack(restored.streams)
+            self.epoch_generators = [state for state in generators if state is not None]
+
+
+def _plain_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The user's optimizer inside accelerate's wrapper, which has neither hooks nor a state of its own."""
+    inner = getattr(optimizer, "optimizer", None)
+    if type(optimizer).__module__.startswith("accelerate.") and isinstance(inner, torch.optim.Optimizer):
+        return inner
+    return optimizer
+
+
+def _checked(name: str, thing: Any) -> Any:
+    if isinstance(thing, torch.Generator):
+        return thing
+    if not (callable(getattr(thing, "state_dict", None)) and callable(getattr(thing, "load_state_dict", None))):
+        remedy = (
+            f"Put it into run.state: run.state[{name!r}] = ..."
+            if isinstance(thing, (int, float, str, list, dict, type(None)))
+            else "Give it both, or put what changes in it into run.state"
+        )
+        raise RunError(
+            f"register({name}=...): a {type(thing).__name__} has no state_dict and load_state_dict. {remedy}"
+        )
+    return thing
+
+
+def _state_of(thing: Any) -> Any:
+    return thing.get_state() if isinstance(thing, torch.Generator) else thing.state_dict()
+
+
+def _load_into(name: str, thing: Any, saved: Any) -> None:
+    try:
+        if isinstance(thing, torch.Generator):
+            thing.set_state(saved)
+        else:
+            thing.load_state_dict(saved)
+    except Exception as error:
+        raise StateError(f"{name}: {type(thing).__name__}.load_state_dict failed: {error}") from error

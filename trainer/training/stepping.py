@@ -1,0 +1,191 @@
+"""Stepping: the boundaries of a user's loop. Each batch that the loop asks for ends what it did with the one before."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from trainer.bucket.hashing import fingerprint
+from trainer.checkpoint import extras
+from trainer.errors import RunError
+from trainer.ranks.exchange import Exchange
+from trainer.training import unsaved
+from trainer.training.closing import Closing
+from trainer.training.feed import Feed
+from trainer.training.participant import Participant
+from trainer.training.progress import Progress, figures
+from trainer.training.registered import Registered
+from trainer.training.report import finite_or_none, record_first_step
+from trainer.training.session import Session
+
+
+class Stepping:
+    """Counts the steps of a user's loop, saves at its boundaries, and ends it at a stop."""
+
+    def __init__(self, run: Participant, contents: Registered, session: Session, closing: Closing) -> None:
+        self._run, self._contents, self._session, self._closing = run, contents, session, closing
+        self.ends_step = False
+        """The batch that the loop has now is the last one of its step."""
+        self._until = 0
+        self._logged: dict[str, Any] = {}
+        self._lr: float | None = None
+        self._has_stepped = False
+        """An optimizer has stepped since the last boundary."""
+        self._exchange: Exchange | None = None
+        self._started = 0.0
+        self._is_prepared = False
+        self._restored_at = time.monotonic()
+        self._before: unsaved.Attributes = {}
+        self._progress: Progress | None = None
+        for number, optimizer in enumerate(contents.optimizers.values()):
+            optimizer.register_step_pre_hook(self._before_step if not number else self._await_copied)
+            optimizer.register_step_post_hook(self._after_step)
+
+    def log(self, values: dict[str, Any]) -> None:
+        """Keep metrics of the step that the loop is in; later values of a name replace earlier ones."""
+        self._logged |= values
+
+    def steps(self, loader: Iterable[Any], until: int, accumulate: int) -> Iterator[Any]:
+        """Yield batches, until so many steps are done in the whole run; a boundary lies between two steps.
+
+        Args:
+            loader: Makes the batches of an epoch each time it is iterated over.
+            until: Where training ends.
+            accumulate: The number of batches of a step.
+
+        Raises:
+            Leaving: it is time to stop, and the last boundary is saved.
+        """
+        contents, run = self._contents, self._run
+        if contents.done >= until:
+            return
+        self._until = until
+        if run.rank == 0:
+            self._progress = Progress(until, contents.done)
+        self._before = unsaved.attributes(contents.models, contents.others)
+        self._started = time.monotonic()
+        for number, batch in enumerate(Feed(loader, contents, run.print_line).epochs(), start=1):
+            self.ends_step = number % accumulate == 0
+            try:
+                yield batch
+            except GeneratorExit:  # The loop was left by `break`, perhaps after a step.
+                if self._has_stepped:
+                    self._count()
+                raise
+            if self.ends_step:
+                self._boundary()
+                if contents.done >= until:
+                    return
+
+    def close(self) -> None:
+        """Close the progress bar."""
+        if self._progress:
+            self._progress.close()
+
+    def _count(self) -> float:
+        """Count a step, and publish it; returns its seconds."""
+        contents, run = self._contents, self._run
+        now = time.monotonic()
+        seconds, self._started = now - self._started, now
+        contents.done = run.steps_done = contents.done + 1
+        self._has_stepped = False
+        if run.journal and self._progress:
+            metrics = {name: _plain(value) for name, value in self._logged.items()}
+            loss = metrics.get("loss")
+            lr = {} if self._lr is None else {"lr": self._lr}
+            run.journal.line(
+                {"step": contents.done, **lr, "world_size": run.world_size, "step_s": round(seconds, 5), **metrics}
+            )
+            _, eta_s = self._progress.rates(contents.done, 0.0)
+            committed = run.committed_step = self._session.saver.committed_step
+            place = {"step": contents.done, "max_steps": self._until, "committed_step": committed}
+            run.journal.progress({**place, "loss": loss, **lr, "eta_s": round(eta_s, 1)})
+            shown = figures(loss, self._lr) if "loss" in metrics else f"lr {self._lr:.2e}" if self._lr else ""
+            self._progress.step(contents.done, shown, eta_s, committed)
+        self._logged = {}
+        return seconds
+
+    def _boundary(self) -> None:
+        """End a step: agree with the other ranks, save if it is time, leave at a stop."""
+        contents, session, busy = self._contents, self._session, not self._session.saver.idle
+        begun = self._started
+        seconds = self._count()
+        exchange, self._exchange = self._exchange or self._run.group.exchange(session.message()), None
+        session.take_in(exchange.wait(), begun)
+        if self._run.journal:
+            session.take_in_costs(seconds, busy)
+        if not self._is_prepared:
+            self._is_prepared = True
+            self._after_first_step()
+        going_on = contents.done < self._until
+        if session.stop and going_on:
+            self._closing.stop(session.stop)
+        if going_on and session.is_due():
+            session.save()
+        session.saver.check()
+
+    def _after_first_step(self) -> None:
+        """Name what steps change and no checkpoint holds, and get memory for copies."""
+        contents, run = self._contents, self._run
+        record_first_step(run, self._restored_at)
+        for name in unsaved.changed(self._before, unsaved.attributes(contents.models, contents.others)):
+            run.print_line(
+                f"{name} changes during training, and its object's state_dict() does not hold it: it is not saved, and "
+                "a resume begins with its first value. Put it into the state_dict, or into run.state."
+            )
+        self._before = {}
+        self._refuse_unlike_ranks()
+        self._session.prepare()
+
+    def _refuse_unlike_ranks(self) -> None:
+        """Refuse parameters that the ranks train apart: a checkpoint holds one copy of what is not cut over them.
+
+        Raises:
+            RunError: a module's parameters differ; the message names it.
+        """
+        group = self._run.group
+        if group.world_size == 1:
+            return
+        for name, module in self._contents.models._modules.items():
+            if module is None:
+                continue
+            held = list(module.parameters())
+            rows = group.exchange([fingerprint(*map(str, extras.digests(held)))]).wait()
+            if any(row != rows[0] for row in rows):
+                raise RunError(
+                    f"the ranks have different parameters of {name!r} after a step: each trains its own. Wrap it in "
+                    "DistributedDataParallel, as the others would be lost at a resume"
+                )
+
+    # -- hooks of the optimizers ---------------------------------------------------------------------------------------
+
+    def _await_copied(self, *_: Any) -> None:
+        self._session.await_copied()
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        self._session.await_copied()
+        if self.ends_step and self._exchange is None:  # The ranks agree while the optimizer works.
+            self._exchange = self._run.group.exchange(self._session.message())
+        lr = optimizer.param_groups[0].get("lr")
+        self._lr = None if lr is None else float(lr)
+
+    def _after_step(self, *_: Any) -> None:
+        self._has_stepped = True
+
+
+def _plain(value: Any) -> Any:
+    """A metric as JSON holds it: a number, or None if it is not finite; text as it is."""
+    if isinstance(value, str) or value is None:
+        return value
+    if isinstance(value, torch.Tensor):
+        value = value.detach()
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise RunError(f"run.log: {value!r:.60} is neither a number nor text") from None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    return finite_or_none(number)

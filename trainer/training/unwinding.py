@@ -1,0 +1,63 @@
+"""Unwinding: ends a process of a user's own loop as Python ends it, with the exit code that the attempt has.
+
+`finally` blocks, threads and atexit functions get a few seconds. Then, or after the last atexit function, the process
+leaves at once: threads that hang in a dead mount, or the shutdown of a library, must not change the code.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NoReturn
+
+CLOSERS_S = 5.0
+"""Seconds for `finally` blocks, other threads and atexit functions."""
+
+
+class Left(SystemExit):
+    """Raised where an attempt has ended, with the exit code; the process ends with it whoever catches this."""
+
+
+_pending: list[Callable[[], None]] = []
+"""What ends the process, once an attempt has."""
+
+
+def unwind(code: int, report: Callable[[int], None]) -> NoReturn:
+    """Raise `Left`, and have the process end with that code in any case.
+
+    Args:
+        code: The exit code.
+        report: Reports the code to the launcher; called at the last moment, because the launcher does not wait longer.
+    """
+
+    def end() -> None:
+        with suppress(Exception):
+            logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                stream.flush()
+        report(code)
+        os._exit(code)
+
+    def end_in_time() -> None:
+        time.sleep(CLOSERS_S)
+        end()
+
+    _pending.append(end)
+    threading.Thread(target=end_in_time, daemon=True, name="leaving").start()
+    raise Left(code)
+
+
+def _end_if_left() -> None:
+    for end in _pending:
+        end()
+
+
+# atexit calls the functions that were registered first last: this module is imported before torch.
+atexit.register(_end_if_left)
