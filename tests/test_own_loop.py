@@ -11,7 +11,8 @@ from support import PROGRAMS, Ended, event, launch, losses, weights
 
 SCRIPT = PROGRAMS / "own_loop.py"
 STRIKES = [("7:SIGKILL", "8:SIGTERM", "16:SIGKILL"), ("5:SIGTERM", "6:SIGTERM", "15:SIGTERM")]
-ORDERS = ["shuffle", "plain", "generator", "weighted", "stream", "noise", "workers"]
+SLOW = ["plain", "generator", "weighted", "stream", "workers"]
+ORDERS = ["shuffle", "noise", *(pytest.param(order, marks=pytest.mark.slow) for order in SLOW)]
 
 
 def own(run_dir: Path, *args: object, processes: int = 1) -> Ended:
@@ -59,7 +60,7 @@ def test_a_loop_of_ones_own_ends_with_the_same_bits_however_often_it_is_struck(
     assert exported(tmp_path / "run") == exported(whole)
 
 
-@pytest.mark.parametrize("accumulate", [2, 3])
+@pytest.mark.parametrize("accumulate", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_accumulation_that_does_not_divide_an_epoch_resumes_exactly(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, accumulate: int
 ) -> None:
