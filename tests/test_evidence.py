@@ -387,6 +387,36 @@ def test_a_place_whose_outcome_is_not_sure_is_struck_alone() -> None:
     assert by_kind.suspects([wrong]) == [("kill-at-write", "a"), ("kill-at-write", "b")]
 
 
+def apart(one: Leg) -> Leg:
+    """The leg, run to tell kinds apart."""
+    one.apart = True
+    return one
+
+
+def test_the_strikes_before_the_last_one_are_cleared_together_and_the_last_one_is_at_fault() -> None:
+    main = leg("kill", "sigterm", "kill-in-save", verdict=WRONG)
+    assert by_kind.before_the_last([main]) == [("kill", None), ("sigterm", None)]
+    legs = [main, apart(leg("kill", "sigterm"))]
+    assert by_kind.suspects(legs) == []
+    assert outcomes(*legs) == {"kill": "exact", "sigterm": "exact", "kill-in-save": "NOT exact"}
+    assert by_kind.table(legs, ["kill-in-save"], {})[0].why == "kill-in-save"
+    down = leg("kill", "sigterm", "torn", verdict=WRONG, finished=False)
+    assert by_kind.before_the_last([down]) == [("kill", None), ("sigterm", None)]
+    assert by_kind.suspects([down, apart(leg("kill", "sigterm"))]) == []
+
+
+def test_strikes_that_are_not_cleared_together_are_tried_alone() -> None:
+    main, together = leg("kill", "sigterm", "torn", verdict=WRONG), apart(leg("kill", "sigterm", verdict=WRONG))
+    assert by_kind.suspects([main, together]) == [("kill", None), ("sigterm", None), ("torn", None)]
+    legs = [main, together, apart(leg("kill")), apart(leg("sigterm", verdict=WRONG)), apart(leg("torn"))]
+    assert by_kind.suspects(legs) == []
+    assert outcomes(*legs) == {"kill": "exact", "sigterm": "NOT exact", "torn": "exact"}
+
+
+def test_a_leg_that_was_not_run_to_tell_kinds_apart_clears_none() -> None:
+    assert by_kind.suspects([leg("kill"), leg("kill", "torn", verdict=WRONG)]) == [("kill", None), ("torn", None)]
+
+
 def test_a_kind_without_a_strike_says_why() -> None:
     found = by_kind.table([leg("kill")], ["kill", "torn", "sigterm"], {"torn": "it appears whole"})
     assert [(one.outcome, one.why) for one in found[1:]] == [

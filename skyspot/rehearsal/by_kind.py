@@ -42,9 +42,13 @@ def outcome(leg: Leg, order: int) -> str:
     return NOT_EXACT
 
 
-def sort(row: Row) -> tuple[str, str | None]:
-    """The kind of a strike, and its place where strikes of that kind are told apart by it."""
-    return row.kind, row.place if row.kind == faults.AT_WRITE else None
+Sort = tuple[str, str | None]
+"""A kind of strike, and the place in a save where strikes of that kind are told apart by it."""
+
+
+def sort(kind: str, place: str | None) -> Sort:
+    """The sort of a strike."""
+    return kind, place if kind == faults.AT_WRITE else None
 
 
 def table(legs: Sequence[Leg], kinds: Sequence[str], why_not: dict[str, str]) -> list[Kind]:
@@ -55,14 +59,14 @@ def table(legs: Sequence[Leg], kinds: Sequence[str], why_not: dict[str, str]) ->
         kinds: All kinds that were asked for, in their order.
         why_not: Why a kind was not tried, where that is known.
     """
-    found = []
+    found, known = [], cleared(legs)
     for kind in kinds:
-        strikes: dict[tuple[str, str | None], list[tuple[str, Row, Leg]]] = {}
+        strikes: dict[Sort, list[tuple[str, Row, Leg]]] = {}
         for leg in legs:
             for order, row in enumerate(leg.rows):
                 if row.kind == kind and row.hit:
-                    strikes.setdefault(sort(row), []).append((outcome(leg, order), row, leg))
-        found += [_of_a_sort(kind, those) for those in strikes.values()]
+                    strikes.setdefault(_sort(row), []).append((outcome(leg, order), row, leg))
+        found += [_of_a_sort(kind, those, known) for those in strikes.values()]
         if not strikes:
             over = "the run was over before"
             if not all(leg.finished for leg in legs):
@@ -83,34 +87,60 @@ def without_a_turn(kinds: Sequence[str], preemptions: int) -> dict[str, str]:
     return dict.fromkeys(ordered[preemptions:], count)
 
 
-def _of_a_sort(kind: str, strikes: list[tuple[str, Row, Leg]]) -> Kind:
-    # A leg with this strike alone tells more than one with others.
-    alone = [one for one in strikes if one[2].preempted == 1 and one[0] != UNKNOWN] or strikes
-    worst = min(alone, key=lambda one: _WORST.index(one[0]))
-    return Kind(kind, worst[0], _why(worst[0], worst[1], worst[2], len(strikes)), worst[1].place)
+def _of_a_sort(kind: str, strikes: list[tuple[str, Row, Leg]], known: set[Sort]) -> Kind:
+    # A leg with this strike alone tells more than one with others, and so does one that clears it.
+    sure = [one for one in strikes if one[0] != UNKNOWN and (one[2].preempted == 1 or _clears(one[2], one[0]))]
+    worst = min(sure or strikes, key=lambda one: _WORST.index(one[0]))
+    return Kind(kind, worst[0], _why(*worst, len(strikes), known), worst[1].place)
 
 
-def _why(came: str, row: Row, leg: Leg, count: int) -> str:
+def _why(came: str, row: Row, leg: Leg, count: int, known: set[Sort]) -> str:
     times = f"{count} times; " if count > 1 else ""
     if came == NOT_EXACT and leg.preempted > 1:
-        others = {sort(one) for one in leg.rows if one.hit and one.kind not in ("finished", "failed")} - {sort(row)}
+        others = {_sort(one) for _, one in _strikes(leg)} - {_sort(row)} - known
         if others:
             what = "place" if {kind for kind, _ in others} == {faults.AT_WRITE} else "kind"
             return f"{times}{row.ended}; or another {what} of the same run"
     return f"{times}{row.ended}"
 
 
-def suspects(legs: Sequence[Leg]) -> list[tuple[str, str | None]]:
-    """Sorts of strikes that may be at fault, though no leg of that sort alone shows it."""
-    found: dict[tuple[str, str | None], bool] = {}
-    for leg in legs:
-        if leg.finished and (leg.verdict is None or not leg.verdict.checked or leg.verdict.exact):
-            continue
-        strikes = [(order, row) for order, row in enumerate(leg.rows) if row.kind not in ("finished", "failed")]
-        one_sort = len({sort(row) for _, row in strikes}) == 1
+def suspects(legs: Sequence[Leg]) -> list[Sort]:
+    """Sorts of strikes that may be at fault, though no leg shows that they are, or that they are not."""
+    known = cleared(legs)
+    found: dict[Sort, bool] = {}
+    for leg in _wrong(legs):
+        strikes = [(order, row) for order, row in _strikes(leg) if _sort(row) not in known]
+        one_sort = len({_sort(row) for _, row in strikes}) == 1
         for order, row in strikes:
-            if row.hit:
-                what = outcome(leg, order)
-                sure = what in (STAYS_DOWN, LOST_WORK, EXACT) or (one_sort and what == NOT_EXACT)
-                found[sort(row)] = found.get(sort(row), False) or sure
+            what = outcome(leg, order)
+            sure = what in (STAYS_DOWN, LOST_WORK, EXACT) or (one_sort and what == NOT_EXACT)
+            found[_sort(row)] = found.get(_sort(row), False) or sure
     return [one for one, sure in found.items() if not sure]
+
+
+def before_the_last(legs: Sequence[Leg]) -> list[Sort]:
+    """Suspects that never were the last strike of a leg that went wrong: most likely that one did the damage."""
+    last = {_sort(strikes[-1][1]) for leg in _wrong(legs) if (strikes := _strikes(leg))}
+    return [one for one in suspects(legs) if one not in last]
+
+
+def cleared(legs: Sequence[Leg]) -> set[Sort]:
+    """Sorts of strikes of which a leg that was to tell them apart shows that they are not at fault."""
+    return {_sort(row) for leg in legs for order, row in _strikes(leg) if leg.apart and outcome(leg, order) == EXACT}
+
+
+def _wrong(legs: Sequence[Leg]) -> list[Leg]:
+    return [leg for leg in legs if not leg.finished or (leg.verdict and leg.verdict.checked and not leg.verdict.exact)]
+
+
+def _strikes(leg: Leg) -> list[tuple[int, Row]]:
+    """The strikes of a leg that hit, each with its place among the rows."""
+    return [(order, row) for order, row in enumerate(leg.rows) if row.hit and row.kind not in ("finished", "failed")]
+
+
+def _clears(leg: Leg, what: str) -> bool:
+    return leg.apart and what == EXACT
+
+
+def _sort(row: Row) -> Sort:
+    return sort(row.kind, row.place)

@@ -171,16 +171,24 @@ class _Engine:
         if leg.pending and main.verdict and main.verdict.exact:
             had = len(plan) - len(leg.pending)
             main.verdict = verdict.Verdict(False, False, f"not checked: {self._too_short(had, len(plan))}")
-        for kind, place in by_kind.suspects(self.legs.all):
-            late = time.monotonic() - self.started > max(PATIENCE_S, PATIENCE * self.legs.reference_s)
-            if late and not (place and self.settings.every_write):
-                continue
-            if not self._can_go_on(main) or not (start := self.legs.start()):
-                break
-            alone = [one for one in plan if one.kind == kind and place in (None, one.at_place)][:1]
-            name = f"alone-{len(self.legs.all)}" if place else f"alone-{kind}"
-            leg = self.legs.run(name, f"Only {kind}", alone, [first], start=start)
-            self._judge(leg)
+        if self._can_go_on(main):
+            # The last strike of a leg that went wrong is the likeliest culprit: one leg may clear all others.
+            self._tell_apart(plan, by_kind.before_the_last(self.legs.all))
+            for sort in by_kind.suspects(self.legs.all):
+                self._tell_apart(plan, [sort])
+
+    def _tell_apart(self, plan: list[Preemption], sorts: list[by_kind.Sort]) -> None:
+        """Run a leg with one strike of each of these sorts, as long as patience lasts."""
+        late = time.monotonic() - self.started > max(PATIENCE_S, PATIENCE * self.legs.reference_s)
+        asked_for = self.settings.every_write and any(place for _, place in sorts)
+        if not sorts or (late and not asked_for) or not (start := self.legs.start()):
+            return
+        by_sort = {by_kind.sort(one.kind, one.at_place): one for one in reversed(plan)}
+        strikes = [by_sort[sort] for sort in sorts]
+        title = f"Only {', '.join(dict.fromkeys(one.kind for one in strikes))}"
+        leg = self.legs.run(f"apart-{len(self.legs.all)}", title, strikes, [self.settings.processes[0]], start=start)
+        leg.apart = True
+        self._judge(leg)
 
     def _can_go_on(self, leg: Leg) -> bool:
         """True if preemptions that a leg ended without can be tried in another one, which begins with checkpoints."""

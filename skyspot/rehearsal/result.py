@@ -138,6 +138,8 @@ class Leg:
     """The file with the whole output of the attempt that failed."""
     goodput: float | None = None
     verdict: Verdict | None = None
+    apart: bool = False
+    """True if it was run to tell which kinds of preemption are at fault."""
 
     @property
     def preempted(self) -> int:
