@@ -19,11 +19,13 @@ from support import clean_env
 from support_rehearse import leftovers, trains
 from traced import Fs
 
+from skyspot.errors import UsageError
 from skyspot.rehearsal import sight
 from skyspot.rehearsal.bucketfs.calls import Calls
 from skyspot.rehearsal.bucketfs.polling import Poller
 from skyspot.rehearsal.bucketfs.trace import CALLS, EVENTS, MAPPED, POLLS, Call, read_trace
 from skyspot.rehearsal.bucketfs.watcher import Watcher, events_missing
+from skyspot.rehearsal.faults import Preemption
 from skyspot.rehearsal.lives import follow
 from skyspot.rehearsal.replay import Attempt
 from skyspot.rehearsal.saves import study
@@ -447,7 +449,7 @@ def test_a_kill_after_a_save_is_none_in_a_save(tmp_path: Path) -> None:
     options = ["--compare", "result", "--kinds", "kill,kill-in-save", "--preemptions", "2"]
     code, result = rehearse(tmp_path, task, *options, before=late)
     kinds = {row["kind"]: (row["outcome"], row["why"]) for row in result["kinds"]}
-    assert kinds["kill-in-save"] == ("not tried", "each save had finished before the kill"), result
+    assert kinds["kill-in-save"] == ("not tried", "the save had finished before the kill"), result
     assert (code, kinds["kill"][0]) == (0, "exact"), result
 
 
@@ -462,6 +464,24 @@ def test_without_file_events_nothing_is_proved(tmp_path: Path) -> None:
         ("kill", "not checked"), ("kill-in-save", "not tried"),
     ]  # fmt: skip
     assert any("its files were looked at again and again" in one for one in result["notes"])
+
+
+def test_kinds_of_which_none_can_be_tried_are_refused() -> None:
+    plan = [Preemption("torn"), Preemption("kill-in-save"), Preemption("kill")]
+    assert [one.kind for one in sight.tried(POLLS, plan, "")] == ["kill"]
+    assert [one.kind for one in sight.tried(EVENTS, plan, "")] == ["kill-in-save", "kill"]
+    with pytest.raises(UsageError, match=r"--kinds torn: it needs FUSE \(it is macOS\)\. Add a kind that does not"):
+        sight.tried(POLLS, plan[:2], "it is macOS")
+
+
+@needs_events
+def test_a_script_that_never_saves_is_told_so(tmp_path: Path) -> None:
+    code, result = rehearse(tmp_path, script("never_saves"), "--compare", "own/centres.csv")
+    assert code == 1
+    text = "not checked: the task saves nothing before its end, so a preemption loses all of its work"
+    assert text_of(result).startswith(text)
+    kinds = {row["kind"]: (row["outcome"], row["why"]) for row in result["kinds"]}
+    assert kinds["kill-in-save"] == kinds["torn"] == ("not tried", "the task saves nothing before its end")
 
 
 @needs_events

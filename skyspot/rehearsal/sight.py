@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from skyspot.errors import UsageError
 from skyspot.rehearsal import evidence, faults
 from skyspot.rehearsal.bucketfs.trace import CALLS, EVENTS, GAP, POLLS, Call
+from skyspot.rehearsal.faults import Preemption
 from skyspot.rehearsal.lives import Life
 from skyspot.rehearsal.resumes import RESUMED
 from skyspot.rehearsal.saves import Learnt, Save
@@ -30,6 +32,23 @@ def note(sight: str, point: str, missing: str) -> str:
         missing: Why it was not served through FUSE.
     """
     return f"{point} was not served through FUSE ({missing}): {_UNSEEN[sight]}"
+
+
+def tried(sight: str, plan: Sequence[Preemption], missing: str) -> list[Preemption]:
+    """List the preemptions that can be tried.
+
+    Args:
+        sight: EVENTS or POLLS.
+        plan: All that are planned.
+        missing: Why buckets are not served through FUSE.
+
+    Raises:
+        UsageError: there are none.
+    """
+    found = [one for one in plan if one.kind not in NOT_TRIED[sight]]
+    if plan and not found:
+        raise UsageError(f"--kinds {plan[0].kind}: it needs FUSE ({missing}). Add a kind that does not: --kinds kill")
+    return found
 
 
 def gap(calls: Sequence[Call]) -> str:

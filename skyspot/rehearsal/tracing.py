@@ -44,6 +44,8 @@ class Tracing:
         """The kind of mount of each bucket that is served, by mount point."""
         self.point = task.bucket.path if task.bucket and task.bucket.path in kinds else None
         """Mount point of the bucket with the run; None: it is not traced."""
+        self._too_late = False
+        """A kill in a save came when that had finished."""
         self._missed: dict[str, str] = {}
         """Why calls of a leg were missed."""
         if settings.at is not None and self.point not in self.manners:
@@ -75,10 +77,13 @@ class Tracing:
         """Have preemptions that concern a save fall on its calls; without a save, leave them out.
 
         Raises:
-            UsageError: the save has no place that is named as `--at` has it.
+            UsageError: the save has no place that is named as `--at` has it; or no kind can be tried here.
         """
-        if self.evidence is None or self.sight != CALLS:
-            return [one for one in plan if one.kind not in sight.NOT_TRIED[self.sight]]
+        if self.evidence is None:
+            return plan
+        if self.sight != CALLS:
+            tried = sight.tried(self.sight, plan, str(self.missing))
+            return [one for one in tried if one.kind not in faults.AT_A_CALL or self.evidence.places()]
         places, tears = told_apart(self.evidence.places()), MANNERS[self.manner].direct
         if settings.at is not None:
             return [replace(plan[0], at_fraction=None, place=named(settings.at, places))]
@@ -88,11 +93,11 @@ class Tracing:
         """Say why kinds that concern a save were not tried."""
         if self.evidence is None:
             return {}
-        if self.sight != CALLS:
-            unseen = dict.fromkeys(sight.NOT_TRIED[self.sight], f"it needs FUSE: {self.missing}")
-            return {"kill-in-save": "each save had finished before the kill"} | unseen
         if not self.evidence.places():
             return dict.fromkeys(faults.AT_A_CALL, "the task saves nothing before its end")
+        if self.sight != CALLS:
+            unseen = dict.fromkeys(sight.NOT_TRIED[self.sight], f"it needs FUSE: {self.missing}")
+            return unseen | ({"kill-in-save": "the save had finished before the kill"} if self._too_late else {})
         if not MANNERS[self.manner].direct:
             return {"torn": f"on a mount like {self.manner} a file appears whole, when it is closed or uploaded"}
         return {}
@@ -131,6 +136,7 @@ class Tracing:
         lives = self.evidence.lives(leg) if self.evidence else ()
         row.hit = learnt is not None and bool(lives) and sight.is_incomplete(learnt, lives[-1])
         row.ended = "killed while saving" if row.hit else "killed, when the save had finished"
+        self._too_late = self._too_late or not row.hit
 
     def judge(self, leg: str, same: bool) -> Verdict | None:
         """Judge whether a leg's attempts resumed; None if they did."""

@@ -7,6 +7,7 @@ import select
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -182,4 +183,5 @@ class Inotify:
                 self._events.deleted(path)
                 for watch, folder in list(self._folders.items()) if is_folder else ():
                     if folder.startswith(f"{path}/"):
-                        self._inotify.rm_watch(watch)
+                        with suppress(OSError):  # It was deleted meanwhile.
+                            self._inotify.rm_watch(watch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import tempfile
 import threading
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -79,14 +80,19 @@ class Watcher:
     def _watch(self) -> None:
         while self._source and not self._over.is_set():
             self._source.wait(LOOK_S)
-            with self._turn:
-                self._source.look()
+            self._take(self._source.look)
+
+    def _take(self, look: Callable[[], None]) -> None:
+        with self._turn:
+            try:
+                look()
+            except OSError as error:
+                self.calls.gap(f"the bucket could not be watched: {error.strerror}")
 
     def kill_comes(self) -> None:
         """Take in what has happened before the machine is killed."""
-        with self._turn:
-            if self._source and not self._over.is_set():
-                self._source.kill_comes()
+        if self._source and not self._over.is_set():
+            self._take(self._source.kill_comes)
 
     def stop(self) -> None:
         """End it. The machine is gone."""
@@ -95,7 +101,7 @@ class Watcher:
         self._over.set()
         self._thread.join()
         if self._source:
-            self._source.finish()
+            self._take(self._source.finish)
         self.calls.save()
 
 
