@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -324,6 +324,46 @@ def test_an_attempt_that_was_not_seen_to_read_makes_the_leg_unsure() -> None:
     found = sight.judge(EVENTS, learnt, lives, same=True)
     assert found
     assert found.text == "not checked: attempt 2 was not seen to read step-20.pt (step 20), which was complete"
+
+
+def saves_to(path: str, temporary: str = "") -> Callable[[Fs], None]:
+    """A script that saves four times, to a temporary name first if there is one."""
+
+    def run(fs: Fs) -> None:
+        for step in range(1, 5):
+            fs.tick()
+            fs.write(temporary or path.replace("#", str(step)), step, size=1000)
+            if temporary:
+                fs.rename(temporary, path)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("script", "last", "size", "incomplete"),
+    [
+        (saves_to("step-#.pt"), "write", 400, True),
+        (saves_to("step-#.pt"), "write", 1000, False),
+        (saves_to("step-#.pt"), "close", 1000, False),
+        (saves_to("state.pt", "state.tmp"), "write", 1000, True),
+        (saves_to("state.pt", "state.tmp"), "close", 1000, True),
+        (saves_to("state.pt", "state.tmp"), "rename", 1000, False),
+    ],
+)
+def test_a_kill_in_a_save_is_claimed_only_of_a_file_that_is_short_or_not_in_its_place(
+    script: Callable[[Fs], None], last: str, size: int, incomplete: bool
+) -> None:
+    """The kill closes every file, so a file of full size may be whole."""
+    fs = Fs()
+    reference = fs.attempt(script)
+    fs.files.clear()
+    calls = list(fs.attempt(script).calls)
+    while calls[-1].name != last:
+        calls.pop()
+    calls = [replace(call, size=size) if call is calls[-1] and last == "write" else call for call in calls]
+    attempt = Attempt(calls)
+    learnt = study(reference, [[attempt]])
+    assert sight.is_incomplete(learnt, follow(learnt, [attempt])[-1]) == incomplete
 
 
 # -- rehearsals ------------------------------------------------------------------------------------------------------
