@@ -345,7 +345,7 @@ MIB = bytes(1 << 20)
 
 
 class Opened:
-    """A daemon's own view of one open file, without a mount."""
+    """A daemon's file system with an open file, without a mount."""
 
     def __init__(self, folder: Path, **config: Any) -> None:
         if reason := faultfs.missing():
@@ -356,28 +356,33 @@ class Opened:
         settings = {"bucket": folder / "bucket", "disk": folder / "disk", "trace": folder / "trace", "proc": "/proc"}
         self.served = BucketFS({**settings, "manners": "local", "strike": None, **config})
         self.path, self.trace = folder / "bucket" / "a", folder / "trace"
-        self.path.touch()
+        self.answered: list[int] = []
         self.handle = self.open()
 
-    def open(self) -> Any:
+    def open(self, name: str = "a") -> int:
         from skyspot.rehearsal.bucketfs.names import Handle
 
-        fd = os.open(self.path, os.O_RDWR)
-        handle = Handle(len(self.served._handles) + 1, fd, "a", os.O_RDWR, (1, "python"))
+        fd = os.open(self.path.with_name(name), os.O_RDWR | os.O_CREAT)
+        handle = Handle(len(self.served._handles) + 1, fd, name, os.O_RDWR, (1, "python"))
         self.served._handles[handle.number] = handle
-        return handle
+        return handle.number
 
-    def while_it_writes(self, do: Callable[[], None]) -> None:
-        """Write, and do something in another thread from the answer on, which is before the write."""
+    def write(self, handle: int, data: bytes, offset: int = 0) -> None:
+        self.served.write_from(handle, 1, offset, memoryview(data), lambda: self.answered.append(handle), lambda: None)
+
+    def before_it_is_written(self, do: Callable[[], None]) -> None:
+        """Do something in another thread while a write that was answered is not done."""
+        gate = threading.Event()
+        self.served._behind.put(gate.wait)
+        self.write(self.handle, MIB)
+        assert self.answered == [self.handle]
         thread = threading.Thread(target=do)
-
-        def answer() -> None:
-            assert self.path.stat().st_size == 0
-            thread.start()
-            thread.join(0.3)  # Long enough for one that does not wait for the write.
-
-        self.served.write_from(self.handle.number, 1, 0, memoryview(MIB), answer)
+        thread.start()
+        thread.join(0.3)  # Long enough for one that does not wait for the write.
+        assert self.path.stat().st_size == 0
+        gate.set()
         thread.join()
+        self.served.settle()
 
 
 def test_whatever_comes_after_a_write_finds_it_done(tmp_path: Path) -> None:
@@ -388,41 +393,35 @@ def test_whatever_comes_after_a_write_finds_it_done(tmp_path: Path) -> None:
         opened.served.settle()
         seen.append(opened.path.stat().st_size)
 
-    opened.while_it_writes(settle)
+    opened.before_it_is_written(settle)
     assert seen == [len(MIB)]
 
 
-def test_a_read_through_another_descriptor_finds_a_write_done(tmp_path: Path) -> None:
+def test_a_read_finds_a_write_done(tmp_path: Path) -> None:
     opened = Opened(tmp_path)
-    other = opened.open()
-    seen: list[int] = []
-    opened.while_it_writes(lambda: seen.append(opened.served.read_into(other.number, 1, 0, memoryview(bytearray(9)))))
+    other, seen = opened.open(), list[int]()
+    opened.before_it_is_written(lambda: seen.append(opened.served.read_into(other, 1, 0, memoryview(bytearray(9)))))
     assert seen == [9]
 
 
-def test_writes_to_one_file_through_two_descriptors_keep_their_order(tmp_path: Path) -> None:
+def test_writes_keep_their_order_whatever_file_and_size(tmp_path: Path) -> None:
     opened = Opened(tmp_path)
-    other = opened.open()
-
-    def write() -> None:
-        opened.served.write_from(other.number, 1, 0, memoryview(b"later"), lambda: None)
-
-    opened.while_it_writes(write)
-    assert opened.path.read_bytes() == b"later" + MIB[5:]
-    assert [call.handle for call in read_trace(opened.trace)] == [opened.handle.number, other.number]
+    other = opened.open("b")
+    opened.before_it_is_written(lambda: opened.write(other, b"later"))
+    assert opened.path.with_name("b").read_bytes() == b"later"
+    assert [(call.path, call.size) for call in read_trace(opened.trace)] == [("a", len(MIB)), ("b", 5)]
 
 
 def test_a_write_is_not_answered_if_the_strike_falls_on_it(tmp_path: Path) -> None:
     opened = Opened(tmp_path, strike={"number": 1, "phase": "middle"})
-    answered: list[int] = []
 
     def write() -> None:
         for number in range(2):
-            opened.served.write_from(1, 1, number * len(MIB), memoryview(MIB), lambda: answered.append(1))
+            opened.write(opened.handle, MIB, number * len(MIB))
 
     threading.Thread(target=write, daemon=True).start()
     until("the strike falls", lambda: any(call.struck for call in read_trace(opened.trace)))
-    assert answered == [1]
+    assert opened.answered == [opened.handle]
     assert opened.path.stat().st_size == len(MIB) * 3 // 2
 
 

@@ -19,6 +19,9 @@ T = TypeVar("T")
 _NOT_BEHIND = os.O_APPEND | os.O_NOFOLLOW | getattr(os, "O_DIRECT", 0)
 """Flags that the kernel has dealt with already, or that would change what arrives here."""
 
+_LARGE = 32 << 10
+"""Bytes from which on it takes longer to write than to have another thread do it."""
+
 
 class BucketFS(Names):
     """The file system."""
@@ -68,7 +71,7 @@ class BucketFS(Names):
         """Read into memory; return how much."""
         self._recorder.wait_if_struck()
         handle = self._handles[fh]
-        self.settle(handle)
+        self.settle()
         # /proc is left alone: a process that waits for a mapped page may hold what reading its command line needs.
         who = self._who_on(handle, pid, look=False)
         try:
@@ -79,48 +82,62 @@ class BucketFS(Names):
         self._recorder.record("read", handle.path, who, handle=fh, offset=offset, size=done)
         return done
 
-    def write_from(self, fh: int, pid: int, offset: int, memory: memoryview, answer: Callable[[], None]) -> None:
-        """Write, and answer as soon as it is certain to be tried, so that the script goes on meanwhile.
+    def write_from(
+        self, fh: int, pid: int, offset: int, memory: memoryview, answer: Callable[[], None], done: Callable[[], None]
+    ) -> None:
+        """Write; a large one is answered before, and what fails then is told by every later write, fsync and close.
 
-        Whatever the script asks next is done after it, and what failed is told by every later write, fsync and close. A
-        kill leaves the same as one that comes a moment earlier.
+        Args:
+            fh: The file's handle.
+            pid: Of the process that writes.
+            offset: Where.
+            memory: What.
+            answer: Tells the process that it is written.
+            done: Called when the memory may be used again, unless this raises.
 
         Raises:
-            OSError: refused, or an earlier write failed; it is not answered.
+            OSError: refused, or it failed, or an earlier one; it is not answered.
         """
-        handle, size = self._handles[fh], len(memory)
+        handle = self._handles[fh]
         who = self._who_on(handle, pid)
-        self.settle(handle)
+        behind = not self._recorder.has_strike and (self._behind.busy or len(memory) >= _LARGE)
+        if offset != handle.end and self._refuses(manners.SEEK):
+            self._refuse(manners.SEEK, "write", handle.path, who, handle=fh, offset=offset, size=len(memory))
+        handle.check()
+        if not behind:
+            self._write(handle, who, offset, memory)
+            answer()
+            done()
+            return
+        handle.end = max(handle.end, offset + len(memory))
+
+        def later() -> None:
+            try:
+                self._write(handle, who, offset, memory)
+            except OSError as error:
+                handle.error = error.errno or errno.EIO
+            done()
+
+        self._behind.put(later)
+        answer()
+
+    def _write(self, handle: Handle, who: tuple[int, str], offset: int, memory: memoryview) -> None:
+        size = len(memory)
 
         def do(size: int = size) -> None:
             self._detach(handle)
-            done = 0
-            while done < size:
-                done += os.pwritev(handle.fd, [memory[done:size]], offset + done)
-                handle.end = max(handle.end, offset + done)
+            written = 0
+            while written < size:
+                written += os.pwritev(handle.fd, [memory[written:size]], offset + written)
+                handle.end = max(handle.end, offset + written)
             handle.unclosed += size
 
-        with handle.lock:
-            if offset != handle.end and self._refuses(manners.SEEK):
-                self._refuse(manners.SEEK, "write", handle.path, who, handle=fh, offset=offset, size=size)
-            handle.check()
-            self._writing.add(handle)
-            try:
-                self._recorder.change(
-                    do, "write", handle.path, who, half=lambda: do(size // 2), certain=answer, handle=fh,
-                    offset=offset, size=size,
-                )  # fmt: skip
-            except OSError as error:
-                handle.error = error.errno or errno.EIO
-            finally:
-                self._writing.discard(handle)
+        more = {"handle": handle.number, "offset": offset, "size": size}
+        self._recorder.change(do, "write", handle.path, who, half=lambda: do(size // 2), **more)
 
-    def settle(self, handle: Handle | None = None) -> None:
-        """Wait until writes that were answered are done: all, or those on another handle's file."""
-        for other in list(self._writing):
-            if handle is None or other.file == handle.file:
-                with other.lock:
-                    pass
+    def settle(self) -> None:
+        """Wait until writes that were answered are done."""
+        self._behind.settle()
 
     def _detach(self, handle: Handle) -> None:
         """Keep what was uploaded as it is when the file that it was uploaded from is changed."""

@@ -27,7 +27,6 @@ _TRANSFER = struct.Struct("=QQI20x")
 """struct fuse_read_in and fuse_write_in: handle, offset, size."""
 _DATA = _HEADER.size + _TRANSFER.size
 _ANSWER, _WRITTEN = struct.Struct("=IiQ"), struct.Struct("=IiQII")
-_PAGE = mmap.PAGESIZE
 _MOST_THREADS = 64
 _libfuse = mfusepy._libfuse
 
@@ -38,8 +37,10 @@ class DataCalls(Protocol):
     def read_into(self, fh: int, pid: int, offset: int, memory: memoryview) -> int:
         """Read into memory; return how much."""
 
-    def write_from(self, fh: int, pid: int, offset: int, memory: memoryview, answer: Callable[[], None]) -> None:
-        """Write, and answer as soon as it is certain to be tried."""
+    def write_from(
+        self, fh: int, pid: int, offset: int, memory: memoryview, answer: Callable[[], None], done: Callable[[], None]
+    ) -> None:
+        """Write, and answer, maybe before; then the memory is free, unless it raises."""
 
     def settle(self) -> None:
         """Wait until writes that were answered are done."""
@@ -92,56 +93,77 @@ def main(served: DataCalls, count: int, arguments: Any, operations: Any, size: i
     return 0
 
 
+class _Request:
+    """Memory for one request."""
+
+    __slots__ = ("memory", "whole")
+
+    def __init__(self) -> None:
+        # What is to be written begins on a page, which copies quicker.
+        self.memory = memoryview(mmap.mmap(-1, MAX_WRITE + 2 * mmap.PAGESIZE))[mmap.PAGESIZE - _DATA :]
+        place = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        self.whole = _Buffer(0, 0, place, -1, 0, len(self.memory))
+
+
 class _Loop:
     """Threads that each read and do one request after another. There is always one that waits for a request."""
 
     def __init__(self, served: DataCalls, session: int, fd: int) -> None:
         self._served, self._session, self._fd = served, session, fd
         self._threads: list[threading.Thread] = []
-        self._waiting: list[None] = []  # One for each thread that waits; a list's append and pop are atomic.
+        # A list's append and pop are atomic. What was used last is used next: it is in the processor's cache.
+        self._free: list[_Request] = []
+        self._waiting: list[None] = []  # One for each thread that waits.
 
     def work(self) -> None:
         """Do requests until the unmount."""
-        memory = mmap.mmap(-1, MAX_WRITE + 2 * _PAGE)
-        request = memoryview(memory)[_PAGE - _DATA :]  # What is to be written begins on a page, which copies quicker.
-        whole = _Buffer(0, 0, ctypes.addressof(ctypes.c_char.from_buffer(request)), -1, 0, len(request))
-        while True:
-            self._waiting.append(None)
-            try:
-                whole.size = os.readv(self._fd, [request])
-            except OSError as error:
-                if error.errno == errno.ENODEV:  # Unmounted.
-                    return
-                if error.errno not in (errno.ENOENT, errno.EAGAIN):  # The request was taken back.
-                    raise
-                continue
-            finally:
-                self._waiting.pop()
+        while (request := self._next()) is not None:
             if not self._waiting and len(self._threads) < _MOST_THREADS:
                 self._threads.append(threading.Thread(target=self.work, daemon=True))
                 self._threads[-1].start()
-            _, opcode, unique, _, _, _, pid, _, _ = _HEADER.unpack_from(request)
+            _, opcode, unique, _, _, _, pid, _, _ = _HEADER.unpack_from(request.memory)
             if opcode in (_READ, _WRITE):
                 self._transfer(opcode, unique, pid, request)
-            elif opcode != _INTERRUPT:
+                continue
+            if opcode != _INTERRUPT:
                 self._served.settle()
-                _libfuse.fuse_session_process_buf(self._session, ctypes.byref(whole))
+                _libfuse.fuse_session_process_buf(self._session, ctypes.byref(request.whole))
+            self._free.append(request)
 
-    def _transfer(self, opcode: int, unique: int, pid: int, request: memoryview) -> None:
-        handle, offset, size = _TRANSFER.unpack_from(request, _HEADER.size)
-        data = request[_DATA : _DATA + size]
+    def _next(self) -> _Request | None:
+        """Wait for a request; None: it is unmounted."""
+        request = self._free.pop() if self._free else _Request()
+        while True:
+            self._waiting.append(None)
+            try:
+                request.whole.size = os.readv(self._fd, [request.memory])
+                return request
+            except OSError as error:
+                if error.errno == errno.ENODEV:
+                    return None
+                if error.errno not in (errno.ENOENT, errno.EAGAIN):  # The request was taken back.
+                    raise
+            finally:
+                self._waiting.pop()
+
+    def _transfer(self, opcode: int, unique: int, pid: int, request: _Request) -> None:
+        handle, offset, size = _TRANSFER.unpack_from(request.memory, _HEADER.size)
+        data = request.memory[_DATA : _DATA + size]
         try:
             if opcode == _WRITE:
                 answer = _WRITTEN.pack(_WRITTEN.size, 0, unique, size, 0)
-                self._served.write_from(handle, pid, offset, data, lambda: self._send(answer))
-            else:
-                done = self._served.read_into(handle, pid, offset, data)
-                self._send(_ANSWER.pack(_ANSWER.size + done, 0, unique), data[:done])
+                self._served.write_from(
+                    handle, pid, offset, data, lambda: self._send(answer), lambda: self._free.append(request)
+                )
+                return
+            done = self._served.read_into(handle, pid, offset, data)
+            self._send(_ANSWER.pack(_ANSWER.size + done, 0, unique), data[:done])
         except OSError as error:
             self._send(_ANSWER.pack(_ANSWER.size, -(error.errno or errno.EIO), unique))
         except Exception:
             traceback.print_exc()
             self._send(_ANSWER.pack(_ANSWER.size, -errno.EIO, unique))
+        self._free.append(request)
 
     def _send(self, *parts: bytes | memoryview) -> None:
         with suppress(OSError):  # Nobody waits for it any more.

@@ -7,7 +7,6 @@ import errno
 import itertools
 import os
 import stat
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -15,6 +14,7 @@ from typing import Any, NoReturn, TypeVar
 import mfusepy
 
 from skyspot.rehearsal.bucketfs import manners
+from skyspot.rehearsal.bucketfs.behind import WriteBehind
 from skyspot.rehearsal.bucketfs.manners import MANNERS
 from skyspot.rehearsal.bucketfs.recorder import Recorder
 from skyspot.rehearsal.bucketfs.store import Store
@@ -29,18 +29,13 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 class Handle:
     """An open file."""
 
-    __slots__ = (
-        "end", "error", "fd", "file", "flags", "fresh", "lock", "number", "path", "pid", "processes", "unclosed",
-    )  # fmt: skip
+    __slots__ = ("end", "error", "fd", "flags", "fresh", "number", "path", "pid", "processes", "unclosed")
 
     def __init__(self, number: int, fd: int, path: str, flags: int, who: tuple[int, str]) -> None:
         self.number, self.fd, self.path, self.flags, self.pid = number, fd, path, flags, who[0]
         self.processes = {0: who[1]}
         """Command lines by pid; 0: of the one that opened it, which may be a shell before its exec."""
-        found = os.fstat(fd)
-        self.end, self.file = found.st_size, found.st_ino
-        self.lock = threading.Lock()
-        """Held while something is written to it, which is longer than the script waits."""
+        self.end = os.fstat(fd).st_size
         self.error = 0
         """errno of a write that failed after it was answered."""
         self.unclosed = 0
@@ -73,8 +68,7 @@ class Names(mfusepy.Operations):  # type: ignore[misc]
             self._store = Store(bucket, Path(config["disk"]), self._manners, self._recorder)
         self._root = str(self._store.view if self._store else bucket)
         self._handles: dict[int, Handle] = {}
-        self._writing: set[Handle] = set()
-        """What is written to at the moment."""
+        self._behind = WriteBehind()
         self._numbers = itertools.count(self._recorder.first_number + 1)
         self._by_pid: dict[int, str] = {}
         self._config: Any = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import threading
@@ -34,16 +35,19 @@ class Recorder:
         self._writing = threading.Lock()
         self._turn = threading.Lock()
         """With a strike, calls that change the bucket take turns: the trace then has all that reached it."""
+        self.has_strike = strike is not None
         self._left = strike.number if strike else 0
         self._stopped = False
         self.first_number = self._number
 
     def record(self, name: str, path: str, who: tuple[int, str], **more: Any) -> None:
         """Write one call, in one piece; the rest as in `Call`, without what is 0 or empty."""
-        said = {"path": path, "pid": who[0], "process": who[1]} | {key: value for key, value in more.items() if value}
-        rest = json.dumps(said, separators=(",", ":"))[1:]
+        said = "".join(
+            f',"{key}":{value if type(value) is int else json.dumps(value)}' for key, value in more.items() if value
+        )
+        rest = f'"name":"{name}",{_quoted(path, *who)}{said}'
         with self._writing:
-            line = f'{{"number":{self._number},"time":{time.monotonic():.6f},"name":"{name}",{rest}\n'
+            line = f'{{"number":{self._number},"time":{time.monotonic():.6f},{rest}}}\n'
             self._number += 1
             os.write(self._file, line.encode())
 
@@ -77,7 +81,6 @@ class Recorder:
         who: tuple[int, str],
         *,
         half: Callable[[], object] | None = None,
-        certain: Callable[[], None] | None = None,
         flags: int = 0,
         size: int = 0,
         **more: Any,
@@ -89,7 +92,6 @@ class Recorder:
             name: Its name; this and the rest as in `Call`.
             path: Its path.
             who: Who made it: pid and command line.
-            certain: Called once nothing can come before the call.
             half: What is left of it when the machine is lost in its middle; None: nothing.
             flags: How it opens.
             size: How much it writes.
@@ -97,14 +99,10 @@ class Recorder:
         """
         more |= {"flags": flags, "size": size}
         if self._strike is None:
-            if certain:
-                certain()
             return self.report(do, name, path, who, **more)
         with self._turn:
             self.wait_if_struck()
             if not self._falls(name, path, flags, size):
-                if certain:
-                    certain()
                 return self.report(do, name, path, who, **more)
             phase, done = self._strike.phase, {"before": None, "middle": half, "after": do}
             with suppress(OSError):
@@ -129,6 +127,11 @@ class Recorder:
             return False
         self._left -= 1
         return self._left < 0
+
+
+@functools.lru_cache(256)
+def _quoted(path: str, pid: int, process: str) -> str:
+    return json.dumps({"path": path, "pid": pid, "process": process}, separators=(",", ":"))[1:-1]
 
 
 def _block() -> NoReturn:
