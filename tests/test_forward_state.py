@@ -153,6 +153,7 @@ def test_extra_state_of_any_kind_is_set_aside_and_put_back() -> None:
     kept = forward_state.keep(model)
     with torch.no_grad():
         grown.zero_()
+    values[5].write(b"other")
     for module in model:
         module.value = "changed"
     for _ in range(2):
@@ -163,5 +164,6 @@ def test_extra_state_of_any_kind_is_set_aside_and_put_back() -> None:
         assert found[4][3] == {"of": None}
         assert found[5].getvalue() == b"fp8"
         assert found[6] == "changed", "what cannot be set is let be"
+        found[5].write(b"other")
         found[4]["amax"].zero_()
         found[4][3].clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import threading
@@ -82,6 +83,8 @@ def write(folder: Path, split: list[tuple[State, dict[str, torch.Tensor]]], **fa
 def same(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor):
         return isinstance(other, torch.Tensor) and torch.equal(one, other)
+    if isinstance(one, io.BytesIO):
+        return isinstance(other, io.BytesIO) and one.getvalue() == other.getvalue()
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
     return bool(one == other)
@@ -94,6 +97,7 @@ OTHERS = {
     "an element": {**ALIKE, "table": torch.tensor([1.0, 2.0, 1.0])},
     "a shape": {**ALIKE, "table": torch.zeros(5)},
     "kinds": {"count": torch.zeros(2), "table": None},
+    "a file": {**ALIKE, "count": io.BytesIO(b"fp8")},
 }
 
 

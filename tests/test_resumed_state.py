@@ -1,5 +1,6 @@
 """States that are unusual and not wrong: each comes back as it was, or is refused in a line before it could be lost."""
 
+import io
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from torch import nn
 from trainer.checkpoint import memory_formats, optimizers, restore, state, writing
 from trainer.checkpoint.shards import deal, local, parts_of
 from trainer.checkpoint.state import StateError
+from trainer.checkpoint.values import decode
 from trainer.layout.events import event_named, read_events
 from trainer.layout.manifest import Manifest
 from trainer.layout.names import STATE, RunPaths, list_attempts, list_checkpoints
@@ -150,6 +152,64 @@ def test_what_modules_keep_besides_comes_back(tmp_path: Path, value: object) -> 
     assert again[0].value == value
     assert torch.equal(again[1].value, torch.ones(3))
     assert "module.1" in names
+
+
+@pytest.mark.parametrize(("content", "position"), [(b"\x00fp8\xff", 5), (b"", 0), (b"ab", 0), (bytes(300_000), 9)])
+def test_a_file_in_memory_comes_back_with_its_position(tmp_path: Path, content: bytes, position: int) -> None:
+    file = io.BytesIO(content)
+    file.seek(position)
+    model, again = nn.Sequential(Counting({"state": file})), nn.Sequential(Counting())
+    resume(tmp_path, model, None, again, None)
+    found = again[0].value["state"]
+    assert type(found) is io.BytesIO
+    assert (found.getvalue(), found.tell()) == (content, position)
+    assert file.tell() == position, "the module's own file is as it was"
+
+
+@pytest.mark.parametrize("held", [["x", 0], [{"bytes": "t"}, -1], [{"bytes": "t"}, True], [{"bytes": "t"}], "x", []])
+def test_a_file_in_memory_that_was_not_saved_so_is_refused(held: object) -> None:
+    with pytest.raises(StateError, match=r"state\.json holds a"):
+        decode({"file": held}, {"t": torch.zeros(2, dtype=torch.uint8)})
+
+
+class Scaled(nn.Linear):
+    """As a layer of an fp8 engine: its scale comes from the greatest inputs so far; it keeps them in a file."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 1)
+        self.greatest = torch.zeros(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.greatest = torch.cat([self.greatest[1:], x.detach().abs().max()[None]])
+        return super().forward(x / (1 + self.greatest.sum()))
+
+    def get_extra_state(self) -> io.BytesIO:
+        file = io.BytesIO()
+        torch.save({"greatest": self.greatest}, file)
+        return file
+
+    def set_extra_state(self, file: io.BytesIO) -> None:
+        file.seek(0)
+        self.greatest = torch.load(file)["greatest"]
+
+
+def test_a_module_that_keeps_its_state_in_a_file_resumes_exactly(tmp_path: Path) -> None:
+    def lost(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        if len(steps := [*passes, None]) > 9:
+            raise RuntimeError("lost")
+        passes[:] = steps
+        return one_rank.squares(model, batch)
+
+    passes: list[None] = []
+    assert one_rank.train(tmp_path / "whole", model=Scaled).code == 0
+    assert one_rank.train(tmp_path / "run", model=Scaled, loss=lost).code == 1
+    assert one_rank.train(tmp_path / "run", model=Scaled).code == 0
+    whole, run = ((tmp_path / name / "final" / "model.safetensors").read_bytes() for name in ("whole", "run"))
+    assert run == whole
+    last = [max((tmp_path / name / "checkpoints").iterdir()) for name in ("whole", "run")]
+    shares = [(folder / "share-00000.safetensors") for folder in last]
+    assert shares[0].read_bytes() == shares[1].read_bytes()
 
 
 def test_what_modules_keep_and_cannot_be_saved_or_restored_is_refused_in_a_line(tmp_path: Path) -> None:

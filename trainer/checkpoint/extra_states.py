@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,6 +50,10 @@ def _copy(value: Any) -> Any:
         return {key: _copy(one) for key, one in value.items()}
     if type(value) in (list, tuple):
         return type(value)(_copy(one) for one in value)
+    if type(value) is io.BytesIO:
+        copy = io.BytesIO(value.getvalue())
+        copy.seek(value.tell())
+        return copy
     return value  # It cannot change, or it cannot be saved and is refused before the first step.
 
 

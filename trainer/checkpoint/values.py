@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -30,8 +31,10 @@ def encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
         if isinstance(value, torch.Tensor):
             tensors[path] = value
             return {"tensor": path}
-        tensors[path] = torch.tensor(list(value), dtype=torch.uint8)
+        tensors[path] = torch.from_numpy(np.array(bytearray(value), dtype=np.uint8))
         return {"bytes": path}
+    if type(value) is io.BytesIO:
+        return {"file": [encode(value.getvalue(), path, tensors), value.tell()]}
     if value is None or isinstance(value, (bool, str)) or type(value) is int:
         return value
     if type(value) is float:
@@ -49,7 +52,7 @@ def encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
         ]
         return {"dict": pairs}
     raise StateError(
-        f"{path}: a {type(value).__name__} cannot be saved; use tensors, numbers, strings, lists and dicts"
+        f"{path}: a {type(value).__name__} cannot be saved; use tensors, numbers, strings, bytes, lists and dicts"
     )
 
 
@@ -94,6 +97,16 @@ def _decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
             return {_decode(key, tensors): _decode(item, tensors) for key, item in inner}
         if tag == "tensor" and inner in tensors:
             return tensors[inner]
+        if tag == "file" and isinstance(inner, list) and len(inner) == 2:
+            return _file(_decode(inner[0], tensors), inner[1])
         if tag == "bytes" and inner in tensors and tensors[inner].dtype == torch.uint8:
             return tensors[inner].cpu().numpy().tobytes()
     raise StateError("state.json holds a value of an unknown type")
+
+
+def _file(content: Any, position: Any) -> io.BytesIO:
+    if not isinstance(content, bytes) or type(position) is not int or position < 0:
+        raise StateError("state.json holds a file in memory that is malformed")
+    found = io.BytesIO(content)
+    found.seek(position)
+    return found
