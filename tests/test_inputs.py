@@ -3,11 +3,13 @@
 import json
 import os
 import shutil
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import train
 
 from trainer.attempt.ending import STOP_REQUEST, Leaving
 from trainer.attempt.record import open_attempt
@@ -17,8 +19,8 @@ from trainer.finetune.config import parse
 from trainer.finetune.hub import Repository
 from trainer.finetune.inputs import Inputs
 from trainer.finetune.sources import DataError
-from trainer.layout.manifest import Manifest
-from trainer.layout.names import AttemptName, RunPaths, list_attempts
+from trainer.layout.manifest import Manifest, read_manifest
+from trainer.layout.names import AttemptName, RunPaths, list_attempts, list_checkpoints
 from trainer.training.run import SpotRun
 
 TEXT = "to be or not to be, that is the question\n" * 40
@@ -34,9 +36,9 @@ def corpus(tmp_path: Path) -> Path:
 class Attempts:
     """The attempts of one run, up to the choice of their inputs."""
 
-    def __init__(self, folder: Path, *args: object) -> None:
+    def __init__(self, folder: Path, *args: object, length: tuple[object, ...] = ("--seq-len", 16)) -> None:
         self.paths = RunPaths(folder)
-        self.args = ["--checkpoint-dir", folder, "--seq-len", 16, *args]
+        self.args = ["--checkpoint-dir", folder, *length, *args]
         self.newest: Manifest | None = None
 
     def begin(self, *more: object, checkpoint: bool = True) -> dict[str, Any]:
@@ -52,7 +54,7 @@ class Attempts:
             chosen = inputs.choose()
             assert inputs.local
             manifest = tokens.manifest_of(self.paths, chosen["tokens"])
-            assert tokens.open_copy(chosen["tokens"], manifest, inputs.local).train.shape[1] == config.seq_len
+            assert tokens.open_copy(chosen["tokens"], manifest, inputs.local).train.shape[1] == chosen["seq_len"]
         if checkpoint:
             facts = {"step": 1, "run_id": "x", "tokens": chosen["tokens"], "binding": dict(run.binding)}
             self.newest = Manifest("checkpoint", {}, json.loads(json.dumps(facts, default=str)))
@@ -300,6 +302,81 @@ def test_a_model_of_the_hub_keeps_its_commit(
     assert run.begin() == first
     assert asked == [None, "1" * 40, "1" * 40]
     assert tokens.manifest_of(run.paths, first["tokens"]).facts["model_revision"] == "1" * 40
+
+
+# -- the default length of a sample ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short(tmp_path: Path, corpus: Path, saved: Path) -> Attempts:
+    """A run without --seq-len, of a model with 32 positions."""
+    return Attempts(tmp_path / "run", "--data", corpus, "--model", saved, length=())
+
+
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_the_default_length_of_a_sample_is_no_more_than_the_model_has_positions(
+    short: Attempts, capsys: pytest.CaptureFixture[str], checkpoint: bool
+) -> None:
+    first = short.begin(checkpoint=checkpoint)
+    assert first["seq_len"] == 32
+    assert "has 32 positions: --seq-len is 32, not the default of 128." in capsys.readouterr().out
+    facts = tokens.manifest_of(short.paths, first["tokens"]).facts
+    assert facts["seq_len"] == 32
+    assert short.begin() == first
+    assert short.begin("--seq-len", 32) == first, "what was chosen may be given"
+    assert short.newest
+    assert short.newest.facts["binding"]["seq_len"] == 32
+    with pytest.raises(Leaving, match="started with seq_len=32, not seq_len=16"):
+        short.begin("--seq-len", 16)
+
+
+def test_data_of_the_default_length_has_the_name_of_data_of_that_length(short: Attempts, tmp_path: Path) -> None:
+    given = Attempts(tmp_path / "given", *short.args[2:], length=("--seq-len", 32))
+    assert short.begin()["tokens"][:16] == given.begin()["tokens"][:16]
+
+
+def test_a_run_of_a_given_length_is_not_resumed_with_the_default(short: Attempts) -> None:
+    short.begin("--seq-len", 16)
+    with pytest.raises(Leaving, match="started with seq_len=16, not seq_len=32"):
+        short.begin()
+    assert len(list(short.paths.tokens.iterdir())) == 1, "nothing else is prepared"
+    assert short.begin("--allow-config-change", "seq_len")["seq_len"] == 32
+
+
+def test_a_run_that_bound_its_default_at_its_start_is_resumed(tmp_path: Path, corpus: Path) -> None:
+    """As earlier releases did."""
+    run = Attempts(tmp_path / "run", "--data", corpus, "--global-batch-size", 2, length=())
+    first = run.begin("--seq-len", 128)
+    assert run.begin() == first
+    assert first["seq_len"] == 128
+
+
+def test_a_model_with_more_positions_or_of_no_number_has_the_default(tmp_path: Path, saved: Path) -> None:
+    def length(**changes: object) -> int:
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        told = json.loads((saved / "config.json").read_text()) | changes
+        (folder / "config.json").write_text(json.dumps(told))
+        config = parse(["--checkpoint-dir", "x", "--model", str(folder)])
+        return model.seq_len_for(config, model.ModelFiles(str(folder)))
+
+    assert [length(n_positions=number) for number in (2048, 128, 127, 2, 1, 0, -1)] == [128, 128, 127, 2, 128, 128, 128]
+    assert length(model_type="bloom", architectures=["BloomForCausalLM"]) == 128
+
+
+@pytest.mark.slow
+def test_each_rank_trains_and_resumes_with_the_default_length(tmp_path: Path, corpus: Path, saved: Path) -> None:
+    args = ("--checkpoint-dir", tmp_path / "run", "--model", saved, "--data", corpus, "--cpu", "--processes", 2)
+    first = train(*args, "--max-steps", 2, "--save-every", 1)
+    assert first.code == 0, first.output
+    assert first.output.count("--seq-len is 32, not the default of 128") == 1
+    again = train(*args, "--max-steps", 3, "--allow-config-change", "max_steps")
+    assert again.code == 0, again.output
+    paths = RunPaths(tmp_path / "run")
+    facts = read_manifest(paths.checkpoint(list_checkpoints(paths)[0])).facts
+    assert (facts["step"], facts["config"]["seq_len"], facts["binding"]["seq_len"]) == (3, 32, 32)
+    refused = train(*args, "--seq-len", 33, "--max-steps", 3, "--checkpoint-dir", tmp_path / "other")
+    assert refused.code == 1
+    assert "Error: --seq-len 33 is more than the 32 positions" in refused.output
 
 
 # -- what does not fit ------------------------------------------------------------------------------------------------

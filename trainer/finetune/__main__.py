@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from trainer.errors import RunError
@@ -77,6 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         stack = ExitStack()
         inputs = Inputs(run, config, stack) if run.rank == 0 else None
         chosen = run.rank0_does("inputs", lambda: inputs and inputs.choose())
+        run.config = config = replace(config, seq_len=chosen["seq_len"], grace_s=run.grace_s)
         tokens = prepared.on_this_machine(run, chosen["tokens"], stack, inputs.local if inputs else None)
         files = models.on_this_machine(run, config.model, chosen["model_revision"], inputs.model if inputs else None)
         samples = PackedSamples(tokens.train)

@@ -30,6 +30,7 @@ from trainer.training.schedule import SCHEDULES
 
 DEFAULT_MAX_STEPS = 60
 DEFAULT_WARMUP_STEPS = 6
+DEFAULT_SEQ_LEN = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +49,11 @@ class TrainConfig(RunConfig):
         default="stdlib",
     )
     epochs: float | None = option("passes over the data, instead of --max-steps", default=None, above=0)
-    seq_len: int = option(
-        "tokens per sample", default=128, at_least=2, reason="the first token of a sample is not predicted"
+    seq_len: int | None = option(
+        f"tokens per sample (default: {DEFAULT_SEQ_LEN}, or as many as the model has positions, if it has fewer)",
+        default=None,
+        at_least=2,
+        reason="the first token of a sample is not predicted",
     )
     lr: float = option("peak learning rate", default=1e-3, above=0)
     lr_schedule: str = option("learning-rate schedule", default="cosine", choices=SCHEDULES)
@@ -90,13 +94,22 @@ class TrainConfig(RunConfig):
         """AdamW's betas."""
         return self.beta1, self.beta2
 
+    @property
+    def tokens_per_sample(self) -> int:
+        """--seq-len, or its default before the model is known."""
+        return DEFAULT_SEQ_LEN if self.seq_len is None else self.seq_len
+
     def binding(self) -> dict[str, Any]:
-        """The settings that no later attempt may change: they decide each step's samples, learning rate and loss."""
+        """The settings that no later attempt may change: they decide each step's samples, learning rate and loss.
+
+        A default --seq-len depends on the model; it is bound when the model is known (inputs.py).
+        """
         names = (
             "model", "seq_len", "global_batch_size", "seed", "lr", "lr_schedule", "warmup_steps", "weight_decay",
             "beta1", "beta2", "max_grad_norm", "max_steps", "epochs",
         )  # fmt: skip
-        return {"optimizer": "adamw", **{name: getattr(self, name) for name in names}, **self._warmup()}
+        found = {"optimizer": "adamw", **{name: getattr(self, name) for name in names}, **self._warmup()}
+        return {name: value for name, value in found.items() if name != "seq_len" or value is not None}
 
     def to_json(self) -> dict[str, Any]:
         """The settings as they are recorded."""

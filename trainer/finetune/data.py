@@ -93,7 +93,7 @@ def data_key(config: TrainConfig, source: Source | None, tokenizer: str | None =
     """
     files = [[file.name, file.bytes] for file in source.files] if source else []
     name = "files" if source else config.data
-    text = json.dumps([name, files, tokenizer or tokenizer_name(config), config.seq_len])
+    text = json.dumps([name, files, tokenizer or tokenizer_name(config), config.tokens_per_sample])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -176,13 +176,13 @@ def prepare(
         n_tokens = _pack(packed, made, source, encoder, dtype, config, check_stop)
         n_samples, n_held_out = _split(config, source, n_tokens)
         folder = _new_folder(paths, f"{key}-{attempt}", avoid)
-        rows = _Rows(packed, n_samples, n_held_out, config.seq_len * np.dtype(dtype).itemsize)
+        rows = _Rows(packed, n_samples, n_held_out, config.tokens_per_sample * np.dtype(dtype).itemsize)
         files = _write_samples(folder, rows, check_stop)
     facts = {
         "key": key,
         "source": config.data,
         "tokenizer": tokenizer_name(config),
-        "seq_len": config.seq_len,
+        "seq_len": config.tokens_per_sample,
         "vocab_size": encoder.vocab_size,
         "dtype": dtype,
         "n_train": n_samples - n_held_out,
@@ -212,12 +212,13 @@ def _split(config: TrainConfig, source: Source, n_tokens: int) -> tuple[int, int
     """
     if n_tokens <= len(source.files):
         raise DataError(f"--data {config.data}: no text in its {len(source.files)} files")
-    n_samples = n_tokens // config.seq_len
+    n_samples = n_tokens // config.tokens_per_sample
     n_held_out = max(1, n_samples // HELD_OUT_ONE_IN)
     if n_samples - n_held_out < config.global_batch_size:
         raise DataError(
-            f"--data {config.data}: {n_tokens} tokens give only {n_samples} samples of {config.seq_len} tokens. "
-            f"{n_held_out} held out, a batch needs {config.global_batch_size}. Give more text or a smaller batch"
+            f"--data {config.data}: {n_tokens} tokens give only {n_samples} samples of {config.tokens_per_sample} "
+            f"tokens. {n_held_out} held out, a batch needs {config.global_batch_size}. Give more text or a smaller "
+            "batch"
         )
     return n_samples, n_held_out
 

@@ -6,6 +6,7 @@ uses other data only on an explicit request: another --data, or --allow-config-c
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack, suppress
@@ -17,7 +18,7 @@ from trainer.attempt.binding import first_binding
 from trainer.attempt.history import RECORDS_S
 from trainer.bucket.deadlines import read_manifest
 from trainer.finetune import data
-from trainer.finetune.model import ModelFiles, find_model, fingerprint
+from trainer.finetune.model import ModelFiles, find_model, fingerprint, seq_len_for
 from trainer.finetune.sources import DataError
 from trainer.finetune.tokens import DamagedError, copied, manifest_of
 from trainer.layout.documents import LayoutError
@@ -66,12 +67,17 @@ class Inputs:
     def choose(self) -> dict[str, Any]:
         """Choose the prepared data and the commit of the model for all ranks; copies the data to this machine."""
         self.recorded = self._recorded()
+        self.model = self._find_model()
+        self._choose_seq_len()
         existing = self._existing()
         is_other = bool(existing) and self._is_other_data(existing[0])
-        self.model = self._find_model()
         prepared = self._prepared_anew([], None) if is_other else self._first_undamaged(existing)
         self._bind(prepared)
-        return {"tokens": prepared.folder, "model_revision": self.model.revision}
+        return {
+            "tokens": prepared.folder,
+            "model_revision": self.model.revision,
+            "seq_len": self.config.tokens_per_sample,
+        }
 
     def _recorded(self) -> Mapping[str, Any]:
         run, attempt = self.run, self.run.attempt
@@ -84,6 +90,24 @@ class Inputs:
         same_name = self.recorded.get("model") == self.config.model
         revision = self.recorded.get("model_revision") if same_name else None
         return find_model(self.config.model, revision, self.run.check_stop)
+
+    def _choose_seq_len(self) -> None:
+        """Settle a default --seq-len, now that the model is known.
+
+        Raises:
+            Leaving: the run was started with another one; the attempt is refused.
+        """
+        if self.config.seq_len is not None:
+            return
+        run, default = self.run, self.config.tokens_per_sample
+        self.config = dataclasses.replace(self.config, seq_len=seq_len_for(self.config, self.model))
+        if self.config.tokens_per_sample < default:
+            run.print_line(
+                f"--model {self.config.model} has {self.config.seq_len} positions: --seq-len is {self.config.seq_len}, "
+                f"not the default of {default}."
+            )
+        run.binding["seq_len"] = self.config.seq_len  # Recorded with the rest (`_bind`).
+        run.refuse_other_binding()
 
     def _bind(self, prepared: Prepared) -> None:
         run, facts = self.run, prepared.manifest.facts
@@ -134,7 +158,7 @@ class Inputs:
         key = data.data_key(config, source)
         if key == facts["key"]:
             return False
-        if facts["seq_len"] != config.seq_len or "data_key" in config.allow_config_change:
+        if facts["seq_len"] != config.tokens_per_sample or "data_key" in config.allow_config_change:
             run.allowed.add("data_key")  # The length of a sample is bound separately.
             return True
         if data.data_key(config, source, str(facts["tokenizer"])) == facts["key"]:

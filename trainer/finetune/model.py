@@ -103,6 +103,23 @@ def fingerprint(name: str) -> str | None:
     return None
 
 
+def seq_len_for(config: TrainConfig, files: ModelFiles) -> int:
+    """The tokens per sample: as given; by default no more than the model has positions.
+
+    Raises:
+        ModelError: the model's config.json cannot be read.
+    """
+    if config.seq_len is not None or config.model == "tiny":
+        return config.tokens_per_sample
+    from transformers import AutoConfig
+
+    with _loading(config.model):
+        known = getattr(AutoConfig.from_pretrained(_place(config, files)), "max_position_embeddings", None)
+    if isinstance(known, int) and known >= 2:
+        return min(known, config.tokens_per_sample)
+    return config.tokens_per_sample
+
+
 def check_fit(model: Any, config: TrainConfig, tokens: Tokens) -> str | None:
     """Refuse a model that the samples do not fit, before the first step; returns a note for the user.
 
@@ -117,7 +134,8 @@ def check_fit(model: Any, config: TrainConfig, tokens: Tokens) -> str | None:
             f"the model's own tokenizer, or save the model after model.resize_token_embeddings({tokens.vocab_size})"
         )
     known = getattr(model.config, "max_position_embeddings", None)
-    if not isinstance(known, int) or config.seq_len <= known:
+    seq_len = config.tokens_per_sample
+    if not isinstance(known, int) or seq_len <= known:
         return None
     # Some tables have a few more rows than positions (OPT has two).
     learned = [
@@ -127,10 +145,10 @@ def check_fit(model: Any, config: TrainConfig, tokens: Tokens) -> str | None:
     ]  # fmt: skip
     if learned:
         raise ModelError(
-            f"--seq-len {config.seq_len} is more than the {known} positions of --model {config.model}. "
+            f"--seq-len {seq_len} is more than the {known} positions of --model {config.model}. "
             f"Pass --seq-len {known} or less"
         )
-    return f"--seq-len {config.seq_len} is more than the {known} positions that --model {config.model} was trained with"
+    return f"--seq-len {seq_len} is more than the {known} positions that --model {config.model} was trained with"
 
 
 def build_model(config: TrainConfig, vocab_size: int, files: ModelFiles | None = None) -> nn.Module:
@@ -145,7 +163,7 @@ def build_model(config: TrainConfig, vocab_size: int, files: ModelFiles | None =
         ModelError: the model cannot be loaded.
     """
     if config.model == "tiny":
-        return _tiny(vocab_size, config.seq_len)
+        return _tiny(vocab_size, config.tokens_per_sample)
     import torch
     from transformers import AutoModelForCausalLM
 
