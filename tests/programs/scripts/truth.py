@@ -26,6 +26,9 @@ DATA_ORDER = "data order"
 OPTIMIZER = "optimizer file not read"
 LEARNING_RATE = "LR"
 MORE_STEPS = "trains more steps than asked"
+FEWER_STEPS = "trains fewer steps than asked"
+OLDER = "went on from an older checkpoint"
+BEST_LOST = "the best score so far was lost"
 NOT_USED = "checkpoint read and not used"
 NO_CHECKPOINT = "no checkpoint before the end"
 MIXED = "mixed pair of files of two saves"
@@ -316,5 +319,70 @@ TRUTHS = (
             ("torch.load(path)", 'torch.load(path.with_name("model.pt"))'),
         ),
         show=few(TORN),
+    ),
+    Truth(
+        "loads_best", LOST_WORK,
+        "best.pkl is that of the third epoch, last.pkl of the newest one, which is not read.",
+        fails=always(LOST_WORK), cause=OLDER, files=("weights/best.pkl", "weights/last.pkl"),
+        moments=(step(64, LOST_WORK), step(16, EXACT)),
+        cure=(("if best_path.exists", "if last_path.exists"), ("best_path.read", "last_path.read")),
+        show=few(KILL, SIGTERM),
+    ),
+    Truth(
+        "sorted_by_name", LOST_WORK,
+        "The last of the sorted names is ckpt_80, from step 100 on too.",
+        fails=always(LOST_WORK), cause=OLDER, files=("ckpt_#.pkl",),
+        moments=(step(120, LOST_WORK), step(60, EXACT)),
+        cure=(("_*.pkl\"))", "_*.pkl\"), key=os.path.getmtime)"),),
+        show=few(KILL, SIGTERM),
+    ),
+    Truth(
+        "skips_pieces", EXACT,
+        "Each shard is whole or not there, and none depends on another.",
+        "embeddings/shard_0011.jsonl",
+        moments=(
+            step(60, EXACT),
+            Moment(TORN, "temporary.rename(path)", 6, EXACT, cut="embeddings/shard_0005.tmp"),
+        ),
+        show=few(KILL, IN_SAVE),
+    ),
+    Truth(
+        "appends_answers", STAYS_DOWN,
+        "A line that is cut is no JSON, and every restart fails on it until somebody deletes it.",
+        "answers.jsonl", fails={IN_SAVE: STAYS_DOWN, AT_WRITE: STAYS_DOWN, TORN: STAYS_DOWN}, cause=HALF,
+        files=("answers.jsonl",), refused_on=("s3",),
+        moments=(step(41, STAYS_DOWN, TORN, cut="answers.jsonl"), step(40, EXACT)),
+        cure=(
+            (
+                "    with path.open() as file:",
+                "    path.write_text(''.join(line for line in path.open() if line.endswith('\\n')))\n"
+                "    with path.open() as file:",
+            ),
+        ),
+        show=few(TORN),
+    ),
+    Truth(
+        "warmup_again", NOT_EXACT,
+        "The learning rates of the first 15 steps after a restart are those of the first 15 steps of all.",
+        fails=always(NOT_EXACT), cause=LEARNING_RATE, files=("metrics.csv",), refused_on=("s3",),
+        moments=(step(40, NOT_EXACT),),
+        cure=(("(number + 1) / WARMUP", "step / WARMUP"),),
+        show=few(IN_SAVE),
+    ),
+    Truth(
+        "best_score_lost", NOT_EXACT,
+        "The best epoch is the second one; after a restart, model_best is that of the next one.",
+        "model_best.pth.tar", fails=always(NOT_EXACT), cause=BEST_LOST, files=("model_best.pth.tar",),
+        moments=(step(32, NOT_EXACT),),
+        cure=(('    print(f"=> loaded', '    best_accuracy = checkpoint["best_accuracy"]\n    print(f"=> loaded'),),
+        show=few(IN_SAVE),
+    ),
+    Truth(
+        "epoch_skipped", NOT_EXACT,
+        "The epoch after the checkpoint's is never trained on.",
+        fails=always(NOT_EXACT), cause=FEWER_STEPS, files=("epoch_#.pkl",),
+        moments=(step(40, NOT_EXACT),),
+        cure=(('["next_epoch"] + 1', '["next_epoch"]'),),
+        show=few(IN_SAVE),
     ),
 )  # fmt: skip
