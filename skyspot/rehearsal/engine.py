@@ -16,7 +16,7 @@ from skyspot.rehearsal.compare.difference import Sides
 from skyspot.rehearsal.compare.files import compare_files
 from skyspot.rehearsal.faults import Preemption
 from skyspot.rehearsal.interrupts import undisturbed
-from skyspot.rehearsal.legs import Legs
+from skyspot.rehearsal.legs import Legs, Start
 from skyspot.rehearsal.machine import namespace_command, no_namespace
 from skyspot.rehearsal.metadata import AwsMetadata
 from skyspot.rehearsal.needs import with_needs
@@ -161,21 +161,46 @@ class _Engine:
         tell which are at fault, as long as patience lasts. With `--every-write` each place gets its verdict, however
         long that takes.
         """
-        first = self.settings.processes[0]
-        leg = main = self.legs.run("preempted", "Preempted", plan, [first])
-        self._judge(main)
-        while leg.pending and self._can_go_on(leg) and (start := self.legs.start()):
-            number = len(self.legs.all)
-            leg = self.legs.run(f"preempted-{number}", "Preempted again", list(leg.pending), [first], start=start)
-            self._judge(leg)
-        if leg.pending and main.verdict and main.verdict.exact:
-            had = len(plan) - len(leg.pending)
+        every = self.settings.every_write
+        main = self._leg("preempted", "Preempted", plan, careful=not every)
+        pending = self._go_on(main, list(main.pending), careful=not every or not _is_exact(main))
+        if pending and main.verdict and main.verdict.exact:
+            had = len(plan) - len(pending)
             main.verdict = verdict.Verdict(False, False, f"not checked: {self._too_short(had, len(plan))}")
         if self._can_go_on(main):
+            suspects = by_kind.suspects(self.legs.all)
+            places = [one for one in plan if one.place and by_kind.sort(one.kind, one.at_place) in suspects]
+            if every and len(places) > 1:
+                self._go_on(main, places, apart=True)
             # The last strike of a leg that went wrong is the likeliest culprit: one leg may clear all others.
             self._tell_apart(plan, by_kind.before_the_last(self.legs.all))
             for sort in by_kind.suspects(self.legs.all):
                 self._tell_apart(plan, [sort])
+
+    def _leg(
+        self, name: str, title: str, plan: list[Preemption], start: Start | None = None, *, careful: bool = True,
+        apart: bool = False,
+    ) -> Leg:  # fmt: skip
+        """Run a leg of a task without records, and judge it."""
+        leg = self.legs.run(name, title, plan, [self.settings.processes[0]], start=start, careful=careful)
+        leg.apart = apart
+        self._judge(leg)
+        return leg
+
+    def _go_on(
+        self, main: Leg, plan: list[Preemption], *, careful: bool = True, apart: bool = False
+    ) -> list[Preemption]:
+        """Try preemptions in as many further legs as they need. Return those that could not be tried.
+
+        What a strike left is read by an attempt that is not struck, unless `careful` is False and all legs are exact.
+        """
+        while plan and self._can_go_on(main) and (start := self.legs.start()):
+            name = f"preempted-{len(self.legs.all)}"
+            leg = self._leg(name, "Preempted again", plan, start, careful=careful, apart=apart)
+            plan, careful = list(leg.pending), careful or not _is_exact(leg)
+            if not leg.preempted:
+                break
+        return plan
 
     def _tell_apart(self, plan: list[Preemption], sorts: list[by_kind.Sort]) -> None:
         """Run a leg with one strike of each of these sorts, as long as patience lasts."""
@@ -186,9 +211,7 @@ class _Engine:
         by_sort = {by_kind.sort(one.kind, one.at_place): one for one in reversed(plan)}
         strikes = [by_sort[sort] for sort in sorts]
         title = f"Only {', '.join(dict.fromkeys(one.kind for one in strikes))}"
-        leg = self.legs.run(f"apart-{len(self.legs.all)}", title, strikes, [self.settings.processes[0]], start=start)
-        leg.apart = True
-        self._judge(leg)
+        self._leg(f"apart-{len(self.legs.all)}", title, strikes, start, apart=True)
 
     def _can_go_on(self, leg: Leg) -> bool:
         """True if preemptions that a leg ended without can be tried in another one, which begins with checkpoints."""
@@ -337,3 +360,7 @@ class _Engine:
 
     def _first_save(self) -> int | None:
         return records.first_save(self.legs.paths("reference"))
+
+
+def _is_exact(leg: Leg) -> bool:
+    return leg.verdict is not None and leg.verdict.exact

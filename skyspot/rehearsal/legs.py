@@ -91,6 +91,8 @@ class Legs:
         processes: list[int],
         steps: int | None = None,
         start: Start | None = None,
+        *,
+        careful: bool = True,
     ) -> Leg:
         """Run the task to its end: preempt it as planned, and restart it as SkyPilot would.
 
@@ -101,6 +103,7 @@ class Legs:
             processes: The number of processes of each attempt; the last one counts for all that follow.
             steps: The number of steps of the run, if known.
             start: What it begins with; None: with nothing.
+            careful: False: an attempt is struck even if the last strike left an incomplete save for it to find.
         """
         leg = Leg(name, title, planned=len(plan))
         self.all.append(leg)
@@ -112,9 +115,7 @@ class Legs:
         started, pending = time.monotonic(), list(plan)
         for number in range(first, first + len(plan) + MORE_ATTEMPTS):
             count = processes[min(number - 1, len(processes) - 1)]
-            planned = pending[0] if pending else None
-            if planned and leg.preempted and self.tracing.runs_to_its_end(name, planned):
-                planned = None
+            planned = self._next(leg, pending, careful)
             self.view.attempt(number, count, planned.kind if planned else "to the end")
             row, code, machine = self._on_a_machine(leg, number, planned, buckets, self._env(launch, count), count)
             row.place = planned.at_place if planned else None
@@ -130,8 +131,8 @@ class Legs:
                     break
             elif row.hit or machine.watchers or len([one for one in leg.rows if not one.hit]) > 3:
                 pending.pop(0)
-                if number == 1 and row.kind not in faults.WARNINGS and self.tracing.is_sound(name):
-                    self._keep_start(name, buckets)
+                if number == 1:
+                    self._keep_start(leg, buckets)
         else:
             last = leg.failure or leg.rows[-1].ended
             leg.failure = f"{len(leg.rows)} attempts did not finish it. The last one: {last}"
@@ -142,6 +143,12 @@ class Legs:
         leg.goodput = records.goodput(verdict.read_history(paths) if paths and leg.finished else None, leg.seconds)
         self.view.leg_done(leg)
         return leg
+
+    def _next(self, leg: Leg, pending: list[Preemption], careful: bool) -> Preemption | None:
+        """The preemption of a leg's next attempt; None: it is to run to its end."""
+        if not pending or (leg.preempted and self.tracing.runs_to_its_end(leg.name, pending[0], careful)):
+            return None
+        return pending[0]
 
     def _on_a_machine(
         self,
@@ -237,14 +244,15 @@ class Legs:
         self.bucket(leg).mkdir(parents=True, exist_ok=True)
         return found
 
-    def _keep_start(self, leg: str, buckets: dict[str, Path]) -> None:
-        """Copy the buckets after the first strike, for legs that go on from there."""
-        if self._start or self.records:
+    def _keep_start(self, leg: Leg, buckets: dict[str, Path]) -> None:
+        """Copy the buckets after the first strike, for legs that go on from there, if a leg can begin with them."""
+        warned = leg.rows[0].kind in faults.WARNINGS  # What is saved at a warning may be at fault.
+        if self._start or self.records or warned or not self.tracing.is_sound(leg.name):
             return
         copies = {path: self.folder / "start" / str(order) for order, path in enumerate(buckets)}
         for path, folder in buckets.items():
             shutil.copytree(folder, copies[path], symlinks=True)
-        self._start = Start(leg, copies)
+        self._start = Start(leg.name, copies)
 
     def _launch(self, leg: str) -> str:
         """The name of one launch, the same in all of its attempts."""

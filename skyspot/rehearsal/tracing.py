@@ -186,16 +186,16 @@ class Tracing:
         lives = self.evidence.lives(leg) if self.evidence else ()
         return bool(lives) and lives[-1].end.newest is not None and not lives[-1].end.incomplete and self._has_room(leg)
 
-    def runs_to_its_end(self, leg: str, planned: Preemption) -> bool:
-        """True if a leg's next attempt must not be struck, or nothing would show what the last strike did.
+    def runs_to_its_end(self, leg: str, planned: Preemption, careful: bool) -> bool:
+        """True if a leg's next attempt must not be struck, or nothing would show what one strike did.
 
-        That strike left files of an incomplete save where a restart finds them: the result tells what comes of it. Or
-        the next one would fall in the run's last save, and nothing would go on from that.
+        The next strike would fall in the run's last save, and nothing would go on from that. Or, for a careful leg, the
+        last one left files of an incomplete save where a restart finds them: the result tells what comes of it.
         """
         lives = self.evidence.lives(leg) if self.evidence else ()
         if not lives:
             return False
-        return lives[-1].end.partly or (planned.place is not None and not self._has_room(leg))
+        return (careful and lives[-1].end.partly) or (planned.place is not None and not self._has_room(leg))
 
     def _has_room(self, leg: str) -> bool:
         """True if another save follows the next one of a leg."""
