@@ -1048,6 +1048,52 @@ def test_saves_at_a_notice_are_allowed_for() -> None:
     assert not any(life.resume.more for life in lives)
 
 
+@pytest.mark.parametrize("written", [0, 100_000])
+@pytest.mark.parametrize("path", ["step_0006.pt", "step_0006.tmp"])
+def test_a_file_that_a_handler_closed_in_the_middle_of_a_save_is_not_complete(path: str, written: int) -> None:
+    """The signal comes between open() and write(), or after half: `with` closes the file as the handler exits."""
+    saver = numbered()
+
+    def save(fs: Fs, step: int) -> None:
+        if fs.process == "signalled" and step == 6:
+            handle = fs.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            if written:
+                fs.put(handle, path, step, written, 300_000)
+            fs.close(handle, path, written)
+            fs.take()
+        saver.save(fs, step)
+
+    def run(fs: Fs, process: str = "python train.py") -> None:
+        for step in range((saver.load(fs) or 0) + 1, STEPS + 1):
+            fs.tick()
+            fs.process = process
+            if step % EVERY == 0:
+                save(fs, step)
+
+    fs = Fs()
+    first = fs.attempt(lambda fs: run(fs, "signalled"))
+    attempts = [replace(first, noticed_s=first.calls[-1].time - 0.001, left=True), fs.attempt(run)]
+    lives = follow(saves.study(Fs().attempt(run), [attempts]), attempts)
+    assert lives[0].end.newest is not None
+    assert lives[0].end.newest.index == 2, "the third is not complete"
+    assert lives[1].resume.outcome == RESUMED, lives[1].resume.why
+    assert lives[1].resume.used == lives[0].end.newest
+
+
+def test_an_empty_file_is_complete_where_it_always_is_empty() -> None:
+    def save(fs: Fs, step: int) -> None:
+        fs.write(f"step_{step}/model.pt", step)
+        fs.write(f"step_{step}/DONE", step, 0)
+
+    def load(fs: Fs) -> int | None:
+        return max((int(path.split("/")[0][5:]) for path in fs.list("step_.*/DONE")), default=None)
+
+    run = script(Saver(save, load, numbered=True))
+    _, lives = leg(run, Strike(0, "before", (r"^step_8/",)))
+    assert lives[0].end.newest is not None
+    assert lives[0].end.newest.index == 3
+
+
 @pytest.mark.parametrize("left", [True, False])
 def test_a_save_is_one_at_the_notice_if_the_attempt_left_with_it(left: bool) -> None:
     """One that does not hear of the notice saves on, until it is taken."""

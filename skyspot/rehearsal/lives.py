@@ -65,6 +65,7 @@ class Follower:
         """Judge the next attempt."""
         learnt, made, number = self.learnt, self._made, len(self.lives) + 1
         written = self._bucket.replay(attempt)
+        _mark_cut(learnt, written, attempt)
         start = state(learnt.files, made, written.there, written.cut)
         fresh = group(learnt.files, written, learnt.saves)
         if number == 1:
@@ -90,6 +91,22 @@ class Follower:
         self._before.append(written)
         self.lives.append(Life(number, start, resume, tuple(fresh), end, writing, again, again_s, at_notice))
         return self.lives[-1]
+
+
+def _mark_cut(learnt: Learnt, written: Written, attempt: Attempt) -> None:
+    """Mark the files that an attempt closed before it had written them, as a signal handler does that raises in a save.
+
+    Such a file is empty, or was closed after the signal and is less than half as long as any of the undisturbed run's.
+    """
+    shortest: dict[str, int] = {}
+    for save in learnt.saves:
+        for file in save.files:
+            shortest[file.kind] = min(file.size, shortest.get(file.kind, file.size))
+    for version in written.versions:
+        signalled = attempt.noticed_s is not None and version.closed_s >= attempt.noticed_s
+        if version.closed is not None and 2 * version.size < shortest.get(learnt.files.kind_of(version), 0):
+            version.cut = version.cut or not version.size or signalled
+    written.left_cut |= {version.number for version in written.versions if version.cut}
 
 
 def _beside_others(learnt: Learnt, resume: Resume, before: Sequence[Written], written: Written) -> Resume:

@@ -215,7 +215,7 @@ def group(files: Files, written: Written, reference: Sequence[Save], base: int =
 def _saved(files: Files, version: Version) -> SavedFile:
     place = files.place(version)
     finished, finished_s = version.closed, version.closed_s
-    if place is None:
+    if place is None or version.cut:
         finished = None
     elif finished is not None and place[0] > finished:
         finished, finished_s = place[0], place[1]
