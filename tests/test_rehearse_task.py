@@ -15,6 +15,7 @@ import pytest
 from needs import NOT_HERE
 from support import PROGRAMS
 from support_rehearse import is_exact, leftovers, rehearse
+from traced import Fs
 
 from skyspot.errors import UsageError
 from skyspot.rehearsal import faults
@@ -23,6 +24,8 @@ from skyspot.rehearsal.limits import format_duration, limit_s, read_duration
 from skyspot.rehearsal.machine import Machine
 from skyspot.rehearsal.metadata import AwsMetadata
 from skyspot.rehearsal.needs import gpu_notes, gpus_here
+from skyspot.rehearsal.pace import Pace, pace, too_short
+from skyspot.rehearsal.saves import Learnt, study
 from skyspot.rehearsal.task import read_task
 from skyspot.rehearsal.view import View
 from skyspot.rehearsal.watch import Watch
@@ -372,36 +375,66 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("had", "known", "said"),
+    ("had", "known", "written_s", "said"),
     [
         (
-            2,
-            {"steps": 60, "save_every": 30},
+            2, Pace("steps", 60, 30), 0.0,
             "over after 2 of 5 preemptions: 300 steps are enough, its saves come every 30; "
             "or ask for fewer: --preemptions 2",
         ),
         (
-            0,
-            {"steps": 60, "save_every": 2},
+            0, Pace("steps", 60, 2), 0.0,
             "over after 0 of 5 preemptions: 360 steps are enough, its saves come every 2",
         ),
         (
-            3,
-            {"steps": 60},
+            3, Pace("steps", 60, None), 0.0,
             "over after 3 of 5 preemptions: 180 steps are enough, it has 60; or ask for fewer: --preemptions 3",
         ),
         (
-            2,
-            {"written_s": 0.5},
+            1, Pace("epochs", 3, 1), 0.5,
+            "over after 1 of 5 preemptions: 10 epochs are enough, its saves come every 1; "
+            "or ask for fewer: --preemptions 1",
+        ),
+        (
+            2, Pace("saves", 4, 1), 0.5,
+            "over after 2 of 5 preemptions: 10 saves are enough, it makes 4; or ask for fewer: --preemptions 2",
+        ),
+        (
+            2, None, 0.5,
             "over after 2 of 5 preemptions: it takes 4.0 s, 3.5 s of them before its first write to the "
             "bucket; 16 s are enough; or ask for fewer: --preemptions 2",
         ),
-        (0, {}, "over after 0 of 5 preemptions: it takes 4.0 s; 48 s are enough"),
+        (0, None, 0.0, "over after 0 of 5 preemptions: it takes 4.0 s; 48 s are enough"),
+    ],
+)  # fmt: skip
+def test_a_run_that_is_too_short_is_told_what_is_enough(
+    had: int, known: Pace | None, written_s: float, said: str
+) -> None:
+    assert too_short(had, 5, known=known, seconds=4.0, written_s=written_s) == said
+
+
+def numbered(template: str, every: int, last: int) -> Learnt:
+    def trains(fs: Fs) -> None:
+        for step in range(1, last + 1):
+            fs.tick()
+            if step % every == 0:
+                fs.write(template.format(step), step)
+
+    return study(Fs().attempt(trains))
+
+
+@pytest.mark.parametrize(
+    ("template", "every", "known"),
+    [
+        ("step_{}.pt", 30, Pace("steps", 120, 30)),
+        ("checkpoint-{}/model.pt", 30, Pace("steps", 120, 30)),
+        ("epoch_{}.pt", 1, Pace("epochs", 120, 1)),
+        ("last.pt", 30, Pace("saves", 4, 1)),
+        ("last.pt", 120, None),
     ],
 )
-def test_a_run_that_is_too_short_is_told_what_is_enough(had: int, known: dict, said: str) -> None:
-    facts = {"steps": None, "save_every": None, "written_s": 0.0, **known}
-    assert faults.too_short(had, 5, seconds=4.0, **facts) == said
+def test_the_pace_of_a_run_without_records_is_that_of_its_saves(template: str, every: int, known: Pace | None) -> None:
+    assert pace(numbered(template, every, 120)) == known
 
 
 def test_a_task_that_is_over_too_soon_is_said(tmp_path: Path) -> None:

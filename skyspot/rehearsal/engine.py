@@ -20,6 +20,7 @@ from skyspot.rehearsal.legs import Legs, Start
 from skyspot.rehearsal.machine import namespace_command, no_namespace
 from skyspot.rehearsal.metadata import AwsMetadata
 from skyspot.rehearsal.needs import with_needs
+from skyspot.rehearsal.pace import Pace, pace, too_short
 from skyspot.rehearsal.processes import kill_below
 from skyspot.rehearsal.remedies import Cause, Finding
 from skyspot.rehearsal.result import CONTROL, OTHER_PROCESSES, Kind, Leg, Result, Settings
@@ -316,15 +317,9 @@ class _Engine:
         return [one if one.exact or not one.checked or one.remedy else advice.with_cause(one, why) for one in judged]
 
     def _too_short(self, had: int, wanted: int) -> str:
-        history = self.reference.history
-        return faults.too_short(
-            had,
-            wanted,
-            steps=history.steps if history else None,
-            save_every=self._first_save(),
-            seconds=self.legs.reference_s,
-            written_s=self.legs.written_s,
-        )
+        history, found = self.reference.history, self.legs.tracing.evidence
+        known = Pace("steps", history.steps, self._first_save()) if history else pace(found.learnt if found else None)
+        return too_short(had, wanted, known=known, seconds=self.legs.reference_s, written_s=self.legs.written_s)
 
     def _has_all_files(self, leg: str) -> bool:
         """True if a leg's bucket has what the undisturbed run left: the same results, else files of all its names."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import random
 from collections.abc import Sequence
@@ -77,34 +76,6 @@ def schedule(kinds: list[str], count: int, seed: int, *, steps: int | None, firs
             low, high = steps * number // (count + 1), steps * (number + 1) // (count + 1)
             found.append(Preemption(kind, at_step=max(1, dice.randint(low, max(low, high - 1)))))
     return found
-
-
-def too_short(
-    had: int, wanted: int, *, steps: int | None, save_every: int | None, seconds: float, written_s: float
-) -> str:
-    """Say that a run was over before all preemptions, and what would be long enough.
-
-    Two saves for each preemption are enough. Without records, it is twice as long as this pace tells.
-
-    Args:
-        had: The number of preemptions.
-        wanted: The number that was planned.
-        steps: The number of steps in the run; None if the task does not record them.
-        save_every: The steps from one checkpoint to the next, if known.
-        seconds: Duration of the undisturbed run.
-        written_s: Its duration after its first write to the bucket; 0 if it never wrote.
-    """
-    over = f"over after {had} of {wanted} preemptions"
-    fewer = f"; or ask for fewer: --preemptions {had}" if had else ""
-    scale = (wanted + 1) / (had + 1)
-    if steps and save_every:
-        needed = math.ceil(max(2 * wanted * save_every, steps * scale))
-        return f"{over}: {needed} steps are enough, its saves come every {save_every}{fewer}"
-    if steps:
-        return f"{over}: {math.ceil(2 * steps * scale)} steps are enough, it has {steps}{fewer}"
-    needed_s = math.ceil(max(2 * wanted, 2 * seconds * scale))
-    began = f", {seconds - written_s:.1f} s of them before its first write to the bucket" if written_s else ""
-    return f"{over}: it takes {seconds:.1f} s{began}; {needed_s} s are enough{fewer}"
 
 
 def at_calls(

@@ -165,17 +165,17 @@ class Tracing:
             listing: What lay in the bucket when it began.
             ended_s: When it ended, on the monotonic clock.
         """
-        calls = {point: machine.calls(point) for point in machine.served}
+        calls = {point: machine.calls(point) for point in machine.traces}
         refused = [
             one
             for point, found in calls.items()
-            for one in refusals(found, self.manners[point], "" if point == self.point else f"{point}/")
+            for one in refusals(found, self.manners.get(point, ""), "" if point == self.point else f"{point}/")
         ]
         self.refused.setdefault(leg, []).append(refused)
         if self.evidence is None or self.point is None or self.point not in machine.traces:
             return
         finished, left = row.kind == "finished", machine.left_at is not None
-        whole, reads = machine.calls(self.point), self.sight != POLLS
+        whole, reads = calls[self.point], self.sight != POLLS
         attempt = Attempt(whole, finished, listing, machine.started, ended_s, machine.noticed_s, left, reads)
         if missed := sight.gap(whole):
             self._missed[leg] = missed
