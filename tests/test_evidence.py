@@ -336,6 +336,19 @@ def test_each_kind_has_what_came_of_its_strike() -> None:
     assert outcomes(down) == {"kill": "not checked", "torn": "stays down"}
 
 
+@pytest.mark.parametrize("why", ["nothing was left to do", "no checkpoint was complete"])
+def test_a_strike_after_which_the_next_attempt_shows_nothing_was_not_tried(why: str) -> None:
+    one = leg("kill", "sigterm", "kill")
+    one.rows[2].unproven = why
+    found = by_kind.table([one], ["kill", "sigterm"], {})
+    assert [(row.outcome, row.why) for row in found] == [
+        ("exact", "2 times; kill"), ("not tried", f"sigterm, when {why}"),
+    ]  # fmt: skip
+    wrong = leg("kill", "sigterm", verdict=WRONG)
+    wrong.rows[2].unproven = why
+    assert outcomes(wrong) == {"kill": "NOT exact", "sigterm": "NOT exact"}
+
+
 def test_where_a_checkpoint_was_read_and_dropped_no_other_strike_of_the_leg_is_called_exact() -> None:
     dropped = Verdict(False, True, "LOST WORK", READ_AND_DROPPED)
     assert outcomes(leg("kill", "torn", verdict=dropped, lost=3)) == {"kill": "not checked", "torn": "LOST WORK"}

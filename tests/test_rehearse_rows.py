@@ -189,6 +189,17 @@ def test_a_row_tells_what_lay_in_the_bucket_and_what_was_lost() -> None:
     assert (row.there, row.unsaved_s) == ("nothing", 2.1), "all of it"
 
 
+def test_a_start_that_shows_nothing_of_the_strike_before_says_why() -> None:
+    def goes_on(fs: Fs) -> None:
+        done = fs.list("ckpt-.*/a.pt")
+        first = int(re.findall(r"\d+", done[-1])[0]) if done and fs.read(done[-1]) else 0
+        saves(fs, first + 1, 4)
+
+    assert filled(lambda fs: starts_over(fs, 2), goes_on)[1].unproven == ""
+    assert filled(lambda fs: fs.take(), goes_on)[1].unproven == "no checkpoint was complete"
+    assert filled(lambda fs: starts_over(fs, 4), goes_on)[1].unproven == "nothing was left to do"
+
+
 def test_what_is_written_again_is_counted_and_its_time_is_the_undisturbed_runs() -> None:
     first, second = filled(lambda fs: starts_over(fs, 3), lambda fs: starts_over(fs, 2))
     assert (first.again_files, first.again_s) == (0, 0)

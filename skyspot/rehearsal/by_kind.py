@@ -12,12 +12,12 @@ from skyspot.rehearsal.result import Kind, Leg, Row
 
 EXACT, NOT_EXACT, LOST_WORK, STAYS_DOWN = "exact", "NOT exact", "LOST WORK", "stays down"
 UNKNOWN, NOT_TRIED = "not checked", "not tried"
-_WORST = (STAYS_DOWN, LOST_WORK, NOT_EXACT, UNKNOWN, EXACT)
+_WORST = (STAYS_DOWN, LOST_WORK, NOT_EXACT, UNKNOWN, EXACT, NOT_TRIED)
 """Of several strikes of one kind, the first of these stands."""
 
 
 def outcome(leg: Leg, order: int) -> str:
-    """What came of one strike.
+    """What came of one strike: NOT_TRIED if it was exact, but the attempt after it shows nothing.
 
     Args:
         leg: Its leg, judged.
@@ -38,7 +38,7 @@ def outcome(leg: Leg, order: int) -> str:
     if verdict.cause == evidence.READ_AND_DROPPED:
         return UNKNOWN
     if verdict.exact or verdict.cause == evidence.LOST:
-        return EXACT
+        return NOT_TRIED if after.unproven else EXACT
     return NOT_EXACT
 
 
@@ -101,6 +101,8 @@ def _why(came: str, row: Row, leg: Leg, count: int, known: set[Sort]) -> str:
         if others:
             what = "place" if {kind for kind, _ in others} == {faults.AT_WRITE} else "kind"
             return f"{times}{row.ended}; or another {what} of the same run"
+    if came == NOT_TRIED:
+        return f"{times}{row.ended}, when {leg.rows[leg.rows.index(row) + 1].unproven}"
     return f"{times}{row.ended}"
 
 

@@ -92,6 +92,8 @@ class Row:
     """What it resumed from, where that was seen: `step 10`, `nothing`, or `nothing: LOST WORK`."""
     lost_work: bool = False
     """True if it was seen not to resume, though it could have."""
+    unproven: str = ""
+    """Why its start does not show whether the task survives the strike before it; empty if it does."""
     place: str | None = None
     """The place in a save at which it was to be struck, as `--at` names it."""
     exited_early: bool = False

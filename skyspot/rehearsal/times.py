@@ -8,6 +8,7 @@ from skyspot.rehearsal.lives import Life
 from skyspot.rehearsal.machine import Machine
 from skyspot.rehearsal.replay import Attempt
 from skyspot.rehearsal.result import Row
+from skyspot.rehearsal.resumes import ALL_DONE, NOTHING_THERE
 from skyspot.rehearsal.saves import State
 
 
@@ -34,12 +35,22 @@ def fill_from_trace(row: Row, attempt: Attempt, life: Life) -> None:
         attempt: Its trace.
         life: What the trace tells.
     """
-    row.there = _named(life.end)
+    row.there, row.unproven = _named(life.end), _unproven(life)
     row.again_files = sum(len(save.files) for save in life.again)
     row.again_s = round(life.again_s, 3)
     if row.struck:
         row.last_write_s = _last_write_s(attempt)
         row.unsaved_s = round(_unsaved_s(attempt, life), 3)
+
+
+def _unproven(life: Life) -> str:
+    """Say why a start does not show whether the task survives the strike before it; empty if it does."""
+    resume = life.resume
+    if resume.outcome == NOTHING_THERE:
+        return "no checkpoint was complete"
+    if resume.outcome == ALL_DONE or (resume.doubt and not any(save.complete is not None for save in life.saves)):
+        return "nothing was left to do"
+    return "a start from nothing would look the same" if resume.doubt else ""
 
 
 def _named(state: State) -> str:
