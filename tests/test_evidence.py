@@ -344,6 +344,9 @@ def test_a_strike_after_which_the_next_attempt_shows_nothing_was_not_tried(why: 
     assert [(row.outcome, row.why) for row in found] == [
         ("exact", "2 times; kill"), ("not tried", f"sigterm, when {why}"),
     ]  # fmt: skip
+    assert by_kind.untried([one]) == [("sigterm", None)], "a leg of it alone may show it"
+    assert by_kind.untried([one, leg("sigterm")]) == []
+    assert by_kind.suspects([one]) == []
     wrong = leg("kill", "sigterm", verdict=WRONG)
     wrong.rows[2].unproven = why
     assert outcomes(wrong) == {"kill": "NOT exact", "sigterm": "NOT exact"}

@@ -89,7 +89,11 @@ def without_a_turn(kinds: Sequence[str], preemptions: int) -> dict[str, str]:
 
 def _of_a_sort(kind: str, strikes: list[tuple[str, Row, Leg]], known: set[Sort]) -> Kind:
     # A leg with this strike alone tells more than one with others, and so does one that clears it.
-    sure = [one for one in strikes if one[0] != UNKNOWN and (one[2].preempted == 1 or _clears(one[2], one[0]))]
+    sure = [
+        one
+        for one in strikes
+        if one[0] not in (UNKNOWN, NOT_TRIED) and (one[2].preempted == 1 or _clears(one[2], one[0]))
+    ]
     worst = min(sure or strikes, key=lambda one: _WORST.index(one[0]))
     return Kind(kind, worst[0], _why(*worst, len(strikes), known), worst[1].place)
 
@@ -120,6 +124,16 @@ def suspects(legs: Sequence[Leg]) -> list[Sort]:
     return [one for one, sure in found.items() if not sure]
 
 
+def untried(legs: Sequence[Leg]) -> list[Sort]:
+    """Sorts of strikes in exact legs of which none shows anything, because the attempt after each could not."""
+    found: dict[Sort, set[str]] = {}
+    for leg in legs:
+        if leg.verdict and leg.verdict.exact:
+            for order, row in _strikes(leg):
+                found.setdefault(_sort(row), set()).add(outcome(leg, order))
+    return [one for one, outcomes in found.items() if outcomes == {NOT_TRIED}]
+
+
 def before_the_last(legs: Sequence[Leg]) -> list[Sort]:
     """Suspects that never were the last strike of a leg that went wrong: most likely that one did the damage."""
     last = {_sort(strikes[-1][1]) for leg in _wrong(legs) if (strikes := _strikes(leg))}
@@ -137,7 +151,7 @@ def _wrong(legs: Sequence[Leg]) -> list[Leg]:
 
 def _strikes(leg: Leg) -> list[tuple[int, Row]]:
     """The strikes of a leg that hit, each with its place among the rows."""
-    return [(order, row) for order, row in enumerate(leg.rows) if row.hit and row.kind not in ("finished", "failed")]
+    return [(order, row) for order, row in enumerate(leg.rows) if row.hit and row.struck]
 
 
 def _clears(leg: Leg, what: str) -> bool:

@@ -175,7 +175,7 @@ class _Engine:
                 self._go_on(main, places, apart=True)
             # The last strike of a leg that went wrong is the likeliest culprit: one leg may clear all others.
             self._tell_apart(plan, by_kind.before_the_last(self.legs.all))
-            for sort in by_kind.suspects(self.legs.all):
+            for sort in [*by_kind.suspects(self.legs.all), *by_kind.untried(self.legs.all)]:
                 self._tell_apart(plan, [sort])
 
     def _leg(
