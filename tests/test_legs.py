@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -53,9 +54,8 @@ while step < 40:
 def rehearsed(script: Path, *args: object) -> tuple[subprocess.CompletedProcess[str], dict]:
     folder = script.parent if script.parent != HERE else Path()
     (folder / "task.yaml").write_text(TASK.format(script=script))
-    done = rehearse(
-        "task.yaml", "--compare", "own/result.json", "--mount-like", "local", "--json", *args, cwd=folder.absolute()
-    )
+    usual = () if "--mount-like" in args else ("--compare", "own/result.json", "--mount-like", "local")
+    done = rehearse("task.yaml", *usual, "--json", *args, cwd=folder.absolute())
     assert not done.stderr, done.stderr
     return done, json.loads(done.stdout)
 
@@ -73,6 +73,17 @@ def test_a_first_strike_that_leaves_the_task_down_hides_no_other(tmp_path: Path,
     assert [row["kind"] for row in other["rows"]] == ["kill-at-write", "finished"]
     assert outcomes(result) == {"torn": "stays down", "kill-at-write": "exact", "other processes": "not tried"}
     assert not [path for path in leftovers(tmp_path) if "rehearsal-log" not in path]
+
+
+def test_where_files_arrive_in_any_order_a_marker_that_is_there_first_is_found(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    script = HERE / "done_marker.py"
+    args = ("--kinds", "kill-in-save", "--preemptions", 1, "--compare", "own/final.npy", "--mount-like", "cached")
+    done, result = rehearsed(script, *args)
+    assert done.returncode == 1, done.stdout
+    [leg] = [leg for leg in result["legs"] if leg["name"] == "preempted"]
+    assert re.fullmatch(r"killed before the upload of own/step_\d+/left.npy", leg["rows"][0]["ended"])
+    assert outcomes(result)["kill-in-save"] == "stays down"
 
 
 def two_files(folder: Path, saves: str) -> Path:
@@ -113,3 +124,60 @@ def test_what_a_strike_in_a_save_left_is_read_by_an_attempt_that_is_not_struck(t
         "kill": "exact", "kill-in-save": "NOT exact", "torn": "NOT exact", "other processes": "not tried",
     }  # fmt: skip
     assert not [one["why"] for one in result["kinds"] if "or another kind" in one["why"]]
+
+
+RANKS = """\
+import json, os, subprocess, sys, threading, time
+from pathlib import Path
+
+rank, out = int(os.environ["RANK"]), Path(os.environ["OUT"])
+out.mkdir(parents=True, exist_ok=True)
+NAMES = ("rank-0", "rank-1", "thread", "child")
+
+
+def put(path, value):
+    path.with_suffix(".tmp").write_text(json.dumps(value))
+    path.with_suffix(".tmp").replace(path)
+
+
+steps = [int(folder.name[5:]) for folder in out.glob("step-*") if all((folder / f"{n}.json").exists() for n in NAMES)]
+step, weight = 0, 0.0
+if steps:
+    folder = out / f"step-{max(steps)}"
+    step, weight = json.loads((folder / f"rank-{rank}.json").read_text())
+    assert all(json.loads((folder / f"{name}.json").read_text()) == step for name in ("thread", "child"))
+while step < 30:
+    weight, step = 0.9 * weight + rank + step, step + 1
+    time.sleep(0.05)
+    if step % 5 == 0:
+        folder = out / f"step-{step}"
+        folder.mkdir(exist_ok=True)
+        if rank == 0:
+            thread = threading.Thread(target=put, args=(folder / "thread.json", step))
+            thread.start()
+            thread.join()
+        else:
+            writes = f"from pathlib import Path; Path('{folder}/child.tmp').write_text('{step}')"
+            moves = f"Path('{folder}/child.tmp').replace('{folder}/child.json')"
+            subprocess.run([sys.executable, "-c", f"{writes}; {moves}"], check=True)
+        put(folder / f"rank-{rank}.json", [step, weight])
+(out / f"result-{rank}.json").write_text(json.dumps(weight))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("writer", ["rank-0", "rank-1", "thread", "child"])
+def test_what_any_rank_thread_or_child_writes_can_be_struck(tmp_path: Path, writer: str) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(RANKS)
+    ranks = "(RANK=0 python ~/train.py & RANK=1 python ~/train.py & wait -n && wait -n)"
+    at = f"before the rename of own/step-15/{writer}.tmp to own/step-15/{writer}.json"
+    (tmp_path / "task.yaml").write_text(TASK.format(script=script).replace("python ~/train.py", ranks))
+    done = rehearse(
+        "task.yaml", "--compare", "own/result-*.json", "--mount-like", "local", "--json", "--processes", 1,
+        "--kinds", "kill-at-write", "--at", at, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    [_, leg] = json.loads(done.stdout)["legs"]
+    assert [row["ended"] for row in leg["rows"]] == [f"killed {at}", "finished"]
+    assert leg["rows"][1]["resumed"] in ("step 5", "step 10"), "one rank may be ahead of the other"

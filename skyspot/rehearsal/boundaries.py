@@ -52,15 +52,34 @@ def boundaries(files: Files, calls: Sequence[Call], saves: Sequence[Save], save:
     """
     all_calls = points(calls, only=(counted(files),))
     first, last = _window(all_calls, saves, save)
+    uploads = {call.number for call in arrivals(calls, saves, save)}
     found = []
     for number, call in enumerate(all_calls):
-        if not first <= call.number <= last:
+        if call.number not in uploads if call.name == "upload" else not first <= call.number <= last:
             continue
         found.append(Boundary(number, "before", f"before the {describe(call)}"))
         if call.name == "write" and call.size > 1:
             found.append(Boundary(number, "middle", f"in the middle of the {describe(call)}"))
-        if call.number == last:
+        if call.number == max(uploads | {last}):
             found.append(Boundary(number, "after", f"after the {describe(call)}"))
+    return found
+
+
+def arrivals(calls: Sequence[Call], saves: Sequence[Save], save: Save) -> list[Call]:
+    """The uploads of a save's files, where a file arrives in the bucket later than at its close.
+
+    Empty if one of them never arrived, because another save wrote it again before.
+    """
+    found = []
+    for file in save.files:
+        since = file.begun if file.finished is None else file.finished
+        upload = next(
+            (one for one in calls if one.name == "upload" and one.path == file.path and one.number > since), None
+        )
+        again = (other.begun for one in saves for other in one.files if other.path == file.path)
+        if upload is None or any(since < begun < upload.number for begun in again):
+            return []
+        found.append(upload)
     return found
 
 
@@ -85,9 +104,10 @@ def strikes(files: Files, calls: Sequence[Call], places: Sequence[Boundary]) -> 
     found = []
     for place in places:
         path, does = sorts[place.number]
-        within = sorts[first : place.number].count((path, does))
+        within = sorts[first : place.number].count((path, does)) if does != "upload" else 0
         strike = Strike(within, place.phase, (path,), does=does)
-        found.append((replace(strike, number=earlier[path, does] + within), strike))
+        before = earlier[path, does] + within if does != "upload" else sorts[: place.number].count((path, does))
+        found.append((replace(strike, number=before), strike))
     return found
 
 

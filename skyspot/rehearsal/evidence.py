@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from skyspot.rehearsal import appended, journal, naming, remedies
-from skyspot.rehearsal.boundaries import Boundary, boundaries, counted, sample, strikes
+from skyspot.rehearsal.boundaries import Boundary, arrivals, boundaries, counted, sample, strikes
 from skyspot.rehearsal.bucketfs.strike import Strike, points
 from skyspot.rehearsal.bucketfs.trace import Call, read_from
 from skyspot.rehearsal.lives import Follower, Life
@@ -103,12 +103,19 @@ class Evidence:
         learnt = self.learnt
         if learnt and learnt.journal:
             return appended.ENOUGH_WRITES
-        done = [save.complete for save in learnt.saves if save.complete is not None] if learnt else []
+        done = [save for save in learnt.saves if save.complete is not None] if learnt else []
         if not done or self._reference is None or self.paths is None:
             return 0
-        enough = done[1] if len(done) >= ENOUGH_SAVES else done[0]
+        enough = self._when_it_is_there(done[1] if len(done) >= ENOUGH_SAVES else done[0])
         done_by_then = [call for call in self._reference.calls if call.number <= enough]
         return len(changes(done_by_then, self.paths, calls_seen=self._calls_seen))
+
+    def _when_it_is_there(self, save: Save) -> int:
+        """Number of the call after which a complete save of the undisturbed run lies in the bucket."""
+        assert self._learnt
+        assert self._reference
+        assert save.complete is not None
+        return max([save.complete, *(one.number for one in arrivals(self._reference.calls, self._learnt.saves, save))])
 
     def places(self) -> list[Place]:
         """List every place within one save at which a strike can fall; empty if there is no save to strike."""

@@ -111,7 +111,8 @@ def at_calls(
 
 def _hardest(places: Sequence[Place], count: int, seed: int) -> list[Place]:
     """Choose places: first the one at which most files of a save are new and one is old or missing, then a sample."""
-    last = [one for one in places if one.description.startswith(("before the rename", "before the create"))][-1:]
+    put = "before the rename", "before the create", "before the upload"
+    last = [one for one in places if one.description.startswith(put)][-1:]
     return (last + [one for one in chosen(places, count, seed) if one not in last])[:count]
 
 

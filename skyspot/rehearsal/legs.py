@@ -73,7 +73,9 @@ class Legs:
         places = self.tracing.evidence.places() if self.tracing.evidence and self.tracing.point else []
         if self._start is None and places:
             leg, count = Leg("start", "Start"), self.settings.processes[0]
-            planned = Preemption(faults.AT_WRITE, place=places[0])
+            # Before the save, or after it has arrived where a file does so later than at its close.
+            at = places[-1] if any(place.later.does == "upload" for place in places) else places[0]
+            planned = Preemption(faults.AT_WRITE, place=at)
             if self.tracing.sight != CALLS:
                 planned = Preemption("kill", at_fraction=0.0)
             buckets, env = self._buckets(leg.name, None), self._env(self._launch(leg.name), count)
@@ -182,7 +184,7 @@ class Legs:
         if leg.name == "reference":
             self.reference_s = over - machine.started
             self.written_s = max(0.0, over - (watch.alive_since or over))
-        self.tracing.record(leg.name, machine, row, there, over)
+        self.tracing.record(leg.name, machine, row, there, listing(own), over)
         if row.kind == "kill-in-save" and machine.watchers:
             self.tracing.confirm(leg.name, row)
         self.tracing.fill(row, leg.name)

@@ -39,6 +39,8 @@ class Attempt:
     """It left by itself, with any exit code: after a notice or SIGTERM, at that."""
     reads_seen: bool = True
     """False: the trace tells of writes alone."""
+    remains: Mapping[str, int] | None = None
+    """What lay in the bucket when the machine had been taken, path to size in bytes; None: what the trace says."""
 
 
 @dataclass(eq=False)
@@ -171,6 +173,8 @@ class Bucket:
         cut = frozenset(version.number for version in self.versions if version.cut)
         for call in calls:
             self._apply(call)
+        if attempt.remains is not None:
+            self._reconcile(attempt.remains)
         for version in self.versions:
             version.cut = version.cut or (version.closed is None and not version.appended)
             version.writers.clear()

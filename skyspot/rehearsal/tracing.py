@@ -155,7 +155,9 @@ class Tracing:
     def _why_no_reads(self) -> str:
         return f"{self.missing}, and {events_missing()}" if self.sight == POLLS else ""
 
-    def record(self, leg: str, machine: Machine, row: Row, listing: dict[str, int], ended_s: float) -> None:
+    def record(
+        self, leg: str, machine: Machine, row: Row, listing: dict[str, int], remains: dict[str, int], ended_s: float
+    ) -> None:
         """Add an attempt to the evidence, once its machine is gone.
 
         Args:
@@ -163,6 +165,7 @@ class Tracing:
             machine: Its machine.
             row: How it ended.
             listing: What lay in the bucket when it began.
+            remains: What lies there now.
             ended_s: When it ended, on the monotonic clock.
         """
         calls = {point: machine.calls(point) for point in machine.traces}
@@ -176,7 +179,8 @@ class Tracing:
             return
         finished, left = row.kind == "finished", machine.left_at is not None
         whole, reads = calls[self.point], self.sight != POLLS
-        attempt = Attempt(whole, finished, listing, machine.started, ended_s, machine.noticed_s, left, reads)
+        there = None if finished else remains
+        attempt = Attempt(whole, finished, listing, machine.started, ended_s, machine.noticed_s, left, reads, there)
         if missed := sight.gap(whole):
             self._missed[leg] = missed
         self.evidence.add(leg, attempt)

@@ -18,6 +18,8 @@ from pathlib import Path
 from skyspot.rehearsal.bucketfs.manners import Manners
 from skyspot.rehearsal.bucketfs.recorder import Recorder
 
+_BURST_S = 0.5
+
 
 class Store:
     """The view of one bucket, and its uploads."""
@@ -127,10 +129,9 @@ class Store:
 
     def finish(self) -> None:
         """Upload what waits, as SkyPilot does when the script has ended."""
-        with self._changed:
-            waiting = list(self._waiting)
-        for path in waiting:
-            self._recorder.exclusively(lambda path=path: self._upload_waiting(path))  # type: ignore[misc]
+        while burst := self._burst():
+            for path in burst:
+                self._upload_waiting(path)
 
     def _forget(self, path: str) -> None:
         with self._changed:
@@ -172,22 +173,39 @@ class Store:
             self._put(self.view / path, path)
 
     def _upload_waiting(self, path: str) -> None:
-        with self._changed:
-            if self._waiting.pop(path, None) is None:
-                return
-        self._upload(path)
-        with suppress(FileNotFoundError):
-            self._recorder.record("upload", path, (0, ""), size=(self._bucket / path).stat().st_size)
+        def do() -> None:
+            with self._changed:
+                waits = self._waiting.pop(path, None)
+            if waits is not None:
+                self._upload(path)
+
+        try:
+            size = (self.view / path).stat().st_size
+        except FileNotFoundError:
+            size = 0
+        self._recorder.change(do, "upload", path, (0, ""), size=size)
 
     def _upload_later(self) -> None:
         while True:
             with self._changed:
-                first = min(self._waiting, key=self._waiting.__getitem__, default=None)
-                left_s = self._waiting[first] - time.monotonic() if first is not None else None
-                if first is None or (left_s or 0.0) > 0:
+                burst = self._burst()
+                left_s = self._waiting.get(burst[0], 0.0) - time.monotonic() if burst else None
+                if left_s is None or left_s > 0:
                     self._changed.wait(left_s)
                     continue
-            self._recorder.exclusively(lambda path=first: self._upload_waiting(path))  # type: ignore[misc]
+            for path in burst:
+                self._upload_waiting(path)
+
+    def _burst(self) -> list[str]:
+        """The files to upload next, those that were closed at about the same time: the last one first.
+
+        Uploads run side by side, and any of them may be over first. This order is the hardest for a script that writes
+        its marker file last.
+        """
+        with self._changed:
+            first = min(self._waiting.values(), default=0.0)
+            burst = [path for path, due in self._waiting.items() if due <= first + _BURST_S]
+            return sorted(burst, key=self._waiting.__getitem__, reverse=True)
 
 
 def _link(source: str | Path, target: str | Path) -> None:

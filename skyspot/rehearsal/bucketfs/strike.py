@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from skyspot.rehearsal.bucketfs.trace import Call
 
 PHASES = ("before", "middle", "after")
-_CHANGES = frozenset({"create", "write", "truncate", "rename", "link", "symlink", "unlink", "mkdir", "rmdir"})
+_CHANGES = frozenset({"create", "write", "truncate", "rename", "link", "symlink", "unlink", "mkdir", "rmdir", "upload"})
 
 
 @dataclass(frozen=True)
