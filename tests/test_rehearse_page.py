@@ -2,16 +2,21 @@
 
 import os
 import re
+import shlex
+from pathlib import Path
 
 import click
+import faultfs
 import pytest
 import yaml
 from programs.scripts.truth import TRUTHS
 from support import REPO
+from support_rehearse import rehearse as rehearse_script
 
 from skyspot.cli.rehearse import rehearse
 from skyspot.rehearsal import by_kind, faults
 from skyspot.rehearsal.bucketfs.manners import MANNERS, REMEDIES, Manners
+from skyspot.rehearsal.machine import bucketfs_missing
 from skyspot.rehearsal.remedies import FINDINGS
 
 PAGE = (REPO / "docs" / "rehearse.md").read_text()
@@ -104,6 +109,41 @@ def test_every_example_is_a_rehearsal_of_a_script_that_is_there_with_its_command
         rows = kinds[: next(n for n, line in enumerate(kinds) if line.startswith("Preempted: "))]
         assert [line.split("  ")[0] for line in rows] == [str(number) for number in range(1, len(rows) + 1)]
         assert {line.split("  ")[1] for line in rows} <= {*faults.KINDS, "other processes"}
+
+
+def told(output: str) -> list[str]:
+    """The titles, the rows by kind and the verdicts of a rehearsal, without what time and chance decide."""
+    titles = ("Undisturbed", "Preempted", "Only ", "  remedy: ", "  note: ", "exit ", "  _", "    ~/")
+    found = []
+    for line in output.splitlines():
+        row = re.match(rf"\d+  ([\w -]+?) +({'|'.join(VERDICTS)}) ", line)
+        if row and row[1] in (*faults.KINDS, "other processes"):
+            found.append(f"{row[1]}: {row[2]}")
+        elif line.startswith(titles):
+            found.append(re.sub(r"\d+(\.\d+)?", "#", line).replace("saves", "save"))
+    return found
+
+
+def examples() -> list[tuple[str, str, str]]:
+    """(script, options, output) of each example."""
+    commands = re.findall(r"^    skyspot rehearse my-task\.yaml (.*)$", PAGE, re.M)
+    return list(zip(re.findall(r"`(\w+)\.py`", PAGE), commands, outputs(), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bucketfs_missing() is not None, reason=str(faultfs.missing() or bucketfs_missing()))
+@pytest.mark.parametrize(("script", "options", "output"), examples(), ids=[one[0] for one in examples()])
+def test_an_example_is_what_a_rehearsal_prints(script: str, options: str, output: str, tmp_path: Path) -> None:
+    """In all but times, steps and numbers of saves."""
+    [task] = re.findall(r"```yaml\n(name: own\n.*?)```", PAGE, re.S)
+    (tmp_path / "my-task.yaml").write_text(task)
+    code = next(one.path for one in TRUTHS if one.script == script).read_text()
+    if script == "says_resuming":  # As the page says.
+        code = "".join(line for line in code.splitlines(True) if not line.startswith("    load_checkpoint("))
+    (tmp_path / "train.py").write_text(code)
+    done = rehearse_script("my-task.yaml", *shlex.split(options), cwd=tmp_path, env={"COLUMNS": "100"})
+    assert not done.stderr, done.stderr
+    assert told(done.stdout) == told(output), done.stdout
 
 
 def test_every_kind_of_strike_is_explained_and_no_other() -> None:
