@@ -3,6 +3,7 @@
 The limit applies to the time that a test would take on a quiet machine, so that no test fails because the machine is
 busy: while more threads want to run than there are cores, a second counts as the share of it that each thread gets. On
 a busy machine, a test that mostly waits therefore counts as less than it takes; on a quiet machine all of it counts.
+While OVERLOADED times as many threads as cores want to run, nothing counts: memory and disk are then as short as cores.
 CPU seconds would be better, but the system does not report those of ranks whose launcher leaves first. Setting up and
 tearing down count, except for what tests share. A shared machine can be slow in ways that its load does not show, so a
 test that took too long runs once more, and the shorter time counts.
@@ -23,6 +24,7 @@ from _pytest.runner import runtestprotocol
 
 LIMIT_S = 10.0
 LOOK_S = 0.2
+OVERLOADED = 4
 
 
 def runnable() -> float:
@@ -48,7 +50,8 @@ class QuietClock:
 
     def passed(self, now: float, wanted: float) -> None:
         """Count the time since the last look, in which `wanted` threads wanted to run."""
-        self._seconds += (now - self._looked) * min(1.0, self._cores / max(1.0, wanted))
+        if wanted <= OVERLOADED * self._cores:
+            self._seconds += (now - self._looked) * min(1.0, self._cores / max(1.0, wanted))
         self._looked = now
 
     def now(self) -> float:

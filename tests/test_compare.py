@@ -509,8 +509,8 @@ def test_objects_in_arrays_are_not_unpickled(tmp_path: Path) -> None:
 
 
 def test_a_file_larger_than_the_memory_allowed_is_compared(tmp_path: Path) -> None:
-    """2 GB of the same bytes but one: sparse files, so that no disk is needed."""
-    size = 2 << 30
+    """Half a GB of the same bytes but one: sparse files, so that no disk is needed."""
+    size = 1 << 29
     header = json.dumps({"w": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}).encode()
     for side, value in (("left", 1.0), ("right", 1.5)):
         (tmp_path / side).mkdir()

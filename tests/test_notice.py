@@ -198,7 +198,8 @@ with run:
 def test_a_sigterm_while_torch_is_imported_is_heard(tmp_path: Path) -> None:
     """A cold start: in a fork of the warm process there is nothing left to import."""
     (tmp_path / "script.py").write_text(IMPORTING)
-    command = [sys.executable, "-m", "trainer.launch", "--processes", "1", tmp_path / "script.py", tmp_path / "run"]
+    command = [sys.executable, "-m", "trainer.launch", "--processes", "1", "--grace", "100"]
+    command += [tmp_path / "script.py", tmp_path / "run"]
     done = subprocess.run(command, env=clean_env(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 75, done.stderr
     assert done.stdout.splitlines() == ["heard", "sigterm before the first step"]

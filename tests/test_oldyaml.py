@@ -612,7 +612,7 @@ def written(document: dict, flow: bool | None, width: int, noise: list[str], end
     return ending.join(lines) + ending * (len(noise) % 2)
 
 
-@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(
     RESOURCE_BLOCKS,
     st.sampled_from(RUNS),
@@ -713,7 +713,7 @@ def rung_text(number: int, lines: list[str], merge: str, style: str, said: str) 
     return f"    - {anchor.strip()}\n      {block}{said}\n" if anchor else f"    - {block}{said}\n"
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(
     BLOCKS,
     st.lists(RUNG, max_size=4),
