@@ -706,6 +706,10 @@ def test_across_world_sizes_samples_and_lr_are_judged_bit_by_bit_and_losses_by_t
     far = history(world_size=2)
     far.lines[7]["loss"] *= 1.001
     assert not verdict.compare_across_world_sizes(history(), far).exact
+    loop_of_ones_own = history(), history(world_size=2)
+    for line in (line for one in loop_of_ones_own for line in one.lines.values()):
+        del line["order"]
+    assert "samples not recorded, same LR in" in verdict.compare_across_world_sizes(*loop_of_ones_own).text
 
 
 def test_a_schedule_strikes_before_the_first_checkpoint_and_soon_after_a_resume() -> None:

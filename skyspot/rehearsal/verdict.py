@@ -241,7 +241,9 @@ def compare_across_world_sizes(reference: History, other: History) -> Verdict:
     )
     near = _drift(reference, other, [step for step in steps if step < changed + DRIFT_STEPS])
     worst = _drift(reference, other, steps)
-    counts = f"same samples and same LR in {len(steps)} of {len(steps)} steps"
+    recorded = all("order" in lines[step] for lines in (reference.lines, other.lines) for step in steps)
+    same = "same samples and same LR" if recorded else "samples not recorded, same LR"
+    counts = f"{same} in {len(steps)} of {len(steps)} steps"
     if near > DRIFT and reference.precision == "fp32":
         return Verdict(
             False,

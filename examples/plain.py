@@ -1,0 +1,46 @@
+"""A character model of Python's own documentation, in a plain torch loop."""
+
+from trainer import SpotRun  # isort: skip
+
+import os
+import pydoc_data.topics
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+STEPS, WIDTH, LENGTH = int(os.environ.get("STEPS", "200")), 64, 32
+
+torch.manual_seed(0)
+text = "".join(pydoc_data.topics.topics.values())[:100_000]
+letters = {letter: number for number, letter in enumerate(sorted(set(text)))}
+ids = torch.tensor([letters[letter] for letter in text])
+samples = TensorDataset(ids[: len(ids) // LENGTH * LENGTH].reshape(-1, LENGTH))
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(len(letters), WIDTH)
+        self.body = nn.GRU(WIDTH, WIDTH, batch_first=True)
+        self.head = nn.Sequential(nn.Dropout(0.1), nn.Linear(WIDTH, len(letters)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.body(self.embed(x))[0]
+        return self.head(hidden)  # type: ignore[no-any-return]
+
+
+model = Model()
+optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+loader = DataLoader(samples, batch_size=16, shuffle=True)
+with SpotRun(os.environ["SKYSPOT_CHECKPOINT_DIR"], save_every=20) as run:
+    run.register(model=model, optimizer=optimizer, scheduler=scheduler)
+    for (x,) in run.steps(loader, until=STEPS):
+        loss = nn.functional.cross_entropy(model(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten())
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        run.log(loss=loss)
+    run.finish()
