@@ -214,6 +214,25 @@ def test_a_machine_whose_parent_died_before_it_started_runs_nothing(tmp_path: Pa
     assert not (tmp_path / "built").exists()
 
 
+def test_a_machine_whose_outer_process_died_before_it_started_runs_nothing(tmp_path: Path) -> None:
+    """The first process inside is forked, and its parent dies before it asks to die with it."""
+    (tmp_path / "build.sh").write_text(f"touch {tmp_path}/built\n")
+    program = (
+        "import os, signal, sys, time\nfrom skyspot.rehearsal import namespace\nouter = os.getpid()\n"
+        "def late():\n"
+        "    if os.getpid() != outer:\n"
+        "        os.kill(outer, signal.SIGKILL)\n"
+        "        while os.getppid() == outer: time.sleep(0.01)\n"
+        "namespace._die_with_parent = late\n"
+        "namespace.main(str(os.getppid()), *sys.argv[1:], '1')\n"
+    )
+    arguments = [tmp_path / "build.sh", tmp_path / "root", tmp_path / "run.sh"]
+    # Its output ends when the last process has exited.
+    done = subprocess.run([sys.executable, "-c", program, *map(str, arguments)], capture_output=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (tmp_path / "built").exists()
+
+
 def test_a_machine_is_removed_even_if_its_removal_is_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,6 +276,24 @@ def test_a_folder_that_a_killed_rehearsal_left_is_deleted(tmp_path: Path, monkey
     made = left_behind(tmp_path, monkeypatch)
     scratch.remove_stale()
     assert not made.exists()
+
+
+def test_a_rehearsal_deletes_what_a_killed_one_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = left_behind(tmp_path, monkeypatch)
+    with _folder(tmp_path / "kept"):
+        assert not made.exists()
+
+
+def test_of_what_is_kept_the_disk_of_a_machine_is_no_part(tmp_path: Path) -> None:
+    keep = tmp_path / "kept"
+    with suppress(KeyboardInterrupt), _folder(keep) as folder:
+        (folder / "reference" / "machine-01" / "home").mkdir(parents=True)
+        (folder / "reference" / "machine-01.log").touch()
+        (folder / "reference" / "bucket" / "machine-01").mkdir(parents=True)
+        raise KeyboardInterrupt
+    assert sorted(str(path.relative_to(keep)) for path in keep.rglob("*")) == [
+        "reference", "reference/bucket", "reference/bucket/machine-01", "reference/machine-01.log",
+    ]  # fmt: skip
 
 
 def _renamed(made: Path) -> None:

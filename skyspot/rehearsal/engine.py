@@ -77,6 +77,8 @@ def _folder(keep: Path | None) -> Iterator[Path]:
     finally:
         with undisturbed():
             kill_below(str(place))
+            for disk in list(place.glob("*/machine-*/home")):
+                scratch.delete_tree(disk.parent)  # It was interrupted while it was set up.
             scratch.remove_all()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 import threading
 from collections.abc import Callable
 from importlib import import_module
@@ -11,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol, cast
 
+from skyspot.rehearsal import scratch
 from skyspot.rehearsal.bucketfs.calls import Calls
 from skyspot.rehearsal.bucketfs.polling import Poller
 from skyspot.rehearsal.bucketfs.trace import EVENTS, POLLS
@@ -39,8 +39,7 @@ def events_missing() -> str | None:
     """Say why file events cannot be had here; None if they can. Tried once."""
     if find_spec("inotify_simple") is None:
         return "inotify_simple is not installed: pip install 'skyspot[rehearse]'"
-    with tempfile.TemporaryDirectory(prefix="skyspot-probe-") as name:
-        folder = Path(name)
+    with scratch.folder("probe") as folder:
         try:
             calls = Calls(folder / "trace")
             (folder / "bucket").mkdir()
