@@ -216,21 +216,20 @@ def test_a_machine_whose_parent_died_before_it_started_runs_nothing(tmp_path: Pa
 
 def test_a_machine_whose_outer_process_died_before_it_started_runs_nothing(tmp_path: Path) -> None:
     """The first process inside is forked, and its parent dies before it asks to die with it."""
-    (tmp_path / "build.sh").write_text(f"touch {tmp_path}/built\n")
     program = (
-        "import os, signal, sys, time\nfrom skyspot.rehearsal import namespace\nouter = os.getpid()\n"
+        "import os, signal, sys, time\nfrom pathlib import Path\nfrom skyspot.rehearsal import namespace\nouter = os.getpid()\n"
         "def late():\n"
         "    if os.getpid() != outer:\n"
         "        os.kill(outer, signal.SIGKILL)\n"
         "        while os.getppid() == outer: time.sleep(0.01)\n"
         "namespace._die_with_parent = late\n"
-        "namespace.main(str(os.getppid()), *sys.argv[1:], '1')\n"
+        "namespace._inside = lambda *rest: Path(sys.argv[1]).touch() or 0\n"  # Not in a namespace: it must do nothing.
+        "namespace.main(str(os.getppid()), 'build', 'root', 'script', '1')\n"
     )
-    arguments = [tmp_path / "build.sh", tmp_path / "root", tmp_path / "run.sh"]
     # Its output ends when the last process has exited.
-    done = subprocess.run([sys.executable, "-c", program, *map(str, arguments)], capture_output=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "ran")], capture_output=True, timeout=60)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert not (tmp_path / "built").exists()
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_machine_is_removed_even_if_its_removal_is_interrupted(

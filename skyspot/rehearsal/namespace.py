@@ -114,6 +114,8 @@ def _terminate_rest(seconds: float, root: str, stay: set[int]) -> None:
 
     Those that stay block it.
     """
+    if os.getpid() != 1:  # Outside, it would reach every process of the user.
+        raise RuntimeError("this is not the first process of a namespace")
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     with suppress(ProcessLookupError):
         os.kill(-1, signal.SIGTERM)
