@@ -19,7 +19,7 @@ from needs import needs_root
 from support import clean_env
 from support_rehearse import leftovers, trains
 
-from skyspot.rehearsal import failure, machine, scratch
+from skyspot.rehearsal import failure, machine, namespace, scratch
 from skyspot.rehearsal.engine import _folder
 from skyspot.rehearsal.processes import MARK, below
 from skyspot.rehearsal.task import read_task
@@ -217,7 +217,8 @@ def test_a_machine_whose_parent_died_before_it_started_runs_nothing(tmp_path: Pa
 def test_a_machine_whose_outer_process_died_before_it_started_runs_nothing(tmp_path: Path) -> None:
     """The first process inside is forked, and its parent dies before it asks to die with it."""
     program = (
-        "import os, signal, sys, time\nfrom pathlib import Path\nfrom skyspot.rehearsal import namespace\nouter = os.getpid()\n"
+        "import os, signal, sys, time\nfrom pathlib import Path\n"
+        "from skyspot.rehearsal import namespace\nouter = os.getpid()\n"
         "def late():\n"
         "    if os.getpid() != outer:\n"
         "        os.kill(outer, signal.SIGKILL)\n"
@@ -230,6 +231,14 @@ def test_a_machine_whose_outer_process_died_before_it_started_runs_nothing(tmp_p
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "ran")], capture_output=True, timeout=60)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (tmp_path / "ran").exists()
+
+
+def test_sigterm_goes_to_all_only_inside_a_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda *call: sent.append(call))
+    with pytest.raises(RuntimeError, match="namespace"):
+        namespace._terminate_rest(0.0, "/nowhere", set())
+    assert not sent
 
 
 def test_a_machine_is_removed_even_if_its_removal_is_interrupted(
