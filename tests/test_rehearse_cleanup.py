@@ -328,8 +328,8 @@ def _with_a_link(made: Path) -> None:
 
 
 def _a_link(made: Path) -> None:
-    made.rename(made.with_name("elsewhere"))
-    made.symlink_to(made.with_name("elsewhere"))
+    (made.parent / "elsewhere").mkdir()
+    made.symlink_to(made.rename(made.parent / "elsewhere" / made.name))
 
 
 def _with_a_pipe(made: Path) -> None:
@@ -407,7 +407,8 @@ def test_a_process_of_a_killed_rehearsal_is_killed_with_its_folder(
 def test_a_folder_that_is_deleted_half_way_is_still_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = left_behind(tmp_path, monkeypatch)
 
-    def killed(_path: Path) -> None:
+    def killed(path: Path) -> None:
+        shutil.rmtree(path)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as during:
