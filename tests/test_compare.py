@@ -23,8 +23,8 @@ from support import PROGRAMS, clean_env
 from support_rehearse import sees_reads
 
 from skyspot.errors import UsageError
-from skyspot.rehearsal import verdict
-from skyspot.rehearsal.compare import bytewise, command, torch_files
+from skyspot.rehearsal import advice, remedies, verdict
+from skyspot.rehearsal.compare import bytewise, command, repeated, torch_files
 from skyspot.rehearsal.compare.control import Outcome, control
 from skyspot.rehearsal.compare.difference import Sides
 from skyspot.rehearsal.compare.elements import element_size, numbers
@@ -281,6 +281,17 @@ def test_what_is_no_json_is_compared_byte_for_byte_and_said(tmp_path: Path, brok
 
 
 # -- CSV -------------------------------------------------------------------------------------------------------------
+
+
+def test_lines_that_are_there_again_are_counted(tmp_path: Path) -> None:
+    lines = ['{"step": 1}\n', '{"step": 2}\n', '{"step": 3}\n']
+    found = compared(tmp_path, "a.jsonl", "".join(lines), "".join([*lines[:2], *lines[1:]]))
+    assert found.cause == repeated.REPEATED
+    assert found.text.endswith("(all 3 lines are there, and 1 of them again)")
+    assert advice.with_cause(found, None).remedy == remedies.REPEATED_LINES.remedy
+    for other in ("".join(lines[:2]), "".join([*lines, '{"step": 4}\n']), "".join([lines[0], *lines[:2]])):
+        assert compared(tmp_path, "a.jsonl", "".join(lines), other).cause == "files"
+    assert compared(tmp_path, "a.bin", "".join(lines), "".join([*lines, lines[2]])).cause == "files"
 
 
 def test_tables_show_row_and_column(tmp_path: Path) -> None:

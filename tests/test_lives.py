@@ -246,6 +246,71 @@ def test_one_that_begins_with_the_next_fold_has_lost_nothing() -> None:
     _, lives = leg(folds, Strike(0, "before", (r"^fold_2/ckpt\.pt\.tmp$",)))
     assert [one.path for one in lives[1].resume.read] == ["fold_0/score.json", "fold_1/score.json"]
     assert lives[1].resume.outcome == RESUMED
+    assert lives[1].again == (), "a fold has several saves"
+
+
+def test_what_is_done_again_of_a_fold_is_told_by_its_place() -> None:
+    def forgets(fs: Fs) -> None:
+        for fold in range(2):
+            for step in range(4):
+                fs.tick()
+                put(fs, f"fold_{fold}/ckpt.pt", step)
+
+    _, lives = leg(forgets, Strike(3, "before", (r"^fold_0/ckpt\.pt\.tmp$",), does="rename"))
+    assert len(lives[1].again) == 3
+
+
+# -- which files are struck
+
+
+def agent(fs: Fs) -> None:
+    """The agent is numbered and read; its scores are written more often, and never read."""
+    step = max((int(str(fs.read(path))) for path in fs.list("agent_")), default=0)
+    for now in range(step + 1, 13):
+        fs.tick()
+        fs.write("scores.npz", now, 900)
+        if now % 2 == 0:
+            put(fs, f"agent_{now}_steps.bin", now)
+
+
+def test_what_is_struck_is_the_checkpoint_once_a_restart_has_read_it() -> None:
+    found = evidence.Evidence()
+    found.add("reference", Fs().attempt(agent))
+    assert found.paths
+    assert "scores" in found.paths, "they are written more often: a guess"
+    fs = Fs()
+    found.add("leg", fs.attempt(agent, before(r"agent_\d+_steps\.bin\.part|agent.*\.tmp", 3)))
+    found.add("leg", fs.attempt(agent))
+    assert "scores" not in found.paths
+    assert all("agent" in place.description for place in found.places())
+
+
+def test_a_name_that_says_checkpoint_counts_more_than_a_suffix() -> None:
+    def run(fs: Fs) -> None:
+        for step in range(1, 11):
+            fs.tick()
+            fs.write("evaluations.npz", step, 900)
+            if step % 2 == 0:
+                fs.write(f"rl_model_{step}_steps.zip", step)
+
+    assert saves.study(Fs().attempt(run)).saves[0].largest == "rl_model_2_steps.zip"
+
+
+def test_what_no_restart_reads_is_not_torn() -> None:
+    def run(fs: Fs) -> None:
+        for step in range(int(str(fs.read("state.json") or 0)) + 1, 10):
+            fs.tick()
+            put(fs, "state.json", step, 500)
+            fs.write("history.json", step, 500)
+
+    found, fs = evidence.Evidence(), Fs()
+    found.add("reference", Fs().attempt(run))
+    torn = [place.description for place in found.places() if place.later.phase == "middle"]
+    assert len(torn) == 2
+    for strike in (before(r"state\.json\.tmp", 4), None):
+        found.add("leg", fs.attempt(run, strike))
+    torn = [place.description for place in found.places() if place.later.phase == "middle"]
+    assert torn == ["in the middle of the write to state.json.tmp at 0"]
 
 
 # -- a journal

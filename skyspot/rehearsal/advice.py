@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from skyspot.rehearsal import faults, remedies
+from skyspot.rehearsal.compare.repeated import REPEATED
 from skyspot.rehearsal.refusals import Refusal
 from skyspot.rehearsal.remedies import Cause
 from skyspot.rehearsal.result import Row
@@ -18,7 +19,8 @@ MOST_REFUSALS = 3
 def with_cause(verdict: Verdict, cause: Cause | None) -> Verdict:
     """Add a cause and its remedy, before the excerpt of the output if there is one; or what helps in general."""
     if cause is None:
-        return replace(verdict, remedy=remedies.NO_CAUSE.remedy)
+        finding = remedies.REPEATED_LINES if verdict.cause == REPEATED else remedies.NO_CAUSE
+        return replace(verdict, remedy=finding.remedy)
     first, line, rest = verdict.text.partition("\n")
     text = f"{first.removesuffix('.')}. Likely cause: {cause.text}{line}{rest}"
     return replace(verdict, text=text, remedy=cause.finding.remedy)

@@ -58,7 +58,7 @@ def boundaries(files: Files, calls: Sequence[Call], saves: Sequence[Save], save:
         if call.number not in uploads if call.name == "upload" else not first <= call.number <= last:
             continue
         found.append(Boundary(number, "before", f"before the {describe(call)}"))
-        if call.name == "write" and call.size > 1:
+        if call.name == "write" and call.size > 1 and _may_be_read(files, call.path):
             found.append(Boundary(number, "middle", f"in the middle of the {describe(call)}"))
         if call.number == max(uploads | {last}):
             found.append(Boundary(number, "after", f"after the {describe(call)}"))
@@ -81,6 +81,13 @@ def arrivals(calls: Sequence[Call], saves: Sequence[Save], save: Save) -> list[C
             return []
         found.append(upload)
     return found
+
+
+def _may_be_read(files: Files, path: str) -> bool:
+    """True unless restarts read other files of the checkpoint, and not this one."""
+    read = files.family.read if files.family else frozenset()
+    kind = naming.parse(path).kind
+    return not read or (files.becomes(kind) or kind) in read
 
 
 def strikes(files: Files, calls: Sequence[Call], places: Sequence[Boundary]) -> list[tuple[Strike, Strike]]:

@@ -326,10 +326,11 @@ def _without_data(families: list[Family], versions: dict[str, list[Version]]) ->
 
 def _rank(
     family: Family, roles: dict[str, tuple[str, str]], versions: dict[str, list[Version]]
-) -> tuple[bool, bool, int, bool, int]:
+) -> tuple[bool, bool, bool, int, bool, int]:
+    called = any(naming.is_called_checkpoint(kind) for kind in family.kinds)
     named = any(naming.looks_like_checkpoint(kind) for kind in family.kinds)
     known = any(roles[kind][0] == CHECKPOINT for kind in family.kinds)
     size = sum(max(version.size for version in versions[kind]) for kind in family.kinds)
     # Of files that nothing tells more about, the largest.
     last = not any(naming.is_best(kind) for kind in family.kinds)
-    return known, named, family.saves if known or named else 0, last, size
+    return known, named, called, family.saves if known or named else 0, last, size

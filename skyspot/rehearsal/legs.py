@@ -117,7 +117,7 @@ class Legs:
         started, pending = time.monotonic(), list(plan)
         for number in range(first, first + len(plan) + MORE_ATTEMPTS):
             count = processes[min(number - 1, len(processes) - 1)]
-            planned = self._next(leg, pending, careful)
+            planned = self.tracing.revised(self._next(leg, pending, careful))
             self.view.attempt(number, count, planned.kind if planned else "to the end")
             row, code, machine = self._on_a_machine(leg, number, planned, buckets, self._env(launch, count), count)
             row.place = planned.at_place if planned else None

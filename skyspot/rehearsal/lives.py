@@ -81,7 +81,7 @@ class Follower:
         self._resumes += resume.outcome == RESUMED
         if resume.used is not None:
             fresh = group(learnt.files, written, learnt.saves, resume.used.index)
-        again = rework.again(fresh, made, resume.newest, resume.used)
+        again = rework.again(learnt, fresh, made, resume.newest, resume.used)
         self._made = [*made, *fresh]
         end = state(learnt.files, self._made, written.left, written.left_cut)
         writing = next((save for save in reversed(fresh) if save.complete is None), None)

@@ -30,9 +30,12 @@ _SHARDS = {
 _PIECES = {"shard", "share", "part", "split", "chunk"}
 ENOUGH_PIECES = 4
 """Fewer numbered parts are rather those of one save."""
+_CALLED = re.compile(
+    r"ckpt|checkpoint|(?<![a-z])(state|model|weights|snapshot|latest|last|resume|params|optim)", re.IGNORECASE
+)
 _CHECKPOINTS = re.compile(
     r"\.(pt|pth|ckpt|safetensors|npz|npy|pkl|pickle|bin|h5|hdf5|msgpack|distcp|keras|weights|tar|joblib|state|dat|"
-    r"sqlite3?|db)$|ckpt|checkpoint|(?<![a-z])(state|model|weights|snapshot|latest|last|resume|params|optim)",
+    rf"sqlite3?|db)$|{_CALLED.pattern}",
     re.IGNORECASE,
 )
 _LOGS = re.compile(
@@ -155,6 +158,11 @@ def step(name: Name, places: tuple[int, ...]) -> int | None:
 def looks_like_checkpoint(path: str) -> bool:
     """True if the name is one that savers give to checkpoints."""
     return bool(_CHECKPOINTS.search(path)) and not looks_like_log(path)
+
+
+def is_called_checkpoint(path: str) -> bool:
+    """True if a word in the name says so, not its suffix alone: `model.zip`, not `evaluations.npz`."""
+    return bool(_CALLED.search(path)) and not looks_like_log(path)
 
 
 def is_best(path: str) -> bool:

@@ -63,6 +63,10 @@ BEST_LOST = Finding(
     "the best score so far was lost",
     "save the best score, the patience and their like in the checkpoint, and load them",
 )
+REPEATED_LINES = Finding(
+    "a result has lines again",
+    "at a restart, cut the file to the lines before the checkpoint; or write it anew from what the checkpoint holds",
+)
 NOT_USED = Finding(
     "LOST WORK: read no checkpoint, or did not use it",
     "look for a checkpoint at every start, without an option, and use what was loaded",
@@ -91,7 +95,7 @@ REFUSED = Finding("the mount refuses the operation", "the table of refusals abov
 WORKERS = Finding("a data loader's workers died of SIGTERM", "ignore SIGTERM in the workers (`worker_init_fn`)")
 
 FINDINGS = (
-    HALF_WRITTEN, MIXED, NOT_READ, DATA_ORDER, LEARNING_RATE, NO_CAUSE, MORE_STEPS, FEWER_STEPS, BEST_LOST, NOT_USED,
-    OLDER_USED, DESTROYED, NEVER_SAVES, IRREGULAR, AT_NOTICE, EXITED_WITH_0, WORKERS, REFUSED,
+    HALF_WRITTEN, MIXED, NOT_READ, DATA_ORDER, LEARNING_RATE, NO_CAUSE, MORE_STEPS, FEWER_STEPS, BEST_LOST,
+    REPEATED_LINES, NOT_USED, OLDER_USED, DESTROYED, NEVER_SAVES, IRREGULAR, AT_NOTICE, EXITED_WITH_0, WORKERS, REFUSED,
 )  # fmt: skip
 """All of them, in the order of the docs' table."""

@@ -7,8 +7,14 @@ from collections.abc import Sequence
 from skyspot.rehearsal.saves import Learnt, Save
 
 
-def again(fresh: Sequence[Save], made: Sequence[Save], newest: Save | None, used: Save | None) -> tuple[Save, ...]:
+def again(
+    learnt: Learnt, fresh: Sequence[Save], made: Sequence[Save], newest: Save | None, used: Save | None
+) -> tuple[Save, ...]:
     """The saves that had been made before."""
+    numbers = [save.numbers for save in learnt.saves if save.numbers]
+    if len(set(numbers)) < len(numbers):  # They tell a phase, or a fold, of several saves.
+        done = [save for save in made if save.complete is not None]
+        return tuple(fresh[: len(done) - (done.index(used) + 1 if used in done else 0)])
     if any(save.numbers for save in fresh):
         before = {save.numbers for save in made if save.complete is not None}
         return tuple(save for save in fresh if save.numbers in before)

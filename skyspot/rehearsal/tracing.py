@@ -34,6 +34,7 @@ class Tracing:
         Raises:
             UsageError: a place in a save is named, and no call is seen here.
         """
+        self._seed, self._pinned = settings.seed, settings.at is not None
         self.missing = bucketfs_missing()
         """Why buckets are not served through FUSE here; None: they are."""
         self.sight = CALLS if self.missing is None else EVENTS if events_missing() is None else POLLS
@@ -88,6 +89,17 @@ class Tracing:
         if settings.at is not None:
             return [replace(plan[0], at_fraction=None, place=named(settings.at, places))]
         return faults.at_calls(plan, places, settings.seed, tears=tears, every=settings.every_write)
+
+    def revised(self, planned: Preemption | None) -> Preemption | None:
+        """Have a strike in a save fall on the checkpoint that is known by now; it may be another than was guessed."""
+        if planned is None or planned.place is None or self.evidence is None or self._pinned:
+            return planned
+        places = told_apart(self.evidence.places())
+        if planned.kind == faults.AT_WRITE or planned.at_place in [place.description for place in places]:
+            return planned
+        chosen = [replace(planned, place=None)]
+        tears = MANNERS[self.manner].direct
+        return next(iter(faults.at_calls(chosen, places, self._seed, tears=tears, every=False)), planned)
 
     def why_not(self) -> dict[str, str]:
         """Say why kinds that concern a save were not tried."""

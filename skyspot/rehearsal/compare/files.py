@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from skyspot.rehearsal import naming
 from skyspot.rehearsal.compare import bytewise, command
 from skyspot.rehearsal.compare.difference import Difference, Sides
 from skyspot.rehearsal.compare.documents import compare_json, compare_json_lines
+from skyspot.rehearsal.compare.repeated import REPEATED, repeated_lines
 from skyspot.rehearsal.compare.rules import Comparison, Findings, FormatError, Pattern, short
 from skyspot.rehearsal.compare.tables import compare_tables
 from skyspot.rehearsal.compare.tensor_files import read_npy, read_npz, read_safetensors
@@ -58,8 +60,10 @@ def compare_files(rules: Comparison, left: Buckets, right: Buckets, sides: Sides
         except OSError as error:
             return Verdict(False, False, f"not checked: {name}: {error.strerror or error}")
         if difference:
+            again = repeated_lines(one, two)
+            difference = replace(difference, more=again or difference.more)
             text = f"NOT exact: {name} differs in {difference.text(sides)}"
-            return Verdict(False, True, text, "files", notes=tuple(findings.notes))
+            return Verdict(False, True, text, REPEATED if again else "files", notes=tuple(findings.notes))
     text = _equal(rules, findings, len(found), equal_bytes)
     return Verdict(True, True, text, notes=tuple(findings.notes))
 

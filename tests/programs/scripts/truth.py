@@ -385,4 +385,17 @@ TRUTHS = (
         cure=(('["next_epoch"] + 1', '["next_epoch"]'),),
         show=few(IN_SAVE),
     ),
+    Truth(
+        "scores_beside", STAYS_DOWN,
+        "The newest agent may be half written. Scores that are cut do no harm.",
+        fails={IN_SAVE: STAYS_DOWN, AT_WRITE: STAYS_DOWN, TORN: STAYS_DOWN}, cause=HALF, files=("agent_#.dat",),
+        moments=(step(30, STAYS_DOWN, TORN, cut="agent_30.dat"), step(40, EXACT)),
+        cure=(
+            (
+                "sorted(out.glob(\"agent_*.dat\"), key=number)",
+                "sorted((path for path in out.glob(\"agent_*.dat\") if path.stat().st_size > 1600), key=number)",
+            ),
+        ),
+        show=few(KILL, NOTICE, TORN),
+    ),
 )  # fmt: skip
