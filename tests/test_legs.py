@@ -181,3 +181,16 @@ def test_what_any_rank_thread_or_child_writes_can_be_struck(tmp_path: Path, writ
     [_, leg] = json.loads(done.stdout)["legs"]
     assert [row["ended"] for row in leg["rows"]] == [f"killed {at}", "finished"]
     assert leg["rows"][1]["resumed"] in ("step 5", "step 10"), "one rank may be ahead of the other"
+
+
+@pytest.mark.slow  # Our trainer, four times.
+def test_steps_that_have_not_arrived_in_the_bucket_are_seen_and_struck_in_time(tmp_path: Path) -> None:
+    # On s3 the file with the steps arrives at its close: read from the bucket, a strike would come too late or never.
+    done = rehearse(
+        "--set", "max_steps=24", "--set", "save_every=6", "--kinds", "kill,sigterm", "--preemptions", 2,
+        "--processes", 1, "--env", "OMP_NUM_THREADS=1", "--mount-like", "s3", "--json", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(done.stdout)["legs"][1]["rows"]
+    assert [row["kind"] for row in rows] == ["kill", "sigterm", "finished"]
+    assert rows[0]["last_step"] < 6, "before the first checkpoint"

@@ -164,13 +164,13 @@ class Legs:
         """Run one attempt on a new machine. Return its row, its exit code if it exited, and the machine, taken."""
         before, own = leg.rows[-1] if leg.rows else None, self.bucket(leg.name)
         there = listing(own)
-        # With records, steps are read from a file that is being written: on some mounts it is not in the bucket yet.
+        # Records tell more than calls do, so that a bucket is served only if a mount's manners are asked for.
         plain = self.records and self.settings.mount_like is None
         manners = {} if plain else self.tracing.manners
         machine = Machine(self.task, self.folder / leg.name / f"machine-{number:02d}", buckets, env, manners)
         if not self.records:
             self.tracing.watch(machine, own)
-        watch = Watch(own, self.task.run_folder)
+        watch = Watch(own, self.task.run_folder, self.tracing.view(machine) if self.records else None)
         injector = Injector(
             planned, machine, watch, self.server, self.view, self.reference_s, self.written_s, self.records,
             lambda: self.has_all_files(leg.name), None if self.records else self.tracing.saved(machine, number),

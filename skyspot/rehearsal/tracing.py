@@ -128,6 +128,11 @@ class Tracing:
             return None
         return Changes(machine.traces[self.point], evidence.paths, wanted, calls_seen=self.sight == CALLS)
 
+    def view(self, machine: Machine) -> Path | None:
+        """The run's bucket as a machine sees it, where files arrive later; None: as it is."""
+        served = machine.served.get(self.point) if self.point else None
+        return served.disk / "view" if served and not MANNERS[served.manners].direct else None
+
     def watch(self, machine: Machine, bucket: Path) -> None:
         """Watch the run's bucket for a machine that has not started, if it is not served through FUSE."""
         if self.point is not None and self.sight != CALLS:

@@ -16,9 +16,15 @@ from trainer.layout.names import MANIFEST, AttemptName, RunPaths, list_attempts,
 class Watch:
     """Reads from the bucket how far one attempt on one machine has come."""
 
-    def __init__(self, bucket: Path, run_folder: str | None) -> None:
-        """Start watching, before the attempt starts."""
-        self.bucket, self.run_folder = bucket, run_folder
+    def __init__(self, bucket: Path, run_folder: str | None, view: Path | None = None) -> None:
+        """Start watching, before the attempt starts.
+
+        Args:
+            bucket: The bucket.
+            run_folder: The run's folder in it, if the task names one.
+            view: The bucket as the machine sees it, with files that have not arrived yet; None: it sees the bucket.
+        """
+        self.bucket, self.run_folder, self._view = bucket, run_folder, view
         self._before = {str(name) for name in self._attempts()}
         self._files_before = self._files()
         self.alive_since: float | None = None
@@ -31,7 +37,7 @@ class Watch:
     @property
     def paths(self) -> RunPaths | None:
         """The run's folder; None until it exists."""
-        return find_run(self.bucket, self.run_folder)
+        return find_run(self._view if self._view and self._view.is_dir() else self.bucket, self.run_folder)
 
     def _attempts(self) -> list[AttemptName]:
         paths = self.paths
@@ -60,7 +66,7 @@ class Watch:
         steps = [line["step"] for line in read_metrics(whole) if "loss" in line]
         if steps:
             self.first_step = self.first_step if self.first_step is not None else steps[0]
-            self.step = steps[-1]
+            self.step = max(self.step or 0, steps[-1])
         return self.step
 
     def saving(self) -> bool:
