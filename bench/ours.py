@@ -25,7 +25,7 @@ from trainer.training.session import Session
 class Measured:
     """The contents of a checkpoint: a model and its optimizer."""
 
-    position = ""
+    position = spoilt_remedy = ""
     only_finite = spoilt_ends = False
     watched: frozenset[str] = frozenset()
 

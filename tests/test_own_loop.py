@@ -125,3 +125,64 @@ def test_what_no_state_dict_holds_is_named(tmp_path: Path) -> None:
     assert done.code == 0, done.output
     assert done.output.count("ema.counts changes during training, and its object's state_dict() does not hold it") == 1
     assert "changes during training" not in own(tmp_path / "other").output
+
+
+LOOP = """
+from trainer import SpotRun
+import sys, torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+model, data = nn.Linear(2, 1), TensorDataset(torch.randn(8, 2))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+loader, more = DataLoader(data, batch_size=2), {more}
+with SpotRun({run}) as run:
+    run.register(model=model, optimizer=optimizer, **more)
+    for (x,) in run.steps(loader, until=6):
+        model(x).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        {body}
+    {end}
+print("after the block")
+"""
+
+
+def loop(tmp_path: Path, body: str = "pass", end: str = "run.finish()", more: str = "{}", run: str = "") -> Ended:
+    script = tmp_path / "script.py"
+    script.write_text(LOOP.format(body=body, end=end, more=more, run=run or repr(str(tmp_path / "run"))))
+    return launch(script)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"run": "3"}, "SpotRun(3): give the run's folder, or a RunConfig"),
+        ({"run": "'/tmp/x', save_every=0"}, 'SpotRun(save_every=0): give a number of steps, or "auto"'),
+        ({"run": "'/tmp/x', keep=1"}, "SpotRun(keep=1): keep at least 2 checkpoints"),
+        ({"more": "dict(best=3)"}, "register(best=...): a int has no state_dict and load_state_dict. Put it into"),
+        ({"more": "dict(f=print)"}, "register(f=...): a builtin_function_or_method has no state_dict and load_state"),
+        ({"body": "break", "end": "pass"}, "the `with SpotRun(...)` block ended before the training was done"),
+        ({"body": "sys.exit(0)"}, "the script called sys.exit(0) before the training was done"),
+        ({"body": "model.weight.data.fill_(float('nan'))"}, "step 2: model.model.weight is not finite"),
+        ({"body": "run.log(loss='x' * 9, acc=[1])"}, "run.log: [1] is neither a number nor text"),
+        ({"body": "run.register(more=optimizer)"}, "register() must be called before the first step"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_a_mistake_is_said_in_a_line(tmp_path: Path, changed: dict[str, str], message: str) -> None:
+    if "nan" in changed.get("body", ""):
+        changed = {**changed, "run": f"{str(tmp_path / 'run')!r}, save_every=2"}
+    ended = loop(tmp_path, **changed)
+    assert ended.code == 1
+    assert f"Error: {message}" in ended.output
+    assert "Traceback" not in ended.output
+    assert "after the block" not in ended.output
+
+
+def test_other_names_than_those_in_the_checkpoint_are_refused(tmp_path: Path) -> None:
+    assert loop(tmp_path).code == 0
+    more = loop(tmp_path, more="dict(other=nn.Linear(1, 1))")
+    assert more.code == 1
+    assert "Error: 'other' is registered, but checkpoint" in more.output
+    assert "It has model, optimizer. Remove it, or start a new run" in more.output

@@ -114,7 +114,7 @@ def run(plan: Plan, rank: int, peer_gone: int, send: Callable[[dict[str, Any]], 
 class Contents:
     """A run's tensors at a step; nothing of them is trained."""
 
-    position = ""
+    position = spoilt_remedy = ""
     only_finite = spoilt_ends = False
     watched: frozenset[str] = frozenset()
 

@@ -107,7 +107,7 @@ class Contents:
     """Two steps of training, as a session saves them."""
 
     done = samples_done = 2
-    position = ""
+    position = spoilt_remedy = ""
     only_finite = spoilt_ends = False
     watched = frozenset()
 

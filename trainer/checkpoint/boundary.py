@@ -30,3 +30,5 @@ class Boundary:
     """Names of tensors. The checkpoint counts as not finite if one of them holds NaN or infinite values."""
     spoilt_ends: bool = False
     """End the attempt if the checkpoint is not finite."""
+    spoilt_remedy: str = ""
+    """How to train on anyway, for the message about that."""

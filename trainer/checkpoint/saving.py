@@ -249,7 +249,7 @@ class Saver:
             copy.run()
             name = self._write(boundary, copy)
             if name and boundary.spoilt_ends and self.finite != name:
-                self._error = NotFiniteError(self._not_finite_message(boundary.step))
+                self._error = NotFiniteError(self._not_finite_message(boundary))
         except BaseException as error:
             self._error = error
             name = None
@@ -290,11 +290,12 @@ class Saver:
             raise SaveError(f"{self._given_up} saves in a row failed: {verdict.message}", EXIT_FAILED)
         return None
 
-    def _not_finite_message(self, step: int) -> str:
-        """The error for a checkpoint that is not finite although the losses and gradients up to it were."""
+    def _not_finite_message(self, boundary: Boundary) -> str:
+        """The error for a checkpoint that is not finite."""
+        remedy = f". {boundary.spoilt_remedy}" if boundary.spoilt_remedy else ""
         return (
-            f"step {step}: {self._spoilt} is not finite (NaN or infinite), although losses and gradients are. "
-            f"{self.last_finite()}. To train on anyway: --on-nan ignore"
+            f"step {boundary.step}: {self._spoilt} is not finite (NaN or infinite). {self.last_finite()}; a relaunch "
+            f"resumes there{remedy}"
         )
 
     def last_finite(self) -> str:

@@ -53,6 +53,10 @@ class Contents(Protocol):
         """The attempt ends if the checkpoint of this boundary is not finite."""
 
     @property
+    def spoilt_remedy(self) -> str:
+        """How to go on with such a checkpoint all the same; empty if that cannot be chosen."""
+
+    @property
     def watched(self) -> frozenset[str]:
         """Names of the tensors that make a checkpoint not finite. The optimizer's state always does."""
 

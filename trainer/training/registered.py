@@ -121,6 +121,8 @@ class Registered:
         """The attempt ends if the checkpoint of this boundary is not finite."""
         return self.only_finite
 
+    spoilt_remedy = ""
+
     def collect(self) -> State:
         """The live tensors and values, in the form that a checkpoint holds."""
         counters = {"step": self.done, "epoch": self.epoch, "batches": self.batches, "objects": self._names()}

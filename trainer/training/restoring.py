@@ -74,7 +74,7 @@ def report(host: Host, contents: Contents, found: Found, changed: dict[str, list
     for checkpoint in found.rejected:
         skipped = checkpoint["reason"].startswith(NOT_FINITE)
         problem = "is skipped" if skipped else "is not whole"
-        remedy = "; --on-nan ignore would use it" if skipped else ""
+        remedy = "; --on-nan ignore would use it" if skipped and contents.spoilt_remedy else ""
         host.print_line(
             f"Checkpoint {checkpoint['checkpoint']} {problem}: {checkpoint['reason']}. Using an older one{remedy}"
         )

@@ -27,9 +27,10 @@ from trainer.attempt.ending import (
     FINISHED,
 )
 from trainer.errors import RunError
+from trainer.launch.link import Link
 from trainer.layout.exit_codes import EXIT_FAILED
 from trainer.machine import home
-from trainer.training.config import ConfigError, RunConfig
+from trainer.training.config import RunConfig
 from trainer.training.life import Life
 
 if TYPE_CHECKING:
@@ -67,21 +68,13 @@ class SpotRun(Life):
             allow_config_change: Names in `binding` that may differ from the run's first attempt.
 
         Raises:
-            ConfigError: a value makes no sense.
+            SystemExit: a value makes no sense; a line says which.
         """
         _refuse_while_imported()
         home.stand_in()
         of_own = not isinstance(config, RunConfig)
-        if isinstance(config, (str, os.PathLike)):
-            config = RunConfig(
-                checkpoint_dir=Path(config),
-                save_interval_steps=None if save_every == "auto" else save_every,
-                keep_latest=keep,
-                keep_every=keep_every,
-                allow_config_change=tuple(allow_config_change),
-            )
-        elif of_own:
-            raise ConfigError(f"SpotRun({config!r:.60}): give the run's folder, or a RunConfig")
+        if not isinstance(config, RunConfig):
+            config = _own_config(config, save_every, keep, keep_every, allow_config_change)
         if binding is None:
             binding = {} if of_own else default_binding(config)
         super().__init__(config, dict(binding))
@@ -173,6 +166,38 @@ class SpotRun(Life):
 
             self._own = OwnLoop(self, self.state)
         return self._own
+
+
+def _own_config(
+    folder: object, save_every: object, keep: object, keep_every: object, allowed: Sequence[str]
+) -> RunConfig:
+    """The settings of a run with a loop of its own.
+
+    Raises:
+        SystemExit: a value makes no sense; a line says which.
+    """
+    trouble = None
+    if not isinstance(folder, (str, os.PathLike)):
+        trouble = f"SpotRun({folder!r:.60}): give the run's folder, or a RunConfig"
+    elif save_every != "auto" and not (type(save_every) is int and save_every > 0):
+        trouble = f'SpotRun(save_every={save_every!r:.60}): give a number of steps, or "auto"'
+    elif not (type(keep) is int and keep > 1):
+        trouble = f"SpotRun(keep={keep!r:.60}): keep at least 2 checkpoints, because a preemption may tear the newest"
+    elif not (type(keep_every) is int and keep_every >= 0):
+        trouble = f"SpotRun(keep_every={keep_every!r:.60}): give a number of steps; 0 keeps none for good"
+    elif isinstance(allowed, str):
+        trouble = f"SpotRun(allow_config_change={allowed!r:.60}): give a list of names"
+    if trouble:
+        if Link.from_env().is_first_to_print(trouble):
+            print(f"Error: {trouble}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_FAILED)
+    return RunConfig(
+        checkpoint_dir=Path(str(folder)),
+        save_interval_steps=save_every if isinstance(save_every, int) else None,
+        keep_latest=keep if isinstance(keep, int) else 3,
+        keep_every=keep_every if isinstance(keep_every, int) else 0,
+        allow_config_change=tuple(allowed),
+    )
 
 
 def default_binding(config: RunConfig) -> dict[str, Any]:

@@ -192,6 +192,7 @@ class Session:
             last=last,
             watched=contents.watched | {name for name in state.tensors if name.startswith("optim.")},
             spoilt_ends=contents.spoilt_ends,
+            spoilt_remedy=contents.spoilt_remedy,
         )
 
     def facts(self) -> dict[str, Any]:

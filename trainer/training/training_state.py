@@ -86,6 +86,8 @@ class TrainingState:
         """The attempt ends if the checkpoint of this boundary is not finite: losses and gradients were."""
         return self.only_finite and not self.watch.row
 
+    spoilt_remedy = "--on-nan ignore trains on"
+
     def counters(self) -> dict[str, Any]:
         """The values of this loop that a checkpoint holds."""
         return {
