@@ -282,6 +282,16 @@ def test_tables_without_a_header_and_with_too_long_cells_tell_nothing(tmp_path: 
     assert logs.cause(tmp_path / "a", tmp_path / "b") is None
 
 
+def test_of_what_differs_at_once_a_score_is_named_last(tmp_path: Path) -> None:
+    for name, scale in (("a", 8), ("b", 1)):
+        lines = [{"step": n, "loss": n * scale * (n > 4), "grad_norm": scale * (n > 4), "scale": scale * (n > 4)}
+                 for n in range(1, 9)]  # fmt: skip
+        log(tmp_path / name, "metrics.jsonl", lines)
+    found = logs.cause(tmp_path / "a", tmp_path / "b")
+    assert found is not None
+    assert found.text == "from step 5 on, scale in metrics.jsonl differs (8.0 undisturbed, 1.0 preempted)"
+
+
 def test_a_loss_that_begins_again_tells_that_nothing_was_loaded(tmp_path: Path) -> None:
     log(tmp_path / "a", "metrics.jsonl", [{"step": n, "loss": 1 / n} for n in range(1, 9)])
     log(tmp_path / "b", "metrics.jsonl", [{"step": n, "loss": 1 / (n if n < 5 else n - 4)} for n in range(1, 9)])

@@ -28,6 +28,7 @@ _TABLES = {".csv": ",", ".tsv": "\t"}
 _TEXTS = {".txt", *_TABLES}
 _RATE = re.compile(r"(^|[^a-z])(lr|learning_?rate)([^a-z]|$)", re.IGNORECASE)
 _ORDER = re.compile(r"sample|order|index|indices|shuffle", re.IGNORECASE)
+_NORM = re.compile(r"norm|grad", re.IGNORECASE)
 _SCORE = re.compile(r"loss|acc|error|score|reward|return", re.IGNORECASE)
 _CLOCK = re.compile(
     r"time|elapsed|sec|dur|eta$|speed|throughput|per_|/s$|date|mem|(^|_)(s|ms|pid|host|rank)$", re.IGNORECASE
@@ -93,7 +94,9 @@ def _describe(left: Lines, right: Lines, step: Place, keys: list[str], path: str
     rate = next((key for key in keys if _RATE.search(key)), None)
     again = next((key for key in keys if _repeats(left, right, step, key)), None)
     order = next((key for key in keys if _ORDER.search(key)), None) or again
-    key = rate or order or keys[0]
+    # A score differs because something else does: a scale, a temperature.
+    first = next((key for key in keys if not _SCORE.search(key) and not _NORM.search(key)), keys[0])
+    key = rate or order or first
     what = "the LR: " if rate else "the data order: " if order else ""
     finding = remedies.LEARNING_RATE if rate else remedies.DATA_ORDER if order else remedies.NO_CAUSE
     if not rate and again and _SCORE.search(again):
