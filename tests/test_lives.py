@@ -342,6 +342,7 @@ def test_one_that_appends_its_work_and_reads_it_resumes(cuts: bool) -> None:
     learnt, lives = leg(answers(cuts=cuts), middle(5), middle(3))
     assert learnt.journal == "answers.jsonl"
     assert [life.resume.outcome for life in lives[1:]] == [RESUMED, RESUMED]
+    assert [life.resume.proof for life in lives[1:]] == [False, True], "only one that came to its end is proof"
     assert lives[1].resume.used is not None
     assert lives[1].resume.used.label == "495 bytes of answers.jsonl"
     assert lives[0].end.partly
@@ -364,6 +365,32 @@ def test_one_that_appends_all_again_does_not_resume(run: Script, why: str) -> No
     assert found is not None
     assert not found.exact
     assert why in found.text
+
+
+def csv_logger(fs: Fs) -> None:
+    """It saves nothing. Its logger looks for a header, and writes one if there is none."""
+    if fs.read("log.csv") is None:
+        fs.append("log.csv", 40)
+    for _ in range(20):
+        fs.tick()
+        fs.append("log.csv")
+    fs.write("result.json", 1, 30)
+
+
+@pytest.mark.parametrize("times", [1, 6])
+def test_a_log_whose_header_is_looked_for_is_no_resume(times: int) -> None:
+    learnt, lives = leg(csv_logger, Strike(times, "middle", (r"^log\.csv$",), does="write"))
+    found = evidence.judge(learnt, lives, same=True)
+    assert found is not None
+    why = "it read log.csv but appended as much as a run from nothing (1840 bytes)"
+    assert found.text == f"LOST WORK: in attempt 2, {why}"
+
+
+def test_a_resume_from_hardly_anything_is_no_proof() -> None:
+    learnt, lives = leg(answers(), middle(1))
+    found = evidence.judge(learnt, lives, same=True)
+    assert found is not None
+    assert found.text == "not checked: only 135 bytes of answers.jsonl were there to go on from; train longer"
 
 
 def test_one_that_reads_its_journal_once_and_not_the_next_time_has_lost_work() -> None:

@@ -343,6 +343,8 @@ def _cause_of_one(learnt: Learnt, resume: Resume) -> Cause | None:
 
 
 def _more(learnt: Learnt, more: int, dropped: Save | None) -> str:
+    if dropped is not None and learnt.journal:
+        return f"it trains more steps than asked: after reading {learnt.journal} it appended as much as a whole run"
     if dropped is not None:
         return (
             f"it trains more steps than asked: after reading {dropped.largest} it made as many saves as a whole run "

@@ -15,6 +15,8 @@ from skyspot.rehearsal.saves import Learnt, Save, SavedFile, State
 
 ROOM = 0.8
 """The part of it after which nothing is struck any more."""
+ENOUGH = 0.1
+"""The part of it that must be there, or a start from nothing would look the same."""
 _NOTHING = State((), (), (), None)
 
 
@@ -50,10 +52,17 @@ def _judge(learnt: Learnt, written: Written, attempt: Attempt, start: int, end: 
             return Resume(NOT_SEEN, "it was taken before it wrote anything", None, newest, (), (), (), 0)
         why = f"it did not read {learnt.journal}, to which {start} bytes had been appended"
         return Resume(LOST_WORK, why, None, newest, (), (), (), 0)
-    if attempt.finished and end - start >= learnt.journal_size:
+    # One that goes on leaves a journal of the usual size; one from nothing leaves more than that, by what was there.
+    if attempt.finished and end > learnt.journal_size + start / 2:
         why = f"it read {learnt.journal} but appended as much as a run from nothing ({learnt.journal_size} bytes)"
         return Resume(LOST_WORK, why, None, newest, (), (), (), 0, newest)
-    doubt = f"{learnt.journal} was whole, and it had nothing left to do" if attempt.finished and end <= start else ""
+    doubt = ""
+    if not attempt.finished:
+        doubt = f"no attempt that had read {learnt.journal} came to its end"
+    elif end <= start:
+        doubt = f"{learnt.journal} was whole, and it had nothing left to do"
+    elif start < ENOUGH * learnt.journal_size:
+        doubt = f"only {start} bytes of {learnt.journal} were there to go on from; train longer"
     return Resume(RESUMED, f"it read {learnt.journal}", newest, newest, (), (), (), 0, None, doubt)
 
 
