@@ -229,6 +229,7 @@ def test_looks_at_the_files_tell_what_changed(bucket: Path, tmp_path: Path) -> N
         ("create", "save.tmp", "", 0, 0),
         ("write", "save.tmp", "", 0, 100),
         ("write", "log", "", 6, 6),
+        ("close", "save.tmp", "", 0, 100),
         ("rename", "save.tmp", "save", 0, 0),
         ("truncate", "log", "", 0, 3),
         ("create", "save", "", 0, 0),

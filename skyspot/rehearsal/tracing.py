@@ -214,7 +214,7 @@ class Tracing:
         last one left files of an incomplete save where a restart finds them: the result tells what comes of it.
         """
         lives = self.evidence.lives(leg) if self.evidence else ()
-        if not lives:
+        if not lives or self.sight == POLLS:  # Looks do not tell what was complete just before the strike.
             return False
         return (careful and lives[-1].end.partly) or (planned.place is not None and not self._has_room(leg))
 

@@ -2,7 +2,7 @@
 
 It sees that a file appeared, grew, shrank, got another name or is gone, at the time of the look. It does not see: who
 did it, what was read, a write that changes no size within the clock's tick, what came and went between two looks, and
-when a file was closed: one that has been quiet for a while counts as closed.
+when a file was closed: one that has been quiet for a while, was renamed or has another in its place counts as closed.
 """
 
 from __future__ import annotations
@@ -52,9 +52,10 @@ class Poller:
             file, before = found[path], self._files.get(path)
             old = names.get(file.inode)
             if before is None or before.inode != file.inode:
+                self._close(path)
                 if old is not None and old != path and old not in found:
-                    number = self._calls.add("rename", old, to=path)
-                    self._changed[path] = self._changed.pop(old, (now, number, 0))
+                    self._close(old)
+                    self._calls.add("rename", old, to=path)
                     before = self._files[old]
                 else:
                     handle = len(self._calls.all)
@@ -68,14 +69,19 @@ class Poller:
             if self._files[path].inode not in moved:
                 self._calls.add("unlink", path)
         self._files = found
-        self._close(now - QUIET_S)
+        self._close_quiet(now - QUIET_S)
         self._took_s = time.monotonic() - now
 
-    def _close(self, quiet_since: float) -> None:
-        for path, (since, handle, size) in list(self._changed.items()):
-            if since <= quiet_since:
-                del self._changed[path]
-                self._calls.add("close", path, handle=handle, size=size)
+    def _close_quiet(self, since: float) -> None:
+        for path, (changed, _, _) in list(self._changed.items()):
+            if changed <= since:
+                self._close(path)
+
+    def _close(self, path: str) -> None:
+        """Write down that a file was closed: it is quiet, or was renamed, or another took its place."""
+        if path in self._changed:
+            _, handle, size = self._changed.pop(path)
+            self._calls.add("close", path, handle=handle, size=size)
 
     def kill_comes(self) -> None:
         """Take in what has happened before the machine is killed; what changed just now may not be whole."""
@@ -86,7 +92,7 @@ class Poller:
         """Take in the rest. The machine is gone."""
         self.look()
         if not self._cut:
-            self._close(time.monotonic())
+            self._close_quiet(time.monotonic())
 
     def _grown(self, now: float, path: str, before: _File, file: _File) -> None:
         if (before.size, before.mtime_ns) == (file.size, file.mtime_ns):
