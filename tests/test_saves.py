@@ -655,6 +655,32 @@ def test_a_file_that_a_mount_lost_is_not_complete() -> None:
 # -- other files -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("arrived", [0, 2, 4])
+def test_a_save_that_had_not_arrived_when_the_machine_went_is_not_there_and_the_one_before_is(arrived: int) -> None:
+    """Files arrive later: the third save had replaced an older one on the machine alone."""
+
+    def first(fs: Fs) -> None:
+        for step in (2, 4, 6):
+            renamed().save(fs, step)
+            if step == arrived:
+                fs.call("upload", "out/state.pt", size=300_000)
+        fs.take()
+
+    fs, run = Fs(), script(renamed())
+    taken, lies_there = fs.attempt(first), {"out/state.pt": 300_000} if arrived else {}
+    fs.files = dict.fromkeys(lies_there, (arrived, 300000, 300000))
+    attempts = [replace(taken, remains=lies_there, arrives_later=True), replace(fs.attempt(run), listing=lies_there)]
+    lives = follow(saves.study(Fs().attempt(run), [attempts], results=("result.json",)), attempts)
+    resume = lives[1].resume
+    if arrived:
+        assert resume.outcome == RESUMED
+        assert resume.used is not None
+        assert resume.used.index == arrived // 2
+    else:
+        assert resume.outcome == NOTHING_THERE, resume.why
+    assert lives[0].end.newest == resume.used
+
+
 def test_logs_are_told_apart() -> None:
     """Appended to, opened once and written to all along, or named as loggers name them."""
 

@@ -41,6 +41,8 @@ class Attempt:
     """False: the trace tells of writes alone."""
     remains: Mapping[str, int] | None = None
     """What lay in the bucket when the machine had been taken, path to size in bytes; None: what the trace says."""
+    arrives_later: bool = False
+    """True if a file arrives in the bucket later than at its close."""
 
 
 @dataclass(eq=False)
@@ -75,6 +77,8 @@ class Version:
     """The version that was read while this one was written, or just before, if both have one size."""
     synced: tuple[int, float] | None = None
     """The last fsync since the last write: (number of the call, its time)."""
+    arrived: bool = False
+    """Uploaded, where a file arrives in the bucket later than at its close."""
     writers: set[int] = field(default_factory=set)
     """The open handles that have written to it."""
 
@@ -157,6 +161,8 @@ class Bucket:
         """Begin with what the run did not write: nothing is known of it."""
         self.files: dict[str, Version] = {}
         self.versions: list[Version] = []
+        self._arrived: dict[str, Version] = {}
+        """The files that have arrived in the bucket, where they do so later than at their close."""
         self._attempt = 0
         self._handles: dict[int, _Handle] = {}
         self._readings: dict[int, Reading] = {}
@@ -174,6 +180,8 @@ class Bucket:
         for call in calls:
             self._apply(call)
         if attempt.remains is not None:
+            if attempt.arrives_later:
+                self._lose(attempt.remains)
             self._reconcile(attempt.remains)
         for version in self.versions:
             version.cut = version.cut or (version.closed is None and not version.appended)
@@ -206,6 +214,18 @@ class Bucket:
             elif listing[path] != version.size and not version.appended and version.size:
                 version.cut, version.size = True, listing[path]
 
+    def _lose(self, listing: Mapping[str, int]) -> None:
+        """Have what had not arrived when the machine was taken be lost, and what it was to replace be there still."""
+        for version in self.versions:
+            version.cut = version.cut or (version.attempt == self._attempt and not version.arrived)
+        for path in {*self.files, *self._arrived}:
+            older = self._arrived.get(path)
+            if self.files.get(path) is older:
+                continue
+            self._remove(path, (self._attempt, -1, "lost"))
+            if older and path in listing:
+                older.gone, self.files[path] = None, older
+
     # -- calls -------------------------------------------------------------------------------------------------------
 
     def _apply(self, call: Call) -> None:
@@ -228,7 +248,11 @@ class Bucket:
             self._rename(call)
         elif name in ("symlink", "link"):
             self._link(call)
+        elif name == "upload" and call.path in self.files:
+            self._arrived[call.path] = self.files[call.path]
+            self.files[call.path].arrived = True
         elif name == "unlink":
+            self._arrived.pop(call.path, None)
             self._remove(call.path, (self._attempt, call.number, "unlink"))
 
     def _begin(self, call: Call, path: str, in_place: bool = False) -> Version:
@@ -345,6 +369,8 @@ class Bucket:
     def _rename(self, call: Call) -> None:
         moved = {path: path for path in self.files if path == call.path or path.startswith(f"{call.path}/")}
         for path in moved:
+            if path in self._arrived:
+                self._arrived[call.to + path[len(call.path) :]] = self._arrived.pop(path)
             version = self.files.pop(path)
             new = call.to + path[len(call.path) :]
             if new in self.files:

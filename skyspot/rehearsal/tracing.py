@@ -197,7 +197,10 @@ class Tracing:
         finished, left = row.kind == "finished", machine.left_at is not None
         whole, reads = calls[self.point], self.sight != POLLS
         there = None if finished else remains
-        attempt = Attempt(whole, finished, listing, machine.started, ended_s, machine.noticed_s, left, reads, there)
+        attempt = Attempt(
+            whole, finished, listing, machine.started, ended_s, machine.noticed_s, left, reads, there,
+            MANNERS[self.manner].upload_after_s is not None,
+        )  # fmt: skip
         if missed := sight.gap(whole):
             self._missed[leg] = missed
         self.evidence.add(leg, attempt)
