@@ -235,7 +235,7 @@ def test_lines_of_text_are_logs_too(tmp_path: Path) -> None:
     for name, shift in (("a", 0), ("b", 4)):
         (tmp_path / name).mkdir()
         lines = [f"2026-01-02 03:04:0{shift},123 step {n} value {n - (shift if n > 4 else 0)}.5" for n in range(1, 9)]
-        (tmp_path / name / "train.log").write_text("\n".join(["starting", *lines, "saved step 8", ""]))
+        (tmp_path / name / "train.log").write_text("\n".join(["config: {'steps': 8}", *lines, "saved step 8", ""]))
     assert logs.cause(tmp_path / "a", tmp_path / "b") == Cause(
         "the data order: from step 5 on, value in train.log is what it was from step 1 on", remedies.DATA_ORDER
     )

@@ -72,9 +72,9 @@ def cause(reference: Path, other: Path) -> Cause | None:
 
 def _counters(rows: Sequence[Facts]) -> tuple[re.Pattern[str], ...]:
     """What the lines of an undisturbed run are counted by: steps; if these begin again, epochs and steps; or epochs."""
-    steps = [step for row in rows if (step := _number(row, _STEP)) is not None]
-    if not steps:
+    if all(_number(row, _STEP) is None for row in rows):
         return (_EPOCH,)
+    steps = [_number(row, _STEP) or 0 for row in rows if _number(row, _EPOCH) is not None]
     return (_EPOCH, _STEP) if any(after < before for before, after in pairwise(steps)) else (_STEP,)
 
 
