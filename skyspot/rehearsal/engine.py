@@ -28,7 +28,7 @@ from skyspot.rehearsal.resumes import LOST_WORK
 from skyspot.rehearsal.task import RehearsalTask
 from skyspot.rehearsal.view import View
 
-PATIENCE, PATIENCE_S = 4.5, 30.0
+PATIENCE, PATIENCE_S = 4.0, 30.0
 """So many times the undisturbed run's time, or so many seconds, may pass before the last legs begin, which tell kinds
 apart. A script of 10 s then takes less than 6 times as long."""
 _MISSES = {
