@@ -439,6 +439,18 @@ def test_strikes_that_are_not_cleared_together_are_tried_alone() -> None:
     assert outcomes(*legs) == {"kill": "exact", "sigterm": "NOT exact", "torn": "exact"}
 
 
+def test_of_two_legs_that_are_not_exact_the_one_with_fewer_other_suspects_tells_of_a_place() -> None:
+    legs = [leg(*["kill-at-write"] * count, verdict=verdict) for count, verdict in ((3, WRONG), (2, WRONG), (1, EXACT))]
+    for one in legs:
+        for row, place in zip(one.rows, "abc", strict=False):
+            row.place = place
+    apart(legs[1]), apart(legs[2])
+    found = {one.place: one for one in by_kind.table(legs, ["kill-at-write"], {})}
+    assert (found["a"].outcome, found["b"].outcome) == ("exact", "NOT exact")
+    assert "or another" not in found["b"].why
+    assert "or another place" in found["c"].why
+
+
 def test_a_leg_that_was_not_run_to_tell_kinds_apart_clears_none() -> None:
     assert by_kind.suspects([leg("kill"), leg("kill", "torn", verdict=WRONG)]) == [("kill", None), ("torn", None)]
 

@@ -94,20 +94,23 @@ def _of_a_sort(kind: str, strikes: list[tuple[str, Row, Leg]], known: set[Sort])
         for one in strikes
         if one[0] not in (UNKNOWN, NOT_TRIED) and (one[2].preempted == 1 or _clears(one[2], one[0]))
     ]
-    worst = min(sure or strikes, key=lambda one: _WORST.index(one[0]))
+    worst = min(sure or strikes, key=lambda one: (_WORST.index(one[0]), len(_others(one[2], one[1], known))))
     return Kind(kind, worst[0], _why(*worst, len(strikes), known), worst[1].place)
 
 
 def _why(came: str, row: Row, leg: Leg, count: int, known: set[Sort]) -> str:
     times = f"{count} times; " if count > 1 else ""
-    if came == NOT_EXACT and leg.preempted > 1:
-        others = {_sort(one) for _, one in _strikes(leg)} - {_sort(row)} - known
-        if others:
-            what = "place" if {kind for kind, _ in others} == {faults.AT_WRITE} else "kind"
-            return f"{times}{row.ended}; or another {what} of the same run"
+    if came == NOT_EXACT and leg.preempted > 1 and (others := _others(leg, row, known)):
+        what = "place" if {kind for kind, _ in others} == {faults.AT_WRITE} else "kind"
+        return f"{times}{row.ended}; or another {what} of the same run"
     if came == NOT_TRIED:
         return f"{times}{row.ended}, when {leg.rows[leg.rows.index(row) + 1].unproven}"
     return f"{times}{row.ended}"
+
+
+def _others(leg: Leg, row: Row, known: set[Sort]) -> set[Sort]:
+    """The other sorts of strikes of a leg that nothing clears."""
+    return {_sort(one) for _, one in _strikes(leg)} - {_sort(row)} - known
 
 
 def suspects(legs: Sequence[Leg]) -> list[Sort]:
