@@ -442,6 +442,19 @@ def test_reading_a_checkpoint_and_starting_over_is_lost_work_by_the_number_of_sa
     assert lives[1].resume.dropped.index == 3
 
 
+@pytest.mark.parametrize("saver", [renamed, rotated])
+def test_strikes_before_anything_is_saved_do_not_hide_that_it_starts_over(saver) -> None:
+    """They add no save, so that the number of saves of the last attempt tells as much as after one strike."""
+
+    def dropped(fs: Fs) -> None:
+        saver().load(fs)
+        script(replace(saver(), load=lambda fs: None))(fs)
+
+    _, lives = leg(script(saver()), progress_strike(6), *[progress_strike(2)] * 4, again=dropped)
+    assert [life.resume.outcome for life in lives[1:-1]] == [RESUMED] * 4, "they are taken before they could tell"
+    assert lives[-1].resume.outcome == LOST_WORK
+
+
 def test_an_older_checkpoint_than_the_newest_is_lost_work() -> None:
     def load(fs: Fs) -> int | None:
         found = fs.list(r"step_\d+")

@@ -231,7 +231,9 @@ def judge(learnt: Learnt, lives: Sequence[Life], same: bool) -> Verdict | None:
         return Verdict(
             False, False, f"not checked: {why}, so its result does not show what comes of that; train longer"
         )
-    if any(life.resume.proof and not life.resume.mixed for life in lives):
+    # What is only counted shows in the attempt that ran to its end: the others may all have read it and dropped it.
+    as_from_nothing = lives[-1].resume.as_from_nothing if lives else False
+    if not as_from_nothing and any(life.resume.proof and not life.resume.mixed for life in lives):
         return None
     saves = learnt.saves and not learnt.only_at_the_end
     remedy = "" if saves else remedies.NEVER_SAVES.remedy

@@ -59,7 +59,7 @@ class Follower:
         self._before: list[Written] = []
         self._made: list[Save] = []
         self._notices = self._resumes = 0
-        """So many attempts so far have had a notice or signal, have resumed."""
+        """So many attempts so far have had a notice or signal, have resumed and saved."""
 
     def add(self, attempt: Attempt) -> Life:
         """Judge the next attempt."""
@@ -78,7 +78,7 @@ class Follower:
             resume = Judge(learnt, start, made, fresh, written, attempt, extra, self._resumes).judge()
             resume = _beside_others(learnt, resume, self._before, written)
         self._notices += attempt.noticed_s is not None
-        self._resumes += resume.outcome == RESUMED
+        self._resumes += resume.outcome == RESUMED and any(save.complete is not None for save in fresh)
         if resume.used is not None:
             fresh = group(learnt.files, written, learnt.saves, resume.used.index)
         again = rework.again(learnt, fresh, made, resume.newest, resume.used)

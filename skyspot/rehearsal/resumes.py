@@ -13,6 +13,8 @@ RESUMED, LOST_WORK, NOTHING_THERE, NOT_SEEN, ALL_DONE, FIRST = (
     "resumed", "LOST WORK", "nothing to resume from", "not seen", "all done", "first",
 )  # fmt: skip
 
+_ONLY_ONE = "only one save was there to go on from"
+
 
 @dataclass(frozen=True)
 class FileRead:
@@ -72,6 +74,11 @@ class Resume:
     """A file of the best so far that it wrote at its first save, unlike the undisturbed run; empty if there is none."""
     passed_over: bool = False
     """True if it read nothing of `used`, and went on after it, as what looks only whether a file is there."""
+
+    @property
+    def as_from_nothing(self) -> bool:
+        """True if a start from nothing would have made the same saves."""
+        return self.doubt.endswith(_ONLY_ONE)
 
     @property
     def proof(self) -> bool:
@@ -306,7 +313,7 @@ class Judge:
         own = next((save.numbers for save in self.fresh if save.numbers), None)
         made = len([save for save in self.fresh if save.complete is not None])
         if (own == first) if own is not None else made == len(self.learnt.saves):
-            return f"it {self._as_if_from_nothing()}; only one save was there to go on from"
+            return f"it {self._as_if_from_nothing()}; {_ONLY_ONE}"
         return ""
 
     def _logs_tell_that_it_resumed(self, used: Save) -> bool:
