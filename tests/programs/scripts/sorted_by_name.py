@@ -1,6 +1,6 @@
 """A random walk; checkpoints are numbered by the step.
 
-Its fault: the last of the sorted names is loaded, and ckpt_80 comes after ckpt_100 and ckpt_120. The result is the
+Its fault: the last of the sorted names is loaded, and ckpt_8 comes after ckpt_16 to ckpt_72. The result is the
 same, because the steps since then are done again.
 """
 
@@ -12,7 +12,7 @@ import random
 import time
 
 OUT = os.environ["OUT"]
-STEPS, SAVE_EVERY = 160, 20
+STEPS, SAVE_EVERY = 160, 8
 os.makedirs(OUT, exist_ok=True)  # noqa: PTH103
 
 rng = random.Random(7)

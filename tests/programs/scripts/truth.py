@@ -330,9 +330,9 @@ TRUTHS = (
     ),
     Truth(
         "sorted_by_name", LOST_WORK,
-        "The last of the sorted names is ckpt_80, from step 100 on too.",
+        "The last of the sorted names is ckpt_8, up to step 79.",
         fails=always(LOST_WORK), cause=OLDER, files=("ckpt_#.pkl",),
-        moments=(step(120, LOST_WORK), step(60, EXACT)),
+        moments=(step(64, LOST_WORK), step(8, EXACT)),
         cure=(("_*.pkl\"))", "_*.pkl\"), key=os.path.getmtime)"),),
         show=few(KILL, SIGTERM),
     ),
