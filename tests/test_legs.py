@@ -64,6 +64,7 @@ def outcomes(result: dict) -> dict[str, str]:
     return {one["kind"]: one["outcome"] for one in result["kinds"]}
 
 
+@pytest.mark.slow
 def test_a_first_strike_that_leaves_the_task_down_hides_no_other(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     done, result = rehearsed(HERE / "newest_by_number.py", "--kinds", "torn,kill-at-write", "--preemptions", 2)
@@ -92,6 +93,7 @@ def two_files(folder: Path, saves: str) -> Path:
     return script
 
 
+@pytest.mark.slow
 def test_a_strike_does_not_fall_in_the_last_save_because_nothing_would_go_on_from_it(tmp_path: Path) -> None:
     # Three saves lie there at the first strike. Between the two files of the fourth, all steps are done.
     script = two_files(tmp_path, "1, 2, 3, 40")
@@ -103,6 +105,7 @@ def test_a_strike_does_not_fall_in_the_last_save_because_nothing_would_go_on_fro
     assert any("mixed pair of files of two saves: own/weights.json of save 3" in text for text in texts), texts
 
 
+@pytest.mark.slow
 def test_parts_of_a_last_save_from_which_nothing_goes_on_are_no_proof(tmp_path: Path) -> None:
     # Of two saves, only the last can be struck: nothing is left to train after it.
     script = two_files(tmp_path, "20, 40")
@@ -113,6 +116,7 @@ def test_parts_of_a_last_save_from_which_nothing_goes_on_are_no_proof(tmp_path: 
     assert any("found an incomplete save (own/weights.json, own/momenta.json)" in text for text in texts), texts
 
 
+@pytest.mark.slow
 def test_what_a_strike_in_a_save_left_is_read_by_an_attempt_that_is_not_struck(tmp_path: Path) -> None:
     script = two_files(tmp_path, "5, 10, 15, 20, 25, 30, 35")
     done, result = rehearsed(script, "--kinds", "kill,kill-in-save,torn", "--preemptions", 3)
