@@ -124,6 +124,18 @@ def test_more_interrupts_do_not_stop_the_clean_up(tmp_path: Path, env: dict[str,
     assert leftovers(tmp_path) == []
 
 
+def assert_nothing_is_left(ended: Rehearsing, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """End it by a signal."""
+    ended.process.send_signal(number)
+    ended.process.communicate()
+    # What skyspot has started dies with it, by the kernel: a moment later.
+    until("no process is left", lambda: not [line for line in leftovers(ended.folder) if "process" in line])
+    if number == signal.SIGKILL:
+        stale_removed(ended.folder, monkeypatch)
+    assert leftovers(ended.folder) == []
+    assert not ended.sleepers()
+
+
 PHASES = {
     "probe": "skyspot-probe-*/build.sh",
     "mount": "skyspot-rehearsal-*/*/machine-*/daemons.json",
@@ -141,14 +153,7 @@ def test_a_rehearsal_that_ends_while_a_machine_starts_leaves_nothing(
         pytest.skip(needs_root("buckets through FUSE"))
     ended = Rehearsing(tmp_path, DAEMONS)
     ended.until(PHASES[phase])
-    ended.process.send_signal(number)
-    ended.process.communicate()
-    # What skyspot has started dies with it, by the kernel: a moment later.
-    until("no process is left", lambda: not [line for line in leftovers(tmp_path) if "process" in line])
-    if number == signal.SIGKILL:
-        stale_removed(tmp_path, monkeypatch)
-    assert leftovers(tmp_path) == []
-    assert not ended.sleepers()
+    assert_nothing_is_left(ended, number, monkeypatch)
 
 
 COMPARED = """\
@@ -175,14 +180,7 @@ def test_a_rehearsal_that_ends_during_a_comparison_leaves_nothing(
     script.write_text(f"setsid sleep {mark} &\nsleep {mark} &\ntouch {tmp_path}/compares\nsleep {mark}\n")
     ended.until("compares")
     until("it compares", lambda: len(ended.sleepers()) == 3)
-    ended.process.send_signal(number)
-    ended.process.communicate()
-    # What skyspot has started dies with it, by the kernel: a moment later.
-    until("no process is left", lambda: not [line for line in leftovers(tmp_path) if "process" in line])
-    if number == signal.SIGKILL:
-        stale_removed(tmp_path, monkeypatch)
-    assert leftovers(tmp_path) == []
-    assert not ended.sleepers()
+    assert_nothing_is_left(ended, number, monkeypatch)
 
 
 def test_the_reader_of_torch_files_ends_with_skyspot(tmp_path: Path) -> None:

@@ -90,23 +90,21 @@ class Feed:
         then()
         yield from iterator
 
+    def _parts(self) -> list[Any]:
+        """The loader, its samplers and its data set, as far as it has them."""
+        inner = getattr(self._loader, "batch_sampler", None)
+        sampler, dataset = (getattr(self._loader, name, None) for name in ("sampler", "dataset"))
+        return [self._loader, sampler, inner, getattr(inner, "sampler", None), dataset]
+
     def _generators(self) -> list[torch.Generator]:
         """The generators that draw the order, if the loader has its own."""
-        inner = getattr(self._loader, "batch_sampler", None)
-        places = (self._loader, getattr(self._loader, "sampler", None), getattr(inner, "sampler", None))
-        found = [getattr(place, "generator", None) for place in places]
-        return [
-            one for number, one in enumerate(found) if isinstance(one, torch.Generator) and one not in found[:number]
-        ]
+        found = (getattr(part, "generator", None) for part in self._parts()[:-1])
+        return list(dict.fromkeys(one for one in found if isinstance(one, torch.Generator)))
 
     def _set_epoch(self, epoch: int) -> None:
         """Tell the sampler or data set the epoch, as DistributedSampler and IterableDatasets of a Hub want it."""
-        loader = self._loader
-        inner = getattr(loader, "batch_sampler", None)
-        places = [loader, getattr(loader, "sampler", None), inner, getattr(inner, "sampler", None)]
-        places.append(getattr(loader, "dataset", None))
-        for place in places:
-            if callable(set_epoch := getattr(place, "set_epoch", None)):
+        for part in self._parts():
+            if callable(set_epoch := getattr(part, "set_epoch", None)):
                 set_epoch(epoch)
                 return
 

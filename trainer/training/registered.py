@@ -43,7 +43,6 @@ class Registered:
         """The states of the loader's own generators then."""
         self.streams_at_restore: torch.Tensor | None = None
         """Those of the checkpoint, until the loop begins."""
-        self.same_processes = True
         self.state: dict[str, Any] = {}
         self.models = nn.Module()
         """Holds the registered modules; its own name is no part of theirs."""
@@ -172,7 +171,6 @@ class Registered:
         self.state.clear()
         self.state.update(extra.get(STATE, {}))
         self.done, self.epoch, self.batches = restored.manifest.step, counters["epoch"], counters["batches"]
-        self.same_processes = restored.same_processes
         if restored.streams is not None:
             self.streams_at_restore, self.epoch_streams, *generators = rng.unpack(restored.streams)
             self.epoch_generators = [state for state in generators if state is not None]

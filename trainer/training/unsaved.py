@@ -19,7 +19,7 @@ def attributes(models: nn.Module, others: Mapping[str, Any]) -> Attributes:
     found: Attributes = {}
     for name, module in modules(models).items():
         if name:
-            found |= {(name, key): value for key, value in _plain(vars(module), module.state_dict())}
+            found |= {(name, key): value for key, value in _plain(vars(module), _own_state(module))}
     for name, thing in others.items():
         if hasattr(thing, "__dict__") and callable(getattr(thing, "state_dict", None)):
             found |= {(name, key): value for key, value in _plain(vars(thing), thing.state_dict())}
@@ -29,6 +29,15 @@ def attributes(models: nn.Module, others: Mapping[str, Any]) -> Attributes:
 def changed(before: Attributes, after: Attributes) -> list[str]:
     """Names of the attributes that have another value now: `object.attribute`."""
     return [f"{name}.{key}" for (name, key), value in sorted(after.items()) if before.get((name, key), value) != value]
+
+
+def _own_state(module: nn.Module) -> Mapping[str, Any]:
+    """What a module's state_dict holds of itself, without its children: they have a turn of their own."""
+    if type(module).state_dict is not nn.Module.state_dict:
+        return module.state_dict()
+    found: dict[str, Any] = {}
+    module._save_to_state_dict(found, "", False)
+    return found
 
 
 def _plain(values: Mapping[str, Any], saved: object) -> Iterator[tuple[str, Any]]:
