@@ -21,6 +21,7 @@ from support import clean_env
 
 from skyspot.rehearsal import machine as machines
 from skyspot.rehearsal.bucketfs.manners import MANNERS, REMEDIES
+from skyspot.rehearsal.bucketfs.recorder import Recorder
 from skyspot.rehearsal.bucketfs.strike import PHASES, Strike, points
 from skyspot.rehearsal.bucketfs.trace import Call, read_from, read_trace
 from skyspot.rehearsal.machine import Machine
@@ -522,6 +523,36 @@ def test_a_strike_stops_all_processes_and_the_machine_is_dead_at_once(lab: Lab) 
     begun = time.monotonic()
     lab.machines[0].kill()
     assert time.monotonic() - begun < 10
+
+
+def test_a_call_that_was_under_way_when_the_strike_fell_is_never_answered(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    recorder = Recorder(trace, Path("/proc"), Strike(0, "before"))
+    under_way, struck = threading.Event(), threading.Event()
+    answered: list[str] = []
+
+    def read() -> None:
+        under_way.set()
+        assert struck.wait(60)
+
+    def reader() -> None:
+        recorder.report(read, "open", "model.pt", (1, "python"))
+        answered.append("open")
+
+    def writer() -> None:
+        recorder.change(lambda: None, "write", "model.pt", (2, "python"), size=1)
+        answered.append("write")
+
+    threads = [threading.Thread(target=who, daemon=True) for who in (reader, writer)]
+    threads[0].start()
+    assert under_way.wait(60)
+    threads[1].start()
+    until("the strike falls", lambda: read_trace(trace))
+    struck.set()
+    threads[0].join(0.5)
+    assert threads[0].is_alive()
+    assert not answered
+    assert [(call.name, call.struck) for call in read_trace(trace)] == [("write", "before")]
 
 
 def test_paths_that_do_not_count_are_not_struck(lab: Lab) -> None:

@@ -41,15 +41,22 @@ class Recorder:
         self.first_number = self._number
 
     def record(self, name: str, path: str, who: tuple[int, str], **more: Any) -> None:
-        """Write one call, in one piece; the rest as in `Call`, without what is 0 or empty."""
+        """Write one call, in one piece; the rest as in `Call`, without what is 0 or empty.
+
+        The call that is struck is the last: afterwards this never returns.
+        """
         said = "".join(
             f',"{key}":{value if type(value) is int else json.dumps(value)}' for key, value in more.items() if value
         )
         rest = f'"name":"{name}",{_quoted(path, *who)}{said}'
         with self._writing:
-            line = f'{{"number":{self._number},"time":{time.monotonic():.6f},{rest}}}\n'
-            self._number += 1
-            os.write(self._file, line.encode())
+            if not self._stopped:
+                self._stopped = bool(more.get("struck"))
+                line = f'{{"number":{self._number},"time":{time.monotonic():.6f},{rest}}}\n'
+                self._number += 1
+                os.write(self._file, line.encode())
+                return
+        _block()  # It was under way when the strike fell: a read, or an open that changes nothing.
 
     def process(self, pid: int) -> str:
         """Return a process's command line: `python train.py`; empty if it is gone."""
@@ -107,9 +114,8 @@ class Recorder:
             phase, done = self._strike.phase, {"before": None, "middle": half, "after": do}
             with suppress(OSError):
                 (done[phase] or int)()
-            self._stopped = True
             self.record(name, path, who, struck=phase, **more)
-            return _block()
+        return _block()
 
     def report(self, do: Callable[[], T], name: str, path: str, who: tuple[int, str], **more: Any) -> T:
         """Do a call and record it."""
