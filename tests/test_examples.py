@@ -3,22 +3,50 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from support import REPO, clean_env, event, launch, losses, weights
+import warm
+from example_table import FOLDER, entry
+from support import REPO, Ended, clean_env, event, launch, losses
 
-EXAMPLES = REPO / "examples"
-SAFE = sorted(EXAMPLES.glob("*.py"))
+SAFE = sorted(FOLDER.glob("*.py"))
 PAGE = (REPO / "docs" / "your-own-script.md").read_text()
 MAX_ADDED, MAX_LINES = 8, 80
 
 
+def as_case(safe: Path) -> object:
+    return pytest.param(safe, marks=[pytest.mark.slow] if entry(safe).slow else [], id=safe.stem)
+
+
+def needs(safe: Path) -> None:
+    for module in entry(safe).needs:
+        pytest.importorskip(module, reason=f"{safe.stem}.py resumes exactly: pip install {module}")
+
+
+def stopped_by_sigterm(script: Path, run_dir: Path, env: dict[str, str]) -> Ended:
+    """Run a script under the launcher, and stop it once it has recorded a step."""
+    command = [sys.executable, "-m", "trainer.launch", "--processes", "1", "--grace", "25", str(script)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = warm.Popen(command, env=env, start_new_session=True, **pipes)
+    end = time.monotonic() + 120
+    while not any(path.stat().st_size for path in run_dir.glob("attempts/*/metrics-*.jsonl")):
+        assert time.monotonic() < end, "no step was recorded"
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGTERM)
+    output = process.communicate(timeout=120)[0]
+    return Ended(process.returncode, output)
+
+
 def diff(safe: Path) -> list[str]:
-    before = EXAMPLES / "before" / safe.name
+    before = FOLDER / "before" / safe.name
     texts = [path.read_text().splitlines() for path in (before, safe)]
     return list(difflib.unified_diff(*texts, "before", "after", lineterm="", n=1))
 
@@ -36,7 +64,7 @@ def test_an_example_is_short_and_adds_few_lines(safe: Path) -> None:
 
 
 def test_an_example_that_adds_more_lines_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("test_examples.EXAMPLES", tmp_path)
+    monkeypatch.setattr("test_examples.FOLDER", tmp_path)
     (tmp_path / "before").mkdir()
     (tmp_path / "before" / "plain.py").write_text("pass\n")
     safe = tmp_path / "plain.py"
@@ -49,24 +77,33 @@ def test_the_page_shows_no_other_diff() -> None:
     assert len(re.findall(r"^```diff$", PAGE, flags=re.M)) == len(SAFE)
 
 
-@pytest.mark.parametrize("safe", SAFE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("safe", [*map(as_case, SAFE)])
 def test_an_example_trains_and_stops_and_goes_on(safe: Path, tmp_path: Path) -> None:
-    env = clean_env(SKYSPOT_CHECKPOINT_DIR=str(tmp_path / "run"), STEPS="12", OMP_NUM_THREADS="1")
-    done = launch(safe, env=env)
+    needs(safe)
+    run_dir = tmp_path / "run"
+    env = clean_env(SKYSPOT_CHECKPOINT_DIR=str(run_dir), OMP_NUM_THREADS="1")
+    stopped = stopped_by_sigterm(safe, run_dir, {**env, "STEPS": "100000"})
+    assert stopped.code == 75, stopped.output
+    end = event(run_dir, "end")
+    step = int(str(end["committed_step"]))
+    assert (end["cause"], end["step"]) == ("signal", step), "a notice loses no step"
+    done = launch(safe, env={**env, "STEPS": str(step + 2)})
     assert done.code == 0, done.output
-    assert sorted(losses(tmp_path / "run")) == list(range(1, 13))
-    assert weights(tmp_path / "run")
-    more = launch(safe, env={**env, "STEPS": "14"})
-    assert more.code == 0, more.output
-    assert event(tmp_path / "run", "restored")["step"] == 12
+    assert event(run_dir, "restored")["step"] == step
+    assert sorted(losses(run_dir)) == list(range(1, step + 3))
+    assert (run_dir / "final" / "MANIFEST.json").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("safe", SAFE, ids=lambda path: path.stem)
 def test_an_example_is_rehearsed(safe: Path, tmp_path: Path) -> None:
+    """Two strikes on one process; `make examples` has all kinds, on more processes too."""
+    needs(safe)
+    example = entry(safe)
     command = [sys.executable, "-m", "skyspot", "rehearse", safe.with_suffix(".yaml").relative_to(REPO)]
-    command += ["--processes", "1", "--env", "STEPS=80", "--env", "OMP_NUM_THREADS=1"]
+    command += ["--processes", "1", "--preemptions", "2", "--kinds", "sigterm,torn"]
+    command += ["--env", f"STEPS={example.steps}", "--env", "OMP_NUM_THREADS=1"]
     env = clean_env(HOME=str(tmp_path))
     done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=590)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "bit-identical: 80 of 80 losses" in done.stdout
+    assert f"Preempted: {example.says}: {example.steps} of {example.steps} losses" in done.stdout
