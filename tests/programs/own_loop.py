@@ -10,7 +10,7 @@ import json
 import os
 import random
 import signal
-from collections import namedtuple
+from collections import deque, namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -125,7 +125,9 @@ def main() -> None:
         other = torch.optim.SGD(critic.parameters(), lr=0.01, momentum=0.9)
         ema = Ema(model, given.forgets)
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(other, patience=1, factor=0.5)
-        run.register(zeta=other, model=trained, alpha=optimizer, critic=judge, ema=ema, plateau=plateau)
+        dice = np.random.default_rng(3)
+        run.state["recent"] = deque(maxlen=3)
+        run.register(zeta=other, model=trained, alpha=optimizer, critic=judge, ema=ema, plateau=plateau, dice=dice)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, given.until)  # Sets the learning rate again.
         run.register(scheduler=scheduler)
         for seed in (torch.manual_seed, np.random.seed, random.seed):
@@ -146,7 +148,8 @@ def main() -> None:
                 optimizer.zero_grad()
                 other.zero_grad()
                 ema.update(model)
-                run.state["best"] = min(run.state.get("best", 9.0), sum(losses))
+                run.state["best"] = min(run.state.get("best", np.float32(9)), np.float32(sum(losses)))
+                run.state["recent"].append(dice.integers(100))
                 run.log(loss=sum(losses), lr_of_other=other.param_groups[0]["lr"])
                 losses = []
                 if given.enough_at and run.step + 1 >= given.enough_at:
@@ -156,7 +159,7 @@ def main() -> None:
             parts = {"model": model.state_dict(), "critic": critic.state_dict(), "ema": ema.shadow}
             tensors = {f"{part}.{name}": value for part, held in parts.items() for name, value in held.items()}
             save_file(tensors, folder / "all.safetensors")
-            values = {"state": run.state, "plateau": plateau.state_dict(), "counts": ema.counts}
+            values = {"state": repr(run.state), "plateau": plateau.state_dict(), "counts": ema.counts}
             (folder / "values.json").write_text(json.dumps(values, sort_keys=True))
 
         run.finish(export)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from torch import nn
 
 from trainer.checkpoint.names import modules
 from trainer.checkpoint.optimizers import moved
+from trainer.checkpoint.typed import form_of
 from trainer.checkpoint.values import StateError
 
 
@@ -46,14 +48,16 @@ def put_back(model: nn.Module, kept: Mapping[str, Any]) -> None:
 def _copy(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and not form_of(value):
         return {key: _copy(one) for key, one in value.items()}
     if type(value) in (list, tuple):
         return type(value)(_copy(one) for one in value)
     if type(value) is io.BytesIO:
-        copy = io.BytesIO(value.getvalue())
-        copy.seek(value.tell())
-        return copy
+        found = io.BytesIO(value.getvalue())
+        found.seek(value.tell())
+        return found
+    if form_of(value):  # A set or an array, for example.
+        return copy.deepcopy(value)
     return value  # It cannot change, or it cannot be saved and is refused before the first step.
 
 
@@ -89,6 +93,8 @@ def _where_it_was(live: Any, saved: Any) -> Any:
     """The saved values, with each tensor on the device of the live one."""
     if isinstance(live, torch.Tensor):
         return moved(saved, live.device)
-    if isinstance(live, Mapping) and isinstance(saved, Mapping):
-        return {key: _where_it_was(live.get(key), value) for key, value in saved.items()}
+    if isinstance(live, Mapping) and isinstance(saved, dict):
+        found = copy.copy(saved)  # Of its own type.
+        found.update({key: _where_it_was(live.get(key), value) for key, value in saved.items()})
+        return found
     return saved

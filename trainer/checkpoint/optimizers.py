@@ -6,6 +6,7 @@ beside another optimizer's state), that is saved instead, and restored through i
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -289,9 +290,13 @@ def moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, torch.Tensor):
         return value.to(device)
     if isinstance(value, dict):
-        return {key: moved(item, device) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(moved(item, device) for item in value)
+        found = copy.copy(value)  # Of its own type: an OrderedDict, for example.
+        found.update({key: moved(item, device) for key, item in value.items()})
+        return found
+    if isinstance(value, list):
+        return [moved(item, device) for item in value]
+    if isinstance(value, tuple):
+        return tuple.__new__(type(value), [moved(item, device) for item in value])
     return value
 
 

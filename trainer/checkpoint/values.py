@@ -1,4 +1,8 @@
-"""Values: plain values as JSON with tagged types, and the tensors among them by name. Nothing is ever pickled."""
+"""Values: plain values as JSON with tagged types, and the tensors among them by name. Nothing is ever pickled.
+
+Numbers, text, bytes, tensors, lists, tuples and dicts are written here; values of further types are made of these
+(typed.py). A release that does not know a type refuses the checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainer.checkpoint import typed
 from trainer.errors import TrainerError
 
 
@@ -23,9 +28,7 @@ def encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     Raises:
         StateError: a value in it is neither plain nor a tensor.
     """
-    if isinstance(value, np.generic):
-        value = value.item()  # Of a metric, for example.
-    if isinstance(value, (torch.Tensor, bytes)):
+    if isinstance(value, (torch.Tensor, bytes)) and not isinstance(value, np.generic):
         while path in tensors:  # The keys 1 and "1" give the same path.
             path += "'"
         if isinstance(value, torch.Tensor):
@@ -35,7 +38,7 @@ def encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
         return {"bytes": path}
     if type(value) is io.BytesIO:
         return {"file": [encode(value.getvalue(), path, tensors), value.tell()]}
-    if value is None or isinstance(value, (bool, str)) or type(value) is int:
+    if value is None or type(value) in (bool, int, str):
         return value
     if type(value) is float:
         return value if math.isfinite(value) else {"float": repr(value)}
@@ -43,6 +46,10 @@ def encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
         return [encode(item, f"{path}.{index}", tensors) for index, item in enumerate(value)]
     if type(value) is tuple:
         return {"tuple": [encode(item, f"{path}.{index}", tensors) for index, item in enumerate(value)]}
+    if type(value) is not dict and (tag := typed.form_of(value)):
+        return {tag: encode(_parts(value, typed.FORMS[tag], path), path, tensors)}
+    if isinstance(value, str):
+        return str(value)
     if isinstance(value, Mapping):
         for key in value:
             if isinstance(key, torch.Tensor):
@@ -52,8 +59,25 @@ def encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
         ]
         return {"dict": pairs}
     raise StateError(
-        f"{path}: a {type(value).__name__} cannot be saved; use tensors, numbers, strings, bytes, lists and dicts"
+        f"{path}: a {type(value).__name__} cannot be saved; use tensors, arrays, numbers, text, bytes, lists, dicts, "
+        "sets or dataclasses"
     )
+
+
+def _parts(value: Any, form: typed.Form, path: str) -> Any:
+    try:
+        return form.parts(value)
+    except ValueError as error:
+        raise StateError(f"{path}: a {type(value).__name__} cannot be saved: {error}") from None
+
+
+def is_plain(value: Any) -> bool:
+    """True if `encode` takes a value, and it is no tensor."""
+    try:
+        encode(value, "", {})
+    except StateError:
+        return False
+    return not isinstance(value, torch.Tensor)
 
 
 def tensors_of(value: Any) -> set[str]:
@@ -97,11 +121,20 @@ def _decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
             return {_decode(key, tensors): _decode(item, tensors) for key, item in inner}
         if tag == "tensor" and inner in tensors:
             return tensors[inner]
+        if tag in typed.FORMS:
+            return _made(tag, _decode(inner, tensors))
         if tag == "file" and isinstance(inner, list) and len(inner) == 2:
             return _file(_decode(inner[0], tensors), inner[1])
         if tag == "bytes" and inner in tensors and tensors[inner].dtype == torch.uint8:
             return tensors[inner].cpu().numpy().tobytes()
     raise StateError("state.json holds a value of an unknown type")
+
+
+def _made(tag: str, parts: Any) -> Any:
+    try:
+        return typed.FORMS[tag].made(parts)
+    except (ValueError, KeyError, AttributeError, OverflowError, RuntimeError, IndexError) as error:
+        raise StateError(f"state.json holds a {tag} that cannot be made again: {error}") from None
 
 
 def _file(content: Any, position: Any) -> io.BytesIO:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,7 +16,7 @@ from trainer.checkpoint.finite import watched
 from trainer.checkpoint.names import unwrap
 from trainer.checkpoint.optimizers import Groups
 from trainer.checkpoint.state import State, StateError, apply, collect, not_seen, options_of
-from trainer.checkpoint.values import decode
+from trainer.checkpoint.values import decode, is_plain
 from trainer.errors import RunError
 from trainer.training import rng
 from trainer.training.contents import Restored
@@ -185,12 +187,12 @@ def _plain_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 
 def _checked(name: str, thing: Any) -> Any:
-    if isinstance(thing, torch.Generator):
+    if isinstance(thing, (torch.Generator, np.random.Generator, random.Random)):
         return thing
     if not (callable(getattr(thing, "state_dict", None)) and callable(getattr(thing, "load_state_dict", None))):
         remedy = (
             f"Put it into run.state: run.state[{name!r}] = ..."
-            if isinstance(thing, (int, float, str, list, dict, type(None)))
+            if is_plain(thing)
             else "Give it both, or put what changes in it into run.state"
         )
         raise RunError(
@@ -200,13 +202,21 @@ def _checked(name: str, thing: Any) -> Any:
 
 
 def _state_of(thing: Any) -> Any:
-    return thing.get_state() if isinstance(thing, torch.Generator) else thing.state_dict()
+    if isinstance(thing, torch.Generator):
+        return thing.get_state()
+    if isinstance(thing, np.random.Generator):
+        return dict(thing.bit_generator.state)
+    return thing.getstate() if isinstance(thing, random.Random) else thing.state_dict()
 
 
 def _load_into(name: str, thing: Any, saved: Any) -> None:
     try:
         if isinstance(thing, torch.Generator):
             thing.set_state(saved)
+        elif isinstance(thing, np.random.Generator):
+            thing.bit_generator.state = saved
+        elif isinstance(thing, random.Random):
+            thing.setstate(saved)
         else:
             thing.load_state_dict(saved)
     except Exception as error:
