@@ -16,7 +16,7 @@ from trainer.checkpoint.finite import watched
 from trainer.checkpoint.names import unwrap
 from trainer.checkpoint.optimizers import Groups
 from trainer.checkpoint.state import State, StateError, apply, collect, not_seen, options_of
-from trainer.checkpoint.values import decode, is_plain
+from trainer.checkpoint.values import decode, encode, is_plain
 from trainer.errors import RunError
 from trainer.training import rng
 from trainer.training.contents import Restored
@@ -124,6 +124,30 @@ class Registered:
 
     spoilt_remedy = ""
 
+    @property
+    def may_swap(self) -> bool:
+        """The program may put other weights into a model between two steps: averaged ones, for an evaluation.
+
+        True if a registered object holds tensors beside the trained models, as EMA copies do, or if an optimizer has an
+        `eval` method, as schedule-free ones do. No copy may be under way then: a write through `.data`
+        cannot be seen.
+        """
+        trained = {
+            id(parameter)
+            for optimizer in self.optimizers.values()
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        for module in self.models._modules.values():
+            held = {id(parameter) for parameter in module.parameters()} if module else set()
+            if held and not held & trained:
+                return True
+        if any(callable(getattr(optimizer, "eval", None)) for optimizer in self.optimizers.values()):
+            return True
+        found: dict[str, torch.Tensor] = {}
+        encode({name: _state_of(thing) for name, thing in self.others.items() if not _is_generator(thing)}, "", found)
+        return bool(found)
+
     def collect(self) -> State:
         """The live tensors and values, in the form that a checkpoint holds."""
         counters = {"step": self.done, "epoch": self.epoch, "batches": self.batches, "objects": self._names()}
@@ -187,7 +211,7 @@ def _plain_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 
 def _checked(name: str, thing: Any) -> Any:
-    if isinstance(thing, (torch.Generator, np.random.Generator, random.Random)):
+    if _is_generator(thing):
         return thing
     if not (callable(getattr(thing, "state_dict", None)) and callable(getattr(thing, "load_state_dict", None))):
         remedy = (
@@ -199,6 +223,10 @@ def _checked(name: str, thing: Any) -> Any:
             f"register({name}=...): a {type(thing).__name__} has no state_dict and load_state_dict. {remedy}"
         )
     return thing
+
+
+def _is_generator(thing: Any) -> bool:
+    return isinstance(thing, (torch.Generator, np.random.Generator, random.Random))
 
 
 def _state_of(thing: Any) -> Any:

@@ -127,8 +127,8 @@ class SpotRun(Life):
 
     @property
     def step(self) -> int:
-        """Steps done in the whole run."""
-        return self.steps_done
+        """Steps done in the whole run; those of the checkpoint once something is registered."""
+        return self._own.contents.done if self._own else self.steps_done
 
     @property
     def epoch(self) -> int:

@@ -123,8 +123,10 @@ class Stepping:
         going_on = contents.done < self._until
         if session.stop and going_on:
             self._closing.stop(session.stop)
-        if going_on and session.is_due():
+        if not going_on or session.is_due():
             session.save()
+            if not going_on or contents.may_swap:  # What follows may be an evaluation with other weights.
+                session.await_copied()
         session.saver.check()
 
     def _after_first_step(self) -> None:

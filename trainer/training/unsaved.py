@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -45,7 +46,7 @@ def _plain(values: Mapping[str, Any], saved: object) -> Iterator[tuple[str, Any]
     for key, value in values.items():
         if key == "training" or key.strip("_") in names:
             continue
-        if isinstance(value, (bool, int, float, str)):
+        if isinstance(value, (bool, int, float, str, np.generic)):
             yield key, value
         elif isinstance(value, torch.Tensor) and value.numel() <= 1 << 16 and not isinstance(value, nn.Parameter):
             yield key, (tuple(value.shape), float(value.detach().double().sum()))
