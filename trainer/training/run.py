@@ -84,11 +84,30 @@ class SpotRun(Life):
         self._own: OwnLoop | None = None
 
     def rank0_does(self, name: str, work: Callable[[], Any]) -> Any:
-        """Let rank 0 do something that may take long (a download, say); returns its JSON value on every rank."""
+        """Let rank 0 do something that may take long (a download, say), while the other ranks wait.
+
+        Args:
+            name: Tells this work from other work, the same on every rank.
+            work: What rank 0 does; it returns a JSON value.
+
+        Returns:
+            that value, on every rank. An error of rank 0 ends the attempt.
+        """
         return self.group.rank0_does(f"user/{name}", work, self.check_stop)
 
     def train(self, model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> None:
-        """Train to the end, and export the model; returns when both are done. `loop.Loop` lists the options."""
+        """Train to the end, and export the model; returns when both are done.
+
+        Args:
+            model: On any device, with its initial weights: the same on every rank.
+            optimizer: Over the model's parameters.
+            options: `samples` and `loss` (model, batch) -> the *sum* of the losses over the batch, 0-d; `held_out`,
+                `lr_factor`, `extra`, `save_model`, `max_steps` and `tokens`, as `loop.Loop` describes them.
+
+        Raises:
+            RunError: an option makes no sense.
+            StateError: the checkpoint does not fit.
+        """
         from trainer.training.loop import Loop
 
         Loop(self, model, optimizer, **options).train()
@@ -141,7 +160,14 @@ class SpotRun(Life):
         return self._loop().ends_step
 
     def log(self, **metrics: Any) -> None:
-        """Record metrics of this step (`loss=`, for example): numbers, 0-d tensors or text; rank 0's count."""
+        """Record metrics of this step (`loss=`, for example), for the run's records; rank 0's count.
+
+        Args:
+            metrics: Numbers, tensors with one element, or text, by name. Later values replace earlier ones.
+
+        Raises:
+            RunError: a value is none of these.
+        """
         self._loop().log(metrics)
 
     def finish(self, export: Callable[[Path], None] | None = None) -> None:
