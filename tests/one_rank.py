@@ -98,10 +98,10 @@ def pruned_before_the_next_save(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make each save wait until the previous one is read back and older checkpoints are pruned."""
     real = Saver.start
 
-    def start(saver: Saver, boundary: Any) -> None:
+    def start(saver: Saver, collect: Any) -> None:
         saver.wait()
         saver.settle()
-        real(saver, boundary)
+        real(saver, collect)
 
     monkeypatch.setattr(Saver, "start", start)
 

@@ -245,9 +245,13 @@ def watch_saves(run: Run) -> None:
     folders = itertools.count(1)
     save = [0]
 
-    def start(self, boundary) -> None:
-        begun.append(boundary.step)
-        start_save(self, boundary)
+    def start(self, collect) -> None:
+        def counted():
+            boundary = collect()
+            begun.append(boundary.step)
+            return boundary
+
+        start_save(self, counted)
 
     def check(self) -> None:
         while options.late_check and run.rank == 0 and not self.idle:

@@ -19,7 +19,7 @@ class Boundary:
     state: State
     """The live tensors. Its `steady` tensors may still be copied until `Saver.await_copied` returns."""
     own: dict[str, torch.Tensor]
-    """Small tensors of this rank alone, on the host."""
+    """Tensors of this rank alone, on the host; nothing changes them."""
     plain: dict[str, Any] | None
     """The contents of state.json; rank 0 only."""
     facts: dict[str, Any] | None

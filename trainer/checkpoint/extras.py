@@ -65,8 +65,8 @@ def refuse_other_names(group: RankGroup, names: Iterable[str], check_stop: Calla
 
 
 def split(group: RankGroup, state: State) -> tuple[State, dict[str, torch.Tensor]]:
-    """(the state that all ranks share, copies on the host of this rank's own part). Every rank calls it."""
-    own: dict[str, torch.Tensor] = {}
+    """(the state that all ranks share, this rank's own part on the host). Every rank calls it."""
+    own = dict(state.own)
     if group.world_size > 1:
         for kind in KINDS:
             if state.plain.get(kind.key, {}).get("dict"):

@@ -18,14 +18,25 @@ from trainer.checkpoint.shards import Box
 from trainer.checkpoint.targets import Target, read_all, read_some
 from trainer.checkpoint.writing import bytes_of
 
+Memory = Callable[[str, torch.dtype, tuple[int, ...]], "torch.Tensor | None"]
+"""The memory that a tensor is read into, by (name, dtype, sizes); None if this rank does not want it."""
 
-def read(opened: Opened, wanted: Mapping[str, Box], hashes: Callable[[str], bool]) -> dict[str, torch.Tensor]:
-    """Read the wanted boxes of tensors into fresh host memory.
+
+def fresh(_: str, dtype: torch.dtype, sizes: tuple[int, ...]) -> torch.Tensor:
+    """Fresh memory for any tensor."""
+    return torch.empty(sizes, dtype=dtype)
+
+
+def read(
+    opened: Opened, wanted: Mapping[str, Box], hashes: Callable[[str], bool], memory: Memory = fresh
+) -> dict[str, torch.Tensor]:
+    """Read the wanted boxes of tensors into host memory.
 
     Args:
         opened: The checkpoint.
         wanted: By name, the box that this rank wants; nothing is read of other tensors.
         hashes: Tells whether this rank has to hash a share, whatever it wants of it.
+        memory: Returns the memory for each tensor.
 
     Raises:
         DamagedError: a share differs from the manifest.
@@ -36,7 +47,9 @@ def read(opened: Opened, wanted: Mapping[str, Box], hashes: Callable[[str], bool
     afterwards: dict[str, list[Callable[[], None]]] = {}
     for name, box in sorted(wanted.items()):
         tensor = opened.tensors[name]
-        found[name] = torch.empty(box[1], dtype=tensor.dtype)
+        if (target_memory := memory(name, tensor.dtype, box[1])) is None:
+            continue
+        found[name] = target_memory
         got = 0
         for stored, there, here, sizes in _overlaps(name, tensor, box):
             got += math.prod(sizes)

@@ -16,7 +16,7 @@ from trainer.bucket.retry import pause, retry_loop
 from trainer.checkpoint.contents import open_checkpoint
 from trainer.checkpoint.damage import DamagedError
 from trainer.checkpoint.errors import ReadError, fatal_code
-from trainer.checkpoint.reading import read
+from trainer.checkpoint.reading import Memory, fresh, read
 from trainer.checkpoint.state import State, rebuilt, wanted
 from trainer.layout.exit_codes import EXIT_FAILED
 from trainer.layout.identity import is_of
@@ -67,6 +67,7 @@ def find_whole(
     check_stop: Callable[[], None],
     run_id: str | None = None,
     only_finite: bool = False,
+    memory: Memory = fresh,
 ) -> Found:
     """Load the newest checkpoint that is as its manifest says on all ranks, trying the newest first.
 
@@ -82,6 +83,7 @@ def find_whole(
         check_stop: Called while waiting; raises to stop.
         run_id: Rank 0's: another run's checkpoints are rejected; None: every checkpoint there is this run's.
         only_finite: Reject checkpoints whose weights are not finite.
+        memory: Returns the memory that each tensor is read into.
 
     Raises:
         LayoutVersionError: a newer release wrote one of them.
@@ -97,7 +99,7 @@ def find_whole(
         name = CheckpointName.parse(choice)
         assert name
         with group.before_gather(f"verdict/{turn}"):
-            loaded, reason, code = _try_load(group, paths, name, live, check_stop, run_id, only_finite)
+            loaded, reason, code = _try_load(group, paths, name, live, check_stop, run_id, only_finite, memory)
         digest = loaded.digest if loaded else None
         verdicts: list[Doubt] = group.gather(f"verdict/{turn}", [reason, code, digest], check_stop)
         if search.is_whole(choice, verdicts):
@@ -175,7 +177,13 @@ class _Search:
 
 
 def load(
-    folder: Path, live: State, rank: int = 0, ranks: int = 1, run_id: str | None = None, only_finite: bool = False
+    folder: Path,
+    live: State,
+    rank: int = 0,
+    ranks: int = 1,
+    run_id: str | None = None,
+    only_finite: bool = False,
+    memory: Memory = fresh,
 ) -> Loaded:
     """Read what a rank needs of a checkpoint; errors as of `contents.open_checkpoint` and `reading.read`.
 
@@ -186,6 +194,7 @@ def load(
         ranks: The number of ranks; each hashes some of the shares.
         run_id: Another run's checkpoint counts as damaged, and is not read; None: every checkpoint is this run's.
         only_finite: A checkpoint whose weights are not finite counts as damaged too.
+        memory: Returns the memory that each tensor is read into.
     """
     opened = open_checkpoint(folder)
     if not is_of(opened.manifest, run_id):
@@ -193,7 +202,7 @@ def load(
     if only_finite and not opened.manifest.finite:
         raise DamagedError(NOT_FINITE)
     mine = set(sorted(opened.headers)[rank::ranks])
-    parts = read(opened, wanted(live, opened.tensors, rank), mine.__contains__)
+    parts = read(opened, wanted(live, opened.tensors, rank), mine.__contains__, memory)
     name = CheckpointName.parse(folder.name)
     assert name
     return Loaded(name, opened.manifest, rebuilt(live, opened.tensors, parts), opened.plain, opened.digest)
@@ -207,12 +216,13 @@ def _try_load(
     check_stop: Callable[[], None],
     run_id: str | None,
     only_finite: bool = False,
+    memory: Memory = fresh,
 ) -> tuple[Loaded | None, str | None, int | None]:
     """(the checkpoint, what is wrong with it, the exit code if it could not be read)."""
     folder, end = paths.checkpoint(name), time.monotonic() + UNSEEN_S
 
     def read_it() -> Loaded:
-        return load(folder, live, group.rank, group.world_size, run_id, only_finite)
+        return load(folder, live, group.rank, group.world_size, run_id, only_finite, memory)
 
     while True:
         try:

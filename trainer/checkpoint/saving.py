@@ -148,10 +148,13 @@ class Saver:
         """True if no save is under way."""
         return not self._threads or self._decided.is_set()
 
-    def start(self, boundary: Boundary) -> None:
+    def start(self, collect: Callable[[], Boundary]) -> None:
         """Begin to save a boundary; waits first for a save that is still under way.
 
         After it returns, training may go on up to the optimizer's next step; then it has to call `await_copied`.
+
+        Args:
+            collect: Returns the boundary; its time counts as a part of the save's.
 
         Raises:
             StateError: the ranks' states differ in their tensors.
@@ -161,6 +164,7 @@ class Saver:
         self.wait()
         self.waited_s = time.monotonic() - begun
         self._begun = time.monotonic()
+        boundary = collect()
         self._copy = self._staging.begin(self._agree(boundary.state), boundary.state.tensors, boundary.state.steady)
         self._decided.clear()
         thread = threading.Thread(target=self._work, args=(boundary, self._copy), daemon=True, name="save")

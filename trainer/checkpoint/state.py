@@ -9,7 +9,7 @@ values go into one tree of JSON with tagged types. No value is ever pickled.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -45,6 +45,8 @@ class State:
     """Names of the tensors that rank 0 saves for all: the model's buffers, and its modules' extra state."""
     steady: frozenset[str]
     """Names of the tensors that nothing changes before the optimizer's next step: parameters and optimizer state."""
+    own: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Tensors of this rank alone, on the host, by names that no other rank has; nothing changes them."""
 
 
 def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

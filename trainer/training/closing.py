@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from trainer.attempt.ending import STOPS, Ending, Hold, Leaving
@@ -17,6 +17,22 @@ from trainer.training.session import Session
 
 Export = Callable[[CheckpointName], None]
 """Writes `final/`, on rank 0; it gets the name of the run's last checkpoint."""
+
+
+def is_finished(run: Participant, done: int, until: int | None) -> bool:
+    """True if `final/` is whole and was exported from this step, with this end of training. Every rank calls it."""
+    if not run.final_is_whole:
+
+        def look() -> bool:
+            final = run.whole_final
+            config = final.facts.get("config") if final else None
+            known = config.get("max_steps") if isinstance(config, Mapping) else None
+            return final is not None and (final.step, known) == (done, until)
+
+        run.final_is_whole = bool(run.group.rank0_does("finished", look, run.check_stop))
+        if run.final_is_whole:
+            run.print_line(f"already finished: {run.paths.final} is whole")
+    return run.final_is_whole
 
 
 class Closing:

@@ -100,7 +100,7 @@ def export(run: Participant, model: nn.Module, save_model: Callable[..., None], 
         try:
             with scratch.folder("final", needed) as made:
                 if not streams:
-                    _make(lambda: save_model(bare, made), made, needed)
+                    make_locally(lambda: save_model(bare, made), made, needed)
 
                 def work() -> None:
                     _publish(run, made, last, (lambda write: save_model(bare, made, write=write)) if streams else None)
@@ -113,7 +113,7 @@ def export(run: Participant, model: nn.Module, save_model: Callable[..., None], 
             ) from None
 
 
-def _make(save: Callable[[], None], made: Path, needed: int) -> None:
+def make_locally(save: Callable[[], None], made: Path, needed: int) -> None:
     """Have `save_model` write into a local folder.
 
     Raises:
@@ -176,7 +176,7 @@ def _publish(run: Participant, made: Path, last: CheckpointName, save: Callable[
             else:
                 entry.unlink()
         try:
-            _make(lambda: save(write), made, 0)
+            make_locally(lambda: save(write), made, 0)
         except Exception:
             if failed:  # The bucket's error, which `save_model` may have wrapped.
                 raise failed[0] from None

@@ -14,7 +14,7 @@ from trainer.checkpoint.saving import SavePolicy
 from trainer.errors import RunError
 from trainer.layout.names import CheckpointName
 from trainer.training import export
-from trainer.training.closing import Closing
+from trainer.training.closing import Closing, is_finished
 from trainer.training.participant import Participant
 from trainer.training.registered import Registered
 from trainer.training.session import Session
@@ -104,19 +104,7 @@ class OwnLoop:
 
     def _is_finished(self) -> bool:
         """True if `final/` is whole and was exported from this step, with this end of training."""
-        run = self._run
-        if not run.final_is_whole:
-
-            def look() -> bool:
-                final = run.whole_final
-                config = final.facts.get("config") if final else None
-                known = config.get("max_steps") if isinstance(config, Mapping) else None
-                return final is not None and (final.step, known) == (self.contents.done, self._until)
-
-            run.final_is_whole = bool(run.group.rank0_does("finished", look, run.check_stop))
-            if run.final_is_whole:
-                run.print_line(f"already finished: {run.paths.final} is whole")
-        return run.final_is_whole
+        return is_finished(self._run, self.contents.done, self._until)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

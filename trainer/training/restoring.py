@@ -9,6 +9,7 @@ from trainer.attempt.history import RECORDS_S
 from trainer.attempt.record import Attempt, record
 from trainer.bucket.retry import retry
 from trainer.checkpoint import extras
+from trainer.checkpoint.reading import Memory, fresh
 from trainer.checkpoint.restore import NOT_FINITE, Found, Loaded, find_whole
 from trainer.checkpoint.state import RANDOM
 from trainer.layout.events import event_named, read_events, read_metrics
@@ -18,11 +19,10 @@ from trainer.training.contents import Contents, Restored
 from trainer.training.host import Host
 
 
-def load_newest(host: Host, contents: Contents) -> Found:
+def load_newest(host: Host, contents: Contents, memory: Memory = fresh) -> Found:
     """Load the newest whole checkpoint into the contents, if there is one."""
-    found = find_whole(
-        host.group, host.paths, contents.collect(), host.check_stop, host.run_id, only_finite=contents.only_finite
-    )
+    live, only_finite = contents.collect(), contents.only_finite
+    found = find_whole(host.group, host.paths, live, host.check_stop, host.run_id, only_finite, memory)
     if found.loaded:
         _load(host, contents, found.loaded)
     return found

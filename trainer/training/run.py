@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from trainer.training.folder_loop import FolderLoop
     from trainer.training.own_loop import OwnLoop
 
 Batch = TypeVar("Batch")
@@ -82,6 +83,7 @@ class SpotRun(Life):
         self.state: dict[str, Any] = {}
         """Plain values of a loop of one's own (a best metric, a counter); saved with what is registered."""
         self._own: OwnLoop | None = None
+        self._framework: FolderLoop | None = None
 
     def rank0_does(self, name: str, work: Callable[[], Any]) -> Any:
         """Let rank 0 do something that may take long (a download, say), while the other ranks wait.
@@ -168,7 +170,7 @@ class SpotRun(Life):
         Raises:
             RunError: a value is none of these.
         """
-        self._loop().log(metrics)
+        (self._framework or self._loop()).log(metrics)
 
     def finish(self, export: Callable[[Path], None] | None = None) -> None:
         """End the training, at whatever step: save it, and export the model into the run's `final/`.
@@ -180,13 +182,43 @@ class SpotRun(Life):
         Raises:
             RunError: no step was done.
         """
-        self._loop().finish(export)
+        (self._framework or self._loop()).finish(export)
 
-    def _loop(self) -> OwnLoop:
+    # -- a framework's loop (trainer.hf, trainer.lightning) ------------------------------------------------------------
+
+    def resume_from(self) -> str | None:
+        """Return a local folder with the newest whole checkpoint, for the framework to resume from; None without one.
+
+        Raises:
+            RunError: no callback was made for this run.
+            StateError: something else than this framework saved the checkpoint.
+        """
+        if self._framework is None:
+            raise RunError("resume_from(): first give SpotCallback(run) to the trainer's callbacks")
+        folder = self._framework.fetch()
+        return None if folder is None else str(folder)
+
+    def framework_loop(self, framework: str) -> FolderLoop:
+        """Return what a framework's callback saves with (folder_loop.py); the same one at each call.
+
+        Args:
+            framework: The name of what writes and reads the checkpoint's files.
+        """
+        self._refuse_after_end()
+        if self._framework is None:
+            from trainer.training.folder_loop import FolderLoop
+
+            self._framework = FolderLoop(self, framework, self.state)
+        return self._framework
+
+    def _refuse_after_end(self) -> None:
         if not self.unwinds:
             raise RunError('a loop of your own needs SpotRun("folder"), not a RunConfig, which is for train()')
         if self._exit is not None:  # The program has caught what the end of the attempt raised, or the block is over.
             self.leave(FINISHED)
+
+    def _loop(self) -> OwnLoop:
+        self._refuse_after_end()
         if self._own is None:
             from trainer.training.own_loop import OwnLoop
 

@@ -14,6 +14,7 @@ from trainer.attempt.history import RECORDS_S
 from trainer.bucket.deadlines import within
 from trainer.checkpoint import extras, interval
 from trainer.checkpoint.boundary import Boundary
+from trainer.checkpoint.reading import Memory, fresh
 from trainer.checkpoint.restore import Found
 from trainer.checkpoint.saving import SavePolicy, Saver
 from trainer.checkpoint.state import RANDOM
@@ -38,6 +39,7 @@ class Session:
         policy: SavePolicy | None = None,
         save_every: int | None = None,
         grace_s: float = 0.0,
+        memory: Memory = fresh,
     ) -> None:
         """Begin with nothing restored.
 
@@ -47,8 +49,10 @@ class Session:
             policy: How many checkpoints to keep, and how many failures to tolerate.
             save_every: Steps between checkpoints; None: chosen from what saves and preemptions cost.
             grace_s: Seconds from SIGTERM to SIGKILL.
+            memory: Returns the memory that each tensor of a checkpoint is read into.
         """
         self._host, self._contents, self._given = host, contents, save_every
+        self._memory = memory
         self.saver = Saver(
             host.group, host.paths, host.attempt, host.journal, policy or SavePolicy(), host.print_line,
             host.stop_received,
@@ -79,7 +83,7 @@ class Session:
         If contents come in pieces, it may be called once more: everything is then loaded again.
         """
         started = time.monotonic()
-        self._found = restoring.load_newest(self._host, self._contents)
+        self._found = restoring.load_newest(self._host, self._contents, self._memory)
         self._restore_s = time.monotonic() - started
 
     def begin(self) -> None:
@@ -146,7 +150,7 @@ class Session:
             SaveError: the attempt cannot go on.
         """
         since, self.saved_at = self._contents.done - self.saved_at, self._contents.done
-        self.saver.start(self._boundary(last))
+        self.saver.start(lambda: self._boundary(last))
         waited_s = self.saver.waited_s
         if waited_s > REPORTED_WAIT_S and not last and not self._has_reported_wait:
             self._has_reported_wait = True

@@ -16,10 +16,10 @@ from trainer.training import unsaved
 from trainer.training.closing import Closing
 from trainer.training.feed import Feed
 from trainer.training.participant import Participant
-from trainer.training.progress import Progress, figures
 from trainer.training.registered import Registered
-from trainer.training.report import finite_or_none, record_first_step
+from trainer.training.report import record_first_step
 from trainer.training.session import Session
+from trainer.training.tally import Tally
 
 
 class Stepping:
@@ -39,7 +39,7 @@ class Stepping:
         self._is_prepared = False
         self._restored_at = time.monotonic()
         self._before: unsaved.Attributes = {}
-        self._progress: Progress | None = None
+        self._tally: Tally | None = None
         for number, optimizer in enumerate(contents.optimizers.values()):
             optimizer.register_step_pre_hook(self._before_step if not number else self._await_copied)
             optimizer.register_step_post_hook(self._after_step)
@@ -63,8 +63,7 @@ class Stepping:
         if contents.done >= until:
             return
         self._until = until
-        if run.rank == 0:
-            self._progress = Progress(until, contents.done)
+        self._tally = Tally(run, until, contents.done)
         self._before = unsaved.attributes(contents.models, contents.others)
         self._started = time.monotonic()
         for number, batch in enumerate(Feed(loader, contents, run.print_line).epochs(), start=1):
@@ -82,8 +81,8 @@ class Stepping:
 
     def close(self) -> None:
         """Close the progress bar."""
-        if self._progress:
-            self._progress.close()
+        if self._tally:
+            self._tally.close()
 
     def _count(self) -> float:
         """Count a step, and publish it; returns its seconds."""
@@ -92,19 +91,9 @@ class Stepping:
         seconds, self._started = now - self._started, now
         contents.done = run.steps_done = contents.done + 1
         self._has_stepped = False
-        if run.journal and self._progress:
-            metrics = {name: _plain(value) for name, value in self._logged.items()}
-            loss = metrics.get("loss")
-            lr = {} if self._lr is None else {"lr": self._lr}
-            run.journal.line(
-                {"step": contents.done, **lr, "world_size": run.world_size, "step_s": round(seconds, 5), **metrics}
-            )
-            _, eta_s = self._progress.rates(contents.done, 0.0)
-            committed = run.committed_step = self._session.saver.committed_step
-            place = {"step": contents.done, "max_steps": self._until, "committed_step": committed}
-            run.journal.progress({**place, "loss": loss, **lr, "eta_s": round(eta_s, 1)})
-            shown = figures(loss, self._lr) if "loss" in metrics else f"lr {self._lr:.2e}" if self._lr else ""
-            self._progress.step(contents.done, shown, eta_s, committed)
+        run.committed_step = self._session.saver.committed_step
+        if self._tally:
+            self._tally.step(contents.done, seconds, self._lr, self._logged)
         self._logged = {}
         return seconds
 
@@ -176,18 +165,3 @@ class Stepping:
 
     def _after_step(self, *_: Any) -> None:
         self._has_stepped = True
-
-
-def _plain(value: Any) -> Any:
-    """A metric as JSON holds it: a number, or None if it is not finite; text as it is."""
-    if isinstance(value, str) or value is None:
-        return value
-    if isinstance(value, torch.Tensor):
-        value = value.detach()
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise RunError(f"run.log: {value!r:.60} is neither a number nor text") from None
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    return finite_or_none(number)

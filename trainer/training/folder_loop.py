@@ -1,0 +1,216 @@
+"""FolderLoop: what a framework's callback uses of an attempt, where the loop and the checkpoint's files are its own.
+
+On every rank, in this order:
+
+    loop = run.framework_loop("lightning")     # in the callback's constructor
+    folder = loop.fetch()                      # run.resume_from(): the newest whole checkpoint on a local disk, or None
+    loop.begin(write, until)                   # before the first step; `write` has the framework write its files
+    if loop.is_finished(): ...                 # nothing is left to train
+    loop.start_step()                          # before the optimizer's step: the ranks agree meanwhile
+    loop.end_step(lr)                          # after it: counts the step
+    if loop.wants_save: loop.save()            # after the evaluation of this step, if there is one; leaves at a stop
+    loop.look()                                # between two batches of an evaluation: leaves at a stop
+    loop.finish(export)                        # run.finish()
+
+`write(folder)` is called by `save`, `look` and `finish`. It may write for long, and only to the folder that it gets.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.checkpoint.saving import SavePolicy
+from trainer.errors import RunError
+from trainer.layout.names import CheckpointName
+from trainer.ranks.exchange import Exchange
+from trainer.training import export
+from trainer.training.closing import Closing, is_finished
+from trainer.training.folder import Folder, Write
+from trainer.training.participant import Participant
+from trainer.training.report import record_first_step
+from trainer.training.session import Session
+from trainer.training.tally import Tally
+
+
+class FolderLoop:
+    """One attempt of a program that trains in a framework's loop."""
+
+    def __init__(self, run: Participant, framework: str, state: dict[str, Any]) -> None:
+        """Join the other ranks.
+
+        Args:
+            run: The attempt.
+            framework: The name of what writes and reads the checkpoint's files.
+            state: Plain values that are saved too.
+        """
+        self.run, config = run, run.config
+        run.await_all_ready()
+        run.group.form_groups(torch.cuda.is_available() and not config.cpu)
+        run.begin_records()
+        self.contents = Folder(run.group, framework, config.to_json(), state)
+        policy = SavePolicy(config.keep_latest, config.keep_every, config.save_failures)
+        self._session = Session(
+            run, self.contents, policy, config.save_interval_steps, run.grace_s, self.contents.memory
+        )
+        self._closing = Closing(run, self._session, self.contents, self._close, lambda name: self._export(name))
+        self._export: Callable[[CheckpointName], None] = lambda name: None
+        self.export_files: Callable[[Path], None] | None = None
+        """Writes the trained model on rank 0 if `finish` gets no function for that."""
+        self.is_restored = False
+        """`fetch` was called."""
+        self._tally: Tally | None = None
+        self._exchange: Exchange | None = None
+        self._until: int | None = None
+        self._counted: tuple[int, float, float | None] | None = None
+        """The step that is not published yet: its number, seconds and learning rate; metrics may still follow."""
+        self._logged: dict[str, Any] = {}
+        self._started = self._restored_at = 0.0
+
+    # -- before the first step -----------------------------------------------------------------------------------------
+
+    def fetch(self) -> Path | None:
+        """Restore the run: return the local folder with the files of the newest whole checkpoint; None without one.
+
+        Raises:
+            StateError: something else than this framework saved it.
+            ReadError: there are checkpoints, and none can be read.
+        """
+        run = self.run
+        if not self.is_restored:
+            self.is_restored = True
+            run.group.rank0_does("bind", lambda: run.bind(), run.check_stop)
+            newest = run.newest
+            self.contents.open(run.group.rank0_does("bytes", lambda: newest.total_bytes if newest else 0))
+            self._session.restore()
+            self._restored_at = time.monotonic()
+        return self.contents.fetched if self.contents.done else None
+
+    def begin(self, write: Write, until: int, needed: int = 0) -> None:
+        """Begin to train.
+
+        Args:
+            write: Writes this rank's files of the boundary that the framework is at; all ranks call theirs.
+            until: Where training ends, in steps of the whole run.
+            needed: The expected bytes of a checkpoint, for the choice of the local disk.
+        """
+        contents = self.contents
+        contents.write, contents.needed = write, contents.needed or needed
+        self._until, contents.config["max_steps"] = until, until
+        self._tally, self._started = Tally(self.run, until, contents.done), time.monotonic()
+
+    def is_finished(self) -> bool:
+        """True if the run has ended here, and its model is exported."""
+        return is_finished(self.run, self.contents.done, self._until)
+
+    # -- the steps -----------------------------------------------------------------------------------------------------
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Keep metrics of the step that was counted last, or of the first one."""
+        self._logged |= metrics
+
+    def start_step(self) -> None:
+        """Publish the step before, and begin to agree with the other ranks, while the optimizer works."""
+        self._publish()
+        if self._exchange is None:
+            self._exchange = self.run.group.exchange(self._session.message())
+
+    def end_step(self, lr: float | None = None) -> None:
+        """Count a step, and agree with the other ranks.
+
+        Args:
+            lr: The learning rate of the step.
+
+        Raises:
+            SaveError: the attempt cannot go on.
+        """
+        self._publish()
+        run, session, contents, begun = self.run, self._session, self.contents, self._started
+        busy, now = not session.saver.idle, time.monotonic()
+        seconds, self._started = now - begun, now
+        contents.done = run.steps_done = contents.done + 1
+        run.committed_step = session.saver.committed_step
+        self._counted = contents.done, seconds, lr
+        exchange, self._exchange = self._exchange or run.group.exchange(session.message()), None
+        session.take_in(exchange.wait(), begun)
+        if run.journal:
+            session.take_in_costs(seconds, busy)
+        if self._restored_at:
+            record_first_step(run, self._restored_at)
+            self._restored_at = 0.0
+            contents.forget_fetched()
+        session.saver.check()
+
+    @property
+    def stops(self) -> bool:
+        """All ranks have agreed to stop before the end of training."""
+        return self._session.stop is not None and self.contents.done < (self._until or 0)
+
+    @property
+    def wants_save(self) -> bool:
+        """This boundary is to be saved; the same on every rank."""
+        return self.stops or (self._session.is_due() and self.contents.done > self._session.saved_at)
+
+    def save(self) -> None:
+        """Save this boundary; at a stop, leave after it.
+
+        Raises:
+            Leaving: it is time to stop.
+        """
+        self._publish()
+        if self._session.stop and self.stops:
+            self._closing.stop(self._session.stop)
+        if self.contents.done > self._session.saved_at:
+            self._session.save()
+
+    def look(self) -> None:
+        """Agree with the other ranks outside of a step, and leave at a stop, with the boundary saved. All call it."""
+        session = self._session
+        exchange, self._exchange = self._exchange or self.run.group.exchange(session.message()), None
+        session.take_in(exchange.wait())
+        if session.stop:
+            self._closing.stop(session.stop)
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def _publish(self) -> None:
+        if self._counted and self._tally:
+            self._tally.step(*self._counted, self._logged)
+            self._counted, self._logged = None, {}
+
+    def _close(self) -> None:
+        self._publish()
+        if self._tally:
+            self._tally.close()
+
+    def finish(self, write: Callable[[Path], None] | None) -> None:
+        """Save the last step, and export the model; as of `SpotRun.finish`.
+
+        Raises:
+            RunError: no step was done, or nothing tells what to export.
+        """
+        if self.is_finished():
+            return
+        write = write or self.export_files
+        if not self.contents.done or write is None:
+            raise RunError("finish(): no step was done, so there is nothing to export")
+        self._publish()
+        into = write
+        self._export = lambda name: export.export(self.run, nn.Module(), lambda _, folder: into(folder), name)
+        self._closing.finish(self._session.stop, resave=False)
+
+
+def move_into(source: Path) -> Callable[[Path], None]:
+    """A function that moves what is in a local folder into another one."""
+
+    def move(folder: Path) -> None:
+        for entry in list(source.iterdir()):
+            shutil.move(entry, folder / entry.name)
+
+    return move

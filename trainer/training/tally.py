@@ -1,0 +1,77 @@
+"""Tally: publishes the steps of a user's loop on rank 0: as lines of metrics, in progress.json and on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from trainer.errors import RunError
+from trainer.training.participant import Participant
+from trainer.training.progress import Progress, figures
+from trainer.training.report import finite_or_none
+
+
+class Tally:
+    """Publishes each step; on other ranks than 0 it does nothing."""
+
+    def __init__(self, run: Participant, until: int, done: int) -> None:
+        """Begin to show the progress.
+
+        Args:
+            run: This process.
+            until: Where training ends, in steps.
+            done: Steps done so far.
+        """
+        self._run, self._until = run, until
+        self._progress = Progress(until, done) if run.rank == 0 else None
+
+    def step(self, done: int, seconds: float, lr: float | None, logged: Mapping[str, Any]) -> None:
+        """Publish a step that was done.
+
+        Args:
+            done: Steps done in the whole run.
+            seconds: Its time.
+            lr: Its learning rate, where that is known.
+            logged: Its metrics: numbers, 0-d tensors or text.
+
+        Raises:
+            RunError: a metric is something else.
+        """
+        run, progress = self._run, self._progress
+        if run.journal is None or progress is None:
+            return
+        metrics = {name: plain(value) for name, value in logged.items()}
+        loss = metrics.get("loss")
+        rate = {} if lr is None else {"lr": lr}
+        run.journal.line({"step": done, **rate, "world_size": run.world_size, "step_s": round(seconds, 5), **metrics})
+        _, eta_s = progress.rates(done, 0.0)
+        place = {"step": done, "max_steps": self._until, "committed_step": run.committed_step}
+        run.journal.progress({**place, "loss": loss, **rate, "eta_s": round(eta_s, 1)})
+        shown = figures(loss, lr) if "loss" in metrics else f"lr {lr:.2e}" if lr else ""
+        progress.step(done, shown, eta_s, run.committed_step)
+
+    def close(self) -> None:
+        """Close the progress bar."""
+        if self._progress:
+            self._progress.close()
+
+
+def plain(value: Any) -> Any:
+    """A metric as JSON holds it: a number, or None if it is not finite; text as it is.
+
+    Raises:
+        RunError: it is something else.
+    """
+    if isinstance(value, str) or value is None:
+        return value
+    if isinstance(value, torch.Tensor):
+        value = value.detach()
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise RunError(f"run.log: {value!r:.60} is neither a number nor text") from None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    return finite_or_none(number)
