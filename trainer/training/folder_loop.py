@@ -26,6 +26,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainer.attempt.binding import first_binding
+from trainer.attempt.history import RECORDS_S
 from trainer.checkpoint.saving import SavePolicy
 from trainer.errors import RunError
 from trainer.layout.names import CheckpointName
@@ -63,8 +65,7 @@ class FolderLoop:
         self._export: Callable[[CheckpointName], None] = lambda name: None
         self.export_files: Callable[[Path], None] | None = None
         """Writes the trained model on rank 0 if `finish` gets no function for that."""
-        self.is_restored = False
-        """`fetch` was called."""
+        self.is_restored = self._is_bound = False
         self._tally: Tally | None = None
         self._exchange: Exchange | None = None
         self._until: int | None = None
@@ -74,6 +75,26 @@ class FolderLoop:
         self._started = self._restored_at = 0.0
 
     # -- before the first step -----------------------------------------------------------------------------------------
+
+    def first_value(self, name: str) -> Any:
+        """What the run was started with, of the values that bind it; None if that is not known."""
+        run = self.run
+
+        def look() -> Any:
+            assert run.attempt
+            first = first_binding(run.paths, run.attempt, run.newest)
+            return first.get(name) if first else None
+
+        return run.group.rank0_does("first-value", lambda: run.retry(look, RECORDS_S), run.check_stop)
+
+    def bind(self, **values: Any) -> None:
+        """Add values to what binds the run; called once, before `fetch`.
+
+        Raises:
+            Leaving: the run was started with another value.
+        """
+        self._is_bound = True
+        self.run.group.rank0_does("bind", lambda: self.run.bind(**values), self.run.check_stop)
 
     def fetch(self) -> Path | None:
         """Restore the run: return the local folder with the files of the newest whole checkpoint; None without one.
@@ -85,7 +106,8 @@ class FolderLoop:
         run = self.run
         if not self.is_restored:
             self.is_restored = True
-            run.group.rank0_does("bind", lambda: run.bind(), run.check_stop)
+            if not self._is_bound:
+                self.bind()
             newest = run.newest
             self.contents.open(run.group.rank0_does("bytes", lambda: newest.total_bytes if newest else 0))
             self._session.restore()
@@ -146,6 +168,11 @@ class FolderLoop:
             self._restored_at = 0.0
             contents.forget_fetched()
         session.saver.check()
+
+    @property
+    def last_finite(self) -> str:
+        """A sentence that names the newest checkpoint."""
+        return self._session.saver.last_finite()
 
     @property
     def stops(self) -> bool:
