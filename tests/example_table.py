@@ -35,3 +35,111 @@ EXAMPLES: dict[str, Example] = {}
 def entry(safe: Path) -> Example:
     """What the table says of an example."""
     return EXAMPLES.get(safe.stem, Example())
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A rule of docs/your-own-script.md, broken in an example by edits."""
+
+    rule: str
+    example: str
+    edits: tuple[tuple[str, str], ...]
+    """(a text that is there once, what replaces it)."""
+    says: str
+    """What the verdict names as the cause."""
+    verdict: str = "NOT exact"
+
+    def text(self) -> str:
+        """The script with the rule broken."""
+        text = (FOLDER / f"{self.example}.py").read_text()
+        for old, new in self.edits:
+            assert text.count(old) == 1, f"{self.example}.py: {old!r} is there {text.count(old)} times"
+            text = text.replace(old, new)
+        return text
+
+
+_MODEL, _LOOP, _LOG, _END = (
+    "model = Model()\n",
+    "    for (x,) in run.steps(loader, until=STEPS):\n",
+    "        run.log(loss=loss)\n",
+    "    run.finish()\n",
+)
+"""Lines of plain.py."""
+_AVERAGE = '''
+
+class Average(nn.Module):
+    """An average of the weights, with a counter that its state_dict does not hold."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.head, self.updates = torch.optim.swa_utils.AveragedModel(model.head).module, 0
+
+    def update(self, model: nn.Module) -> None:
+        self.updates += 1
+        for mine, theirs in zip(self.parameters(), model.head.parameters()):
+            mine.data.lerp_(theirs.data, 1 / self.updates)
+
+
+model = Model()
+average = Average(model)
+'''
+BROKEN = (
+    Broken(
+        "the scheduler is not registered", "plain", ((", scheduler=scheduler)", ")"),),
+        "the learning rate differs from step",
+    ),
+    Broken(
+        "the model is not registered", "plain", (("model=model, ", ""),),
+        "register(optimizer=...): it trains a parameter of no registered module",
+        verdict="not checked: the task failed without a preemption",
+    ),
+    Broken(
+        "the optimizer is not registered", "plain", (("optimizer=optimizer, ", ""),),
+        "Registered: model (Model), scheduler (CosineAnnealingLR)",
+    ),
+    Broken(
+        "a generator is not registered", "plain",
+        (
+            (_MODEL, f"dice = torch.Generator().manual_seed(1)\n{_MODEL}"),
+            (_LOOP, f"{_LOOP}        x = x.roll(int(torch.randint(99, (), generator=dice)), 1)\n"),
+        ),
+        "and the same batches: something that steps change is not registered",
+    ),
+    Broken(
+        "the loader is not given to run.steps", "plain",
+        (
+            (_LOOP, f"    batches = iter(loader)\n{_LOOP.replace('(x,)', 'number').replace('loader', 'range(10**9)')}"
+             "        (x,) = next(batches)\n"),
+        ),
+        "No tensor came from run.steps(...): does the loop read its data elsewhere?",
+    ),
+    Broken(
+        "an EMA's counter is in no state_dict", "plain",
+        (
+            (f"\n\n{_MODEL}", _AVERAGE),
+            ("model=model, ", "model=model, average=average, "),
+            (_LOG, f"{_LOG}        average.update(model)\n"),
+        ),
+        "average.updates changes during training and is in no state_dict",
+    ),
+    Broken(
+        "a counter is not in run.state", "plain",
+        (
+            (_LOOP, f"    seen = 0\n{_LOOP}"),
+            (_LOG, "        seen += len(x)\n        run.log(loss=loss, seen=seen)\n"),
+        ),
+        "the logged seen differs from step",
+    ),
+    Broken(
+        "a patience is not in run.state", "plain",
+        (
+            (_LOOP, f"    patience = 0\n{_LOOP}"),
+            (_LOG, f"{_LOG}        patience += 1\n        if patience == STEPS - 10:\n            break\n"),
+        ),
+        "is what ends the loop (a counter, a best loss) in run.state?",
+    ),
+    Broken(
+        "the script is not seeded", "plain", (("torch.manual_seed(0)\n", ""),), "is the script seeded?",
+        verdict="not reproducible by itself: not checked",
+    ),
+)  # fmt: skip

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from skyspot.errors import SkyspotError, UsageError
-from skyspot.rehearsal import advice, by_kind, evidence, faults, logs, records, remedies, scratch, verdict
+from skyspot.rehearsal import advice, by_kind, evidence, faults, levels, logs, records, remedies, scratch, verdict
 from skyspot.rehearsal.bucketfs.trace import CALLS
 from skyspot.rehearsal.compare.control import Outcome, control, judge
 from skyspot.rehearsal.compare.difference import Sides
@@ -151,8 +151,7 @@ class _Engine:
             title = f"{' then '.join(map(str, self.settings.processes))} processes"
             moved = self.legs.run("world-size", title, moves, list(self.settings.processes), steps)
             self._judge(moved, across=True)
-        fell = verdict.fall(history)
-        notes += [fell] if fell else []
+        notes += [note for note in (levels.promised(history), verdict.fall(history)) if note]
         weak = verdict.no_proof(history)
         if weak and main.verdict and main.verdict.exact:
             main.verdict = verdict.Verdict(False, False, f"not checked: {weak}")

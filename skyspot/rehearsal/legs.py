@@ -272,4 +272,5 @@ class Legs:
             "SKYPILOT_CLUSTER_INFO": '{"cluster_name": "rehearsal", "cloud": "aws", "region": "here"}',
             "SKYSPOT_PROCESSES": str(processes),
             "SKYSPOT_NOTICE_POLL_S": "0.2",
+            "SKYSPOT_TRACE_STEPS": "1",
         }

@@ -30,7 +30,7 @@ _RATE = re.compile(r"(^|[^a-z])(lr|learning_?rate)([^a-z]|$)", re.IGNORECASE)
 _ORDER = re.compile(r"sample|order|index|indices|shuffle", re.IGNORECASE)
 _NORM = re.compile(r"norm|grad", re.IGNORECASE)
 _SCORE = re.compile(r"loss|acc|error|score|reward|return", re.IGNORECASE)
-_CLOCK = re.compile(
+CLOCK = re.compile(
     r"time|elapsed|sec|dur|eta$|speed|throughput|per_|/s$|date|mem|(^|_)(s|ms|pid|host|rank)$", re.IGNORECASE
 )
 
@@ -82,7 +82,7 @@ def _first_difference(left: Lines, right: Lines) -> tuple[Place | None, list[str
     """The first step that is logged differently, and the keys that differ there; those of the clock do not count."""
     steps = sorted(left.keys() & right.keys())
     for step in steps:
-        common = [key for key in left[step] if key in right[step] and not _CLOCK.search(key)]
+        common = [key for key in left[step] if key in right[step] and not CLOCK.search(key)]
         keys = [key for key in common if left[step][key] != right[step][key]]
         if keys:
             # What differs in the first step of all differs by itself.

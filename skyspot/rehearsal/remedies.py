@@ -94,8 +94,43 @@ REFUSED = Finding("the mount refuses the operation", "the table of refusals abov
 """A verdict names the remedy for the operation."""
 WORKERS = Finding("a data loader's workers died of SIGTERM", "ignore SIGTERM in the workers (`worker_init_fn`)")
 
+UNSCHEDULED = Finding(
+    "`run.steps`: the learning rate differs", "`run.register(scheduler=...)`: every scheduler, before the first step"
+)
+UNREGISTERED = Finding(
+    "`run.steps`: something is not registered",
+    "`run.register(...)` all that steps change: modules, optimizers, schedulers, scalers, EMA copies, each "
+    "`torch.Generator`; numbers go into `run.state`",
+)
+UNSAVED = Finding(
+    "`run.steps`: an attribute is in no state_dict", "add it to the object's `state_dict` and `load_state_dict`"
+)
+UNSTATED = Finding(
+    "`run.steps`: a counter or a best loss starts over", "keep it in `run.state`, which is saved and restored"
+)
+ELSEWHERE = Finding(
+    "`run.steps`: the loop reads its data elsewhere",
+    "give `run.steps` the loader: it then continues with the batch after the checkpoint's; register what else changes",
+)
+BATCHES = Finding(
+    "`run.steps`: the batches differ",
+    "register what draws them (a `torch.Generator`, a stateful loader), and use no workers for random numbers",
+)
+STREAMS = Finding(
+    "`run.steps`: the random numbers differ",
+    "seed before the loop only; inside it, draw the same numbers in every attempt",
+)
+SEEDS = Finding(
+    "`run.steps`: not seeded", "`torch.manual_seed(...)`, `random.seed`, `numpy.random.seed` before the model is built"
+)
+NONDETERMINISTIC = Finding(
+    "`run.steps`: not deterministic",
+    "`torch.use_deterministic_algorithms(True)`; nothing in a step may depend on the clock",
+)
+
 FINDINGS = (
     HALF_WRITTEN, MIXED, NOT_READ, DATA_ORDER, LEARNING_RATE, NO_CAUSE, MORE_STEPS, FEWER_STEPS, BEST_LOST,
     REPEATED_LINES, NOT_USED, OLDER_USED, DESTROYED, NEVER_SAVES, IRREGULAR, AT_NOTICE, EXITED_WITH_0, WORKERS, REFUSED,
+    UNSCHEDULED, UNREGISTERED, UNSAVED, UNSTATED, ELSEWHERE, BATCHES, STREAMS, SEEDS, NONDETERMINISTIC,
 )  # fmt: skip
 """All of them, in the order of the docs' table."""

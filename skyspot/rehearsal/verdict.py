@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from skyspot.rehearsal.logs import CLOCK
+from skyspot.rehearsal.loop_cause import Runs, cause
+from skyspot.rehearsal.loop_record import LoopRecord, read_loop_record
 from trainer.layout.documents import LayoutError
 from trainer.layout.events import read_metrics
 from trainer.layout.manifest import Manifest, read_manifest
@@ -16,6 +19,12 @@ from trainer.layout.names import RunPaths, is_safe_name, list_checkpoints
 FALL = 0.2
 DRIFT = 1e-5
 DRIFT_STEPS = 50
+_COMPARED = ("loss", "lr", "order", "rng", "grad_norm")
+"""Metrics in which a step must agree."""
+_OURS = frozenset(
+    {*_COMPARED, "step", "world_size", "step_s", "batch", "streams", "rates", "samples", "tokens", "skipped"}
+)
+"""Metrics that are not the user's own."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,8 @@ class History:
     """The bundled trainer's model: `tiny`, a folder or a hub ID; None for the user's own program."""
     dropout: bool = True
     """True if the exported model uses dropout; True if its config does not tell."""
+    loop: LoopRecord | None = None
+    """What is known of a loop of the user's own; None for the bundled trainer."""
 
     @property
     def steps(self) -> int:
@@ -90,6 +101,7 @@ def read_history(paths: RunPaths) -> History | None:
         str(config.get("precision", "fp32")),
         str(model) if model is not None else None,
         _dropout(paths),
+        read_loop_record(paths),
     )
 
 
@@ -136,16 +148,18 @@ def read_tensors(path: Path) -> dict[str, bytes]:
     return found
 
 
-def compare(reference: History, other: History) -> Verdict:
-    """Compare a preempted run with the undisturbed one bit by bit; name the first difference and its likely cause."""
+def compare(reference: History, other: History, ignored: Collection[str] = ()) -> Verdict:
+    """Compare a preempted run with the undisturbed one bit by bit; name the first difference and its likely cause.
+
+    Metrics that a loop of the user's own logs must agree too, but for those of the clock and the ignored ones.
+    """
+    logged = sorted(_logged(reference).difference(ignored))
     notes = _notes(reference, other)
     steps = sorted(reference.lines.keys() | other.lines.keys())
     same = [step for step in steps if _same(reference, other, step, ("loss",))]
     equal = [name for name in reference.weights if reference.weights[name] == other.weights.get(name)]
     counts = f"{len(same)} of {len(steps)} losses, {len(equal)} of {len(reference.weights)} weights"
-    differs = next(
-        (s for s in steps if not _same(reference, other, s, ("loss", "lr", "order", "rng", "grad_norm"))), None
-    )
+    differs = next((step for step in steps if not _same(reference, other, step, (*_COMPARED, *logged))), None)
     whole = len(equal) == len(reference.weights) == len(other.weights) and reference.weights
     if differs is None and whole and steps:
         return Verdict(True, True, f"bit-identical: {counts}", notes=tuple(notes))
@@ -153,10 +167,23 @@ def compare(reference: History, other: History) -> Verdict:
         return Verdict(
             False, False, "not checked: the undisturbed run recorded no losses or no weights", notes=tuple(notes)
         )
-    cause = _cause(reference, other, differs) if differs is not None else "weights"
+    kind = _cause(reference, other, differs) if differs is not None else "weights"
     where = f"first at step {differs}" if differs is not None else "only in the exported weights"
-    text = f"NOT exact: {counts} are equal; the run differs {where}. Likely cause: {_CAUSES[cause]}"
-    return Verdict(False, True, text, cause, differs, tuple(notes))
+    why, remedy = _CAUSES[kind], ""
+    if other.loop:
+        names = sorted((reference.weights.keys() | other.weights.keys()).difference(equal))
+        found = cause(Runs(reference.lines, other.lines, other.loop), differs, names, logged)
+        why, remedy = found.text, found.finding.remedy
+    text = f"NOT exact: {counts} are equal; the run differs {where}. Likely cause: {why}"
+    return Verdict(False, True, text, kind, differs, tuple(notes), remedy)
+
+
+def _logged(history: History) -> set[str]:
+    """Names of the metrics that a loop of the user's own logs; not those of the clock."""
+    if history.loop is None:
+        return set()
+    names = {name for line in history.lines.values() for name in line}
+    return {name for name in names - _OURS if not CLOCK.search(name)}
 
 
 _CAUSES = {

@@ -89,6 +89,7 @@ class Registered:
         if not self._has_begun:
             self._has_begun = True
             self.optimizers = dict(sorted(self.optimizers.items()))
+            _refuse_strangers(self.models, self.optimizers)
             self._begun = [copy.deepcopy(options_of(optimizer)) for optimizer in self.optimizers.values()]
             self._made, self.watched = buffers.forms(self.models), watched(self.models)
         return lines
@@ -157,6 +158,11 @@ class Registered:
     def _names(self) -> list[str]:
         return sorted([*self.models._modules, *self.optimizers, *self.others])
 
+    def kinds(self) -> dict[str, str]:
+        """The registered objects' classes, by name."""
+        held = {**self.models._modules, **self.optimizers, **self.others}
+        return {name: type(thing).__name__ for name, thing in sorted(held.items())}
+
     def streams(self) -> torch.Tensor:
         """This rank's random streams now and at the beginning of the epoch, and those of the loader."""
         return rng.pack([rng.save_streams(), self.epoch_streams, *self.epoch_generators])
@@ -208,6 +214,22 @@ def _plain_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     if type(optimizer).__module__.startswith("accelerate.") and isinstance(inner, torch.optim.Optimizer):
         return inner
     return optimizer
+
+
+def _refuse_strangers(models: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
+    """Refuse an optimizer of parameters that no registered module has.
+
+    Raises:
+        RunError: one has such a parameter; the message names it.
+    """
+    known = {id(parameter) for parameter in models.parameters()}
+    for name, optimizer in optimizers.items():
+        for parameter in (one for group in optimizer.param_groups for one in group["params"]):
+            if id(parameter) not in known:
+                raise RunError(
+                    f"register({name}=...): it trains a parameter of no registered module (shape "
+                    f"{tuple(parameter.shape)}). Register the module in the same call: run.register(model=model, ...)"
+                )
 
 
 def _checked(name: str, thing: Any) -> Any:

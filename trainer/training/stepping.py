@@ -19,6 +19,7 @@ from trainer.training.participant import Participant
 from trainer.training.registered import Registered
 from trainer.training.report import record_first_step
 from trainer.training.session import Session
+from trainer.training.step_trace import StepTrace, unscheduled
 from trainer.training.tally import Tally
 
 
@@ -40,6 +41,7 @@ class Stepping:
         self._restored_at = time.monotonic()
         self._before: unsaved.Attributes = {}
         self._tally: Tally | None = None
+        self._trace = StepTrace()
         for number, optimizer in enumerate(contents.optimizers.values()):
             optimizer.register_step_pre_hook(self._before_step if not number else self._await_copied)
             optimizer.register_step_post_hook(self._after_step)
@@ -68,6 +70,7 @@ class Stepping:
         self._started = time.monotonic()
         for number, batch in enumerate(Feed(loader, contents, run.print_line).epochs(), start=1):
             self.ends_step = number % accumulate == 0
+            self._trace.batch(batch)
             try:
                 yield batch
             except GeneratorExit:  # The loop was left by `break`, perhaps after a step.
@@ -93,7 +96,8 @@ class Stepping:
         self._has_stepped = False
         run.committed_step = self._session.saver.committed_step
         if self._tally:
-            self._tally.step(contents.done, seconds, self._lr, self._logged)
+            traced = self._trace.step(contents.optimizers)
+            self._tally.step(contents.done, seconds, self._lr, self._logged, traced)
         self._logged = {}
         return seconds
 
@@ -122,7 +126,18 @@ class Stepping:
         """Name what steps change and no checkpoint holds, and get memory for copies."""
         contents, run = self._contents, self._run
         record_first_step(run, self._restored_at)
-        for name in unsaved.changed(self._before, unsaved.attributes(contents.models, contents.others)):
+        lost = unsaved.changed(self._before, unsaved.attributes(contents.models, contents.others))
+        unscheduled_ones = unscheduled(contents.optimizers, contents.others)
+        if run.journal:
+            run.journal.event(
+                "registered", loop="steps", objects=contents.kinds(), unsaved=lost, unscheduled=unscheduled_ones
+            )
+        for name in unscheduled_ones:
+            run.print_line(
+                f"A scheduler sets the learning rate of {name!r} and is not registered: after a resume it would start "
+                "over. Register it: run.register(scheduler=...)."
+            )
+        for name in lost:
             run.print_line(
                 f"{name} changes during training, and its object's state_dict() does not hold it: it is not saved, and "
                 "a resume begins with its first value. Put it into the state_dict, or into run.state."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,7 +28,14 @@ class Tally:
         self._run, self._until = run, until
         self._progress = Progress(until, done) if run.rank == 0 else None
 
-    def step(self, done: int, seconds: float, lr: float | None, logged: Mapping[str, Any]) -> None:
+    def step(
+        self,
+        done: int,
+        seconds: float,
+        lr: float | None,
+        logged: Mapping[str, Any],
+        traced: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         """Publish a step that was done.
 
         Args:
@@ -35,6 +43,7 @@ class Tally:
             seconds: Its time.
             lr: Its learning rate, where that is known.
             logged: Its metrics: numbers, 0-d tensors or text.
+            traced: What a rehearsal compares of it besides (`StepTrace.step`).
 
         Raises:
             RunError: a metric is something else.
@@ -45,7 +54,8 @@ class Tally:
         metrics = {name: plain(value) for name, value in logged.items()}
         loss = metrics.get("loss")
         rate = {} if lr is None else {"lr": lr}
-        run.journal.line({"step": done, **rate, "world_size": run.world_size, "step_s": round(seconds, 5), **metrics})
+        fields = {"world_size": run.world_size, "step_s": round(seconds, 5), **metrics, **traced}
+        run.journal.line({"step": done, **rate, **fields})
         _, eta_s = progress.rates(done, 0.0)
         place = {"step": done, "max_steps": self._until, "committed_step": run.committed_step}
         run.journal.progress({**place, "loss": loss, **rate, "eta_s": round(eta_s, 1)})

@@ -39,8 +39,10 @@ def judge(
     if rules.names_results and not across:
         judged.append(compare_files(rules, first.buckets, second.buckets, sides or Sides()))
     if first.history and second.history:
-        compare = verdict.compare_across_world_sizes if across else verdict.compare
-        judged.append(compare(first.history, second.history))
+        if across:
+            judged.append(verdict.compare_across_world_sizes(first.history, second.history))
+        else:
+            judged.append(verdict.compare(first.history, second.history, rules.ignored_keys))
     return judged
 
 

@@ -1,0 +1,29 @@
+"""What each way to train promises: the line that a rehearsal prints beside its verdict."""
+
+from __future__ import annotations
+
+from skyspot.rehearsal.verdict import History
+
+LEVELS = {
+    "steps": "run.register and run.steps: bit-identical on the same number of processes; another number of processes "
+    "gets other samples",
+    "sampler": "run.register, run.steps and run.sampler: bit-identical on the same number of processes; the same "
+    "samples on any number",
+    "hf": "Hugging Face Trainer with SpotCallback: bit-identical on the same number of processes; another number of "
+    "processes gets other samples",
+    "hf-exact": "Hugging Face Trainer with SpotCallback(exact=True): bit-identical on the same number of processes; "
+    "the same samples on any number",
+    "lightning": "Lightning with SpotCallback: bit-identical on the same number of processes, if the loader is "
+    "stateful or the checkpoint is an epoch's end; another number of processes gets other samples",
+}
+"""By whose loop it is, as the event `registered` says; docs/your-own-script.md has the whole table."""
+
+
+def promised(history: History) -> str | None:
+    """What the run's way to train promises; None for the bundled trainer, whose verdicts say it."""
+    if history.loop is None:
+        return None
+    has_order = all("order" in line for line in history.lines.values())
+    better = {"steps": "sampler", "hf": "hf-exact"} if has_order else {}
+    text = LEVELS.get(better.get(history.loop.loop, history.loop.loop))
+    return f"promised: {text}" if text else None

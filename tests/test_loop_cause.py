@@ -1,0 +1,113 @@
+"""A rehearsal of a loop of the user's own names the rule that the loop breaks, from the records of both runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from skyspot.rehearsal import levels, remedies, verdict
+from skyspot.rehearsal.loop_record import LoopRecord, read_loop_record
+from trainer.layout.names import RunPaths
+
+STEPS, RESUMED = 10, 5
+OBJECTS = {"model": "Model", "optimizer": "AdamW"}
+
+
+def history(
+    changes: dict[str, Any] | None = None, first: int = RESUMED + 1, last: int = STEPS, **record: Any
+) -> verdict.History:
+    """A run of a loop of the user's own, with other metrics from a step on."""
+    lines = {
+        step: {"step": step, "loss": 5.0 / step, "lr": 0.1 / step, "batch": f"b{step}",
+               "streams": {"torch": f"t{step}", "numpy": "unseeded"}, "rates": {"optimizer": 0.1 / step},
+               "seen": 4 * step, "tokens_per_s": step + first}
+        for step in range(1, last + 1)
+    }  # fmt: skip
+    for step in range(first, last + 1):
+        lines[step] |= changes or {}
+    loop = LoopRecord("steps", OBJECTS, **{"resumes": (RESUMED,), **record})
+    return verdict.History(lines, {"a": b"1"}, {}, loop=loop)
+
+
+OTHER_STREAMS = {"loss": 9.0, "streams": {"torch": "x", "numpy": "unseeded"}}
+OTHER_RATE = {"loss": 9.0, "lr": 0.5, "rates": {"optimizer": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "says", "finding"),
+    [
+        (history(), history(OTHER_RATE), "the learning rate differs from step 6 on, the first after the resume from "
+         "step 5 (0.0166667 undisturbed, 0.5 preempted): is the scheduler registered?", remedies.UNSCHEDULED),
+        (history(), history(OTHER_RATE, 7), "from step 7 on, 2 steps after the resume from step 5",
+         remedies.UNSCHEDULED),
+        (history(), history({"loss": 9.0}), "something that steps change is not registered. Registered: model (Model), "
+         "optimizer (AdamW)", remedies.UNREGISTERED),
+        (history(), history({"loss": 9.0}, unsaved=("ema.count",)), "ema.count changes during training and is in no "
+         "state_dict", remedies.UNSAVED),
+        (history(), history({"loss": 9.0, "batch": "x"}), "the batches differ from step 6", remedies.BATCHES),
+        (history(), history(OTHER_STREAMS), "random numbers of torch differ from step 6", remedies.STREAMS),
+        (history({"batch": None}), history({"loss": 9.0, "batch": None}), "not registered", remedies.UNREGISTERED),
+        (history(), history({"seen": 0}), "the logged seen differs from step 6", remedies.UNSTATED),
+        (history(), history(last=8), "the undisturbed run ended at step 10, this one at step 8", remedies.UNSTATED),
+        (history(), history(OTHER_STREAMS, 1, resumes=()), "is the script seeded?", remedies.SEEDS),
+        (history(), history({"loss": 9.0}, 4, resumes=()), "step 4 gives another result with the same random numbers",
+         remedies.NONDETERMINISTIC),
+    ],
+)  # fmt: skip
+def test_a_difference_names_the_rule(
+    left: verdict.History, right: verdict.History, says: str, finding: remedies.Finding
+) -> None:
+    found = verdict.compare(left, right)
+    assert found.text.startswith("NOT exact: ")
+    assert says in found.text
+    assert found.remedy == finding.remedy
+
+
+def test_data_that_do_not_come_from_run_steps_are_named() -> None:
+    left, right = history(), history({"loss": 9.0})
+    for line in (*left.lines.values(), *right.lines.values()):
+        del line["batch"]
+    assert verdict.compare(left, right).remedy == remedies.ELSEWHERE.remedy
+
+
+@pytest.mark.parametrize(("unsaved", "finding"), [((), remedies.UNREGISTERED), (("ema.n",), remedies.UNSAVED)])
+def test_weights_alone_that_differ_are_named(unsaved: tuple[str, ...], finding: remedies.Finding) -> None:
+    right = history(unsaved=unsaved)
+    right.weights["a"] = b"2"
+    found = verdict.compare(history(), right)
+    assert "a differs in the exported model, and no loss does" in found.text
+    assert found.remedy == finding.remedy
+
+
+def test_logged_metrics_count_but_for_the_clock_and_what_is_ignored() -> None:
+    assert verdict.compare(history(first=3), history()).exact, "tokens_per_s differs"
+    other = history({"seen": 0})
+    assert not verdict.compare(history(), other).exact
+    assert verdict.compare(history(), other, ("seen",)).exact
+    left, right = (verdict.History(one.lines, one.weights, {}) for one in (history(), other))
+    assert verdict.compare(left, right).exact, "the bundled trainer's lines have more"
+
+
+def test_the_records_of_a_loop_are_read(tmp_path: Path) -> None:
+    assert read_loop_record(RunPaths(tmp_path)) is None
+    for attempt, name, fields in (
+        ("a0001-aaaaaa", "0001-registered", {"loop": "steps", "objects": OBJECTS, "unsaved": ["ema.n"]}),
+        ("a0002-bbbbbb", "0001-restored", {"step": 5}),
+    ):
+        (tmp_path / "attempts" / attempt).mkdir(parents=True)
+        (tmp_path / "attempts" / attempt / f"{name}.json").write_text(json.dumps(fields))
+    found = read_loop_record(RunPaths(tmp_path))
+    assert found == LoopRecord("steps", OBJECTS, ("ema.n",), (), (5,))
+    assert (found.resume_before(6), found.resume_before(5)) == (5, None)
+
+
+def test_a_rehearsal_says_what_the_way_to_train_promises() -> None:
+    found = history()
+    assert "run.steps: bit-identical on the same number of processes" in str(levels.promised(found))
+    for line in found.lines.values():
+        line["order"] = "x"
+    assert "the same samples on any number" in str(levels.promised(found))
+    assert levels.promised(verdict.History({}, {}, {})) is None

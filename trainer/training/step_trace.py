@@ -1,0 +1,102 @@
+"""StepTrace: what a rehearsal compares of each step of a user's loop beside its metrics, to name a cause.
+
+Only a rehearsal asks for it (SKYSPOT_TRACE_STEPS): hashing every batch would cost a GPU's training time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainer.bucket.hashing import MASK, fingerprint
+
+VARIABLE = "SKYSPOT_TRACE_STEPS"
+
+
+class StepTrace:
+    """Collects what one step of rank 0 consists of; without SKYSPOT_TRACE_STEPS it does nothing."""
+
+    def __init__(self) -> None:
+        self._is_wanted = bool(os.environ.get(VARIABLE))
+        self._batches = 0
+        self._has_tensors = False
+
+    def batch(self, batch: object) -> None:
+        """Take in a batch that the loop is about to get."""
+        if not self._is_wanted:
+            return
+        for tensor in _tensors(batch):
+            self._has_tensors = True
+            data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            self._batches = (self._batches * 31 + fingerprint(data.numpy().data)) & MASK
+
+    def step(self, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Any]:
+        """What the step that is over consisted of, as fields of its line of metrics.
+
+        `batch` is a hash of its batches' tensors, and missing if they had none; `streams` has one of each random
+        stream after it; `rates` has the learning rate of each optimizer's first group.
+        """
+        if not self._is_wanted:
+            return {}
+        found: dict[str, Any] = {"batch": f"{self._batches:016x}"} if self._has_tensors else {}
+        self._batches, self._has_tensors = 0, False
+        return {
+            **found,
+            "streams": _streams(),
+            "rates": {name: _rate(optimizer) for name, optimizer in optimizers.items()},
+        }
+
+
+def _streams() -> dict[str, str]:
+    _, keys, position, *_ = np.random.get_state(legacy=True)
+    found = {
+        "torch": fingerprint(torch.get_rng_state().numpy().data),
+        "numpy": fingerprint(str(list(keys)), str(position)),
+        "python": fingerprint(str(random.getstate())),
+    }
+    return {name: f"{value:016x}" for name, value in found.items()}
+
+
+def _rate(optimizer: torch.optim.Optimizer) -> float | None:
+    rate = optimizer.param_groups[0].get("lr")
+    return None if rate is None else float(rate)
+
+
+def _tensors(batch: object) -> Iterator[torch.Tensor]:
+    """The tensors of a batch, whatever holds them."""
+    if isinstance(batch, torch.Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from _tensors(value)
+    elif isinstance(batch, (list, tuple)):
+        for value in batch:
+            yield from _tensors(value)
+    elif dataclasses.is_dataclass(batch):
+        for field in dataclasses.fields(batch):
+            yield from _tensors(getattr(batch, field.name))
+
+
+def schedules(thing: object, optimizer: torch.optim.Optimizer, depth: int = 3) -> bool:
+    """True if a registered object is a scheduler of the optimizer, or wraps one."""
+    held = [getattr(thing, name, None) for name in ("optimizer", "scheduler", "_schedulers")]
+    held += held.pop() or []
+    return depth > 0 and any(
+        one is optimizer or (one is not None and schedules(one, optimizer, depth - 1)) for one in held
+    )
+
+
+def unscheduled(optimizers: Mapping[str, torch.optim.Optimizer], others: Mapping[str, Any]) -> list[str]:
+    """Names of the optimizers with a scheduler of torch's of which none is registered."""
+    return [
+        name
+        for name, optimizer in optimizers.items()
+        if hasattr(optimizer.step, "_wrapped_by_lr_sched")
+        and not any(schedules(thing, optimizer) for thing in others.values())
+    ]
