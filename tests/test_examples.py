@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import os
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import warm
-from example_table import FOLDER, entry
+from example_table import BROKEN, EXAMPLES, FOLDER, Broken, Example, entry, rehearse
 from support import REPO, Ended, clean_env, event, launch, losses
 
 SAFE = sorted(FOLDER.glob("*.py"))
@@ -100,10 +101,24 @@ def test_an_example_is_rehearsed(safe: Path, tmp_path: Path) -> None:
     """Two strikes on one process; `make examples` has all kinds, on more processes too."""
     needs(safe)
     example = entry(safe)
-    command = [sys.executable, "-m", "skyspot", "rehearse", safe.with_suffix(".yaml").relative_to(REPO)]
-    command += ["--processes", "1", "--preemptions", "2", "--kinds", "sigterm,torn"]
-    command += ["--env", f"STEPS={example.steps}", "--env", "OMP_NUM_THREADS=1"]
-    env = clean_env(HOME=str(tmp_path))
-    done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=590)
+    task, strikes = safe.with_suffix(".yaml"), ("--preemptions", 2, "--kinds", "sigterm,torn")
+    done = rehearse(task, example.steps, tmp_path, "--processes", 1, *strikes)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"Preempted: {example.says}: {example.steps} of {example.steps} losses" in done.stdout
+
+
+def test_each_broken_form_is_an_edit_of_an_example() -> None:
+    assert len({broken.rule for broken in BROKEN}) == len(BROKEN)
+    for broken in BROKEN:
+        ast.parse(broken.text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", [one for one in BROKEN if one.in_ci], ids=lambda broken: broken.rule)
+def test_a_broken_rule_is_found_and_named(broken: Broken, tmp_path: Path) -> None:
+    """One strike; `make examples` has every form."""
+    steps, strike = EXAMPLES.get(broken.example, Example()).steps, ("--preemptions", 1, "--kinds", "sigterm")
+    done = rehearse(broken.task(tmp_path), steps, tmp_path, "--processes", 1, "--assume-reproducible", *strike)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert broken.verdict in done.stdout
+    assert broken.says in done.stdout, done.stdout

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from skyspot.rehearsal import levels, remedies, verdict
 from skyspot.rehearsal.loop_record import LoopRecord, read_loop_record
+from trainer.layout.manifest import Manifest
 from trainer.layout.names import RunPaths
 
 STEPS, RESUMED = 10, 5
@@ -89,6 +92,17 @@ def test_logged_metrics_count_but_for_the_clock_and_what_is_ignored() -> None:
     assert verdict.compare(history(), other, ("seen",)).exact
     left, right = (verdict.History(one.lines, one.weights, {}) for one in (history(), other))
     assert verdict.compare(left, right).exact, "the bundled trainer's lines have more"
+
+
+def test_tensors_of_one_name_in_two_files_both_count(tmp_path: Path) -> None:
+    final = tmp_path / "final"
+    final.mkdir()
+    for name in ("average", "model"):
+        save_file({"weight": torch.ones(1)}, final / f"{name}.safetensors")
+    (final / "MANIFEST.json").write_bytes(Manifest("final", facts={}, files={}).to_json())
+    found = verdict.read_history(RunPaths(tmp_path))
+    assert found
+    assert sorted(found.weights) == ["model.weight", "weight"]
 
 
 def test_the_records_of_a_loop_are_read(tmp_path: Path) -> None:

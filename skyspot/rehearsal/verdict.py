@@ -90,7 +90,9 @@ def read_history(paths: RunPaths) -> History | None:
                 lines[line["step"]] = line
     weights: dict[str, bytes] = {}
     for path in sorted(paths.final.rglob("*.safetensors")):
-        weights.update(read_tensors(path))
+        for name, data in read_tensors(path).items():
+            # Two modules of a loop of one's own may have tensors of one name.
+            weights[f"{path.stem}.{name}" if name in weights else name] = data
     config = final.facts.get("config")
     config = config if isinstance(config, dict) else {}
     model = config.get("model")
