@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 # Much of the time a test waits: one worker more than there are cores.
 SIDE_BY_SIDE = -n $(shell $(BIN)/python -c "import os; print(min(4, (os.cpu_count() or 1) + 1))") --dist worksteal
 
-.PHONY: demo test test-all lint bench peers e2e chaos
+.PHONY: demo test test-all lint bench peers e2e chaos examples
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Error: no $(PYTHON) on PATH. Choose another: make PYTHON=python3.11 ..." >&2; exit 1; }
@@ -51,6 +51,10 @@ peers: $(READY)  ## The independent tool ckpt-chaos at 40 writes of the bundled 
 chaos: $(READY)  ## 22,100 faults, then docs/chaos-results.md; goes on after an interruption. make chaos CHAOS="--faults 100 --stores local"
 	$(BIN)/python tests/chaos/run.py --state .chaos.json --report docs/chaos-results.md $(CHAOS)
 	@rm -f .chaos.json
+
+examples: $(READY)  ## Every example, preempted in every way, and with each rule broken; then docs/examples-results.md; goes on after an interruption.
+	$(BIN)/python tests/example_campaign.py --state .examples.json --report docs/examples-results.md $(EXAMPLES)
+	@rm -f .examples.json
 
 e2e: $(READY)  ## SkyPilot itself on a real Slurm, with the real trainer, on loopback; skipped without root or apt.
 	$(BIN)/python tests/e2e/run.py

@@ -23,6 +23,8 @@ class Example:
     """Steps of a rehearsal: at least four saves."""
     processes: tuple[int, ...] = (1,)
     """The numbers of processes that it can train on."""
+    moves: tuple[int, ...] = ()
+    """The numbers of processes of a run that changes them: for what promises the same samples on any number."""
     says: str = "bit-identical"
     """The beginning of the verdict."""
     needs: tuple[str, ...] = ()

@@ -12,8 +12,10 @@ import sys
 import time
 from pathlib import Path
 
+import example_campaign
 import pytest
 import warm
+from example_campaign import Done, Job, all_jobs, judged, report
 from example_table import BROKEN, EXAMPLES, FOLDER, Broken, Example, entry, rehearse
 from support import REPO, Ended, clean_env, event, launch, losses
 
@@ -122,3 +124,42 @@ def test_a_broken_rule_is_found_and_named(broken: Broken, tmp_path: Path) -> Non
     assert done.returncode == 1, done.stdout + done.stderr
     assert broken.verdict in done.stdout
     assert broken.says in done.stdout, done.stdout
+
+
+def outcome(wrong: str = "") -> Done:
+    return Done("1", 5, "bit-identical: 80 of 80 losses", 9.0, wrong)
+
+
+def test_the_campaign_goes_on_after_an_interruption(tmp_path: Path) -> None:
+    jobs, asked = all_jobs(), list[str]()
+
+    def work(job: Job) -> Done:
+        asked.append(job.name)
+        if asked.count(job.name) == 1 and job is jobs[1]:
+            raise KeyboardInterrupt
+        return outcome("a bug" if asked.count(job.name) == 1 and job is jobs[0] else "")
+
+    state = tmp_path / "state.json"
+    with pytest.raises(KeyboardInterrupt):
+        example_campaign.campaign(jobs, state, work)
+    done = example_campaign.campaign(jobs, state, work)
+    assert list(done) == [job.name for job in jobs]
+    assert asked[:4] == [jobs[0].name, jobs[1].name, jobs[0].name, jobs[1].name], "what was wrong is done again"
+    example_campaign.campaign(jobs, state, lambda job: pytest.fail("all is done"))
+    text = report(jobs, done, "today")
+    assert "| `plain.py` | 1 | 5 | bit-identical: 80 of 80 losses | 9 |" in text
+    assert all(f"| {broken.rule} |" in text for broken in BROKEN)
+
+
+@pytest.mark.parametrize("broken", [None, BROKEN[0]])
+def test_the_campaign_compares_the_verdict_with_the_table(broken: Broken | None) -> None:
+    job = Job("x", "plain", broken=broken)
+    says = f"{broken.verdict} {broken.says}" if broken else "bit-identical"
+
+    def wrong(text: str, exact: bool) -> str:
+        legs = [{"verdict": None}, {"verdict": {"text": text}, "preempted": 1}]
+        return judged(job, {"legs": legs, "exact": exact, "seconds": 1.0}).wrong
+
+    assert wrong(says, broken is None) == ""
+    assert wrong(says, broken is not None)
+    assert wrong("something else", broken is None)

@@ -1,0 +1,118 @@
+"""The table of guarantees in README and docs/your-own-script.md: each cell names the tests that show it."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+from support import REPO
+
+LEVELS = (
+    "any command under the launcher",
+    "`register`, `steps`",
+    "the same, with `run.sampler`",
+    "HF Trainer, TRL",
+    "Lightning",
+    "the bundled trainer",
+)
+"""The ways to train, in the order of the columns."""
+OWN = "the command's own"
+LATER = "not yet"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a way to train promises."""
+
+    text: str
+    tests: tuple[str, ...] = ()
+    """Those that show it: `file::function`."""
+
+
+def shown(text: str, *tests: str) -> Cell:
+    return Cell(text, tests)
+
+
+_LATER, _REHEARSED = Cell(LATER), "test_examples::test_an_example_is_rehearsed"
+_TRUTH = "test_rehearse_scripts::test_a_rehearsal_tells_the_truth_of_a_script"
+_OWN_BITS = "test_own_loop::test_a_loop_of_ones_own_ends_with_the_same_bits_however_often_it_is_struck"
+GUARANTEES: dict[str, tuple[Cell, ...]] = {
+    "a torn checkpoint is never resumed": (
+        shown(OWN, _TRUTH),
+        shown("yes", _REHEARSED),
+        _LATER,
+        _LATER,
+        _LATER,
+        shown("yes", "test_faults::test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before"),
+    ),
+    "a notice or SIGTERM loses no step": (
+        shown(OWN, "test_launch::test_a_signal_reaches_every_rank_once"),
+        shown("yes", "test_own_loop::test_a_notice_loses_no_step", _REHEARSED),
+        _LATER,
+        _LATER,
+        _LATER,
+        shown("yes", "test_exact::test_sigterm_loses_no_step"),
+    ),
+    "same state": (
+        shown(OWN, _TRUTH),
+        shown("all that is registered", _OWN_BITS, "test_own_loop::test_what_no_state_dict_holds_is_named"),
+        _LATER,
+        _LATER,
+        _LATER,
+        shown("yes", "test_exact::test_a_preempted_run_is_bit_identical_to_an_undisturbed_one"),
+    ),
+    "same samples, same number of processes": (
+        shown(OWN, _TRUTH),
+        shown("yes", _OWN_BITS, "test_own_loop::test_two_ranks_end_with_the_same_bits"),
+        _LATER,
+        _LATER,
+        _LATER,
+        shown("yes", "test_exact::test_a_preempted_run_is_bit_identical_to_an_undisturbed_one"),
+    ),
+    "same samples, another number of processes": (
+        shown("no"),
+        shown("no"),
+        _LATER,
+        _LATER,
+        _LATER,
+        shown("yes", "test_exact::test_another_world_size_trains_on_the_same_samples_at_the_same_rate"),
+    ),
+    "bit-identical, same number of processes": (
+        shown(OWN, _TRUTH),
+        shown("yes", _OWN_BITS, "test_own_loop::test_two_ranks_end_with_the_same_bits", _REHEARSED),
+        _LATER,
+        _LATER,
+        _LATER,
+        shown("yes", "test_exact::test_a_preempted_run_is_bit_identical_to_an_undisturbed_one"),
+    ),
+}
+
+
+def table() -> str:
+    lines = [f"| | {' | '.join(LEVELS)} |", "|---" * (1 + len(LEVELS)) + "|"]
+    lines += [f"| {name} | {' | '.join(cell.text for cell in cells)} |" for name, cells in GUARANTEES.items()]
+    return "\n".join(lines)
+
+
+@cache
+def functions(file: str) -> frozenset[str]:
+    """The tests of a file."""
+    tree = ast.parse((REPO / "tests" / f"{file}.py").read_text())
+    return frozenset(node.name for node in tree.body if isinstance(node, ast.FunctionDef))
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/your-own-script.md"])
+def test_the_pages_have_the_table(page: str) -> None:
+    assert f"\n\n{table()}\n\n" in (REPO / page).read_text(), f"{page}: put this table there:\n{table()}"
+
+
+@pytest.mark.parametrize("name", GUARANTEES)
+def test_each_cell_names_tests_that_are_there(name: str) -> None:
+    assert len(GUARANTEES[name]) == len(LEVELS)
+    for level, cell in zip(LEVELS, GUARANTEES[name], strict=True):
+        assert bool(cell.tests) == (cell.text not in (LATER, "no")), f"{name}, {level}: what shows it?"
+        for test in cell.tests:
+            file, _, function = test.partition("::")
+            assert function in functions(file), f"{name}, {level}: there is no {test}"
