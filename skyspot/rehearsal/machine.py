@@ -180,7 +180,7 @@ class Machine:
         envs = {**self.task.envs, **more}
         if namespace_command() is None:
             envs = {key: self._rewritten(value) for key, value in envs.items() if key != "SKYSPOT_MOUNT"}
-        without_gpu = {} if gpus_here() else {"CUDA_VISIBLE_DEVICES": ""}
+        without_gpu = {} if gpus_here() else {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
         return {
             **base,
             "HF_HUB_OFFLINE": "1",

@@ -1,7 +1,8 @@
 """Feed: the batches of a user's loader, epoch after epoch, from the batch at which a checkpoint was saved.
 
 A `DataLoader` over a map-style data set is fast-forwarded by its sampler's indices, drawn again under the random
-streams with which the epoch began; no skipped sample is loaded. Anything else is read again.
+streams with which the epoch began; no skipped sample is loaded. Anything else is read again. A loader that accelerate
+has prepared is one of the two, too (prepared.py).
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
 
 from trainer.errors import RunError
-from trainer.training import rng
+from trainer.training import prepared, rng
 from trainer.training.registered import Registered
+from trainer.training.skipping import can_skip, skipping
 
 REPORT_S = 5.0
 """Reading again what was consumed is reported this often, in seconds."""
@@ -28,6 +29,8 @@ class Feed:
         self._loader, self._contents, self._print_line = loader, contents, print_line
         self._keeps_its_place = any(loader is thing for thing in contents.others.values())
         """It is registered: it restores its own position."""
+        self._is_prepared = prepared.is_prepared(loader) and not self._keeps_its_place
+        self._reported = time.monotonic()
 
     def epochs(self) -> Iterator[Any]:
         """Yield batch after batch, for ever.
@@ -48,7 +51,7 @@ class Feed:
                     "is shorter than a batch"
                 )
             contents.epoch += 1
-            contents.batches = 0
+            contents.batches, contents.is_last = 0, False
 
     def _epoch(self) -> Iterator[Any]:
         """The batches of this epoch that are not consumed yet."""
@@ -61,7 +64,7 @@ class Feed:
                 rng.load_streams(restored)
             contents.epoch_streams = rng.save_streams()
             contents.epoch_generators = [generator.get_state() for generator in self._generators()]
-            yield from self._loader
+            yield from self._prepared(None) if self._is_prepared else self._loader
             return
         if contents.epoch_streams is not None:
             rng.load_streams(contents.epoch_streams)
@@ -70,31 +73,50 @@ class Feed:
         if self._keeps_its_place:
             rng.load_streams(restored)
             yield from self._loader
+        elif self._is_prepared:
+            yield from self._prepared(prepared.Place(skip, contents.is_last, contents.ahead_at_restore, restored))
         elif can_skip(self._loader):
             yield from skipping(self._loader, skip, lambda: rng.load_streams(restored))
         else:
             yield from self._read_again(skip, lambda: rng.load_streams(restored))
 
+    def _prepared(self, place: prepared.Place | None) -> Iterator[Any]:
+        """The batches of a loader that accelerate has prepared."""
+        loader, contents = self._loader, self._contents
+
+        def reads(ahead: rng.Streams) -> None:
+            contents.ahead = ahead
+
+        for batch in prepared.batches(loader, place, reads, self._report):
+            contents.is_last = bool(loader.end_of_dataloader)  # type: ignore[attr-defined]
+            yield batch
+
     def _read_again(self, skip: int, then: Callable[[], None]) -> Iterator[Any]:
         """Read the consumed batches once more, and yield the rest."""
-        iterator, reported = iter(self._loader), time.monotonic()
+        iterator = iter(self._loader)
         for number in range(skip):
             if next(iterator, self) is self:
                 break  # The source has become shorter.
-            if time.monotonic() - reported > REPORT_S:
-                reported = time.monotonic()
-                self._print_line(
-                    f"reading the consumed batches of epoch {self._contents.epoch} again: {number + 1} of {skip}. A "
-                    "map-style data set, or a loader with state_dict that is registered, needs no second reading"
-                )
+            self._report(number + 1, skip)
         then()
         yield from iterator
 
+    def _report(self, done: int, count: int) -> None:
+        """Print now and then how many consumed batches are read again."""
+        if time.monotonic() - self._reported > REPORT_S:
+            self._reported = time.monotonic()
+            self._print_line(
+                f"reading the consumed batches of epoch {self._contents.epoch} again: {done} of {count}. A map-style "
+                "data set, or a loader with state_dict that is registered, needs no second reading"
+            )
+
     def _parts(self) -> list[Any]:
-        """The loader, its samplers and its data set, as far as it has them."""
-        inner = getattr(self._loader, "batch_sampler", None)
-        sampler, dataset = (getattr(self._loader, name, None) for name in ("sampler", "dataset"))
-        return [self._loader, sampler, inner, getattr(inner, "sampler", None), dataset]
+        """The loader, its samplers, those inside them, and its data set, as far as it has them."""
+        parts = [self._loader]
+        for part in parts:  # It grows meanwhile.
+            inner = (getattr(part, name, None) for name in ("sampler", "batch_sampler"))
+            parts += [one for one in inner if one is not None and not any(one is known for known in parts)]
+        return [*parts, getattr(self._loader, "dataset", None)]
 
     def _generators(self) -> list[torch.Generator]:
         """The generators that draw the order, if the loader has its own."""
@@ -107,51 +129,3 @@ class Feed:
             if callable(set_epoch := getattr(part, "set_epoch", None)):
                 set_epoch(epoch)
                 return
-
-
-def can_skip(loader: Iterable[Any]) -> bool:
-    """True for a plain `DataLoader` that draws its batches' indices from a sampler."""
-    return (
-        type(loader) is DataLoader
-        and not isinstance(loader.dataset, IterableDataset)
-        and loader.batch_sampler is not None
-    )
-
-
-class _Rest:
-    """A batch sampler that draws the first batches' indices and drops them."""
-
-    def __init__(self, batch_sampler: Iterable[Any], skip: int, then: Callable[[], None]) -> None:
-        self._batch_sampler, self._skip, self._then = batch_sampler, skip, then
-
-    def __iter__(self) -> Iterator[Any]:
-        indices = iter(self._batch_sampler)
-        for _ in range(self._skip):
-            next(indices, None)
-        self._then()
-        yield from indices
-
-
-def skipping(loader: Any, skip: int, then: Callable[[], None]) -> Iterable[Any]:
-    """The same `DataLoader` without its first batches, of which no sample is loaded.
-
-    Args:
-        loader: For which `can_skip` is true.
-        skip: How many batches to leave out.
-        then: Called once their indices are drawn, before the next sample is loaded.
-    """
-    more: dict[str, Any] = {}
-    if loader.num_workers:
-        more = {"prefetch_factor": loader.prefetch_factor, "persistent_workers": False}
-    return DataLoader(
-        loader.dataset,
-        batch_sampler=_Rest(loader.batch_sampler, skip, then),
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        generator=loader.generator,
-        **more,
-    )

@@ -18,7 +18,7 @@ from trainer.checkpoint.optimizers import Groups
 from trainer.checkpoint.state import State, StateError, apply, collect, not_seen, options_of
 from trainer.checkpoint.values import decode, encode, is_plain
 from trainer.errors import RunError
-from trainer.training import rng
+from trainer.training import accelerated, rng
 from trainer.training.contents import Restored
 
 STATE = "run.state"
@@ -39,6 +39,11 @@ class Registered:
         self.done = 0
         self.epoch = self.batches = 0
         """The epoch of the loader, and the batches of it that are consumed."""
+        self.is_last = False
+        """The last of these ends the epoch; only a loader that accelerate has prepared tells."""
+        self.ahead: rng.Streams | None = None
+        """This rank's random streams before the next batch was read, by a loader that reads one ahead."""
+        self.ahead_at_restore: torch.Tensor | None = None
         self.epoch_streams: torch.Tensor | None = None
         """This rank's random streams at the beginning of the epoch."""
         self.epoch_generators: list[torch.Tensor] = []
@@ -52,6 +57,8 @@ class Registered:
         self.others: dict[str, Any] = {}
         self.watched: frozenset[str] = frozenset()
         self._has_begun = False
+        self._scalers: list[tuple[str, Any]] = []
+        """By the name of the optimizer that accelerate has wrapped with it."""
         self._begun: list[Groups] = []
         self._made: buffers.Forms = {}
         self._missing: list[str] = []
@@ -83,7 +90,9 @@ class Registered:
                         "parameters nor buffers; implement get_extra_state and set_extra_state to save them."
                     )
             elif isinstance(thing, torch.optim.Optimizer):
-                self.optimizers[name] = _plain_optimizer(thing)
+                if scaler := accelerated.scaler_of(thing):
+                    self._scalers.append((name, scaler))
+                self.optimizers[name] = accelerated.plain_optimizer(thing)
             else:
                 self.others[name] = _checked(name, thing)
         if not self._has_begun:
@@ -95,11 +104,13 @@ class Registered:
         return lines
 
     def refuse_missing(self) -> None:
-        """Refuse to train on without an object that the checkpoint has.
+        """Refuse to train on without an object that the checkpoint has, or that accelerate uses.
 
         Raises:
             StateError: one is not registered; the message names it.
+            RunError: the same of a gradient scaler.
         """
+        accelerated.refuse_lost_scaler(self._scalers, self.others.values())
         for name in self._missing:
             raise StateError(
                 f"the checkpoint has {name!r}, which is not registered and would be lost. Register it before the first "
@@ -151,7 +162,13 @@ class Registered:
 
     def collect(self) -> State:
         """The live tensors and values, in the form that a checkpoint holds."""
-        counters = {"step": self.done, "epoch": self.epoch, "batches": self.batches, "objects": self._names()}
+        counters = {
+            "step": self.done,
+            "epoch": self.epoch,
+            "batches": self.batches,
+            "is_last": self.is_last,
+            "objects": self._names(),
+        }
         extra = {name: _state_of(thing) for name, thing in self.others.items()} | {STATE: dict(self.state)}
         return collect(self.models, list(self.optimizers.values()), counters, extra, self._begun, self._made)
 
@@ -164,8 +181,9 @@ class Registered:
         return {name: type(thing).__name__ for name, thing in sorted(held.items())}
 
     def streams(self) -> torch.Tensor:
-        """This rank's random streams now and at the beginning of the epoch, and those of the loader."""
-        return rng.pack([rng.save_streams(), self.epoch_streams, *self.epoch_generators])
+        """This rank's random streams: now, at the beginning of the epoch, one batch ahead; and those of the loader."""
+        ahead = None if self.ahead is None else rng.save_streams(self.ahead)
+        return rng.pack([rng.save_streams(), self.epoch_streams, ahead, *self.epoch_generators])
 
     def facts(self) -> dict[str, Any]:
         """What a manifest says of the settings and the machine."""
@@ -203,17 +221,11 @@ class Registered:
         self.state.clear()
         self.state.update(extra.get(STATE, {}))
         self.done, self.epoch, self.batches = restored.manifest.step, counters["epoch"], counters["batches"]
+        self.is_last = counters["is_last"]
         if restored.streams is not None:
-            self.streams_at_restore, self.epoch_streams, *generators = rng.unpack(restored.streams)
+            found = rng.unpack(restored.streams)
+            self.streams_at_restore, self.epoch_streams, self.ahead_at_restore, *generators = found
             self.epoch_generators = [state for state in generators if state is not None]
-
-
-def _plain_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The user's optimizer inside accelerate's wrapper, which has neither hooks nor a state of its own."""
-    inner = getattr(optimizer, "optimizer", None)
-    if type(optimizer).__module__.startswith("accelerate.") and isinstance(inner, torch.optim.Optimizer):
-        return inner
-    return optimizer
 
 
 def _refuse_strangers(models: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:

@@ -24,14 +24,20 @@ def micro_step_seed(seed: int, step: int, micro_step: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def _streams() -> tuple[Any, ...]:
+Streams = tuple[Any, ...]
+"""The states of the user's streams: torch, CUDA, numpy, random."""
+
+
+def streams() -> Streams:
+    """Copy the states of the user's streams."""
     is_initialized = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     cuda = torch.cuda.get_rng_state() if is_initialized else None
     return torch.get_rng_state(), cuda, np.random.get_state(), random.getstate()
 
 
-def _put_back(streams: tuple[Any, ...]) -> None:
-    cpu, cuda, numpy_state, python_state = streams
+def put_back(kept: Streams) -> None:
+    """Restore what `streams` returned."""
+    cpu, cuda, numpy_state, python_state = kept
     torch.set_rng_state(cpu)
     if cuda is not None:
         torch.cuda.set_rng_state(cuda)
@@ -42,11 +48,11 @@ def _put_back(streams: tuple[Any, ...]) -> None:
 @contextmanager
 def set_aside() -> Iterator[None]:
     """Keep the user's streams unchanged by what is drawn inside."""
-    kept = _streams()
+    kept = streams()
     try:
         yield
     finally:
-        _put_back(kept)
+        put_back(kept)
 
 
 @contextmanager
@@ -64,9 +70,9 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
 
 
-def save_streams() -> torch.Tensor:
-    """Pack the user's streams into a uint8 tensor (of JSON), which a rank's share can hold."""
-    cpu, cuda, numpy_state, python_state = _streams()
+def save_streams(kept: Streams | None = None) -> torch.Tensor:
+    """Pack the user's streams (None: as they are now) into a uint8 tensor (of JSON), which a rank's share can hold."""
+    cpu, cuda, numpy_state, python_state = kept or streams()
     kind, keys, position, has_gauss, gauss = numpy_state
     document = {
         "torch": base64.b64encode(cpu.numpy().tobytes()).decode(),

@@ -12,7 +12,7 @@ from trainer.bucket.hashing import fingerprint
 from trainer.checkpoint import extras
 from trainer.errors import RunError
 from trainer.ranks.exchange import Exchange
-from trainer.training import unsaved
+from trainer.training import accelerated, prepared, unsaved
 from trainer.training.closing import Closing
 from trainer.training.feed import Feed
 from trainer.training.participant import Participant
@@ -28,8 +28,9 @@ class Stepping:
 
     def __init__(self, run: Participant, contents: Registered, session: Session, closing: Closing) -> None:
         self._run, self._contents, self._session, self._closing = run, contents, session, closing
-        self.ends_step = False
-        """The batch that the loop has now is the last one of its step."""
+        self._accumulate = 1
+        self._number = 0
+        """Batches that this attempt has made."""
         self._until = 0
         self._logged: dict[str, Any] = {}
         self._lr: float | None = None
@@ -64,12 +65,12 @@ class Stepping:
         contents, run = self._contents, self._run
         if contents.done >= until:
             return
-        self._until = until
+        self._refuse_unlike_accelerate(loader, accumulate)
+        self._until, self._accumulate = until, accumulate
         self._tally = Tally(run, until, contents.done)
         self._before = unsaved.attributes(contents.models, contents.others)
         self._started = time.monotonic()
-        for number, batch in enumerate(Feed(loader, contents, run.print_line).epochs(), start=1):
-            self.ends_step = number % accumulate == 0
+        for self._number, batch in enumerate(Feed(loader, contents, run.print_line).epochs(), start=1):
             self._trace.batch(batch)
             try:
                 yield batch
@@ -81,6 +82,31 @@ class Stepping:
                 self._boundary()
                 if contents.done >= until:
                     return
+
+    @property
+    def ends_step(self) -> bool:
+        """The batch that the loop has now is the last one of its step; with accelerate, inside of `accumulate()`."""
+        return self._number > 0 and self._number % self._accumulate == 0 and accelerated.ends_step()
+
+    def _refuse_unlike_accelerate(self, loader: Iterable[Any], accumulate: int) -> None:
+        """Refuse what accelerate and this loop understand differently.
+
+        Raises:
+            RunError: the number of processes, of a step's batches, or of the ranks' batches differs.
+        """
+        accelerated.refuse_other_processes(self._run.world_size)
+        steps = accelerated.accumulates()
+        if accumulate > 1 and steps > 1:
+            raise RunError(
+                f"steps(accumulate={accumulate}) and Accelerator(gradient_accumulation_steps={steps}): give one of "
+                "them. With accelerator.accumulate(model), leave out the first"
+            )
+        counts = prepared.lengths(loader) if prepared.is_prepared(loader) else []
+        if len(set(counts)) > 1:
+            raise RunError(
+                f"the ranks have different numbers of batches in an epoch ({', '.join(map(str, counts))}), because of "
+                "even_batches=False. Leave it out, or use drop_last=True in the DataLoader"
+            )
 
     def close(self) -> None:
         """Close the progress bar."""

@@ -1,0 +1,59 @@
+"""Skipping: a `DataLoader` without its first batches, of which no sample is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from torch.utils.data import DataLoader, IterableDataset
+
+
+def can_skip(loader: Iterable[Any]) -> bool:
+    """True for a plain `DataLoader` that draws its batches' indices from a sampler."""
+    return (
+        type(loader) is DataLoader
+        and not isinstance(loader.dataset, IterableDataset)
+        and loader.batch_sampler is not None
+    )
+
+
+class _Rest:
+    """A batch sampler that draws the first batches' indices and drops them."""
+
+    def __init__(self, batch_sampler: Iterable[Any], skip: int, then: Callable[[], None], keep: int) -> None:
+        self._batch_sampler, self._skip, self._then, self._keep = batch_sampler, skip, then, keep
+
+    def __iter__(self) -> Iterator[Any]:
+        indices = iter(self._batch_sampler)
+        yield from islice(indices, self._keep)
+        for _ in range(self._skip - self._keep):
+            next(indices, None)
+        self._then()
+        yield from indices
+
+
+def skipping(loader: Any, skip: int, then: Callable[[], None], keep: int = 0) -> Iterable[Any]:
+    """The same `DataLoader` without its first batches, of which no sample is loaded.
+
+    Args:
+        loader: For which `can_skip` is true.
+        skip: How many batches to leave out.
+        then: Called once their indices are drawn, before the next sample is loaded.
+        keep: How many of them, at the beginning, are loaded after all.
+    """
+    more: dict[str, Any] = {}
+    if loader.num_workers:
+        more = {"prefetch_factor": loader.prefetch_factor, "persistent_workers": False}
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=_Rest(loader.batch_sampler, skip, then, keep),
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=loader.generator,
+        **more,
+    )
