@@ -1,0 +1,94 @@
+"""Loops with accelerate: its wrappers are registered as they are, and its loaders and accumulation resume exactly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from accelerate.data_loader import prepare_data_loader
+from support import PROGRAMS, Ended, column, event, launch, losses, weights
+from torch.utils.data import DataLoader
+
+from trainer.training import prepared
+
+SCRIPT = PROGRAMS / "accelerated.py"
+
+
+def run(run_dir: Path, *args: object, processes: int = 2) -> Ended:
+    return launch(SCRIPT, "--dir", run_dir, *args, processes=processes)
+
+
+def both(tmp_path: Path, *args: object, strikes: tuple[str, ...], processes: int = 2) -> tuple[Path, Path]:
+    """The folders of a run that nothing strikes, and of one that is struck at these steps."""
+    whole, struck = tmp_path / "whole", tmp_path / "struck"
+    done = run(whole, *args, processes=processes)
+    assert done.code == 0, done.output
+    for strike in strikes:
+        ended = run(struck, *args, "--strike", strike, processes=processes)
+        assert ended.code == 75, ended.output
+    done = run(struck, *args, processes=processes)
+    assert done.code == 0, done.output
+    assert "after the block: step 12" in done.output
+    return whole, struck
+
+
+def same(whole: Path, struck: Path) -> None:
+    assert sorted(losses(whole)) == list(range(1, 13))
+    assert losses(struck) == losses(whole)
+    assert column(struck, "lr") == column(whole, "lr")
+    assert weights(struck) == weights(whole)
+
+
+# 26 items on two ranks: 4 batches of 4 each in an epoch, so that accelerate ends a step early at its end.
+def test_accumulation_on_two_ranks_ends_with_the_same_bits(tmp_path: Path) -> None:
+    whole, struck = both(tmp_path, "--accumulate", 3, strikes=("5:SIGKILL", "8:SIGTERM"))
+    same(whole, struck)
+    assert event(struck, "restored")["step"] == 8
+    assert {name.split(".")[0] for name in weights(whole)} == {"first", "last"}  # Without `module.`.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "args"),
+    [
+        (1, ["--accumulate", 2, "--scale", 2.0**140]),
+        (2, ["--precision", "bf16", "--late", "--loader", '{"split_batches": true}']),
+        (2, ["--wrap", "fsdp", "--loader", '{"dispatch_batches": true}']),
+    ],
+    ids=["scaler", "bf16", "fsdp"],
+)
+def test_other_settings_end_with_the_same_bits(tmp_path: Path, processes: int, args: list[object]) -> None:
+    whole, struck = both(tmp_path, *args, strikes=("5:SIGKILL", "8:SIGTERM"), processes=processes)
+    same(whole, struck)
+    if "--scale" in args:
+        assert 0 < sum(map(int, map(str, column(whole, "skipped")))) < 12
+        lost = run(tmp_path / "lost", *args, "--forgets", processes=1)
+        assert "Error: register(optimizer=...): its gradient scaler would be lost. Register it too" in lost.output
+        assert lost.code == 1
+
+
+def test_a_prepared_loader_continues_after_any_batch(tmp_path: Path) -> None:
+    done = launch(PROGRAMS / "prepared.py", "--dir", tmp_path, processes=2)
+    assert done.code == 0, done.output
+    for rank in range(2):
+        found = json.loads((tmp_path / f"found-{rank}.json").read_text())
+        assert [name for name, case in found.items() if case["wrong"]] == []
+        assert all(any(case["ends"][:-3]) for case in found.values())  # An epoch has ended.
+        assert found["shards"]["loaded"] == 2 * 4  # Of those that were skipped, none was loaded.
+
+
+@pytest.mark.parametrize(
+    ("samples", "even", "split", "counts"),
+    [(20, False, False, [3, 2]), (20, True, False, []), (16, False, False, [2, 2]), (18, False, True, [5, 4]),
+     (19, False, True, [5, 5])],
+)  # fmt: skip
+def test_ranks_with_other_numbers_of_batches_are_found(
+    samples: int, even: bool, split: bool, counts: list[int]
+) -> None:
+    options = {"even_batches": even, "split_batches": split, "num_processes": 2}
+    loader = DataLoader(range(samples), batch_size=4)  # type: ignore[arg-type]
+    loaders = [prepare_data_loader(loader, process_index=rank, **options) for rank in range(2)]
+    found = [prepared.lengths(loader) for loader in loaders]
+    assert found == [counts, counts]
+    assert not counts or [len(list(loader)) for loader in loaders] == counts
