@@ -33,7 +33,9 @@ class Example:
     """True: its short run takes more than some seconds, and is left out of the quick tests."""
 
 
-EXAMPLES: dict[str, Example] = {}
+EXAMPLES: dict[str, Example] = {
+    "accelerate_loop": Example(processes=(1, 2)),
+}
 
 
 def entry(safe: Path) -> Example:

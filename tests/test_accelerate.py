@@ -52,7 +52,7 @@ def test_accumulation_on_two_ranks_ends_with_the_same_bits(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("processes", "args"),
     [
-        (1, ["--accumulate", 2, "--scale", 2.0**140]),
+        (1, ["--accumulate", 2, "--scale", 2.0**127]),
         (2, ["--precision", "bf16", "--late", "--loader", '{"split_batches": true}']),
         (2, ["--wrap", "fsdp", "--loader", '{"dispatch_batches": true}']),
     ],

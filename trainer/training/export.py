@@ -43,12 +43,27 @@ class Write(Protocol):
         """Write one new file; `name` may contain folders."""
 
 
-def save_tensors(model: nn.Module, folder: Path, write: Write | None = None, name: str = "model.safetensors") -> None:
+def save_tensors(
+    model: nn.Module,
+    folder: Path,
+    write: Write | None = None,
+    name: str = "model.safetensors",
+    whole: Mapping[int, torch.Tensor] | None = None,
+) -> None:
     """Write a model's weights into one file: the export of a model that has no `save_pretrained`.
 
     The value of a module's `get_extra_state` is exported if it is a tensor: safetensors holds nothing else.
+
+    Args:
+        model: The model.
+        folder: A local folder, for a file without `write`.
+        write: Streams the file.
+        name: The file's.
+        whole: The whole of each tensor that is cut over the ranks, by the cut one's id.
     """
-    tensors, others = named_tensors(model.state_dict())
+    held = model.state_dict(keep_vars=True)
+    tensors, others = named_tensors({key: (whole or {}).get(id(value), value) for key, value in held.items()})
+    tensors = {key: value.detach() for key, value in tensors.items()}
     if others:
         print_line(f"Not exported, because a safetensors file holds tensors only: {', '.join(others)}")
     if write:

@@ -11,8 +11,10 @@ from torch import nn
 
 from trainer.checkpoint import extras
 from trainer.checkpoint.saving import SavePolicy
+from trainer.checkpoint.shards import is_cut
 from trainer.errors import RunError
 from trainer.layout.names import CheckpointName
+from trainer.ranks.peers import collective
 from trainer.training import export
 from trainer.training.closing import Closing, is_finished
 from trainer.training.participant import Participant
@@ -119,14 +121,38 @@ class OwnLoop:
             return
         if not self.contents.done:
             raise RunError("finish(): no step was done, so there is nothing to export")
-        save_model = _save_all if write is None else lambda _, folder: write(folder)
+        whole = _gathered(self.contents.models, self._run.rank == 0) if write is None else {}
+
+        def save_all(models: nn.Module, folder: Path, write: export.Write | None = None) -> None:
+            _save_all(models, whole, folder, write)
+
+        save_model = save_all if write is None else lambda _, folder: write(folder)
         self._export = lambda name: export.export(self._run, self.contents.models, save_model, name)
         self._closing.finish(self._session.stop, resave=False)
 
 
-def _save_all(models: nn.Module, folder: Path, write: export.Write | None = None) -> None:
+def _gathered(models: nn.Module, keep: bool) -> dict[int, torch.Tensor]:
+    """The whole of each tensor that is cut over the ranks, on the host, by the id of the cut one. All ranks call it.
+
+    Args:
+        models: The registered modules.
+        keep: False on a rank that only takes part in the collectives.
+    """
+    whole = {}
+    for tensor in models.state_dict(keep_vars=True).values():
+        if isinstance(tensor, torch.Tensor) and is_cut(tensor):
+            with collective():
+                full = tensor.full_tensor().detach()
+            if keep:
+                whole[id(tensor)] = full.cpu()
+    return whole
+
+
+def _save_all(
+    models: nn.Module, whole: Mapping[int, torch.Tensor], folder: Path, write: export.Write | None = None
+) -> None:
     """Write each registered module: the only one into `model.safetensors`, several into files with their names."""
     for name, module in models._modules.items():
         if module is not None:
             file = "model" if len(models._modules) == 1 else name
-            export.save_tensors(module, folder, write, f"{file}.safetensors")
+            export.save_tensors(module, folder, write, f"{file}.safetensors", whole)
