@@ -34,7 +34,7 @@ class Example:
 
 
 EXAMPLES: dict[str, Example] = {
-    "accelerate_loop": Example(processes=(1, 2)),
+    "accelerate_loop": Example(processes=(1, 2), slow=True),
 }
 
 
