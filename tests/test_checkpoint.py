@@ -89,8 +89,8 @@ def test_what_comes_back_is_what_was_saved(tmp_path: Path, ranks: int) -> None:
 class Seat:
     """A rank's seat, as far as the restore looks at it."""
 
-    def __init__(self, rank: int, several_nodes: bool) -> None:
-        self.rank, self.world_size, self.several_nodes = rank, 2, several_nodes
+    def __init__(self, rank: int, unsupervised: bool) -> None:
+        self.rank, self.world_size, self.unsupervised = rank, 2, unsupervised
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ class Rank:
         group = RankGroup.__new__(RankGroup)
         group.rank, group.local_rank, group.world_size, group.local_world_size = rank, rank % 2, 4, 2
         group._calls = Counter()
-        group.several_nodes, group.node_rank = True, rank // 2
+        group.unsupervised, group.node_rank = True, rank // 2
         group.store, group.timeout_s = store, 120.0
         group.heartbeat = self.beating  # type: ignore[method-assign,assignment]
         self.group = group

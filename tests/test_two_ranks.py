@@ -67,7 +67,7 @@ def seats(monkeypatch: pytest.MonkeyPatch) -> list[RankGroup]:
     found = []
     for rank in range(2):
         for name, value in (("RANK", rank), ("WORLD_SIZE", 2), ("MASTER_ADDR", "127.0.0.1"),
-                            ("MASTER_PORT", served.port)):  # fmt: skip
+                            ("SKYSPOT_STORE_PORT", served.port)):  # fmt: skip
             monkeypatch.setenv(name, str(value))
         found.append(RankGroup())
     found[0].served = served  # type: ignore[attr-defined]

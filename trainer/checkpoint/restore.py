@@ -234,7 +234,7 @@ def _try_load(
         try:
             gone = not _is_there(folder / MANIFEST, check_stop)
             # The mount of another machine may show new files later than the mount of rank 0, which listed this one.
-            if not gone or not group.rank or not group.several_nodes or time.monotonic() > end:
+            if not gone or not group.rank or not group.unsupervised or time.monotonic() > end:
                 return None, _VANISHED if gone and not _is_there(folder, check_stop) else str(problem), None
         except ReadError as error:
             return None, str(error), error.code

@@ -20,6 +20,7 @@ from trainer.attempt.ending import DIED, END_EVENT_S, FINISHED, SIGNAL, Ending, 
 from trainer.launch.environment import Environment, LocalPorts, printed_file
 from trainer.launch.exits import code_of, combined_code
 from trainer.launch.nodes import Nodes
+from trainer.launch.others import refuse_beneath_another
 from trainer.launch.rank import Rank, is_zombie, start_rank
 from trainer.launch.relay import Lines, Relay
 from trainer.launch.sidecar_client import Sidecar, write_end
@@ -44,7 +45,9 @@ def launch(command: Sequence[str], *, processes: int, grace_s: float, sidecar_di
 
     Raises:
         NodesError: SkyPilot's variables contradict each other.
+        LaunchError: another launcher has started this one.
     """
+    refuse_beneath_another()
     nodes = Nodes.from_env()
     home.stand_in()
     return Supervisor(list(command), processes, grace_s, sidecar_dir, nodes).run()

@@ -61,8 +61,9 @@ class RankGroup:
         """The number of calls so far under each name: of `rank0_does`, `machine_does` and `gather`."""
         self._heartbeats = Heartbeats(self.connection)
         self._rendezvous = Rendezvous(self.rank, self.world_size, timeout_s)
-        self.several_nodes = self._rendezvous.several_nodes
-        self.node_rank = self._rendezvous.nodes.rank if self.several_nodes else 0
+        self.unsupervised = self._rendezvous.unsupervised
+        """No launcher of ours watches all ranks: they tell each other through the store why they leave."""
+        self.node_rank = int(os.environ.get("GROUP_RANK") or os.environ.get("NODE_RANK") or 0)
         self.store: Any = self._rendezvous.open(check_stop)
 
     def connection(self) -> Any:
@@ -77,9 +78,16 @@ class RankGroup:
         """Make the process groups: the default one for gradients, unless the program has, and a gloo one for agreement.
 
         Raises:
-            RunError: this machine does not have the network interface that gloo is told to use.
+            RunError: this machine does not have the network interface that gloo is told to use, or the program's own
+                default group has other ranks.
             PeerGoneError: another rank cannot be reached.
         """
+        if dist.is_initialized() and (dist.get_rank(), dist.get_world_size()) != (self.rank, self.world_size):
+            raise RunError(
+                f"torch.distributed counts this process as rank {dist.get_rank()} of {dist.get_world_size()}, but RANK "
+                f"and WORLD_SIZE say rank {self.rank} of {self.world_size}: set both before SpotRun, with MASTER_ADDR "
+                "and MASTER_PORT, or start the script with `python -m trainer.launch --processes N SCRIPT`"
+            )
         if self.world_size == 1:
             return
         timeout = timedelta(seconds=self.timeout_s)
@@ -137,6 +145,10 @@ class RankGroup:
     def stay_alive(self) -> AbstractContextManager[None]:
         """A context in which this rank sends the heartbeats that `lost_a_peer` looks for on the other ranks."""
         return self.heartbeat(_alive(self.rank))
+
+    def end_heartbeats(self, seconds: float) -> None:
+        """Send no more heartbeats, and wait for up to `seconds` until their thread has ended."""
+        self._heartbeats.end(seconds)
 
     def before_gather(self, name: str) -> AbstractContextManager[None]:
         """A context for this rank's work before `gather(name)`: the others wait there for as long as that takes."""

@@ -28,6 +28,7 @@ class Heartbeats:
         self._keys: set[str] = set()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
+        self._ends = False
 
     @contextmanager
     def sent(self, key: str) -> Iterator[None]:
@@ -45,11 +46,19 @@ class Heartbeats:
                 self._keys.discard(key)
                 self._changed.notify()
 
+    def end(self, seconds: float) -> None:
+        """End the thread, and wait for that: a thread in a call of c10d's aborts the process when Python ends."""
+        with self._changed:
+            self._ends = True
+            self._changed.notify()
+        if self._thread:
+            self._thread.join(seconds)
+
     def _send(self) -> None:
         store, left = None, frozenset[str]()
-        while True:
+        while not self._ends:
             with self._changed:
-                self._changed.wait_for(lambda left=left: self._keys or left)  # type: ignore[misc]
+                self._changed.wait_for(lambda left=left: self._ends or self._keys or left)  # type: ignore[misc]
                 keys = frozenset(self._keys)
             try:
                 store = store or self._connect()
@@ -61,4 +70,4 @@ class Heartbeats:
             except Exception:  # A dead store ends the attempt elsewhere.
                 store, left = None, frozenset()
             with self._changed:
-                self._changed.wait_for(lambda known=keys: self._keys != known, BEAT_S)  # type: ignore[misc]
+                self._changed.wait_for(lambda known=keys: self._ends or self._keys != known, BEAT_S)  # type: ignore[misc]

@@ -44,10 +44,14 @@ if TYPE_CHECKING:
 
 PEER_GONE_PATIENCE_S = 2.0
 CRASH_PATIENCE_S = 5.0
+LOOK_FOR_CRASHES_S = 0.2
+END_THREADS_S = 2.0
 
 
 class Life(Participant):
     """A rank's process as a context: it opens the attempt, and ends it with an exit code of README's table."""
+
+    _crashes: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -57,8 +61,8 @@ class Life(Participant):
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 threading.Thread(target=scratch.remove_stale, daemon=True, name="stale").start()
             self._refuse_without_launcher()
-            if self._grace_note:
-                self.print_line(self._grace_note)
+            for note in filter(None, self.notes):
+                self.print_line(note)
             self.binding = plain_binding(self.binding)
             opened, refusal = open_or_refuse(self) if self.rank == 0 else (None, None)
             self.check_stop()
@@ -66,8 +70,9 @@ class Life(Participant):
 
             self.group = RankGroup(self.config.peer_timeout_s, self.check_stop)
             self.living.enter_context(self.group.stay_alive())
-            if self.group.several_nodes:
-                threading.Thread(target=self._watch_for_crashes, daemon=True, name="crashes").start()
+            if self.group.unsupervised:
+                self._crashes = threading.Thread(target=self._watch_for_crashes, daemon=True, name="crashes")
+                self._crashes.start()
             answer = self.group.rank0_does("attempt", lambda: opened, self.check_stop)
             if refusal:
                 raise refusal
@@ -77,7 +82,7 @@ class Life(Participant):
             name = AttemptName.parse(answer)
             assert name
             self.attempt_name = name
-            if self.group.several_nodes:
+            if self.group.unsupervised:
                 join_machines(self)
             if self.world_size > 1:
                 self.loading.enter_context(self.group.before_gather("ready"))
@@ -106,6 +111,7 @@ class Life(Participant):
         # Code after the block may go on for long. It belongs to no attempt.
         self._exit = FINISHED.code
         self.part(FINISHED, FINISHED.code)
+        self._end_threads()
 
     def _refuse_without_launcher(self) -> None:
         if self.world_size == 1 and Nodes.from_env().several:
@@ -113,6 +119,13 @@ class Life(Participant):
                 "there are several machines, and each would train alone. Start the script with "
                 "`python -m trainer.launch SCRIPT`"
             )
+
+    def _end_threads(self) -> None:
+        """End the threads that call c10d: if Python ends meanwhile, such a call aborts the process."""
+        self._ending.set()
+        self.group.end_heartbeats(END_THREADS_S)
+        if self._crashes:
+            self._crashes.join(END_THREADS_S)
 
     # -- threads that may end the attempt ------------------------------------------------------------------------------
 
@@ -125,7 +138,7 @@ class Life(Participant):
         with suppress(Exception):
             store = self.group.connection()
             while True:
-                crash = self.group.read_message(CRASHED, 1.0, store)
+                crash = self.group.read_message(CRASHED, LOOK_FOR_CRASHES_S, store)
                 if self._ending.is_set():
                     return
                 if crash is not None:
@@ -156,15 +169,15 @@ class Life(Participant):
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def _follow_crash(self, crash: str) -> NoReturn:
-        """Leave because a rank on another machine has crashed."""
+        """Leave because a rank that our launcher does not watch has crashed."""
         if self.rank == 0:
-            print(f"Error: {crash} (the traceback is in that machine's output)", file=sys.stderr)
+            print(f"Error: {crash} (the traceback is in that rank's output)", file=sys.stderr)
         self.leave(PEER_CRASHED, error=crash)
 
     def _leave_with_the_others(self, error: str) -> NoReturn:
         """Leave because another rank is gone: with the agreed stop if there is one, else as at a preemption."""
         ending = self.stopping
-        if not ending and self._has_other_machines() and (message := self.group.read_message(STOPPED)):
+        if not ending and self._is_unsupervised() and (message := self.group.read_message(STOPPED)):
             ending = ENDINGS[json.loads(message)[0]]
         self.leave(ending or PEER_GONE, error=error)
 
@@ -187,7 +200,7 @@ class Life(Participant):
             else:
                 self._end_with_exit(code, error)
         if self.world_size > 1 and self._is_peer_trouble(error):
-            if self._has_other_machines():
+            if self._is_unsupervised():
                 patience_s = 0.0 if self.stopping or self.group.read_message(STOPPED) else CRASH_PATIENCE_S
                 crash = self.group.read_message(CRASHED, patience_s)
                 self._serve_on_s -= patience_s  # The others have waited as long meanwhile.
@@ -246,8 +259,8 @@ class Life(Participant):
         return True
 
     def _report_crash(self, error: str) -> None:
-        """Tell the other machines that this is no preemption, before they see this rank leave."""
-        if self._has_other_machines():
+        """Tell ranks that no launcher of ours watches that this is no preemption, before they see this one leave."""
+        if self._is_unsupervised():
             self.group.post_message(CRASHED, f"rank {self.rank}: {error}")
 
     def _is_peer_trouble(self, error: BaseException) -> bool:

@@ -15,7 +15,7 @@ from trainer.bucket.deadlines import read_manifest
 from trainer.bucket.presence import check_bucket
 from trainer.bucket.retry import retry
 from trainer.errors import RunError, one_line
-from trainer.launch.nodes import Nodes
+from trainer.launch.others import supervised
 from trainer.layout.exit_codes import EXIT_FAILED
 from trainer.layout.names import AttemptName
 from trainer.machine.token import machine_token
@@ -36,7 +36,7 @@ def open_or_refuse(run: Participant) -> tuple[str | list[Any], BaseException | N
             raise
         return [leaving.ending.cause, leaving.message, leaving.code], leaving
     except Exception as error:
-        if not Nodes.from_env().several:
+        if run.world_size == 1 or supervised():
             raise
         code = exit_code(error)
         ending = PEER_CRASHED if code == EXIT_FAILED else ERROR

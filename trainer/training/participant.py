@@ -63,7 +63,9 @@ class Participant(Host):
 
     def __init__(self, config: RunConfig, binding: dict[str, Any]) -> None:
         super().__init__(RunPaths(config.checkpoint_dir), binding)
-        self.grace_s, self._grace_note = grace(config.grace_s)
+        self.grace_s, grace_note = grace(config.grace_s)
+        self.notes = [grace_note]
+        """Lines for the user, printed when the attempt begins; empty ones are not."""
         self.config = dataclasses.replace(config, grace_s=self.grace_s)
         self.rank = int(os.environ.get("RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -102,25 +104,25 @@ class Participant(Host):
         """Raise if it is time to stop. Called between two pieces of work outside the training loop; saves nothing.
 
         Raises:
-            Leaving: a notice arrived, here or on another machine; a newer attempt has begun; or a stop was requested.
+            Leaving: a notice arrived, here or at another rank; a newer attempt has begun; or a stop was requested.
         """
         if not self.final_is_whole:
             notice = self.notices.first()
             if notice:
                 self._stop_all(STOPS[notice.kind], f"{notice.kind} before the first step", notice)
-            self._check_other_machines()
+            self._check_other_ranks()
             if self.attempt:
                 self._check_requests(self.attempt)
         if self.peer_gone.is_set():
             raise Leaving(PEER_GONE, "another rank is gone")
 
-    def _check_other_machines(self) -> None:
-        """Leave where another machine has stopped; looks at the store twice a second at most."""
-        if self._has_other_machines() and time.monotonic() >= self._look_at_store:
+    def _check_other_ranks(self) -> None:
+        """Leave where another rank has stopped; looks at the store twice a second at most."""
+        if self._is_unsupervised() and time.monotonic() >= self._look_at_store:
             self._look_at_store = time.monotonic() + LOOK_AT_STORE_S
             if message := self.group.read_message(STOPPED):
                 cause, hold_s = json.loads(message)
-                raise Leaving(ENDINGS[cause], "another machine stopped before the first step", hold_s=hold_s)
+                raise Leaving(ENDINGS[cause], "another rank stopped before the first step", hold_s=hold_s)
 
     def _check_requests(self, attempt: Attempt) -> None:
         """Rank 0: look for a reason to stop in the bucket; the journal does so once training has begun."""
@@ -133,15 +135,15 @@ class Participant(Host):
                 self._stop_all(found.ending, found.message)
 
     def _stop_all(self, ending: Ending, message: str, notice: Notice | None = None) -> NoReturn:
-        """Leave, and have the other machines leave for the same reason."""
+        """Leave, and have the ranks that no launcher of ours tells of it leave for the same reason."""
         hold_s = ending.hold_s(notice.deadline) if notice else 0.0
-        if self._has_other_machines():
+        if self._is_unsupervised():
             self.group.post_message(STOPPED, json.dumps([ending.cause, hold_s]))
         raise Leaving(ending, message, notice=notice, hold_s=hold_s)
 
-    def _has_other_machines(self) -> bool:
-        """True if there are other machines, and this rank has joined their group."""
-        return hasattr(self, "group") and self.group.several_nodes
+    def _is_unsupervised(self) -> bool:
+        """True if no launcher of ours watches all ranks, and this rank has joined their group."""
+        return hasattr(self, "group") and self.group.unsupervised
 
     def await_all_ready(self) -> None:
         """Wait for the other ranks before the first collective, as long as each sends heartbeats while it loads."""
@@ -266,7 +268,7 @@ class Participant(Host):
         """End the attempt, but not the process; the arguments are those of `leave`."""
         self.write_end(ending, code=code, error=error, notice=notice, committed_s=committed_s)
         with suppress(Exception):
-            across = self._has_other_machines()
+            across = self._is_unsupervised()
             if self.rank:
                 if across and self.stopping:
                     # When one machine leaves, SkyPilot kills the others: first let rank 0 write the end event.

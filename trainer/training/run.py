@@ -21,13 +21,15 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from trainer.attempt.ending import (
     FINISHED,
 )
 from trainer.errors import RunError
+from trainer.launch import others
 from trainer.launch.link import Link
+from trainer.launch.process_count import LaunchError
 from trainer.layout.exit_codes import EXIT_FAILED
 from trainer.machine import home
 from trainer.training.config import RunConfig
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from trainer.training.own_loop import OwnLoop
 
 Batch = TypeVar("Batch")
+
+others.leave_with_launcher()  # Early: a launcher that ends before this line leaves the process running.
 
 
 class SpotRun(Life):
@@ -72,6 +76,7 @@ class SpotRun(Life):
             SystemExit: a value makes no sense; a line says which.
         """
         _refuse_while_imported()
+        note = _take_place()
         home.stand_in()
         of_own = not isinstance(config, RunConfig)
         if not isinstance(config, RunConfig):
@@ -79,6 +84,7 @@ class SpotRun(Life):
         if binding is None:
             binding = {} if of_own else default_binding(config)
         super().__init__(config, dict(binding))
+        self.notes.append(note)
         self.unwinds = of_own
         self.state: dict[str, Any] = {}
         """Plain values of a loop of one's own (a best metric, a counter); saved with what is registered."""
@@ -246,9 +252,7 @@ def _own_config(
     elif isinstance(allowed, str):
         trouble = f"SpotRun(allow_config_change={allowed!r:.60}): give a list of names"
     if trouble:
-        if Link.from_env().is_first_to_print(trouble):
-            print(f"Error: {trouble}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_FAILED)
+        _refuse(trouble)
     return RunConfig(
         checkpoint_dir=Path(str(folder)),
         save_interval_steps=save_every if isinstance(save_every, int) else None,
@@ -256,6 +260,27 @@ def _own_config(
         keep_every=keep_every if isinstance(keep_every, int) else 0,
         allow_config_change=tuple(allowed),
     )
+
+
+def _take_place() -> str:
+    """Find this process's rank; returns a note about its launcher.
+
+    Raises:
+        SystemExit: the launcher's variables are wrong, or it would lose the exit code; a line says what to do.
+    """
+    try:
+        return others.take_place()
+    except LaunchError as error:
+        _refuse(str(error))
+
+
+def _refuse(trouble: str) -> NoReturn:
+    """End the process, after a line that one rank of this machine prints."""
+    if Link.from_env().is_first_to_print(trouble) and (
+        os.environ.get("SKYSPOT_LINK") or os.environ.get("LOCAL_RANK", "0") in ("", "0")
+    ):
+        print(f"Error: {trouble}", file=sys.stderr, flush=True)
+    sys.exit(EXIT_FAILED)
 
 
 def default_binding(config: RunConfig) -> dict[str, Any]:
