@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from trainer.layout.clouds import NOTICE_S
 
@@ -62,12 +63,21 @@ class Notices:
         self.received = threading.Event()
         self.signalled = threading.Event()
         self._notices: list[Notice] = []
+        self._replaced: dict[int, Any] = {}
+        """The handlers of signals before `install`."""
+        self._over = threading.Event()
         self._logged: set[str] = set()
 
     def install(self) -> None:
         """Handle SIGTERM and SIGINT from now on; call on the main thread."""
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._replaced[number] = signal.signal(number, self._on_signal)
+
+    def end(self) -> None:
+        """Handle signals as before `install`, and stop polling; call on the main thread."""
+        self._over.set()
+        for number, handler in self._replaced.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
     def poll_metadata(self) -> None:
         """Poll the cloud's metadata service from now on, if there is one."""
@@ -89,7 +99,7 @@ class Notices:
     def _poll_aws(self, endpoint: str) -> None:
         wait_s = float(os.environ.get("SKYSPOT_NOTICE_POLL_S") or POLL_S)
         token = ""
-        while True:
+        while not self._over.is_set():
             try:
                 token = token or aws_token(endpoint)
                 notice = self._judge(*aws_action(endpoint, token))
@@ -102,7 +112,7 @@ class Notices:
                     token = ""  # The token expired.
             except Exception:  # A torn answer counts as none; the next poll may succeed.
                 pass
-            time.sleep(wait_s)
+            self._over.wait(wait_s)
 
     def _judge(self, action: dict[str, str] | None, now: datetime) -> Notice | None:
         """The notice in the service's answer, unless it is for an earlier machine; `now` is the service's own time."""

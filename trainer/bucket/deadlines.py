@@ -7,6 +7,7 @@ the bucket states first how long it may take, and a thread of each rank looks fo
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,8 +89,10 @@ def overdue() -> UnderWay | None:
     return next((call for call in list(_under_way.values()) if now > call.until), None)
 
 
-def await_overdue() -> UnderWay:
-    """Wait until a call is past its deadline; run it in a thread of its own."""
+def await_overdue(over: threading.Event | None = None) -> UnderWay | None:
+    """Wait until a call is past its deadline, in a thread of its own; returns None once `over` is set."""
+    over = over or threading.Event()
     while not (call := overdue()):
-        time.sleep(LOOK_S)
+        if over.wait(LOOK_S):
+            return None
     return call

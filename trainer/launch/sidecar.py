@@ -42,6 +42,7 @@ LOOK_S = 5.0
 def _leave_when_a_call_hangs() -> None:
     """Leave if any call into the bucket hangs, as SpotRun does."""
     call = await_overdue()
+    assert call
     print(f"Error: {call.what} has not returned: the bucket's mount hangs", file=sys.stderr, flush=True)
     _send(f"leave {call.code}")
     os._exit(0)

@@ -50,6 +50,7 @@ class Journal:
         """The newest metrics file; none is opened twice."""
         self._ended: list[_Segment] = []
         self._progress: dict[str, Any] = {}
+        self._over = False
         self._thread = threading.Thread(target=self._work, daemon=True, name="records")
         self._thread.start()
 
@@ -60,7 +61,7 @@ class Journal:
 
     def event(self, name: str, **fields: Any) -> None:
         """Record an event of the attempt."""
-        self._tasks.put(lambda: record(self.attempt, name, **fields))
+        self._do(lambda: record(self.attempt, name, **fields))
 
     def progress(self, progress: dict[str, Any]) -> None:
         """Set the contents of progress.json, which is written every few seconds."""
@@ -81,7 +82,7 @@ class Journal:
             except BaseException as error:
                 found.set_exception(error)
 
-        self._tasks.put(work)
+        self._do(work)
         return found
 
     def flush(self, seconds: float) -> None:
@@ -91,9 +92,23 @@ class Journal:
         self._tasks.put(done.set)
         done.wait(seconds)
 
+    def end(self) -> None:
+        """End the thread, after what was given to it so far; a save that is under way then does its own records."""
+
+        def end() -> None:
+            self._over = True
+
+        self._tasks.put(end)
+
+    def _do(self, task: Callable[[], None]) -> None:
+        if self._over:
+            task()
+        else:
+            self._tasks.put(task)
+
     def _work(self) -> None:
         look_at = 0.0
-        while True:
+        while not self._over:
             try:
                 task = self._tasks.get(timeout=max(0.01, look_at - time.monotonic()))
                 with within("writing the attempt's records"):
@@ -104,7 +119,7 @@ class Journal:
                 self._report(error)
             except Exception as error:  # A record that cannot be made must not delay a save.
                 print_line(f"A record of this attempt could not be made: {type(error).__name__}: {error}")
-            if time.monotonic() >= look_at:
+            if time.monotonic() >= look_at and not self._over:
                 look_at = time.monotonic() + LOOK_S
                 try:
                     with within("writing the attempt's progress"):

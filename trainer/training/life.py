@@ -45,13 +45,10 @@ if TYPE_CHECKING:
 PEER_GONE_PATIENCE_S = 2.0
 CRASH_PATIENCE_S = 5.0
 LOOK_FOR_CRASHES_S = 0.2
-END_THREADS_S = 2.0
 
 
 class Life(Participant):
     """A rank's process as a context: it opens the attempt, and ends it with an exit code of README's table."""
-
-    _crashes: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -111,7 +108,7 @@ class Life(Participant):
         # Code after the block may go on for long. It belongs to no attempt.
         self._exit = FINISHED.code
         self.part(FINISHED, FINISHED.code)
-        self._end_threads()
+        self.give_back()
 
     def _refuse_without_launcher(self) -> None:
         if self.world_size == 1 and Nodes.from_env().several:
@@ -119,13 +116,6 @@ class Life(Participant):
                 "there are several machines, and each would train alone. Start the script with "
                 "`python -m trainer.launch SCRIPT`"
             )
-
-    def _end_threads(self) -> None:
-        """End the threads that call c10d: if Python ends meanwhile, such a call aborts the process."""
-        self._ending.set()
-        self.group.end_heartbeats(END_THREADS_S)
-        if self._crashes:
-            self._crashes.join(END_THREADS_S)
 
     # -- threads that may end the attempt ------------------------------------------------------------------------------
 
@@ -139,7 +129,7 @@ class Life(Participant):
             store = self.group.connection()
             while True:
                 crash = self.group.read_message(CRASHED, LOOK_FOR_CRASHES_S, store)
-                if self._ending.is_set():
+                if self._ending.is_set() or self.given_back.is_set():
                     return
                 if crash is not None:
                     self._follow_crash(crash)
@@ -147,7 +137,9 @@ class Life(Participant):
 
     def _watch_the_bucket(self) -> None:
         """Leave when a call into the bucket does not return: it cannot be interrupted, and a new machine remounts."""
-        call = await_overdue()
+        call = await_overdue(self.given_back)
+        if call is None:
+            return
         if self.final_is_whole:
             self.leave(FINISHED)
         seconds = time.monotonic() - call.begun

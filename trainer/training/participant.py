@@ -42,9 +42,10 @@ from trainer.machine import scratch
 from trainer.ranks.messages import END_WRITTEN, STOPPED
 from trainer.training.config import INPUT_BINDINGS, RunConfig, unknown_field
 from trainer.training.host import Host
-from trainer.training.unwinding import unwind
+from trainer.training.unwinding import hosted, unwind
 
 LEAVE_LAST_S = 6.0
+END_THREADS_S = 2.0
 LOOK_AT_STORE_S = 0.5
 LOOK_AT_BUCKET_S = 5.0
 REQUESTED_STOP_S = 120.0
@@ -92,6 +93,9 @@ class Participant(Host):
         self._leaving = threading.Lock()
         self._ending = threading.Event()
         """Set once this rank leaves for a reason of its own, which it is about to report."""
+        self.given_back = threading.Event()
+        """Set once the process belongs to the program alone: the attempt's threads end."""
+        self._crashes: threading.Thread | None = None
         self._serve_on_s = LEAVE_LAST_S
         """The time for which rank 0 serves the store for the others after it has ended."""
         self.loading, self.living = ExitStack(), ExitStack()
@@ -249,6 +253,8 @@ class Participant(Host):
                 self._exit = code
                 self.part(ending, code, error, notice, committed_s)
             if self.unwinds and threading.current_thread() is threading.main_thread():
+                if hosted():
+                    self.give_back()
                 unwind(self._exit, self.link.report_exit)
             self.link.report_exit(self._exit)
             for stream in (sys.stdout, sys.stderr):
@@ -277,6 +283,22 @@ class Participant(Host):
             elif code == EXIT_DONE or self.stopping or across:
                 self.group.await_others_left(self._serve_on_s)
         scratch.remove_all()
+
+    def give_back(self) -> None:
+        """Leave the process to the program, after the attempt's end: end the threads, and handle signals as before.
+
+        Only in a `hosted` process are signals handled as before: elsewhere, code after the block keeps its grace.
+        """
+        self.given_back.set()
+        if hosted():
+            self.notices.end()
+        if self.journal:
+            self.journal.end()
+        # If Python ends while a thread is in a call of c10d's, the process aborts.
+        if hasattr(self, "group"):
+            self.group.end_heartbeats(END_THREADS_S)
+        if self._crashes:
+            self._crashes.join(END_THREADS_S)
 
     def write_end(
         self,

@@ -2,6 +2,7 @@
 
 `finally` blocks, threads and atexit functions get a few seconds. Then, or after the last atexit function, the process
 leaves at once: threads that hang in a dead mount, or the shutdown of a library, must not change the code.
+A notebook's process goes on.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import PurePath
 from typing import NoReturn
 
 CLOSERS_S = 5.0
@@ -24,17 +26,28 @@ class Left(SystemExit):
     """Raised where an attempt has ended, with the exit code; the process ends with it whoever catches this."""
 
 
+def hosted() -> bool:
+    """True if a notebook, an interactive Python or pytest runs this process: it goes on after the attempt."""
+    main = sys.modules.get("__main__")
+    file = getattr(main, "__file__", None)
+    if os.environ.get("SKYSPOT_LINK"):
+        return False
+    return file is None or ("pytest" in sys.modules and PurePath(file).stem in ("pytest", "py.test", "__main__"))
+
+
 _pending: list[Callable[[], None]] = []
 """What ends the process, once an attempt has."""
 
 
 def unwind(code: int, report: Callable[[int], None]) -> NoReturn:
-    """Raise `Left`, and have the process end with that code in any case.
+    """Raise `Left`, and have the process end with that code in any case, unless it is `hosted`.
 
     Args:
         code: The exit code.
         report: Reports the code to the launcher; called at the last moment, because the launcher does not wait longer.
     """
+    if hosted():
+        raise Left(code)
 
     def end() -> None:
         with suppress(Exception):
