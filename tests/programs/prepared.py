@@ -77,12 +77,12 @@ class Trial:
 
     def __init__(self, accelerator: Accelerator, make: Callable[[], DataLoader], seed: int) -> None:
         torch.manual_seed(5)
-        self.loader = accelerator.prepare(make())
+        self.loader, self.processes = accelerator.prepare(make()), accelerator.num_processes
         seed_all(seed)
         self.contents = Registered(True, {})
 
     def steps(self):
-        for batch in Feed(self.loader, self.contents, print).epochs():
+        for batch in Feed(self.loader, self.contents, self.processes, print).epochs():
             is_last = bool(self.loader.end_of_dataloader)
             yield batch.tolist(), is_last, torch.rand(()).item(), np.random.rand(), self.contents.epoch
 

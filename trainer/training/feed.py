@@ -1,21 +1,27 @@
 """Feed: the batches of a user's loader, epoch after epoch, from the batch at which a checkpoint was saved.
 
-A `DataLoader` over a map-style data set is fast-forwarded by its sampler's indices, drawn again under the random
-streams with which the epoch began; no skipped sample is loaded. Anything else is read again. A loader that accelerate
-has prepared is one of the two, too (prepared.py).
+With a sampler of ours, it begins at the sample at which the checkpoint was saved. A `DataLoader` over a map-style data
+set with another sampler is fast-forwarded by the sampler's indices, drawn again under the random streams with which the
+epoch began; no skipped sample is loaded. Anything else is read again, unless it is registered: then it keeps its place.
+A loader that accelerate has prepared is one of the last two (prepared.py).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
+from trainer.bucket.hashing import MASK
 from trainer.errors import RunError
-from trainer.training import prepared, rng
+from trainer.training import keeping, prepared, rng
+from trainer.training.items import seeded_loader
 from trainer.training.registered import Registered
+from trainer.training.sampler import MicroBatch, Place, RunSampler
 from trainer.training.skipping import can_skip, skipping
 
 REPORT_S = 5.0
@@ -25,10 +31,29 @@ REPORT_S = 5.0
 class Feed:
     """Yields batches, and counts in the contents which of them are consumed."""
 
-    def __init__(self, loader: Iterable[Any], contents: Registered, print_line: Callable[[str], None]) -> None:
-        self._loader, self._contents, self._print_line = loader, contents, print_line
-        self._keeps_its_place = any(loader is thing for thing in contents.others.values())
-        """It is registered: it restores its own position."""
+    def __init__(
+        self, loader: Iterable[Any], contents: Registered, processes: int, print_line: Callable[[str], None]
+    ) -> None:
+        """Look at the loader.
+
+        Args:
+            loader: As it is given to `SpotRun.steps`.
+            contents: Where the run is in its data.
+            processes: How many processes there are.
+            print_line: Prints a line, on rank 0.
+
+        Raises:
+            RunError: the loader cannot resume, or uses a sampler of ours in a way in which it does not work.
+        """
+        self._loader, self._contents, self._processes, self._print_line = loader, contents, processes, print_line
+        self.sampler = sampler_of(loader)
+        """Ours, if the loader has one."""
+        self.order = 0
+        """The fingerprint of the samples that this rank has got in the step, if the loader has a sampler of ours."""
+        self._keeps_its_place = keeping.keeps_its_place(loader, contents.others, print_line)
+        """It is registered, or its data set is: it restores its own position."""
+        self._is_shared_anew = False
+        """The epoch was begun by more or fewer processes."""
         self._is_prepared = prepared.is_prepared(loader) and not self._keeps_its_place
         self._reported = time.monotonic()
 
@@ -38,12 +63,17 @@ class Feed:
         Raises:
             RunError: an epoch has no batch.
         """
+        if self.sampler:
+            yield from self._sampled(self.sampler)
         contents = self._contents
+        each = self._samples_of_a_batch()
+        self._skip_as_others(each)
         while True:
             count = 0
             for batch in self._epoch():
                 count += 1
                 contents.batches += 1
+                contents.samples += each
                 yield batch
             if not count and not contents.batches:
                 raise RunError(
@@ -51,34 +81,94 @@ class Feed:
                     "is shorter than a batch"
                 )
             contents.epoch += 1
-            contents.batches, contents.is_last = 0, False
+            contents.batches, contents.samples, contents.is_last = 0, 0, False
+
+    def _samples_of_a_batch(self) -> int:
+        """The samples of one batch of each process together; the loader's batches, where it tells no size."""
+        with suppress(AttributeError, TypeError):
+            return int(self._loader.total_batch_size)  # type: ignore[attr-defined]  # Of a prepared loader.
+        return (getattr(self._loader, "batch_size", None) or 1) * self._processes
+
+    def _sampled(self, sampler: RunSampler) -> Iterator[Any]:
+        """Yield the batches of our sampler, for ever."""
+        contents = self._contents
+        sampler.place = place = Place(contents.epoch, contents.samples)
+        with rng.set_aside():  # A DataLoader draws a seed for its workers.
+            iterator = self._batches(sampler.micro_batches(place))
+        if contents.streams_at_restore is not None:
+            rng.load_streams(contents.streams_at_restore)
+        contents.streams_at_restore = contents.epoch_streams = contents.processes_then = None
+        for number, micro in enumerate(sampler.micro_batches(place)):
+            batch = next(iterator)
+            first = number % sampler.accumulate == 0
+            self.order = micro.fingerprint if first else (self.order + micro.fingerprint) & MASK
+            contents.epoch, contents.samples, contents.batches = micro.after.epoch, micro.after.taken, 0
+            yield batch
+
+    def _batches(self, micro_batches: Iterator[MicroBatch]) -> Iterator[Any]:
+        """What the loop gets: the loader's batches, or the samples' ids where the sampler itself is the loader."""
+        if isinstance(self._loader, DataLoader):
+            return iter(seeded_loader(self._loader, micro_batches))
+        return (micro.ids for micro in micro_batches)
+
+    def _skip_as_others(self, each: int) -> None:
+        """After a checkpoint of more or fewer processes: begin after as many samples.
+
+        Raises:
+            RunError: the loader keeps its own position, which is one of another number of processes.
+        """
+        contents, processes_then = self._contents, self._contents.processes_then
+        contents.processes_then = None
+        if processes_then is None or not contents.batches:
+            return
+        if self._keeps_its_place:
+            raise RunError(
+                f"the registered loader's position within its epoch was saved by {processes_then} processes, and does "
+                f"not fit {self._processes}. Start {processes_then}, or use run.sampler(), which fits any number"
+            )
+        contents.batches = contents.samples // each
+        self._print_line(
+            f"{processes_then} processes consumed {contents.samples} samples of epoch {contents.epoch}; "
+            f"{self._processes} continue after {contents.batches} batches each. Random numbers are new, and samples "
+            "may come twice or not at all in this epoch. run.sampler() keeps the order on any number of processes"
+        )
+        contents.samples, self._is_shared_anew = contents.batches * each, contents.batches > 0
 
     def _epoch(self) -> Iterator[Any]:
         """The batches of this epoch that are not consumed yet."""
         contents, restored = self._contents, self._contents.streams_at_restore
         contents.streams_at_restore = None
         self._set_epoch(contents.epoch)
-        skip = contents.batches
-        if restored is None or not skip:
+        skip = contents.batches if restored is not None or self._is_shared_anew else 0
+        self._is_shared_anew = False
+
+        def then() -> None:
             if restored is not None:
                 rng.load_streams(restored)
+
+        if not skip:
+            then()
             contents.epoch_streams = rng.save_streams()
             contents.epoch_generators = [generator.get_state() for generator in self._generators()]
             yield from self._prepared(None) if self._is_prepared else self._loader
             return
-        if contents.epoch_streams is not None:
+        if restored is None:
+            contents.epoch_streams = rng.save_streams()
+        elif contents.epoch_streams is not None:
             rng.load_streams(contents.epoch_streams)
         for generator, state in zip(self._generators(), contents.epoch_generators, strict=False):
             generator.set_state(state)
         if self._keeps_its_place:
-            rng.load_streams(restored)
-            yield from self._loader
+            iterator = iter(self._loader)  # It draws a seed for its workers.
+            then()
+            yield from iterator
         elif self._is_prepared:
-            yield from self._prepared(prepared.Place(skip, contents.is_last, contents.ahead_at_restore, restored))
+            now = rng.save_streams() if restored is None else restored
+            yield from self._prepared(prepared.Place(skip, contents.is_last, contents.ahead_at_restore, now))
         elif can_skip(self._loader):
-            yield from skipping(self._loader, skip, lambda: rng.load_streams(restored))
+            yield from skipping(self._loader, skip, then)
         else:
-            yield from self._read_again(skip, lambda: rng.load_streams(restored))
+            yield from self._read_again(skip, then)
 
     def _prepared(self, place: prepared.Place | None) -> Iterator[Any]:
         """The batches of a loader that accelerate has prepared."""
@@ -129,3 +219,32 @@ class Feed:
             if callable(set_epoch := getattr(part, "set_epoch", None)):
                 set_epoch(epoch)
                 return
+
+
+def sampler_of(loader: Iterable[Any]) -> RunSampler | None:
+    """The loader's sampler, if it is ours.
+
+    Raises:
+        RunError: the loader uses it in a way in which it does not work.
+    """
+    if isinstance(loader, RunSampler):
+        return loader
+    inner = getattr(loader, "batch_sampler", None)
+    uses = [loader, inner, *(getattr(part, name, None) for part in (loader, inner) for name in _INNER)]
+    found = next((part for part in uses if isinstance(part, RunSampler)), None)
+    if found is None:
+        return None
+    if type(loader).__module__.startswith("accelerate."):
+        raise RunError(
+            "steps(loader): run.sampler() gives each process its own samples, so the loader must not be given to "
+            "accelerator.prepare(). Move each batch to accelerator.device"
+        )
+    if found is not inner or not isinstance(loader, DataLoader):
+        raise RunError("steps(loader): use run.sampler(...) in DataLoader(dataset, batch_sampler=run.sampler(...))")
+    if not getattr(loader, "in_order", True):
+        raise RunError("steps(loader): with in_order=False, nobody knows which samples a step has. Use in_order=True")
+    return found
+
+
+_INNER = ("sampler", "batch_sampler", "base_dataloader")
+"""Where samplers and loaders hold others."""

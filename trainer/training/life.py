@@ -63,8 +63,10 @@ class Life(Participant):
             self.binding = plain_binding(self.binding)
             opened, refusal = open_or_refuse(self) if self.rank == 0 else (None, None)
             self.check_stop()
+            from trainer.machine import loader_workers
             from trainer.ranks.group import RankGroup
 
+            loader_workers.protect_all()
             self.group = RankGroup(self.config.peer_timeout_s, self.check_stop)
             self.living.enter_context(self.group.stay_alive())
             if self.group.unsupervised:

@@ -22,7 +22,7 @@ def sample_ids(seed: int, n_samples: int, start: int, stop: int) -> np.ndarray:
     while start < stop:
         epoch, first = divmod(start, n_samples)
         last = min(n_samples, first + stop - start)
-        parts.append(_entries(seed, n_samples, epoch, first, last))
+        parts.append(epoch_ids(seed, n_samples, epoch, first, last))
         start += last - first
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
@@ -41,7 +41,8 @@ def micro_steps(ids: np.ndarray, micro_batch_size: int) -> list[np.ndarray]:
     return [ids[start : start + micro_batch_size] for start in range(0, len(ids), micro_batch_size)]
 
 
-def _entries(seed: int, n_samples: int, epoch: int, first: int, last: int) -> np.ndarray:
+def epoch_ids(seed: int, n_samples: int, epoch: int, first: int, last: int) -> np.ndarray:
+    """Entries [first, last) of an epoch's permutation, int64."""
     if n_samples <= ARGSORT_UP_TO:
         return _shuffled(seed, n_samples, epoch)[first:last]
     return _feistel(_key(seed, epoch), n_samples, np.arange(first, last, dtype=np.int64))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,10 +16,11 @@ from trainer.checkpoint.shards import is_cut
 from trainer.errors import RunError
 from trainer.layout.names import CheckpointName
 from trainer.ranks.peers import collective
-from trainer.training import export
+from trainer.training import export, rng
 from trainer.training.closing import Closing, is_finished
 from trainer.training.participant import Participant
 from trainer.training.registered import Registered
+from trainer.training.sampler import RunSampler
 from trainer.training.session import Session
 from trainer.training.stepping import Stepping
 
@@ -82,7 +84,25 @@ class OwnLoop:
 
     # -- the steps -----------------------------------------------------------------------------------------------------
 
-    def steps(self, loader: Iterable[Batch], until: int, accumulate: int) -> Iterator[Batch]:
+    def sampler(self, dataset: Any, **options: Any) -> RunSampler:
+        """Make a sampler, and bind the run to its order; as of `SpotRun.sampler`.
+
+        Raises:
+            RunError: a value makes no sense.
+        """
+        run = self._run
+        made = RunSampler(dataset, rank=run.rank, world_size=run.world_size, **options)
+        bound = {"n_samples": made.n_samples, "global_batch_size": made.global_batch_size, "seed": made.seed}
+        run.group.rank0_does("bind-sampler", lambda: run.bind(**bound), run.check_stop)
+        return made
+
+    def seeded(self, seed: int) -> AbstractContextManager[None]:
+        """Run under generators of the batch that the loop has now; as of `SpotRun.seeded`."""
+        stepping, run = self._begin(), self._run
+        index = stepping.index * run.world_size + run.rank
+        return rng.seeded(rng.micro_step_seed(seed, self.contents.done, index))
+
+    def steps(self, loader: Iterable[Batch], until: int, accumulate: int | None) -> Iterator[Batch]:
         """Yield batches; as of `SpotRun.steps`."""
         stepping = self._begin()
         self._until, self.contents.config["max_steps"] = until, until

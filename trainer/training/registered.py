@@ -37,13 +37,18 @@ class Registered:
         """
         self.only_finite, self.config = only_finite, dict(config)
         self.done = 0
-        self.epoch = self.batches = 0
-        """The epoch of the loader, and the batches of it that are consumed."""
+        self.epoch = self.batches = self.samples = 0
+        """The epoch of the loader; this rank's batches of it that are consumed; the samples of it, of all ranks.
+
+        Without a sampler of ours, the samples are reckoned from the loader's batch size.
+        """
         self.is_last = False
         """The last of these ends the epoch; only a loader that accelerate has prepared tells."""
         self.ahead: rng.Streams | None = None
         """This rank's random streams before the next batch was read, by a loader that reads one ahead."""
         self.ahead_at_restore: torch.Tensor | None = None
+        self.processes_then: int | None = None
+        """How many processes saved the checkpoint, until the loop begins, if they were more or fewer than now."""
         self.epoch_streams: torch.Tensor | None = None
         """This rank's random streams at the beginning of the epoch."""
         self.epoch_generators: list[torch.Tensor] = []
@@ -127,7 +132,7 @@ class Registered:
     @property
     def position(self) -> str:
         """Where the run is in its data."""
-        return f"epoch {self.epoch}, {self.batches} of its batches consumed"
+        return f"epoch {self.epoch}, {self.samples} of its samples consumed"
 
     @property
     def spoilt_ends(self) -> bool:
@@ -166,6 +171,7 @@ class Registered:
             "step": self.done,
             "epoch": self.epoch,
             "batches": self.batches,
+            "samples": self.samples,
             "is_last": self.is_last,
             "objects": self._names(),
         }
@@ -220,7 +226,9 @@ class Registered:
             _load_into(name, thing, extra[name])
         self.state.clear()
         self.state.update(extra.get(STATE, {}))
-        self.done, self.epoch, self.batches = restored.manifest.step, counters["epoch"], counters["batches"]
+        self.done = restored.manifest.step
+        self.epoch, self.batches, self.samples = (counters[name] for name in ("epoch", "batches", "samples"))
+        self.processes_then = None if restored.same_processes else restored.manifest.facts.get("world_size")
         self.is_last = counters["is_last"]
         if restored.streams is not None:
             found = rng.unpack(restored.streams)

@@ -63,6 +63,23 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def set_aside_on_host() -> Iterator[None]:
+    """Keep the user's streams unchanged but those of a device, by what draws on the host alone (a data set's items)."""
+    cpu, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        put_back((cpu, None, numpy_state, python_state))
+
+
+def seed_host(seed: int) -> None:
+    """Seed torch on the host, numpy and random."""
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
 def seed_all(seed: int) -> None:
     """Seed torch (all devices), numpy and random."""
     torch.manual_seed(seed)

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from trainer.training.folder_loop import FolderLoop
     from trainer.training.own_loop import OwnLoop
+    from trainer.training.sampler import RunSampler
 
 Batch = TypeVar("Batch")
 
@@ -136,7 +138,51 @@ class SpotRun(Life):
         """
         self._loop().register(objects)
 
-    def steps(self, loader: Iterable[Batch], *, until: int, accumulate: int = 1) -> Iterator[Batch]:
+    def sampler(
+        self,
+        dataset: Sized,
+        *,
+        global_batch_size: int,
+        micro_batch_size: int | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
+        order: Callable[[int], Sequence[int]] | None = None,
+    ) -> RunSampler:
+        """The samples of each step, the same on any number of processes: `DataLoader(..., batch_sampler=this)`.
+
+        An epoch follows the other without a gap; a step may span two. Each item is loaded under generators (random,
+        numpy, torch) that are seeded with (seed, epoch, place in the epoch), in loader workers too. `steps` takes the
+        number of batches of a step from here.
+
+        Args:
+            dataset: A map-style data set: `len()`, and `[id]`.
+            global_batch_size: Samples of a step, on all processes together; binds the run.
+            micro_batch_size: Samples of a batch; None: one batch of each process is a step.
+            seed: Of the order, and of the items' random numbers; binds the run.
+            shuffle: Whether each epoch has a random order of its own.
+            order: Epoch (from 0) -> ids of its samples, any number of them, in their order (weighted, a curriculum). It
+                may draw random numbers. It replaces `shuffle`.
+
+        Raises:
+            RunError: a value makes no sense, or the processes do not share a step equally.
+        """
+        options = {"seed": seed, "shuffle": shuffle, "order": order}
+        return self._loop().sampler(
+            dataset, global_batch_size=global_batch_size, micro_batch_size=micro_batch_size, **options
+        )
+
+    def seeded(self, seed: int = 0) -> AbstractContextManager[None]:
+        """Generators (random, numpy, torch) for the batch that the loop has: `with run.seeded(): loss = ...`.
+
+        They are seeded with (seed, step, number of the batch in the step over all processes), so that dropout is the
+        same on any number of processes. The program's own streams are put back afterwards.
+
+        Args:
+            seed: Of the random numbers.
+        """
+        return self._loop().seeded(seed)
+
+    def steps(self, loader: Iterable[Batch], *, until: int, accumulate: int | None = None) -> Iterator[Batch]:
         """Yield batches, until `until` optimizer steps are done in the whole run, over all attempts.
 
         Each `next()` ends the step before it: there the run is saved, and there a stop ends the attempt. The first one
@@ -145,7 +191,7 @@ class SpotRun(Life):
         Args:
             loader: Makes the batches of one epoch each time it is iterated over.
             until: The number of steps in all, not more steps.
-            accumulate: Batches of a step; `ends_step` tells the last one.
+            accumulate: Batches of a step, 1 by default; `ends_step` tells the last one. With `sampler`, it is known.
 
         Raises:
             RunError: the loader is empty, or the run is past `until`.

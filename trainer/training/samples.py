@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from trainer.errors import RunError
+from trainer.training import rng
 from trainer.training.order import micro_steps, step_ids
 from trainer.training.training_state import TrainingState
 
@@ -23,7 +24,10 @@ class Samples(Protocol):
         """The number of samples."""
 
     def batch(self, ids: np.ndarray[Any, Any]) -> Any:
-        """The samples of these ids as a tree of tensors, on the CPU; a pure function of the ids."""
+        """The samples of these ids as a tree of tensors, on the CPU.
+
+        Random numbers may be drawn from random, numpy.random or torch: they are seeded for the micro-step.
+        """
 
     def weight(self, batch: Any) -> float:
         """The number of terms in the sum of losses over this batch (tokens, or samples), or their total weight."""
@@ -60,7 +64,10 @@ class Loader:
         for first in range(0, len(parts), self._world_size):
             index = first + self._rank
             part = parts[index] if index < len(parts) else parts[0]
-            batch = self._samples.batch(part)
+            # Whoever loads it, and whenever: the next step's samples are fetched in this one.
+            with rng.set_aside_on_host():
+                rng.seed_host(rng.micro_step_seed(state.config.seed, step, index))
+                batch = self._samples.batch(part)
             weight = weigh(self._samples, batch) if index < len(parts) else 0.0
             mine.append(MicroStep(index, part, batch, weight))
         self._fetched = {key: value for key, value in self._fetched.items() if key >= step}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 from itertools import islice
 from typing import Any
 
@@ -16,6 +17,13 @@ def can_skip(loader: Iterable[Any]) -> bool:
         and not isinstance(loader.dataset, IterableDataset)
         and loader.batch_sampler is not None
     )
+
+
+def changed_loader(loader: DataLoader[Any], **attributes: Any) -> DataLoader[Any]:
+    """A copy of the loader with other attributes."""
+    made = copy(loader)
+    vars(made).update(_iterator=None, **attributes)  # Set directly: a DataLoader refuses to change them.
+    return made
 
 
 class _Rest:
@@ -42,18 +50,5 @@ def skipping(loader: Any, skip: int, then: Callable[[], None], keep: int = 0) ->
         then: Called once their indices are drawn, before the next sample is loaded.
         keep: How many of them, at the beginning, are loaded after all.
     """
-    more: dict[str, Any] = {}
-    if loader.num_workers:
-        more = {"prefetch_factor": loader.prefetch_factor, "persistent_workers": False}
-    return DataLoader(
-        loader.dataset,
-        batch_sampler=_Rest(loader.batch_sampler, skip, then, keep),
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        generator=loader.generator,
-        **more,
-    )
+    rest = _Rest(loader.batch_sampler, skip, then, keep)
+    return changed_loader(loader, batch_sampler=rest, persistent_workers=False)

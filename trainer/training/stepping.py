@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
-from trainer.bucket.hashing import fingerprint
+from trainer.bucket.hashing import MASK, fingerprint
 from trainer.checkpoint import extras
 from trainer.errors import RunError
+from trainer.ranks.agreement import MESSAGE_INTS
 from trainer.ranks.exchange import Exchange
 from trainer.training import accelerated, prepared, unsaved
 from trainer.training.closing import Closing
@@ -31,6 +33,9 @@ class Stepping:
         self._accumulate = 1
         self._number = 0
         """Batches that this attempt has made."""
+        self._begun = 0
+        """Those of them that belong to steps which are done."""
+        self._feed: Feed | None = None
         self._until = 0
         self._logged: dict[str, Any] = {}
         self._lr: float | None = None
@@ -51,32 +56,35 @@ class Stepping:
         """Keep metrics of the step that the loop is in; later values of a name replace earlier ones."""
         self._logged |= values
 
-    def steps(self, loader: Iterable[Any], until: int, accumulate: int) -> Iterator[Any]:
+    def steps(self, loader: Iterable[Any], until: int, accumulate: int | None) -> Iterator[Any]:
         """Yield batches, until so many steps are done in the whole run; a boundary lies between two steps.
 
         Args:
             loader: Makes the batches of an epoch each time it is iterated over.
             until: Where training ends.
-            accumulate: The number of batches of a step.
+            accumulate: The number of batches of a step; None: as the loader's sampler says, or 1.
 
         Raises:
+            RunError: the loader does not fit.
             Leaving: it is time to stop, and the last boundary is saved.
         """
         contents, run = self._contents, self._run
         if contents.done >= until:
             return
+        feed = self._feed = Feed(loader, contents, run.world_size, run.print_line)
+        accumulate = _accumulate(feed, accumulate)
         self._refuse_unlike_accelerate(loader, accumulate)
-        self._until, self._accumulate = until, accumulate
+        self._until, self._accumulate, self._begun = until, accumulate, 0
         self._tally = Tally(run, until, contents.done)
-        self._before = unsaved.attributes(contents.models, contents.others)
+        self._before = self._attributes()
         self._started = time.monotonic()
-        for self._number, batch in enumerate(Feed(loader, contents, run.print_line).epochs(), start=1):
+        for self._number, batch in enumerate(feed.epochs(), start=1):
             self._trace.batch(batch)
             try:
                 yield batch
             except GeneratorExit:  # The loop was left by `break`, perhaps after a step.
                 if self._has_stepped:
-                    self._count()
+                    self._count([feed.order] if run.world_size == 1 else [], time.monotonic())
                 raise
             if self.ends_step:
                 self._boundary()
@@ -87,6 +95,11 @@ class Stepping:
     def ends_step(self) -> bool:
         """The batch that the loop has now is the last one of its step; with accelerate, inside of `accumulate()`."""
         return self._number > 0 and self._number % self._accumulate == 0 and accelerated.ends_step()
+
+    @property
+    def index(self) -> int:
+        """The number in its step, from 0, of the batch that the loop has now."""
+        return self._number - self._begun - 1
 
     def _refuse_unlike_accelerate(self, loader: Iterable[Any], accumulate: int) -> None:
         """Refuse what accelerate and this loop understand differently.
@@ -113,27 +126,28 @@ class Stepping:
         if self._tally:
             self._tally.close()
 
-    def _count(self) -> float:
-        """Count a step, and publish it; returns its seconds."""
+    def _count(self, orders: list[int], now: float) -> float:
+        """Count a step, and publish it with the fingerprint of its samples; returns its seconds."""
         contents, run = self._contents, self._run
-        now = time.monotonic()
         seconds, self._started = now - self._started, now
         contents.done = run.steps_done = contents.done + 1
-        self._has_stepped = False
+        self._has_stepped, self._begun = False, self._number
         run.committed_step = self._session.saver.committed_step
+        order = {"order": f"{sum(orders) & MASK:016x}"} if any(orders) else {}
         if self._tally:
             traced = self._trace.step(contents.optimizers)
-            self._tally.step(contents.done, seconds, self._lr, self._logged, traced)
+            self._tally.step(contents.done, seconds, self._lr, {**order, **self._logged}, traced)
         self._logged = {}
         return seconds
 
     def _boundary(self) -> None:
         """End a step: agree with the other ranks, save if it is time, leave at a stop."""
         contents, session, busy = self._contents, self._session, not self._session.saver.idle
-        begun = self._started
-        seconds = self._count()
-        exchange, self._exchange = self._exchange or self._run.group.exchange(session.message()), None
-        session.take_in(exchange.wait(), begun)
+        begun, ended = self._started, time.monotonic()
+        exchange, self._exchange = self._exchange or self._run.group.exchange(self._message()), None
+        rows = exchange.wait()
+        seconds = self._count([row[MESSAGE_INTS] for row in rows], ended)
+        session.take_in(rows, begun)
         if self._run.journal:
             session.take_in_costs(seconds, busy)
         if not self._is_prepared:
@@ -152,7 +166,7 @@ class Stepping:
         """Name what steps change and no checkpoint holds, and get memory for copies."""
         contents, run = self._contents, self._run
         record_first_step(run, self._restored_at)
-        lost = unsaved.changed(self._before, unsaved.attributes(contents.models, contents.others))
+        lost = unsaved.changed(self._before, self._attributes())
         unscheduled_ones = unscheduled(contents.optimizers, contents.others)
         if run.journal:
             run.journal.event(
@@ -171,6 +185,11 @@ class Stepping:
         self._before = {}
         self._refuse_unlike_ranks()
         self._session.prepare()
+
+    def _attributes(self) -> unsaved.Attributes:
+        """Of all that is registered but loaders, whose attributes are the affair of their libraries."""
+        others = {name: thing for name, thing in self._contents.others.items() if not isinstance(thing, DataLoader)}
+        return unsaved.attributes(self._contents.models, others)
 
     def _refuse_unlike_ranks(self) -> None:
         """Refuse parameters that the ranks train apart: a checkpoint holds one copy of what is not cut over them.
@@ -192,6 +211,10 @@ class Stepping:
                     "DistributedDataParallel, as the others would be lost at a resume"
                 )
 
+    def _message(self) -> list[int]:
+        """This rank's row: its message on stopping, and the fingerprint of its samples in the step."""
+        return [*self._session.message(), self._feed.order if self._feed else 0]
+
     # -- hooks of the optimizers ---------------------------------------------------------------------------------------
 
     def _await_copied(self, *_: Any) -> None:
@@ -200,9 +223,24 @@ class Stepping:
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         self._session.await_copied()
         if self.ends_step and self._exchange is None:  # The ranks agree while the optimizer works.
-            self._exchange = self._run.group.exchange(self._session.message())
+            self._exchange = self._run.group.exchange(self._message())
         lr = optimizer.param_groups[0].get("lr")
         self._lr = None if lr is None else float(lr)
 
     def _after_step(self, *_: Any) -> None:
         self._has_stepped = True
+
+
+def _accumulate(feed: Feed, given: int | None) -> int:
+    """The batches of a step.
+
+    Raises:
+        RunError: it is no number, or not the sampler's.
+    """
+    if feed.sampler and given not in (None, feed.sampler.accumulate):
+        raise RunError(
+            f"steps(accumulate={given!r:.60}): the sampler makes {feed.sampler.accumulate} batches a step. Leave it out"
+        )
+    if given is not None and not (type(given) is int and given > 0):
+        raise RunError(f"steps(accumulate={given!r:.60}): give the number of batches of a step")
+    return feed.sampler.accumulate if feed.sampler else given or 1
