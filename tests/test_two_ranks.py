@@ -12,7 +12,7 @@ import one_rank
 import pytest
 import torch
 import torch.distributed as dist
-from programs import odd
+from programs import branches, odd
 from support import PROGRAMS, column, event, launch, weights
 
 from trainer.checkpoint import extras
@@ -24,7 +24,7 @@ from trainer.ranks.exchange import Exchange
 from trainer.ranks.group import RankGroup
 from trainer.ranks.peers import PeerGoneError, is_peer_trouble, may_be_peer_trouble
 
-ODD = PROGRAMS / "odd.py"
+ODD, BRANCHES = PROGRAMS / "odd.py", PROGRAMS / "branches.py"
 
 
 @pytest.mark.slow
@@ -222,3 +222,28 @@ def test_tensors_of_extras_that_differ_in_a_few_of_many_elements_are_seen_to_dif
     assert one[-1] != other[-1]
     assert one == same
     assert one[:-1] == other[:-1]
+
+
+@pytest.mark.parametrize("find", [None, "no"])
+def test_a_model_with_branches_and_methods_of_its_own_trains_on_two_ranks_as_on_one(
+    tmp_path: Path, find: str | None
+) -> None:
+    ended = launch(BRANCHES, "--dir", tmp_path / "run", *(["--find", find] if find else []), processes=2)
+    if find:
+        assert ended.code == 1
+        assert "Error: a parameter got no gradient in the step before" in ended.output
+        assert "find_unused_parameters=True" in ended.output
+        assert "Traceback" not in ended.output
+        return
+    assert ended.code == 0, ended.output
+    assert ended.output.count("right.weight, right.bias, nowhere.weight and others got no gradient") == 1
+    torch.manual_seed(0)
+    left = one_rank.train(
+        tmp_path / "alone", model=branches.Branches, samples=branches.Rows(), loss=branches.loss,
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=0.05),
+        **{key: value for key, value in branches.OPTIONS.items() if key != "cpu"},
+    )  # fmt: skip
+    assert left.code == 0, left.error
+    ours, alone = column(tmp_path / "run", "loss"), column(tmp_path / "alone", "loss")
+    assert torch.tensor(ours).allclose(torch.tensor(alone), rtol=1e-5), (ours, alone)
+    assert weights(tmp_path / "run")["nowhere.weight"] == weights(tmp_path / "alone")["nowhere.weight"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,9 @@ from trainer.ranks.group import RankGroup
 from trainer.training import gradients, rng
 from trainer.training.order import micro_steps, step_ids
 from trainer.training.participant import Participant
+from trainer.training.passes import Loss, Passes
 from trainer.training.samples import MicroStep, Samples, to_device, weigh
 from trainer.training.training_state import TrainingState
-
-Loss = Callable[[nn.Module, Any], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -79,10 +78,20 @@ class Computation:
         group: RankGroup,
         loss: Loss,
         lr_factor: Callable[[int], float],
+        find_unused: bool | None,
     ) -> None:
         self._state, self._config = state, state.config
-        self._accelerator, self._group, self._loss, self._lr_factor = accelerator, group, loss, lr_factor
+        self._group, self._loss, self._lr_factor = group, loss, lr_factor
         self.device = accelerator.device
+        self._passes = Passes(state.model, loss, self.device, find_unused)
+
+    def join(self, samples: Samples, print_line: Callable[[str], None]) -> None:
+        """Average gradients over the ranks from now on."""
+        if self._group.world_size > 1:
+            with self._first_batch(samples) as batch, self._half():
+                unused = self._passes.join(to_device(batch, self.device))
+            if unused:
+                print_line(_about_unused(unused))
 
     def throw_away_pass(self, samples: Samples) -> None:
         """Run one forward and backward pass before the restore, and drop the results.
@@ -90,14 +99,20 @@ class Computation:
         DistributedDataParallel regroups its buckets after the first backward pass. Without this pass that
         would be the first step after a resume, and its sums would run in another order than the undisturbed run's.
         """
-        config, state = self._config, self._state
-        ids = step_ids(config.seed, len(samples), state.config.global_batch_size, 0)
-        kept = forward_state.keep(state.model)
-        with rng.seeded(rng.micro_step_seed(config.seed, 0, 0)):
-            batch = samples.batch(micro_steps(ids, state.config.micro_batch_size)[0])
+        state = self._state
+        with self._first_batch(samples) as batch:
             loss = self.forward(batch) / (weigh(samples, batch) or 1)
             _backward(state.scaler.scale(loss) if state.scaler else loss)
-        state.optimizer.zero_grad(set_to_none=True)
+            state.optimizer.zero_grad(set_to_none=True)
+
+    @contextmanager
+    def _first_batch(self, samples: Samples) -> Iterator[Any]:
+        """The run's first micro-step, for passes that leave no trace in random streams, buffers and extra states."""
+        config, state = self._config, self._state
+        ids = step_ids(config.seed, len(samples), config.global_batch_size, 0)
+        kept = forward_state.keep(state.model)
+        with rng.seeded(rng.micro_step_seed(config.seed, 0, 0)):
+            yield samples.batch(micro_steps(ids, config.micro_batch_size)[0])
         forward_state.put_back(state.model, kept)
 
     def forward_and_backward(self, micro: MicroStep, total: float, last: bool) -> torch.Tensor:
@@ -110,7 +125,7 @@ class Computation:
         """
         model, scaler = self._state.model, self._state.scaler
         kept = None if micro.weight else forward_state.keep(model)
-        wait = nullcontext() if last else self._accelerator.no_sync(model)
+        wait = nullcontext() if last else self._passes.without_averaging()
         with wait:
             loss = self.forward(micro.batch)
             scaled = loss * (float(bool(micro.weight)) * self._group.world_size / (total or 1))
@@ -120,12 +135,15 @@ class Computation:
         return loss.detach()
 
     def forward(self, batch: Any, model: nn.Module | None = None) -> torch.Tensor:
-        """The loss sum of a batch; `model` replaces the model that is trained."""
-        half: AbstractContextManager[Any] = nullcontext()
+        """The loss sum of a batch; on `model` alone if it is given."""
+        batch = to_device(batch, self.device)
+        with self._half():
+            return self._passes(batch) if model is None else self._loss(model, batch)
+
+    def _half(self) -> AbstractContextManager[Any]:
         if self._config.precision == "fp16":
-            half = torch.autocast(self.device.type, torch.float16)
-        with half:
-            return self._loss(model or self._state.model, to_device(batch, self.device))
+            return torch.autocast(self.device.type, torch.float16)
+        return nullcontext()
 
     def clip(self) -> tuple[float, bool]:
         """Clip the gradients; returns their norm before, and whether they overflowed because of fp16's loss scale."""
@@ -172,6 +190,14 @@ class Computation:
             state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
         return float(state.optimizer.param_groups[0]["lr"])
+
+
+def _about_unused(names: list[str]) -> str:
+    several = f"{', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"
+    return (
+        f"{several} got no gradient from the first batch. So the processes look for such parameters in every step, as "
+        "with train(..., find_unused_parameters=True)"
+    )
 
 
 def _backward(loss: torch.Tensor) -> None:

@@ -177,6 +177,7 @@ class Life(Participant):
 
     def _end_with(self, error: BaseException) -> NoReturn:
         """End the attempt because of an error: print it once, and leave with its exit code."""
+        error = explained(error)
         # A rank that left because of the same error is no lost peer: a mistake hits all ranks, one a little later.
         lost = self._may_be_peer_trouble(error) and self.group.lost_a_peer(self.peer_gone)
         if lost and not self.link.was_printed(one_line(error)):
@@ -283,6 +284,17 @@ class Life(Participant):
         with suppress(Exception):  # The error may come from the bucket.
             newest = newest_committed(self.paths)
         return f"The last committed checkpoint is {newest[0]}." if newest else "No checkpoint has been committed."
+
+
+def explained(error: BaseException) -> BaseException:
+    """An error of torch's that a mistake in the program causes, in a line with the remedy; any other error as it is."""
+    if type(error) is RuntimeError and str(error).startswith("Expected to have finished reduction"):
+        return RunError(
+            "a parameter got no gradient in the step before, and the processes waited for one. Give "
+            "find_unused_parameters=True to DistributedDataParallel or to train(). With accelerate: "
+            "Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])"
+        )
+    return error
 
 
 def exit_status(error: SystemExit) -> int:

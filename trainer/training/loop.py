@@ -52,6 +52,7 @@ class Loop:
         save_model: Callable[..., None] = export.save_tensors,
         extra: Mapping[str, Any] | None = None,
         tokens: str | None = None,
+        find_unused_parameters: bool | None = None,
     ) -> None:
         """Describe the training.
 
@@ -69,6 +70,8 @@ class Loop:
                 (`export.Write`), it can stream large tensors through that, without a copy on local disk.
             extra: Objects with `state_dict` and `load_state_dict`, saved with the model (an EMA copy, say).
             tokens: The folder of prepared data, for the checkpoints' manifests.
+            find_unused_parameters: With several processes, whether they look in each step for parameters that got no
+                gradient; a model with branches needs it. None: if the first batch leaves one without.
         """
         self.run, self.config, self.group = run, run.config, run.group
         self.samples, self.held_out, self.save_model = samples, held_out, save_model
@@ -85,7 +88,8 @@ class Loop:
                 f"Not saved: {', '.join(unseen[:5])}. They are in the model's state_dict(), but are neither parameters "
                 "nor buffers; implement get_extra_state and set_extra_state to save them."
             )
-        prepared: nn.Module = accelerator.prepare(model)
+        # For its device and its precision. Passes wraps it for several ranks.
+        prepared: nn.Module = accelerator.prepare_model(model, evaluation_mode=True)
         scaler = torch.amp.GradScaler(accelerator.device.type) if self.config.precision == "fp16" else None
         self.state = TrainingState(
             self.config, prepared, optimizer, scaler, extra or {}, made, steps, accelerator.device, tokens
@@ -93,7 +97,7 @@ class Loop:
         self.weights: list[float] = []
         """The weights of the next step's micro-steps, of all ranks."""
         self.loader = Loader(samples, self.state, self.group.rank, self.group.world_size)
-        self.computation = Computation(self.state, accelerator, self.group, loss, lr_factor)
+        self.computation = Computation(self.state, accelerator, self.group, loss, lr_factor, find_unused_parameters)
 
     def train(self) -> None:
         """Train to the end, or leave at a stop."""
@@ -131,6 +135,7 @@ class Loop:
         extras.refuse_other_names(self.group, state.extra, run.check_stop)
         policy = SavePolicy(config.keep_latest, config.keep_every, config.save_failures)
         self.session = Session(run, state, policy, config.save_interval_steps, run.grace_s)
+        self.computation.join(self.samples, run.print_line)
         self.computation.throw_away_pass(self.samples)
         run.check_stop()
         self.session.restore()
