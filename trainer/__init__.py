@@ -4,13 +4,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from trainer.training.config import RunConfig
+    from trainer.training.manager import CheckpointManager
     from trainer.training.run import SpotRun
 
-__all__ = ["RunConfig", "SpotRun"]
+__all__ = ["CheckpointManager", "RunConfig", "SpotRun"]
 
 
 def __getattr__(name: str) -> object:
     """Load a public name at its first use, so that `import trainer.layout` loads no torch."""
+    if name == "CheckpointManager":
+        from trainer.training.manager import CheckpointManager
+
+        return CheckpointManager
     if name == "RunConfig":
         from trainer.training.config import RunConfig
 

@@ -47,6 +47,11 @@ class Link:
             return cls()
         return cls(read, write, printed)
 
+    @property
+    def is_connected(self) -> bool:
+        """True if there is a launcher, which records the end of an attempt if this process does not."""
+        return self._write is not None
+
     def is_first_to_print(self, message: str) -> bool:
         """Note that this rank prints a message; False if another rank of this node has, even if it is gone by now."""
         if self._printed is None:

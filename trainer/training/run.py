@@ -82,7 +82,7 @@ class SpotRun(Life):
         home.stand_in()
         of_own = not isinstance(config, RunConfig)
         if not isinstance(config, RunConfig):
-            config = _own_config(config, save_every, keep, keep_every, allow_config_change)
+            config = own_config(config, save_every, keep, keep_every, allow_config_change)
         if binding is None:
             binding = {} if of_own else default_binding(config)
         super().__init__(config, dict(binding))
@@ -278,25 +278,31 @@ class SpotRun(Life):
         return self._own
 
 
-def _own_config(
-    folder: object, save_every: object, keep: object, keep_every: object, allowed: Sequence[str]
+def own_config(
+    folder: object,
+    save_every: object,
+    keep: object,
+    keep_every: object = 0,
+    allowed: Sequence[str] = (),
+    who: str = "SpotRun",
 ) -> RunConfig:
-    """The settings of a run with a loop of its own.
+    """The settings of a run with a loop of its own, which `who` was given.
 
     Raises:
         SystemExit: a value makes no sense; a line says which.
     """
     trouble = None
     if not isinstance(folder, (str, os.PathLike)):
-        trouble = f"SpotRun({folder!r:.60}): give the run's folder, or a RunConfig"
-    elif save_every != "auto" and not (type(save_every) is int and save_every > 0):
-        trouble = f'SpotRun(save_every={save_every!r:.60}): give a number of steps, or "auto"'
+        trouble = f"{who}({folder!r:.60}): give the run's folder, or a RunConfig"
+    elif not (type(save_every) is int and save_every > 0) and (save_every != "auto" or who != "SpotRun"):
+        auto = ', or "auto"' if who == "SpotRun" else ""
+        trouble = f"{who}(save_every={save_every!r:.60}): give a number of steps{auto}"
     elif not (type(keep) is int and keep > 1):
-        trouble = f"SpotRun(keep={keep!r:.60}): keep at least 2 checkpoints, because a preemption may tear the newest"
+        trouble = f"{who}(keep={keep!r:.60}): keep at least 2 checkpoints, because a preemption may tear the newest"
     elif not (type(keep_every) is int and keep_every >= 0):
-        trouble = f"SpotRun(keep_every={keep_every!r:.60}): give a number of steps; 0 keeps none for good"
+        trouble = f"{who}(keep_every={keep_every!r:.60}): give a number of steps; 0 keeps none for good"
     elif isinstance(allowed, str):
-        trouble = f"SpotRun(allow_config_change={allowed!r:.60}): give a list of names"
+        trouble = f"{who}(allow_config_change={allowed!r:.60}): give a list of names"
     if trouble:
         _refuse(trouble)
     return RunConfig(
