@@ -144,15 +144,16 @@ class Managed:
                 self.leave()
             except BaseException as leaving:
                 run.__exit__(type(leaving), leaving, leaving.__traceback__)
-        failed = isinstance(error := getattr(sys, "last_value", None), Exception)
-        if failed:
+        error = getattr(sys, "last_value", None)  # Of the exception that ended the script.
+        if isinstance(error, BaseException):
             run._report_crash(one_line(error))
         with suppress(Exception):
             if run.journal:
                 run.journal.flush(FLUSH_S)
         if Link.from_env().is_connected:
             run.attempt = None  # The launcher records the end: it learns the exit code.
-        run.part(ERROR if failed else FINISHED, ERROR.code if failed else FINISHED.code)
+        ending = FINISHED if error is None else ERROR
+        run.part(ending, ending.code)
 
 
 def _identity(thing: Any) -> object:
