@@ -38,6 +38,7 @@ lint: $(READY)
 bench: $(READY)  ## Time the command line, checkpoints beside other tools, and rehearsals (writes docs/performance.md).
 	$(BIN)/python bench/startup.py
 	$(BIN)/python -m bench.checkpoint --size $(SIZE) --rounds $(ROUNDS)
+	$(BIN)/python -m bench.loop
 	$(BIN)/python -m bench.rehearsal
 	$(BIN)/python bench/bucketfs.py
 

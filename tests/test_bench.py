@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import REPO, clean_env
 
-from bench import ckpt_chaos, report, sections
+from bench import ckpt_chaos, loop, report, sections
 
 WAYS = ["skyspot", "torch.save + fsync", "accelerate.save_state", "DCP save", "DCP async_save"]
 BOUNDS = [
@@ -119,3 +119,17 @@ def test_a_place_is_the_same_for_both_tools(event: str, name: str, mode: str, de
 def test_a_place_that_only_the_other_tool_finds_is_missed() -> None:
     same, other = ckpt_chaos.their_place("open", "a", "torn"), ckpt_chaos.their_place("open", "a", "before")
     assert ckpt_chaos.missed([same, other], [ckpt_chaos.our_place("before the write to own/a at 0")]) == [other]
+
+
+@pytest.mark.parametrize(
+    ("ours_s", "ours_bytes", "lines"), [(1.0, 2010, 0), (1.03, 2010, 1), (1.0, 2100, 1), (1.5, 9000, 2)]
+)
+def test_a_loop_that_loses_throughput_or_takes_memory_breaks_its_bounds(
+    ours_s: float, ours_bytes: int, lines: int
+) -> None:
+    slow = loop.Figures(1000, 10, {loop.BARE: [1.0], loop.STEPS: [9.0]}, {loop.BARE: 1000, loop.STEPS: 9000})
+    found = loop.Figures(
+        1000, 10, {loop.BARE: [1.0, 1.0, 9.0], loop.STEPS: [ours_s] * 3}, {loop.BARE: 1000, loop.STEPS: ours_bytes}
+    )
+    assert len(loop.broken({"short steps": slow, "plain loop": found})) == lines, "the last row counts"
+    assert "| short steps" in loop.described({"short steps": slow})

@@ -59,6 +59,9 @@ def _at(runs: Runs, step: int, place: str, logged: Sequence[str]) -> Cause:
         return Cause(f"{what}: is the scheduler registered? {_registered(record)}", remedies.UNSCHEDULED)
     if record.unsaved:
         return _unsaved(record, f"the loss differs {place}")
+    if "streams" in left and "batch" not in left:
+        what = f"the loss differs {place}. No tensor came from run.steps(...): does the loop read its data elsewhere?"
+        return Cause(what, remedies.ELSEWHERE)
     if left.get("batch") != right.get("batch"):
         what = f"the batches differ {place}: other samples, or other random numbers in them. Is what draws them (a "
         return Cause(f"{what}generator, a stateful loader) registered? {_registered(record)}", remedies.BATCHES)
@@ -70,9 +73,6 @@ def _at(runs: Runs, step: int, place: str, logged: Sequence[str]) -> Cause:
         what = f"the logged {name} differs {place} ({values}), and the loss does not"
         return Cause(f"{what}: is what it is computed from in run.state?", remedies.UNSTATED)
     what = f"the loss differs {place}, with the same learning rate and random numbers"
-    if "batch" not in left:
-        what += ". No tensor came from run.steps(...): does the loop read its data elsewhere?"
-        return Cause(f"{what} {_registered(record)}", remedies.ELSEWHERE)
     what += ", and the same batches: something that steps change is not registered"
     return Cause(f"{what}. {_registered(record)}", remedies.UNREGISTERED)
 
