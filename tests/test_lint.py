@@ -352,6 +352,13 @@ def test_a_rendered_template_has_no_finding(template: str, more: dict) -> None:
     assert brief(rendered(template, **more)) == []
 
 
+@pytest.mark.parametrize("processes", ["8", "auto"])
+def test_a_script_under_the_launcher_has_no_finding(processes: str) -> None:
+    parameters = {"command": "train.py", "workdir": ".", "processes": processes}
+    options = Options(task="command", name="run-001", gpus="A100:8", bucket="s3://my-bucket", parameters=parameters)
+    assert brief(task_yaml(options).text) == []
+
+
 def rendered(template: str, **more: object) -> str:
     parameters = {"command": 'python train.py --out "$SKYSPOT_CHECKPOINT_DIR"', "workdir": "."}
     parameters = parameters if template == "command" else {}

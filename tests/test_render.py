@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner, Result
-from support import REPO
+from support import REPO, clean_env
 from support_sky import CATALOGS, run_sky
 
 from skyspot.cli import main
 from skyspot.errors import UsageError
 from skyspot.lint import linter
-from skyspot.task import buckets, gpus, ladder, render
+from skyspot.task import buckets, gpus, ladder, render, started
 from skyspot.task.options import Options
 from trainer.layout.exit_codes import EXIT_PREEMPTED
 
@@ -166,7 +166,7 @@ def test_flags_beat_skyspot_yaml_which_beats_the_template(tmp_path: Path) -> Non
     assert task["resources"]["ordered"][0] == {"accelerators": "A10G:2", "use_spot": True, "infra": "aws"}
     assert (task["envs"]["SKYSPOT_MAX_STEPS"], task["envs"]["SKYSPOT_LR"]) == ("9", "0.0001")
     assert (task["envs"]["A"], task["envs"]["B"]) == ("1", "three")
-    assert task["envs"]["SKYSPOT_SEQ_LEN"] == "128"
+    assert task["envs"]["SKYSPOT_GLOBAL_BATCH_SIZE"] == "8"
 
 
 def test_env_files_and_the_environment_give_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,6 +192,71 @@ def test_the_command_template_runs_any_command_and_does_not_recover_on_75(tmp_pa
     missing = skyspot("render", "command", cwd=tmp_path)
     assert missing.returncode == 2
     assert "--set command=" in missing.stderr
+
+
+def test_a_script_is_started_by_skyspots_launcher_in_so_many_processes(tmp_path: Path) -> None:
+    for command in ("train.py --lr '1 2'", "python train.py --lr '1 2'"):
+        given = ("command", "--set", f"command={command}", "--set", "processes=8")
+        task = rendered(tmp_path, *given)
+        assert task["envs"]["SKYSPOT_COMMAND"] == "python -m trainer.launch --processes 8 train.py --lr '1 2'"
+        assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
+        assert task["file_mounts"]["~/skyspot/trainer"] == ".skyspot/run-001/trainer"
+        assert "SKYSPOT_PROCESSES" not in task["envs"], "a rehearsal sets it"
+    assert skyspot("render", *given, "-n", "run-001", "-o", ".", cwd=tmp_path).returncode == 0
+    assert (tmp_path / ".skyspot" / "run-001" / "trainer" / "launch" / "__main__.py").exists()
+    everywhere = rendered(tmp_path, *given[:3], "--set", "processes=auto")
+    assert everywhere["envs"]["SKYSPOT_COMMAND"] == "python -m trainer.launch train.py --lr '1 2'"
+    own = rendered(tmp_path, "command", "--set", "command=python -m trainer.launch train.py")
+    assert own["file_mounts"].keys() == task["file_mounts"].keys(), "the command itself asks for the launcher"
+
+
+def test_the_command_imports_the_trainer_that_was_shipped(tmp_path: Path) -> None:
+    given = ("render", "command", "--set", "command=train.py", "--set", "processes=2", "-n", "run-001", "-o", ".")
+    assert skyspot(*given, cwd=tmp_path).returncode == 0
+    task = yaml.safe_load((tmp_path / ".skyspot" / "run-001.yaml").read_text())
+    (tmp_path / "skyspot").mkdir()
+    (tmp_path / task["file_mounts"]["~/skyspot/trainer"]).rename(tmp_path / "skyspot" / "trainer")
+    (tmp_path / "train.py").write_text("import os, trainer\nprint(os.environ['RANK'], trainer.__file__)\n")
+    env = {name: text for name, text in clean_env().items() if name != "PYTHONPATH"}
+    env |= {"HOME": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
+    env |= {"SKYSPOT_COMMAND": task["envs"]["SKYSPOT_COMMAND"], "SKYSPOT_CHECKPOINT_DIR": str(tmp_path / "run")}
+    done = subprocess.run(["bash", "-c", task["run"]], cwd=tmp_path, env=env, capture_output=True, text=True)
+    shipped = tmp_path / "skyspot" / "trainer" / "__init__.py"
+    assert sorted(done.stdout.splitlines()) == [f"0 {shipped}", f"1 {shipped}"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "processes", "message"),
+    [
+        ("train.py", "0", "'0' is neither a number of processes nor `auto`"),
+        ("train.py", "many", "'many' is neither a number of processes nor `auto`"),
+        (
+            "torchrun train.py",
+            "2",
+            "must be that script and its arguments (train.py --lr 0.1), not 'torchrun train.py'",
+        ),
+        ("python -m train", "2", "must be that script and its arguments"),
+    ],
+)
+def test_only_a_script_is_started_in_several_processes(command: str, processes: str, message: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        started.launched(command, processes)
+    assert message in str(refused.value)
+
+
+def test_the_length_of_samples_is_passed_on_only_if_it_is_given(tmp_path: Path) -> None:
+    assert rendered(tmp_path)["envs"]["SKYSPOT_SEQ_LEN"] == ""
+    run = rendered(tmp_path, "--set", "seq_len=64")["run"].replace("~/skyspot/python -m trainer", "printf '%s '")
+    script = run.replace("cd ~/skyspot", "true").replace("exec ", "")
+    for value, passed in (("64", True), ("", False)):
+        env = {**os.environ, "SKYSPOT_SEQ_LEN": value}
+        printed = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=env).stdout
+        assert ("--seq-len 64 --lr" in printed) == passed, printed
+        assert ("--seq-len" in printed) == passed
+    for wrong in ("0", "-1", "many", "1.5"):
+        refused = skyspot("render", "--set", f"seq_len={wrong}", cwd=tmp_path)
+        assert refused.returncode == 2
+        assert "--set seq_len" in refused.stderr
 
 
 def test_setup_and_run_are_the_same_whatever_is_asked_for(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from skyspot import __version__
 from skyspot.errors import UsageError, shown
-from skyspot.task import buckets, gpus, ladder, template
+from skyspot.task import buckets, gpus, ladder, started, template
 from skyspot.task.mounts import CHECKPOINT_DIR, TRAINER
 from skyspot.task.options import WRITTEN, Options
 
@@ -73,9 +73,13 @@ def from_template(options: Options) -> Rendered:
     if data is not None and "data" in declared:
         given["data"] = data
     parameters = template.values(chosen, given)
+    needs_trainer = chosen.trainer
+    if "command" in declared:
+        command = started.launched(parameters["command"], parameters.pop("processes", ""))
+        parameters["command"], needs_trainer = command, needs_trainer or started.needs_trainer(command)
     _bend_defaults(parameters, given)
     _check_sizes(parameters)
-    if chosen.trainer:
+    if needs_trainer:
         mounts[TRAINER] = f"{WRITTEN}/{name}/trainer"
     if chosen.trainer and options.data is None and parameters.get("data") == "stdlib":
         model = "training the tiny demo model" if parameters.get("model") == "tiny" else "training"
@@ -91,7 +95,7 @@ def from_template(options: Options) -> Rendered:
         "resources": ladder.resources(
             rungs,
             strategy=options.strategy or "failover",
-            recover_on_exit_codes=[ladder.RECOVER] if chosen.trainer else [],
+            recover_on_exit_codes=[ladder.RECOVER] if needs_trainer else [],
             max_hourly_cost=options.max_hourly_cost,
         ),
         "envs": {**_envs(store, name, data, parameters), **options.env},
@@ -99,7 +103,7 @@ def from_template(options: Options) -> Rendered:
         "file_mounts": mounts,
     }
     text = with_header(template.render(chosen, context), name, _source(chosen.path))
-    return Rendered(name, text, tuple(notes), chosen.trainer)
+    return Rendered(name, text, tuple(notes), needs_trainer)
 
 
 def _rungs(options: Options) -> tuple[list[ladder.Rung], list[str]]:
@@ -138,6 +142,9 @@ def _check_sizes(parameters: dict[str, Any]) -> None:
     every = parameters.get("save_every")
     if isinstance(every, str) and not re.fullmatch(r"0*[1-9]\d{0,8}|auto", every):
         raise UsageError(f"--save-every: {shown(every)} is neither a positive number of steps nor `auto`")
+    length = parameters.get("seq_len")
+    if isinstance(length, str) and not re.fullmatch(r"(?:0*[1-9]\d{0,8})?", length):
+        raise UsageError(f"--set seq_len: {shown(length)} is not a positive number of tokens")
     for name in ("max_steps", "global_batch_size", "micro_batch_size", "seq_len", "save_every"):
         value = parameters.get(name)
         if isinstance(value, int) and value < 1:
