@@ -38,11 +38,17 @@ def shown(text: str, *tests: str) -> Cell:
 _LATER, _REHEARSED = Cell(LATER), "test_examples::test_an_example_is_rehearsed"
 _TRUTH = "test_rehearse_scripts::test_a_rehearsal_tells_the_truth_of_a_script"
 _OWN_BITS = "test_own_loop::test_a_loop_of_ones_own_ends_with_the_same_bits_however_often_it_is_struck"
+_SAMPLED = (
+    "test_sampler::test_a_run_with_workers_stopped_by_a_signal_to_all_continues_on_two_processes_with_the_same_samples"
+)
+_SEEDED = (
+    "test_sampler::test_items_that_draw_random_numbers_are_the_same_with_any_number_of_workers_and_after_any_resume"
+)
 GUARANTEES: dict[str, tuple[Cell, ...]] = {
     "a torn checkpoint is never resumed": (
         shown(OWN, _TRUTH),
         shown("yes", _REHEARSED),
-        _LATER,
+        shown("yes", _REHEARSED),
         _LATER,
         _LATER,
         shown("yes", "test_faults::test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before"),
@@ -50,7 +56,7 @@ GUARANTEES: dict[str, tuple[Cell, ...]] = {
     "a notice or SIGTERM loses no step": (
         shown(OWN, "test_launch::test_a_signal_reaches_every_rank_once"),
         shown("yes", "test_own_loop::test_a_notice_loses_no_step", _REHEARSED),
-        _LATER,
+        shown("yes", _SAMPLED, _REHEARSED),
         _LATER,
         _LATER,
         shown("yes", "test_exact::test_sigterm_loses_no_step"),
@@ -58,7 +64,7 @@ GUARANTEES: dict[str, tuple[Cell, ...]] = {
     "same state": (
         shown(OWN, _TRUTH),
         shown("all that is registered", _OWN_BITS, "test_own_loop::test_what_no_state_dict_holds_is_named"),
-        _LATER,
+        shown("all that is registered", _REHEARSED),
         _LATER,
         _LATER,
         shown("yes", "test_exact::test_a_preempted_run_is_bit_identical_to_an_undisturbed_one"),
@@ -66,7 +72,7 @@ GUARANTEES: dict[str, tuple[Cell, ...]] = {
     "same samples, same number of processes": (
         shown(OWN, _TRUTH),
         shown("yes", _OWN_BITS, "test_own_loop::test_two_ranks_end_with_the_same_bits"),
-        _LATER,
+        shown("yes", _SEEDED, _REHEARSED),
         _LATER,
         _LATER,
         shown("yes", "test_exact::test_a_preempted_run_is_bit_identical_to_an_undisturbed_one"),
@@ -74,7 +80,7 @@ GUARANTEES: dict[str, tuple[Cell, ...]] = {
     "same samples, another number of processes": (
         shown("no"),
         shown("no"),
-        _LATER,
+        shown("yes", _SAMPLED),
         _LATER,
         _LATER,
         shown("yes", "test_exact::test_another_world_size_trains_on_the_same_samples_at_the_same_rate"),
@@ -82,7 +88,7 @@ GUARANTEES: dict[str, tuple[Cell, ...]] = {
     "bit-identical, same number of processes": (
         shown(OWN, _TRUTH),
         shown("yes", _OWN_BITS, "test_own_loop::test_two_ranks_end_with_the_same_bits", _REHEARSED),
-        _LATER,
+        shown("yes", _REHEARSED),
         _LATER,
         _LATER,
         shown("yes", "test_exact::test_a_preempted_run_is_bit_identical_to_an_undisturbed_one"),

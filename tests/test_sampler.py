@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from trainer.training import rng
 from trainer.training.feed import Feed
 from trainer.training.registered import Registered
 from trainer.training.sampler import MicroBatch, Place, RunSampler
+from trainer.training.samples import Loader
 
 SCRIPT = PROGRAMS / "sampled_loop.py"
 
@@ -346,6 +348,35 @@ def test_a_stream_with_a_shuffle_buffer_that_is_not_registered_is_read_again() -
     assert same(fed_in_pieces(make, [2, 1, 5]), feed(make, 8).batches)
 
 
+def drawn(rank: int, ranks: int, asked: list[int]) -> dict[tuple[int, int], list[float]]:
+    """What the micro-steps of the trainer's own loop drew, by (step, micro-step)."""
+
+    class Drawing:
+        def __len__(self) -> int:
+            return 22
+
+        def batch(self, ids: Any) -> Any:
+            return [Noisy()[index][1] for index in ids]
+
+        def weight(self, batch: Any) -> float:
+            return len(batch)
+
+    config = SimpleNamespace(seed=3, global_batch_size=8, micro_batch_size=2)
+    loader = Loader(Drawing(), SimpleNamespace(config=config, offset=0), rank, ranks)  # type: ignore[arg-type]
+    return {(step, micro.index): micro.batch for step in asked for micro in loader.fetch(step)}
+
+
+def test_samples_of_the_trainers_own_loop_that_draw_random_numbers_are_the_same_on_any_rank_and_after_a_resume() -> (
+    None
+):
+    torch.manual_seed(1)
+    whole, before = drawn(0, 1, [0, 1, 2]), torch.get_rng_state()
+    torch.rand(3)
+    assert drawn(0, 2, [1, 2]) | drawn(1, 2, [1, 2]) == {key: value for key, value in whole.items() if key[0]}
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), before), "the program's own streams stay"
+
+
 # -- signals and workers -----------------------------------------------------------------------------------------------
 
 SIGNALLED = """
@@ -400,10 +431,6 @@ def test_a_run_with_workers_stopped_by_a_signal_to_all_continues_on_two_processe
         both = [column(tmp_path / name, key) for name in ("run", "whole")]
         assert (both[0] == both[1]) is (key != "world_size"), key
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
-
-
-def test_another_global_batch_size_is_refused(tmp_path: Path) -> None:
-    assert own(tmp_path / "run", "--until", 2).code == 0
-    ended = own(tmp_path / "run", "--until", 4, "--global-batch-size", 16)
-    assert ended.code == 1
-    assert "this run was started with global_batch_size=8, not global_batch_size=16" in ended.output
+    refused = own(tmp_path / "run", "--until", 10, "--global-batch-size", 16)
+    assert refused.code == 1
+    assert "this run was started with global_batch_size=8, not global_batch_size=16" in refused.output
