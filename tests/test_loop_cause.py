@@ -110,6 +110,7 @@ def test_the_records_of_a_loop_are_read(tmp_path: Path) -> None:
     for attempt, name, fields in (
         ("a0001-aaaaaa", "0001-registered", {"loop": "steps", "objects": OBJECTS, "unsaved": ["ema.n"]}),
         ("a0002-bbbbbb", "0001-restored", {"step": 5}),
+        ("a0003-cccccc", "0001-restored", {"step": 0}),
     ):
         (tmp_path / "attempts" / attempt).mkdir(parents=True)
         (tmp_path / "attempts" / attempt / f"{name}.json").write_text(json.dumps(fields))

@@ -38,8 +38,8 @@ def read_loop_record(paths: RunPaths) -> LoopRecord | None:
         for event in read_events(paths, name, ("registered", "restored")):
             if event.name == "registered":
                 found = event.fields
-            elif isinstance(event.fields.get("step"), int):
-                resumes.append(int(event.fields["step"]))
+            elif isinstance(step := event.fields.get("step"), int) and step:
+                resumes.append(step)  # 0: it began with nothing.
     if found is None:
         return None
     objects = found.get("objects")
