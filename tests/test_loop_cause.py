@@ -94,6 +94,19 @@ def test_logged_metrics_count_but_for_the_clock_and_what_is_ignored() -> None:
     assert verdict.compare(left, right).exact, "the bundled trainer's lines have more"
 
 
+def test_a_frameworks_loop_is_not_told_to_register() -> None:
+    left, right = history(), history({"loss": 9.0})
+    found = verdict.compare(
+        left, verdict.History(right.lines, right.weights, {}, loop=LoopRecord("transformers", {}, resumes=(5,)))
+    )
+    assert found.text.endswith(
+        "Likely cause: the weights or the optimizer's state (same samples, learning rate and random numbers)"
+    )
+    assert found.remedy == remedies.NO_CAUSE.remedy
+    found = verdict.compare(left, verdict.History(right.lines, right.weights, {}, loop=LoopRecord("transformers", {})))
+    assert found.remedy == remedies.NONDETERMINISTIC.remedy
+
+
 def test_tensors_of_one_name_in_two_files_both_count(tmp_path: Path) -> None:
     final = tmp_path / "final"
     final.mkdir()

@@ -9,10 +9,8 @@ LEVELS = {
     "gets other samples",
     "sampler": "run.register, run.steps and run.sampler: bit-identical on the same number of processes; the same "
     "samples on any number",
-    "hf": "Hugging Face Trainer with SpotCallback: bit-identical on the same number of processes; another number of "
-    "processes gets other samples",
-    "hf-exact": "Hugging Face Trainer with SpotCallback(exact=True): bit-identical on the same number of processes; "
-    "the same samples on any number",
+    "transformers": "Hugging Face Trainer with SpotCallback: bit-identical on the same number of processes; with "
+    "exact=True, the same samples on any number",
     "lightning": "Lightning with SpotCallback: bit-identical on the same number of processes, if the loader is "
     "stateful or the checkpoint is an epoch's end; another number of processes gets other samples",
 }
@@ -24,6 +22,5 @@ def promised(history: History) -> str | None:
     if history.loop is None:
         return None
     has_order = all("order" in line for line in history.lines.values())
-    better = {"steps": "sampler", "hf": "hf-exact"} if has_order else {}
-    text = LEVELS.get(better.get(history.loop.loop, history.loop.loop))
+    text = LEVELS.get("sampler" if has_order and history.loop.loop == "steps" else history.loop.loop)
     return f"promised: {text}" if text else None

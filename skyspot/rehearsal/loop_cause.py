@@ -27,8 +27,8 @@ class Runs:
     """What the second run recorded."""
 
 
-def cause(runs: Runs, step: int | None, weights: Sequence[str], logged: Sequence[str]) -> Cause:
-    """Name the likeliest cause.
+def cause(runs: Runs, step: int | None, weights: Sequence[str], logged: Sequence[str]) -> Cause | None:
+    """Name the likeliest cause; None if a framework's loop tells none: its callback registers everything.
 
     Args:
         runs: The two runs.
@@ -36,6 +36,10 @@ def cause(runs: Runs, step: int | None, weights: Sequence[str], logged: Sequence
         weights: The names of the exported tensors that differ.
         logged: Names of metrics of the user's own.
     """
+    if step and step in runs.left and step in runs.right and runs.record.resume_before(step) is None:
+        return _by_itself(runs, step)
+    if runs.record.loop != "steps":
+        return None
     if step is None:
         return _in_weights(runs.record, weights)
     ends = max(runs.left, default=0), max(runs.right, default=0)
@@ -43,8 +47,7 @@ def cause(runs: Runs, step: int | None, weights: Sequence[str], logged: Sequence
         text = f"the undisturbed run ended at step {ends[0]}, this one at step {ends[1]}"
         return Cause(f"{text}: is what ends the loop (a counter, a best loss) in run.state?", remedies.UNSTATED)
     resumed = runs.record.resume_before(step)
-    if resumed is None:
-        return _by_itself(runs, step)
+    assert resumed is not None
     place = f"from step {step} on, {_ordinal(step - resumed)} after the resume from step {resumed}"
     return _at(runs, step, place, logged)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from skyspot.rehearsal import remedies
 from skyspot.rehearsal.logs import CLOCK
 from skyspot.rehearsal.loop_cause import Runs, cause
 from skyspot.rehearsal.loop_record import LoopRecord, read_loop_record
@@ -175,7 +176,7 @@ def compare(reference: History, other: History, ignored: Collection[str] = ()) -
     if other.loop:
         names = sorted((reference.weights.keys() | other.weights.keys()).difference(equal))
         found = cause(Runs(reference.lines, other.lines, other.loop), differs, names, logged)
-        why, remedy = found.text, found.finding.remedy
+        why, remedy = (found.text, found.finding.remedy) if found else (why, remedies.NO_CAUSE.remedy)
     text = f"NOT exact: {counts} are equal; the run differs {where}. Likely cause: {why}"
     return Verdict(False, True, text, kind, differs, tuple(notes), remedy)
 

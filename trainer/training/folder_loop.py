@@ -125,6 +125,8 @@ class FolderLoop:
         contents = self.contents
         contents.write, contents.needed = write, contents.needed or needed
         self._until, contents.config["max_steps"] = until, until
+        if self.run.journal:
+            self.run.journal.event("registered", loop=contents.framework, objects={})
         self._tally, self._started = Tally(self.run, until, contents.done), time.monotonic()
 
     def is_finished(self) -> bool:
