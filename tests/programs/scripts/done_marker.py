@@ -43,7 +43,7 @@ while step < STEPS:
     error = mask * (left @ right - target)
     left, right = left - 0.02 * error @ right.T, right - 0.02 * left.T @ error
     step += 1
-    time.sleep(0.02)
+    time.sleep(0.06)  # Two saves are further apart than the uploads of one.
     if step % SAVE_EVERY == 0:
         save(left, right, rng, step)
 
