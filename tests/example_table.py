@@ -36,6 +36,7 @@ class Example:
 EXAMPLES: dict[str, Example] = {
     "accelerate_loop": Example(processes=(1, 2), slow=True),
     "vision": Example(processes=(1, 2), moves=(1, 2), slow=True),
+    "lightning_module": Example(processes=(1, 2), needs=("lightning",), slow=True),
 }
 
 

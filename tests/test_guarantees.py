@@ -44,13 +44,16 @@ _SAMPLED = (
 _SEEDED = (
     "test_sampler::test_items_that_draw_random_numbers_are_the_same_with_any_number_of_workers_and_after_any_resume"
 )
+_LIGHTNING = "test_lightning::test_a_training_ends_with_the_same_bits_however_often_it_is_struck"
+_LIGHTNING_KINDS = "test_lightning::test_every_kind_of_loop_and_loader_ends_with_the_same_bits"
+_LIGHTNING_RANKS = "test_lightning::test_two_processes_stop_together_and_end_with_the_same_bits"
 GUARANTEES: dict[str, tuple[Cell, ...]] = {
     "a torn checkpoint is never resumed": (
         shown(OWN, _TRUTH),
         shown("yes", _REHEARSED),
         shown("yes", _REHEARSED),
         _LATER,
-        _LATER,
+        shown("yes", _LIGHTNING, _REHEARSED),
         shown("yes", "test_faults::test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before"),
     ),
     "a notice or SIGTERM loses no step": (
@@ -58,7 +61,7 @@ GUARANTEES: dict[str, tuple[Cell, ...]] = {
         shown("yes", "test_own_loop::test_a_notice_loses_no_step", _REHEARSED),
         shown("yes", _SAMPLED, _REHEARSED),
         _LATER,
-        _LATER,
+        shown("yes", _LIGHTNING, _LIGHTNING_RANKS, _REHEARSED),
         shown("yes", "test_exact::test_sigterm_loses_no_step"),
     ),
     "same state": (
@@ -66,7 +69,7 @@ GUARANTEES: dict[str, tuple[Cell, ...]] = {
         shown("all that is registered", _OWN_BITS, "test_own_loop::test_what_no_state_dict_holds_is_named"),
         shown("all that is registered", _REHEARSED),
         _LATER,
-        _LATER,
+        shown("yes", _LIGHTNING, _LIGHTNING_KINDS),
         shown("yes", "test_exact::test_a_preempted_run_is_bit_identical_to_an_undisturbed_one"),
     ),
     "same samples, same number of processes": (
@@ -74,7 +77,7 @@ GUARANTEES: dict[str, tuple[Cell, ...]] = {
         shown("yes", _OWN_BITS, "test_own_loop::test_two_ranks_end_with_the_same_bits"),
         shown("yes", _SEEDED, _REHEARSED),
         _LATER,
-        _LATER,
+        shown("yes", _LIGHTNING_KINDS, _LIGHTNING_RANKS),
         shown("yes", "test_exact::test_a_preempted_run_is_bit_identical_to_an_undisturbed_one"),
     ),
     "same samples, another number of processes": (
@@ -82,7 +85,7 @@ GUARANTEES: dict[str, tuple[Cell, ...]] = {
         shown("no"),
         shown("yes", _SAMPLED),
         _LATER,
-        _LATER,
+        shown("no"),
         shown("yes", "test_exact::test_another_world_size_trains_on_the_same_samples_at_the_same_rate"),
     ),
     "bit-identical, same number of processes": (
@@ -90,7 +93,7 @@ GUARANTEES: dict[str, tuple[Cell, ...]] = {
         shown("yes", _OWN_BITS, "test_own_loop::test_two_ranks_end_with_the_same_bits", _REHEARSED),
         shown("yes", _REHEARSED),
         _LATER,
-        _LATER,
+        shown("yes", _LIGHTNING, _LIGHTNING_KINDS, _LIGHTNING_RANKS, _REHEARSED),
         shown("yes", "test_exact::test_a_preempted_run_is_bit_identical_to_an_undisturbed_one"),
     ),
 }

@@ -11,8 +11,8 @@ LEVELS = {
     "samples on any number",
     "transformers": "Hugging Face Trainer with SpotCallback: bit-identical on the same number of processes; with "
     "exact=True, the same samples on any number",
-    "lightning": "Lightning with SpotCallback: bit-identical on the same number of processes, if the loader is "
-    "stateful or the checkpoint is an epoch's end; another number of processes gets other samples",
+    "lightning": "Lightning with SpotCallback: bit-identical on the same number of processes; another number of "
+    "processes gets other samples",
 }
 """By whose loop it is, as the event `registered` says; docs/your-own-script.md has the whole table."""
 

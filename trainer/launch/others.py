@@ -52,6 +52,8 @@ def take_place(env: MutableMapping[str, str] = os.environ) -> str:
             f"MASTER_ADDR and MASTER_PORT from its variables before SpotRun, or {_REMEDY}"
         )
     rank, size = _number(env, "RANK", 0), _number(env, "WORLD_SIZE", 1)
+    if size > 1 and "RANK" not in env:  # Lightning starts its own processes so.
+        raise LaunchError(f"WORLD_SIZE is {size}, but RANK is not set: {_REMEDY}")
     for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK"):
         _number(env, name, 0)
     if rank >= max(size, 1):

@@ -32,7 +32,12 @@ class Feed:
     """Yields batches, and counts in the contents which of them are consumed."""
 
     def __init__(
-        self, loader: Iterable[Any], contents: Registered, processes: int, print_line: Callable[[str], None]
+        self,
+        loader: Iterable[Any],
+        contents: Registered,
+        processes: int,
+        print_line: Callable[[str], None],
+        keeps_its_place: bool | None = None,
     ) -> None:
         """Look at the loader.
 
@@ -41,6 +46,7 @@ class Feed:
             contents: Where the run is in its data.
             processes: How many processes there are.
             print_line: Prints a line, on rank 0.
+            keeps_its_place: The loader restores its own position; None: if it or its data set is registered.
 
         Raises:
             RunError: the loader cannot resume, or uses a sampler of ours in a way in which it does not work.
@@ -50,9 +56,10 @@ class Feed:
         """Ours, if the loader has one."""
         self.order = 0
         """The fingerprint of the samples that this rank has got in the step, if the loader has a sampler of ours."""
-        self._keeps_its_place = keeping.keeps_its_place(loader, contents.others, print_line)
-        """It is registered, or its data set is: it restores its own position."""
-        self._is_shared_anew = False
+        if keeps_its_place is None:
+            keeps_its_place = keeping.keeps_its_place(loader, contents.others, print_line)
+        self._keeps_its_place = keeps_its_place
+        self.is_shared_anew = False
         """The epoch was begun by more or fewer processes."""
         self._is_prepared = prepared.is_prepared(loader) and not self._keeps_its_place
         self._reported = time.monotonic()
@@ -66,11 +73,11 @@ class Feed:
         if self.sampler:
             yield from self._sampled(self.sampler)
         contents = self._contents
-        each = self._samples_of_a_batch()
+        each = self.samples_of_a_batch()
         self._skip_as_others(each)
         while True:
             count = 0
-            for batch in self._epoch():
+            for batch in self.epoch():
                 count += 1
                 contents.batches += 1
                 contents.samples += each
@@ -83,7 +90,7 @@ class Feed:
             contents.epoch += 1
             contents.batches, contents.samples, contents.is_last = 0, 0, False
 
-    def _samples_of_a_batch(self) -> int:
+    def samples_of_a_batch(self) -> int:
         """The samples of one batch of each process together; the loader's batches, where it tells no size."""
         with suppress(AttributeError, TypeError):
             return int(self._loader.total_batch_size)  # type: ignore[attr-defined]  # Of a prepared loader.
@@ -132,15 +139,15 @@ class Feed:
             f"{self._processes} continue after {contents.batches} batches each. Random numbers are new, and samples "
             "may come twice or not at all in this epoch. run.sampler() keeps the order on any number of processes"
         )
-        contents.samples, self._is_shared_anew = contents.batches * each, contents.batches > 0
+        contents.samples, self.is_shared_anew = contents.batches * each, contents.batches > 0
 
-    def _epoch(self) -> Iterator[Any]:
-        """The batches of this epoch that are not consumed yet."""
+    def epoch(self) -> Iterator[Any]:
+        """Yield the batches of the contents' epoch that are not consumed yet."""
         contents, restored = self._contents, self._contents.streams_at_restore
         contents.streams_at_restore = None
         self._set_epoch(contents.epoch)
-        skip = contents.batches if restored is not None or self._is_shared_anew else 0
-        self._is_shared_anew = False
+        skip = contents.batches if restored is not None or self.is_shared_anew else 0
+        self.is_shared_anew = False
 
         def then() -> None:
             if restored is not None:

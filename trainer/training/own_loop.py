@@ -82,6 +82,27 @@ class OwnLoop:
         if self._stepping:
             self._stepping.close()
 
+    # -- a framework's loop ------------------------------------------------------------------------------------------
+
+    def set_end(self, until: int | None) -> None:
+        """Tell the step at which training is to end; None: the framework counts in epochs."""
+        self._until, self.contents.config["max_steps"] = until, until
+
+    def begin_steps(self, until: int) -> Stepping:
+        """Prepare for the steps of a framework that has the loop: it ends each with the stepping's `boundary`.
+
+        Args:
+            until: Where training ends; 0: unknown.
+        """
+        stepping = self._begin()
+        stepping.begin(until)
+        return stepping
+
+    def save_last(self) -> None:
+        """Save the step that was done last, and wait until that is decided."""
+        stop = self._session.stop
+        self._session.save_last(stop.deadline if stop else None)
+
     # -- the steps -----------------------------------------------------------------------------------------------------
 
     def sampler(self, dataset: Any, **options: Any) -> RunSampler:
@@ -105,7 +126,7 @@ class OwnLoop:
     def steps(self, loader: Iterable[Batch], until: int, accumulate: int | None) -> Iterator[Batch]:
         """Yield batches; as of `SpotRun.steps`."""
         stepping = self._begin()
-        self._until, self.contents.config["max_steps"] = until, until
+        self.set_end(until)
         if self._is_finished():
             return iter(())
         if self.contents.done > until:

@@ -18,6 +18,7 @@ class Progress:
     """Shows the progress of the run; updated once a step, on rank 0."""
 
     def __init__(self, max_steps: int, done: int) -> None:
+        """Begin after `done` steps of `max_steps` (0: unknown)."""
         self._max_steps = max_steps
         self._started, self._first = time.monotonic(), done
         self._tokens = 0.0
@@ -25,7 +26,7 @@ class Progress:
         self._bar: Any = None
         if os.environ.get("SKYSPOT_TTY") == "1":
             self._bar = console.bar = tqdm(
-                total=max_steps,
+                total=max_steps or None,
                 initial=done,
                 file=sys.stdout,
                 ncols=int(os.environ.get("COLUMNS") or 100),
@@ -51,7 +52,7 @@ class Progress:
         now = time.monotonic()
         if now - self._line_at >= PLAIN_LINE_S or done == self._max_steps:
             self._line_at = now
-            print(f"step {done}/{self._max_steps}  {text}", flush=True)
+            print(f"step {done}{f'/{self._max_steps}' if self._max_steps else ''}  {text}", flush=True)
 
     def close(self) -> None:
         """Leave the bar on the screen, and go to the next line."""

@@ -60,6 +60,10 @@ class Registered:
         """Holds the registered modules; its own name is no part of theirs."""
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.others: dict[str, Any] = {}
+        self.loop = "steps"
+        """By whose loop it is trained, for the records."""
+        self.known: frozenset[str] = frozenset()
+        """Names of attributes that hooks of the program save, although no state_dict holds them."""
         self.watched: frozenset[str] = frozenset()
         self._has_begun = False
         self._scalers: list[tuple[str, Any]] = []

@@ -74,20 +74,18 @@ class Stepping:
         feed = self._feed = Feed(loader, contents, run.world_size, run.print_line)
         accumulate = _accumulate(feed, accumulate)
         self._refuse_unlike_accelerate(loader, accumulate)
-        self._until, self._accumulate, self._begun = until, accumulate, 0
-        self._tally = Tally(run, until, contents.done)
-        self._before = self._attributes()
-        self._started = time.monotonic()
+        self._accumulate, self._begun = accumulate, 0
+        self.begin(until)
         for self._number, batch in enumerate(feed.epochs(), start=1):
-            self._trace.batch(batch)
+            self.give(batch)
             try:
                 yield batch
             except GeneratorExit:  # The loop was left by `break`, perhaps after a step.
                 if self._has_stepped:
-                    self._count([feed.order] if run.world_size == 1 else [], time.monotonic())
+                    self._count(contents.done + 1, [feed.order] if run.world_size == 1 else [], time.monotonic())
                 raise
             if self.ends_step:
-                self._boundary()
+                self.boundary()
                 if contents.done >= until:
                     return
 
@@ -121,16 +119,28 @@ class Stepping:
                 "even_batches=False. Leave it out, or use drop_last=True in the DataLoader"
             )
 
+    def begin(self, until: int) -> None:
+        """Prepare for the first step of the attempt; training ends at step `until` (0: unknown)."""
+        contents = self._contents
+        self._until = until
+        self._tally = Tally(self._run, until, contents.done)
+        self._before = self._attributes()
+        self._started = time.monotonic()
+
+    def give(self, batch: object) -> None:
+        """Take in a batch that the loop is about to get."""
+        self._trace.batch(batch)
+
     def close(self) -> None:
         """Close the progress bar."""
         if self._tally:
             self._tally.close()
 
-    def _count(self, orders: list[int], now: float) -> float:
+    def _count(self, done: int, orders: list[int], now: float) -> float:
         """Count a step, and publish it with the fingerprint of its samples; returns its seconds."""
         contents, run = self._contents, self._run
         seconds, self._started = now - self._started, now
-        contents.done = run.steps_done = contents.done + 1
+        contents.done = run.steps_done = done
         self._has_stepped, self._begun = False, self._number
         run.committed_step = self._session.saver.committed_step
         order = {"order": f"{sum(orders) & MASK:016x}"} if any(orders) else {}
@@ -140,20 +150,28 @@ class Stepping:
         self._logged = {}
         return seconds
 
-    def _boundary(self) -> None:
-        """End a step: agree with the other ranks, save if it is time, leave at a stop."""
+    def boundary(self, done: int | None = None, is_last: bool | None = None) -> None:
+        """End a step: agree with the other ranks, save if it is time, leave at a stop.
+
+        Args:
+            done: Steps done in the whole run now; None: one more.
+            is_last: Whether training has ended; None: if it is the step at which it is to end.
+
+        Raises:
+            Leaving: it is time to stop, and this boundary is saved.
+        """
         contents, session, busy = self._contents, self._session, not self._session.saver.idle
         begun, ended = self._started, time.monotonic()
         exchange, self._exchange = self._exchange or self._run.group.exchange(self._message()), None
         rows = exchange.wait()
-        seconds = self._count([row[MESSAGE_INTS] for row in rows], ended)
+        seconds = self._count(contents.done + 1 if done is None else done, [row[MESSAGE_INTS] for row in rows], ended)
         session.take_in(rows, begun)
         if self._run.journal:
             session.take_in_costs(seconds, busy)
         if not self._is_prepared:
             self._is_prepared = True
             self._after_first_step()
-        going_on = contents.done < self._until
+        going_on = contents.done < self._until if is_last is None else not is_last
         if session.stop and going_on:
             self._closing.stop(session.stop)
         if not going_on or session.is_due():
@@ -167,10 +185,11 @@ class Stepping:
         contents, run = self._contents, self._run
         record_first_step(run, self._restored_at)
         lost = unsaved.changed(self._before, self._attributes())
+        lost = [name for name in lost if name.rpartition(".")[2] not in contents.known]
         unscheduled_ones = unscheduled(contents.optimizers, contents.others)
         if run.journal:
             run.journal.event(
-                "registered", loop="steps", objects=contents.kinds(), unsaved=lost, unscheduled=unscheduled_ones
+                "registered", loop=contents.loop, objects=contents.kinds(), unsaved=lost, unscheduled=unscheduled_ones
             )
         for name in unscheduled_ones:
             run.print_line(

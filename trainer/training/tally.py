@@ -22,7 +22,7 @@ class Tally:
 
         Args:
             run: This process.
-            until: Where training ends, in steps.
+            until: Where training ends, in steps; 0: unknown.
             done: Steps done so far.
         """
         self._run, self._until = run, until
@@ -56,8 +56,8 @@ class Tally:
         rate = {} if lr is None else {"lr": lr}
         fields = {"world_size": run.world_size, "step_s": round(seconds, 5), **metrics, **traced}
         run.journal.line({"step": done, **rate, **fields})
-        _, eta_s = progress.rates(done, 0.0)
-        place = {"step": done, "max_steps": self._until, "committed_step": run.committed_step}
+        eta_s = max(0.0, progress.rates(done, 0.0)[1])
+        place = {"step": done, "max_steps": self._until or None, "committed_step": run.committed_step}
         run.journal.progress({**place, "loss": loss, **rate, "eta_s": round(eta_s, 1)})
         shown = figures(loss, lr) if "loss" in metrics else f"lr {lr:.2e}" if lr else ""
         progress.step(done, shown, eta_s, run.committed_step)

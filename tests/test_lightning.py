@@ -1,0 +1,199 @@
+"""Lightning's trainer with SpotCallback: struck at any step, it ends with the same bits and the same calls of hooks."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import warm
+from support import PROGRAMS, REPO, Ended, clean_env, column, event, history, launch, losses, weights
+
+pytest.importorskip("lightning", reason="a training with Lightning: pip install 'lightning>=2.5,<3'")
+
+Case = tuple[str, Sequence[object], Sequence[str]]
+"""(name, options of lightning_loop.py, strikes)."""
+# 18 items in batches of 4: 5 batches an epoch, a validation after 2 and 4 of them, a save every 3 steps.
+QUICK: list[Case] = [
+    ("shuffle", (), ("7:SIGKILL", "8:SIGTERM", "15:SIGTERM", "19:SIGTERM")),
+    ("accumulate", ("--accumulate", 2), ("4:SIGTERM", "7:SIGKILL")),
+]
+SLOW: list[Case] = [
+    ("epoch's end", (), ("5:SIGTERM", "6:SIGTERM", "15:SIGKILL")),
+    ("by hand", ("--kind", "by-hand"), ("9:SIGTERM", "31:SIGKILL")),
+    ("stateful", ("--kind", "stateful"), ("4:SIGTERM", "7:SIGKILL", "11:SIGTERM")),
+    ("stream", ("--kind", "stream"), ("4:SIGTERM", "8:SIGTERM")),
+    ("noise", ("--kind", "noise"), ("4:SIGTERM", "9:SIGKILL")),
+    ("workers", ("--kind", "workers"), ("4:SIGTERM", "9:SIGKILL")),
+    ("steps", ("--steps", 13), ("4:SIGTERM", "9:SIGKILL")),
+    ("patience", ("--patience", 1, "--epochs", 9), ("4:SIGTERM", "6:SIGTERM")),
+]
+
+
+def attempts(*arguments: Sequence[object], packages: Path | None = None) -> list[Ended]:
+    """Run attempts of lightning_loop.py, one after the other."""
+    env = clean_env(OMP_NUM_THREADS="1", **({"PYTHONPATH": str(packages)} if packages else {}))
+    given = json.dumps([[str(one) for one in argument] for argument in arguments])
+    command = [sys.executable, str(PROGRAMS / "lightning_lives.py"), given]
+    start = subprocess.run if packages else warm.run
+    done = start(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, timeout=500)
+    parts = re.split(r"== ended with (-?\d+)\n", done.stdout)
+    assert len(parts) == 2 * len(arguments) + 1, done.stdout
+    return [Ended(int(code), output) for output, code in zip(parts[::2], parts[1::2], strict=False)]
+
+
+def calls(ended: Ended) -> list[str]:
+    return re.findall(r"^calls: (.*)$", ended.output, flags=re.M)[0].split("; ")
+
+
+def exported(run_dir: Path) -> tuple[dict[str, bytes], str]:
+    return weights(run_dir), (run_dir / "final" / "values.json").read_text()
+
+
+def check(cases: Sequence[Case], folder: Path, packages: Path | None = None) -> list[Ended]:
+    """Run each case undisturbed and struck, all in one process, and compare."""
+    given: list[Sequence[object]] = []
+    for name, options, strikes in cases:
+        (folder / name).mkdir()
+        whole, struck = folder / name / "whole", folder / name / "struck"
+        given.append(("--dir", whole, *options))
+        given += [("--dir", struck, *options, "--strike", strike) for strike in strikes]
+        given.append(("--dir", struck, *options))
+    done = attempts(*given, packages=packages)
+    left = iter(done)
+    for name, _, strikes in cases:
+        whole, struck = folder / name / "whole", folder / name / "struck"
+        undisturbed = next(left)
+        assert undisturbed.code == 0, f"{name}: {undisturbed.output}"
+        for strike in strikes:
+            ended = next(left)
+            assert ended.code == (75 if strike.endswith("SIGTERM") else -9), f"{name}, {strike}: {ended.output}"
+        last = next(left)
+        assert last.code == 0, f"{name}: {last.output}"
+        assert losses(struck) == losses(whole), name
+        assert column(struck, "lr") == column(whole, "lr"), name
+        assert exported(struck) == exported(whole), name
+        assert _line(last) == _line(undisturbed), name
+        # No epoch begins again, and no validation is repeated or passed by.
+        assert calls(undisturbed)[len(calls(undisturbed)) - len(calls(last)) :] == calls(last) or calls(last) == [""]
+    return done
+
+
+def _line(ended: Ended) -> tuple[str, str]:
+    """The run's steps, and the step of Lightning's loggers."""
+    found = re.search(r"^after the block: step (\d+), \d+ items, (\d+)$", ended.output, flags=re.M)
+    assert found, ended.output
+    return found.group(1), found.group(2)
+
+
+def test_a_training_ends_with_the_same_bits_however_often_it_is_struck(tmp_path: Path) -> None:
+    done = check(QUICK, tmp_path)
+    assert "ModelCheckpoint is set aside" in done[0].output
+    assert "is not saved" not in done[0].output, "what hooks save is known"
+    lines = {line["step"]: line for line in history(tmp_path / "shuffle" / "struck")}
+    assert sorted(lines) == list(range(1, 21))
+    assert [step for step, line in lines.items() if "val_loss" in line] == [2, 4, 7, 9, 12, 14, 17, 19]
+    assert [ended.output.count("resumed at step 8 from") for ended in done[:6]] == [0, 0, 0, 1, 0, 0], (
+        "a notice loses no step"
+    )
+    more, again = attempts(
+        ("--dir", tmp_path / "shuffle" / "struck"), ("--dir", tmp_path / "shuffle" / "struck", "--epochs", 5)
+    )
+    assert more.code == again.code == 0, more.output + again.output
+    assert "already finished" in more.output
+    assert sorted(losses(tmp_path / "shuffle" / "struck")) == list(range(1, 26))
+
+
+@pytest.mark.slow
+def test_every_kind_of_loop_and_loader_ends_with_the_same_bits(tmp_path: Path) -> None:
+    check(SLOW, tmp_path)
+    stopped = tmp_path / "patience" / "struck"
+    (again,) = attempts(("--dir", stopped, "--patience", 1, "--epochs", 9))
+    assert "already finished" in again.output, "an early stop is not forgotten"
+
+
+@pytest.mark.slow
+def test_more_steps_after_the_end_continue_where_it_was(tmp_path: Path) -> None:
+    for steps in (7, 10):  # Within an epoch, and at its end.
+        short, whole = tmp_path / f"short-{steps}", tmp_path / f"whole-{steps}"
+        done = attempts(
+            ("--dir", short, "--steps", steps), ("--dir", short, "--steps", 13), ("--dir", whole, "--steps", 13)
+        )
+        assert [ended.code for ended in done] == [0, 0, 0], done
+        assert losses(short) == losses(whole)
+        assert weights(short) == weights(whole)
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_end_with_the_same_bits(tmp_path: Path) -> None:
+    whole, struck = tmp_path / "whole", tmp_path / "struck"
+    program = PROGRAMS / "lightning_loop.py"
+    assert launch(program, "--dir", whole, "--count", 40, processes=2).code == 0
+    for strike in ("6:SIGTERM", "12:SIGKILL"):
+        ended = launch(program, "--dir", struck, "--count", 40, "--strike", strike, processes=2)
+        assert ended.code == 75, ended.output
+    assert event(struck, "restored")["step"] == 6
+    last = launch(program, "--dir", struck, "--count", 40, processes=2)
+    assert last.code == 0, last.output
+    assert losses(struck) == losses(whole)
+    assert exported(struck) == exported(whole)
+
+
+def test_what_is_not_supported_is_said_in_a_line(tmp_path: Path) -> None:
+    wrong = {
+        "fit(ckpt_path='x.ckpt') and the run's folder cannot both be resumed from": (
+            "--fit",
+            '{"ckpt_path": "x.ckpt"}',
+        ),
+        "several training loaders are not supported": ("--kind", "two-loaders"),
+        "a run has one fit()": ("--kind", "two-fits", "--epochs", 1),
+        "OddStrategy is not supported": ("--kind", "odd-strategy"),
+    }
+    given = [("--dir", tmp_path / str(number), *options) for number, options in enumerate(wrong.values())]
+    for message, ended in zip(wrong, attempts(*given), strict=True):
+        assert ended.code == 1, ended.output
+        assert f"Error: SpotCallback: {message}" in ended.output
+        assert "Traceback" not in ended.output
+
+
+@pytest.mark.slow
+def test_processes_that_lightning_starts_itself_are_refused(tmp_path: Path) -> None:
+    options = json.dumps({"devices": 2, "strategy": "ddp"})
+    command = [
+        sys.executable,
+        str(PROGRAMS / "lightning_loop.py"),
+        "--dir",
+        str(tmp_path / "run"),
+        "--options",
+        options,
+    ]
+    done = warm.run(command, capture_output=True, text=True, env=clean_env(OMP_NUM_THREADS="1"), timeout=300)
+    assert done.returncode
+    assert "Error: WORLD_SIZE is 2, but RANK is not set: start the script with `python -m trainer.launch" in done.stderr
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_continues_after_as_many_samples(tmp_path: Path) -> None:
+    program, options = PROGRAMS / "lightning_loop.py", ("--dir", tmp_path / "run", "--count", 40)
+    ended = launch(program, *options, "--strike", "7:SIGTERM", processes=2)
+    assert ended.code == 75, ended.output
+    done = launch(program, *options, processes=1)
+    assert done.code == 0, done.output
+    assert "2 processes saved this checkpoint; 1 continue after 4 batches each of epoch 1" in done.output
+    assert sorted(losses(tmp_path / "run")) == list(range(1, 7 + 6 + 20 + 1))  # 10 batches an epoch.
+
+
+@pytest.mark.slow
+def test_the_oldest_supported_release_works(tmp_path: Path) -> None:
+    packages = tmp_path / "packages"
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(packages), "lightning==2.5.0"]
+    got = subprocess.run(install, capture_output=True, text=True, timeout=120, env={**os.environ, "PIP_NO_INPUT": "1"})
+    if got.returncode:
+        pytest.skip(f"lightning 2.5.0 cannot be installed: {got.stderr.strip().splitlines()[-1]}")
+    done = check([QUICK[0], SLOW[2], SLOW[6]], tmp_path, packages)
+    assert "lightning 2.5.0" in done[0].output
