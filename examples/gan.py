@@ -1,0 +1,46 @@
+"""A GAN that learns a ring of eight clouds: two modules, two optimizers, the generator every second step."""
+
+from trainer import SpotRun  # isort: skip
+
+import math
+import os
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+STEPS, NOISE, WIDTH = int(os.environ.get("STEPS", "400")), 8, 64
+
+torch.manual_seed(0)
+angles = torch.arange(4096) % 8 * (math.pi / 4)
+points = torch.stack([angles.cos(), angles.sin()], dim=1) + 0.05 * torch.randn(4096, 2)
+
+
+def network(inputs: int, outputs: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(inputs, WIDTH),
+        nn.LeakyReLU(0.2),
+        nn.Linear(WIDTH, WIDTH),
+        nn.LeakyReLU(0.2),
+        nn.Linear(WIDTH, outputs),
+    )
+
+
+generator, critic = network(NOISE, 2), network(2, 1)
+opt_g = torch.optim.Adam(generator.parameters(), lr=2e-4, betas=(0.5, 0.9))
+opt_c = torch.optim.Adam(critic.parameters(), lr=4e-4, betas=(0.5, 0.9))
+loader = DataLoader(TensorDataset(points), batch_size=64, shuffle=True, drop_last=True)
+with SpotRun(os.environ["SKYSPOT_CHECKPOINT_DIR"], save_every=20) as run:
+    run.register(generator=generator, critic=critic, opt_g=opt_g, opt_c=opt_c)
+    for (real,) in run.steps(loader, until=STEPS):
+        fake = generator(torch.randn(len(real), NOISE))
+        loss = nn.functional.relu(1 - critic(real)).mean() + nn.functional.relu(1 + critic(fake.detach())).mean()
+        opt_c.zero_grad()
+        loss.backward()
+        opt_c.step()
+        if run.step % 2:
+            opt_g.zero_grad()
+            (-critic(fake).mean()).backward()
+            opt_g.step()
+        run.log(loss=loss)
+    run.finish()

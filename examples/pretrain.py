@@ -1,0 +1,70 @@
+"""A small GPT, pretrained on Python's own documentation: accumulation, a schedule, clipping, an EMA, an evaluation."""
+
+from trainer import SpotRun  # isort: skip
+
+import math
+import os
+import pydoc_data.topics
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, TensorDataset
+
+STEPS, WIDTH, LENGTH, BATCH, ACCUMULATE = int(os.environ.get("STEPS", "200")), 64, 64, 8, 2
+device = "cuda" if torch.cuda.is_available() else "cpu"
+
+torch.manual_seed(0)
+text = bytearray("".join(pydoc_data.topics.topics.values()).encode()[:200_000])
+ids = torch.frombuffer(text, dtype=torch.uint8).long()
+rows = ids[: len(ids) // LENGTH * LENGTH].reshape(-1, LENGTH)
+held_out, train = rows[:32].to(device), TensorDataset(rows[32:])
+
+
+class GPT(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.places = nn.Embedding(256, WIDTH), nn.Embedding(LENGTH, WIDTH)
+        layer = nn.TransformerEncoderLayer(WIDTH, 4, 4 * WIDTH, batch_first=True, norm_first=True)
+        self.blocks = nn.TransformerEncoder(layer, 2, nn.LayerNorm(WIDTH), enable_nested_tensor=False)
+        self.head = nn.Linear(WIDTH, 256)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.embed(x) + self.places.weight[: x.shape[1]]
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], x.device)
+        return self.head(self.blocks(hidden, mask, is_causal=True))  # type: ignore[no-any-return]
+
+
+def loss_of(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        return nn.functional.cross_entropy(model(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten())
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module) -> float:
+    loss = loss_of(model.eval(), held_out).item()
+    model.train()
+    return loss
+
+
+model = GPT().to(device)
+ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.1)
+schedule = torch.optim.lr_scheduler.LambdaLR(
+    optimizer, lambda step: min((step + 1) / 20, 0.55 + 0.45 * math.cos(math.pi * step / STEPS))
+)
+with SpotRun(os.environ["SKYSPOT_CHECKPOINT_DIR"], save_every=20) as run:
+    order = run.sampler(train, global_batch_size=ACCUMULATE * BATCH, micro_batch_size=BATCH)
+    run.register(model=model, ema=ema, optimizer=optimizer, schedule=schedule)
+    for (x,) in run.steps(DataLoader(train, batch_sampler=order), until=STEPS):
+        loss = loss_of(model, x.to(device))
+        (loss / ACCUMULATE).backward()
+        if not run.ends_step:
+            continue
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        ema.update_parameters(model)
+        run.log(loss=loss, held_out=evaluate(ema.module) if run.step % 20 == 0 else None)
+    run.finish()
