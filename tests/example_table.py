@@ -35,6 +35,7 @@ class Example:
 
 EXAMPLES: dict[str, Example] = {
     "accelerate_loop": Example(processes=(1, 2), slow=True),
+    "pretrain": Example(slow=True),
     "vision": Example(processes=(1, 2), moves=(1, 2), slow=True),
     "lightning_module": Example(processes=(1, 2), needs=("lightning",), slow=True),
 }

@@ -25,8 +25,8 @@ def network(inputs: int, outputs: int) -> nn.Module:
 
 
 generator, critic = network(NOISE, 2), network(2, 1)
-opt_g = torch.optim.Adam(generator.parameters(), lr=2e-4, betas=(0.5, 0.9))
-opt_c = torch.optim.Adam(critic.parameters(), lr=4e-4, betas=(0.5, 0.9))
+opt_g = torch.optim.Adam(generator.parameters(), lr=5e-4, betas=(0.5, 0.9))
+opt_c = torch.optim.Adam(critic.parameters(), lr=1e-3, betas=(0.5, 0.9))
 loader = DataLoader(TensorDataset(points), batch_size=64, shuffle=True, drop_last=True)
 step = 0
 while step < STEPS:
