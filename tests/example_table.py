@@ -162,6 +162,14 @@ BROKEN = (
         "the script is not seeded", "plain", (("torch.manual_seed(0)\n", ""),), "is the script seeded?",
         verdict="not reproducible by itself: not checked",
     ),
+    Broken(
+        "the prepared scheduler is not registered", "accelerate_loop", ((", scheduler=scheduler)", ")"),),
+        "is the scheduler registered?",
+    ),
+    Broken(
+        "workers draw random numbers, without run.sampler", "vision",
+        (("batch_sampler=sampler", "batch_size=MICRO, shuffle=True"),), "the batches differ from step",
+    ),
 )  # fmt: skip
 
 

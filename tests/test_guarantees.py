@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import pytest
-from support import REPO
+from support import PROGRAMS, REPO
+from support_rehearse import is_exact, rehearse
 
 LEVELS = (
     "any command under the launcher",
@@ -35,6 +37,7 @@ def shown(text: str, *tests: str) -> Cell:
     return Cell(text, tests)
 
 
+_COMMAND = "test_guarantees::test_a_command_under_the_launcher_keeps_what_it_saves_itself"
 _LATER, _REHEARSED = Cell(LATER), "test_examples::test_an_example_is_rehearsed"
 _TRUTH = "test_rehearse_scripts::test_a_rehearsal_tells_the_truth_of_a_script"
 _OWN_BITS = "test_own_loop::test_a_loop_of_ones_own_ends_with_the_same_bits_however_often_it_is_struck"
@@ -49,7 +52,7 @@ _LIGHTNING_KINDS = "test_lightning::test_every_kind_of_loop_and_loader_ends_with
 _LIGHTNING_RANKS = "test_lightning::test_two_processes_stop_together_and_end_with_the_same_bits"
 GUARANTEES: dict[str, tuple[Cell, ...]] = {
     "a torn checkpoint is never resumed": (
-        shown(OWN, _TRUTH),
+        shown(OWN, _COMMAND, _TRUTH),
         shown("yes", _REHEARSED),
         shown("yes", _REHEARSED),
         _LATER,
@@ -65,7 +68,7 @@ GUARANTEES: dict[str, tuple[Cell, ...]] = {
         shown("yes", "test_exact::test_sigterm_loses_no_step"),
     ),
     "same state": (
-        shown(OWN, _TRUTH),
+        shown(OWN, _COMMAND, _TRUTH),
         shown("all that is registered", _OWN_BITS, "test_own_loop::test_what_no_state_dict_holds_is_named"),
         shown("all that is registered", _REHEARSED),
         _LATER,
@@ -73,7 +76,7 @@ GUARANTEES: dict[str, tuple[Cell, ...]] = {
         shown("yes", "test_exact::test_a_preempted_run_is_bit_identical_to_an_undisturbed_one"),
     ),
     "same samples, same number of processes": (
-        shown(OWN, _TRUTH),
+        shown(OWN, _COMMAND, _TRUTH),
         shown("yes", _OWN_BITS, "test_own_loop::test_two_ranks_end_with_the_same_bits"),
         shown("yes", _SEEDED, _REHEARSED),
         _LATER,
@@ -89,7 +92,7 @@ GUARANTEES: dict[str, tuple[Cell, ...]] = {
         shown("yes", "test_exact::test_another_world_size_trains_on_the_same_samples_at_the_same_rate"),
     ),
     "bit-identical, same number of processes": (
-        shown(OWN, _TRUTH),
+        shown(OWN, _COMMAND, _TRUTH),
         shown("yes", _OWN_BITS, "test_own_loop::test_two_ranks_end_with_the_same_bits", _REHEARSED),
         shown("yes", _REHEARSED),
         _LATER,
@@ -125,3 +128,21 @@ def test_each_cell_names_tests_that_are_there(name: str) -> None:
         for test in cell.tests:
             file, _, function = test.partition("::")
             assert function in functions(file), f"{name}, {level}: there is no {test}"
+
+
+@pytest.mark.slow
+def test_a_command_under_the_launcher_keeps_what_it_saves_itself(tmp_path: Path) -> None:
+    task = tmp_path / "task.yaml"
+    task.write_text(
+        "name: own\n"
+        "resources: {accelerators: 'A100:1', use_spot: true, job_recovery: {recover_on_exit_codes: [75]}}\n"
+        "envs: {OUT: /checkpoints/own, SKYSPOT_CHECKPOINT_DIR: /checkpoints/own, STEPS: '40'}\n"
+        "file_mounts:\n"
+        "  /checkpoints: {name: mine, mode: MOUNT}\n"
+        f"  ~/code/counter.py: {PROGRAMS}/counter.py\n"
+        f"  ~/code/trainer: {REPO}/trainer\n"
+        "run: cd ~/code && exec python -m trainer.launch counter.py\n"
+    )
+    strikes = ("--preemptions", 2, "--kinds", "kill,sigterm", "--processes", 1)
+    done = rehearse(task, *strikes, "--compare", "own/result.json", cwd=tmp_path)
+    assert is_exact(done), done.stdout + done.stderr
