@@ -206,6 +206,12 @@ def test_one_process_under_slurm_trains_alone(env: dict[str, str]) -> None:
     assert env == before
 
 
+@pytest.mark.parametrize(("env", "is_quiet"), [(plain()[0], True), (slurm()[0], True), ({}, False)])
+def test_a_lost_peer_prints_no_frames_of_c10ds(env: dict[str, str], is_quiet: bool) -> None:
+    others.begin(env)
+    assert (env.get("TORCH_CPP_LOG_LEVEL") == "ERROR") == is_quiet
+
+
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate launch"])
 def test_a_launcher_that_loses_exit_codes_is_told_of_and_refused_under_skypilot(
     monkeypatch: pytest.MonkeyPatch, launcher: str
@@ -248,6 +254,7 @@ def test_a_launcher_is_known_by_its_command_line(
     assert words_of_parent(monkeypatch, *words) == launcher
 
 
+@pytest.mark.slow
 def test_a_group_of_other_ranks_than_the_variables_is_refused(tmp_path: Path) -> None:
     body = (
         "from trainer import SpotRun\nimport torch, torch.distributed as dist\n"

@@ -156,6 +156,14 @@ def refuse_beneath_another() -> None:
         raise LaunchError(f"{other} has started skyspot's launcher, which starts the ranks itself: leave {other} out")
 
 
+def begin(env: MutableMapping[str, str] = os.environ) -> None:
+    """Prepare a process that another launcher may have started; call it before torch is imported."""
+    leave_with_launcher()
+    if "SKYSPOT_LINK" not in env and ("RANK" in env or "SLURM_STEP_ID" in env):
+        # As our launcher does: when a peer is gone, c10d prints C++ frames around the one line with the reason.
+        env.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
 def leave_with_launcher() -> None:
     """Have the kernel send this process SIGTERM when torchrun or accelerate launch, its parent, is gone.
 

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 Batch = TypeVar("Batch")
 
-others.leave_with_launcher()  # Early: a launcher that ends before this line leaves the process running.
+others.begin()  # Early: a launcher that ends before this line leaves the process running.
 
 
 class SpotRun(Life):
