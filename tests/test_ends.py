@@ -35,7 +35,9 @@ def ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
     def inside(work: Callable[[SpotRun], None], **options: object) -> int:
         config = RunConfig(checkpoint_dir=tmp_path / "run", max_steps=1, **options)
-        with pytest.raises(Left) as left, SpotRun(config) as run:
+        run = SpotRun(config)
+        run.unwinds = False
+        with pytest.raises(Left) as left, run:
             work(run)
         return left.value.code
 

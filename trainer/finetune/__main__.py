@@ -65,6 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"Error: {error}")
 
     run = SpotRun(config, config.binding())
+    run.unwinds = False  # Nothing follows the block.
     run.is_same = lambda name, first: name == "model" and is_moved(config.model, first)
     with run:
         from trainer.finetune import model as models

@@ -228,6 +228,10 @@ class Supervisor:
                 if time.monotonic() > begun + 1:
                     rank.process.kill()
                 time.sleep(0.005)
+            if (rank.process.returncode or 0) < 0:
+                # It was killed: its children (a process pool, say) would wait for work for ever.
+                with suppress(OSError):
+                    os.killpg(rank.process.pid, signal.SIGKILL)
         end_event_s = min(END_EVENT_S, max(LEAST_END_EVENT_S, leave_by - time.monotonic()))
         ending = SIGNAL if self._signalled else self._stopped or (DIED if code else FINISHED)
         if self._sidecar:

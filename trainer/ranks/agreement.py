@@ -28,6 +28,8 @@ class Message:
     """Milliseconds that a save took on rank 0; 0 before the first save."""
     save_every: int = 0
     """Rank 0: the number of steps between checkpoints."""
+    enough: int = 0
+    """1 if the program has ended training early on this rank."""
 
     def to_ints(self) -> list[int]:
         """Return it as integers, for an exchange."""

@@ -29,9 +29,8 @@ def is_finished(run: Participant, done: int, until: int | None) -> bool:
             known = config.get("max_steps") if isinstance(config, Mapping) else None
             return final is not None and (final.step, known) == (done, until)
 
-        run.final_is_whole = bool(run.group.rank0_does("finished", look, run.check_stop))
-        if run.final_is_whole:
-            run.print_line(f"already finished: {run.paths.final} is whole")
+        if run.group.rank0_does("finished", look, run.check_stop):
+            run.note_finished()
     return run.final_is_whole
 
 

@@ -77,13 +77,15 @@ class Computation:
         accelerator: Accelerator,
         group: RankGroup,
         loss: Loss,
-        lr_factor: Callable[[int], float],
+        lr_factor: Callable[[int], float] | None,
         find_unused: bool | None,
     ) -> None:
         self._state, self._config = state, state.config
         self._group, self._loss, self._lr_factor = group, loss, lr_factor
         self.device = accelerator.device
         self._passes = Passes(state.model, loss, self.device, find_unused)
+        self._lrs: list[Any] = []
+        """The learning rates that the last step set, by group."""
 
     def join(self, samples: Samples, print_line: Callable[[str], None]) -> None:
         """Average gradients over the ranks from now on."""
@@ -176,10 +178,9 @@ class Computation:
             The learning rate of the first parameter group.
         """
         state = self._state
-        factor = self._lr_factor(step + 1)
         await_copied()
-        for group in state.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+        self._set_lr(step)
+        lr = float(state.optimizer.param_groups[0]["lr"])
         if dropped:
             state.put_back_boundary()
         elif state.scaler:
@@ -189,7 +190,26 @@ class Computation:
         if state.scaler:
             state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
-        return float(state.optimizer.param_groups[0]["lr"])
+        return lr
+
+    def _set_lr(self, step: int) -> None:
+        """Set each group's learning rate, if `lr_factor` says it.
+
+        Raises:
+            RunError: something else has changed it since the last step.
+        """
+        if self._lr_factor is None:
+            return
+        factor, groups = self._lr_factor(step + 1), self._state.optimizer.param_groups
+        now = [group["lr"] for group in groups]
+        if self._lrs and now != self._lrs:
+            raise RunError(
+                f"step {step + 1}: lr_factor had set a learning rate of {self._lrs[0]:g}, and it is {now[0]:g} now: a "
+                "scheduler changes it too. Leave lr_factor out to use the scheduler's, and put it into train(extra=...)"
+            )
+        for group in groups:
+            group["lr"] = group["initial_lr"] * factor
+        self._lrs = [group["lr"] for group in groups]
 
 
 def _about_unused(names: list[str]) -> str:

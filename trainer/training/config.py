@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,6 +129,9 @@ class RunConfig:
         Raises:
             ConfigError: names the field, and a value that works.
         """
+        if not isinstance(self.checkpoint_dir, (str, os.PathLike)):
+            raise ConfigError(f"--checkpoint-dir: {self.checkpoint_dir!r:.60} is no folder")
+        object.__setattr__(self, "checkpoint_dir", Path(self.checkpoint_dir))
         for item in dataclasses.fields(self):
             _validate(item, getattr(self, item.name))
         if self.seed >= 1 << 63:

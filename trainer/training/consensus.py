@@ -18,6 +18,8 @@ class Consensus:
     def __init__(self, host: Host, saver: Saver, interval: Interval) -> None:
         self._host, self._saver, self._interval = host, saver, interval
         self.stop: Stop | None = None
+        self.enough = False
+        """The program has ended training early, on some rank."""
         self.save_every = 0
         """Steps between checkpoints; rank 0 sends the number to all ranks."""
         self._of_rank0 = Message()
@@ -26,8 +28,12 @@ class Consensus:
         self._round_s = 0.0
         """Seconds that a round takes, as a moving average."""
 
-    def message(self) -> list[int]:
-        """Return this rank's message, with which its row of an exchange begins."""
+    def message(self, enough: bool = False) -> list[int]:
+        """Return this rank's message, with which its row of an exchange begins.
+
+        Args:
+            enough: Whether the program has ended training early on this rank.
+        """
         now = time.monotonic()
         kind, deadline = self._host.own_stop()
         left_s = min(deadline, self.stop.deadline if self.stop else math.inf) - now
@@ -37,6 +43,7 @@ class Consensus:
             round_ms=round(self._round_s * 1000),
             save_ms=math.ceil((self._saver.commit_s or 0.0) * 1000),
             save_every=self._interval.steps if self._host.group.rank == 0 else 0,
+            enough=int(enough),
         ).to_ints()
 
     def take_in(self, rows: Sequence[Sequence[int]], round_started: float | None = None) -> None:
@@ -50,6 +57,7 @@ class Consensus:
         messages = [Message(*row[:MESSAGE_INTS]) for row in rows]
         self._of_rank0 = messages[0]
         self.save_every = messages[0].save_every
+        self.enough = any(message.enough for message in messages)
         if round_started is not None:
             seconds = time.monotonic() - round_started
             self._round_s = seconds if not self._round_s else 0.8 * self._round_s + 0.2 * seconds

@@ -201,7 +201,7 @@ def _publish(run: Participant, made: Path, last: CheckpointName, save: Callable[
         target = begin(name)
         files[name] = copy(source, target)
     saved = read_manifest(run.paths.checkpoint(last)).facts
-    facts = {key: saved.get(key) for key in ("run_id", "step", "config", "binding", "metrics")}
+    facts = {key: saved.get(key) for key in ("run_id", "step", "config", "binding", "metrics", "until")}
     write_manifest(final, Manifest("final", files, {**facts, "max_steps": last.step, "checkpoint": str(last)}))
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from trainer.attempt.binding import plain_binding
 from trainer.attempt.ending import (
+    ALREADY_FINISHED,
     ENDINGS,
     ERROR,
     FINISHED,
@@ -98,7 +99,7 @@ class Life(Participant):
         if self._exit is not None:  # The program has caught what the end of the attempt raised.
             self.leave(FINISHED)
         if error is None and not self.final_is_whole:
-            call = "run.finish()" if self.unwinds else "run.train(...)"
+            call = "run.finish()" if self.has_own_loop else "run.train(...)"
             error = RunError(
                 f"the `with SpotRun(...)` block ended before the training was done. Call {call} in it, and do not "
                 "catch what that raises"
@@ -109,7 +110,7 @@ class Life(Participant):
             self.leave(FINISHED)
         # Code after the block may go on for long. It belongs to no attempt.
         self._exit = FINISHED.code
-        self.part(FINISHED, FINISHED.code)
+        self.part(ALREADY_FINISHED if self.was_finished else FINISHED, FINISHED.code)
         self.give_back()
 
     def _refuse_without_launcher(self) -> None:

@@ -20,11 +20,11 @@ from trainer.checkpoint import buffers, extras
 from trainer.checkpoint.finite import NotFiniteError
 from trainer.checkpoint.saving import SavePolicy
 from trainer.checkpoint.state import not_seen
-from trainer.errors import RunError
 from trainer.layout.names import CheckpointName
 from trainer.ranks.agreement import MESSAGE_INTS, Message, Row, exact_sum
 from trainer.ranks.exchange import Exchange
 from trainer.training import export, finite, rng
+from trainer.training.arguments import agreed_steps, check_extra, check_model, check_samples
 from trainer.training.closing import Closing
 from trainer.training.computation import Computation, make_accelerator, refuse_lazy
 from trainer.training.evaluation import Evaluation
@@ -47,7 +47,7 @@ class Loop:
         samples: Samples,
         loss: Callable[[nn.Module, Any], torch.Tensor],
         max_steps: int | None = None,
-        lr_factor: Callable[[int], float] = lambda step: 1.0,
+        lr_factor: Callable[[int], float] | None = None,
         held_out: Samples | None = None,
         save_model: Callable[..., None] = export.save_tensors,
         extra: Mapping[str, Any] | None = None,
@@ -62,9 +62,10 @@ class Loop:
             optimizer: Over the model's parameters.
             samples: The samples to train on.
             loss: (model, batch) -> the *sum* of the losses over the batch, 0-d.
-            max_steps: Where training ends; None: as the config says. Prefer the config: an attempt that begins reads it
-                to see whether the run is finished.
-            lr_factor: Step (from 1) -> the factor of each group's initial learning rate in that step.
+            max_steps: Where training ends; None: as the config says.
+            lr_factor: Step (from 1) -> the factor of each group's initial learning rate in that step. None: the
+                optimizer's own rates, which a scheduler may change that is stepped by a hook of the optimizer, and is
+                in `extra`.
             held_out: The samples to evaluate on, every `eval_interval_steps`.
             save_model: Writes the trained model into an empty local folder, for `final/`. If it has a parameter `write`
                 (`export.Write`), it can stream large tensors through that, without a copy on local disk.
@@ -72,13 +73,18 @@ class Loop:
             tokens: The folder of prepared data, for the checkpoints' manifests.
             find_unused_parameters: With several processes, whether they look in each step for parameters that got no
                 gradient; a model with branches needs it. None: if the first batch leaves one without.
+
+        Raises:
+            RunError: an argument makes no sense.
         """
+        check_model(model, optimizer)
+        check_samples("samples", samples)
+        if held_out is not None and run.config.eval_interval_steps:
+            check_samples("held_out", held_out)
+        check_extra(extra or {}, optimizer, lr_factor is not None)
         self.run, self.config, self.group = run, run.config, run.group
         self.samples, self.held_out, self.save_model = samples, held_out, save_model
-        steps = max_steps if max_steps is not None else run.config.max_steps
-        if steps is None:
-            raise RunError("max_steps is missing: set it in RunConfig, or pass it to train()")
-        self.max_steps = steps
+        self.max_steps = steps = agreed_steps(run.config.max_steps, max_steps)
         accelerator = make_accelerator(run)
         refuse_lazy(model)
         export.check_save_model(save_model)
@@ -96,6 +102,8 @@ class Loop:
         )
         self.weights: list[float] = []
         """The weights of the next step's micro-steps, of all ranks."""
+        self._ended = False
+        """The program has ended training with the last step done, as all ranks have agreed."""
         self.loader = Loader(samples, self.state, self.group.rank, self.group.world_size)
         self.computation = Computation(self.state, accelerator, self.group, loss, lr_factor, find_unused_parameters)
 
@@ -104,8 +112,9 @@ class Loop:
         self._begin()
         state, session = self.state, self.session
         self._start_first_step()
-        prepared, before = False, state.kept.buffers
-        while state.done < self.max_steps and not session.stop:
+        prepared, before, was_ended = False, state.kept.buffers, state.enough
+        self._ended = was_ended
+        while state.done < self.max_steps and not session.stop and not self._ended:
             self.evaluation.run_if_due()
             if session.stop or not self._step():
                 break
@@ -117,12 +126,13 @@ class Loop:
             if session.is_due() and state.done < self.max_steps and not session.stop:
                 session.save()
             session.saver.check()
-        if session.stop and state.done < self.max_steps:
+        if session.stop and state.done < self.max_steps and not self._ended:
             self.closing.stop(session.stop)
         if session.stop:
             # The steps come first; then evaluation and export, as far as time allows.
             session.save_last(session.stop.deadline)
-        resave = self.evaluation.run_if_due()
+        # The checkpoint of this step may not say yet that training has ended.
+        resave = self.evaluation.run_if_due() or self._ended != was_ended
         self.closing.finish(session.stop, resave)
 
     # -- the beginning -------------------------------------------------------------------------------------------------
@@ -137,6 +147,7 @@ class Loop:
         self.session = Session(run, state, policy, config.save_interval_steps, run.grace_s)
         self.computation.join(self.samples, run.print_line)
         self.computation.throw_away_pass(self.samples)
+        state.enough = False  # Nothing that the loss function does in that pass counts.
         run.check_stop()
         self.session.restore()
         run.skipped = state.watch.skipped
@@ -181,7 +192,7 @@ class Loop:
     # -- a step --------------------------------------------------------------------------------------------------------
 
     def _step(self) -> bool:
-        """Do one step; False where a stop leaves no time for it (then nothing has changed)."""
+        """Do one step; False where it is dropped, because a stop leaves no time or the program has ended training."""
         state, session = self.state, self.session
         started, busy = time.monotonic(), not session.saver.idle
         step, micros = state.done, self.loader.fetch(state.done)
@@ -197,7 +208,10 @@ class Loop:
             received = exchange.wait()
             rows += self._take_in_weights(received)
             session.take_in(received, round_started)
-            if session.stop and not last and not session.leaves_time(len(micros) - number - 1):
+            if not number and step and session.consensus.enough:
+                self._ended = state.enough = True
+            stops = session.stop and not last and not session.leaves_time(len(micros) - number - 1)
+            if self._ended or stops:
                 state.optimizer.zero_grad(set_to_none=True)
                 state.put_back_boundary()
                 return False
@@ -222,7 +236,7 @@ class Loop:
         """Run one micro-step; returns its loss sum, and the exchange that goes on at the same time."""
         with rng.seeded(rng.micro_step_seed(self.config.seed, step, micro.index)):
             row = self._row(micro, weights)
-            exchange = self.group.exchange([*self.session.message(), *row.to_ints()])
+            exchange = self.group.exchange([*self.session.message(self.state.enough), *row.to_ints()])
             with self.group.detect_lost_peer(exchange):
                 return self.computation.forward_and_backward(micro, total, last), exchange
 

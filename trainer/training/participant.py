@@ -82,8 +82,12 @@ class Participant(Host):
         self.stop_received = self.notices.received
         self.peer_gone = threading.Event()
         self.final_is_whole = False
+        self.was_finished = False
+        """Training was over when the attempt began."""
         self.unwinds = False
-        """The program has a loop of its own, and code after the run: this process ends as Python ends it."""
+        """The program has code after the run: this process ends as Python ends it."""
+        self.has_own_loop = False
+        """The program has a loop of its own, and no `RunConfig`."""
         self.whole_final: Manifest | None = None
         """Rank 0: the manifest of `final/`, if it was whole when the attempt began and `unwinds` is set."""
         self._exit: int | None = None
@@ -169,6 +173,11 @@ class Participant(Host):
             from trainer.training.console import print_line
 
             print_line(text)
+
+    def note_finished(self) -> None:
+        """Say that training was over when the attempt began, as all ranks have agreed."""
+        self.final_is_whole = self.was_finished = True
+        self.print_line(f"already finished: {self.paths.final} is whole")
 
     def own_stop(self) -> tuple[str, float]:
         """This rank's notice, or what rank 0 found in the bucket; as of `Host.own_stop`."""

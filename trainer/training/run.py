@@ -9,7 +9,7 @@
         run.finish(export=lambda folder: torch.save(model.state_dict(), folder / "model.pt"))
 
 Or the loop is the trainer's, and makes resumes exact on any number of processes: `SpotRun(RunConfig(...))` and
-`run.train(model, optimizer, samples=dataset, loss=loss_sum)`. The process then ends with the block.
+`run.train(model, optimizer, samples=dataset, loss=loss_sum)`.
 
 The attempt ends with an exit code of README's table (ending.py). SIGTERM is handled from the block's beginning on; an
 earlier one ends the process, and the launcher exits with 75. This module imports torch only inside the block.
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from trainer.training.folder_loop import FolderLoop
+    from trainer.training.loop import Loop
     from trainer.training.own_loop import OwnLoop
     from trainer.training.sampler import RunSampler
 
@@ -85,13 +86,16 @@ class SpotRun(Life):
             config = own_config(config, save_every, keep, keep_every, allow_config_change)
         if binding is None:
             binding = {} if of_own else default_binding(config)
+        if not isinstance(binding, Mapping):
+            _refuse(f"SpotRun(binding={binding!r:.60}): give a dict of names and values")
         super().__init__(config, dict(binding))
         self.notes.append(note)
-        self.unwinds = of_own
+        self.unwinds, self.has_own_loop = True, of_own
         self.state: dict[str, Any] = {}
         """Plain values of a loop of one's own (a best metric, a counter); saved with what is registered."""
         self._own: OwnLoop | None = None
         self._framework: FolderLoop | None = None
+        self._training: Loop | None = None
 
     def rank0_does(self, name: str, work: Callable[[], Any]) -> Any:
         """Let rank 0 do something that may take long (a download, say), while the other ranks wait.
@@ -106,7 +110,9 @@ class SpotRun(Life):
         return self.group.rank0_does(f"user/{name}", work, self.check_stop)
 
     def train(self, model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> None:
-        """Train to the end, and export the model; returns when both are done.
+        """Train to the end, and export the model; returns when both are done, at once if they were before.
+
+        So code after it runs in every attempt that finds the run finished.
 
         Args:
             model: On any device, with its initial weights: the same on every rank.
@@ -115,12 +121,34 @@ class SpotRun(Life):
                 `lr_factor`, `extra`, `save_model`, `max_steps` and `tokens`, as `loop.Loop` describes them.
 
         Raises:
-            RunError: an option makes no sense.
+            RunError: an option makes no sense, or this is the second call.
             StateError: the checkpoint does not fit.
         """
+        from trainer.training.arguments import agreed_steps
         from trainer.training.loop import Loop
 
-        Loop(self, model, optimizer, **options).train()
+        if self.has_own_loop:
+            raise RunError('train() needs SpotRun(RunConfig(...)). With SpotRun("folder"), use register and steps')
+        if self._training or self.final_is_whole:
+            raise RunError(
+                "train() was called before, and this run is finished. Give a second phase a run of its own, or write "
+                "the loop yourself: docs/your-own-script.md"
+            )
+        if self._is_finished(agreed_steps(self.config.max_steps, options.get("max_steps"))):
+            return
+        self._training = Loop(self, model, optimizer, **options)
+        self._training.train()
+
+    def _is_finished(self, max_steps: int) -> bool:
+        """True if `final/` is whole, and was exported where training ends."""
+
+        def look() -> bool:
+            final = self.whole_final
+            return final is not None and final.facts.get("until", final.step) == max_steps
+
+        if self.rank0_does("finished", look):
+            self.note_finished()
+        return self.final_is_whole
 
     # -- a loop of the program's own -----------------------------------------------------------------------------------
 
@@ -227,14 +255,22 @@ class SpotRun(Life):
     def finish(self, export: Callable[[Path], None] | None = None) -> None:
         """End the training, at whatever step: save it, and export the model into the run's `final/`.
 
+        While `train` runs, the loss function or a hook may call it on any rank. Training then ends with the step that
+        is under way, or with the last one if none is; `train` exports, and returns.
+
         Args:
             export: Writes the trained model into an empty local folder, on rank 0; None: the registered modules'
-                tensors, as safetensors.
+                tensors, as safetensors. `train` has `save_model` instead.
 
         Raises:
             RunError: no step was done.
         """
-        (self._framework or self._loop()).finish(export)
+        if self.has_own_loop:
+            (self._framework or self._loop()).finish(export)
+        elif self._training is None or export is not None:
+            raise RunError("finish() takes nothing with train(), and is called while that runs; it exports by itself")
+        else:
+            self._training.state.enough = True
 
     # -- a framework's loop (trainer.hf, trainer.lightning) ------------------------------------------------------------
 
@@ -264,7 +300,7 @@ class SpotRun(Life):
         return self._framework
 
     def _refuse_after_end(self) -> None:
-        if not self.unwinds:
+        if not self.has_own_loop:
             raise RunError('a loop of your own needs SpotRun("folder"), not a RunConfig, which is for train()')
         if self._exit is not None:  # The program has caught what the end of the attempt raised, or the block is over.
             self.leave(FINISHED)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -90,11 +92,28 @@ def weigh(samples: Samples, batch: Any) -> float:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """A tree of tensors, on the device."""
+    """A tree of tensors, on the device. Each container keeps its type and its other attributes.
+
+    An object with a method `to` of its own (a BatchEncoding, a graph) moves itself.
+    """
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
+    if callable(getattr(batch, "to", None)) and not isinstance(batch, type):
+        return batch.to(device)
     if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
+        moved = {key: to_device(value, device) for key, value in batch.items()}
+        if type(batch) is dict or not isinstance(batch, MutableMapping):
+            return moved
+        kept = copy.copy(batch)
+        kept.update(moved)
+        return kept
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(value, device) for value in batch))
     if isinstance(batch, (list, tuple)):
         return type(batch)(to_device(value, device) for value in batch)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        made = copy.copy(batch)
+        for field in dataclasses.fields(batch):
+            object.__setattr__(made, field.name, to_device(getattr(batch, field.name), device))  # It may be frozen.
+        return made
     return batch

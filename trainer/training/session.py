@@ -122,9 +122,9 @@ class Session:
         """The stop that all ranks have agreed on."""
         return self.consensus.stop
 
-    def message(self) -> list[int]:
-        """Return this rank's message, with which its row of an exchange begins."""
-        return self.consensus.message()
+    def message(self, enough: bool = False) -> list[int]:
+        """Return this rank's message, with which its row of an exchange begins; as of `Consensus.message`."""
+        return self.consensus.message(enough)
 
     def take_in(self, rows: Sequence[Sequence[int]], round_started: float | None = None) -> None:
         """Draw the conclusions from all ranks' rows, as of `Consensus.take_in`."""

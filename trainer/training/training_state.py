@@ -61,6 +61,8 @@ class TrainingState:
         """Samples consumed beyond done * global batch size; not 0 only after the global batch size changed."""
         self.evaluated = 0
         """The step of the newest evaluation."""
+        self.enough = False
+        """The program has ended training early: with the last step done."""
         self.watch = finite.Watch(config.on_nan)
         self.threads = torch.get_num_threads()
         self.kept = forward_state.Kept({}, {})
@@ -95,6 +97,7 @@ class TrainingState:
             "evaluated": self.evaluated,
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "watch": self.watch.state_dict(),
+            **({"enough": self.max_steps} if self.enough else {}),
         }
 
     def collect(self) -> State:
@@ -118,6 +121,7 @@ class TrainingState:
                 "threads": self.threads,
             },
             "tokens": self._tokens,
+            "until": self.max_steps,
         }
 
     def load(self, restored: Restored) -> None:
@@ -152,6 +156,7 @@ class TrainingState:
                 self.threads = threads
             torch.set_num_threads(self.threads)
         self.watch.load_state_dict(counters.get("watch"))
+        self.enough = counters.get("enough") == self.max_steps  # A run that was ended early is gone on with for more.
         samples = facts.get("samples")
         if type(samples) is int and samples >= 0:
             self.offset = samples - self.done * self.config.global_batch_size

@@ -8,12 +8,14 @@ A notebook's process goes on.
 from __future__ import annotations
 
 import atexit
+import gc
+import io
 import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import PurePath
 from typing import NoReturn
@@ -35,7 +37,7 @@ def hosted() -> bool:
     return file is None or ("pytest" in sys.modules and PurePath(file).stem in ("pytest", "py.test", "__main__"))
 
 
-_pending: list[Callable[[], None]] = []
+_pending: list[Callable[[Iterable[object]], None]] = []
 """What ends the process, once an attempt has."""
 
 
@@ -49,10 +51,11 @@ def unwind(code: int, report: Callable[[int], None]) -> NoReturn:
     if hosted():
         raise Left(code)
 
-    def end() -> None:
+    def end(others: Iterable[object] = ()) -> None:
         with suppress(Exception):
             logging.shutdown()
-        for stream in (sys.stdout, sys.stderr):
+        files = [one for one in others if isinstance(one, io.IOBase) and not one.closed]
+        for stream in (sys.stdout, sys.stderr, *files):
             with suppress(Exception):
                 stream.flush()
         report(code)
@@ -69,7 +72,7 @@ def unwind(code: int, report: Callable[[int], None]) -> NoReturn:
 
 def _end_if_left() -> None:
     for end in _pending:
-        end()
+        end(gc.get_objects())  # Python would flush open files when it deletes them.
 
 
 # atexit calls the functions that were registered first last: this module is imported before torch.

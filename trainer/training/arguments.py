@@ -1,0 +1,77 @@
+"""Arguments of `train`: a mistake in them is refused in a line, before anything is restored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from trainer.errors import RunError
+
+
+def check_model(model: Any, optimizer: Any) -> None:
+    """Refuse what is not one model and one optimizer.
+
+    Raises:
+        RunError: names the argument.
+    """
+    for name, thing, kind in (("model", model, nn.Module), ("optimizer", optimizer, torch.optim.Optimizer)):
+        if not isinstance(thing, kind):
+            raise RunError(
+                f"train({name}=...) is a {type(thing).__name__}; it takes one {kind.__name__}. Several models or "
+                "optimizers train in a loop of your own: run.register and run.steps, docs/your-own-script.md"
+            )
+
+
+def check_samples(name: str, samples: Any) -> None:
+    """Refuse what makes no batches by ids, or has no sample.
+
+    Raises:
+        RunError: names the argument.
+    """
+    missing = [method for method in ("__len__", "batch", "weight") if not callable(getattr(samples, method, None))]
+    if missing:
+        remedy = "Give it an object with __len__, batch(ids) and weight(batch)"
+        if isinstance(samples, DataLoader):
+            remedy += ", or write the loop yourself: run.steps(loader, until=...), docs/your-own-script.md"
+        raise RunError(f"train({name}=...): a {type(samples).__name__} has no {' and no '.join(missing)}. {remedy}")
+    if not len(samples):
+        raise RunError(f"train({name}=...): the data set is empty")
+
+
+def check_extra(extra: Mapping[str, Any], optimizer: torch.optim.Optimizer, sets_lr: bool) -> None:
+    """Refuse extras that cannot be saved, and a scheduler beside `lr_factor`.
+
+    Raises:
+        RunError: names the extra.
+    """
+    for name, thing in extra.items():
+        if not (callable(getattr(thing, "state_dict", None)) and callable(getattr(thing, "load_state_dict", None))):
+            raise RunError(f"train(extra={{{name!r}: ...}}): a {type(thing).__name__} has no state_dict and "
+                           "load_state_dict")  # fmt: skip
+        if sets_lr and getattr(thing, "optimizer", None) is optimizer:
+            raise RunError(
+                f"train(extra={{{name!r}: ...}}): both this {type(thing).__name__} and lr_factor set the learning "
+                "rate. Leave one of them out"
+            )
+
+
+def agreed_steps(in_config: int | None, given: Any) -> int:
+    """The step at which training ends.
+
+    Raises:
+        RunError: it is nowhere, no number of steps, or two numbers.
+    """
+    if given is None and in_config is None:
+        raise RunError("max_steps is missing: set it in RunConfig, or pass it to train()")
+    if given is None:
+        assert in_config is not None
+        return in_config
+    if type(given) is not int or given < 1:
+        raise RunError(f"train(max_steps={given!r:.60}): give a number of steps, 1 or more")
+    if in_config not in (None, given):
+        raise RunError(f"RunConfig(max_steps={in_config}) and train(max_steps={given}) differ. Give one of them")
+    return given
