@@ -42,8 +42,15 @@ class Empty:
     [
         (lambda: check_model([MODEL, MODEL], SGD), r"train\(model=...\) is a list; it takes one Module. Several"),
         (lambda: check_model(MODEL, [SGD]), r"train\(optimizer=...\) is a list; it takes one Optimizer"),
+        (
+            lambda: check_model(MODEL, torch.optim.LBFGS(MODEL.parameters())),
+            "a LBFGS evaluates the loss several times a step, and train.. once. Use it in a loop of your own",
+        ),
         (lambda: check_samples("samples", DATA), "a TensorDataset has no batch and no weight. Give it"),
-        (lambda: check_samples("samples", DataLoader(DATA)), r"a DataLoader has no batch.*run.steps\(loader"),
+        (
+            lambda: check_samples("samples", DataLoader(DATA)),
+            r"a DataLoader has no batch.*loop of your own: run.register",
+        ),
         (lambda: check_samples("held_out", Empty()), r"train\(held_out=...\): the data set is empty"),
         (lambda: check_extra({"best": 3}, SGD, False), "'best': ...}.: a int has no state_dict"),
         (
@@ -62,6 +69,8 @@ def test_an_argument_that_makes_no_sense_is_refused_in_a_line(check: Any, messag
 
 
 def test_what_agrees_is_taken() -> None:
+    torch.optim.lr_scheduler.StepLR(SGD, 1)  # It wraps the optimizer's step.
+    check_model(MODEL, SGD)
     assert (agreed_steps(20, 20), agreed_steps(None, 7), agreed_steps(9, None)) == (20, 7, 9)
     check_extra({"plateau": torch.optim.lr_scheduler.ReduceLROnPlateau(SGD)}, SGD, False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,9 +12,11 @@ from torch.utils.data import DataLoader
 
 from trainer.errors import RunError
 
+OWN_LOOP = "run.register and run.steps, docs/your-own-script.md"
+
 
 def check_model(model: Any, optimizer: Any) -> None:
-    """Refuse what is not one model and one optimizer.
+    """Refuse what is not one model and one optimizer, and an optimizer that needs a closure.
 
     Raises:
         RunError: names the argument.
@@ -22,8 +25,14 @@ def check_model(model: Any, optimizer: Any) -> None:
         if not isinstance(thing, kind):
             raise RunError(
                 f"train({name}=...) is a {type(thing).__name__}; it takes one {kind.__name__}. Several models or "
-                "optimizers train in a loop of your own: run.register and run.steps, docs/your-own-script.md"
+                f"optimizers train in a loop of your own: {OWN_LOOP}"
             )
+    step = inspect.signature(optimizer.step).parameters.get("closure")
+    if hasattr(optimizer, "first_step") or (step is not None and step.default is inspect.Parameter.empty):
+        raise RunError(
+            f"train(optimizer=...): a {type(optimizer).__name__} evaluates the loss several times a step, and train() "
+            f"once. Use it in a loop of your own: {OWN_LOOP}"
+        )
 
 
 def check_samples(name: str, samples: Any) -> None:
@@ -36,7 +45,7 @@ def check_samples(name: str, samples: Any) -> None:
     if missing:
         remedy = "Give it an object with __len__, batch(ids) and weight(batch)"
         if isinstance(samples, DataLoader):
-            remedy += ", or write the loop yourself: run.steps(loader, until=...), docs/your-own-script.md"
+            remedy += f", or write a loop of your own: {OWN_LOOP}"
         raise RunError(f"train({name}=...): a {type(samples).__name__} has no {' and no '.join(missing)}. {remedy}")
     if not len(samples):
         raise RunError(f"train({name}=...): the data set is empty")

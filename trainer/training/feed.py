@@ -84,8 +84,10 @@ class Feed:
                 yield batch
             if not count and not contents.batches:
                 raise RunError(
-                    "steps(loader): the loader has no batch. Check the length of the data set, and drop_last where it "
-                    "is shorter than a batch"
+                    f"steps(loader): a {type(self._loader).__name__} can be read only once. Give the loader itself"
+                    if iter(self._loader) is self._loader
+                    else "steps(loader): the loader has no batch. Check the length of the data set, and drop_last "
+                    "where it is shorter than a batch"
                 )
             contents.epoch += 1
             contents.batches, contents.samples, contents.is_last = 0, 0, False

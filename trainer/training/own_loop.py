@@ -127,13 +127,8 @@ class OwnLoop:
         """Yield batches; as of `SpotRun.steps`."""
         stepping = self._begin()
         self.set_end(until)
-        if self._is_finished():
+        if self.contents.done < until and self._is_finished():  # It was ended early.
             return iter(())
-        if self.contents.done > until:
-            raise RunError(
-                f"{self._run.paths.root} is already at step {self.contents.done}, past until={until}. Raise it, or use "
-                "another run name"
-            )
         return stepping.steps(loader, until, accumulate)
 
     @property
@@ -155,11 +150,16 @@ class OwnLoop:
         """Save the last step, and export the model; as of `SpotRun.finish`.
 
         Raises:
-            RunError: no step was done.
+            RunError: no step was done, or the run is past the last call of `steps`.
         """
         self._begin()
         if self._is_finished():
             return
+        if self._until is not None and self.contents.done > self._until:
+            raise RunError(
+                f"{self._run.paths.root} is already at step {self.contents.done}, past until={self._until}. Raise it, "
+                "or use another run name"
+            )
         if not self.contents.done:
             raise RunError("finish(): no step was done, so there is nothing to export")
         whole = _gathered(self.contents.models, self._run.rank == 0) if write is None else {}

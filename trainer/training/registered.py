@@ -49,6 +49,10 @@ class Registered:
         self.ahead_at_restore: torch.Tensor | None = None
         self.processes_then: int | None = None
         """How many processes saved the checkpoint, until the loop begins, if they were more or fewer than now."""
+        self.loader = 0
+        """The number of the loader that they belong to, among those that the run has used (phases.py)."""
+        self.until: int | None = None
+        """Where the call of `steps` with it ends."""
         self.epoch_streams: torch.Tensor | None = None
         """This rank's random streams at the beginning of the epoch."""
         self.epoch_generators: list[torch.Tensor] = []
@@ -179,6 +183,7 @@ class Registered:
             "is_last": self.is_last,
             "objects": self._names(),
         }
+        counters |= {"loader": self.loader, "until": self.until}
         extra = {name: _state_of(thing) for name, thing in self.others.items()} | {STATE: dict(self.state)}
         return collect(self.models, list(self.optimizers.values()), counters, extra, self._begun, self._made)
 
@@ -189,6 +194,11 @@ class Registered:
         """The registered objects' classes, by name."""
         held = {**self.models._modules, **self.optimizers, **self.others}
         return {name: type(thing).__name__ for name, thing in sorted(held.items())}
+
+    def begin_loader(self, number: int) -> None:
+        """Be at the start of another loader."""
+        self.epoch += int(self.batches > 0 or self.samples > 0)
+        self.loader, self.batches, self.samples, self.is_last, self.ahead = number, 0, 0, False, None
 
     def streams(self) -> torch.Tensor:
         """This rank's random streams: now, at the beginning of the epoch, one batch ahead; and those of the loader."""
@@ -234,6 +244,7 @@ class Registered:
         self.epoch, self.batches, self.samples = (counters[name] for name in ("epoch", "batches", "samples"))
         self.processes_then = None if restored.same_processes else restored.manifest.facts.get("world_size")
         self.is_last = counters["is_last"]
+        self.loader, self.until = counters.get("loader", 0), counters.get("until")
         if restored.streams is not None:
             found = rng.unpack(restored.streams)
             self.streams_at_restore, self.epoch_streams, self.ahead_at_restore, *generators = found

@@ -216,13 +216,16 @@ class SpotRun(Life):
         Each `next()` ends the step before it: there the run is saved, and there a stop ends the attempt. The first one
         continues with the batch after the checkpoint's.
 
+        A program may call it several times. A call with the same loader goes on in its order, another loader begins at
+        its start, and a call whose steps are done yields nothing.
+
         Args:
             loader: Makes the batches of one epoch each time it is iterated over.
             until: The number of steps in all, not more steps.
             accumulate: Batches of a step, 1 by default; `ends_step` tells the last one. With `sampler`, it is known.
 
         Raises:
-            RunError: the loader is empty, or the run is past `until`.
+            RunError: the loader is empty.
         """
         return self._loop().steps(loader, until, accumulate)
 

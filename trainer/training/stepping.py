@@ -18,6 +18,7 @@ from trainer.training import accelerated, prepared, unsaved
 from trainer.training.closing import Closing
 from trainer.training.feed import Feed
 from trainer.training.participant import Participant
+from trainer.training.phases import Phases
 from trainer.training.registered import Registered
 from trainer.training.report import record_first_step
 from trainer.training.session import Session
@@ -45,6 +46,7 @@ class Stepping:
         self._started = 0.0
         self._is_prepared = False
         self._restored_at = time.monotonic()
+        self._phases = Phases(contents)
         self._before: unsaved.Attributes = {}
         self._tally: Tally | None = None
         self._trace = StepTrace()
@@ -69,14 +71,17 @@ class Stepping:
             Leaving: it is time to stop, and the last boundary is saved.
         """
         contents, run = self._contents, self._run
-        if contents.done >= until:
+        if not self._phases.begin(loader, until):
             return
-        feed = self._feed = Feed(loader, contents, run.world_size, run.print_line)
+        feed, batches = self._phases.open(lambda: Feed(loader, contents, run.world_size, run.print_line))
+        self._feed = feed
         accumulate = _accumulate(feed, accumulate)
         self._refuse_unlike_accelerate(loader, accumulate)
+        if self._session.stop:  # It came in the last step of the call before.
+            self._closing.stop(self._session.stop)
         self._accumulate, self._begun = accumulate, 0
         self.begin(until)
-        for self._number, batch in enumerate(feed.epochs(), start=1):
+        for self._number, batch in enumerate(batches, start=1):
             self.give(batch)
             try:
                 yield batch
@@ -120,11 +125,14 @@ class Stepping:
             )
 
     def begin(self, until: int) -> None:
-        """Prepare for the first step of the attempt; training ends at step `until` (0: unknown)."""
+        """Prepare for the first step of the attempt, or of a call; training ends at step `until` (0: unknown)."""
         contents = self._contents
         self._until = until
+        if self._tally:
+            self._tally.close()
         self._tally = Tally(self._run, until, contents.done)
-        self._before = self._attributes()
+        if not self._is_prepared:
+            self._before = self._attributes()
         self._started = time.monotonic()
 
     def give(self, batch: object) -> None:
@@ -132,7 +140,8 @@ class Stepping:
         self._trace.batch(batch)
 
     def close(self) -> None:
-        """Close the progress bar."""
+        """Close the progress bar, and let go of the loader."""
+        self._phases.close()
         if self._tally:
             self._tally.close()
 

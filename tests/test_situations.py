@@ -1,0 +1,380 @@
+"""Situations that people have reported of other tools: where a resume has to be exact in a loop of one's own.
+
+All attempts run in this process. A stop is a real SIGTERM; a crash leaves the last committed checkpoint, as SIGKILL
+does.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from support import event, losses, weights
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from trainer import SpotRun
+from trainer.layout.names import RunPaths, list_checkpoints
+from trainer.training import participant
+from trainer.training.unwinding import Left
+
+X = torch.randn(18, 3, generator=torch.Generator().manual_seed(1))
+ITEMS = TensorDataset(X, X.sum(1, keepdim=True))
+Script = Callable[[SpotRun, Callable[[], None]], None]
+"""A program; it calls its second argument in each step, which may strike it."""
+
+
+class Attempts:
+    """Runs a program's attempts, one after the other."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def one(self, script: Script, strike: int = 0, kind: str = "stop", save_every: int = 3) -> int:
+        """Run an attempt; `strike` is the step in which it is stopped or crashes. Returns the exit code."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(participant, "unwind", leave)
+            patch.setattr(os, "_exit", leave)
+            # Its thread would outlive the attempt.
+            patch.setattr(SpotRun, "_watch_the_bucket", lambda run: None)
+            random.seed(0)
+            torch.manual_seed(0)
+            try:
+                with SpotRun(self.folder, save_every=save_every) as run:
+                    script(run, lambda: hit(kind) if run.step + 1 == strike else None)
+            except SystemExit as left:
+                return int(str(left.code))
+        return 0
+
+    def all(self, script: Script, strikes: Iterable[int] = (), kind: str = "stop") -> Attempts:
+        """Run an attempt for each strike, and one to the end."""
+        for strike in strikes:
+            assert self.one(script, strike, kind) == (75 if kind == "stop" else 1)
+        assert self.one(script) == 0
+        return self
+
+    @property
+    def result(self) -> tuple[dict[int, object], dict[str, bytes]]:
+        return losses(self.folder), weights(self.folder)
+
+
+def leave(code: int, *_: object) -> NoReturn:
+    raise Left(code)
+
+
+def hit(kind: str) -> None:
+    if kind == "crash":
+        raise RuntimeError("as planned")
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Attempts]]:
+    """Makes a run of a name."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for name in ("RANK", "WORLD_SIZE", "SKYSPOT_LINK", "SKYSPOT_MOUNT", "SKYSPOT_GRACE_S", "SKYPILOT_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
+    yield lambda name: Attempts(tmp_path / name)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def parts() -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.2), nn.Linear(4, 1))
+    return model, torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+
+
+def shuffled() -> DataLoader[Any]:
+    """5 batches."""
+    return DataLoader(ITEMS, batch_size=4, shuffle=True)
+
+
+def train(run: SpotRun, strike: Callable[[], None], model: nn.Module, optimizer: Any, batch: Any) -> None:
+    """One step."""
+    strike()
+    x, y = batch
+    loss = (model(x) - y).square().mean()
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    run.log(loss=loss)
+
+
+def until(end: int) -> Script:
+    def script(run: SpotRun, strike: Callable[[], None]) -> None:
+        model, optimizer = parts()
+        run.register(model=model, optimizer=optimizer)
+        for batch in run.steps(shuffled(), until=end):
+            train(run, strike, model, optimizer, batch)
+        run.finish()
+
+    return script
+
+
+PLACES = {
+    "in epoch 2": [8],
+    "in epoch 3": [13],
+    "at an epoch's end": [5, 10],
+    "at an epoch's start": [6, 11],
+    "three times within an epoch": [7, 8, 9],
+}
+
+
+@pytest.mark.parametrize("kind", ["stop", "crash"])
+def test_a_run_is_resumed_wherever_in_an_epoch_it_was_struck(attempts: Any, kind: str) -> None:
+    whole = attempts("whole").all(until(16)).result
+    assert sorted(whole[0]) == list(range(1, 17))
+    for place, strikes in PLACES.items():
+        assert attempts(place).all(until(16), strikes, kind).result == whole, place
+
+
+def test_the_patience_of_an_early_stop_outlives_a_preemption(attempts: Any) -> None:
+    def script(run: SpotRun, strike: Callable[[], None]) -> None:
+        model, optimizer = parts()
+        run.register(model=model, optimizer=optimizer)
+        for batch in run.steps(shuffled(), until=100):
+            train(run, strike, model, optimizer, batch)
+            score = abs(run.step + 1 - 6)  # The best one is that of step 6.
+            best, bad = run.state.get("best", 100), run.state.get("bad", 0)
+            run.state.update(best=min(best, score), bad=0 if score < best else bad + 1)
+            if run.state["bad"] == 5:
+                break
+        run.finish()
+
+    whole = attempts("whole").all(script).result
+    assert sorted(whole[0]) == list(range(1, 12))
+    struck = attempts("struck").all(script, [8, 10])
+    assert struck.result == whole
+    struck.all(script)
+    assert event(struck.folder, "end")["cause"] == "already-finished"
+
+
+def test_the_folder_of_a_run_may_move(attempts: Any) -> None:
+    first, then = attempts("first"), attempts("then")
+    assert first.one(until(16), strike=8) == 75
+    shutil.move(first.folder, then.folder)
+    assert then.all(until(16)).result == attempts("whole").all(until(16)).result
+    assert event(then.folder, "restored")["step"] == 8
+
+
+def test_a_finished_run_that_is_asked_for_more_steps_goes_on_within_its_epoch(attempts: Any) -> None:
+    more = attempts("more").all(until(8)).all(until(13))
+    assert more.result == attempts("whole").all(until(13)).result
+    assert event(more.folder, "restored")["step"] == 8
+
+
+def test_a_finished_run_that_is_asked_for_fewer_steps_says_so(attempts: Any, capfd: Any) -> None:
+    run = attempts("run").all(until(8))
+    assert run.one(until(5)) == 1
+    assert "is already at step 8, past until=5. Raise it, or use another run name" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("digits", [2, 3, pytest.param(5, marks=pytest.mark.slow)])
+def test_the_newest_checkpoint_is_the_one_of_the_last_step_whatever_the_times_of_files(
+    attempts: Any, digits: int
+) -> None:
+    last = 10 ** (digits - 1)
+    weight = nn.Linear(1, 1)
+    rows = [torch.ones(1)] * 50
+
+    def script(run: SpotRun, strike: Callable[[], None]) -> None:
+        optimizer = torch.optim.SGD(weight.parameters(), lr=1e-5)
+        run.register(weight=weight, optimizer=optimizer)
+        for batch in run.steps(rows, until=last + 2):
+            strike()
+            weight(batch).backward()
+            optimizer.step()
+        run.finish()
+
+    run = attempts("run")
+    assert run.one(script, strike=last, save_every=max(1, (last - 1) // 3)) == 75
+    saved = list_checkpoints(RunPaths(run.folder))
+    assert [name.step for name in saved][:2] == [last, last - 1]
+    for age, name in enumerate(saved):
+        for path in (folder := RunPaths(run.folder).checkpoint(name), *folder.iterdir()):
+            os.utime(path, (1e9 + age, 1e9 + age))  # The newest one has the oldest files.
+    assert run.one(script) == 0
+    assert event(run.folder, "restored")["step"] == last
+
+
+def same_loader(*ends: int) -> Callable[[SpotRun], Iterator[tuple[Any, int]]]:
+    def calls(run: SpotRun) -> Iterator[tuple[Any, int]]:
+        loader = shuffled()
+        return ((loader, end) for end in ends)
+
+    return calls
+
+
+def new_loaders(*ends: int) -> Callable[[SpotRun], Iterator[tuple[Any, int]]]:
+    def calls(run: SpotRun) -> Iterator[tuple[Any, int]]:
+        return ((shuffled(), end) for end in ends)
+
+    return calls
+
+
+def counted(run: SpotRun) -> Iterator[tuple[Any, int]]:
+    """As a program calls it that begins where the run is."""
+    loader = shuffled()
+    while run.step < 16:
+        yield loader, min(16, (run.step // 6 + 1) * 6)
+
+
+def curriculum(run: SpotRun) -> Iterator[tuple[Any, int]]:
+    yield DataLoader(ITEMS, batch_size=2), 7
+    yield shuffled(), 16
+
+
+CALLS = {
+    "each epoch": same_loader(5, 10, 15, 16),
+    "every 6 steps": same_loader(6, 12, 16),
+    "from run.step": counted,
+    "a new loader each epoch": new_loaders(5, 10, 15, 16),
+    "a new loader within epochs": new_loaders(6, 12, 16),
+    "another loader": curriculum,
+}
+
+
+QUICK = ("every 6 steps", "another loader")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CALLS]
+)
+def test_a_loop_in_several_calls_resumes_in_each(attempts: Any, name: str) -> None:
+    def script(run: SpotRun, strike: Callable[[], None]) -> None:
+        model, optimizer = parts()
+        run.register(model=model, optimizer=optimizer)
+        for loader, end in CALLS[name](run):
+            for batch in run.steps(loader, until=end):
+                train(run, strike, model, optimizer, batch)
+        run.finish()
+
+    whole = attempts("whole").all(script).result
+    assert sorted(whole[0]) == list(range(1, 17))
+    if "loader" not in name:  # The calls make no difference.
+        assert attempts("in one call").all(until(16)).result == whole
+    assert attempts("stopped").all(script, [5, 6, 7, 12, 14]).result == whole
+    assert attempts("crashed").all(script, [8, 13], "crash").result == whole
+    assert attempts("more").all(until_of(CALLS[name], 12)).all(script).result == whole
+
+
+def until_of(calls: Callable[[SpotRun], Iterator[tuple[Any, int]]], last: int) -> Script:
+    """The same program with its end at step 12, in the calls that come before."""
+
+    def script(run: SpotRun, strike: Callable[[], None]) -> None:
+        model, optimizer = parts()
+        run.register(model=model, optimizer=optimizer)
+        for loader, end in calls(run):
+            for batch in run.steps(loader, until=min(end, last)):
+                train(run, strike, model, optimizer, batch)
+            if end >= last:
+                break
+        run.finish()
+
+    return script
+
+
+def test_a_loop_that_leaves_a_loader_early_resumes_with_the_next_one(attempts: Any) -> None:
+    def script(run: SpotRun, strike: Callable[[], None]) -> None:
+        model, optimizer = parts()
+        run.register(model=model, optimizer=optimizer)
+        for batch in run.steps(DataLoader(ITEMS, batch_size=2), until=100):
+            train(run, strike, model, optimizer, batch)
+            if run.step + 1 == 4:
+                break
+        for batch in run.steps(shuffled(), until=12):
+            train(run, strike, model, optimizer, batch)
+        run.finish()
+
+    whole = attempts("whole").all(script).result
+    assert attempts("struck").all(script, [3, 6, 9]).result == whole
+
+
+def test_an_iterator_that_can_be_read_once_is_named(attempts: Any, capfd: Any) -> None:
+    def script(run: SpotRun, strike: Callable[[], None]) -> None:
+        model, optimizer = parts()
+        run.register(model=model, optimizer=optimizer)
+        for batch in run.steps(iter(shuffled()), until=16):
+            train(run, strike, model, optimizer, batch)
+        run.finish()
+
+    assert attempts("run").one(script) == 1
+    assert "DataLoaderIter can be read only once. Give the loader itself" in capfd.readouterr().err
+
+
+class Sam(torch.optim.Optimizer):
+    """Sharpness-aware minimization, as people write it: two passes a step, around another optimizer."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], rho: float = 0.05) -> None:
+        super().__init__(parameters, {"rho": rho})
+        self.base_optimizer = torch.optim.SGD(self.param_groups, lr=0.02, momentum=0.9)
+        self.param_groups = self.base_optimizer.param_groups
+
+    @torch.no_grad()
+    def first_step(self) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["old"] = parameter.clone()
+                parameter.add_(parameter.grad, alpha=group["rho"])
+                parameter.grad = None
+
+    @torch.no_grad()
+    def second_step(self) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.copy_(self.state[parameter]["old"])
+        self.base_optimizer.step()
+
+    def step(self, closure: Any = None) -> None:
+        assert closure
+        self.first_step()
+        with torch.enable_grad():
+            closure()
+        self.second_step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"own": super().state_dict(), "base": self.base_optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state["own"])
+        self.base_optimizer.load_state_dict(state["base"])
+        self.param_groups = self.base_optimizer.param_groups
+
+
+@pytest.mark.parametrize("way", ["LBFGS", "SAM", "SAM by hand"])
+def test_an_optimizer_that_evaluates_the_loss_again_resumes_exactly(attempts: Any, way: str) -> None:
+    def script(run: SpotRun, strike: Callable[[], None]) -> None:
+        model, _ = parts()
+        sam = Sam(model.parameters())
+        lbfgs = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3, history_size=4)
+        optimizer = lbfgs if way == "LBFGS" else sam
+        run.register(model=model, optimizer=sam.base_optimizer if way == "SAM by hand" else optimizer)
+        for x, y in run.steps(shuffled(), until=9):
+
+            def closure(x: Any = x, y: Any = y) -> torch.Tensor:
+                optimizer.zero_grad()
+                loss = (model(x) - y).square().mean()
+                loss.backward()
+                return loss
+
+            strike()
+            loss = closure()
+            if way == "SAM by hand":
+                sam.first_step()
+                closure()
+                sam.second_step()
+            else:
+                optimizer.step(closure)
+            run.log(loss=loss)
+        run.finish()
+
+    whole = attempts("whole").all(script).result
+    assert attempts("stopped").all(script, [4, 7]).result == whole
+    assert attempts("crashed").all(script, [5, 8], "crash").result == whole

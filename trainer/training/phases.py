@@ -1,0 +1,52 @@
+"""Phases: the loaders that a run uses, one after the other, and which of them a checkpoint was saved in.
+
+A program may call `steps` several times. A call with the loader of the call before goes on in its order; a call with
+another loader begins that loader from its start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from trainer.training.feed import Feed
+from trainer.training.registered import Registered
+
+
+class Phases:
+    """The calls of `steps` in this attempt."""
+
+    def __init__(self, contents: Registered) -> None:
+        self._contents = contents
+        self._loader: object = None
+        self._number = -1
+        """The number of the loader among those of the run, from 0."""
+        self._opened: tuple[Feed, Iterator[Any]] | None = None
+
+    def begin(self, loader: Iterable[Any], until: int) -> bool:
+        """Take the loader of a call; False if the run is past what the call asks for."""
+        contents = self._contents
+        if loader is not self._loader:
+            self._loader, self._opened = loader, None
+            self._number += 1
+        if contents.done >= until:
+            return False
+        if self._opened is None and self._number < contents.loader:
+            if until != contents.until:
+                return False  # The program left that call with `break`.
+            self._number = contents.loader  # It did not make the calls of earlier attempts again.
+        if self._number > contents.loader:
+            contents.begin_loader(self._number)
+        contents.until = until
+        return True
+
+    def open(self, make: Callable[[], Feed]) -> tuple[Feed, Iterator[Any]]:
+        """The feed of the loader, and its batches: those that an earlier call has left, or new ones."""
+        if self._opened is None:
+            feed = make()
+            self._opened = feed, feed.epochs()
+        return self._opened
+
+    def close(self) -> None:
+        """Let go of the loader; its worker processes end."""
+        self._opened = None
