@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.checkpoint import buffers, extra_states, memory_formats, optimizers
+from trainer.checkpoint import buffers, extra_states, frozen, memory_formats, optimizers
 from trainer.checkpoint.contents import Tensor
 from trainer.checkpoint.names import parameters, plain_name, unwrap
 from trainer.checkpoint.optimizers import Groups, options_of
@@ -61,6 +61,7 @@ def collect(
     extra: Mapping[str, Any] | None = None,
     begun: Sequence[Groups] = (),
     made: buffers.Forms | None = None,
+    base: frozen.Frozen | None = None,
 ) -> State:
     """The state of a run at a boundary.
 
@@ -71,6 +72,7 @@ def collect(
         extra: The user's extras, by name.
         begun: `options_of` each optimizer as the program made it; shows later changes of the program.
         made: `buffers.forms` of the model as the program made it; shows later changes of the program.
+        base: The model's frozen parameters, which are left out as long as nothing changes them; None: they are saved.
 
     Raises:
         StateError: a value is neither a tensor nor plain, or a tensor has a type that cannot be saved, or a part of an
@@ -84,6 +86,9 @@ def collect(
         of_parameters, rest = optimizers.collect(index, optimizer, named)
         tensors |= of_parameters
         groups.append({**rest, "begun": begun[index]} if begun else rest)
+    left_out = base.left_out(named) if base else set[str]()
+    for name in left_out:
+        del tensors[f"{MODEL}{name}"]
     steady = frozenset(tensors) - own
     rests: dict[str, torch.Tensor] = {}
     optim = encode(groups, "optimizer", rests)
@@ -98,6 +103,8 @@ def collect(
         "modules": modules_own,
         "strides": memory_formats.strides_of(tensors),
     }
+    if base and left_out:
+        plain["frozen"] = base.describe(left_out, named)
     if made is not None:
         plain["buffers"] = buffers.changed(model, made)
     for name, tensor in tensors.items():
@@ -128,7 +135,7 @@ def apply(
         tensors = memory_formats.laid_out(tensors, strides)
     named = parameters(model)
     found = {plain_name(name[len(MODEL) :]): tensor for name, tensor in tensors.items() if name.startswith(MODEL)}
-    _check_parameters(named, found)
+    _check_parameters(named, found, plain.get("frozen"))
     forms = plain.get("buffers")
     of_buffers = buffers.plan(
         model,
@@ -140,6 +147,8 @@ def apply(
     loads = _plan_optimizers(optims, tensors, plain, named, begun, formatted)
     with torch.no_grad():
         for name, parameter in named.items():
+            if name not in found:
+                continue  # It is frozen, and the same.
             saved = found[name]
             if formatted and _is_laid_out_otherwise(parameter, saved):
                 parameter.data = saved.to(parameter.device, copy=True)
@@ -153,12 +162,11 @@ def apply(
     return decode(plain.get("counters"), tensors), decode(plain.get("extra"), tensors)
 
 
-def _check_parameters(named: Mapping[str, nn.Parameter], found: Mapping[str, torch.Tensor]) -> None:
+def _check_parameters(named: Mapping[str, nn.Parameter], found: Mapping[str, torch.Tensor], left_out: Any) -> None:
+    frozen.check(named, named.keys() - found.keys(), left_out)
     for name, parameter in named.items():
         saved = found.get(name)
-        if saved is None:
-            raise StateError(f"{MODEL}{name} is not in the checkpoint")
-        if parameter.shape != saved.shape or parameter.dtype != saved.dtype:
+        if saved is not None and (parameter.shape != saved.shape or parameter.dtype != saved.dtype):
             raise StateError(
                 f"{MODEL}{name} is {tuple(saved.shape)} {saved.dtype} in the checkpoint, "
                 f"{tuple(parameter.shape)} {parameter.dtype} in the model"

@@ -15,6 +15,21 @@ from trainer.errors import RunError
 OWN_LOOP = "run.register and run.steps, docs/your-own-script.md"
 
 
+def check_arguments(
+    model: Any, optimizer: Any, samples: Any, held_out: Any, extra: Mapping[str, Any], lr_factor: object
+) -> None:
+    """Refuse arguments that make no sense.
+
+    Raises:
+        RunError: names the first one.
+    """
+    check_model(model, optimizer)
+    check_samples("samples", samples)
+    if held_out is not None:
+        check_samples("held_out", held_out)
+    check_extra(extra, optimizer, lr_factor is not None)
+
+
 def check_model(model: Any, optimizer: Any) -> None:
     """Refuse what is not one model and one optimizer, and an optimizer that needs a closure.
 

@@ -24,7 +24,7 @@ from trainer.layout.names import CheckpointName
 from trainer.ranks.agreement import MESSAGE_INTS, Message, Row, exact_sum
 from trainer.ranks.exchange import Exchange
 from trainer.training import export, finite, rng
-from trainer.training.arguments import agreed_steps, check_extra, check_model, check_samples
+from trainer.training.arguments import agreed_steps, check_arguments
 from trainer.training.closing import Closing
 from trainer.training.computation import Computation, make_accelerator, refuse_lazy
 from trainer.training.evaluation import Evaluation
@@ -77,11 +77,9 @@ class Loop:
         Raises:
             RunError: an argument makes no sense.
         """
-        check_model(model, optimizer)
-        check_samples("samples", samples)
-        if held_out is not None and run.config.eval_interval_steps:
-            check_samples("held_out", held_out)
-        check_extra(extra or {}, optimizer, lr_factor is not None)
+        check_arguments(
+            model, optimizer, samples, held_out if run.config.eval_interval_steps else None, extra or {}, lr_factor
+        )
         self.run, self.config, self.group = run, run.config, run.group
         self.samples, self.held_out, self.save_model = samples, held_out, save_model
         self.max_steps = steps = agreed_steps(run.config.max_steps, max_steps)
@@ -89,23 +87,30 @@ class Loop:
         refuse_lazy(model)
         export.check_save_model(save_model)
         made = buffers.forms(model)
-        if unseen := not_seen(model):
-            run.print_line(
-                f"Not saved: {', '.join(unseen[:5])}. They are in the model's state_dict(), but are neither parameters "
-                "nor buffers; implement get_extra_state and set_extra_state to save them."
-            )
+        unseen = not_seen(model)
         # For its device and its precision. Passes wraps it for several ranks.
         prepared: nn.Module = accelerator.prepare_model(model, evaluation_mode=True)
         scaler = torch.amp.GradScaler(accelerator.device.type) if self.config.precision == "fp16" else None
         self.state = TrainingState(
             self.config, prepared, optimizer, scaler, extra or {}, made, steps, accelerator.device, tokens
         )
+        self._report_unsaved(unseen)
         self.weights: list[float] = []
         """The weights of the next step's micro-steps, of all ranks."""
         self._ended = False
         """The program has ended training with the last step done, as all ranks have agreed."""
         self.loader = Loader(samples, self.state, self.group.rank, self.group.world_size)
         self.computation = Computation(self.state, accelerator, self.group, loss, lr_factor, find_unused_parameters)
+
+    def _report_unsaved(self, unseen: list[str]) -> None:
+        """Name what checkpoints leave out of the model."""
+        if unseen:
+            self.run.print_line(
+                f"Not saved: {', '.join(unseen[:5])}. They are in the model's state_dict(), but are neither parameters "
+                "nor buffers; implement get_extra_state and set_extra_state to save them."
+            )
+        if self.state.base.line:
+            self.run.print_line(self.state.base.line)
 
     def train(self) -> None:
         """Train to the end, or leave at a stop."""

@@ -13,6 +13,7 @@ from torch import nn
 
 from trainer.checkpoint import buffers
 from trainer.checkpoint.finite import watched
+from trainer.checkpoint.frozen import Frozen
 from trainer.checkpoint.names import unwrap
 from trainer.checkpoint.optimizers import Groups
 from trainer.checkpoint.state import State, StateError, apply, collect, not_seen, options_of
@@ -74,6 +75,7 @@ class Registered:
         """By the name of the optimizer that accelerate has wrapped with it."""
         self._begun: list[Groups] = []
         self._made: buffers.Forms = {}
+        self._base: Frozen | None = None
         self._missing: list[str] = []
         """Names in the checkpoint that are not registered yet."""
 
@@ -114,6 +116,8 @@ class Registered:
             _refuse_strangers(self.models, self.optimizers)
             self._begun = [copy.deepcopy(options_of(optimizer)) for optimizer in self.optimizers.values()]
             self._made, self.watched = buffers.forms(self.models), watched(self.models)
+            self._base = Frozen(self.models)
+            lines += [self._base.line] if self._base.line else []
         return lines
 
     def refuse_missing(self) -> None:
@@ -185,7 +189,9 @@ class Registered:
         }
         counters |= {"loader": self.loader, "until": self.until}
         extra = {name: _state_of(thing) for name, thing in self.others.items()} | {STATE: dict(self.state)}
-        return collect(self.models, list(self.optimizers.values()), counters, extra, self._begun, self._made)
+        return collect(
+            self.models, list(self.optimizers.values()), counters, extra, self._begun, self._made, self._base
+        )
 
     def _names(self) -> list[str]:
         return sorted([*self.models._modules, *self.optimizers, *self.others])

@@ -11,6 +11,7 @@ from torch import nn
 
 from trainer.checkpoint import buffers, forward_state
 from trainer.checkpoint.finite import watched
+from trainer.checkpoint.frozen import Frozen
 from trainer.checkpoint.state import State, StateError, apply, collect, options_of
 from trainer.errors import RunError
 from trainer.training import finite, rng
@@ -53,6 +54,8 @@ class TrainingState:
             group.setdefault("initial_lr", group["lr"])
         self.max_steps, self._device, self._tokens = max_steps, device, tokens
         self._begun, self._made = copy.deepcopy(options_of(optimizer)), made
+        self.base = Frozen(model)
+        """What checkpoints leave out of it."""
         self.watched = watched(model)
         """The trained parameters: a checkpoint in which one is not finite does not count."""
         self.done = 0
@@ -103,7 +106,7 @@ class TrainingState:
     def collect(self) -> State:
         """The live tensors and values, in the form that a checkpoint holds."""
         extra = {name: thing.state_dict() for name, thing in self.extra.items()}
-        return collect(self.model, [self.optimizer], self.counters(), extra, [self._begun], self._made)
+        return collect(self.model, [self.optimizer], self.counters(), extra, [self._begun], self._made, self.base)
 
     def streams(self) -> torch.Tensor:
         """This rank's random streams."""
