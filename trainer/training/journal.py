@@ -97,6 +97,10 @@ class Journal:
 
         def end() -> None:
             self._over = True
+            for segment in (*self._ended, self._segment):
+                if segment and segment.file:
+                    segment.file.close()
+                    segment.file = None
 
         self._tasks.put(end)
 
