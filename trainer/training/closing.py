@@ -34,6 +34,18 @@ def is_finished(run: Participant, done: int, until: int | None) -> bool:
     return run.final_is_whole
 
 
+def is_trained(run: Participant, max_steps: int) -> bool:
+    """True if `final/` is whole and was exported where `train` ends. Every rank calls it."""
+
+    def look() -> bool:
+        final = run.whole_final
+        return final is not None and final.facts.get("until", final.step) == max_steps
+
+    if run.group.rank0_does("finished", look, run.check_stop):
+        run.note_finished()
+    return run.final_is_whole
+
+
 class Closing:
     """Saves, exports and leaves, in the right order."""
 

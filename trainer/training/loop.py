@@ -38,6 +38,9 @@ from trainer.training.training_state import TrainingState
 class Loop:
     """One attempt's training."""
 
+    _ended = False
+    """The program has ended training with the last step done, as all ranks have agreed."""
+
     def __init__(
         self,
         run: Participant,
@@ -64,8 +67,7 @@ class Loop:
             loss: (model, batch) -> the *sum* of the losses over the batch, 0-d.
             max_steps: Where training ends; None: as the config says.
             lr_factor: Step (from 1) -> the factor of each group's initial learning rate in that step. None: the
-                optimizer's own rates, which a scheduler may change that is stepped by a hook of the optimizer, and is
-                in `extra`.
+                optimizer's own rates. A scheduler in `extra`, which a hook of the optimizer steps, may change them.
             held_out: The samples to evaluate on, every `eval_interval_steps`.
             save_model: Writes the trained model into an empty local folder, for `final/`. If it has a parameter `write`
                 (`export.Write`), it can stream large tensors through that, without a copy on local disk.
@@ -97,8 +99,6 @@ class Loop:
         self._report_unsaved(unseen)
         self.weights: list[float] = []
         """The weights of the next step's micro-steps, of all ranks."""
-        self._ended = False
-        """The program has ended training with the last step done, as all ranks have agreed."""
         self.loader = Loader(samples, self.state, self.group.rank, self.group.world_size)
         self.computation = Computation(self.state, accelerator, self.group, loss, lr_factor, find_unused_parameters)
 

@@ -125,6 +125,7 @@ class SpotRun(Life):
             StateError: the checkpoint does not fit.
         """
         from trainer.training.arguments import agreed_steps
+        from trainer.training.closing import is_trained
         from trainer.training.loop import Loop
 
         if self.has_own_loop:
@@ -134,21 +135,10 @@ class SpotRun(Life):
                 "train() was called before, and this run is finished. Give a second phase a run of its own, or write "
                 "the loop yourself: docs/your-own-script.md"
             )
-        if self._is_finished(agreed_steps(self.config.max_steps, options.get("max_steps"))):
+        if is_trained(self, agreed_steps(self.config.max_steps, options.get("max_steps"))):
             return
         self._training = Loop(self, model, optimizer, **options)
         self._training.train()
-
-    def _is_finished(self, max_steps: int) -> bool:
-        """True if `final/` is whole, and was exported where training ends."""
-
-        def look() -> bool:
-            final = self.whole_final
-            return final is not None and final.facts.get("until", final.step) == max_steps
-
-        if self.rank0_does("finished", look):
-            self.note_finished()
-        return self.final_is_whole
 
     # -- a loop of the program's own -----------------------------------------------------------------------------------
 
