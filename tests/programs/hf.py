@@ -1,0 +1,132 @@
+"""Hugging Face's Trainer and TRL's, in the ways that people use them; it strikes itself at a step.
+
+python -m trainer.launch tests/programs/hf.py --dir FOLDER --strike 7:SIGKILL
+"""
+
+from trainer import SpotRun  # isort: skip
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from torch.utils.data import Dataset
+from transformers import (
+    EarlyStoppingCallback,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from trainer.hf import SpotCallback
+
+VOCABULARY = 40
+
+
+class Items(Dataset):
+    def __init__(self, count: int) -> None:
+        self.ids = torch.randint(0, VOCABULARY, (count, 9), generator=torch.Generator().manual_seed(1))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict:
+        return {"input_ids": self.ids[index], "labels": self.ids[index]}
+
+
+class Striker(TrainerCallback):
+    """Sends this process a signal before a step, or at an evaluation's second batch."""
+
+    def __init__(self, strike: str, evaluation: int) -> None:
+        step, _, name = strike.partition(":")
+        self.step, self.signal, self.evaluation = int(step), signal.Signals[name], evaluation
+        self.batches = 0
+
+    def on_step_begin(self, args, state, control, **_) -> None:
+        if state.global_step + 1 == self.step and state.is_world_process_zero:
+            os.kill(os.getpid(), self.signal)
+
+    def on_prediction_step(self, args, state, control, **_) -> None:
+        self.batches += 1
+        if state.global_step == self.evaluation and self.batches % 2 == 0 and state.is_world_process_zero:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def make_model() -> LlamaForCausalLM:
+    transformers.set_seed(3)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            max_position_embeddings=32, attention_dropout=0.1, bos_token_id=0, eos_token_id=1, pad_token_id=2,
+        )
+    )  # fmt: skip
+
+
+def arguments(given: argparse.Namespace, kind: type = TrainingArguments, **more):
+    return kind(
+        output_dir=str(Path(given.dir).parent / "output"), use_cpu=True, report_to=[], disable_tqdm=True,
+        per_device_train_batch_size=given.batch, gradient_accumulation_steps=given.accumulate, seed=5,
+        max_steps=given.until, num_train_epochs=given.epochs, learning_rate=1e-2, lr_scheduler_type="cosine",
+        warmup_steps=2, logging_steps=given.log, save_strategy="no", eval_strategy=given.evaluate,
+        eval_steps=3, per_device_eval_batch_size=4, metric_for_best_model="loss" if given.patience else None,
+        greater_is_better=False if given.patience else None, dataloader_num_workers=given.workers,
+        **({"fsdp": "full_shard", "fsdp_config": {"fsdp_version": 2}} if given.fsdp else {}), **more,
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--dir")
+    parser.add_argument("--until", type=int, default=-1)
+    parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--count", type=int, default=13)
+    parser.add_argument("--log", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--evaluate", default="no")
+    parser.add_argument("--patience", type=int, default=0)
+    parser.add_argument("--save-every", type=int, default=4)
+    parser.add_argument("--strike", default="0:SIGTERM")
+    parser.add_argument("--strike-in-evaluation", type=int, default=-1)
+    parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--fsdp", action="store_true")
+    parser.add_argument("--exact", action="store_true")
+    parser.add_argument("--mistake", default="")
+    given = parser.parse_args()
+    model = make_model()
+    if given.lora:
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(model, LoraConfig(r=2, lora_dropout=0.1, task_type="CAUSAL_LM"))
+    options = {given.mistake: True} if given.mistake in ("enable_jit_checkpoint", "save_only_model") else {}
+    with SpotRun(given.dir, save_every=given.save_every) as run:
+        callbacks = [] if given.mistake == "no callback" else [SpotCallback(run, **({"exact": True} if given.exact else {}))]
+        callbacks.append(Striker(given.strike, given.strike_in_evaluation))
+        if given.patience:
+            callbacks.append(EarlyStoppingCallback(given.patience))
+        trainer = Trainer(
+            model, arguments(given, **options), train_dataset=Items(given.count), eval_dataset=Items(9),
+            callbacks=callbacks,
+        )  # fmt: skip
+        resume = True if given.mistake == "their own checkpoints" else run.resume_from()
+        if given.mistake == "no resume":
+            resume = None
+        done = trainer.train(resume_from_checkpoint=resume)
+        run.finish()
+    history = [line for line in trainer.state.log_history if "loss" in line or "eval_loss" in line]
+    for line in history:
+        print("logged", line["step"], line.get("loss"), line.get("eval_loss"))
+    print(f"after the block: step {run.step} {trainer.state.global_step} {done.training_loss!r}", flush=True)
+    if Path(trainer.args.output_dir).exists():
+        print("in output_dir:", *sorted(os.listdir(trainer.args.output_dir)))
+    print("datasets" in sys.modules, flush=True)
+
+
+if __name__ == "__main__":
+    main()

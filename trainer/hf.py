@@ -1,0 +1,331 @@
+"""Hugging Face's Trainer, and TRL's, made safe: a callback that saves, stops and resumes as any run of this trainer.
+
+    from trainer import SpotRun  # before torch
+    from trainer.hf import SpotCallback
+
+    with SpotRun("/checkpoints/my-run", save_every="auto") as run:
+        trainer = Trainer(model, args, train_dataset=data, callbacks=[SpotCallback(run)])
+        trainer.train(resume_from_checkpoint=run.resume_from())
+        run.finish()
+
+The Trainer writes its own files, to a local disk. They are copied into the run's bucket and committed with a manifest;
+before a resume they are verified and fetched. What the Trainer would do with checkpoints in `output_dir` is set aside:
+`save_strategy`, `save_steps`, `save_total_limit`, `get_last_checkpoint`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from transformers import Trainer, TrainerCallback
+
+from trainer.bucket.hashing import fingerprint
+from trainer.checkpoint import extras
+from trainer.checkpoint.finite import NotFiniteError
+from trainer.checkpoint.shards import local
+from trainer.errors import RunError
+from trainer.machine import scratch
+from trainer.training import rng
+from trainer.training.folder_loop import FolderLoop, move_into
+
+if TYPE_CHECKING:
+    from trainer.training.run import SpotRun
+
+SUPPORTED = (5, 0), (6, 0)
+"""The first release of transformers that works, and the first that may not."""
+
+
+class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has no types.
+    """Saves a `Trainer`'s run at the end of a step, stops it at a notice, and resumes it."""
+
+    def __init__(self, run: SpotRun) -> None:
+        """Prepare a callback for one `Trainer`, for its `callbacks`.
+
+        Args:
+            run: The attempt, inside its `with` block.
+
+        Raises:
+            RunError: this release of transformers is not supported.
+        """
+        version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+        if not SUPPORTED[0] <= version < SUPPORTED[1]:
+            raise RunError(f"transformers {transformers.__version__} is not supported: install transformers>=5.0,<6")
+        self._run = run
+        self._loop: FolderLoop = run.framework_loop("transformers")
+        self._args: Any = None
+        self._trainer: Any = None
+        self._original_save: Any = None
+        self._original_step: Any = None
+        self._lr: float | None = None
+        self._is_asked = self._is_after_epoch = False
+        """A save is to be made at the end of the epoch whose last step is done."""
+        self._owes_evaluation = False
+        """The evaluation of the boundary that is saved or restored is still to be done."""
+        self._before_evaluation: torch.Tensor | None = None
+        """The random streams at the boundary, while an evaluation goes on."""
+        self._sum: Any = None
+        """The sum of losses since the last log, as the Trainer holds it."""
+        self._owed_sum = 0.0
+        """What an earlier attempt added to it."""
+        self._frozen = 0
+        self._final = ExitStack()
+
+    # -- before the first step -----------------------------------------------------------------------------------------
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Set aside what the Trainer would do with checkpoints, and hold the global batch.
+
+        Raises:
+            RunError: an argument contradicts this callback.
+        """
+        self._args, run = args, self._run
+        for name, remedy in _REFUSED.items():
+            if getattr(args, name, False):
+                raise RunError(f"TrainingArguments({name}=True) does not work with SpotCallback: {remedy}")
+        if args.save_strategy != "no":
+            run.print_line("save_strategy and save_total_limit are set aside: SpotRun's save_every and keep decide")
+        args.save_strategy = transformers.trainer_utils.SaveStrategy.NO
+        args.restore_callback_states_from_checkpoint = True  # The patience of early stopping, for example.
+        at_once, first = args.train_batch_size * args.world_size, self._loop.first_value("global_batch_size")
+        if type(first) is int and first % at_once == 0 and first // at_once != args.gradient_accumulation_steps:
+            args.gradient_accumulation_steps = first // at_once
+            run.print_line(
+                f"gradient_accumulation_steps is {args.gradient_accumulation_steps} now, so that a step has {first} "
+                f"samples on {args.world_size} processes too, and the learning rate stays right"
+            )
+        self._loop.bind(global_batch_size=at_once * args.gradient_accumulation_steps)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Begin or go on with the run.
+
+        Raises:
+            RunError: the Trainer was not started as this module's example does.
+        """
+        loop, self._trainer = self._loop, _calling_trainer()
+        if self._args is not args:
+            raise RunError("give SpotCallback(run) to the Trainer when it is made: Trainer(..., callbacks=[...])")
+        if not loop.is_restored or state.global_step != loop.contents.done:
+            raise RunError("call trainer.train(resume_from_checkpoint=run.resume_from())")
+        self._frozen = _digest_of_frozen(self._trainer)
+        mine, ended = self._load_own(), False
+        if mine:
+            self._owed_sum, self._owes_evaluation = mine["loss_sum"], mine["owes_evaluation"]
+            self._trainer._total_loss_scalar, self._trainer._globalstep_last_logged = mine["logged_sum"], mine["logged"]
+            ended = mine["ended_at"] == state.max_steps
+        if loop.contents.facts_restored.get("world_size", args.world_size) != args.world_size:
+            self._trainer._load_rng_state = lambda checkpoint: None
+            self._run.print_line(
+                "the number of processes has changed: random numbers (dropout) begin anew, as the Trainer's seed makes "
+                "them"
+            )
+        loop.begin(self._write, state.max_steps, _bytes_of(self._trainer.model))
+        self._original_save, self._trainer._save_checkpoint = self._trainer._save_checkpoint, self._save
+        self._original_step, self._trainer._maybe_log_save_evaluate = (
+            self._trainer._maybe_log_save_evaluate,
+            self._end_of_step,
+        )
+        if loop.is_finished() or ended or state.global_step >= state.max_steps:
+            self._train_no_more()
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Do the evaluation that a stop has cut short."""
+        if self._owes_evaluation:
+            trainer, folder = self._trainer, str(self._loop.contents.fetched)
+            trainer._load_rng_state(folder)
+            self._owes_evaluation, self._is_after_epoch = False, True
+            control.should_evaluate = True
+            self._end_of_step(torch.tensor(0.0), None, trainer.model_wrapped, None, state.epoch, None, 0.0)
+            trainer._save_rng_state(folder)  # The Trainer restores it from there when the epoch begins.
+            if control.should_training_stop:
+                self._train_no_more()
+
+    def _train_no_more(self) -> None:
+        """Let the Trainer's loop find no batch: it would train a step before it looks whether it is done."""
+        self._trainer.get_batch_samples = lambda *_: ([], None)
+
+    def _load_own(self) -> dict[str, Any] | None:
+        """What this callback saved beside the Trainer's files, of this rank or else of rank 0.
+
+        Raises:
+            RunError: the frozen part of the model is not the one that the run was started with.
+        """
+        folder = self._run.resume_from()
+        if folder is None:
+            return None
+        places = [Path(folder) / _own_file(rank) for rank in (self._run.rank, 0)]
+        mine: dict[str, Any] = json.loads(next(place for place in places if place.is_file()).read_text())
+        if mine["frozen"] != self._frozen:
+            raise RunError(
+                "the frozen base model differs from the one that this run was started with; its checkpoints hold only "
+                "what is trained. Use that model, or start a new run"
+            )
+        return mine
+
+    # -- the steps -----------------------------------------------------------------------------------------------------
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+        """Begin to agree with the other ranks, and note the learning rate."""
+        self._loop.start_step()
+        lr = optimizer.param_groups[0].get("lr") if optimizer is not None else None
+        self._lr = None if lr is None else float(lr)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Count the step."""
+        self._is_after_epoch = False
+        self._loop.end_step(self._lr)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Record the Trainer's metrics."""
+        kept = {name: value for name, value in (logs or {}).items() if isinstance(value, (int, float))}
+        kept.pop("learning_rate", None)
+        self._loop.log(kept)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Look for a stop during an evaluation."""
+        if self._trainer is not None and not self._run.final_is_whole:
+            self._loop.look()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Note that the Trainer is between two epochs."""
+        self._is_after_epoch = True
+
+    def _end_of_step(self, loss_sum: Any, *others: Any, **named: Any) -> None:
+        """Decide about a save; the Trainer calls it after each step and each epoch, in place of its own method."""
+        loop, control, state = self._loop, self._trainer.control, self._trainer.state
+        self._sum = loss_sum
+        if self._owed_sum:
+            loss_sum += self._owed_sum
+            self._owed_sum = 0.0
+        if loop.stops:  # An evaluation may take too long; the next attempt does it.
+            self._owes_evaluation |= control.should_evaluate
+            control.should_evaluate = False
+        else:
+            self._owes_evaluation = False
+        self._is_asked = control.should_save = self._is_asked or control.should_save or loop.wants_save
+        if not self._is_after_epoch and state.epoch == int(state.epoch):
+            control.should_save = False  # What follows at the epoch's end, an evaluation perhaps, belongs to this step.
+        else:
+            self._is_asked = False
+        self._before_evaluation = rng.save_streams() if control.should_evaluate else None
+        self._original_step(loss_sum, *others, **named)
+        self._before_evaluation = None
+
+    def _save(self, *_: Any) -> None:
+        """Save this boundary, in place of the Trainer's own method; leaves at a stop."""
+        self._before_evaluation = None  # It is over.
+        self._loop.save()
+
+    def _write(self, folder: Path) -> Path:
+        """Have the Trainer write this rank's files into a local folder; returns the checkpoint's folder.
+
+        Raises:
+            NotFiniteError: the weights are not finite.
+        """
+        trainer, args, state = self._trainer, self._args, self._trainer.state
+        self._refuse_spoilt()
+        owes = self._owes_evaluation
+        if self._before_evaluation is not None:
+            rng.load_streams(self._before_evaluation)
+            owes = True
+        kept, args.output_dir = args.output_dir, str(folder)
+        try:
+            self._original_save(trainer.model_wrapped, None)
+        finally:
+            args.output_dir = kept
+        place = folder / f"checkpoint-{state.global_step}"
+        place.mkdir(parents=True, exist_ok=True)
+        own = {
+            "loss_sum": float(self._sum) + self._owed_sum if self._sum is not None else self._owed_sum,
+            "logged_sum": trainer._total_loss_scalar,
+            "logged": trainer._globalstep_last_logged,
+            "owes_evaluation": owes,
+            "ended_at": state.max_steps if trainer.control.should_training_stop else None,
+            "frozen": self._frozen,
+        }
+        (place / _own_file(self._run.rank)).write_text(json.dumps(own))
+        return place
+
+    def _refuse_spoilt(self) -> None:
+        """Refuse to save weights that are not finite.
+
+        Raises:
+            NotFiniteError: a trainable parameter holds NaN or infinity.
+        """
+        if self._run.config.on_nan == "ignore":
+            return
+        for name, parameter in self._trainer.model.named_parameters():
+            if parameter.requires_grad and not torch.isfinite(local(parameter)).all():
+                raise NotFiniteError(
+                    f"step {self._trainer.state.global_step}: {name} is not finite (NaN or infinite). "
+                    f"{self._loop.last_finite}; a relaunch resumes there"
+                )
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Save the last step, and prepare the export of the model."""
+        loop, trainer = self._loop, self._trainer
+        for name in ("_save_checkpoint", "_maybe_log_save_evaluate", "_load_rng_state", "get_batch_samples"):
+            trainer.__dict__.pop(name, None)
+        if loop.is_finished():
+            return
+        loop.save()
+        loop.export_files = self._save_model
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # All ranks have to take part.
+            if trainer.is_fsdp_enabled:
+                trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+            made = self._final.enter_context(scratch.folder("final", _bytes_of(trainer.model)))
+            self._save_model(made)
+            loop.export_files = move_into(made)
+
+    def _save_model(self, folder: Path) -> None:
+        """Write the model as the Trainer does, for `final/`."""
+        self._trainer.save_model(str(folder), _internal_call=True)
+        (folder / "training_args.bin").unlink(missing_ok=True)  # A pickle; it names folders of this machine.
+
+
+_REFUSED = {
+    "load_best_model_at_end": "older checkpoints are pruned. EarlyStoppingCallback and metric_for_best_model work "
+    "without it",
+    "save_only_model": "a resume needs the optimizer's state",
+    "auto_find_batch_size": "a smaller batch would begin the run anew. Set per_device_train_batch_size",
+    "enable_jit_checkpoint": "SpotCallback stops at SIGTERM itself",
+}
+
+
+def _own_file(rank: int) -> str:
+    """The file in a checkpoint that holds what this callback saves, for each rank."""
+    return f"skyspot-{rank}.json"
+
+
+def _calling_trainer() -> Any:
+    """The Trainer that called an event: no event passes it.
+
+    Raises:
+        RunError: none did.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if isinstance(found := frame.f_locals.get("self"), Trainer):
+            return found
+    raise RunError("SpotCallback works with transformers' Trainer and its subclasses only")
+
+
+def _bytes_of(model: torch.nn.Module) -> int:
+    """The expected bytes of a checkpoint: the weights, and two moments of each trained one."""
+    return sum(parameter.nbytes * (3 if parameter.requires_grad else 1) for parameter in model.parameters())
+
+
+def _digest_of_frozen(trainer: Any) -> int:
+    """A fingerprint of the parameters that are not trained; 0 if there are none, or each rank holds a part."""
+    frozen = [
+        parameter.data for _, parameter in sorted(trainer.model.named_parameters()) if not parameter.requires_grad
+    ]
+    return fingerprint(*map(str, extras.digests(frozen))) if frozen and not trainer.is_fsdp_enabled else 0
