@@ -53,7 +53,7 @@ def load() -> None:
     for name in LIBRARIES:
         importlib.import_module(name)
     for path in sorted((REPO / "trainer").rglob("*.py")):
-        if path.stem != "__main__":
+        if path.stem not in ("__main__", "hf", "lightning"):  # Frameworks start threads when they are imported.
             name = ".".join(path.relative_to(REPO).with_suffix("").parts)
             importlib.import_module(name.removesuffix(".__init__"))
     import torch

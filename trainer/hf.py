@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ from trainer.errors import RunError
 from trainer.machine import scratch
 from trainer.training import rng
 from trainer.training.folder_loop import FolderLoop, move_into
+from trainer.training.order import sample_ids
 
 if TYPE_CHECKING:
     from trainer.training.run import SpotRun
@@ -40,15 +42,22 @@ if TYPE_CHECKING:
 SUPPORTED = (5, 0), (6, 0)
 """The first release of transformers that works, and the first that may not."""
 
+# Without a GPU, each of several processes loads its optimizer onto the device "cpu:0", which torch.load does not know.
+torch.serialization.register_package(
+    1000, lambda storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
+)
+
 
 class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has no types.
     """Saves a `Trainer`'s run at the end of a step, stops it at a notice, and resumes it."""
 
-    def __init__(self, run: SpotRun) -> None:
+    def __init__(self, run: SpotRun, *, exact: bool = False) -> None:
         """Prepare a callback for one `Trainer`, for its `callbacks`.
 
         Args:
             run: The attempt, inside its `with` block.
+            exact: Draw the samples in an order of ours, so that each step has the same ones on any number of processes.
+                It replaces the Trainer's sampler; an epoch has whole steps then.
 
         Raises:
             RunError: this release of transformers is not supported.
@@ -56,7 +65,7 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
         version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
         if not SUPPORTED[0] <= version < SUPPORTED[1]:
             raise RunError(f"transformers {transformers.__version__} is not supported: install transformers>=5.0,<6")
-        self._run = run
+        self._run, self._exact = run, exact
         self._loop: FolderLoop = run.framework_loop("transformers")
         self._args: Any = None
         self._trainer: Any = None
@@ -99,7 +108,12 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
                 f"gradient_accumulation_steps is {args.gradient_accumulation_steps} now, so that a step has {first} "
                 f"samples on {args.world_size} processes too, and the learning rate stays right"
             )
-        self._loop.bind(global_batch_size=at_once * args.gradient_accumulation_steps)
+        batch = at_once * args.gradient_accumulation_steps
+        self._loop.bind(global_batch_size=batch, exact=self._exact)
+        if self._exact:
+            trainer = _calling_trainer()
+            seed = args.seed if args.data_seed is None else args.data_seed
+            trainer._get_train_sampler = lambda *_: _Order(trainer, seed, batch)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Begin or go on with the run.
@@ -288,6 +302,36 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
         """Write the model as the Trainer does, for `final/`."""
         self._trainer.save_model(str(folder), _internal_call=True)
         (folder / "training_args.bin").unlink(missing_ok=True)  # A pickle; it names folders of this machine.
+
+
+class _Order(torch.utils.data.Sampler[int]):
+    """The samples of an epoch: positions of the run (order.py) from its first step to its last."""
+
+    def __init__(self, trainer: Any, seed: int, batch: int) -> None:
+        """Describe the order.
+
+        Args:
+            trainer: Knows the step and the data set.
+            seed: Of the order.
+            batch: Samples of a step, on all processes together.
+
+        Raises:
+            RunError: the data set has no length.
+        """
+        try:
+            self._count = len(trainer.train_dataset)
+        except TypeError:
+            raise RunError("SpotCallback(exact=True) needs a data set with a length") from None
+        self._trainer, self._seed = trainer, seed
+        self._steps = -(-self._count // batch)
+        self._length = self._steps * batch
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[int]:
+        start = self._trainer.state.global_step // self._steps * self._length
+        yield from sample_ids(self._seed, self._count, start, start + self._length).tolist()
 
 
 _REFUSED = {

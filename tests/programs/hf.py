@@ -8,7 +8,6 @@ from trainer import SpotRun  # isort: skip
 import argparse
 import os
 import signal
-import sys
 from pathlib import Path
 
 import torch
@@ -57,12 +56,12 @@ class Striker(TrainerCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def make_model() -> LlamaForCausalLM:
+def make_model(dropout: float) -> LlamaForCausalLM:
     transformers.set_seed(3)
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-            max_position_embeddings=32, attention_dropout=0.1, bos_token_id=0, eos_token_id=1, pad_token_id=2,
+            max_position_embeddings=32, attention_dropout=dropout, bos_token_id=0, eos_token_id=1, pad_token_id=2,
         )
     )  # fmt: skip
 
@@ -97,26 +96,29 @@ def main() -> None:
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--fsdp", action="store_true")
     parser.add_argument("--exact", action="store_true")
+    parser.add_argument("--no-dropout", action="store_true")
     parser.add_argument("--mistake", default="")
     given = parser.parse_args()
-    model = make_model()
+    model = make_model(0.0 if given.no_dropout else 0.1)
     if given.lora:
         from peft import LoraConfig, get_peft_model
 
         model = get_peft_model(model, LoraConfig(r=2, lora_dropout=0.1, task_type="CAUSAL_LM"))
     options = {given.mistake: True} if given.mistake in ("enable_jit_checkpoint", "save_only_model") else {}
     with SpotRun(given.dir, save_every=given.save_every) as run:
-        callbacks = [] if given.mistake == "no callback" else [SpotCallback(run, **({"exact": True} if given.exact else {}))]
+        callbacks = (
+            [] if given.mistake == "no callback" else [SpotCallback(run, **({"exact": True} if given.exact else {}))]
+        )
         callbacks.append(Striker(given.strike, given.strike_in_evaluation))
+        if given.mistake == "nan":
+            model.lm_head.weight.data.fill_(float("nan"))
         if given.patience:
             callbacks.append(EarlyStoppingCallback(given.patience))
         trainer = Trainer(
             model, arguments(given, **options), train_dataset=Items(given.count), eval_dataset=Items(9),
             callbacks=callbacks,
         )  # fmt: skip
-        resume = True if given.mistake == "their own checkpoints" else run.resume_from()
-        if given.mistake == "no resume":
-            resume = None
+        resume = None if given.mistake == "no resume" else run.resume_from()
         done = trainer.train(resume_from_checkpoint=resume)
         run.finish()
     history = [line for line in trainer.state.log_history if "loss" in line or "eval_loss" in line]
@@ -124,8 +126,7 @@ def main() -> None:
         print("logged", line["step"], line.get("loss"), line.get("eval_loss"))
     print(f"after the block: step {run.step} {trainer.state.global_step} {done.training_loss!r}", flush=True)
     if Path(trainer.args.output_dir).exists():
-        print("in output_dir:", *sorted(os.listdir(trainer.args.output_dir)))
-    print("datasets" in sys.modules, flush=True)
+        print("in output_dir:", *(path.name for path in Path(trainer.args.output_dir).iterdir()))
 
 
 if __name__ == "__main__":

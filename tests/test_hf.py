@@ -1,0 +1,143 @@
+"""Hugging Face's Trainer with SpotCallback: struck at any place, it ends with the same losses and weights."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import shared
+from support import PROGRAMS, Ended, column, event, launch, losses, weights
+
+from trainer.layout.names import RunPaths, list_checkpoints
+
+SCRIPT = PROGRAMS / "hf.py"
+
+
+def hf(run_dir: Path, *args: object, processes: int = 1) -> Ended:
+    return launch(SCRIPT, "--dir", run_dir, *args, processes=processes)
+
+
+def undisturbed(factory: pytest.TempPathFactory, *args: object, processes: int = 1) -> Path:
+    """The run that nothing strikes; the same for all tests."""
+
+    def build(empty: Path) -> None:
+        done = hf(empty / "run", *args, processes=processes)
+        assert done.code == 0, done.output
+        (empty / "output.txt").write_text(done.output)
+
+    name = re.sub(r"\W+", "-", " ".join(map(str, args)))
+    return shared.built_once(factory, f"hf-{processes}{name}", build) / "run"
+
+
+def logged(output: str) -> list[str]:
+    """What the Trainer logged over the whole run, and its training loss, as the program prints them."""
+    return [line for line in output.splitlines() if line.startswith(("logged ", "after the block"))]
+
+
+def ends_alike(
+    run: Path, factory: pytest.TempPathFactory, *args: object, strikes: list[str], processes: int = 1
+) -> None:
+    """Strike a run once in each attempt, let it end, and compare it with the undisturbed one."""
+    whole = undisturbed(factory, *args, processes=processes)
+    for strike in strikes:
+        option = "--strike" if ":" in strike else "--strike-in-evaluation"
+        ended = hf(run, *args, option, strike, processes=processes)
+        assert ended.code == 75, ended.output
+        if "SIGKILL" not in strike:
+            assert event(run, "end")["committed_step"] == event(run, "end")["step"]
+    done = hf(run, *args, processes=processes)
+    assert done.code == 0, done.output
+    assert losses(run) == losses(whole)
+    assert losses(whole)
+    assert weights(run) == weights(whole)
+    assert logged(done.output) == logged((whole.parent / "output.txt").read_text())
+
+
+# 13 samples in batches of 2: 7 steps an epoch. The loss is logged every 3 steps, a save is due every 4.
+def test_a_run_that_is_struck_ends_with_the_same_bits(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    run = tmp_path / "run"
+    args = ("--log", 3, "--evaluate", "steps")
+    ends_alike(run, tmp_path_factory, *args, strikes=["3:SIGKILL", "8:SIGTERM", "12"])
+    assert len(column(run, "lr")) == 7
+    again = hf(run, *args)
+    assert again.code == 0, again.output
+    assert "already finished" in again.output
+    assert "after the block: step 21 21" in again.output
+    assert "in output_dir:\n" in again.output  # Nothing.
+
+
+@pytest.mark.slow
+def test_two_ranks_and_evaluations_at_the_end_of_epochs_resume_exactly(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    args = ("--log", 2, "--evaluate", "epoch")
+    ends_alike(
+        tmp_path / "run", tmp_path_factory, *args, strikes=["3:SIGKILL", "6:SIGTERM", "8:SIGTERM", "12"], processes=2
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("args", "strikes"),
+    [
+        (("--accumulate", 2, "--evaluate", "epoch", "--log", 5), ["4:SIGTERM", "6:SIGKILL", "10:SIGTERM"]),
+        (("--lora", "--until", 9), ["2:SIGTERM", "6:SIGKILL"]),
+        (("--patience", 1, "--evaluate", "steps", "--epochs", 6, "--count", 9), ["6:SIGTERM", "9", "16:SIGKILL"]),
+        (("--exact",), ["3:SIGTERM", "12:SIGKILL", "16:SIGTERM"]),
+    ],
+    ids=lambda value: str(value[0]) if isinstance(value, tuple) else "",
+)
+def test_other_ways_to_train_resume_exactly(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, args: tuple[object, ...], strikes: list[str]
+) -> None:
+    ends_alike(tmp_path / "run", tmp_path_factory, *args, strikes=strikes)
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_has_the_same_samples_and_learning_rates(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    run, args = tmp_path / "run", ("--exact", "--no-dropout")
+    whole = undisturbed(tmp_path_factory, *args, "--accumulate", 2)
+    assert hf(run, *args, "--strike", "4:SIGTERM", processes=2).code == 75
+    fewer = hf(run, *args, "--strike", "8:SIGTERM")
+    assert fewer.code == 75, fewer.output
+    assert "gradient_accumulation_steps is 2 now" in fewer.output
+    done = hf(run, *args, processes=2)
+    assert done.code == 0, done.output
+    assert "the number of processes has changed" in done.output
+    assert column(run, "lr") == column(whole, "lr")
+    ours, theirs = losses(run), losses(whole)
+    assert ours.keys() == theirs.keys()
+    assert all(abs(float(str(ours[step])) / float(str(theirs[step])) - 1) < 1e-5 for step in ours)
+    other = hf(tmp_path / "run", *args, "--batch", 3)
+    assert "config mismatch: this run was started with global_batch_size=4, not global_batch_size=3" in other.output
+
+
+@pytest.mark.slow
+def test_a_partial_newest_checkpoint_is_not_resumed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert hf(run, "--save-every", 2, "--strike", "5:SIGTERM").code == 75
+    torn = RunPaths(run).checkpoint(list_checkpoints(RunPaths(run))[0])
+    (torn / "share-00000.safetensors").unlink()
+    ended = hf(run, "--strike", "6:SIGTERM")
+    assert f"Checkpoint {torn.name} is not whole" in ended.output
+    assert event(run, "restored")["step"] == 4
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        pytest.param("no callback", "resume_from(): first give SpotCallback(run)", marks=pytest.mark.slow),
+        ("no resume", "call trainer.train(resume_from_checkpoint=run.resume_from())"),
+        pytest.param("save_only_model", "save_only_model=True) does not work with Sp", marks=pytest.mark.slow),
+        pytest.param("enable_jit_checkpoint", "SpotCallback stops at SIGTERM itself", marks=pytest.mark.slow),
+        pytest.param("nan", "is not finite (NaN or infinite)", marks=pytest.mark.slow),
+    ],
+)
+def test_a_mistake_is_said_in_a_line(tmp_path: Path, mistake: str, message: str) -> None:
+    ended = hf(tmp_path / "run", "--mistake", mistake)
+    assert ended.code == 1
+    assert message in ended.output
+    assert "Traceback" not in ended.output
