@@ -38,6 +38,8 @@ EXAMPLES: dict[str, Example] = {
     "pretrain": Example(slow=True),
     "vision": Example(processes=(1, 2), moves=(1, 2), slow=True),
     "lightning_module": Example(processes=(1, 2), needs=("lightning",), slow=True),
+    "hf_trainer": Example(processes=(1, 2), needs=("datasets",), slow=True),
+    "trl_sft": Example(processes=(1, 2), needs=("trl",), slow=True),
 }
 
 

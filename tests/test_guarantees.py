@@ -50,12 +50,13 @@ _SEEDED = (
 _LIGHTNING = "test_lightning::test_a_training_ends_with_the_same_bits_however_often_it_is_struck"
 _LIGHTNING_KINDS = "test_lightning::test_every_kind_of_loop_and_loader_ends_with_the_same_bits"
 _LIGHTNING_RANKS = "test_lightning::test_two_processes_stop_together_and_end_with_the_same_bits"
+_HF_BITS = "test_hf::test_a_run_that_is_struck_ends_with_the_same_bits"
 GUARANTEES: dict[str, tuple[Cell, ...]] = {
     "a torn checkpoint is never resumed": (
         shown(OWN, _COMMAND, _TRUTH),
         shown("yes", _REHEARSED),
         shown("yes", _REHEARSED),
-        _LATER,
+        shown("yes", "test_hf::test_a_partial_newest_checkpoint_is_not_resumed"),
         shown("yes", _LIGHTNING, _REHEARSED),
         shown("yes", "test_faults::test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before"),
     ),
@@ -63,7 +64,7 @@ GUARANTEES: dict[str, tuple[Cell, ...]] = {
         shown(OWN, "test_launch::test_a_signal_reaches_every_rank_once"),
         shown("yes", "test_own_loop::test_a_notice_loses_no_step", _REHEARSED),
         shown("yes", _SAMPLED, _REHEARSED),
-        _LATER,
+        shown("yes", _HF_BITS),
         shown("yes", _LIGHTNING, _LIGHTNING_RANKS, _REHEARSED),
         shown("yes", "test_exact::test_sigterm_loses_no_step"),
     ),
@@ -71,7 +72,7 @@ GUARANTEES: dict[str, tuple[Cell, ...]] = {
         shown(OWN, _COMMAND, _TRUTH),
         shown("all that is registered", _OWN_BITS, "test_own_loop::test_what_no_state_dict_holds_is_named"),
         shown("all that is registered", _REHEARSED),
-        _LATER,
+        shown("yes", _HF_BITS, "test_hf::test_other_ways_to_train_resume_exactly"),
         shown("yes", _LIGHTNING, _LIGHTNING_KINDS),
         shown("yes", "test_exact::test_a_preempted_run_is_bit_identical_to_an_undisturbed_one"),
     ),
@@ -79,7 +80,7 @@ GUARANTEES: dict[str, tuple[Cell, ...]] = {
         shown(OWN, _COMMAND, _TRUTH),
         shown("yes", _OWN_BITS, "test_own_loop::test_two_ranks_end_with_the_same_bits"),
         shown("yes", _SEEDED, _REHEARSED),
-        _LATER,
+        shown("yes", _HF_BITS),
         shown("yes", _LIGHTNING_KINDS, _LIGHTNING_RANKS),
         shown("yes", "test_exact::test_a_preempted_run_is_bit_identical_to_an_undisturbed_one"),
     ),
@@ -87,7 +88,7 @@ GUARANTEES: dict[str, tuple[Cell, ...]] = {
         shown("no"),
         shown("no"),
         shown("yes", _SAMPLED),
-        _LATER,
+        shown("with `exact=True`", "test_hf::test_another_number_of_processes_has_the_same_samples_and_learning_rates"),
         shown("no"),
         shown("yes", "test_exact::test_another_world_size_trains_on_the_same_samples_at_the_same_rate"),
     ),
@@ -95,7 +96,7 @@ GUARANTEES: dict[str, tuple[Cell, ...]] = {
         shown(OWN, _COMMAND, _TRUTH),
         shown("yes", _OWN_BITS, "test_own_loop::test_two_ranks_end_with_the_same_bits", _REHEARSED),
         shown("yes", _REHEARSED),
-        _LATER,
+        shown("yes", _HF_BITS, "test_hf::test_two_ranks_and_evaluations_at_the_end_of_epochs_resume_exactly"),
         shown("yes", _LIGHTNING, _LIGHTNING_KINDS, _LIGHTNING_RANKS, _REHEARSED),
         shown("yes", "test_exact::test_a_preempted_run_is_bit_identical_to_an_undisturbed_one"),
     ),
