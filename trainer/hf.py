@@ -152,9 +152,11 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
         if self._owes_evaluation:
             trainer, folder = self._trainer, str(self._loop.contents.fetched)
             trainer._load_rng_state(folder)
+            owed, self._owed_sum = self._owed_sum, 0.0  # It is the next step's.
             self._owes_evaluation, self._is_after_epoch = False, True
             control.should_evaluate = True
             self._end_of_step(torch.tensor(0.0), None, trainer.model_wrapped, None, state.epoch, None, 0.0)
+            self._owed_sum = owed
             trainer._save_rng_state(folder)  # The Trainer restores it from there when the epoch begins.
             if control.should_training_stop:
                 self._train_no_more()

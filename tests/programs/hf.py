@@ -39,20 +39,19 @@ class Items(Dataset):
 
 
 class Striker(TrainerCallback):
-    """Sends this process a signal before a step, or at an evaluation's second batch."""
+    """Sends this process a signal before a step, or at an evaluation's first batch."""
 
     def __init__(self, strike: str, evaluation: int) -> None:
         step, _, name = strike.partition(":")
         self.step, self.signal, self.evaluation = int(step), signal.Signals[name], evaluation
-        self.batches = 0
 
     def on_step_begin(self, args, state, control, **_) -> None:
         if state.global_step + 1 == self.step and state.is_world_process_zero:
             os.kill(os.getpid(), self.signal)
 
     def on_prediction_step(self, args, state, control, **_) -> None:
-        self.batches += 1
-        if state.global_step == self.evaluation and self.batches % 2 == 0 and state.is_world_process_zero:
+        if state.global_step == self.evaluation and state.is_world_process_zero:
+            self.evaluation = -1
             os.kill(os.getpid(), signal.SIGTERM)
 
 
