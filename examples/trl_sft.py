@@ -37,8 +37,7 @@ model = LlamaForCausalLM(config)  # Stands for a pretrained one.
 adapter = LoraConfig(r=8, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM")
 args = SFTConfig(
     output_dir="output", max_steps=STEPS, per_device_train_batch_size=4, gradient_accumulation_steps=2,
-    learning_rate=1e-2, max_length=128, logging_steps=1, report_to="none",
-    bf16=torch.cuda.is_available(),
+    learning_rate=1e-2, max_length=128, logging_steps=1, report_to="none", bf16=torch.cuda.is_available(),
 )  # fmt: skip
 with SpotRun(os.environ["SKYSPOT_CHECKPOINT_DIR"], save_every=20) as run:
     trainer = SFTTrainer(

@@ -84,9 +84,11 @@ def test_two_ranks_and_evaluations_at_the_end_of_epochs_resume_exactly(
         (("--accumulate", 2, "--evaluate", "epoch", "--log", 5), ["4:SIGTERM", "6:SIGKILL", "10:SIGTERM"]),
         (("--lora", "--until", 9), ["2:SIGTERM", "6:SIGKILL"]),
         (("--patience", 1, "--evaluate", "steps", "--epochs", 6, "--count", 9), ["6:SIGTERM", "9", "16:SIGKILL"]),
+        (("--trainer", "dpo", "--evaluate", "steps"), ["5:SIGTERM", "9:SIGKILL"]),
+        (("--trainer", "seq2seq", "--evaluate", "epoch", "--log", 3), ["5:SIGTERM", "7:SIGKILL"]),
         (("--exact",), ["3:SIGTERM", "12:SIGKILL", "16:SIGTERM"]),
     ],
-    ids=lambda value: str(value[0]) if isinstance(value, tuple) else "",
+    ids=lambda value: "-".join(str(word).lstrip("-") for word in value[:2]) if isinstance(value, tuple) else "",
 )
 def test_other_ways_to_train_resume_exactly(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, args: tuple[object, ...], strikes: list[str]

@@ -38,7 +38,8 @@ config = LlamaConfig(
 model = LlamaForCausalLM(config)
 args = TrainingArguments(
     output_dir="output", max_steps=STEPS, per_device_train_batch_size=8, learning_rate=3e-3, warmup_steps=10,
-    lr_scheduler_type="cosine", logging_steps=1, save_steps=20, save_total_limit=2, report_to="none", seed=0,
+    lr_scheduler_type="cosine", logging_steps=1, report_to="none", seed=0,
+    save_steps=20, save_total_limit=2,
 )  # fmt: skip
 data = Dataset.from_dict({"input_ids": blocks})
 collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)

@@ -77,9 +77,44 @@ def arguments(given: argparse.Namespace, kind: type = TrainingArguments, **more)
     )  # fmt: skip
 
 
+def make_dpo(given: argparse.Namespace, callbacks: list[TrainerCallback]) -> Trainer:
+    from datasets import Dataset as Table
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+    from trl import DPOConfig, DPOTrainer
+
+    words = ["<end>", "<pad>", "</s>", *(f"w{number}" for number in range(VOCABULARY - 3))]
+    plain = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<end>"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<end>", pad_token="<pad>")
+    rows = [
+        {"prompt": f"w{row} w1", "chosen": f" w{row + 2} w3", "rejected": f" w{row + 1} w2 w5"}
+        for row in range(given.count)
+    ]
+    args = arguments(given, DPOConfig, bf16=False, max_length=16)
+    return DPOTrainer(
+        make_model(0.1), make_model(0.0), args, train_dataset=Table.from_list(rows), eval_dataset=Table.from_list(rows[:9]),
+        processing_class=tokenizer, callbacks=callbacks,
+    )  # fmt: skip
+
+
+def make_seq2seq(given: argparse.Namespace, callbacks: list[TrainerCallback]) -> Trainer:
+    from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, T5Config, T5ForConditionalGeneration
+
+    transformers.set_seed(3)
+    config = T5Config(
+        vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0,
+    )  # fmt: skip
+    return Seq2SeqTrainer(
+        T5ForConditionalGeneration(config), arguments(given, Seq2SeqTrainingArguments, predict_with_generate=True),
+        train_dataset=Items(given.count), eval_dataset=Items(9), callbacks=callbacks,
+    )  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--dir")
+    parser.add_argument("--trainer", default="trainer")
     parser.add_argument("--until", type=int, default=-1)
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--batch", type=int, default=2)
@@ -113,19 +148,23 @@ def main() -> None:
             model.lm_head.weight.data.fill_(float("nan"))
         if given.patience:
             callbacks.append(EarlyStoppingCallback(given.patience))
-        trainer = Trainer(
-            model, arguments(given, **options), train_dataset=Items(given.count), eval_dataset=Items(9),
-            callbacks=callbacks,
-        )  # fmt: skip
+        if given.trainer != "trainer":
+            trainer = {"dpo": make_dpo, "seq2seq": make_seq2seq}[given.trainer](given, callbacks)
+        else:
+            trainer = Trainer(
+                model, arguments(given, **options), train_dataset=Items(given.count), eval_dataset=Items(9),
+                callbacks=callbacks,
+            )  # fmt: skip
         resume = None if given.mistake == "no resume" else run.resume_from()
         done = trainer.train(resume_from_checkpoint=resume)
         run.finish()
-    history = [line for line in trainer.state.log_history if "loss" in line or "eval_loss" in line]
-    for line in history:
-        print("logged", line["step"], line.get("loss"), line.get("eval_loss"))
-    print(f"after the block: step {run.step} {trainer.state.global_step} {done.training_loss!r}", flush=True)
-    if Path(trainer.args.output_dir).exists():
-        print("in output_dir:", *(path.name for path in Path(trainer.args.output_dir).iterdir()))
+    if run.rank == 0:
+        history = [line for line in trainer.state.log_history if "loss" in line or "eval_loss" in line]
+        for line in history:
+            print("logged", line["step"], line.get("loss"), line.get("eval_loss"))
+        print(f"after the block: step {run.step} {trainer.state.global_step} {done.training_loss!r}", flush=True)
+        if Path(trainer.args.output_dir).exists():
+            print("in output_dir:", *(path.name for path in Path(trainer.args.output_dir).iterdir()))
 
 
 if __name__ == "__main__":
