@@ -149,6 +149,12 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Do the evaluation that a stop has cut short."""
+        self._evaluate_owed(state, control)
+        if control.should_training_stop:
+            self._train_no_more()
+
+    def _evaluate_owed(self, state: Any, control: Any) -> None:
+        """Do the evaluation that belongs to the restored boundary, if a stop has cut it short."""
         if self._owes_evaluation:
             trainer, folder = self._trainer, str(self._loop.contents.fetched)
             trainer._load_rng_state(folder)
@@ -158,8 +164,6 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
             self._end_of_step(torch.tensor(0.0), None, trainer.model_wrapped, None, state.epoch, None, 0.0)
             self._owed_sum = owed
             trainer._save_rng_state(folder)  # The Trainer restores it from there when the epoch begins.
-            if control.should_training_stop:
-                self._train_no_more()
 
     def _train_no_more(self) -> None:
         """Let the Trainer's loop find no batch: it would train a step before it looks whether it is done."""
@@ -287,6 +291,7 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Save the last step, and prepare the export of the model."""
         loop, trainer = self._loop, self._trainer
+        self._evaluate_owed(state, control)  # At the end of the last epoch.
         for name in ("_save_checkpoint", "_maybe_log_save_evaluate", "_load_rng_state", "get_batch_samples"):
             trainer.__dict__.pop(name, None)
         if loop.is_finished():

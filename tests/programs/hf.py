@@ -93,8 +93,8 @@ def make_dpo(given: argparse.Namespace, callbacks: list[TrainerCallback]) -> Tra
     ]
     args = arguments(given, DPOConfig, bf16=False, max_length=16)
     return DPOTrainer(
-        make_model(0.1), make_model(0.0), args, train_dataset=Table.from_list(rows), eval_dataset=Table.from_list(rows[:9]),
-        processing_class=tokenizer, callbacks=callbacks,
+        make_model(0.1), make_model(0.0), args, train_dataset=Table.from_list(rows),
+        eval_dataset=Table.from_list(rows[:9]), processing_class=tokenizer, callbacks=callbacks,
     )  # fmt: skip
 
 
