@@ -341,6 +341,21 @@ def test_a_plain_torch_script_finds_the_other_machines(tmp_path: Path, task: str
     assert [one.output.strip() for one in ended] == ["nodes [0, 1]"] * 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("group", ["before", "inside"])
+def test_a_script_makes_its_own_group_over_several_machines(tmp_path: Path, task: str, group: str) -> None:
+    """Its group and ours meet at one port, whichever comes first."""
+    command = [sys.executable, "-m", "trainer.launch", "--processes", "1", str(PROGRAMS / "launched.py")]
+    command += ["--dir", str(tmp_path / "run"), "--group", group]
+    pipes = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    cluster = Cluster(
+        [warm.Popen(command, env=environment(tmp_path / str(node), node, task), **pipes) for node in (0, 1)]
+    )
+    ended = cluster.end()
+    assert codes(ended) == [0, 0], ended
+    assert sorted(losses(tmp_path / "run")) == list(range(1, 13))
+
+
 def test_a_script_that_several_machines_start_without_the_launcher_is_refused(tmp_path: Path, task: str) -> None:
     command = [sys.executable, str(PROGRAMS / "mlp.py"), "--dir", str(tmp_path / "run")]
     done = warm.run(command, env=environment(tmp_path / "home", 1, task), capture_output=True, text=True)
