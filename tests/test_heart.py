@@ -121,6 +121,17 @@ def test_many_waits_make_one_connection(seat: RankGroup, monkeypatch: pytest.Mon
     assert len(made) == 1
 
 
+@pytest.mark.usefixtures("often")
+def test_no_thread_is_in_a_call_of_c10ds_once_the_attempt_has_ended(seat: RankGroup) -> None:
+    """If Python ended meanwhile, the call would abort the process."""
+    before = set(threading.enumerate())
+    with seat.stay_alive():
+        [thread] = set(threading.enumerate()) - before
+        goes_on(seat.store, "beat/alive/0")
+        seat.end_heartbeats(20)
+        assert not thread.is_alive()
+
+
 def test_nobody_waits_for_a_rank_that_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
