@@ -10,7 +10,7 @@ REPO = Path(__file__).resolve().parent.parent
 PERFORMANCE = REPO / "docs" / "performance.md"
 REHEARSAL = "The time of a rehearsal"
 CKPT_CHAOS = "A rehearsal beside ckpt-chaos"
-LOOP = "A loop under run.steps"
+LOOP = "A loop with skyspot and without"
 LATER = (LOOP, REHEARSAL, CKPT_CHAOS)
 """Headings of the parts that follow the first bench's, in their order."""
 

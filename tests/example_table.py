@@ -169,6 +169,17 @@ BROKEN = (
         "is the scheduler registered?",
     ),
     Broken(
+        "one of two optimizers is not registered", "gan", ((", opt_c=opt_c)", ")"),),
+        "something that steps change is not registered. Registered: critic",
+    ),
+    Broken(
+        "an EMA is not registered", "pretrain", (("ema=ema, ", ""),), "the logged held_out differs from step",
+    ),
+    Broken(
+        "Lightning: the script is not seeded", "lightning_module", (("lightning.seed_everything(0)\n", ""),),
+        "is the script seeded?", verdict="not reproducible by itself: not checked",
+    ),
+    Broken(
         "workers draw random numbers, without run.sampler", "vision",
         (("batch_sampler=sampler", "batch_size=MICRO, shuffle=True"),), "the batches differ from step",
     ),
