@@ -101,12 +101,13 @@ def measured(folder: Path, case: Case, rounds: int, seconds: float) -> Figures:
 def _start(open_ones: ExitStack, folder: Path, way: str, case: Case) -> Connection:
     folder.mkdir(parents=True)
     listener = open_ones.enter_context(Listener(str(folder / "socket")))
+    threads = str(max(1, (os.cpu_count() or 1) // 2))
     command = [
         sys.executable, "-m", "trainer.launch", "--processes", "1", str(REPO / "bench" / "loop_child.py"),
         "--way", way, "--address", str(folder / "socket"), "--folder", str(folder / "run"), "--batch", str(case.batch),
-        "--size", str(size(case.state)), "--threads", str(max(1, (os.cpu_count() or 1) // 2)),
+        "--size", str(size(case.state)), "--threads", threads,
     ]  # fmt: skip
-    env = {**os.environ, "PYTHONPATH": str(REPO), "SKYSPOT_PROCESSES": ""}
+    env = {**os.environ, "PYTHONPATH": str(REPO), "SKYSPOT_PROCESSES": "", "OMP_NUM_THREADS": threads}
     process = subprocess.Popen(command, cwd=REPO, env=env, stdout=subprocess.DEVNULL)
     open_ones.callback(process.wait)
     return listener.accept()
