@@ -6,7 +6,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +19,7 @@ from support import PROGRAMS, Ended, column, event, launch, losses
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from trainer.bucket.hashing import MASK
 from trainer.errors import RunError
 from trainer.training import rng
 from trainer.training.feed import Feed
@@ -59,7 +60,7 @@ def steps(ranks: int, count: int, place: Place | None = None, **more: Any) -> li
     streams = [part.micro_batches(place or Place()) for part in parts]
     for _ in range(count):
         step = [micro for stream, part in zip(streams, parts, strict=True) for micro in islice(stream, part.accumulate)]
-        found.append(sorted(step, key=lambda micro: micro.index))
+        found.append(sorted(step, key=lambda micro: micro.first))
     return found
 
 
@@ -82,10 +83,13 @@ def test_a_resume_continues_where_the_last_step_ended() -> None:
         assert steps(4, 9 - done, whole[done - 1][-1].after) == whole[done:]
 
 
-def test_the_fingerprint_of_a_step_does_not_depend_on_the_number_of_ranks() -> None:
+def test_the_fingerprint_of_a_step_does_not_depend_on_how_it_is_cut() -> None:
     prints = [[sum(micro.fingerprint for micro in step) for step in steps(ranks, 5)] for ranks in (1, 4)]
-    assert prints[0] == prints[1]
-    assert len(set(prints[0])) == 5
+    cut = [sum(micro.fingerprint for micro in step) & MASK for step in steps(1, 5, micro=None)]
+    assert [value & MASK for value in prints[0]] == [value & MASK for value in prints[1]] == cut
+    assert len(set(cut)) == 5
+    swapped = [replace(micro, ids=micro.ids[::-1]) for micro in steps(1, 1)[0]]
+    assert sum(micro.fingerprint for micro in swapped) & MASK != cut[0]
 
 
 def test_unshuffled_weighted_and_growing_orders() -> None:
@@ -245,6 +249,11 @@ def test_a_data_set_that_loads_many_items_at_once_is_seeded_by_the_batch() -> No
         return DataLoader(Many(), batch_sampler=batches), {}
 
     assert same(fed_in_pieces(make, [4, 4]), feed(make, 8).batches)
+
+
+def test_a_step_that_is_left_in_its_middle_is_not_consumed() -> None:
+    made = sampler(whole=8, micro=2)
+    assert feed(lambda: (made, {}), 6).saved.place == (0, 0, 8)
 
 
 def test_the_sampler_itself_as_a_loader_gives_ids() -> None:

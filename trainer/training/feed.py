@@ -107,11 +107,12 @@ class Feed:
         if contents.streams_at_restore is not None:
             rng.load_streams(contents.streams_at_restore)
         contents.streams_at_restore = contents.epoch_streams = contents.processes_then = None
-        for number, micro in enumerate(sampler.micro_batches(place)):
+        for count, micro in enumerate(sampler.micro_batches(place)):
             batch = next(iterator)
-            first = number % sampler.accumulate == 0
-            self.order = micro.fingerprint if first else (self.order + micro.fingerprint) & MASK
-            contents.epoch, contents.samples, contents.batches = micro.after.epoch, micro.after.taken, 0
+            number = count % sampler.accumulate
+            self.order = ((self.order if number else 0) + micro.fingerprint) & MASK
+            if number == sampler.accumulate - 1:  # Steps are consumed whole.
+                contents.epoch, contents.samples, contents.batches = micro.after.epoch, micro.after.taken, 0
             yield batch
 
     def _batches(self, micro_batches: Iterator[MicroBatch]) -> Iterator[Any]:

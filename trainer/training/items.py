@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
 
 from trainer.machine import loader_workers
 from trainer.training import rng
@@ -29,7 +29,8 @@ class SeededItems(Dataset[Any]):
     def __getitems__(self, keys: list[Key]) -> Any:
         """The collated batch. A data set that loads many items at once draws from the first one's generators."""
         with rng.set_aside_on_host():
-            if callable(many := getattr(self.dataset, "__getitems__", None)):
+            many = getattr(self.dataset, "__getitems__", None)
+            if callable(many) and not isinstance(self.dataset, Subset):  # That of a Subset loads one by one.
                 rng.seed_host(keys[0][1])
                 return self._collate(many([index for index, _ in keys]))
             return self._collate([self._item(*key) for key in keys])

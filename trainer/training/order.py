@@ -11,9 +11,13 @@ from functools import lru_cache
 
 import numpy as np
 
+from trainer.bucket.hashing import MASK
+
 ARGSORT_UP_TO = 65536
 ROUNDS = 8
 _STEP = np.uint64(0x9E3779B97F4A7C15)
+_OF_ITEMS, _OF_ORDERS = 1, 2
+"""What else a hash of (seed, epoch) is for."""
 
 
 def sample_ids(seed: int, n_samples: int, start: int, stop: int) -> np.ndarray:
@@ -46,6 +50,23 @@ def epoch_ids(seed: int, n_samples: int, epoch: int, first: int, last: int) -> n
     if n_samples <= ARGSORT_UP_TO:
         return _shuffled(seed, n_samples, epoch)[first:last]
     return _feistel(_key(seed, epoch), n_samples, np.arange(first, last, dtype=np.int64))
+
+
+def item_seeds(seed: int, epoch: int, first: int, last: int) -> np.ndarray:
+    """A seed of 63 bits for the random numbers of each place [first, last) of an epoch, uint64."""
+    keys = np.arange(first, last, dtype=np.uint64) * _STEP + np.uint64(_key(seed, epoch, _OF_ITEMS))
+    return _mix(keys) >> np.uint64(1)
+
+
+def order_seed(seed: int, epoch: int) -> int:
+    """A seed of 63 bits for a given order of an epoch."""
+    return _key(seed, epoch, _OF_ORDERS) >> 1
+
+
+def fingerprint(ids: np.ndarray, first: int) -> int:
+    """The fingerprint of the samples at the places from `first` on of a step: a sum over them, in `hashing.MASK`."""
+    places = _mix(np.arange(first, first + len(ids), dtype=np.uint64) * _STEP)
+    return int(_mix(places + ids.astype(np.uint64) * _STEP + _STEP).sum(dtype=np.uint64)) & MASK
 
 
 @lru_cache(maxsize=4)

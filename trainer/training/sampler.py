@@ -7,7 +7,6 @@ into micro-batches; rank r of w has the micro-batches r, r + w, ... of each step
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,10 +16,9 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Sampler
 
-from trainer.bucket.hashing import fingerprint
 from trainer.errors import RunError
 from trainer.training import rng
-from trainer.training.order import epoch_ids
+from trainer.training.order import epoch_ids, fingerprint, item_seeds, order_seed
 
 EPOCHS_KEPT = 3
 """Epochs of a given order that are kept: a loader reads ahead of the loop."""
@@ -41,8 +39,8 @@ class Place:
 class MicroBatch:
     """One batch of one rank."""
 
-    index: int
-    """Its number in the step, over all ranks, from 0."""
+    first: int
+    """Where it begins in the step, in samples."""
     ids: list[int]
     seeds: list[int]
     """Of each sample's random numbers; a function of (seed, epoch, place in the epoch)."""
@@ -51,8 +49,8 @@ class MicroBatch:
 
     @property
     def fingerprint(self) -> int:
-        """Of its samples; the sum over a step's micro-batches does not depend on the number of ranks."""
-        return fingerprint(self.index, np.array(self.ids, dtype=np.int64).tobytes())
+        """Of its samples; the sum over a step does not depend on how it is cut into micro-batches."""
+        return fingerprint(np.array(self.ids, dtype=np.int64), self.first)
 
 
 class RunSampler(Sampler[list[int]]):
@@ -96,27 +94,25 @@ class RunSampler(Sampler[list[int]]):
         """Yield this rank's batches from a place on, without end."""
         size, stride = self.micro_batch_size, self._world_size
         while True:
-            ids, keys, place = self._take(place)
-            for index in range(self._rank, self.accumulate * stride, stride):
-                part = slice(index * size, (index + 1) * size)
-                seeds = [item_seed(self.seed, *key) for key in keys[part]]
-                yield MicroBatch(index, ids[part].tolist(), seeds, place)
+            ids, seeds, place = self._take(place)
+            for first in range(self._rank * size, self.global_batch_size, stride * size):
+                part = slice(first, first + size)
+                yield MicroBatch(first, ids[part].tolist(), seeds[part].tolist(), place)
 
-    def _take(self, place: Place) -> tuple[np.ndarray[Any, Any], list[tuple[int, int]], Place]:
-        """The next step: (its samples, (epoch, place in the epoch) of each, where it ends)."""
-        parts: list[np.ndarray[Any, Any]] = []
-        keys: list[tuple[int, int]] = []
+    def _take(self, place: Place) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], Place]:
+        """The next step: (its samples, their seeds, where it ends)."""
+        ids, seeds, missing = [], [], self.global_batch_size
         epoch, first = place.epoch, place.taken
-        while (missing := self.global_batch_size - len(keys)) > 0:
+        while missing:
             length = len(self._ids(epoch)) if self._ids else self.n_samples
             if first >= length:
                 epoch, first = epoch + 1, 0
                 continue
             last = min(length, first + missing)
-            parts.append(self._entries(epoch, first, last))
-            keys += [(epoch, at) for at in range(first, last)]
-            first = last
-        return np.concatenate(parts), keys, Place(epoch, first)
+            ids.append(self._entries(epoch, first, last))
+            seeds.append(item_seeds(self.seed, epoch, first, last))
+            missing, first = missing - (last - first), last
+        return np.concatenate(ids), np.concatenate(seeds), Place(epoch, first)
 
     def _entries(self, epoch: int, first: int, last: int) -> np.ndarray[Any, Any]:
         if self._ids:
@@ -131,7 +127,7 @@ class RunSampler(Sampler[list[int]]):
         Raises:
             RunError: it is not a list of samples' ids.
         """
-        with rng.seeded(item_seed(self.seed, epoch, -1)):
+        with rng.seeded(order_seed(self.seed, epoch)):
             ids = np.asarray(order(epoch))
         if ids.ndim != 1 or not len(ids) or not np.issubdtype(ids.dtype, np.integer):
             raise RunError(
@@ -144,12 +140,6 @@ class RunSampler(Sampler[list[int]]):
                 f"{self.n_samples - 1}"
             )
         return ids.astype(np.int64)
-
-
-def item_seed(*parts: int) -> int:
-    """A seed of 63 bits, the same on every rank."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8, person=b"sample").digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 def _length(dataset: Any) -> int:
