@@ -79,6 +79,16 @@ def test_two_ranks_end_with_the_same_bits(tmp_path: Path, tmp_path_factory: pyte
     assert exported(tmp_path / "run") == exported(whole)
 
 
+@pytest.mark.slow
+def test_another_number_of_processes_continues_after_as_many_samples_and_says_so(tmp_path: Path) -> None:
+    args = ("--order", "generator", "--count", 40)
+    assert own(tmp_path / "run", *args, "--strike", "4:SIGTERM", processes=2).code == 75
+    done = own(tmp_path / "run", *args)
+    assert done.code == 0, done.output
+    assert "2 processes consumed 32 samples of epoch 0; 1 continue after 8 batches each." in done.output
+    assert sorted(losses(tmp_path / "run")) == list(range(1, 21))
+
+
 def test_parameters_that_each_rank_trains_for_itself_are_refused(tmp_path: Path) -> None:
     ended = own(tmp_path / "run", "--order", "distributed", "--count", 40, "--apart", processes=2)
     assert ended.code == 1
