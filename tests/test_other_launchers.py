@@ -245,6 +245,8 @@ def words_of_parent(monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
         (["/venv/bin/python3.11", "/venv/bin/accelerate", "launch", "train.py"], "accelerate launch"),
         (["python", "-m", "accelerate.commands.launch", "train.py"], "accelerate launch"),
         (["python", "/venv/bin/accelerate-launch", "train.py"], "accelerate launch"),
+        (["python", "-u", "-m", "torch.distributed.run", "train.py"], "torchrun"),
+        (["python", "accelerate.py"], ""), (["python", "accelerate-train.py"], ""), (["python", "-c", "1"], ""),
         (["python", "train.py"], ""), (["bash", "-c", "torchrun train.py"], ""), (["python"], ""), ([""], ""),
     ],
 )  # fmt: skip

@@ -19,6 +19,12 @@ from trainer.launch.nodes import FIRST_PORT, PORTS
 from trainer.launch.process_count import LaunchError
 
 _PR_SET_PDEATHSIG = 1
+_LAUNCHERS = {
+    **dict.fromkeys(("torchrun", "torch.distributed.run", "torch.distributed.launch"), "torchrun"),
+    **dict.fromkeys(("accelerate", "accelerate-launch"), "accelerate launch"),
+    **dict.fromkeys(("accelerate.commands.launch", "accelerate.commands.accelerate_cli"), "accelerate launch"),
+}
+"""What a launcher is started as, a program or a module, and what people call it."""
 _REMEDY = (
     "start the script with `python -m trainer.launch --processes N SCRIPT` instead, which sets the same variables for "
     "it and keeps the exit codes"
@@ -139,11 +145,8 @@ def parent_launcher() -> str:
     except OSError:
         return ""
     if "python" in PurePath(words[0]).name:
-        words = words[2:] if words[1:2] == ["-m"] else words[1:]
-    name = PurePath(words[0]).name if words else ""
-    if name in ("torchrun", "torch.distributed.run", "torch.distributed.launch"):
-        return "torchrun"
-    return "accelerate launch" if name.split(".")[0].split("-")[0] == "accelerate" else ""
+        words = [word for word in words[1:] if not word.startswith("-")]
+    return _LAUNCHERS.get(PurePath(words[0]).name, "") if words else ""
 
 
 def refuse_beneath_another() -> None:
