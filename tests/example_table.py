@@ -180,6 +180,10 @@ BROKEN = (
         "is the script seeded?", verdict="not reproducible by itself: not checked",
     ),
     Broken(
+        "Hugging Face: the callback is forgotten", "hf_trainer", ((", callbacks=[SpotCallback(run)]", ""),),
+        "SpotCallback", verdict="not checked: the task failed without a preemption",
+    ),
+    Broken(
         "workers draw random numbers, without run.sampler", "vision",
         (("batch_sampler=sampler", "batch_size=MICRO, shuffle=True"),), "the batches differ from step",
     ),
