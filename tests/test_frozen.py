@@ -142,3 +142,17 @@ def test_a_lora_run_resumes_exactly_and_saves_what_it_unfreezes(saved: Path, tmp
     tensors = b"".join(path.read_bytes() for path in newest.glob("*.safetensors"))
     assert b"ln_f.weight" in tensors
     assert b"wte.weight" not in tensors
+
+
+def test_a_module_that_is_registered_later_leaves_the_bases_of_earlier_ones_as_they_began(saved: Path) -> None:
+    whole = nn.Module()
+    whole.teacher = base(saved).requires_grad_(False)
+    first = Frozen(whole)
+    with torch.no_grad():  # A restore: the teacher had followed its student.
+        whole.teacher.transformer.ln_f.weight += 1
+    whole.student = base(saved).requires_grad_(False)
+    both = Frozen(whole, first)
+    named = dict(whole.named_parameters())
+    changed = "teacher.transformer.ln_f.weight"
+    assert changed not in both.left_out(named)
+    assert both.left_out(named) >= {name for name in named if name != changed and "lm_head" not in name}

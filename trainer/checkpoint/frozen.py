@@ -26,16 +26,23 @@ _WORD = 8
 class Frozen:
     """The frozen parameters of a model's bases, as the attempt began with them."""
 
-    def __init__(self, model: nn.Module) -> None:
-        """Look at a model that nothing was restored into yet."""
-        self._model = model
+    def __init__(self, model: nn.Module, earlier: Frozen | None = None) -> None:
+        """Look at a model before anything is restored into it.
+
+        Args:
+            model: The model.
+            earlier: What was seen of the parts of it that have been restored already.
+        """
+        self._model, named = model, parameters(model)
+        self._seen: set[str] = named.keys() | (earlier._seen if earlier else set())
         self.bases, ids = _bases(unwrap(model))
         """Names or folders of the pretrained models."""
-        self._sums = {
+        self._sums: dict[str, int] = {
             name: _checksum(parameter)
-            for name, parameter in parameters(model).items()
+            for name, parameter in named.items()
             if id(parameter) in ids and not parameter.requires_grad and _is_here(parameter)
-        }
+            if earlier is None or name not in earlier._seen
+        } | (earlier._sums if earlier else {})
         self._hashes: dict[str, str] = {}
 
     def left_out(self, named: Mapping[str, nn.Parameter]) -> set[str]:

@@ -21,6 +21,7 @@ from trainer.checkpoint.values import decode, encode, is_plain
 from trainer.errors import RunError
 from trainer.training import accelerated, rng
 from trainer.training.contents import Restored
+from trainer.training.partial import part_of
 
 STATE = "run.state"
 """The name of `SpotRun.state` among the extras; no registered object can have it."""
@@ -70,10 +71,10 @@ class Registered:
         self.known: frozenset[str] = frozenset()
         """Names of attributes that hooks of the program save, although no state_dict holds them."""
         self.watched: frozenset[str] = frozenset()
-        self._has_begun = False
         self._scalers: list[tuple[str, Any]] = []
         """By the name of the optimizer that accelerate has wrapped with it."""
-        self._begun: list[Groups] = []
+        self._begun: dict[str, Groups] = {}
+        """By optimizer: its options as the program made them."""
         self._made: buffers.Forms = {}
         self._base: Frozen | None = None
         self._missing: list[str] = []
@@ -91,11 +92,6 @@ class Registered:
         for name, thing in sorted(objects.items()):
             if name in self.others or name in self.optimizers or name in self.models._modules:
                 raise RunError(f"register({name}=...): {name} is registered already")
-            if isinstance(thing, (nn.Module, torch.optim.Optimizer)) and self._has_begun:
-                raise RunError(
-                    f"register({name}=...): register all modules and optimizers in one call, the first. Schedulers "
-                    "and other objects may follow"
-                )
             if isinstance(thing, nn.Module):
                 # Set directly: add_module refuses names of nn.Module's own attributes.
                 self.models._modules[name] = unwrap(thing)
@@ -107,17 +103,18 @@ class Registered:
             elif isinstance(thing, torch.optim.Optimizer):
                 if scaler := accelerated.scaler_of(thing):
                     self._scalers.append((name, scaler))
-                self.optimizers[name] = accelerated.plain_optimizer(thing)
+                self.optimizers[name] = optimizer = accelerated.plain_optimizer(thing)
+                self._begun[name] = copy.deepcopy(options_of(optimizer))
             else:
                 self.others[name] = _checked(name, thing)
-        if not self._has_begun:
-            self._has_begun = True
-            self.optimizers = dict(sorted(self.optimizers.items()))
-            _refuse_strangers(self.models, self.optimizers)
-            self._begun = [copy.deepcopy(options_of(optimizer)) for optimizer in self.optimizers.values()]
-            self._made, self.watched = buffers.forms(self.models), watched(self.models)
-            self._base = Frozen(self.models)
-            lines += [self._base.line] if self._base.line else []
+        # In one order, whatever the order of the calls: names of shared parameters depend on it.
+        self.optimizers = dict(sorted(self.optimizers.items()))
+        self.models._modules = dict(sorted(self.models._modules.items()))
+        _refuse_strangers(self.models, self.optimizers)
+        self._made = buffers.forms(self.models) | self._made  # As the program made them, not as they were restored.
+        self.watched |= watched(self.models)
+        known, self._base = self._base, Frozen(self.models, self._base)
+        lines += [self._base.line] if self._base.line and (known is None or known.line != self._base.line) else []
         return lines
 
     def refuse_missing(self) -> None:
@@ -186,12 +183,15 @@ class Registered:
             "samples": self.samples,
             "is_last": self.is_last,
             "objects": self._names(),
+            "optimizers": list(self.optimizers),
         }
         counters |= {"loader": self.loader, "until": self.until}
         extra = {name: _state_of(thing) for name, thing in self.others.items()} | {STATE: dict(self.state)}
-        return collect(
-            self.models, list(self.optimizers.values()), counters, extra, self._begun, self._made, self._base
-        )
+        optimizers = list(self.optimizers.values())
+        return collect(self.models, optimizers, counters, extra, self._options(), self._made, self._base)
+
+    def _options(self) -> list[Groups]:
+        return [self._begun[name] for name in self.optimizers]
 
     def _names(self) -> list[str]:
         return sorted([*self.models._modules, *self.optimizers, *self.others])
@@ -237,9 +237,10 @@ class Registered:
                     f"{', '.join(names)}. Remove it, or start a new run"
                 )
         self._missing = [name for name in names if name not in self._names()]
-        counters, extra = apply(
-            self.models, list(self.optimizers.values()), restored.tensors, restored.plain, self._begun, self._made
-        )
+        here = [name in self.optimizers for name in saved.get("optimizers", self.optimizers)]
+        tensors, plain = part_of(restored.tensors, restored.plain, self._missing, here)
+        optimizers = list(self.optimizers.values())
+        counters, extra = apply(self.models, optimizers, tensors, plain, self._options(), self._made)
         if counters.get("step") != restored.manifest.step:
             raise StateError(f"checkpoint {restored.name}: its state.json belongs to another step")
         for name, thing in self.others.items():
@@ -269,7 +270,7 @@ def _refuse_strangers(models: nn.Module, optimizers: Mapping[str, torch.optim.Op
             if id(parameter) not in known:
                 raise RunError(
                     f"register({name}=...): it trains a parameter of no registered module (shape "
-                    f"{tuple(parameter.shape)}). Register the module in the same call: run.register(model=model, ...)"
+                    f"{tuple(parameter.shape)}). Register the module before it, or in the same call"
                 )
 
 

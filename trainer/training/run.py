@@ -147,8 +147,9 @@ class SpotRun(Life):
 
         Args:
             objects: Modules, optimizers, and anything with `state_dict` and `load_state_dict` (schedulers, scalers, EMA
-                copies, metrics, stateful loaders), under any names; `torch.Generator` too. Modules and optimizers all
-                in the first call. Wrappers (DistributedDataParallel, FSDP2, torch.compile, accelerate) do not matter.
+                copies, metrics, stateful loaders), under any names; generators of torch, numpy and Python too. A module
+                comes before its optimizer, or with it. Wrappers (DistributedDataParallel, FSDP2, torch.compile,
+                accelerate) do not matter.
 
         Raises:
             RunError: an object cannot be saved.
