@@ -145,6 +145,7 @@ def test_a_launcher_that_loses_exit_codes_is_refused_where_skypilot_looks_at_the
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow  # On several machines it is the same code: test_nodes.py.
 def test_an_error_of_one_rank_is_no_preemption_to_the_others(tmp_path: Path) -> None:
     ended = side_by_side(plain(), tmp_path / "run", "--fails")
     assert codes(ended) == [1, 1], ended
