@@ -19,6 +19,8 @@ from accelerate.utils import DataLoaderConfiguration
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from trainer.training import buckets
+
 
 class Items(Dataset):
     """Points, a little different each time that they are loaded."""
@@ -67,7 +69,10 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=12)
     parser.add_argument("--late", action="store_true", help="make the Accelerator inside of the block")
     parser.add_argument("--forgets", action="store_true", help="the scaler is not registered")
+    parser.add_argument("--without-pass", action="store_true", help="DDP regroups its buckets at the first step")
     given = parser.parse_args()
+    if given.without_pass:
+        buckets.settle_at_first_pass = lambda module: None
     step, name = given.strike.split(":")
     with ExitStack() as stack:
         run = stack.enter_context(SpotRun(given.dir, save_every=3)) if given.late else None

@@ -16,7 +16,7 @@ from trainer.checkpoint.shards import is_cut
 from trainer.errors import RunError
 from trainer.layout.names import CheckpointName
 from trainer.ranks.peers import collective
-from trainer.training import export, rng
+from trainer.training import buckets, export, rng
 from trainer.training.closing import Closing, is_finished
 from trainer.training.participant import Participant
 from trainer.training.registered import Registered
@@ -63,6 +63,9 @@ class OwnLoop:
             raise RunError("register() must be called before the first step")
         for line in self.contents.add(objects):
             self._run.print_line(line)
+        if self._run.world_size > 2:  # Of two values, the sum does not depend on the order.
+            for thing in objects.values():
+                buckets.settle_at_first_pass(thing)
         extras.refuse_other_names(self._run.group, objects, self._run.check_stop)
         self._run.check_stop()
         self._session.load()
