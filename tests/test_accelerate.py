@@ -50,22 +50,37 @@ def test_accumulation_on_two_ranks_ends_with_the_same_bits(tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("processes", "args"),
+    ("processes", "args", "strikes"),
     [
-        (1, ["--accumulate", 2, "--scale", 2.0**127]),
-        (2, ["--precision", "bf16", "--late", "--loader", '{"split_batches": true}']),
-        (2, ["--wrap", "fsdp", "--loader", '{"dispatch_batches": true}']),
+        (1, ["--accumulate", 2, "--scale", 2.0**127], ("5:SIGKILL", "8:SIGTERM")),
+        (2, ["--precision", "bf16", "--late", "--loader", '{"split_batches": true}'], ("8:SIGTERM",)),
+        (2, ["--wrap", "fsdp", "--loader", '{"dispatch_batches": true}'], ("8:SIGTERM",)),
+        (3, ["--width", 600], ("8:SIGTERM",)),  # Several buckets of gradients.
     ],
-    ids=["scaler", "bf16", "fsdp"],
+    ids=["scaler", "bf16", "fsdp", "buckets"],
 )
-def test_other_settings_end_with_the_same_bits(tmp_path: Path, processes: int, args: list[object]) -> None:
-    whole, struck = both(tmp_path, *args, strikes=("5:SIGKILL", "8:SIGTERM"), processes=processes)
+def test_other_settings_end_with_the_same_bits(
+    tmp_path: Path, processes: int, args: list[object], strikes: tuple[str, ...]
+) -> None:
+    whole, struck = both(tmp_path, *args, strikes=strikes, processes=processes)
     same(whole, struck)
     if "--scale" in args:
         assert 0 < sum(map(int, map(str, column(whole, "skipped")))) < 12
         lost = run(tmp_path / "lost", *args, "--forgets", processes=1)
         assert "Error: register(optimizer=...): its gradient scaler would be lost. Register it too" in lost.output
         assert lost.code == 1
+
+
+@pytest.mark.slow
+def test_what_one_wrapper_saved_is_restored_into_any_other(tmp_path: Path) -> None:
+    saved = ""
+    for processes, wrap in [(2, "ddp"), (2, "fsdp"), (1, "compiled"), (2, "fsdp")]:
+        done = launch(PROGRAMS / "rewrapped.py", "--dir", tmp_path / "run", wrap, processes=processes)
+        assert done.code == 0, done.output
+        found = [json.loads(line) for line in done.output.splitlines() if line.startswith("{")]
+        restored = {line["restored"] for line in found if "restored" in line}
+        assert restored == ({saved} if saved else set()), wrap
+        [saved] = {line["saved"] for line in found if "saved" in line}
 
 
 def test_a_prepared_loader_continues_after_any_batch(tmp_path: Path) -> None:

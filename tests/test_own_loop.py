@@ -89,10 +89,13 @@ def test_another_number_of_processes_continues_after_as_many_samples_and_says_so
     assert sorted(losses(tmp_path / "run")) == list(range(1, 21))
 
 
-def test_parameters_that_each_rank_trains_for_itself_are_refused(tmp_path: Path) -> None:
-    ended = own(tmp_path / "run", "--order", "distributed", "--count", 40, "--apart", processes=2)
+@pytest.mark.parametrize(
+    ("how", "step"), [(["--apart"], 1), pytest.param(["--apart-at", 4], 6, marks=pytest.mark.slow)]
+)
+def test_parameters_that_each_rank_trains_for_itself_are_refused(tmp_path: Path, how: list[object], step: int) -> None:
+    ended = own(tmp_path / "run", "--order", "distributed", "--count", 40, *how, processes=2)
     assert ended.code == 1
-    assert "Error: the ranks have different parameters of 'critic' after a step" in ended.output
+    assert f"Error: the ranks have different parameters of 'critic' after step {step}: each trains" in ended.output
     assert "Traceback" not in ended.output
 
 

@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--until", type=int, default=12)
     parser.add_argument("--strike", default="0:SIGKILL")
-    parser.add_argument("--wrap", default="ddp", help="ddp, fsdp, compiled or bare")
+    parser.add_argument("--wrap", default="ddp", help="ddp or fsdp")
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--precision", default="no")
     parser.add_argument("--scale", type=float, default=0.0, help="the first loss scale; 0: none")
@@ -86,12 +86,12 @@ def main() -> None:
             accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=given.scale, growth_interval=4)
         torch.manual_seed(0)
         model = Net(given.width)
-        wrapped = {"fsdp": sharded, "compiled": torch.compile}.get(given.wrap, lambda model: model)(model)
+        wrapped = sharded(model) if given.wrap == "fsdp" else model
         optimizer = torch.optim.AdamW(wrapped.parameters(), lr=0.02)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, given.until * accelerator.num_processes)
         loader = DataLoader(Items(), batch_size=4, shuffle=True)
         optimizer, scheduler, loader = accelerator.prepare(optimizer, scheduler, loader)
-        if given.wrap in ("ddp", "compiled"):
+        if given.wrap == "ddp":
             wrapped = accelerator.prepare(wrapped)
         torch.manual_seed(accelerator.process_index)
         run = run or stack.enter_context(SpotRun(given.dir, save_every=3))

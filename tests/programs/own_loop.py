@@ -106,6 +106,7 @@ def main() -> None:
     parser.add_argument("--strike", default="0:SIGKILL")
     parser.add_argument("--enough-at", type=int, default=0, help="break off after this step")
     parser.add_argument("--apart", action="store_true", help="each rank trains its own critic")
+    parser.add_argument("--apart-at", type=int, default=0, help="from this step on, each rank has its learning rate")
     parser.add_argument("--forgets", action="store_true")
     given = parser.parse_args()
     step, name = given.strike.split(":")
@@ -141,6 +142,8 @@ def main() -> None:
             loss.backward()
             losses.append(loss.item())
             if run.ends_step:
+                if run.step + 1 == given.apart_at:
+                    other.param_groups[0]["lr"] *= run.rank + 1
                 optimizer.step()
                 other.step()
                 scheduler.step()

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from trainer.bucket.hashing import MASK, fingerprint
-from trainer.checkpoint import extras
+from trainer.bucket.hashing import MASK
 from trainer.errors import RunError
 from trainer.ranks.agreement import MESSAGE_INTS
 from trainer.ranks.exchange import Exchange
 from trainer.training import accelerated, prepared, unsaved
+from trainer.training.alike import refuse_unlike
 from trainer.training.closing import Closing
 from trainer.training.feed import Feed
 from trainer.training.participant import Participant
@@ -184,6 +184,7 @@ class Stepping:
         if session.stop and going_on:
             self._closing.stop(session.stop)
         if not going_on or session.is_due():
+            refuse_unlike(self._run.group, contents.models, contents.done, sample=True)
             session.save()
             if not going_on or contents.may_swap:  # What follows may be an evaluation with other weights.
                 session.await_copied()
@@ -211,33 +212,13 @@ class Stepping:
                 "a resume begins with its first value. Put it into the state_dict, or into run.state."
             )
         self._before = {}
-        self._refuse_unlike_ranks()
+        refuse_unlike(run.group, contents.models, contents.done, sample=False)
         self._session.prepare()
 
     def _attributes(self) -> unsaved.Attributes:
         """Of all that is registered but loaders, whose attributes are the affair of their libraries."""
         others = {name: thing for name, thing in self._contents.others.items() if not isinstance(thing, DataLoader)}
         return unsaved.attributes(self._contents.models, others)
-
-    def _refuse_unlike_ranks(self) -> None:
-        """Refuse parameters that the ranks train apart: a checkpoint holds one copy of what is not cut over them.
-
-        Raises:
-            RunError: a module's parameters differ; the message names it.
-        """
-        group = self._run.group
-        if group.world_size == 1:
-            return
-        for name, module in self._contents.models._modules.items():
-            if module is None:
-                continue
-            held = list(module.parameters())
-            rows = group.exchange([fingerprint(*map(str, extras.digests(held)))]).wait()
-            if any(row != rows[0] for row in rows):
-                raise RunError(
-                    f"the ranks have different parameters of {name!r} after a step: each trains its own. Wrap it in "
-                    "DistributedDataParallel, as the others would be lost at a resume"
-                )
 
     def _message(self) -> list[int]:
         """This rank's row: its message on stopping, and the fingerprint of its samples in the step."""
