@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 from accelerate.data_loader import prepare_data_loader
+from accelerate.state import PartialState
 from support import PROGRAMS, Ended, column, event, launch, losses, weights
+from torch import nn
 from torch.utils.data import DataLoader
 
-from trainer.training import prepared
+from trainer.errors import RunError
+from trainer.training import accelerated, prepared
+from trainer.training.registered import Registered
 
 SCRIPT = PROGRAMS / "accelerated.py"
 
@@ -107,3 +111,12 @@ def test_ranks_with_other_numbers_of_batches_are_found(
     found = [prepared.lengths(loader) for loader in loaders]
     assert found == [counts, counts]
     assert not counts or [len(list(loader)) for loader in loaders] == counts
+
+
+def test_what_would_train_apart_or_lose_names_is_refused() -> None:
+    PartialState(cpu=True)
+    with pytest.raises(RunError, match=r"there are 2 processes, but Accelerator counts 1\. Without a GPU it needs"):
+        accelerated.refuse_other_processes(2)
+    flattened = type("FullyShardedDataParallel", (nn.Linear,), {})(2, 1)
+    with pytest.raises(RunError, match=r"register\(model=...\): FullyShardedDataParallel \(FSDP1\) cannot be saved"):
+        Registered(True, {}).add({"model": nn.Sequential(flattened)})

@@ -93,6 +93,7 @@ class Registered:
             if name in self.others or name in self.optimizers or name in self.models._modules:
                 raise RunError(f"register({name}=...): {name} is registered already")
             if isinstance(thing, nn.Module):
+                _refuse_flattened(name, thing)
                 # Set directly: add_module refuses names of nn.Module's own attributes.
                 self.models._modules[name] = unwrap(thing)
                 if unseen := not_seen(thing):
@@ -256,6 +257,19 @@ class Registered:
             found = rng.unpack(restored.streams)
             self.streams_at_restore, self.epoch_streams, self.ahead_at_restore, *generators = found
             self.epoch_generators = [state for state in generators if state is not None]
+
+
+def _refuse_flattened(name: str, module: nn.Module) -> None:
+    """Refuse a module of FSDP1, whose parameters have lost their names and shapes.
+
+    Raises:
+        RunError: it is one.
+    """
+    if any(type(part).__name__ == "FullyShardedDataParallel" for part in module.modules()):
+        raise RunError(
+            f"register({name}=...): FullyShardedDataParallel (FSDP1) cannot be saved. Use FSDP2's fully_shard; with "
+            "accelerate, fsdp_version=2"
+        )
 
 
 def _refuse_strangers(models: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
