@@ -43,6 +43,12 @@ class Noisy(Dataset[Any]):
         return index, torch.rand(()).item() + np.random.rand() + random.random()
 
 
+class Prepared(DataLoader[Any]):
+    """Like a loader of accelerate's."""
+
+    __module__ = "accelerate.data_loader"
+
+
 class Stream(IterableDataset[Any]):
     def __iter__(self) -> Iterator[int]:
         return iter(range(22))
@@ -96,8 +102,8 @@ def test_unshuffled_weighted_and_growing_orders() -> None:
     plain = [index for step in steps(1, 3, shuffle=False) for micro in step for index in micro.ids]
     assert plain == [*range(22), 0, 1]
 
-    def weighted(epoch: int) -> list[int]:  # Draws from the global generator.
-        return torch.multinomial(torch.arange(1.0, 23.0), 22, replacement=True).tolist()
+    def weighted(epoch: int) -> torch.Tensor:  # Draws from the global generator.
+        return torch.multinomial(torch.arange(1.0, 23.0), 22, replacement=True)
 
     one = steps(1, 6, order=weighted)
     torch.rand(5)
@@ -267,6 +273,7 @@ def test_the_sampler_itself_as_a_loader_gives_ids() -> None:
         (lambda: DataLoader(Noisy(), sampler=sampler(), batch_size=None), "use run.sampler(...) in DataLoader("),
         (lambda: DataLoader(Noisy(), batch_sampler=torch.utils.data.BatchSampler(sampler(), 1, True)), "use run.samp"),
         (lambda: DataLoader(Noisy(), batch_sampler=sampler(), num_workers=1, in_order=False), "in_order=False"),
+        (lambda: Prepared(Noisy(), batch_sampler=sampler()), "must not be given to accelerator.prepare()"),
     ],
 )
 def test_a_sampler_in_the_wrong_place_is_refused(make: Any, message: str) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
 
-from trainer.machine import loader_workers
 from trainer.training import rng
 from trainer.training.sampler import MicroBatch
 from trainer.training.skipping import changed_loader
@@ -53,21 +52,17 @@ class _Keys:
         return (list(zip(batch.ids, batch.seeds, strict=True)) for batch in self._batches)
 
 
-class WorkerInit:
-    """The user's `worker_init_fn`, in a worker that lives on when its process group gets a signal."""
+class _WorkerInit:
+    """The user's `worker_init_fn`, which expects its own data set."""
 
-    def __init__(self, given: Callable[[int], None] | None) -> None:
+    def __init__(self, given: Callable[[int], None]) -> None:
         self._given = given
 
     def __call__(self, worker: int) -> None:
-        """Prepare this worker."""
-        loader_workers.ignore_signals_of_others()
         info = get_worker_info()
         if info and isinstance(info.dataset, SeededItems):
-            # The user's function expects its own data set. torch refuses to change it otherwise.
-            object.__setattr__(info, "dataset", info.dataset.dataset)
-        if self._given:
-            self._given(worker)
+            object.__setattr__(info, "dataset", info.dataset.dataset)  # torch refuses to change it otherwise.
+        self._given(worker)
 
 
 def seeded_loader(loader: DataLoader[Any], batches: Iterator[MicroBatch]) -> DataLoader[Any]:
@@ -77,7 +72,7 @@ def seeded_loader(loader: DataLoader[Any], batches: Iterator[MicroBatch]) -> Dat
         dataset=SeededItems(loader.dataset, loader.collate_fn),
         batch_sampler=_Keys(batches),
         collate_fn=_as_it_is,
-        worker_init_fn=WorkerInit(loader.worker_init_fn),
+        worker_init_fn=loader.worker_init_fn and _WorkerInit(loader.worker_init_fn),
     )
 
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from trainer.training.folder_loop import FolderLoop
     from trainer.training.loop import Loop
     from trainer.training.own_loop import OwnLoop
-    from trainer.training.sampler import RunSampler
+    from trainer.training.sampler import Order, RunSampler
 
 Batch = TypeVar("Batch")
 
@@ -165,7 +165,7 @@ class SpotRun(Life):
         micro_batch_size: int | None = None,
         seed: int = 0,
         shuffle: bool = True,
-        order: Callable[[int], Sequence[int]] | None = None,
+        order: Order | None = None,
     ) -> RunSampler:
         """The samples of each step, the same on any number of processes: `DataLoader(..., batch_sampler=this)`.
 

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import Sampler
 
 from trainer.errors import RunError
@@ -23,7 +24,7 @@ from trainer.training.order import epoch_ids, fingerprint, item_seeds, order_see
 EPOCHS_KEPT = 3
 """Epochs of a given order that are kept: a loader reads ahead of the loop."""
 
-Order = Callable[[int], Sequence[int]]
+Order = Callable[[int], "Sequence[int] | np.ndarray[Any, Any] | torch.Tensor"]
 """Epoch (from 0) -> the ids of its samples, in their order; as many as it likes, also the same one several times."""
 
 
@@ -128,7 +129,8 @@ class RunSampler(Sampler[list[int]]):
             RunError: it is not a list of samples' ids.
         """
         with rng.seeded(order_seed(self.seed, epoch)):
-            ids = np.asarray(order(epoch))
+            given = order(epoch)
+        ids = np.asarray(given.cpu() if isinstance(given, torch.Tensor) else given)
         if ids.ndim != 1 or not len(ids) or not np.issubdtype(ids.dtype, np.integer):
             raise RunError(
                 f"run.sampler(order=...): order({epoch}) must return the ids of an epoch's samples, at least 1"
