@@ -148,6 +148,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 model, data = nn.Linear(2, 1), TensorDataset(torch.randn(8, 2))
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+class Mute:
+    def state_dict(self): return {{"f": print}}
+    def load_state_dict(self, saved): pass
 loader, more = DataLoader(data, batch_size=2), {more}
 with SpotRun({run}) as run:
     run.register(model=model, optimizer=optimizer, **more)
@@ -174,6 +177,8 @@ def loop(tmp_path: Path, body: str = "pass", end: str = "run.finish()", more: st
         ({"run": "'/tmp/x', save_every=0"}, 'SpotRun(save_every=0): give a number of steps, or "auto"'),
         ({"run": "'/tmp/x', keep=1"}, "SpotRun(keep=1): keep at least 2 checkpoints"),
         ({"more": "dict(best=3)"}, "register(best=...): a int has no state_dict and load_state_dict. Put it into"),
+        ({"body": "run.state['it'] = {'f': print}"}, "run.state.it.f: a builtin_function_or_method cannot be saved"),
+        ({"more": "dict(m=Mute())"}, "m.f: a builtin_function_or_method cannot be saved; use tensors, arrays, numbers"),
         ({"more": "dict(f=print)"}, "register(f=...): a builtin_function_or_method has no state_dict and load_state"),
         ({"body": "break", "end": "pass"}, "the `with SpotRun(...)` block ended before the training was done"),
         ({"body": "sys.exit(0)"}, "the script called sys.exit(0) before the training was done"),

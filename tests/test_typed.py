@@ -113,6 +113,16 @@ def test_a_deque_keeps_its_limit_and_a_defaultdict_its_factory() -> None:
     assert there_and_back(collections.defaultdict(list))["new"] == []
 
 
+def test_a_large_array_is_not_copied_before_the_save_copies_it() -> None:
+    for array in (np.zeros((3, 4)), np.asfortranarray(np.zeros((3, 4)))):
+        tensors: dict[str, torch.Tensor] = {}
+        encode(array, "extra", tensors)
+        assert tensors["extra.3"].data_ptr() == array.ctypes.data
+    fixed = np.zeros(3)
+    fixed.flags.writeable = False
+    assert same(fixed.copy(), there_and_back(fixed))
+
+
 def test_tensors_within_come_back() -> None:
     back = there_and_back({"best": Best(torch.ones(2)), "last": collections.deque([torch.zeros(1)])})  # type: ignore[arg-type]
     assert torch.equal(back["best"].loss, torch.ones(2))

@@ -138,8 +138,9 @@ def _dtype(name: Any) -> np.dtype[Any]:
 
 def _array_parts(value: np.ndarray[Any, Any]) -> list[Any]:
     order: Literal["C", "F"] = "F" if value.flags.f_contiguous and not value.flags.c_contiguous else "C"
-    flat = np.frombuffer(bytearray(value.tobytes(order=order)), np.uint8)
-    return [_dtype_name(value.dtype), list(value.shape), order, torch.from_numpy(flat)]
+    name, flat = _dtype_name(value.dtype), value.ravel(order)  # No copy if it lies so in memory.
+    flat = flat if flat.flags.writeable else flat.copy()
+    return [name, list(value.shape), order, torch.from_numpy(flat.view(np.uint8))]
 
 
 def _array(parts: Any) -> np.ndarray[Any, Any]:

@@ -189,7 +189,10 @@ class Registered:
         counters |= {"loader": self.loader, "until": self.until}
         extra = {name: _state_of(thing) for name, thing in self.others.items()} | {STATE: dict(self.state)}
         optimizers = list(self.optimizers.values())
-        return collect(self.models, optimizers, counters, extra, self._options(), self._made, self._base)
+        try:
+            return collect(self.models, optimizers, counters, extra, self._options(), self._made, self._base)
+        except StateError as error:
+            raise StateError(str(error).removeprefix("extra.")) from None
 
     def _options(self) -> list[Groups]:
         return [self._begun[name] for name in self.optimizers]
