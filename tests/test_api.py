@@ -5,6 +5,7 @@ A change there breaks training scripts of users. Where it is meant: python tests
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
 import inspect
@@ -13,8 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-GOLDEN = Path(__file__).parent / "golden" / "api.txt"
+REPO = Path(__file__).resolve().parent.parent
+GOLDEN = REPO / "tests" / "golden" / "api.txt"
 MODULES = ["trainer"]
+CALLBACKS = ["trainer.hf", "trainer.lightning"]
+"""Their methods are the frameworks' hooks. They are read, not imported: a framework takes seconds to load."""
 
 
 def public() -> Iterator[tuple[str, Any]]:
@@ -39,7 +43,22 @@ def signature(thing: Any) -> str:
     return str(found.replace(parameters=bare, return_annotation=inspect.Signature.empty))
 
 
+def constructors() -> Iterator[tuple[str, ast.FunctionDef]]:
+    for name in CALLBACKS:
+        tree = ast.parse((REPO / f"{name.replace('.', '/')}.py").read_text())
+        for kind in tree.body:
+            if isinstance(kind, ast.ClassDef) and kind.name == "SpotCallback":
+                for part in kind.body:
+                    if isinstance(part, ast.FunctionDef) and part.name == "__init__":
+                        yield f"{name}.SpotCallback", part
+
+
 def lines() -> Iterator[str]:
+    for name, constructor in constructors():
+        for one in ast.walk(constructor.args):
+            if isinstance(one, ast.arg):
+                one.annotation = None
+        yield f"{name}({ast.unparse(constructor.args).removeprefix('self, ')})"
     for name, thing in public():
         if not isinstance(thing, type):
             yield f"{name}{signature(thing)}" if callable(thing) else f"{name} = {thing!r}"
@@ -74,6 +93,10 @@ def test_what_a_script_may_use_is_described_with_every_parameter() -> None:
         parameters = list(inspect.signature(thing).parameters)[1:] if inspect.isfunction(thing) else []
         lacking += [name] if not text else []
         lacking += [f"{name}: {one}" for one in parameters if not re.search(rf"^ *{one}: \S", text, flags=re.M)]
+    for name, constructor in constructors():
+        told = ast.get_docstring(constructor) or ""
+        given = [one.arg for one in [*constructor.args.args[1:], *constructor.args.kwonlyargs]]
+        lacking += [f"{name}: {one}" for one in given if not re.search(rf"^ *{one}: \S", told, flags=re.M)]
     assert lacking == []
 
 
