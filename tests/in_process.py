@@ -10,6 +10,7 @@ import random
 import signal
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,15 +28,22 @@ class Attempts:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def one(self, script: Script, strike: int = 0, kind: str = "stop", save_every: int = 3) -> int:
-        """Run an attempt; `strike` is the step in which it is stopped or crashes. Returns the exit code."""
+    def one(self, script: Script, strike: int = 0, kind: str = "stop", **options: Any) -> int:
+        """Run an attempt; `strike` is the step in which it is stopped or crashes. Returns the exit code.
+
+        Args:
+            script: The program.
+            strike: The step in which it is struck; 0: none.
+            kind: "stop" or "crash".
+            options: Those of SpotRun.
+        """
         with pytest.MonkeyPatch.context() as patch:
             for name in set(os.environ) - set(clean_env()):
                 patch.delenv(name)
             random.seed(0)
             torch.manual_seed(0)
             try:
-                with SpotRun(self.folder, save_every=save_every) as run:
+                with SpotRun(self.folder, **{"save_every": 3, **options}) as run:
                     script(run, lambda: hit(kind) if run.step + 1 == strike else None)
             except SystemExit as left:
                 return int(str(left.code))

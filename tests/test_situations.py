@@ -69,7 +69,7 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("kind", ["stop", "crash"])
+@pytest.mark.parametrize("kind", ["stop", pytest.param("crash", marks=pytest.mark.slow)])
 def test_a_run_is_resumed_wherever_in_an_epoch_it_was_struck(attempts: Any, kind: str) -> None:
     whole = attempts("whole").all(until(16)).result
     assert sorted(whole[0]) == list(range(1, 17))
@@ -202,7 +202,8 @@ def test_a_loop_in_several_calls_resumes_in_each(attempts: Any, name: str) -> No
     assert sorted(whole[0]) == list(range(1, 17))
     if "loader" not in name:  # The calls make no difference.
         assert attempts("in one call").all(until(16)).result == whole
-    assert attempts("stopped").all(script, [5, 6, 7, 12, 14]).result == whole
+    assert attempts("stopped").all(script, [5, 6, 9, 10, 14]).result == whole
+    assert attempts("between").all(script, [7, 12]).result == whole
     assert attempts("crashed").all(script, [8, 13], "crash").result == whole
     assert attempts("more").all(until_of(CALLS[name], 12)).all(script).result == whole
 
@@ -249,6 +250,40 @@ def test_an_iterator_that_can_be_read_once_is_named(attempts: Any, capfd: Any) -
 
     assert attempts("run").one(script) == 1
     assert "DataLoaderIter can be read only once. Give the loader itself" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("steps", "options", "message"),
+    [
+        ({"until": "9"}, {}, "steps(until='9'): give a number of steps, 1 or more"),
+        ({"until": 1e3}, {}, "steps(until=1000.0): give a number of steps"),
+        ({"until": 0}, {}, "steps(until=0): give a number of steps"),
+        ({"loader": 5}, {}, "steps(loader): a int cannot be iterated over. Give a DataLoader"),
+        ({"loader": []}, {}, "steps(loader): the loader has no batch. Check the length of the data set"),
+        ({}, {"binding": {"lr": float("nan")}}, "binding 'lr': nan cannot be recorded; use finite numbers"),
+        ({}, {"binding": "lr"}, "SpotRun(binding='lr'): give a dict of names and values"),
+    ],
+    ids=lambda value: next(iter(value.values())) if isinstance(value, dict) and value else "",
+)
+def test_a_mistake_in_a_value_is_said_in_a_line(
+    attempts: Any, capfd: Any, steps: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
+    def script(run: SpotRun, strike: Callable[[], None]) -> None:
+        model, optimizer = parts()
+        run.register(model=model, optimizer=optimizer)
+        for _ in run.steps(**{"loader": shuffled(), "until": 9, **steps}):
+            raise AssertionError("not refused")
+
+    assert attempts("run").one(script, **options) == 1
+    errors = capfd.readouterr().err
+    assert errors.startswith(f"Error: {message}")
+    assert errors.count("\n") == 1
+
+
+def test_a_path_in_the_binding_is_recorded_as_text(attempts: Any) -> None:
+    run = attempts("run")
+    assert run.one(until(3), binding={"data": Path("a/b"), "size": torch.tensor(3)}) == 0
+    assert event(run.folder, "start")["binding"] == {"data": "a/b", "size": 3}
 
 
 class Sam(torch.optim.Optimizer):

@@ -153,6 +153,7 @@ def test_training_that_the_program_ends_is_finished_at_that_step(tmp_path: Path,
     assert weights(run_dir)
 
 
+@pytest.mark.slow
 def test_a_second_call_of_train_is_refused(tmp_path: Path) -> None:
     done = early(tmp_path / "run", "--until", 3, "--twice")
     assert done.code == 1

@@ -1,4 +1,4 @@
-"""Arguments of `train`: a mistake in them is refused in a line, before anything is restored."""
+"""Arguments of `train` and `steps`: a mistake in them is refused in a line."""
 
 from __future__ import annotations
 
@@ -99,3 +99,15 @@ def agreed_steps(in_config: int | None, given: Any) -> int:
     if in_config not in (None, given):
         raise RunError(f"RunConfig(max_steps={in_config}) and train(max_steps={given}) differ. Give one of them")
     return given
+
+
+def check_steps(loader: Any, until: Any) -> None:
+    """Refuse arguments of `steps` that make no sense.
+
+    Raises:
+        RunError: names the argument.
+    """
+    if type(until) is not int or until < 1:
+        raise RunError(f"steps(until={until!r:.60}): give a number of steps, 1 or more")
+    if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+        raise RunError(f"steps(loader): a {type(loader).__name__} cannot be iterated over. Give a DataLoader")

@@ -17,6 +17,7 @@ from trainer.errors import RunError
 from trainer.layout.names import CheckpointName
 from trainer.ranks.peers import collective
 from trainer.training import buckets, export, rng
+from trainer.training.arguments import check_steps
 from trainer.training.closing import Closing, is_finished
 from trainer.training.participant import Participant
 from trainer.training.registered import Registered
@@ -128,6 +129,7 @@ class OwnLoop:
 
     def steps(self, loader: Iterable[Batch], until: int, accumulate: int | None) -> Iterator[Batch]:
         """Yield batches; as of `SpotRun.steps`."""
+        check_steps(loader, until)
         stepping = self._begin()
         self.set_end(until)
         if self.contents.done < until and self._is_finished():  # It was ended early.
