@@ -120,3 +120,6 @@ def test_what_would_train_apart_or_lose_names_is_refused() -> None:
     flattened = type("FullyShardedDataParallel", (nn.Linear,), {})(2, 1)
     with pytest.raises(RunError, match=r"register\(model=...\): FullyShardedDataParallel \(FSDP1\) cannot be saved"):
         Registered(True, {}).add({"model": nn.Sequential(flattened)})
+    loader = prepare_data_loader(DataLoader(range(4)))  # type: ignore[arg-type]
+    with pytest.raises(RunError, match=r"register\(loader=...\): a loader that accelerate has prepared is not regis"):
+        Registered(True, {}).add({"loader": loader})

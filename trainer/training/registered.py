@@ -22,6 +22,7 @@ from trainer.errors import RunError
 from trainer.training import accelerated, rng
 from trainer.training.contents import Restored
 from trainer.training.partial import part_of
+from trainer.training.prepared import is_prepared
 
 STATE = "run.state"
 """The name of `SpotRun.state` among the extras; no registered object can have it."""
@@ -292,6 +293,11 @@ def _refuse_strangers(models: nn.Module, optimizers: Mapping[str, torch.optim.Op
 
 
 def _checked(name: str, thing: Any) -> Any:
+    if is_prepared(thing):
+        raise RunError(
+            f"register({name}=...): a loader that accelerate has prepared is not registered. run.steps() continues it "
+            "at the right batch by itself"
+        )
     if _is_generator(thing):
         return thing
     if not (callable(getattr(thing, "state_dict", None)) and callable(getattr(thing, "load_state_dict", None))):

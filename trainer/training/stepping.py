@@ -117,7 +117,14 @@ class Stepping:
                 f"steps(accumulate={accumulate}) and Accelerator(gradient_accumulation_steps={steps}): give one of "
                 "them. With accelerator.accumulate(model), leave out the first"
             )
-        counts = prepared.lengths(loader) if prepared.is_prepared(loader) else []
+        if not prepared.is_prepared(loader):
+            return
+        if getattr(loader, "use_stateful_dataloader", False):
+            raise RunError(
+                "use_stateful_dataloader=True of accelerate does not resume exactly. Leave it out: run.steps() "
+                "continues the loader at the right batch by itself"
+            )
+        counts = prepared.lengths(loader)
         if len(set(counts)) > 1:
             raise RunError(
                 f"the ranks have different numbers of batches in an epoch ({', '.join(map(str, counts))}), because of "
