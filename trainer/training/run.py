@@ -358,8 +358,10 @@ def _take_place() -> str:
 
 def _refuse(trouble: str) -> NoReturn:
     """End the process, after a line that one rank of this machine prints."""
+    # Lightning starts its own processes without RANK, from local rank 1 on.
+    first = ("", "0") if "RANK" in os.environ else ("", "0", "1")
     if Link.from_env().is_first_to_print(trouble) and (
-        os.environ.get("SKYSPOT_LINK") or os.environ.get("LOCAL_RANK", "0") in ("", "0")
+        os.environ.get("SKYSPOT_LINK") or os.environ.get("LOCAL_RANK", "0") in first
     ):
         print(f"Error: {trouble}", file=sys.stderr, flush=True)
     sys.exit(EXIT_FAILED)
