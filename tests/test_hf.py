@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import shared
-from support import PROGRAMS, Ended, column, event, launch, losses, weights
+from support import PROGRAMS, REPO, Ended, clean_env, column, event, launch, losses, weights
 
 from trainer.layout.names import RunPaths, list_checkpoints
 
@@ -115,6 +117,33 @@ def test_another_number_of_processes_has_the_same_samples_and_learning_rates(
     assert all(abs(float(str(ours[step])) / float(str(theirs[step])) - 1) < 1e-5 for step in ours)
     other = hf(tmp_path / "run", *args, "--batch", 3)
     assert "config mismatch: this run was started with global_batch_size=4, not global_batch_size=3" in other.output
+
+
+@pytest.mark.slow
+def test_the_oldest_supported_transformers_resumes_exactly(tmp_path: Path) -> None:
+    """Its package is installed beside; tests at the newest are all the others."""
+    oldest = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", oldest, "--retries", "1"]
+    got = subprocess.run([*install, "transformers==5.0.0", "tokenizers==0.22.2"], capture_output=True, text=True)
+    if got.returncode:
+        pytest.skip(f"pip cannot install it: {got.stderr.strip()[-200:]}")
+
+    def run(name: str, *args: str) -> Ended:
+        command = [sys.executable, "-m", "trainer.launch", "--processes", "1", SCRIPT, "--dir", tmp_path / name]
+        command += ["--log", "3", "--evaluate", "steps", "--until", "9", *args]
+        env = clean_env(OMP_NUM_THREADS="1", PYTHONPATH=f"{oldest}:{REPO}")
+        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=150)
+        return Ended(done.returncode, done.stdout + done.stderr)
+
+    whole = run("whole")
+    assert whole.code == 0, whole.output
+    assert "transformers 5.0.0" in whole.output
+    assert run("run", "--strike-in-evaluation", "6").code == 75
+    done = run("run")
+    assert done.code == 0, done.output
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    assert logged(done.output) == logged(whole.output)
 
 
 @pytest.mark.slow

@@ -162,6 +162,7 @@ def main() -> None:
         history = [line for line in trainer.state.log_history if "loss" in line or "eval_loss" in line]
         for line in history:
             print("logged", line["step"], line.get("loss"), line.get("eval_loss"))
+        print("transformers", transformers.__version__)
         print(f"after the block: step {run.step} {trainer.state.global_step} {done.training_loss!r}", flush=True)
         if Path(trainer.args.output_dir).exists():
             print("in output_dir:", *(path.name for path in Path(trainer.args.output_dir).iterdir()))
