@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import shared
-from support import PROGRAMS, REPO, Ended, clean_env, column, event, launch, losses, weights
+from support import PROGRAMS, REPO, Ended, clean_env, column, event, history, launch, losses, weights
 
 from trainer.layout.names import RunPaths, list_checkpoints
 
@@ -54,6 +54,8 @@ def ends_alike(
     assert losses(whole)
     assert weights(run) == weights(whole)
     assert logged(done.output) == logged((whole.parent / "output.txt").read_text())
+    for key in ("num_tokens", "entropy"):  # TRL's.
+        assert [line.get(key) for line in history(run)] == [line.get(key) for line in history(whole)]
 
 
 # 13 samples in batches of 2: 7 steps an epoch. The loss is logged every 3 steps, a save is due every 4.
@@ -67,6 +69,13 @@ def test_a_run_that_is_struck_ends_with_the_same_bits(tmp_path: Path, tmp_path_f
     assert "already finished" in again.output
     assert "after the block: step 21 21" in again.output
     assert "in output_dir:\n" in again.output  # Nothing.
+
+
+@pytest.mark.slow
+def test_a_model_that_is_cut_over_two_ranks_resumes_exactly(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    ends_alike(tmp_path / "run", tmp_path_factory, "--fsdp", "--until", 6, strikes=["5:SIGTERM"], processes=2)
 
 
 @pytest.mark.slow
@@ -86,7 +95,7 @@ def test_two_ranks_and_evaluations_at_the_end_of_epochs_resume_exactly(
         (("--accumulate", 2, "--evaluate", "epoch", "--log", 5), ["4:SIGTERM", "6:SIGKILL", "10:SIGTERM"]),
         (("--lora", "--until", 9), ["2:SIGTERM", "6:SIGKILL"]),
         (("--patience", 1, "--evaluate", "steps", "--epochs", 6, "--count", 9), ["6:SIGTERM", "9", "16:SIGKILL"]),
-        (("--trainer", "dpo", "--evaluate", "steps"), ["5:SIGTERM", "9:SIGKILL"]),
+        (("--trainer", "dpo", "--evaluate", "steps", "--log", 3), ["5:SIGTERM", "9:SIGKILL"]),
         (("--trainer", "seq2seq", "--evaluate", "epoch", "--log", 3), ["5:SIGTERM", "7:SIGKILL"]),
         (("--exact",), ["3:SIGTERM", "12:SIGKILL", "16:SIGTERM"]),
     ],

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,6 +132,7 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
             self._owed_sum, self._owes_evaluation = mine["loss_sum"], mine["owes_evaluation"]
             self._trainer._total_loss_scalar, self._trainer._globalstep_last_logged = mine["logged_sum"], mine["logged"]
             ended = mine["ended_at"] == state.max_steps
+            _count_on(self._trainer, mine["counts"])
         if loop.contents.facts_restored.get("world_size", args.world_size) != args.world_size:
             self._trainer._load_rng_state = lambda checkpoint: None
             self._run.print_line(
@@ -267,6 +268,7 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
             "owes_evaluation": owes,
             "ended_at": state.max_steps if trainer.control.should_training_stop else None,
             "frozen": self._frozen,
+            "counts": _counts(trainer),
         }
         (place / _own_file(self._run.rank)).write_text(json.dumps(own))
         return place
@@ -353,6 +355,21 @@ _REFUSED = {
 def _own_file(rank: int) -> str:
     """The file in a checkpoint that holds what this callback saves, for each rank."""
     return f"skyspot-{rank}.json"
+
+
+def _counts(trainer: Any) -> dict[str, Any]:
+    """What TRL's trainers count for their logs, outside of any checkpoint of theirs; empty for others."""
+    metrics = getattr(trainer, "_metrics", None)
+    if not isinstance(metrics, Mapping) or not hasattr(trainer, "_total_train_tokens"):
+        return {}
+    return {"tokens": trainer._total_train_tokens, "metrics": dict(metrics.get("train", {}))}
+
+
+def _count_on(trainer: Any, counts: Mapping[str, Any]) -> None:
+    """Let TRL's trainer go on with what it counted."""
+    if counts and _counts(trainer):
+        trainer._total_train_tokens = counts["tokens"]
+        trainer._metrics["train"].update(counts["metrics"])
 
 
 def _calling_trainer() -> Any:
