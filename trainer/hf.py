@@ -270,7 +270,7 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
             "frozen": self._frozen,
             "counts": _counts(trainer),
         }
-        (place / _own_file(self._run.rank)).write_text(json.dumps(own))
+        (place / _own_file(self._run.rank)).write_text(json.dumps(own, default=float))
         return place
 
     def _refuse_spoilt(self) -> None:
