@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ class Done:
     seconds: float
     wrong: str
     """What is not as the table says; empty if all is."""
+    commit: str = ""
+    """Of the repository before and after it; of both if they differ: machines that start later get other code."""
 
 
 def all_jobs() -> list[Job]:
@@ -97,13 +99,22 @@ def campaign(jobs: list[Job], state: Path | None, work: Callable[[Job], Done] = 
     for job in jobs:
         if job.name in done and not done[job.name].wrong:
             continue
-        done[job.name] = found = work(job)
+        before = commit()
+        found = work(job)
+        commits = dict.fromkeys([before, commit()])
+        done[job.name] = found = replace(found, commit=", ".join(commits))
         print(f"{job.name}: {found.wrong or 'as it should be'} ({found.seconds:.0f} s)", flush=True)
         if state:
             new = state.with_suffix(".new")
             new.write_text(json.dumps({name: asdict(one) for name, one in done.items()}))
             new.replace(state)
     return done
+
+
+def commit() -> str:
+    """The repository's commit, with `-dirty` if files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(command, cwd=REPO, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 def report(jobs: list[Job], done: dict[str, Done], ran: str) -> str:
@@ -146,9 +157,8 @@ def main() -> int:
     wrong = [name for name in done if done[name].wrong]
     print(f"{len(jobs)} rehearsals, {len(wrong)} not as they should be")
     if options.report and not wrong and not only:
-        head = ["git", "rev-parse", "--short", "HEAD"]
-        commit = subprocess.run(head, cwd=REPO, capture_output=True, text=True).stdout.strip()
-        ran = f"{datetime.now(timezone.utc):%Y-%m-%d}, commit {commit}."
+        commits = ", ".join(dict.fromkeys(one.commit for one in done.values() if one.commit))
+        ran = f"{datetime.now(timezone.utc):%Y-%m-%d}, commit {commits}."
         options.report.write_text(report(jobs, done, ran))
         print(f"results written to {options.report}")
     return 1 if wrong else 0
