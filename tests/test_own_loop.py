@@ -71,8 +71,9 @@ def test_accumulation_that_does_not_divide_an_epoch_resumes_exactly(
     assert exported(tmp_path / "run") == exported(whole)
 
 
-def test_two_ranks_end_with_the_same_bits(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    args = ("--order", "distributed", "--count", 40)
+@pytest.mark.parametrize("order", ["distributed", pytest.param("unequal", marks=pytest.mark.slow)])
+def test_two_ranks_end_with_the_same_bits(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, order: str) -> None:
+    args = ("--order", order, "--count", 40)
     whole = undisturbed(tmp_path_factory, *args, processes=2)
     struck(tmp_path / "run", *args, processes=2, strikes=("7:SIGKILL", "8:SIGTERM"))
     assert losses(tmp_path / "run") == losses(whole)

@@ -76,6 +76,9 @@ def make_loader(order: str, items: Items):
     generator = torch.Generator().manual_seed(4)
     if order == "stream":
         return DataLoader(Stream(items), batch_size=4)
+    if order == "unequal":  # The second rank has fewer samples than the first.
+        part = torch.utils.data.Subset(items, range(dist.get_rank(), len(items) // (1 + dist.get_rank()), 2))
+        return DataLoader(part, batch_size=4, shuffle=True)
     if order == "distributed":
         return DataLoader(items, batch_size=4, sampler=DistributedSampler(items, seed=5))
     if order == "weighted":

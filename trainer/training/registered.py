@@ -212,9 +212,11 @@ class Registered:
         self.loader, self.batches, self.samples, self.is_last, self.ahead = number, 0, 0, False, None
 
     def streams(self) -> torch.Tensor:
-        """This rank's random streams: now, at the beginning of the epoch, one batch ahead; and those of the loader."""
+        """This rank's place in its data, and its random streams: now, at the epoch's start, ahead, the loader's."""
+        # Ranks that have loaders of different lengths are at different places.
+        place = torch.tensor([self.epoch, self.batches, self.samples, self.is_last]).view(torch.uint8)
         ahead = None if self.ahead is None else rng.save_streams(self.ahead)
-        return rng.pack([rng.save_streams(), self.epoch_streams, ahead, *self.epoch_generators])
+        return rng.pack([place, rng.save_streams(), self.epoch_streams, ahead, *self.epoch_generators])
 
     def facts(self) -> dict[str, Any]:
         """What a manifest says of the settings and the machine."""
@@ -258,7 +260,10 @@ class Registered:
         self.is_last = counters["is_last"]
         self.loader, self.until = counters.get("loader", 0), counters.get("until")
         if restored.streams is not None:
-            found = rng.unpack(restored.streams)
+            place, *found = rng.unpack(restored.streams)
+            assert place is not None
+            self.epoch, self.batches, self.samples, is_last = place.view(torch.int64).tolist()
+            self.is_last = bool(is_last)
             self.streams_at_restore, self.epoch_streams, self.ahead_at_restore, *generators = found
             self.epoch_generators = [state for state in generators if state is not None]
 
