@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from trainer import RunConfig, SpotRun
-from trainer.attempt.ending import Ending
+from trainer.attempt.ending import FINISHED, Ending
 from trainer.attempt.record import StopReason
 from trainer.checkpoint.saving import Saver
 
@@ -129,4 +129,4 @@ def train(
             run.train(made, optimizer(made.parameters()), loss=loss, **told)
     except Left as left:
         return left
-    raise AssertionError("the attempt has not left")
+    return Left(FINISHED.code, FINISHED.cause, None)  # A finished run goes on after the block.
