@@ -83,21 +83,19 @@ def test_two_ranks_and_evaluations_at_the_end_of_epochs_resume_exactly(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     args = ("--log", 2, "--evaluate", "epoch")
-    ends_alike(
-        tmp_path / "run", tmp_path_factory, *args, strikes=["3:SIGKILL", "6:SIGTERM", "8:SIGTERM", "12"], processes=2
-    )
+    ends_alike(tmp_path / "run", tmp_path_factory, *args, strikes=["6:SIGKILL", "8:SIGTERM", "12"], processes=2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "strikes"),
     [
-        (("--accumulate", 2, "--evaluate", "epoch", "--log", 5), ["4:SIGTERM", "6:SIGKILL", "10:SIGTERM"]),
-        (("--lora", "--until", 9), ["2:SIGTERM", "6:SIGKILL"]),
-        (("--patience", 1, "--evaluate", "steps", "--epochs", 6, "--count", 9), ["6:SIGTERM", "9", "16:SIGKILL"]),
-        (("--trainer", "dpo", "--evaluate", "steps", "--log", 3), ["5:SIGTERM", "9:SIGKILL"]),
-        (("--trainer", "seq2seq", "--evaluate", "epoch", "--log", 3), ["5:SIGTERM", "7:SIGKILL"]),
-        (("--exact",), ["3:SIGTERM", "12:SIGKILL", "16:SIGTERM"]),
+        (("--accumulate", 2, "--evaluate", "epoch", "--log", 5), ["4:SIGTERM", "6:SIGKILL"]),
+        (("--lora", "--until", 9), ["6:SIGKILL"]),
+        (("--patience", 1, "--evaluate", "steps", "--epochs", 6, "--count", 9), ["6:SIGTERM", "9"]),
+        (("--trainer", "dpo", "--evaluate", "steps", "--log", 3), ["5:SIGTERM"]),
+        (("--trainer", "seq2seq", "--evaluate", "epoch", "--log", 3), ["5:SIGTERM"]),
+        (("--exact",), ["12:SIGKILL"]),
     ],
     ids=lambda value: "-".join(str(word).lstrip("-") for word in value[:2]) if isinstance(value, tuple) else "",
 )
@@ -172,7 +170,6 @@ def test_a_partial_newest_checkpoint_is_not_resumed(tmp_path: Path) -> None:
         pytest.param("no callback", "resume_from(): first give SpotCallback(run)", marks=pytest.mark.slow),
         ("no resume", "call trainer.train(resume_from_checkpoint=run.resume_from())"),
         pytest.param("save_only_model", "save_only_model=True) does not work with Sp", marks=pytest.mark.slow),
-        pytest.param("enable_jit_checkpoint", "SpotCallback stops at SIGTERM itself", marks=pytest.mark.slow),
         pytest.param("nan", "is not finite (NaN or infinite)", marks=pytest.mark.slow),
     ],
 )
