@@ -178,3 +178,13 @@ def test_a_mistake_is_said_in_a_line(tmp_path: Path, mistake: str, message: str)
     assert ended.code == 1
     assert message in ended.output
     assert "Traceback" not in ended.output
+
+
+@pytest.mark.slow
+def test_an_adapter_is_not_trained_on_another_base_model(tmp_path: Path) -> None:
+    args = ("--lora", "--until", 6)
+    assert hf(tmp_path / "run", *args, "--strike", "5:SIGTERM").code == 75
+    other = hf(tmp_path / "run", *args, "--mistake", "another base")
+    assert other.code == 1
+    assert "Error: the frozen base model differs from the one that this run was started with" in other.output
+    assert "Traceback" not in other.output

@@ -134,6 +134,8 @@ def main() -> None:
     parser.add_argument("--mistake", default="")
     given = parser.parse_args()
     model = make_model(0.0 if given.no_dropout else 0.1)
+    if given.mistake == "another base":
+        model.lm_head.weight.data += 1
     if given.lora:
         from peft import LoraConfig, get_peft_model
 
