@@ -776,6 +776,7 @@ def test_a_workdir_is_filled_in_from_the_tasks_envs(tmp_path: Path) -> None:
     ("first", "last", "said"),
     [
         (5.0, 2.5, "the loss fell from 5.000 to 2.500 (50%)"),
+        (0.5, 0.6, "the loss rose from 0.500 to 0.600 (20%)"),
         (0.0, 0.0, "the loss went from 0.000 to 0.000"),
         (0.0, -3.0, "the loss went from 0.000 to -3.000"),
         (-1.0, -2.0, "the loss went from -1.000 to -2.000"),

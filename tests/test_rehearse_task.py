@@ -383,6 +383,10 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
             "or ask for fewer: --preemptions 2",
         ),
         (
+            0, Pace("steps", 0, None), 0.0,
+            "no step logged a loss, which tells where to strike: call `run.log(loss=loss)` in the loop",
+        ),
+        (
             0, Pace("steps", 60, 2), 0.0,
             "over after 0 of 5 preemptions: 360 steps are enough, its saves come every 2",
         ),

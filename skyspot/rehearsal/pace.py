@@ -17,7 +17,7 @@ class Pace:
     unit: str
     """steps, epochs or saves."""
     total: int
-    """How many it makes."""
+    """How many it makes; 0: it has records, and none with a loss."""
     every: int | None
     """How many from one save to the next; None: not known."""
 
@@ -57,6 +57,8 @@ def too_short(had: int, wanted: int, *, known: Pace | None, seconds: float, writ
         seconds: Duration of the undisturbed run.
         written_s: Its duration after its first write to the bucket; 0 if it never wrote.
     """
+    if known and not known.total:
+        return "no step logged a loss, which tells where to strike: call `run.log(loss=loss)` in the loop"
     over = f"over after {had} of {wanted} preemptions"
     fewer = f"; or ask for fewer: --preemptions {had}" if had else ""
     scale = (wanted + 1) / (had + 1)

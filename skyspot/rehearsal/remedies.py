@@ -95,7 +95,9 @@ REFUSED = Finding("the mount refuses the operation", "the table of refusals abov
 WORKERS = Finding("a data loader's workers died of SIGTERM", "ignore SIGTERM in the workers (`worker_init_fn`)")
 
 UNSCHEDULED = Finding(
-    "`run.steps`: the learning rate differs", "`run.register(scheduler=...)`: every scheduler, before the first step"
+    "`run.steps`: the learning rate differs",
+    "`run.register(scheduler=...)`: every scheduler, before the first step. Step it inside the loop: code around "
+    "the loop runs again in each attempt. Compute a rate of your own from `run.step`",
 )
 UNREGISTERED = Finding(
     "`run.steps`: something is not registered",
@@ -110,7 +112,8 @@ UNSTATED = Finding(
 )
 ELSEWHERE = Finding(
     "`run.steps`: the loop reads its data elsewhere",
-    "give `run.steps` the loader: it then continues with the batch after the checkpoint's; register what else changes",
+    "give `run.steps` the loader: it then continues with the batch after the checkpoint's. A batch that the loop draws "
+    "ahead goes into `run.state`",
 )
 BATCHES = Finding(
     "`run.steps`: the batches differ",

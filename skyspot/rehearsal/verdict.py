@@ -231,7 +231,7 @@ def _weaknesses(reference: History) -> list[str]:
     if reference.losses and _hardly_fell(*reference.losses):
         first, last = reference.losses
         found.append(
-            f"the loss fell from {first:.3f} to {last:.3f}, by less than 20 %; train longer for a meaningful check"
+            f"the loss went from {first:.3f} to {last:.3f}: less than 20 % lower; train longer for a meaningful check"
         )
     if not reference.dropout:
         found.append("the model has no dropout, so wrong random numbers would go unnoticed")
@@ -250,7 +250,8 @@ def fall(history: History) -> str | None:
     first, last = history.losses
     if first <= 0:  # A percentage of it makes no sense.
         return f"the loss went from {first:.3f} to {last:.3f}"
-    return f"the loss fell from {first:.3f} to {last:.3f} ({1 - last / first:.0%})"
+    verb = "rose" if last > first else "fell"
+    return f"the loss {verb} from {first:.3f} to {last:.3f} ({abs(1 - last / first):.0%})"
 
 
 def compare_across_world_sizes(reference: History, other: History) -> Verdict:

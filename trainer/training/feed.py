@@ -84,7 +84,8 @@ class Feed:
                 yield batch
             if not count and not contents.batches:
                 raise RunError(
-                    f"steps(loader): a {type(self._loader).__name__} can be read only once. Give the loader itself"
+                    f"steps(loader): a {type(self._loader).__name__} can be read only once. Give the loader itself, "
+                    "or an object whose __iter__ begins anew"
                     if iter(self._loader) is self._loader
                     else "steps(loader): the loader has no batch. Check the length of the data set, and drop_last "
                     "where it is shorter than a batch"

@@ -311,9 +311,7 @@ def _checked(name: str, thing: Any) -> Any:
             if is_plain(thing)
             else "Give it both, or put what changes in it into run.state"
         )
-        raise RunError(
-            f"register({name}=...): a {type(thing).__name__} has no state_dict and load_state_dict. {remedy}"
-        )
+        raise RunError(f"register({name}=...): {type(thing).__name__} has no state_dict and load_state_dict. {remedy}")
     return thing
 
 
