@@ -596,3 +596,11 @@ def test_evidence_counts_the_changes_of_two_saves_and_lists_the_places_of_one() 
     few = Evidence(("result.json",))
     few.add("reference", Fs().attempt(lambda fs: trains(fs, 20)))
     assert few.changes_until_saved() < once, "of two saves it waits for one"
+
+
+@pytest.mark.parametrize(
+    ("exact", "checked", "word"),
+    [(True, True, "exact"), (False, True, "NOT exact"), (False, False, "not checked")],
+)
+def test_a_run_that_was_not_checked_has_no_row_of_a_wrong_one(exact: bool, checked: bool, word: str) -> None:
+    assert by_kind.in_a_word(Verdict(exact, checked, "")) == word

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from skyspot.rehearsal import evidence, faults
 from skyspot.rehearsal.result import Kind, Leg, Row
+from skyspot.rehearsal.verdict import Verdict
 
 EXACT, NOT_EXACT, LOST_WORK, STAYS_DOWN = "exact", "NOT exact", "LOST WORK", "stays down"
 UNKNOWN, NOT_TRIED = "not checked", "not tried"
@@ -40,6 +41,13 @@ def outcome(leg: Leg, order: int) -> str:
     if verdict.exact or verdict.cause == evidence.LOST:
         return NOT_TRIED if after.unproven else EXACT
     return NOT_EXACT
+
+
+def in_a_word(verdict: Verdict) -> str:
+    """The outcome of a run with one strike, by its verdict."""
+    if verdict.exact:
+        return EXACT
+    return NOT_EXACT if verdict.checked else UNKNOWN
 
 
 Sort = tuple[str, str | None]

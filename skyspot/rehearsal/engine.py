@@ -232,9 +232,7 @@ class _Engine:
         found = by_kind.table(struck, asked, {**no_turn, **self.legs.tracing.why_not()})
         moved = next((leg for leg in self.legs.all if leg.name == "world-size"), None)
         if moved and moved.verdict:
-            what = by_kind.NOT_EXACT if moved.verdict.checked else by_kind.UNKNOWN
-            what = by_kind.EXACT if moved.verdict.exact else what
-            found.append(Kind(OTHER_PROCESSES, what, moved.title))
+            found.append(Kind(OTHER_PROCESSES, by_kind.in_a_word(moved.verdict), moved.title))
         elif len(self.settings.processes) > 1:
             found.append(Kind(OTHER_PROCESSES, by_kind.NOT_TRIED, "it does not use skyspot's trainer"))
         return found
