@@ -184,8 +184,11 @@ def loop(tmp_path: Path, body: str = "pass", end: str = "run.finish()", more: st
         ({"body": "break", "end": "pass"}, "the `with SpotRun(...)` block ended before the training was done"),
         ({"body": "sys.exit(0)"}, "the script called sys.exit(0) before the training was done"),
         ({"body": "model.weight.data.fill_(float('nan'))"}, "step 2: model.model.weight is not finite"),
-        ({"body": "run.log(loss='x' * 9, acc=[1])"}, "run.log: [1] is neither a number nor text"),
+        ({"body": "run.log(note='x' * 9, acc=[1])"}, "run.log: [1] is neither a number nor text"),
         ({"body": "run.register(more=optimizer)"}, "register() must be called before the first step"),
+        ({"body": "run.register(model)"}, "register(): give each object a name, as in run.register(model=model)"),
+        ({"body": "run.log(loss='0.5')"}, "run.log(loss='0.5'): the loss is a number. Log text under another name"),
+        ({"end": "run.finish('model.pt')"}, "finish('model.pt'): give a function that writes into a folder"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )  # fmt: skip

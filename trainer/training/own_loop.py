@@ -143,6 +143,8 @@ class OwnLoop:
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Keep metrics of the step that the loop is in."""
+        if isinstance(loss := values.get("loss"), str):
+            raise RunError(f"run.log(loss={loss!r:.60}): the loss is a number. Log text under another name")
         self._begin().log(dict(values))
 
     def _is_finished(self) -> bool:
@@ -155,8 +157,13 @@ class OwnLoop:
         """Save the last step, and export the model; as of `SpotRun.finish`.
 
         Raises:
-            RunError: no step was done, or the run is past the last call of `steps`.
+            RunError: no step was done, or the run is past the last call of `steps`, or this is no function.
         """
+        if write is not None and not callable(write):
+            raise RunError(
+                f"finish({write!r}): give a function that writes into a folder, as in "
+                "run.finish(lambda folder: torch.save(model.state_dict(), folder / 'model.pt'))"
+            )
         self._begin()
         if self._is_finished():
             return

@@ -142,7 +142,7 @@ class SpotRun(Life):
 
     # -- a loop of the program's own -----------------------------------------------------------------------------------
 
-    def register(self, **objects: Any) -> None:
+    def register(self, *unnamed: Any, **objects: Any) -> None:
         """Register what steps change, and restore it in place from the newest whole checkpoint, if there is one.
 
         Args:
@@ -152,9 +152,11 @@ class SpotRun(Life):
                 accelerate) do not matter.
 
         Raises:
-            RunError: an object cannot be saved.
+            RunError: an object cannot be saved, or has no name.
             StateError: the checkpoint was saved with other objects, names or shapes.
         """
+        if unnamed:
+            raise RunError("register(): give each object a name, as in run.register(model=model)")
         self._loop().register(objects)
 
     def sampler(
