@@ -78,6 +78,7 @@ def test_without_records_and_without_compare_nothing_is_claimed(tmp_path: Path) 
     assert done.returncode == 1
     assert "not checked" in done.stdout
     assert "--compare" in done.stdout
+    assert "If the task uses SpotRun, give it $SKYSPOT_CHECKPOINT_DIR" in done.stdout
 
 
 def test_a_glob_that_matches_nothing_is_a_failure(tmp_path: Path) -> None:

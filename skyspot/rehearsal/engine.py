@@ -246,8 +246,8 @@ class _Engine:
             judged = self._controlled(judged, across)
         if not judged:
             text = (
-                "not checked: this task does not use skyspot's trainer. "
-                "Name its results: --compare 'GLOB' (within its bucket)"
+                "not checked: its bucket has no records of skyspot's trainer. If the task uses SpotRun, give it "
+                "$SKYSPOT_CHECKPOINT_DIR; else name the task's results: --compare 'GLOB' (within its bucket)"
             )
             judged.append(verdict.Verdict(False, False, text))
         elif not self.legs.records:
