@@ -146,6 +146,7 @@ class SpotRun(Life):
         """Register what steps change, and restore it in place from the newest whole checkpoint, if there is one.
 
         Args:
+            unnamed: Refused: a checkpoint needs names.
             objects: Modules, optimizers, and anything with `state_dict` and `load_state_dict` (schedulers, scalers, EMA
                 copies, metrics, stateful loaders), under any names; generators of torch, numpy and Python too. A module
                 comes before its optimizer, or with it. Wrappers (DistributedDataParallel, FSDP2, torch.compile,
