@@ -130,6 +130,11 @@ class OwnLoop:
     def steps(self, loader: Iterable[Batch], until: int, accumulate: int | None) -> Iterator[Batch]:
         """Yield batches; as of `SpotRun.steps`."""
         check_steps(loader, until)
+        if self._stepping is None and not self.contents.kinds():
+            self._run.print_line(
+                "nothing is registered: a resume restores run.state alone, and a model begins anew. Call "
+                "run.register(model=..., optimizer=...)"
+            )
         stepping = self._begin()
         self.set_end(until)
         if self.contents.done < until and self._is_finished():  # It was ended early.
