@@ -115,7 +115,9 @@ def test_a_finished_run_that_is_asked_for_more_steps_goes_on_within_its_epoch(at
 def test_a_finished_run_that_is_asked_for_fewer_steps_says_so(attempts: Any, capfd: Any) -> None:
     run = attempts("run").all(until(8))
     assert run.one(until(5)) == 1
-    assert "is already at step 8, past until=5. Raise it, or use another run name" in capfd.readouterr().err
+    assert (
+        "is already at step 8, past until=5. Raise it, or use another run name. `len(loader)`" in capfd.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("digits", [2, 3, pytest.param(5, marks=pytest.mark.slow)])

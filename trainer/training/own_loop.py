@@ -175,7 +175,7 @@ class OwnLoop:
         if self._until is not None and self.contents.done > self._until:
             raise RunError(
                 f"{self._run.paths.root} is already at step {self.contents.done}, past until={self._until}. Raise it, "
-                "or use another run name"
+                "or use another run name. `len(loader)` depends on the number of processes"
             )
         if not self.contents.done:
             raise RunError("finish(): no step was done, so there is nothing to export")
