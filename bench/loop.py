@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, Listener
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from bench import machine, sections
@@ -100,7 +101,10 @@ def measured(folder: Path, case: Case, rounds: int, seconds: float) -> Figures:
 
 def _start(open_ones: ExitStack, folder: Path, way: str, case: Case) -> Connection:
     folder.mkdir(parents=True)
-    listener = open_ones.enter_context(Listener(str(folder / "socket")))
+    listening = open_ones.enter_context(socket.socket(socket.AF_UNIX))
+    listening.bind(str(folder / "socket"))
+    listening.listen()
+    listening.settimeout(0.2)
     threads = str(max(1, (os.cpu_count() or 1) // 2))
     command = [
         sys.executable, "-m", "trainer.launch", "--processes", "1", str(REPO / "bench" / "loop_child.py"),
@@ -110,7 +114,13 @@ def _start(open_ones: ExitStack, folder: Path, way: str, case: Case) -> Connecti
     env = {**os.environ, "PYTHONPATH": str(REPO), "SKYSPOT_PROCESSES": "", "OMP_NUM_THREADS": threads}
     process = subprocess.Popen(command, cwd=REPO, env=env, stdout=subprocess.DEVNULL)
     open_ones.callback(process.wait)
-    return listener.accept()
+    while True:
+        with suppress(TimeoutError):
+            pipe = Connection(listening.accept()[0].detach())
+            open_ones.callback(pipe.close)  # A loop that waits for a request ends.
+            return pipe
+        if process.poll() is not None:
+            raise SystemExit(f"{way}: loop_child.py ended with {process.returncode} before its first step")
 
 
 def _block(pipe: Connection, steps: int) -> tuple[float, int]:

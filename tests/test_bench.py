@@ -121,6 +121,28 @@ def test_a_place_that_only_the_other_tool_finds_is_missed() -> None:
     assert ckpt_chaos.missed([same, other], [ckpt_chaos.our_place("before the write to own/a at 0")]) == [other]
 
 
+LOOP_CHILD = """\
+#!{python}
+import sys
+from multiprocessing.connection import Client
+
+if "dies" in sys.argv:
+    sys.exit(3)
+Client(sys.argv[sys.argv.index("--address") + 1]).recv()
+"""
+"""Connects and waits, or dies before."""
+
+
+def test_a_loop_that_dies_before_it_connects_ends_the_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = tmp_path / "child"
+    child.write_text(LOOP_CHILD.format(python=sys.executable))
+    child.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(child))
+    case = loop.Case("1MB", 1, {loop.BARE: "waits", loop.OURS: "dies"})
+    with pytest.raises(SystemExit, match=r"dies: loop_child\.py ended with 3 before its first step"):
+        loop.measured(tmp_path / "made", case, 1, 1.0)
+
+
 @pytest.mark.parametrize(
     ("ours_s", "ours_bytes", "lines"), [(1.0, 2010, 0), (1.03, 2010, 1), (1.0, 2100, 1), (1.5, 9000, 2)]
 )
