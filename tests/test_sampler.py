@@ -21,7 +21,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from trainer.bucket.hashing import MASK
 from trainer.errors import RunError
-from trainer.training import rng
+from trainer.training import progress, rng
 from trainer.training.feed import Feed
 from trainer.training.registered import Registered
 from trainer.training.sampler import MicroBatch, Place, RunSampler
@@ -47,6 +47,29 @@ class Prepared(DataLoader[Any]):
     """Like a loader of accelerate's."""
 
     __module__ = "accelerate.data_loader"
+
+
+class Own(DataLoader[Any]):
+    """A subclass as libraries have it: other arguments, the same batches."""
+
+    def __init__(self, dataset: Dataset[Any], whole: int) -> None:
+        super().__init__(dataset, batch_size=whole, shuffle=True)
+        self.whole = whole
+
+
+class Twice(Own):
+    """Yields something else than DataLoader does."""
+
+    def __iter__(self) -> Any:
+        return (batch for batch in super().__iter__() for _ in range(2))
+
+
+class Counted(Noisy):
+    loaded = 0
+
+    def __getitem__(self, index: int) -> tuple[int, float]:
+        self.loaded += 1
+        return index, torch.rand(()).item()
 
 
 class Stream(IterableDataset[Any]):
@@ -180,7 +203,7 @@ def feed(make: Make, count: int, saved: Saved | None = None, processes: int = 1)
         for name, thing in registered.items():
             thing.load_state_dict(saved.states[name])
         if saved.processes == processes:
-            contents.streams_at_restore, contents.epoch_streams, *generators = rng.unpack(saved.streams)
+            _place, contents.streams_at_restore, contents.epoch_streams, _ahead, *generators = rng.unpack(saved.streams)
             contents.epoch_generators = [state for state in generators if state is not None]
         else:
             contents.processes_then = saved.processes
@@ -362,6 +385,40 @@ def test_a_stream_with_a_shuffle_buffer_that_is_not_registered_is_read_again() -
         return DataLoader(hub_stream(buffer=6), batch_size=4), {}
 
     assert same(fed_in_pieces(make, [2, 1, 5]), feed(make, 8).batches)
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_reading_again_is_shown_by_lines_or_a_bar(
+    is_terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "REREADING_S", 0.0)
+    monkeypatch.setenv("SKYSPOT_TTY", str(int(is_terminal)))
+    saved = feed(lambda: (DataLoader(Stream(), batch_size=2), {}), 3).saved
+    lines = feed(lambda: (DataLoader(Stream(), batch_size=2), {}), 1, saved).lines
+    hint = "A map-style data set, or a loader with state_dict that is registered, needs no second reading"
+    said = [f"reading the consumed batches of epoch 0 again: {done} of 3. {hint}" for done in (1, 2, 3)]
+    shown = capsys.readouterr().out
+    if is_terminal:
+        assert lines == said[:1], "the hint comes once"
+        assert "reading again 0/3 |" in shown
+    else:
+        assert lines == said
+        assert not shown
+
+
+@pytest.mark.parametrize(("kind", "loaded"), [(Own, 6), (Twice, 12)])
+def test_a_loader_of_a_class_of_ones_own_is_fast_forwarded_unless_it_iterates_by_itself(
+    kind: type[Own], loaded: int
+) -> None:
+    made = list[Counted]()
+
+    def make() -> tuple[Any, dict[str, Any]]:
+        made.append(Counted())
+        return kind(made[-1], 4), {}
+
+    whole, before = feed(make, 6).batches, feed(make, 4)
+    assert same(before.batches + feed(make, 2, before.saved).batches, whole)
+    assert made[-1].loaded == loaded
 
 
 def drawn(rank: int, ranks: int, asked: list[int]) -> dict[tuple[int, int], list[float]]:

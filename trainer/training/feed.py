@@ -2,13 +2,13 @@
 
 With a sampler of ours, it begins at the sample at which the checkpoint was saved. A `DataLoader` over a map-style data
 set with another sampler is fast-forwarded by the sampler's indices, drawn again under the random streams with which the
-epoch began; no skipped sample is loaded. Anything else is read again, unless it is registered: then it keeps its place.
-A loader that accelerate has prepared is one of the last two (prepared.py).
+epoch began; no skipped sample is loaded. So is a subclass with `DataLoader`'s own `__iter__`. Anything else is read
+again, unless it is registered: then it keeps its place. A loader that accelerate has prepared is one of the last two
+(prepared.py).
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -20,12 +20,10 @@ from trainer.bucket.hashing import MASK
 from trainer.errors import RunError
 from trainer.training import keeping, prepared, rng
 from trainer.training.items import seeded_loader
+from trainer.training.progress import Rereading
 from trainer.training.registered import Registered
 from trainer.training.sampler import MicroBatch, Place, RunSampler
 from trainer.training.skipping import can_skip, skipping
-
-REPORT_S = 5.0
-"""Reading again what was consumed is reported this often, in seconds."""
 
 
 class Feed:
@@ -62,7 +60,7 @@ class Feed:
         self.is_shared_anew = False
         """The epoch was begun by more or fewer processes."""
         self._is_prepared = prepared.is_prepared(loader) and not self._keeps_its_place
-        self._reported = time.monotonic()
+        self._rereading = Rereading(print_line)
 
     def epochs(self) -> Iterator[Any]:
         """Yield batch after batch, for ever.
@@ -203,13 +201,8 @@ class Feed:
         yield from iterator
 
     def _report(self, done: int, count: int) -> None:
-        """Print now and then how many consumed batches are read again."""
-        if time.monotonic() - self._reported > REPORT_S:
-            self._reported = time.monotonic()
-            self._print_line(
-                f"reading the consumed batches of epoch {self._contents.epoch} again: {done} of {count}. A map-style "
-                "data set, or a loader with state_dict that is registered, needs no second reading"
-            )
+        """Show how many consumed batches are read again."""
+        self._rereading.step(self._contents.epoch, done, count)
 
     def _parts(self) -> list[Any]:
         """The loader, its samplers, those inside them, and its data set, as far as it has them."""

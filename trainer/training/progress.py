@@ -1,10 +1,11 @@
-"""Progress: shows a bar on a terminal, and plain lines elsewhere."""
+"""Progress, and Rereading of consumed batches: show a bar on a terminal, and plain lines elsewhere."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from tqdm import tqdm
@@ -12,6 +13,8 @@ from tqdm import tqdm
 from trainer.training import console
 
 PLAIN_LINE_S = 2.0
+REREADING_S = 5.0
+"""Reading again what was consumed is shown after so many seconds, and without a terminal each time they have passed."""
 
 
 class Progress:
@@ -23,16 +26,9 @@ class Progress:
         self._started, self._first = time.monotonic(), done
         self._tokens = 0.0
         self._line_at = 0.0
-        self._bar: Any = None
-        if os.environ.get("SKYSPOT_TTY") == "1":
-            self._bar = console.bar = tqdm(
-                total=max_steps or None,
-                initial=done,
-                file=sys.stdout,
-                ncols=int(os.environ.get("COLUMNS") or 100),
-                bar_format="step {n_fmt}/{total_fmt} |{bar}| {postfix}",
-                leave=True,
-            )
+        self._bar = _bar(max_steps or None, "step {n_fmt}/{total_fmt} |{bar}| {postfix}", initial=done, leave=True)
+        if self._bar is not None:
+            console.bar = self._bar
 
     def rates(self, done: int, tokens: float) -> tuple[float, float]:
         """(tokens a second, seconds left), over this attempt."""
@@ -60,6 +56,43 @@ class Progress:
             self._bar.refresh()
             self._bar.close()
             self._bar = console.bar = None
+
+
+class Rereading:
+    """Shows how many consumed batches are read again."""
+
+    def __init__(self, print_line: Callable[[str], None]) -> None:
+        """Begin with none.
+
+        Args:
+            print_line: Prints a line, on rank 0.
+        """
+        self._print_line, self._line_at, self._has_hint = print_line, time.monotonic(), False
+        self._bar: Any = None
+
+    def step(self, epoch: int, done: int, count: int) -> None:
+        """Show that a batch was read again, `done` of `count`."""
+        if self._bar is None:
+            self._bar = _bar(count, "reading again {n_fmt}/{total_fmt} |{bar}|", delay=REREADING_S, leave=False)
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+            if done == count:
+                self._bar.close()
+        now = time.monotonic()
+        if now - self._line_at >= REREADING_S and (self._bar is None or not self._has_hint):
+            self._line_at, self._has_hint = now, True
+            self._print_line(
+                f"reading the consumed batches of epoch {epoch} again: {done} of {count}. A map-style data set, or a "
+                "loader with state_dict that is registered, needs no second reading"
+            )
+
+
+def _bar(total: int | None, bar_format: str, **options: Any) -> Any:
+    """A bar, if this process is on a terminal."""
+    if os.environ.get("SKYSPOT_TTY") != "1":
+        return None
+    columns = int(os.environ.get("COLUMNS") or 100)
+    return tqdm(total=total, file=sys.stdout, ncols=columns, bar_format=bar_format, **options)
 
 
 def figures(loss: float | None, lr: float | None, tokens_per_s: float | None = None) -> str:

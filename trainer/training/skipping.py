@@ -11,9 +11,13 @@ from torch.utils.data import DataLoader, IterableDataset
 
 
 def can_skip(loader: Iterable[Any]) -> bool:
-    """True for a plain `DataLoader` that draws its batches' indices from a sampler."""
+    """True for a `DataLoader` that draws its batches' indices from a sampler, and yields what it loads.
+
+    A subclass that iterates in its own way may yield other batches than it draws indices for.
+    """
     return (
-        type(loader) is DataLoader
+        isinstance(loader, DataLoader)
+        and type(loader).__iter__ is DataLoader.__iter__
         and not isinstance(loader.dataset, IterableDataset)
         and loader.batch_sampler is not None
     )
