@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from trainer import RunConfig, SpotRun
 from trainer.attempt.ending import FINISHED, Ending
 from trainer.attempt.record import StopReason
 from trainer.checkpoint.saving import Saver
+from trainer.checkpoint.staging import Copy
+from trainer.training.session import Session
 
 
 class Left(BaseException):
@@ -104,6 +107,28 @@ def pruned_before_the_next_save(monkeypatch: pytest.MonkeyPatch) -> None:
         real(saver, collect)
 
     monkeypatch.setattr(Saver, "start", start)
+
+
+def copied_late(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """A copy beside training begins once training waits for it, or once the event is set."""
+    go, copy_on, save, await_copied = threading.Event(), Copy.run, Session.save, Session.await_copied
+
+    def late(copied: Copy) -> None:
+        go.wait(60)
+        copy_on(copied)
+
+    def begun(session: Session, **options: Any) -> None:
+        go.clear()
+        save(session, **options)
+
+    def awaited(session: Session) -> None:
+        go.set()
+        await_copied(session)
+
+    monkeypatch.setattr(Copy, "run", late)
+    monkeypatch.setattr(Session, "save", begun)
+    monkeypatch.setattr(Session, "await_copied", awaited)
+    return go
 
 
 def train(

@@ -17,9 +17,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from trainer.checkpoint.staging import Copy
 from trainer.training import unsaved
-from trainer.training.session import Session
 
 
 class InLists:
@@ -149,25 +147,7 @@ class Trained:
 
 @pytest.fixture
 def copied_late(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """A copy beside training begins once training waits for it, or once a test says so."""
-    go, copy_on, save, await_copied = threading.Event(), Copy.run, Session.save, Session.await_copied
-
-    def late(copied: Copy) -> None:
-        go.wait(60)
-        copy_on(copied)
-
-    def begun(session: Session, **options: Any) -> None:
-        go.clear()
-        save(session, **options)
-
-    def awaited(session: Session) -> None:
-        go.set()
-        await_copied(session)
-
-    monkeypatch.setattr(Copy, "run", late)
-    monkeypatch.setattr(Session, "save", begun)
-    monkeypatch.setattr(Session, "await_copied", awaited)
-    return go
+    return one_rank.copied_late(monkeypatch)
 
 
 def test_an_evaluation_with_averaged_weights_right_after_a_save_does_not_reach_the_checkpoint(

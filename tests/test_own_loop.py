@@ -202,13 +202,6 @@ def test_a_mistake_is_said_in_a_line(tmp_path: Path, changed: dict[str, str], me
     assert "after the block" not in ended.output
 
 
-def test_a_loop_that_registers_nothing_is_told_so_once(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    bare = LOOP.replace("run.register(model=model, optimizer=optimizer, **more)", "pass")
-    script.write_text(bare.format(body="pass", end="run.finish()", more="{}", run=repr(str(tmp_path / "run"))))
-    assert launch(script).output.count("nothing is registered: a resume restores run.state alone") == 1
-
-
 def test_other_names_than_those_in_the_checkpoint_are_refused(tmp_path: Path) -> None:
     assert loop(tmp_path).code == 0
     more = loop(tmp_path, more="dict(other=nn.Linear(1, 1))")

@@ -47,12 +47,13 @@ def binding_problem(
     allowed: Collection[str],
     newest: Manifest | None,
     is_same: Callable[[str, Mapping[str, Any]], bool] = lambda name, first: False,
+    remedy: Callable[[str], str] = lambda name: f"pass --allow-config-change {name}",
 ) -> str | None:
     """The first field that differs from the run's first binding, with the remedy; None if all agree.
 
     The run's first binding is that of the newest whole checkpoint. While there is none, it is that of the first attempt
     that was not refused. Two values may name the same thing: `is_same` decides, given the field's name and the first
-    binding.
+    binding. `remedy` tells how to allow another value of a field.
     """
     first = first_binding(paths, attempt, newest)
     if first is None:
@@ -63,7 +64,7 @@ def binding_problem(
                 continue
             return (
                 f"{paths.root}: config mismatch: this run was started with {name}={first[name]!r}, not "
-                f"{name}={binding[name]!r}. Use another run name, or pass --allow-config-change {name}"
+                f"{name}={binding[name]!r}. Use another run name, or {remedy(name)}"
             )
     return None
 

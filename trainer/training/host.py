@@ -37,6 +37,8 @@ class Host:
         """The stop that all ranks have agreed on; from then on, peers that leave are expected."""
         self.trouble: Callable[[], BaseException | None] = lambda: None
         """Returns the error for which all ranks are about to leave; a rank that left for it already is no lost peer."""
+        self.has_own_loop = False
+        """The program has a loop of its own, and no `RunConfig`."""
         self.steps_done = 0
         self.committed_step: int | None = None
 

@@ -75,6 +75,11 @@ class OwnLoop:
         """End the time for registering."""
         if self._stepping is None:
             run, contents = self._run, self.contents
+            if not contents.kinds():  # run.state alone would not be restored: register() does that.
+                raise RunError(
+                    "run.register(model=model, optimizer=optimizer, ...) is missing: nothing is registered, so nothing "
+                    "would be saved"
+                )
             contents.refuse_missing()
             self._session.begin()
             closing = Closing(run, self._session, contents, self._close, lambda name: self._export(name))
@@ -110,16 +115,12 @@ class OwnLoop:
     # -- the steps -----------------------------------------------------------------------------------------------------
 
     def sampler(self, dataset: Any, **options: Any) -> RunSampler:
-        """Make a sampler, and bind the run to its order; as of `SpotRun.sampler`.
+        """Make a sampler, whose order binds the run once `steps` gets its loader; as of `SpotRun.sampler`.
 
         Raises:
             RunError: a value makes no sense.
         """
-        run = self._run
-        made = RunSampler(dataset, rank=run.rank, world_size=run.world_size, **options)
-        bound = {"n_samples": made.n_samples, "global_batch_size": made.global_batch_size, "seed": made.seed}
-        run.group.rank0_does("bind-sampler", lambda: run.bind(**bound), run.check_stop)
-        return made
+        return RunSampler(dataset, rank=self._run.rank, world_size=self._run.world_size, **options)
 
     def seeded(self, seed: int) -> AbstractContextManager[None]:
         """Run under generators of the batch that the loop has now; as of `SpotRun.seeded`."""
@@ -130,11 +131,6 @@ class OwnLoop:
     def steps(self, loader: Iterable[Batch], until: int, accumulate: int | None) -> Iterator[Batch]:
         """Yield batches; as of `SpotRun.steps`."""
         check_steps(loader, until)
-        if self._stepping is None and not self.contents.kinds():
-            self._run.print_line(
-                "nothing is registered: a resume restores run.state alone, and a model begins anew. Call "
-                "run.register(model=..., optimizer=...)"
-            )
         stepping = self._begin()
         self.set_end(until)
         if self.contents.done < until and self._is_finished():  # It was ended early.

@@ -86,8 +86,6 @@ class Participant(Host):
         """Training was over when the attempt began."""
         self.unwinds = False
         """The program has code after the run: this process ends as Python ends it."""
-        self.has_own_loop = False
-        """The program has a loop of its own, and no `RunConfig`."""
         self.whole_final: Manifest | None = None
         """Rank 0: the manifest of `final/`, if it was whole when the attempt began and `unwinds` is set."""
         self._exit: int | None = None
@@ -223,7 +221,8 @@ class Participant(Host):
         attempt = self.attempt
 
         def problem() -> str | None:
-            return binding_problem(self.paths, attempt, self.binding, self.allowed, self.newest, self.is_same)
+            more = {"remedy": lambda name: f'give SpotRun(allow_config_change=["{name}"])'} if self.has_own_loop else {}
+            return binding_problem(self.paths, attempt, self.binding, self.allowed, self.newest, self.is_same, **more)
 
         trouble = self.retry(problem, RECORDS_S)
         if trouble:

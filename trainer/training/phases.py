@@ -19,7 +19,7 @@ class Phases:
     def __init__(self, contents: Registered) -> None:
         self._contents = contents
         self._loader: object = None
-        self._number = -1
+        self.number = -1
         """The number of the loader among those of the run, from 0."""
         self._opened: tuple[Feed, Iterator[Any]] | None = None
 
@@ -28,15 +28,15 @@ class Phases:
         contents = self._contents
         if loader is not self._loader:
             self._loader, self._opened = loader, None
-            self._number += 1
+            self.number += 1
         if contents.done >= until:
             return False
-        if self._opened is None and self._number < contents.loader:
+        if self._opened is None and self.number < contents.loader:
             if until != contents.until:
                 return False  # The program left that call with `break`.
-            self._number = contents.loader  # It did not make the calls of earlier attempts again.
-        if self._number > contents.loader:
-            contents.begin_loader(self._number)
+            self.number = contents.loader  # It did not make the calls of earlier attempts again.
+        if self.number > contents.loader:
+            contents.begin_loader(self.number)
         contents.until = until
         return True
 

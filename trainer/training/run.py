@@ -24,9 +24,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
-from trainer.attempt.ending import (
-    FINISHED,
-)
+from trainer.attempt.ending import FINISHED
 from trainer.errors import RunError
 from trainer.launch import others
 from trainer.launch.link import Link
@@ -55,7 +53,7 @@ class SpotRun(Life):
 
     def __init__(
         self,
-        config: RunConfig | str | os.PathLike[str],
+        folder: str | os.PathLike[str] | RunConfig,
         binding: Mapping[str, Any] | None = None,
         *,
         save_every: int | Literal["auto"] = "auto",
@@ -66,7 +64,7 @@ class SpotRun(Life):
         """Describe the run.
 
         Args:
-            config: The run's folder in the bucket, for a loop of the program's own; or the settings, for `train`. The
+            folder: The run's folder in the bucket, for a loop of the program's own; or the settings, for `train`. The
                 further arguments belong to a folder.
             binding: Values that may not change between attempts, by name; compared with those of the newest whole
                 checkpoint.
@@ -81,9 +79,11 @@ class SpotRun(Life):
         _refuse_while_imported()
         note = _take_place()
         home.stand_in()
-        of_own = not isinstance(config, RunConfig)
-        if not isinstance(config, RunConfig):
-            config = own_config(config, save_every, keep, keep_every, allow_config_change)
+        of_own = not isinstance(folder, RunConfig)
+        if isinstance(folder, RunConfig):
+            config = folder
+        else:
+            config = own_config(folder, save_every, keep, keep_every, allow_config_change)
         if binding is None:
             binding = {} if of_own else default_binding(config)
         if not isinstance(binding, Mapping):

@@ -154,9 +154,10 @@ class Session:
         waited_s = self.saver.waited_s
         if waited_s > REPORTED_WAIT_S and not last and not self._has_reported_wait:
             self._has_reported_wait = True
+            remedy = "save_every, or leave it out" if self._host.has_own_loop else "--save-every or use `auto`"
             self._host.print_line(
                 f"Saving takes longer than the save interval ({since} steps); training stalled for {waited_s:.1f} s. "
-                "Raise --save-every or use `auto`."
+                f"Raise {remedy}."
             )
 
     def save_last(self, deadline: float | None, resave: bool = False) -> None:

@@ -16,7 +16,7 @@ from trainer.ranks.exchange import Exchange
 from trainer.training import accelerated, prepared, unsaved
 from trainer.training.alike import refuse_unlike
 from trainer.training.closing import Closing
-from trainer.training.feed import Feed
+from trainer.training.feed import Feed, sampler_of
 from trainer.training.participant import Participant
 from trainer.training.phases import Phases
 from trainer.training.registered import Registered
@@ -24,6 +24,7 @@ from trainer.training.report import record_first_step
 from trainer.training.session import Session
 from trainer.training.step_trace import StepTrace, unscheduled
 from trainer.training.tally import Tally
+from trainer.training.unregistered import Watch
 
 
 class Stepping:
@@ -50,6 +51,9 @@ class Stepping:
         self._before: unsaved.Attributes = {}
         self._tally: Tally | None = None
         self._trace = StepTrace()
+        self._is_open = False
+        """A call of `steps` has yielded a batch, and its loop has not ended."""
+        self._watch = Watch(contents, session.await_copied, run.print_line, lambda: run._exit is not None)
         for number, optimizer in enumerate(contents.optimizers.values()):
             optimizer.register_step_pre_hook(self._before_step if not number else self._await_copied)
             optimizer.register_step_post_hook(self._after_step)
@@ -70,9 +74,24 @@ class Stepping:
             RunError: the loader does not fit.
             Leaving: it is time to stop, and the last boundary is saved.
         """
-        contents, run = self._contents, self._run
-        if not self._phases.begin(loader, until):
+        if self._is_open:
+            raise RunError(
+                "steps(): the loop over an earlier run.steps() has not ended, and both would count steps. Combine two "
+                "data sets in one loader (torch.utils.data.StackDataset), or iterate over the second loader by itself"
+            )
+        has_steps = self._phases.begin(loader, until)
+        self._bind(loader)
+        if not has_steps:
             return
+        self._is_open = True
+        try:
+            yield from self._batches(loader, until, accumulate)
+        finally:
+            self._is_open = False
+
+    def _batches(self, loader: Iterable[Any], until: int, accumulate: int | None) -> Iterator[Any]:
+        """Yield the batches of a call of `steps` that has something to do."""
+        contents, run = self._contents, self._run
         feed, batches = self._phases.open(lambda: Feed(loader, contents, run.world_size, run.print_line))
         self._feed = feed
         accumulate = _accumulate(feed, accumulate)
@@ -93,6 +112,17 @@ class Stepping:
                 self.boundary()
                 if contents.done >= until:
                     return
+
+    def _bind(self, loader: Iterable[Any]) -> None:
+        """Bind the run to the order of a sampler of ours, under other names for each further loader of the run."""
+        run, number = self._run, self._phases.number
+        sampler = sampler_of(loader)
+        if sampler is None or number != self._contents.loader:  # An earlier loader's, whose steps are done.
+            return
+        order = {"n_samples": sampler.n_samples, "global_batch_size": sampler.global_batch_size, "seed": sampler.seed}
+        bound = {f"{name}_{number + 1}" if number else name: value for name, value in order.items()}
+        if not bound.items() <= run.binding.items():
+            run.group.rank0_does("bind-sampler", lambda: run.bind(**bound), run.check_stop)
 
     @property
     def ends_step(self) -> bool:
@@ -149,6 +179,7 @@ class Stepping:
     def close(self) -> None:
         """Close the progress bar, and let go of the loader."""
         self._phases.close()
+        self._watch.close()
         if self._tally:
             self._tally.close()
 
@@ -200,6 +231,7 @@ class Stepping:
     def _after_first_step(self) -> None:
         """Name what steps change and no checkpoint holds, and get memory for copies."""
         contents, run = self._contents, self._run
+        self._watch.end_first_step()
         record_first_step(run, self._restored_at)
         lost = unsaved.changed(self._before, self._attributes())
         lost = [name for name in lost if name.rpartition(".")[2] not in contents.known]
