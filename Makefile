@@ -42,12 +42,13 @@ bench: $(READY)  ## Time the command line, checkpoints beside other tools, and r
 	$(BIN)/python -m bench.rehearsal
 	$(BIN)/python bench/bucketfs.py
 
-peers: $(READY)  ## The independent tool ckpt-chaos at 40 writes of the bundled trainer, then beside rehearsals of five scripts; minutes.
+peers: $(READY)  ## The independent tool ckpt-chaos at 40 writes of the bundled trainer, then beside rehearsals of five scripts, then on Hugging Face's Trainer and Lightning; minutes.
 	@test -x $(PEERS)/bin/ckpt-chaos || { $(PYTHON) -m venv $(PEERS) && $(PEERS)/bin/python -m pip install -q --disable-pip-version-check ckpt-chaos==0.1.8; }
 	OMP_NUM_THREADS=1 $(PEERS)/bin/ckpt-chaos run --modes before,torn,term --grace 25 --jobs 2 --work $(PEERS)/runs/$$(date +%s) \
 		--step-regex 'resumed at step (\d+)' --result-file '{out}/final/model.safetensors' \
 		-- $(BIN)/python -m trainer.finetune --checkpoint-dir {out} --max-steps 8 --save-every 4 --cpu
 	$(BIN)/python -m bench.ckpt_chaos
+	$(BIN)/python -m bench.ckpt_chaos_loops
 
 chaos: $(READY)  ## 22,100 faults, then docs/chaos-results.md; goes on after an interruption. make chaos CHAOS="--faults 100 --stores local"
 	$(BIN)/python tests/chaos/run.py --state .chaos.json --report docs/chaos-results.md $(CHAOS)

@@ -15,9 +15,10 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench import machine, sections, timed
 from bench.report import table
@@ -73,18 +74,27 @@ class Tried:
 
 def theirs(tool: Path, script: Path, result: str, points: int, folder: Path) -> Tried:
     """Try ckpt-chaos with its defaults."""
-    command = [
-        tool, "run", "--max-points", points, "--work", folder / "work", "--result-file", f"{{out}}/{result}", "--",
-        "env", "OUT={out}", "OMP_NUM_THREADS=1", sys.executable, script,
-    ]  # fmt: skip
-    took = timed.run(command, folder)
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("work/pt_*/result.json"))]
-    struck = [one for one in found if "point" in one]
+    command = ["env", "OUT={out}", "OMP_NUM_THREADS=1", sys.executable, script]
+    struck, took = struck_by(tool, ["--max-points", points, "--result-file", f"{{out}}/{result}"], command, folder)
+    struck = [one for one in struck if "point" in one]
     if not struck:
         raise SystemExit(f"{script.name}: ckpt-chaos struck nothing: {took.stderr[-2000:]}")
-    failed = [one for one in struck if one["outcome"]["raised"] or one["outcome"]["weights_diff"]]
+    failed = [one for one in struck if not recovers(one)]
     places = (their_place(one["event"][0], one["event"][1], one["point"][1]) for one in failed)
     return Tried(len(struck), tuple(sorted(set(places))), len(failed), took)
+
+
+def struck_by(
+    tool: Path, options: Sequence[object], command: Sequence[object], folder: Path, env: Mapping[str, str] | None = None
+) -> tuple[list[dict[str, Any]], timed.Timed]:
+    """Run ckpt-chaos; returns its results in their order, the run without a crash among them."""
+    took = timed.run([tool, "run", *options, "--work", folder / "work", "--", *command], folder, env)
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("work/pt_*/result.json"))], took
+
+
+def recovers(one: dict[str, Any]) -> bool:
+    """Whether the command went on after a strike of ckpt-chaos, to the result of a run without."""
+    return not one["outcome"]["raised"] and not one["outcome"]["weights_diff"]
 
 
 def their_place(event: str, name: str, mode: str) -> Place:

@@ -10,8 +10,9 @@ REPO = Path(__file__).resolve().parent.parent
 PERFORMANCE = REPO / "docs" / "performance.md"
 REHEARSAL = "The time of a rehearsal"
 CKPT_CHAOS = "A rehearsal beside ckpt-chaos"
+CKPT_CHAOS_LOOPS = "ckpt-chaos on Hugging Face's Trainer and on Lightning"
 LOOP = "A loop with skyspot and without"
-LATER = (LOOP, REHEARSAL, CKPT_CHAOS)
+LATER = (LOOP, REHEARSAL, CKPT_CHAOS, CKPT_CHAOS_LOOPS)
 """Headings of the parts that follow the first bench's, in their order."""
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import REPO, clean_env
 
-from bench import ckpt_chaos, loop, report, sections
+from bench import ckpt_chaos, ckpt_chaos_loops, loop, report, sections, timed
 
 WAYS = ["skyspot", "torch.save + fsync", "accelerate.save_state", "DCP save", "DCP async_save"]
 BOUNDS = [
@@ -119,6 +119,43 @@ def test_a_place_is_the_same_for_both_tools(event: str, name: str, mode: str, de
 def test_a_place_that_only_the_other_tool_finds_is_missed() -> None:
     same, other = ckpt_chaos.their_place("open", "a", "torn"), ckpt_chaos.their_place("open", "a", "before")
     assert ckpt_chaos.missed([same, other], [ckpt_chaos.our_place("before the write to own/a at 0")]) == [other]
+
+
+def struck(mode: str, crashed: bool = True, diff: float | None = 0.0) -> dict[str, object]:
+    outcome = {"raised": None if diff is not None else "ExitCode1", "weights_diff": diff}
+    return {"point": [7, mode], "crashed": crashed, "outcome": outcome}
+
+
+CONTROL = {"crashed": False, "outcome": {"raised": None, "weights_diff": 0.0}}
+TOOK = timed.Timed(0, "", "", 9.0, 1.0)
+
+
+def test_a_strike_counts_if_the_kill_came_and_a_script_that_was_not_struck_does_not_hold() -> None:
+    missed = struck("before", crashed=False)
+    one = ckpt_chaos_loops.judged([CONTROL, struck("torn"), struck("term", crashed=False), missed], TOOK)
+    assert one.by_mode == {"before": (0, 0), "torn": (1, 1), "term": (1, 1)}
+    assert one.holds
+    for results in (
+        [CONTROL],
+        [CONTROL, missed],
+        [struck("torn")],
+        [CONTROL, struck("torn"), struck("before", diff=1.0)],
+        [CONTROL, struck("torn"), struck("before", diff=None)],
+        [{**CONTROL, "outcome": {"raised": None, "weights_diff": 1.0}}, struck("torn")],
+    ):
+        assert not ckpt_chaos_loops.judged(results, TOOK).holds, results
+    table = ckpt_chaos_loops.described({("hf_trainer", 2, True): one})
+    assert re.search(r"`hf_trainer.py` +\| 2 +\| with skyspot \| 0 of 0 \| 1 of 1 \| 1 of 1 \| 2 of 2 \| 9 s", table), (
+        table
+    )
+
+
+def test_the_scripts_without_skyspot_save_and_resume() -> None:
+    for name, resumes in (("hf_trainer", "get_last_checkpoint("), ("lightning_module", 'ckpt_path="last"')):
+        text = ckpt_chaos_loops.unsafe(name)
+        compile(text, name, "exec")
+        assert resumes in text
+        assert "SpotRun" not in text
 
 
 LOOP_CHILD = """\
