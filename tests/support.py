@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import warm
 
+from skyspot.rehearsal.metadata import AwsMetadata
 from trainer.layout.events import event_named, read_events, read_metrics
 from trainer.layout.manifest import read_manifest
 from trainer.layout.names import RunPaths, list_attempts, list_checkpoints
@@ -47,6 +50,25 @@ def launch(
     command = [sys.executable, "-m", "trainer.launch", *options, *map(str, args)]
     done = warm.run(command, capture_output=True, text=True, timeout=timeout, env=env, start_new_session=True)
     return Ended(done.returncode, done.stdout + done.stderr)
+
+
+def noticed(*args: object, processes: int = 1) -> Ended:
+    """Run a program, send it a cloud's notice where it waits for one, and SIGTERM while it holds after its save."""
+    command = [sys.executable, "-m", "trainer.launch", "--processes", str(processes), *map(str, args)]
+    lines = []
+    with AwsMetadata() as server:
+        env = clean_env(**server.env(), SKYSPOT_NOTICE_POLL_S="0.02")
+        if processes > 1:
+            env["OMP_NUM_THREADS"] = "1"
+        with warm.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            assert process.stdout
+            for line in process.stdout:
+                lines.append(line)
+                if "waiting for a notice" in line:
+                    server.announce(120)
+                if "holding until this machine is taken" in line:
+                    process.send_signal(signal.SIGTERM)
+    return Ended(process.returncode, "".join(lines))
 
 
 def mlp(run_dir: Path, *args: object, **options: object) -> Ended:

@@ -36,6 +36,16 @@ def members(kind: type) -> Iterator[tuple[str, Any]]:
             yield name, member
 
 
+def attributes(kind: type) -> list[str]:
+    """Attributes of its instances that its docstring has for scripts."""
+    told = [line for line in (inspect.getdoc(kind) or "").splitlines() if line.startswith("Attributes for scripts: ")]
+    names = sorted(re.findall(r"`(\w+)`", "".join(told)))
+    source = "".join(inspect.getsource(base) for base in kind.__mro__[:-1])
+    for name in names:
+        assert re.search(rf"self\.{name}\b(: [^=]+|, [^=]+)? = ", source), f"{kind.__name__} has no {name}"
+    return names
+
+
 def signature(thing: Any) -> str:
     """Parameters and defaults, without annotations."""
     found = inspect.signature(thing)
@@ -64,6 +74,7 @@ def lines() -> Iterator[str]:
             yield f"{name}{signature(thing)}" if callable(thing) else f"{name} = {thing!r}"
             continue
         yield f"{name}{signature(thing)}"
+        yield from (f"{name}.{attribute}" for attribute in attributes(thing))
         for part, member in members(thing):
             if dataclasses.is_dataclass(thing) and part in {one.name for one in dataclasses.fields(thing)}:
                 continue

@@ -1,5 +1,6 @@
 """What an attempt ends with, and says, however the script's `with SpotRun(...)` block ends."""
 
+import io
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from support import clean_env, event
 
 from trainer import RunConfig, SpotRun
 from trainer.layout.names import RunPaths, list_attempts
+from trainer.training.unwinding import open_files
 
 
 class Left(BaseException):
@@ -144,3 +146,14 @@ def test_the_grace_is_the_launchers_or_what_the_script_says_where_that_is_less(
     output = capfd.readouterr().out
     assert output.startswith(said)
     assert output.count("\n") == (1 if said else 0)
+
+
+def test_open_files_are_found_without_a_question_to_other_objects() -> None:
+    class Asked:
+        @property
+        def __class__(self) -> type:
+            raise AssertionError("torch's reduce_op warns here")
+
+    text, closed = io.StringIO(), io.StringIO()
+    closed.close()
+    assert open_files([Asked(), text, closed]) == [text]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import shared
-from support import PROGRAMS, REPO, Ended, clean_env, column, event, history, launch, losses, weights
+from support import PROGRAMS, REPO, Ended, clean_env, column, event, history, launch, losses, noticed, weights
 
 from trainer.layout.names import RunPaths, list_checkpoints
 
@@ -44,7 +44,8 @@ def ends_alike(
     whole = undisturbed(factory, *args, processes=processes)
     for strike in strikes:
         option = "--strike" if ":" in strike else "--strike-in-evaluation"
-        ended = hf(run, *args, option, strike, processes=processes)
+        start = noticed if strike.endswith("notice") else launch
+        ended = start(SCRIPT, "--dir", run, *args, option, strike, processes=processes)
         assert ended.code == 75, ended.output
         if "SIGKILL" not in strike:
             assert event(run, "end")["committed_step"] == event(run, "end")["step"]
@@ -61,8 +62,8 @@ def ends_alike(
 # 13 samples in batches of 2: 7 steps an epoch. The loss is logged every 3 steps, a save is due every 4.
 def test_a_run_that_is_struck_ends_with_the_same_bits(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     run = tmp_path / "run"
-    args = ("--log", 3, "--evaluate", "steps")
-    ends_alike(run, tmp_path_factory, *args, strikes=["3:SIGKILL", "8:SIGTERM", "12"])
+    args = ("--log", 3, "--evaluate", "steps", "--masks")
+    ends_alike(run, tmp_path_factory, *args, strikes=["3:SIGKILL", "8:notice", "12"])
     assert len(column(run, "lr")) == 7
     again = hf(run, *args)
     assert again.code == 0, again.output
@@ -82,7 +83,7 @@ def test_a_model_that_is_cut_over_two_ranks_resumes_exactly(
 def test_two_ranks_and_evaluations_at_the_end_of_epochs_resume_exactly(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    args = ("--log", 2, "--evaluate", "epoch")
+    args = ("--log", 2, "--evaluate", "epoch", "--masks")
     ends_alike(tmp_path / "run", tmp_path_factory, *args, strikes=["6:SIGKILL", "8:SIGTERM", "12"], processes=2)
 
 
@@ -90,7 +91,7 @@ def test_two_ranks_and_evaluations_at_the_end_of_epochs_resume_exactly(
 @pytest.mark.parametrize(
     ("args", "strikes"),
     [
-        (("--accumulate", 2, "--evaluate", "epoch", "--log", 5), ["4:SIGTERM", "6:SIGKILL"]),
+        (("--accumulate", 2, "--evaluate", "epoch", "--log", 5, "--masks"), ["4:SIGTERM", "6:SIGKILL"]),
         (("--lora", "--until", 9), ["6:SIGKILL"]),
         (("--patience", 1, "--evaluate", "steps", "--epochs", 6, "--count", 9), ["6:SIGTERM", "9"]),
         (("--trainer", "dpo", "--evaluate", "steps", "--log", 3), ["5:SIGTERM"]),
@@ -137,7 +138,7 @@ def test_the_oldest_supported_transformers_resumes_exactly(tmp_path: Path) -> No
 
     def run(name: str, *args: str) -> Ended:
         command = [sys.executable, "-m", "trainer.launch", "--processes", "1", SCRIPT, "--dir", tmp_path / name]
-        command += ["--log", "3", "--evaluate", "steps", "--until", "9", *args]
+        command += ["--log", "3", "--evaluate", "steps", "--until", "9", "--masks", *args]
         env = clean_env(OMP_NUM_THREADS="1", PYTHONPATH=f"{oldest}:{REPO}")
         done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=150)
         return Ended(done.returncode, done.stdout + done.stderr)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import shared
-from support import PROGRAMS, Ended, event, launch, losses, weights
+from support import PROGRAMS, Ended, event, launch, losses, noticed, weights
 
 SCRIPT = PROGRAMS / "own_loop.py"
 STRIKES = [("7:SIGKILL", "8:SIGTERM", "16:SIGKILL"), ("5:SIGTERM", "6:SIGTERM", "15:SIGTERM")]
@@ -108,8 +108,9 @@ def test_skipped_samples_are_not_loaded(tmp_path: Path) -> None:
 
 
 def test_a_notice_loses_no_step(tmp_path: Path) -> None:
-    assert own(tmp_path / "run", "--strike", "8:SIGTERM").code == 75
-    assert event(tmp_path / "run", "end")["committed_step"] == 8
+    assert noticed(SCRIPT, "--dir", tmp_path / "run", "--strike", "8:notice").code == 75
+    ended = event(tmp_path / "run", "end")
+    assert (ended["cause"], ended["committed_step"]) == ("notice", 8)
     own(tmp_path / "run")
     assert event(tmp_path / "run", "restored")["step"] == 8
 
@@ -199,6 +200,7 @@ def test_a_mistake_is_said_in_a_line(tmp_path: Path, changed: dict[str, str], me
     assert ended.code == 1
     assert f"Error: {message}" in ended.output
     assert "Traceback" not in ended.output
+    assert "Warning" not in ended.output
     assert "after the block" not in ended.output
 
 

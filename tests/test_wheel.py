@@ -19,6 +19,8 @@ SHIPPED = [
     "trainer/.skyignore",
     "trainer/layout/names.py",
     "skyspot/cli/main.py",
+    "trainer/py.typed",
+    "skyspot/py.typed",
 ]
 
 

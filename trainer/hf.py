@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,8 +33,9 @@ from trainer.checkpoint.shards import local
 from trainer.errors import RunError
 from trainer.machine import scratch
 from trainer.training import rng
+from trainer.training.drawn_ahead import DrawnAhead
 from trainer.training.folder_loop import FolderLoop, move_into
-from trainer.training.order import sample_ids
+from trainer.training.trainer_order import TrainerOrder
 
 if TYPE_CHECKING:
     from trainer.training.run import SpotRun
@@ -66,7 +67,7 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
         if not SUPPORTED[0] <= version < SUPPORTED[1]:
             raise RunError(f"transformers {transformers.__version__} is not supported: install transformers>=5.0,<6")
         self._run, self._exact = run, exact
-        self._loop: FolderLoop = run.framework_loop("transformers")
+        self._loop: FolderLoop = run._framework_loop("transformers")
         self._args: Any = None
         self._trainer: Any = None
         self._original_save: Any = None
@@ -83,6 +84,7 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
         self._owed_sum = 0.0
         """What an earlier attempt added to it."""
         self._frozen = 0
+        self._ahead: DrawnAhead | None = None
         self._final = ExitStack()
 
     # -- before the first step -----------------------------------------------------------------------------------------
@@ -113,7 +115,7 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
         if self._exact:
             trainer = _calling_trainer()
             seed = args.seed if args.data_seed is None else args.data_seed
-            trainer._get_train_sampler = lambda *_: _Order(trainer, seed, batch)
+            trainer._get_train_sampler = lambda *_: TrainerOrder(trainer, seed, batch)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Begin or go on with the run.
@@ -139,6 +141,8 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
                 "the number of processes has changed: random numbers (dropout) begin anew, as the Trainer's seed makes "
                 "them"
             )
+        same = loop.contents.facts_restored.get("world_size") == args.world_size
+        self._ahead = DrawnAhead(self._trainer, mine.get("ahead") if mine and same else None, self._run.resume_from())
         loop.begin(self._write, state.max_steps, _bytes_of(self._trainer.model))
         self._original_save, self._trainer._save_checkpoint = self._trainer._save_checkpoint, self._save
         self._original_step, self._trainer._maybe_log_save_evaluate = (
@@ -269,6 +273,7 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
             "ended_at": state.max_steps if trainer.control.should_training_stop else None,
             "frozen": self._frozen,
             "counts": _counts(trainer),
+            "ahead": self._ahead.save() if self._ahead else None,
         }
         (place / _own_file(self._run.rank)).write_text(json.dumps(own, default=float))
         return place
@@ -311,36 +316,6 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
         """Write the model as the Trainer does, for `final/`."""
         self._trainer.save_model(str(folder), _internal_call=True)
         (folder / "training_args.bin").unlink(missing_ok=True)  # A pickle; it names folders of this machine.
-
-
-class _Order(torch.utils.data.Sampler[int]):
-    """The samples of an epoch: positions of the run (order.py) from its first step to its last."""
-
-    def __init__(self, trainer: Any, seed: int, batch: int) -> None:
-        """Describe the order.
-
-        Args:
-            trainer: Knows the step and the data set.
-            seed: Of the order.
-            batch: Samples of a step, on all processes together.
-
-        Raises:
-            RunError: the data set has no length.
-        """
-        try:
-            self._count = len(trainer.train_dataset)
-        except TypeError:
-            raise RunError("SpotCallback(exact=True) needs a data set with a length") from None
-        self._trainer, self._seed = trainer, seed
-        self._steps = -(-self._count // batch)
-        self._length = self._steps * batch
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[int]:
-        start = self._trainer.state.global_step // self._steps * self._length
-        yield from sample_ids(self._seed, self._count, start, start + self._length).tolist()
 
 
 _REFUSED = {

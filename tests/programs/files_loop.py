@@ -24,7 +24,7 @@ def main() -> None:
     step, _, name = given.strike.partition(":")
     value, seen = 0, []
     with SpotRun(given.dir, save_every=4) as run:
-        loop = run.framework_loop(given.framework)
+        loop = run._framework_loop(given.framework)
 
         def write(folder: Path) -> Path:
             place = folder / "toy"

@@ -7,11 +7,14 @@ from trainer import SpotRun  # isort: skip
 
 import argparse
 import os
+import random
 import signal
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
+from own_loop import strike
 from torch.utils.data import Dataset
 from transformers import (
     EarlyStoppingCallback,
@@ -38,16 +41,23 @@ class Items(Dataset):
         return {"input_ids": self.ids[index], "labels": self.ids[index]}
 
 
-class Striker(TrainerCallback):
-    """Sends this process a signal before a step, or at an evaluation's first batch."""
+def masking(items: list[dict]) -> dict:
+    """A batch in which random tokens are replaced: for masked language modelling, for example."""
+    ids = torch.stack([item["input_ids"] for item in items])
+    hidden = (torch.rand(ids.shape) < 0.3) | (torch.from_numpy(np.random.rand(*ids.shape)) < 0.1)
+    return {"input_ids": ids.masked_fill(hidden, random.randrange(VOCABULARY)), "labels": ids}
 
-    def __init__(self, strike: str, evaluation: int) -> None:
-        step, _, name = strike.partition(":")
-        self.step, self.signal, self.evaluation = int(step), signal.Signals[name], evaluation
+
+class Striker(TrainerCallback):
+    """Strikes this process before a step, or at an evaluation's first batch."""
+
+    def __init__(self, run: SpotRun, given: str, evaluation: int) -> None:
+        step, _, self.name = given.partition(":")
+        self.run, self.step, self.evaluation = run, int(step), evaluation
 
     def on_step_begin(self, args, state, control, **_) -> None:
         if state.global_step + 1 == self.step and state.is_world_process_zero:
-            os.kill(os.getpid(), self.signal)
+            strike(self.run, self.name)
 
     def on_prediction_step(self, args, state, control, **_) -> None:
         if state.global_step == self.evaluation and state.is_world_process_zero:
@@ -129,6 +139,7 @@ def main() -> None:
     parser.add_argument("--strike-in-evaluation", type=int, default=-1)
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--fsdp", action="store_true")
+    parser.add_argument("--masks", action="store_true", help="the collator draws random numbers")
     parser.add_argument("--exact", action="store_true")
     parser.add_argument("--no-dropout", action="store_true")
     parser.add_argument("--mistake", default="")
@@ -145,7 +156,7 @@ def main() -> None:
         callbacks = (
             [] if given.mistake == "no callback" else [SpotCallback(run, **({"exact": True} if given.exact else {}))]
         )
-        callbacks.append(Striker(given.strike, given.strike_in_evaluation))
+        callbacks.append(Striker(run, given.strike, given.strike_in_evaluation))
         if given.mistake == "nan":
             model.lm_head.weight.data.fill_(float("nan"))
         if given.patience:
@@ -155,7 +166,7 @@ def main() -> None:
         else:
             trainer = Trainer(
                 model, arguments(given, **options), train_dataset=Items(given.count), eval_dataset=Items(9),
-                callbacks=callbacks,
+                callbacks=callbacks, data_collator=masking if given.masks else None,
             )  # fmt: skip
         resume = None if given.mistake == "no resume" else run.resume_from()
         done = trainer.train(resume_from_checkpoint=resume)

@@ -2,7 +2,7 @@
 
 On every rank, in this order:
 
-    loop = run.framework_loop("lightning")     # in the callback's constructor
+    loop = run._framework_loop("lightning")     # in the callback's constructor
     folder = loop.fetch()                      # run.resume_from(): the newest whole checkpoint on a local disk, or None
     loop.begin(write, until)                   # before the first step; `write` has the framework write its files
     if loop.is_finished(): ...                 # nothing is left to train

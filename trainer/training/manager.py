@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 
 class CheckpointManager:
-    """Saves a run's objects, and loads the newest whole checkpoint. On several ranks, all call each method alike."""
+    """Saves a run's objects, and loads the newest whole checkpoint. On several ranks, all call each method alike.
+
+    Attributes for scripts: `state`, to change too.
+    """
 
     def __init__(self, folder: str | os.PathLike[str], *, save_every: int | None = None, keep: int = 3) -> None:
         """Begin an attempt at the run; from now on SIGTERM and the cloud's notices are heard.

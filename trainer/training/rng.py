@@ -35,6 +35,11 @@ def streams() -> Streams:
     return torch.get_rng_state(), cuda, np.random.get_state(), random.getstate()
 
 
+def host_streams() -> Streams:
+    """Copy the states of the user's streams but those of a device."""
+    return torch.get_rng_state(), None, np.random.get_state(), random.getstate()
+
+
 def put_back(kept: Streams) -> None:
     """Restore what `streams` returned."""
     cpu, cuda, numpy_state, python_state = kept
@@ -66,11 +71,11 @@ def seeded(seed: int) -> Iterator[None]:
 @contextmanager
 def set_aside_on_host() -> Iterator[None]:
     """Keep the user's streams unchanged but those of a device, by what draws on the host alone (a data set's items)."""
-    cpu, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    kept = host_streams()
     try:
         yield
     finally:
-        put_back((cpu, None, numpy_state, python_state))
+        put_back(kept)
 
 
 def seed_host(seed: int) -> None:

@@ -49,7 +49,10 @@ others.begin()  # Early: a launcher that ends before this line leaves the proces
 
 
 class SpotRun(Life):
-    """One attempt at a run. A script may read `rank`, `world_size`, `grace_s`, `paths` and `attempt`."""
+    """One attempt at a run.
+
+    Attributes for scripts: `state`, to change too; `rank`, `world_size`, `grace_s`, `paths` and `attempt`, to read.
+    """
 
     def __init__(
         self,
@@ -283,7 +286,7 @@ class SpotRun(Life):
         folder = self._framework.fetch()
         return None if folder is None else str(folder)
 
-    def framework_loop(self, framework: str) -> FolderLoop:
+    def _framework_loop(self, framework: str) -> FolderLoop:
         """Return what a framework's callback saves with (folder_loop.py); the same one at each call.
 
         Args:

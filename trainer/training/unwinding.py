@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import PurePath
-from typing import NoReturn
+from typing import NoReturn, cast
 
 CLOSERS_S = 5.0
 """Seconds for `finally` blocks, other threads and atexit functions."""
@@ -54,7 +54,7 @@ def unwind(code: int, report: Callable[[int], None]) -> NoReturn:
     def end(others: Iterable[object] = ()) -> None:
         with suppress(Exception):
             logging.shutdown()
-        files = [one for one in others if isinstance(one, io.IOBase) and not one.closed]
+        files = open_files(others)
         for stream in (sys.stdout, sys.stderr, *files):
             with suppress(Exception):
                 stream.flush()
@@ -68,6 +68,15 @@ def unwind(code: int, report: Callable[[int], None]) -> NoReturn:
     _pending.append(end)
     threading.Thread(target=end_in_time, daemon=True, name="leaving").start()
     raise Left(code)
+
+
+def open_files(objects: Iterable[object]) -> list[io.IOBase]:
+    """Return the open files among these objects.
+
+    isinstance() would ask each object for its `__class__`: torch's deprecated `reduce_op` answers with a warning.
+    """
+    files = [cast("io.IOBase", one) for one in objects if issubclass(type(one), io.IOBase)]
+    return [file for file in files if not file.closed]
 
 
 def _end_if_left() -> None:
