@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import warm
-from support import PROGRAMS, REPO, Ended, clean_env, column, event, history, launch, losses, weights
+from support import PROGRAMS, REPO, Ended, clean_env, column, event, history, launch, losses, noticed, weights
 
 pytest.importorskip("lightning", reason="a training with Lightning: pip install 'lightning>=2.5,<3'")
 
@@ -135,7 +135,7 @@ def test_two_processes_stop_together_and_end_with_the_same_bits(tmp_path: Path) 
     whole, struck, alone = tmp_path / "whole", tmp_path / "struck", tmp_path / "alone"
     program, options = PROGRAMS / "lightning_loop.py", ("--count", 40, "--epochs", 2)
     assert launch(program, "--dir", whole, *options, processes=2).code == 0
-    ended = launch(program, "--dir", struck, *options, "--strike", "7:SIGTERM", processes=2)
+    ended = noticed(program, "--dir", struck, *options, "--strike", "7:notice", processes=2)
     assert ended.code == 75, ended.output
     shutil.copytree(struck, alone)
     last = launch(program, "--dir", struck, *options, processes=2)

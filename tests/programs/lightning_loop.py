@@ -7,9 +7,7 @@ from trainer import SpotRun  # isort: skip
 
 import argparse
 import json
-import os
 import random
-import signal
 from pathlib import Path
 
 import lightning
@@ -17,7 +15,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from own_loop import Items, Stream
+from own_loop import Items, Stream, strike
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -30,17 +28,17 @@ CALLS: list[str] = []
 class Module(lightning.LightningModule):
     """Two optimizers if `by_hand`; a schedule for each step, and one that follows the validation."""
 
-    def __init__(self, given: argparse.Namespace, rank: int) -> None:
+    def __init__(self, given: argparse.Namespace, run: SpotRun) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.Dropout(0.2), nn.ReLU(), nn.Linear(12, 1))
         self.critic = nn.Linear(1, 1)
         self.automatic_optimization = given.kind != "by-hand"
         self.strike_at, self.strike = int(given.strike.split(":")[0]), given.strike.split(":")[1]
-        self.given, self.is_struck, self.seen = given, rank == 0, 0.0
+        self.given, self.run, self.is_struck, self.seen = given, run, run.rank == 0, 0.0
 
     def training_step(self, batch, index):
         if self.global_step + 1 == self.strike_at and self.is_struck:
-            os.kill(os.getpid(), signal.Signals[self.strike])
+            strike(self.run, self.strike)
         loss = (self.net(batch.x) - batch.y).square().mean()
         self.seen += 1.0
         self.log("train_loss", loss)
@@ -110,7 +108,7 @@ def main() -> None:
         lightning.seed_everything(1, verbose=False)
         loader, items = make_loader(given)
         validation = DataLoader(Items(8), batch_size=4)
-        model = Module(given, run.rank)
+        model = Module(given, run)
         callbacks = [SpotCallback(run)]
         if given.patience:
             callbacks.append(EarlyStopping("val_loss", patience=given.patience))
