@@ -31,7 +31,8 @@ class Left(SystemExit):
 def hosted() -> bool:
     """True if a notebook, an interactive Python or pytest runs this process: it goes on after the attempt."""
     main = sys.modules.get("__main__")
-    file = getattr(main, "__file__", None)
+    # Python deletes a script's __file__ before it calls the atexit functions.
+    file = getattr(main, "__file__", None) or getattr(getattr(main, "__loader__", None), "path", None)
     if os.environ.get("SKYSPOT_LINK"):
         return False
     return file is None or ("pytest" in sys.modules and PurePath(file).stem in ("pytest", "py.test", "__main__"))
