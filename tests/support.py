@@ -27,12 +27,17 @@ class Ended:
     output: str
 
 
+SET_BY_LIBRARIES = ("TORCHINDUCTOR_CACHE_DIR", "PYTORCH_NVML_BASED_CUDA_CHECK")
+"""What accelerate and torch set in the tests' process: with it, no program could be started warm."""
+
+
 def clean_env(**more: str) -> dict[str, str]:
     """This process's environment without variables that steer the trainer, and with PYTHONPATH on the repository."""
     kept = {
         key: value
         for key, value in os.environ.items()
         if not key.startswith(("SKYSPOT_", "SKYPILOT_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "OMP_", "AWS_"))
+        and key not in SET_BY_LIBRARIES
     }
     return {**kept, "PYTHONPATH": str(REPO), "HF_HUB_OFFLINE": "1", **more}
 

@@ -1,5 +1,6 @@
 """Warm starts, which most tests use: a program that was forked cannot be told from one that was started."""
 
+import importlib
 import json
 import os
 import signal
@@ -143,3 +144,9 @@ def test_a_fork_is_a_child_like_any_other_and_outlives_the_warm_process(tmp_path
     process.terminate()
     assert process.wait() == -signal.SIGTERM
     process.stdout.close()
+
+
+def test_programs_start_warm_whatever_the_tests_have_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    importlib.import_module("accelerate.data_loader")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/tmp/of-torch")
+    assert not warm.needs_a_cold_start([sys.executable, "-m", "trainer.launch", "x.py"], clean_env(), str(REPO))
