@@ -105,9 +105,9 @@ def test_a_run_that_saves_often_leaves_few_keys(tmp_path: Path) -> None:
     (tmp_path / "counts.py").write_text(
         f"import sys\nsys.path.insert(0, r'{PROGRAMS}')\nimport mlp\n"
         "class Run(mlp.SpotRun):\n"
-        "    def leave(self, ending, **more):\n"
+        "    def part(self, *ending, **more):\n"
         "        if self.rank == 0: print('keys', self.group.store.num_keys(), flush=True)\n"
-        "        super().leave(ending, **more)\n"
+        "        super().part(*ending, **more)\n"
         "mlp.SpotRun = Run\nmlp.main()\n"
     )
     ended = launch(tmp_path / "counts.py", "--dir", tmp_path / "run", "--save-every", 1, processes=2)
