@@ -77,8 +77,10 @@ def _open(run: Participant) -> AttemptName:
             raise Leaving(ALREADY_FINISHED, f"already finished: {run.paths.final} is whole")
         # The program has not said yet where training ends.
         run.whole_final = run.retry(lambda: read_manifest(run.paths.final))
-    # A finished run is not stopped; if the program trains on all the same, the stop is seen then.
-    if run.whole_final is None and run.retry(lambda: stop_requested(attempt)):
+    if run.retry(lambda: stop_requested(attempt)):
+        if run.whole_final and not run.has_own_loop:  # The settings say where training ends: a finished run has.
+            run.final_is_whole = True
+            raise Leaving(ALREADY_FINISHED, f"already finished: {run.paths.final} is whole")
         raise Leaving(STOP_REQUEST, asked_to_stop(attempt))
     stuck = run.retry(lambda: no_progress(attempt, newest_step), RECORDS_S)
     if stuck:
