@@ -7,8 +7,6 @@ order than the same step of the undisturbed run.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from torch import nn
 from trainer.checkpoint import forward_state
 from trainer.training import rng
 from trainer.training.reach import unreached
+from trainer.training.trees import tensors
 
 
 def settle_at_first_pass(module: object) -> None:
@@ -51,7 +50,7 @@ def _throw_away(ddp: nn.parallel.DistributedDataParallel, args: tuple[Any, ...],
     for parameter in named.values():
         parameter.grad = None
     with rng.set_aside():
-        outputs = [one for one in _tensors(ddp(*args, **kwargs)) if one.requires_grad]
+        outputs = [one for one in tensors(ddp(*args, **kwargs)) if one.requires_grad]
         # Otherwise DDP would wait for the rest: the program's loss may have another way to it.
         if not unreached(outputs, named):
             ones = [torch.ones_like(one) for one in outputs]
@@ -61,18 +60,3 @@ def _throw_away(ddp: nn.parallel.DistributedDataParallel, args: tuple[Any, ...],
     for name, parameter in named.items():
         parameter.grad = gradients[name]
     forward_state.put_back(ddp.module, kept)
-
-
-def _tensors(tree: Any) -> Iterator[torch.Tensor]:
-    """The tensors that DDP finds in a module's output."""
-    if isinstance(tree, torch.Tensor):
-        yield tree
-    elif isinstance(tree, (list, tuple)):
-        for item in tree:
-            yield from _tensors(item)
-    elif isinstance(tree, Mapping):
-        for item in tree.values():
-            yield from _tensors(item)
-    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        for field in dataclasses.fields(tree):
-            yield from _tensors(getattr(tree, field.name))

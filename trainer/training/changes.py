@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 SETTINGS = {
     "precision": "precision",
     "micro_batch_size": "micro-batch size",
@@ -41,3 +43,16 @@ def sentence(step: int, changed: Mapping[str, list[Any]]) -> str:
     return (
         f"Changed since step {step}: {listed}. From here on, results may not be bit-identical to an undisturbed run's."
     )
+
+
+def machine_facts(threads: int | None = None) -> dict[str, Any]:
+    """What a manifest says of the machine.
+
+    Args:
+        threads: Those that torch computed with; None: as many as now.
+    """
+    return {
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads() if threads is None else threads,
+    }

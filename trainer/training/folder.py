@@ -23,6 +23,7 @@ from trainer.layout.names import is_safe_name
 from trainer.machine import scratch
 from trainer.ranks.group import RankGroup
 from trainer.training import rng
+from trainer.training.changes import machine_facts
 from trainer.training.contents import Restored
 from trainer.training.export import make_locally
 
@@ -102,12 +103,7 @@ class Folder:
 
     def facts(self) -> dict[str, Any]:
         """What a manifest says of the settings and the machine."""
-        machine = {
-            "instruction_set": torch.backends.cpu.get_cpu_capability(),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-        }
-        return {"config": self.config, "machine": machine}
+        return {"config": self.config, "machine": machine_facts()}
 
     # -- restored ------------------------------------------------------------------------------------------------------
 

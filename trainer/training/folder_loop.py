@@ -23,21 +23,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from trainer.attempt.binding import first_binding
 from trainer.attempt.history import RECORDS_S
-from trainer.checkpoint.saving import SavePolicy
 from trainer.errors import RunError
 from trainer.layout.names import CheckpointName
 from trainer.ranks.exchange import Exchange
 from trainer.training import export
 from trainer.training.closing import Closing, is_finished
 from trainer.training.folder import Folder, Write
+from trainer.training.joining import join, open_session
 from trainer.training.participant import Participant
 from trainer.training.report import record_first_step
-from trainer.training.session import Session
 from trainer.training.tally import Tally
 
 
@@ -53,14 +51,9 @@ class FolderLoop:
             state: Plain values that are saved too.
         """
         self.run, config = run, run.config
-        run.await_all_ready()
-        run.group.form_groups(torch.cuda.is_available() and not config.cpu)
-        run.begin_records()
+        join(run)
         self.contents = Folder(run.group, framework, config.to_json(), state)
-        policy = SavePolicy(config.keep_latest, config.keep_every, config.save_failures)
-        self._session = Session(
-            run, self.contents, policy, config.save_interval_steps, run.grace_s, self.contents.memory
-        )
+        self._session = open_session(run, self.contents, config.save_interval_steps, self.contents.memory)
         self._closing = Closing(run, self._session, self.contents, self._close, lambda name: self._export(name))
         self._export: Callable[[CheckpointName], None] = lambda name: None
         self.export_files: Callable[[Path], None] | None = None

@@ -18,7 +18,6 @@ from torch import nn
 from trainer.bucket.hashing import fingerprint
 from trainer.checkpoint import buffers, extras
 from trainer.checkpoint.finite import NotFiniteError
-from trainer.checkpoint.saving import SavePolicy
 from trainer.checkpoint.state import not_seen
 from trainer.layout.names import CheckpointName
 from trainer.ranks.agreement import MESSAGE_INTS, Message, Row, exact_sum
@@ -28,10 +27,10 @@ from trainer.training.arguments import agreed_steps, check_arguments
 from trainer.training.closing import Closing
 from trainer.training.computation import Computation, make_accelerator, refuse_lazy
 from trainer.training.evaluation import Evaluation
+from trainer.training.joining import open_session
 from trainer.training.participant import Participant
 from trainer.training.report import Report, StepResult
 from trainer.training.samples import Loader, MicroStep, Samples
-from trainer.training.session import Session
 from trainer.training.training_state import TrainingState
 
 
@@ -148,8 +147,7 @@ class Loop:
         run.begin_records()
         self.group.rank0_does("bind", self._bind, run.check_stop)
         extras.refuse_other_names(self.group, state.extra, run.check_stop)
-        policy = SavePolicy(config.keep_latest, config.keep_every, config.save_failures)
-        self.session = Session(run, state, policy, config.save_interval_steps, run.grace_s)
+        self.session = open_session(run, state, config.save_interval_steps)
         self.computation.join(self.samples, run.print_line)
         self.computation.throw_away_pass(self.samples)
         state.enough = False  # Nothing that the loss function does in that pass counts.

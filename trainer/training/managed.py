@@ -7,20 +7,18 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
 
-import torch
 from torch import nn
 
 from trainer.attempt.ending import ERROR, FINISHED
 from trainer.checkpoint import extras
-from trainer.checkpoint.saving import SavePolicy
 from trainer.checkpoint.values import is_plain
 from trainer.errors import RunError, one_line
 from trainer.launch.link import Link
 from trainer.training import rng
 from trainer.training.closing import Closing
+from trainer.training.joining import join, open_session
 from trainer.training.registered import Registered
 from trainer.training.run import SpotRun
-from trainer.training.session import Session
 
 FLUSH_S = 2.0
 
@@ -36,14 +34,11 @@ class Managed:
             save_every: Steps between checkpoints.
         """
         self._run, self._save_every, config = run, save_every, run.config
-        run.await_all_ready()
-        run.group.form_groups(torch.cuda.is_available() and not config.cpu)
-        run.begin_records()
+        join(run)
         run.group.rank0_does("bind", lambda: run.bind(), run.check_stop)
         self._contents = Registered(config.on_nan != "ignore", config.to_json())
         self._contents.state = run.state
-        policy = SavePolicy(config.keep_latest, config.keep_every, config.save_failures)
-        self._session = Session(run, self._contents, policy, save_every, run.grace_s)
+        self._session = open_session(run, self._contents, save_every)
         self._closing = Closing(run, self._session, self._contents, lambda: None, lambda name: None)
         self._objects: dict[str, Any] = {}
         self._is_leaving = False

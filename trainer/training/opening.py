@@ -73,20 +73,23 @@ def _open(run: Participant) -> AttemptName:
 
     if run.retry(finished, math.inf):  # Reads the whole model; each read has its own limit.
         if not run.unwinds:
-            run.final_is_whole = True
-            raise Leaving(ALREADY_FINISHED, f"already finished: {run.paths.final} is whole")
+            raise _already_finished(run)
         # The program has not said yet where training ends.
         run.whole_final = run.retry(lambda: read_manifest(run.paths.final))
     if run.retry(lambda: stop_requested(attempt)):
         if run.whole_final and not run.has_own_loop:  # The settings say where training ends: a finished run has.
-            run.final_is_whole = True
-            raise Leaving(ALREADY_FINISHED, f"already finished: {run.paths.final} is whole")
+            raise _already_finished(run)
         raise Leaving(STOP_REQUEST, asked_to_stop(attempt))
     stuck = run.retry(lambda: no_progress(attempt, newest_step), RECORDS_S)
     if stuck:
         raise Leaving(NO_PROGRESS, stuck)
     _poll_metadata(run, attempt.name, attempt.machine)
     return attempt.name
+
+
+def _already_finished(run: Participant) -> Leaving:
+    run.final_is_whole = True
+    return Leaving(ALREADY_FINISHED, f"already finished: {run.paths.final} is whole")
 
 
 def _poll_metadata(run: Participant, name: AttemptName, machine: str) -> None:

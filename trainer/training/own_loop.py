@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from trainer.checkpoint import extras
-from trainer.checkpoint.saving import SavePolicy
 from trainer.checkpoint.shards import is_cut
 from trainer.errors import RunError
 from trainer.layout.names import CheckpointName
@@ -19,10 +18,10 @@ from trainer.ranks.peers import collective
 from trainer.training import buckets, export, rng
 from trainer.training.arguments import check_steps
 from trainer.training.closing import Closing, is_finished
+from trainer.training.joining import join, open_session
 from trainer.training.participant import Participant
 from trainer.training.registered import Registered
 from trainer.training.sampler import RunSampler
-from trainer.training.session import Session
 from trainer.training.stepping import Stepping
 
 Batch = TypeVar("Batch")
@@ -39,14 +38,11 @@ class OwnLoop:
             state: Plain values that are saved too.
         """
         self._run, config = run, run.config
-        run.await_all_ready()
-        run.group.form_groups(torch.cuda.is_available() and not config.cpu)
-        run.begin_records()
+        join(run)
         run.group.rank0_does("bind", lambda: run.bind(), run.check_stop)
         self.contents = Registered(config.on_nan != "ignore", config.to_json())
         self.contents.state = state
-        policy = SavePolicy(config.keep_latest, config.keep_every, config.save_failures)
-        self._session = Session(run, self.contents, policy, config.save_interval_steps, run.grace_s)
+        self._session = open_session(run, self.contents, config.save_interval_steps)
         self._stepping: Stepping | None = None
         self._until: int | None = None
         self._export: Callable[[CheckpointName], None] = lambda name: None

@@ -20,6 +20,7 @@ from trainer.checkpoint.state import State, StateError, apply, collect, not_seen
 from trainer.checkpoint.values import decode, encode, is_plain
 from trainer.errors import RunError
 from trainer.training import accelerated, rng
+from trainer.training.changes import machine_facts
 from trainer.training.contents import Restored
 from trainer.training.partial import part_of
 from trainer.training.prepared import is_prepared
@@ -220,12 +221,7 @@ class Registered:
 
     def facts(self) -> dict[str, Any]:
         """What a manifest says of the settings and the machine."""
-        machine = {
-            "instruction_set": torch.backends.cpu.get_cpu_capability(),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-        }
-        return {"config": self.config, "machine": machine}
+        return {"config": self.config, "machine": machine_facts()}
 
     def load(self, restored: Restored) -> None:
         """Load a checkpoint into the registered objects, as far as it has them.

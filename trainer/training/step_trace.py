@@ -5,16 +5,16 @@ Only a rehearsal asks for it (SKYSPOT_TRACE_STEPS): hashing every batch would co
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
 from trainer.bucket.hashing import MASK, fingerprint
+from trainer.training.trees import tensors
 
 VARIABLE = "SKYSPOT_TRACE_STEPS"
 
@@ -31,7 +31,7 @@ class StepTrace:
         """Take in a batch that the loop is about to get."""
         if not self._is_wanted:
             return
-        for tensor in _tensors(batch):
+        for tensor in tensors(batch):
             self._has_tensors = True
             data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             self._batches = (self._batches * 31 + fingerprint(data.numpy().data)) & MASK
@@ -66,21 +66,6 @@ def _streams() -> dict[str, str]:
 def _rate(optimizer: torch.optim.Optimizer) -> float | None:
     rate = optimizer.param_groups[0].get("lr")
     return None if rate is None else float(rate)
-
-
-def _tensors(batch: object) -> Iterator[torch.Tensor]:
-    """The tensors of a batch, whatever holds them."""
-    if isinstance(batch, torch.Tensor):
-        yield batch
-    elif isinstance(batch, Mapping):
-        for value in batch.values():
-            yield from _tensors(value)
-    elif isinstance(batch, (list, tuple)):
-        for value in batch:
-            yield from _tensors(value)
-    elif dataclasses.is_dataclass(batch):
-        for field in dataclasses.fields(batch):
-            yield from _tensors(getattr(batch, field.name))
 
 
 def schedules(thing: object, optimizer: torch.optim.Optimizer, depth: int = 3) -> bool:

@@ -15,6 +15,7 @@ from trainer.checkpoint.frozen import Frozen
 from trainer.checkpoint.state import State, StateError, apply, collect, options_of
 from trainer.errors import RunError
 from trainer.training import finite, rng
+from trainer.training.changes import machine_facts
 from trainer.training.config import RunConfig
 from trainer.training.contents import Restored
 
@@ -117,12 +118,7 @@ class TrainingState:
         device = torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu"
         return {
             "config": self.config.to_json(),
-            "machine": {
-                "device": device,
-                "instruction_set": torch.backends.cpu.get_cpu_capability(),
-                "torch": torch.__version__,
-                "threads": self.threads,
-            },
+            "machine": {"device": device, **machine_facts(self.threads)},
             "tokens": self._tokens,
             "until": self.max_steps,
         }
