@@ -9,7 +9,15 @@ import argparse
 import json
 import os
 import signal
+import time
 from pathlib import Path
+
+
+def strike(number: signal.Signals, saved: Path | None) -> None:
+    """Send this process a signal; SIGKILL comes when the last save, if there is one, is committed."""
+    while number == signal.SIGKILL and saved and not list(saved.parent.glob(f"{saved.name}*/MANIFEST.json")):
+        time.sleep(0.01)
+    os.kill(os.getpid(), number)
 
 
 def main() -> None:
@@ -22,7 +30,7 @@ def main() -> None:
     parser.add_argument("--both-write", action="store_true")
     given = parser.parse_args()
     step, _, name = given.strike.partition(":")
-    value, seen = 0, []
+    value, seen, saved = 0, [], None
     with SpotRun(given.dir, save_every=4) as run:
         loop = run._framework_loop(given.framework)
 
@@ -48,7 +56,7 @@ def main() -> None:
         loop.begin(write, given.until)
         while run.step < given.until and not loop.is_finished():
             if run.step + 1 == int(step) and run.rank == 0:
-                os.kill(os.getpid(), signal.Signals[name])
+                strike(signal.Signals[name], saved)
             loop.start_step()
             value += run.step + 1
             loop.end_step(lr=0.1)
@@ -60,6 +68,7 @@ def main() -> None:
                 loop.look()
             if loop.wants_save:
                 loop.save()
+                saved = Path(given.dir, "checkpoints", f"{run.step:010d}-")
         run.finish(lambda folder: (folder / "value.json").write_text(json.dumps([value, seen])))
     print(f"after the block: {value}", flush=True)
 
