@@ -128,7 +128,7 @@ def test_the_records_of_a_loop_are_read(tmp_path: Path) -> None:
         (tmp_path / "attempts" / attempt).mkdir(parents=True)
         (tmp_path / "attempts" / attempt / f"{name}.json").write_text(json.dumps(fields))
     found = read_loop_record(RunPaths(tmp_path))
-    assert found == LoopRecord("steps", OBJECTS, ("ema.n",), (), (5,))
+    assert found == LoopRecord("steps", OBJECTS, ("ema.n",), (5,))
     assert (found.resume_before(6), found.resume_before(5)) == (5, None)
 
 

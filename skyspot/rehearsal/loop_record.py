@@ -20,8 +20,6 @@ class LoopRecord:
     """The classes of what is registered, by name."""
     unsaved: tuple[str, ...] = ()
     """Attributes that change during training and are in no state_dict."""
-    unscheduled: tuple[str, ...] = ()
-    """Optimizers whose scheduler is not registered."""
     resumes: tuple[int, ...] = ()
     """The steps that attempts resumed from."""
 
@@ -47,7 +45,6 @@ def read_loop_record(paths: RunPaths) -> LoopRecord | None:
         str(found.get("loop")),
         {str(name): str(kind) for name, kind in objects.items()} if isinstance(objects, Mapping) else {},
         _texts(found.get("unsaved")),
-        _texts(found.get("unscheduled")),
         tuple(resumes),
     )
 

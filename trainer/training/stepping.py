@@ -235,12 +235,9 @@ class Stepping:
         record_first_step(run, self._restored_at)
         lost = unsaved.changed(self._before, self._attributes())
         lost = [name for name in lost if name.rpartition(".")[2] not in contents.known]
-        unscheduled_ones = unscheduled(contents.optimizers, contents.others)
         if run.journal:
-            run.journal.event(
-                "registered", loop=contents.loop, objects=contents.kinds(), unsaved=lost, unscheduled=unscheduled_ones
-            )
-        for name in unscheduled_ones:
+            run.journal.event("registered", loop=contents.loop, objects=contents.kinds(), unsaved=lost)
+        for name in unscheduled(contents.optimizers, contents.others):
             run.print_line(
                 f"A scheduler sets the learning rate of {name!r} and is not registered: after a resume it would start "
                 "over. Register it: run.register(scheduler=...)."
