@@ -100,7 +100,10 @@ load = manager.load_latest
         ({"options": ", save_every='auto'"}, "CheckpointManager(save_every='auto'): give a number of steps"),
         ({"options": ", keep=1"}, "CheckpointManager(keep=1): keep at least 2 checkpoints"),
         ({"body": "manager.save(1, model=model)"}, "CheckpointManager.save needs load_latest(...) first"),
-        ({"body": "manager.load_latest(best=3)"}, "load_latest(best=...): a int has no state_dict. Put it"),
+        (
+            {"body": "manager.load_latest(best=3)"},
+            "load_latest(best=...): int has no state_dict and load_state_dict. Put it into manager.state",
+        ),
         (
             {"body": "load(model=model); manager.save(1, model=model, optimizer=optimizer)"},
             "save(optimizer=...): load_latest() did not get it",

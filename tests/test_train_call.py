@@ -52,7 +52,10 @@ class Empty:
             r"a DataLoader has no batch.*loop of your own: run.register",
         ),
         (lambda: check_samples("held_out", Empty()), r"train\(held_out=...\): the data set is empty"),
-        (lambda: check_extra({"best": 3}, SGD, False), "'best': ...}.: a int has no state_dict"),
+        (
+            lambda: check_extra({"best": 3}, SGD, False),
+            "'best': ...}.: int has no state_dict and load_state_dict. Give it",
+        ),
         (
             lambda: check_extra({"plateau": torch.optim.lr_scheduler.ReduceLROnPlateau(SGD)}, SGD, True),
             "both this ReduceLROnPlateau and lr_factor set the learning rate",

@@ -28,6 +28,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from trainer.errors import RunError
 from trainer.training.feed import Feed
 from trainer.training.own_loop import OwnLoop
+from trainer.training.registrable import has_state
 from trainer.training.run import SpotRun
 from trainer.training.stepping import Stepping
 
@@ -119,7 +120,7 @@ class SpotCallback(Callback):  # type: ignore[misc]  # Lightning's annotations c
             loader = inner(loader)
             if not trainer.training:
                 return loader
-            return (_StatefulLoader if _is_stateful(loader) else _Loader)(loader, self, trainer)
+            return (_StatefulLoader if has_state(loader) else _Loader)(loader, self, trainer)
 
         def on_run_start(data_fetcher: Any) -> None:
             begin_epoch(data_fetcher)
@@ -217,7 +218,7 @@ class SpotCallback(Callback):  # type: ignore[misc]  # Lightning's annotations c
     def feed(self, loader: Any) -> Feed:
         """The batches of a loader from the checkpoint's position on."""
         run = self._run
-        feed = Feed(loader, self._loop.contents, run.world_size, run.print_line, keeps_its_place=_is_stateful(loader))
+        feed = Feed(loader, self._loop.contents, run.world_size, run.print_line, keeps_its_place=has_state(loader))
         if feed.sampler:
             raise RunError("SpotCallback: run.sampler() is for run.steps; Lightning makes a sampler of its own")
         feed.is_shared_anew = self._is_shared_anew
@@ -269,10 +270,6 @@ class _StatefulLoader(_Loader):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the loader."""
         self._loader.load_state_dict(state)
-
-
-def _is_stateful(loader: Any) -> bool:
-    return all(callable(getattr(loader, name, None)) for name in ("state_dict", "load_state_dict"))
 
 
 class LightningState:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from trainer.errors import RunError
+from trainer.training.registrable import refuse_stateless
 
 OWN_LOOP = "run.register and run.steps, docs/your-own-script.md"
 
@@ -73,9 +74,7 @@ def check_extra(extra: Mapping[str, Any], optimizer: torch.optim.Optimizer, sets
         RunError: names the extra.
     """
     for name, thing in extra.items():
-        if not (callable(getattr(thing, "state_dict", None)) and callable(getattr(thing, "load_state_dict", None))):
-            raise RunError(f"train(extra={{{name!r}: ...}}): a {type(thing).__name__} has no state_dict and "
-                           "load_state_dict")  # fmt: skip
+        refuse_stateless(f"train(extra={{{name!r}: ...}})", thing, "Give it both, or leave it out")
         if sets_lr and getattr(thing, "optimizer", None) is optimizer:
             raise RunError(
                 f"train(extra={{{name!r}: ...}}): both this {type(thing).__name__} and lr_factor set the learning "

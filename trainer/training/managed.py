@@ -11,7 +11,6 @@ from torch import nn
 
 from trainer.attempt.ending import ERROR, FINISHED
 from trainer.checkpoint import extras
-from trainer.checkpoint.values import is_plain
 from trainer.errors import RunError, one_line
 from trainer.launch.link import Link
 from trainer.training import rng
@@ -50,13 +49,7 @@ class Managed:
             RunError: an object cannot be saved.
             StateError: the checkpoint does not fit.
         """
-        for name, thing in objects.items():
-            if is_plain(thing) and not hasattr(thing, "state_dict"):
-                raise RunError(
-                    f"load_latest({name}=...): a {type(thing).__name__} has no state_dict. Put it into manager.state: "
-                    f"manager.state[{name!r}] = ..."
-                )
-        for line in self._contents.add(objects):
+        for line in self._contents.add(objects, "load_latest", "manager.state"):
             self._run.print_line(line)
         extras.refuse_other_names(self._run.group, objects, self._run.check_stop)
         self._run.check_stop()

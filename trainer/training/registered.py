@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -17,13 +15,20 @@ from trainer.checkpoint.frozen import Frozen
 from trainer.checkpoint.names import unwrap
 from trainer.checkpoint.optimizers import Groups
 from trainer.checkpoint.state import State, StateError, apply, collect, not_seen, options_of
-from trainer.checkpoint.values import decode, encode, is_plain
+from trainer.checkpoint.values import decode, encode
 from trainer.errors import RunError
 from trainer.training import accelerated, rng
 from trainer.training.changes import machine_facts
 from trainer.training.contents import Restored
 from trainer.training.partial import part_of
-from trainer.training.prepared import is_prepared
+from trainer.training.registrable import (
+    is_generator,
+    load_into,
+    refuse_flattened,
+    refuse_strangers,
+    refuse_unsavable,
+    state_of,
+)
 
 STATE = "run.state"
 """The name of `SpotRun.state` among the extras; no registered object can have it."""
@@ -84,8 +89,13 @@ class Registered:
 
     # -- registered objects --------------------------------------------------------------------------------------------
 
-    def add(self, objects: Mapping[str, Any]) -> list[str]:
+    def add(self, objects: Mapping[str, Any], call: str = "register", values: str = "run.state") -> list[str]:
         """Add objects by name; returns lines to print.
+
+        Args:
+            objects: As the program gave them.
+            call: The method that it called, for messages.
+            values: Where plain values belong, for messages.
 
         Raises:
             RunError: an object cannot be saved, or comes too late; the message names it.
@@ -93,9 +103,9 @@ class Registered:
         lines = []
         for name, thing in sorted(objects.items()):
             if name in self.others or name in self.optimizers or name in self.models._modules:
-                raise RunError(f"register({name}=...): {name} is registered already")
+                raise RunError(f"{call}({name}=...): {name} is registered already")
             if isinstance(thing, nn.Module):
-                _refuse_flattened(name, thing)
+                refuse_flattened(f"{call}({name}=...)", thing)
                 # Set directly: add_module refuses names of nn.Module's own attributes.
                 self.models._modules[name] = unwrap(thing)
                 if unseen := not_seen(thing):
@@ -109,11 +119,12 @@ class Registered:
                 self.optimizers[name] = optimizer = accelerated.plain_optimizer(thing)
                 self._begun[name] = copy.deepcopy(options_of(optimizer))
             else:
-                self.others[name] = _checked(name, thing)
+                refuse_unsavable(call, name, thing, values)
+                self.others[name] = thing
         # In one order, whatever the order of the calls: names of shared parameters depend on it.
         self.optimizers = dict(sorted(self.optimizers.items()))
         self.models._modules = dict(sorted(self.models._modules.items()))
-        _refuse_strangers(self.models, self.optimizers)
+        refuse_strangers(call, self.models, self.optimizers)
         self._made = buffers.forms(self.models) | self._made  # As the program made them, not as they were restored.
         self.watched |= watched(self.models)
         known, self._base = self._base, Frozen(self.models, self._base)
@@ -174,7 +185,7 @@ class Registered:
         if any(callable(getattr(optimizer, "eval", None)) for optimizer in self.optimizers.values()):
             return True
         found: dict[str, torch.Tensor] = {}
-        encode({name: _state_of(thing) for name, thing in self.others.items() if not _is_generator(thing)}, "", found)
+        encode({name: state_of(thing) for name, thing in self.others.items() if not is_generator(thing)}, "", found)
         return bool(found)
 
     def collect(self) -> State:
@@ -189,7 +200,7 @@ class Registered:
             "optimizers": list(self.optimizers),
         }
         counters |= {"loader": self.loader, "until": self.until}
-        extra = {name: _state_of(thing) for name, thing in self.others.items()} | {STATE: dict(self.state)}
+        extra = {name: state_of(thing) for name, thing in self.others.items()} | {STATE: dict(self.state)}
         optimizers = list(self.optimizers.values())
         try:
             return collect(self.models, optimizers, counters, extra, self._options(), self._made, self._base)
@@ -247,7 +258,7 @@ class Registered:
         if counters.get("step") != restored.manifest.step:
             raise StateError(f"checkpoint {restored.name}: its state.json belongs to another step")
         for name, thing in self.others.items():
-            _load_into(name, thing, extra[name])
+            load_into(name, thing, extra[name])
         self.state.clear()
         self.state.update(extra.get(STATE, {}))
         self.done = restored.manifest.step
@@ -262,76 +273,3 @@ class Registered:
             self.is_last = bool(is_last)
             self.streams_at_restore, self.epoch_streams, self.ahead_at_restore, *generators = found
             self.epoch_generators = [state for state in generators if state is not None]
-
-
-def _refuse_flattened(name: str, module: nn.Module) -> None:
-    """Refuse a module of FSDP1, whose parameters have lost their names and shapes.
-
-    Raises:
-        RunError: it is one.
-    """
-    if any(type(part).__name__ == "FullyShardedDataParallel" for part in module.modules()):
-        raise RunError(
-            f"register({name}=...): FullyShardedDataParallel (FSDP1) cannot be saved. Use FSDP2's fully_shard; with "
-            "accelerate, fsdp_version=2"
-        )
-
-
-def _refuse_strangers(models: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
-    """Refuse an optimizer of parameters that no registered module has.
-
-    Raises:
-        RunError: one has such a parameter; the message names it.
-    """
-    known = {id(parameter) for parameter in models.parameters()}
-    for name, optimizer in optimizers.items():
-        for parameter in (one for group in optimizer.param_groups for one in group["params"]):
-            if id(parameter) not in known:
-                raise RunError(
-                    f"register({name}=...): it trains a parameter of no registered module (shape "
-                    f"{tuple(parameter.shape)}). Register the module before it, or in the same call"
-                )
-
-
-def _checked(name: str, thing: Any) -> Any:
-    if is_prepared(thing):
-        raise RunError(
-            f"register({name}=...): a loader that accelerate has prepared is not registered. run.steps() continues it "
-            "at the right batch by itself"
-        )
-    if _is_generator(thing):
-        return thing
-    if not (callable(getattr(thing, "state_dict", None)) and callable(getattr(thing, "load_state_dict", None))):
-        remedy = (
-            f"Put it into run.state: run.state[{name!r}] = ..."
-            if is_plain(thing)
-            else "Give it both, or put what changes in it into run.state"
-        )
-        raise RunError(f"register({name}=...): {type(thing).__name__} has no state_dict and load_state_dict. {remedy}")
-    return thing
-
-
-def _is_generator(thing: Any) -> bool:
-    return isinstance(thing, (torch.Generator, np.random.Generator, random.Random))
-
-
-def _state_of(thing: Any) -> Any:
-    if isinstance(thing, torch.Generator):
-        return thing.get_state()
-    if isinstance(thing, np.random.Generator):
-        return dict(thing.bit_generator.state)
-    return thing.getstate() if isinstance(thing, random.Random) else thing.state_dict()
-
-
-def _load_into(name: str, thing: Any, saved: Any) -> None:
-    try:
-        if isinstance(thing, torch.Generator):
-            thing.set_state(saved)
-        elif isinstance(thing, np.random.Generator):
-            thing.bit_generator.state = saved
-        elif isinstance(thing, random.Random):
-            thing.setstate(saved)
-        else:
-            thing.load_state_dict(saved)
-    except Exception as error:
-        raise StateError(f"{name}: {type(thing).__name__}.load_state_dict failed: {error}") from error
