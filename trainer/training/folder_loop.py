@@ -18,7 +18,6 @@ On every rank, in this order:
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,13 +28,12 @@ from trainer.attempt.binding import first_binding
 from trainer.attempt.history import RECORDS_S
 from trainer.errors import RunError
 from trainer.layout.names import CheckpointName
-from trainer.ranks.exchange import Exchange
 from trainer.training import export
 from trainer.training.closing import Closing, is_finished
 from trainer.training.folder import Folder, Write
 from trainer.training.joining import join, open_session
 from trainer.training.participant import Participant
-from trainer.training.report import record_first_step
+from trainer.training.step_end import StepEnd
 from trainer.training.tally import Tally
 
 
@@ -60,12 +58,12 @@ class FolderLoop:
         """Writes the trained model on rank 0 if `finish` gets no function for that."""
         self.is_restored = self._is_bound = False
         self._tally: Tally | None = None
-        self._exchange: Exchange | None = None
+        self._step_end: StepEnd | None = None
+        """Once the run is restored."""
         self._until: int | None = None
         self._counted: tuple[int, float, float | None] | None = None
         """The step that is not published yet: its number, seconds and learning rate; metrics may still follow."""
         self._logged: dict[str, Any] = {}
-        self._started = self._restored_at = 0.0
 
     # -- before the first step -----------------------------------------------------------------------------------------
 
@@ -104,7 +102,7 @@ class FolderLoop:
             newest = run.newest
             self.contents.open(run.group.rank0_does("bytes", lambda: newest.total_bytes if newest else 0))
             self._session.restore()
-            self._restored_at = time.monotonic()
+            self._step_end = StepEnd(run, self.contents, self._session)
         return self.contents.fetched if self.contents.done else None
 
     def begin(self, write: Write, until: int, needed: int = 0) -> None:
@@ -120,7 +118,13 @@ class FolderLoop:
         self._until, contents.config["max_steps"] = until, until
         if self.run.journal:
             self.run.journal.event("registered", loop=contents.framework, objects={})
-        self._tally, self._started = Tally(self.run, until, contents.done), time.monotonic()
+        self._tally = Tally(self.run, until, contents.done)
+        self._ends.begin_step()
+
+    @property
+    def _ends(self) -> StepEnd:
+        assert self._step_end, "fetch() comes before the first step"
+        return self._step_end
 
     def is_finished(self) -> bool:
         """True if the run has ended here, and its model is exported."""
@@ -135,8 +139,7 @@ class FolderLoop:
     def start_step(self) -> None:
         """Publish the step before, and begin to agree with the other ranks, while the optimizer works."""
         self._publish()
-        if self._exchange is None:
-            self._exchange = self.run.group.exchange(self._session.message())
+        self._ends.start_to_agree()
 
     def end_step(self, lr: float | None = None) -> None:
         """Count a step, and agree with the other ranks.
@@ -148,21 +151,12 @@ class FolderLoop:
             SaveError: the attempt cannot go on.
         """
         self._publish()
-        run, session, contents, begun = self.run, self._session, self.contents, self._started
-        busy, now = not session.saver.idle, time.monotonic()
-        seconds, self._started = now - begun, now
-        contents.done = run.steps_done = contents.done + 1
-        run.committed_step = session.saver.committed_step
-        self._counted = contents.done, seconds, lr
-        exchange, self._exchange = self._exchange or run.group.exchange(session.message()), None
-        session.take_in(exchange.wait(), begun)
-        if run.journal:
-            session.take_in_costs(seconds, busy)
-        if self._restored_at:
-            record_first_step(run, self._restored_at)
-            self._restored_at = 0.0
-            contents.forget_fetched()
-        session.saver.check()
+        is_first = self._ends.is_first
+        _, seconds = self._ends.end(self.contents.done + 1)
+        self._counted = self.contents.done, seconds, lr
+        if is_first:
+            self.contents.forget_fetched()
+        self._session.saver.check()
 
     @property
     def last_finite(self) -> str:
@@ -194,8 +188,7 @@ class FolderLoop:
     def look(self) -> None:
         """Agree with the other ranks outside of a step, and leave at a stop, with the boundary saved. All call it."""
         session = self._session
-        exchange, self._exchange = self._exchange or self.run.group.exchange(session.message()), None
-        session.take_in(exchange.wait())
+        session.take_in(self._ends.agree())
         if session.stop:
             self._closing.stop(session.stop)
 

@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 from trainer.bucket.hashing import MASK
 from trainer.errors import RunError
 from trainer.ranks.agreement import MESSAGE_INTS
-from trainer.ranks.exchange import Exchange
 from trainer.training import accelerated, prepared, unsaved
 from trainer.training.alike import refuse_unlike
 from trainer.training.closing import Closing
@@ -20,8 +19,8 @@ from trainer.training.feed import Feed, sampler_of
 from trainer.training.participant import Participant
 from trainer.training.phases import Phases
 from trainer.training.registered import Registered
-from trainer.training.report import record_first_step
 from trainer.training.session import Session
+from trainer.training.step_end import StepEnd
 from trainer.training.step_trace import StepTrace, unscheduled
 from trainer.training.tally import Tally
 from trainer.training.unregistered import Watch
@@ -43,10 +42,7 @@ class Stepping:
         self._lr: float | None = None
         self._has_stepped = False
         """An optimizer has stepped since the last boundary."""
-        self._exchange: Exchange | None = None
-        self._started = 0.0
-        self._is_prepared = False
-        self._restored_at = time.monotonic()
+        self._ends = StepEnd(run, contents, session, self._message)
         self._phases = Phases(contents)
         self._before: unsaved.Attributes = {}
         self._tally: Tally | None = None
@@ -106,7 +102,8 @@ class Stepping:
                 yield batch
             except GeneratorExit:  # The loop was left by `break`, perhaps after a step.
                 if self._has_stepped:
-                    self._count(contents.done + 1, [feed.order] if run.world_size == 1 else [], time.monotonic())
+                    seconds = self._ends.count(contents.done + 1, time.monotonic())
+                    self._publish(seconds, [feed.order] if run.world_size == 1 else [])
                 raise
             if self.ends_step:
                 self.boundary()
@@ -168,9 +165,9 @@ class Stepping:
         if self._tally:
             self._tally.close()
         self._tally = Tally(self._run, until, contents.done)
-        if not self._is_prepared:
+        if self._ends.is_first:
             self._before = self._attributes()
-        self._started = time.monotonic()
+        self._ends.begin_step()
 
     def give(self, batch: object) -> None:
         """Take in a batch that the loop is about to get."""
@@ -183,19 +180,14 @@ class Stepping:
         if self._tally:
             self._tally.close()
 
-    def _count(self, done: int, orders: list[int], now: float) -> float:
-        """Count a step, and publish it with the fingerprint of its samples; returns its seconds."""
-        contents, run = self._contents, self._run
-        seconds, self._started = now - self._started, now
-        contents.done = run.steps_done = done
+    def _publish(self, seconds: float, orders: list[int]) -> None:
+        """Publish the step that was counted, with its time and the fingerprint of its samples."""
         self._has_stepped, self._begun = False, self._number
-        run.committed_step = self._session.saver.committed_step
         order = {"order": f"{sum(orders) & MASK:016x}"} if any(orders) else {}
         if self._tally:
-            traced = self._trace.step(contents.optimizers)
-            self._tally.step(contents.done, seconds, self._lr, {**order, **self._logged}, traced)
+            traced = self._trace.step(self._contents.optimizers)
+            self._tally.step(self._contents.done, seconds, self._lr, {**order, **self._logged}, traced)
         self._logged = {}
-        return seconds
 
     def boundary(self, done: int | None = None, is_last: bool | None = None) -> None:
         """End a step: agree with the other ranks, save if it is time, leave at a stop.
@@ -207,16 +199,10 @@ class Stepping:
         Raises:
             Leaving: it is time to stop, and this boundary is saved.
         """
-        contents, session, busy = self._contents, self._session, not self._session.saver.idle
-        begun, ended = self._started, time.monotonic()
-        exchange, self._exchange = self._exchange or self._run.group.exchange(self._message()), None
-        rows = exchange.wait()
-        seconds = self._count(contents.done + 1 if done is None else done, [row[MESSAGE_INTS] for row in rows], ended)
-        session.take_in(rows, begun)
-        if self._run.journal:
-            session.take_in_costs(seconds, busy)
-        if not self._is_prepared:
-            self._is_prepared = True
+        contents, session, is_first = self._contents, self._session, self._ends.is_first
+        rows, seconds = self._ends.end(contents.done + 1 if done is None else done)
+        self._publish(seconds, [row[MESSAGE_INTS] for row in rows])
+        if is_first:
             self._after_first_step()
         going_on = contents.done < self._until if is_last is None else not is_last
         if session.stop and going_on:
@@ -232,7 +218,6 @@ class Stepping:
         """Name what steps change and no checkpoint holds, and get memory for copies."""
         contents, run = self._contents, self._run
         self._watch.end_first_step()
-        record_first_step(run, self._restored_at)
         lost = unsaved.changed(self._before, self._attributes())
         lost = [name for name in lost if name.rpartition(".")[2] not in contents.known]
         if run.journal:
@@ -267,8 +252,8 @@ class Stepping:
 
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         self._session.await_copied()
-        if self.ends_step and self._exchange is None:  # The ranks agree while the optimizer works.
-            self._exchange = self._run.group.exchange(self._message())
+        if self.ends_step:
+            self._ends.start_to_agree()
         lr = optimizer.param_groups[0].get("lr")
         self._lr = None if lr is None else float(lr)
 
