@@ -601,7 +601,8 @@ def test_whether_the_exported_model_has_dropout_is_read_from_its_config(tmp_path
 @pytest.mark.slow
 def test_the_default_task_resumes_exactly_under_every_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And README's demo shows what it prints."""
-    done = rehearse("--keep", "kept", "--json", cwd=tmp_path)
+    # Beside other tests, several threads would wait for each other.
+    done = rehearse("--env", "OMP_NUM_THREADS=1", "--keep", "kept", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     document = json.loads(done.stdout)
     assert document["exact"] is True

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from needs import NOT_HERE
@@ -88,21 +89,32 @@ def _runs_for_everyone(python: str) -> bool:
 
 
 def install(say: Callable[[str], None]) -> None:
-    """Bring everything under `ROOT`; each part is left alone where it is as it should be.
+    """Bring everything under `ROOT`, the parts side by side; each is left alone where it is as it should be.
 
     Raises:
         Unavailable: a package cannot be downloaded (no network, no such version).
         RuntimeError: skyspot itself does not build or install.
     """
     ROOT.mkdir(mode=0o755, exist_ok=True)
-    _part("Debian packages", say, " ".join(PACKAGES.values()), _debian, there=not _absent_packages())
     _part("uv", say, "1", _uv, there=UV.exists())
+    absent = _absent_packages()
     python = base_python() or ""
     pins = CONSTRAINTS.read_text()
-    _part("client", say, f"{SKYPILOT} {python} {pins}", _client, CLIENT)
-    _part("runtime", say, f"{SKYPILOT} {python} {pins}", _runtime, RUNTIME)
-    _part("node", say, f"{python} {pins}", _node, NODE)
-    _part("rclone", say, "1", _rclone, RCLONE)
+
+    def skypilot() -> None:
+        # One after the other: the second finds most packages in uv's cache.
+        _part("client", say, f"{SKYPILOT} {python} {pins}", _client, CLIENT)
+        _part("runtime", say, f"{SKYPILOT} {python} {pins}", _runtime, RUNTIME)
+
+    with ThreadPoolExecutor() as side_by_side:
+        parts = [
+            side_by_side.submit(_part, "node", say, f"{python} {pins}", _node, NODE),
+            side_by_side.submit(skypilot),
+            side_by_side.submit(_part, "Debian packages", say, " ".join(PACKAGES.values()), _debian, there=not absent),
+            side_by_side.submit(_part, "rclone", say, "1", _rclone, RCLONE),
+        ]
+    for part in parts:
+        part.result()
     _part("skyspot", say, _source_hash(), _skyspot)
 
 
