@@ -614,7 +614,8 @@ def test_the_default_task_resumes_exactly_under_every_kind(tmp_path: Path, capsy
     assert rows["sigterm"]["lost_steps"] == rows["aws-notice"]["lost_steps"] == 0
     assert rows["sigterm"]["committed_s"] is not None
     assert rows["torn"]["lost_steps"] > 0
-    assert rows["kill"]["last_step"] < 20, "before the first checkpoint"
+    assert rows["kill"]["left_step"] == 20, "after the first checkpoint, so that it proves something"
+    assert all(kind["outcome"] == "exact" for kind in document["kinds"])
     assert any("49%" in note or "loss fell" in note for note in document["notes"])
     histories = [
         verdict.read_history(RunPaths(tmp_path / "kept" / leg / "bucket" / "rehearsal"))
@@ -716,8 +717,8 @@ def test_across_world_sizes_samples_and_lr_are_judged_bit_by_bit_and_losses_by_t
 
 def test_a_schedule_strikes_before_the_first_checkpoint_and_soon_after_a_resume() -> None:
     for seed in range(20):
-        plan = faults.schedule(list(faults.DEFAULT_KINDS), 5, seed, steps=60, first_save=20)
-        assert [strike.kind for strike in plan] == list(faults.DEFAULT_KINDS)
+        plan = faults.schedule(list(faults.DEFAULT_KINDS), 6, seed, steps=60, first_save=20)
+        assert [strike.kind for strike in plan] == [*faults.DEFAULT_KINDS, "kill"]
         assert 1 <= (plan[0].at_step or 0) < 20
         assert any(1 <= (strike.after_resume or 0) <= 3 for strike in plan)
     assert faults.schedule(["kill"], 3, 1, steps=60, first_save=20) == faults.schedule(

@@ -47,6 +47,8 @@ def in_a_word(verdict: Verdict) -> str:
     """The outcome of a run with one strike, by its verdict."""
     if verdict.exact:
         return EXACT
+    if verdict.cause == evidence.LOST:
+        return LOST_WORK
     return NOT_EXACT if verdict.checked else UNKNOWN
 
 

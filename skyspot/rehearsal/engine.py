@@ -254,6 +254,8 @@ class _Engine:
             if early := advice.exited_early(leg.rows):
                 judged = [advice.with_exit(one, early) for one in judged]
             judged = self._with_evidence(leg, judged)
+        elif resumed := records.judge(leg.rows, all(one.exact for one in judged)):
+            judged.insert(0, resumed)
         hit = {row.kind for row in leg.rows if row.hit}
         judged += self._failed_at_sigterm(leg)
         missed = [row for row in leg.rows if not row.hit and row.kind not in hit]

@@ -38,6 +38,8 @@ class Preemption:
     at_fraction: float | None = None
     """Preempt after this fraction of the undisturbed run's duration. Both are counted from the first write to the
     bucket. For tasks that do not record steps."""
+    saved: bool = False
+    """Preempt only once a checkpoint is complete. For tasks that record steps."""
     place: Place | None = None
     """Preempt at this call of a save."""
 
@@ -51,7 +53,8 @@ def schedule(kinds: list[str], count: int, seed: int, *, steps: int | None, firs
     """Plan the preemptions of a run.
 
     The first one comes before the first checkpoint, and one within three steps of a resume; the others are spread over
-    the run. Kinds take turns; each comes at least once if there are enough preemptions.
+    the run. Kinds take turns; each comes at least once if there are enough preemptions. A kill before the first
+    checkpoint proves nothing, so that the only one comes after it; what gets a notice saves then.
 
     Args:
         kinds: The kinds to use.
@@ -66,15 +69,23 @@ def schedule(kinds: list[str], count: int, seed: int, *, steps: int | None, firs
     if steps is None:
         # Each attempt continues where the last one stopped, so all of them together must not reach the end.
         return [Preemption(kind, at_fraction=dice.uniform(0.2, 0.8) / (count + 1)) for kind in taken]
-    found = []
+    found = list[Preemption]()
     for number, kind in enumerate(taken):
-        if number == 0 and kind in ("kill", *WARNINGS) and first_save and first_save > 1:
-            found.append(Preemption(kind, at_step=dice.randint(1, max(1, first_save - 1))))
-        elif number == 2:
-            found.append(Preemption(kind, after_resume=dice.randint(1, 3)))
-        else:
-            low, high = steps * number // (count + 1), steps * (number + 1) // (count + 1)
-            found.append(Preemption(kind, at_step=max(1, dice.randint(low, max(low, high - 1)))))
+        saves = first_save is not None and first_save < steps
+        early = number == 0 and (kind in WARNINGS or (kind == "kill" and (taken.count(kind) > 1 or not saves)))
+        if early and first_save and first_save > 1:
+            found.append(Preemption(kind, at_step=dice.randint(1, first_save - 1)))
+            continue
+        proves = saves and kind == "kill"
+        if number == 2:
+            found.append(Preemption(kind, after_resume=dice.randint(1, 3), saved=proves))
+            continue
+        low, high = steps * number // (count + 1), steps * (number + 1) // (count + 1) - 1
+        low = max(low, (found[-1].at_step or 0) + 1) if found else low
+        if proves and first_save:
+            low, high = max(low, first_save + 1), max(high, first_save * 3 // 2)
+        low = min(low, steps - 1)
+        found.append(Preemption(kind, at_step=max(1, dice.randint(low, max(low, min(high, steps - 1)))), saved=proves))
     return found
 
 

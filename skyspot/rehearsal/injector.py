@@ -69,6 +69,8 @@ class Injector:
             return due and (planned.kind != "torn" or bool(walk(self.watch.bucket)))
         if step is None:
             return False
+        if planned.saved and not self.watch.committed():
+            return False
         if planned.kind == "torn" and self.watch.committed() < 2:
             return False
         if planned.after_resume is not None:

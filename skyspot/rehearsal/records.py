@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
+from skyspot.rehearsal import evidence, remedies
 from skyspot.rehearsal.result import Row
-from skyspot.rehearsal.verdict import History
+from skyspot.rehearsal.verdict import History, Verdict
 from skyspot.rehearsal.watch import Watch
+from trainer.layout.documents import LayoutError
 from trainer.layout.events import event_named, read_events
-from trainer.layout.names import RunPaths, list_attempts
+from trainer.layout.manifest import read_manifest, sizes_agree
+from trainer.layout.names import CheckpointName, RunPaths, list_attempts, list_checkpoints
 
 
 def first_save(paths: RunPaths | None) -> int | None:
@@ -20,9 +25,16 @@ def first_save(paths: RunPaths | None) -> int | None:
     return None
 
 
-def fill(row: Row, watch: Watch) -> None:
-    """Copy an attempt's records into its row."""
+def fill(row: Row, watch: Watch, before: Row | None) -> None:
+    """Copy an attempt's records into its row, and what the run's folder has, once its machine is gone.
+
+    Args:
+        row: The attempt's row.
+        watch: What watched it.
+        before: The row of the attempt before it; None: it is the leg's first.
+    """
     paths, attempt = watch.paths, watch.attempt()
+    row.left_step = _newest_whole(paths) if paths else None
     if not paths or not attempt:
         return
     watch.look()
@@ -32,6 +44,55 @@ def fill(row: Row, watch: Watch) -> None:
     row.first_step, row.last_step = _int(first.get("step")), watch.step
     row.first_step_s = _float(first.get("seconds"))
     row.committed_s = _float(end.get("committed_s"))
+    if before:
+        _judge_start(row, before)
+
+
+def _newest_whole(paths: RunPaths) -> int:
+    """The step of the newest checkpoint that a resume must use; 0 if there is none."""
+    return next((name.step for name in list_checkpoints(paths) if _is_whole(paths, name)), 0)
+
+
+def _is_whole(paths: RunPaths, name: CheckpointName) -> bool:
+    """True if a checkpoint is committed and its files have their sizes, so that it is not torn, and it is finite."""
+    folder = paths.checkpoint(name)
+    try:
+        manifest = read_manifest(folder)
+        return manifest.finite and sizes_agree(folder, manifest) is None
+    except (LayoutError, OSError):
+        return False
+
+
+def _judge_start(row: Row, before: Row) -> None:
+    """Write into a row whether its attempt resumed from the newest checkpoint, and if its start shows anything."""
+    left, restored = before.left_step or 0, row.restored_step
+    row.lost_work = restored is not None and restored < left
+    if row.lost_work:
+        row.resumed = f"step {restored}: LOST WORK" if restored else "nothing: LOST WORK"
+    row.unproven = ""
+    if before.struck and not left:
+        row.unproven = "no checkpoint was complete"
+    elif restored is None and row.kind == "finished":
+        row.unproven = "nothing was left to do"
+
+
+def judge(rows: Sequence[Row], same: bool) -> Verdict | None:
+    """Judge whether the attempts of a leg resumed; None if each did, at least one of them from a checkpoint.
+
+    Args:
+        rows: The attempts.
+        same: True if the leg's results are the undisturbed run's.
+    """
+    for before, row in pairwise(rows):
+        if row.lost_work:
+            did = f"went on from step {row.restored_step}" if row.restored_step else "began from nothing"
+            there = f"the checkpoint of step {before.left_step} was complete"
+            text = f"LOST WORK: attempt {row.number} {did} though {there}"
+            return Verdict(False, True, text, evidence.LOST if same else None, remedy=remedies.RUN_FOLDER.remedy)
+    if not same or any(row.restored_step for row in rows):
+        return None
+    text = "every strike came before its first checkpoint was complete; train longer, or save more often"
+    return Verdict(False, False, f"not checked: {text}")
 
 
 def restored_step(watch: Watch) -> int | None:

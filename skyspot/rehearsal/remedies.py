@@ -79,6 +79,10 @@ DESTROYED = Finding(
     "LOST WORK: was destroyed while the next was written",
     "keep the old checkpoint until the new one is in place",
 )
+RUN_FOLDER = Finding(
+    "LOST WORK: a task that uses skyspot's trainer or `SpotRun`",
+    "give every attempt the same run folder (`$SKYSPOT_CHECKPOINT_DIR`), and delete or move nothing in it",
+)
 NEVER_SAVES = Finding("saves nothing before its end", "save every few minutes")
 IRREGULAR = Finding("saves come at irregular steps", "save at fixed steps too, beside the best one")
 AT_NOTICE = Finding(
@@ -133,7 +137,8 @@ NONDETERMINISTIC = Finding(
 
 FINDINGS = (
     HALF_WRITTEN, MIXED, NOT_READ, DATA_ORDER, LEARNING_RATE, NO_CAUSE, MORE_STEPS, FEWER_STEPS, BEST_LOST,
-    REPEATED_LINES, NOT_USED, OLDER_USED, DESTROYED, NEVER_SAVES, IRREGULAR, AT_NOTICE, EXITED_WITH_0, WORKERS, REFUSED,
+    REPEATED_LINES, NOT_USED, OLDER_USED, DESTROYED, RUN_FOLDER, NEVER_SAVES, IRREGULAR, AT_NOTICE, EXITED_WITH_0,
+    WORKERS, REFUSED,
     UNSCHEDULED, UNREGISTERED, UNSAVED, UNSTATED, ELSEWHERE, BATCHES, STREAMS, SEEDS, NONDETERMINISTIC,
 )  # fmt: skip
 """All of them, in the order of the docs' table."""

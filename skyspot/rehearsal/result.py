@@ -78,6 +78,8 @@ class Row:
     """The step it resumed from; 0: from the start."""
     first_step: int | None = None
     last_step: int | None = None
+    left_step: int | None = None
+    """The step of the newest complete checkpoint when it had ended; 0: there was none. None: it keeps no records."""
     lost_steps: int | None = None
     """Steps that the next attempt repeated."""
     committed_s: float | None = None

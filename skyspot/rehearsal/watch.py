@@ -102,8 +102,8 @@ class Watch:
         return bool(paths and attempt and event_named(read_events(paths, attempt), "end"))
 
     def committed(self) -> int:
-        """Count the committed checkpoints."""
-        paths = self.paths
+        """Count the committed checkpoints that have arrived in the bucket."""
+        paths = find_run(self.bucket, self.run_folder)
         return len([name for name in list_checkpoints(paths) if is_committed(paths.checkpoint(name))]) if paths else 0
 
 

@@ -1,0 +1,157 @@
+"""Rehearsals of a task with records: exit status 0 only if it was struck after a save and resumed from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support import PROGRAMS
+from support_rehearse import rehearse
+
+from skyspot.rehearsal import by_kind, evidence, faults, records, remedies
+from skyspot.rehearsal.result import Leg, Row
+from skyspot.rehearsal.verdict import Verdict
+from skyspot.rehearsal.watch import Watch
+from trainer.bucket.hashing import hash_file
+from trainer.layout.documents import to_json
+from trainer.layout.manifest import FileRecord, Manifest
+from trainer.layout.names import MANIFEST, AttemptName, CheckpointName, RunPaths
+
+TASK = f"""\
+name: own
+envs: {{OUT: /checkpoints/own, MODE: right}}
+file_mounts:
+  /checkpoints: {{name: somebodys-bucket, mode: MOUNT}}
+  ~/recorded.py: {PROGRAMS / "recorded.py"}
+run: python ~/recorded.py
+"""
+
+
+def rehearsed(folder: Path, mode: str, *args: object) -> tuple[int, dict]:
+    (folder / "task.yaml").write_text(TASK)
+    done = rehearse("task.yaml", "--env", f"MODE={mode}", "--processes", 1, "--json", *args, cwd=folder)
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def outcomes(result: dict) -> dict[str, str]:
+    return {one["kind"]: one["outcome"] for one in result["kinds"]}
+
+
+def test_a_kill_that_is_the_only_strike_comes_after_a_save_and_is_proof(tmp_path: Path) -> None:
+    code, result = rehearsed(tmp_path, "right", "--kinds", "kill", "--preemptions", 1)
+    assert code == 0, result
+    killed, resumed = result["legs"][1]["rows"]
+    assert killed["left_step"] >= 5
+    assert resumed["restored_step"] == killed["left_step"]
+    assert outcomes(result) == {"kill": "exact"}
+
+
+def test_a_task_that_deletes_its_checkpoints_has_lost_work_though_its_history_is_the_same(tmp_path: Path) -> None:
+    code, result = rehearsed(tmp_path, "deletes", "--kinds", "kill,sigterm", "--preemptions", 2)
+    assert code == 1
+    found = result["legs"][1]["verdict"]
+    assert found["text"].startswith("LOST WORK: attempt 2 began from nothing though the checkpoint of step ")
+    assert found["remedy"] == remedies.RUN_FOLDER.remedy
+    assert result["legs"][1]["rows"][1]["resumed"] == "nothing: LOST WORK"
+    assert outcomes(result) == {"kill": "LOST WORK", "sigterm": "LOST WORK"}
+
+
+# -- the judgment, from the records alone
+
+
+def attempt_of(root: Path, number: int, restored: int | None) -> AttemptName:
+    paths, name = RunPaths(root), AttemptName(number, f"{number:06x}")
+    paths.attempt(name).mkdir(parents=True)
+    if restored is not None:
+        paths.event(name, 1, "restored").write_bytes(to_json({"step": restored}))
+    return name
+
+
+def checkpoint(root: Path, step: int, attempt: AttemptName, **facts: object) -> Path:
+    folder = RunPaths(root).checkpoint(CheckpointName(step, attempt, step))
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_bytes(b"12345678")
+    files = {"state.json": FileRecord(8, hash_file(folder / "state.json"))}
+    (folder / MANIFEST).write_bytes(Manifest("checkpoint", files, {"step": step, **facts}).to_json())
+    return folder
+
+
+def filled(root: Path, number: int, restored: int | None, before: Row | None, *saves: int, kind: str = "kill") -> Row:
+    """The row of an attempt that resumes from a step and saves at others."""
+    watch, row = Watch(root.parent, root.name), Row(number, kind, kind)
+    name = attempt_of(root, number, restored)
+    for step in saves:
+        checkpoint(root, step, name)
+    records.fill(row, watch, before)
+    return row
+
+
+@pytest.mark.parametrize(
+    ("saves", "restored", "resumed", "unproven"),
+    [
+        ((20, 40), 40, None, ""),
+        ((20, 40), 20, "step 20: LOST WORK", ""),
+        ((20,), 0, "nothing: LOST WORK", ""),
+        ((), 0, None, "no checkpoint was complete"),
+        ((20,), None, None, "nothing was left to do"),
+    ],
+)
+def test_the_next_attempt_tells_whether_it_resumed(
+    tmp_path: Path, saves: tuple[int, ...], restored: int | None, resumed: str | None, unproven: str
+) -> None:
+    first = filled(tmp_path / "own", 1, 0, None, *saves)
+    second = filled(tmp_path / "own", 2, restored, first, kind="finished")
+    assert first.left_step == max(saves, default=0)
+    assert (second.resumed, second.lost_work, second.unproven) == (resumed, resumed is not None, unproven)
+
+
+def test_a_checkpoint_that_is_torn_or_not_finite_need_not_be_resumed_from(tmp_path: Path) -> None:
+    name = attempt_of(tmp_path / "own", 1, 0)
+    checkpoint(tmp_path / "own", 10, name)
+    checkpoint(tmp_path / "own", 20, name, finite=False)
+    assert faults.tear(tmp_path, "own") is not None
+    checkpoint(tmp_path / "own", 30, name)
+    assert str(faults.tear(tmp_path, "own")).endswith("30/state.json")
+    (checkpoint(tmp_path / "own", 40, name) / MANIFEST).unlink()
+    row = Row(1, "kill", "killed")
+    records.fill(row, Watch(tmp_path, "own"), None)
+    assert row.left_step == 10
+
+
+def test_lost_work_fails_and_no_resume_at_all_is_not_checked() -> None:
+    first, lost = Row(1, "kill", "killed", left_step=20), Row(2, "sigterm", "SIGTERM", restored_step=0, lost_work=True)
+    last = Row(3, "finished", "finished", restored_step=40)
+    found = records.judge([first, lost, last], same=True)
+    assert found
+    assert (found.exact, found.checked, found.cause) == (False, True, evidence.LOST)
+    assert by_kind.in_a_word(found) == "LOST WORK"
+    leg = Leg("preempted", "Preempted", 2, rows=[first, lost, last], finished=True, verdict=found)
+    assert [by_kind.outcome(leg, order) for order in (0, 1)] == ["LOST WORK", "exact"]
+    other = records.judge([first, lost, last], same=False)
+    assert other
+    assert other.cause is None, "the other strikes are not exact then"
+    from_nothing = Row(2, "finished", "finished", restored_step=0, unproven="no checkpoint was complete")
+    found = records.judge([first, from_nothing], same=True)
+    assert found
+    assert (found.checked, found.text.partition(";")[0]) == (
+        False, "not checked: every strike came before its first checkpoint was complete"
+    )  # fmt: skip
+    assert records.judge([first, last], same=True) is None
+    assert records.judge([first, from_nothing], same=False) is None, "the difference says more"
+    leg.rows, leg.verdict = [first, from_nothing], Verdict(True, True, "bit-identical")
+    assert by_kind.outcome(leg, 0) == "not tried"
+
+
+def test_a_schedule_has_a_kill_that_proves_something() -> None:
+    for seed in range(20):
+        for kinds, count in ((["kill"], 1), (["kill"], 3), (list(faults.DEFAULT_KINDS), 5)):
+            plan = faults.schedule(kinds, count, seed, steps=60, first_save=20)
+            kills = [one for one in plan if one.kind == "kill"]
+            assert kills[-1].saved
+            assert kills[-1].after_resume or 20 < (kills[-1].at_step or 0) < 60
+            assert (kills[0].at_step or 0) < 20 or len(kills) == 1
+        [late] = faults.schedule(["kill"], 1, seed, steps=60, first_save=60)
+        assert not late.saved, "it saves at its end only, so it would never be struck"
+        assert 1 <= (late.at_step or 0) < 60
