@@ -128,22 +128,24 @@ def test_more_steps_after_the_end_continue_where_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_stop_together_and_end_with_the_same_bits(tmp_path: Path) -> None:
-    whole, struck, alone = tmp_path / "whole", tmp_path / "struck", tmp_path / "alone"
+    whole, struck, alone = tmp_path / "whole", tmp_path / "struck", (tmp_path / "alone", tmp_path / "estimated")
     program, options = PROGRAMS / "lightning_loop.py", ("--count", 40, "--epochs", 2)
     assert launch(program, "--dir", whole, *options, processes=2).code == 0
     ended = noticed(program, "--dir", struck, *options, "--strike", "7:notice", processes=2)
     assert ended.code == 75, ended.output
-    shutil.copytree(struck, alone)
+    for folder in alone:
+        shutil.copytree(struck, folder)
     last = launch(program, "--dir", struck, *options, processes=2)
     assert last.code == 0, last.output
     assert event(struck, "restored")["step"] == 7
     assert losses(struck) == losses(whole)
     assert exported(struck) == exported(whole)
     # On another number of processes: 5 batches an epoch became 10.
-    (other,) = attempts(("--dir", alone, *options))
-    assert other.code == 0, other.output
-    assert "2 processes saved this checkpoint; 1 continue after 4 batches each of epoch 1" in other.output
-    assert sorted(losses(alone)) == list(range(1, 7 + 6 + 1))
+    given = [("--dir", folder, *options, "--kind", folder.name) for folder in alone]
+    for folder, other in zip(alone, attempts(*given), strict=True):
+        assert other.code == 0, other.output
+        assert "16 samples of epoch 1; 1 continue after 4 batches each. Random numbers are new" in other.output
+        assert sorted(losses(folder)) == list(range(1, 7 + 6 + 1))
 
 
 def test_what_is_not_supported_is_said_in_a_line(tmp_path: Path) -> None:

@@ -327,7 +327,9 @@ def test_a_registered_loader_on_other_processes_is_refused() -> None:
         return loader, {"loader": loader}
 
     saved = feed(make, 3, processes=2).saved
-    with pytest.raises(RunError, match="was saved by 2 processes, and does not fit 1"):
+    with pytest.raises(
+        RunError, match=r"which 2 processes saved, and which does not fit 1\. Start 2, or use run\.sampler"
+    ):
         feed(make, 1, saved)
 
 

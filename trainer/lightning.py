@@ -53,8 +53,8 @@ class SpotCallback(Callback):  # type: ignore[misc]  # Lightning's annotations c
         self._run = run
         self._state: LightningState | None = None
         self._stepping: Stepping | None = None
-        self._is_shared_anew = False
-        """The epoch was begun by more or fewer processes."""
+        self._feed: Feed | None = None
+        """Of the training loader, once it is there."""
         self._samples_of_a_batch = 0
         self._losses: list[torch.Tensor] = []
         """Of the batches of the step under way."""
@@ -140,25 +140,15 @@ class SpotCallback(Callback):  # type: ignore[misc]  # Lightning's annotations c
         """
         optimizers = {f"optimizer{number or ''}": one for number, one in enumerate(trainer.optimizers)}
         self._run.register(model=pl_module, lightning=self._state, **optimizers)
-        self._share_anew(trainer)
         self._loop.contents.loop = "lightning"
+        self._share_anew(trainer)
         self._loop.set_end(None if trainer.max_steps == -1 else trainer.max_steps)
 
     def _share_anew(self, trainer: Trainer) -> None:
-        """After a checkpoint of more or fewer processes: continue after as many batches of all together."""
-        contents, run = self._loop.contents, self._run
-        then, contents.processes_then = contents.processes_then, None
-        if then is None or not contents.batches:
-            return
-        accumulate = trainer.accumulate_grad_batches
-        contents.batches = contents.batches * then // run.world_size // accumulate * accumulate
-        current = trainer.fit_loop.epoch_loop.batch_progress.current
-        current.ready = current.started = current.processed = current.completed = contents.batches
-        self._is_shared_anew = contents.batches > 0
-        run.print_line(
-            f"{then} processes saved this checkpoint; {run.world_size} continue after {contents.batches} batches each "
-            f"of epoch {contents.epoch}. Random numbers are new, and samples may come twice or not at all in this epoch"
-        )
+        """After a checkpoint of more or fewer processes: continue after as many samples, once the loader is there."""
+        if self._feed and self._feed.share_anew(trainer.accumulate_grad_batches):
+            current = trainer.fit_loop.epoch_loop.batch_progress.current
+            current.ready = current.started = current.processed = current.completed = self._loop.contents.batches
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare for the first step."""
@@ -215,14 +205,14 @@ class SpotCallback(Callback):  # type: ignore[misc]  # Lightning's annotations c
         if self._stepping:
             self._stepping.give(batch)
 
-    def feed(self, loader: Any) -> Feed:
+    def feed(self, loader: Any, trainer: Trainer) -> Feed:
         """The batches of a loader from the checkpoint's position on."""
         run = self._run
         feed = Feed(loader, self._loop.contents, run.world_size, run.print_line, keeps_its_place=has_state(loader))
         if feed.sampler:
             raise RunError("SpotCallback: run.sampler() is for run.steps; Lightning makes a sampler of its own")
-        feed.is_shared_anew = self._is_shared_anew
-        self._samples_of_a_batch = feed.samples_of_a_batch()
+        self._feed, self._samples_of_a_batch = feed, feed.samples_of_a_batch()
+        self._share_anew(trainer)
         return feed
 
 
@@ -231,7 +221,7 @@ class _Loader:
 
     def __init__(self, loader: Any, callback: SpotCallback, trainer: Trainer) -> None:
         self._loader, self._callback, self._trainer = loader, callback, trainer
-        self._feed = callback.feed(loader)
+        self._feed = callback.feed(loader, trainer)
 
     def __iter__(self) -> Iterator[Any]:
         self._callback.end_step(self._trainer)  # The last one of the epoch before.

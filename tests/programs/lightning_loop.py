@@ -72,6 +72,8 @@ class Module(lightning.LightningModule):
         if self.given.kind == "by-hand":
             first = torch.optim.AdamW(self.net.parameters(), lr=0.02)
             return [first, torch.optim.SGD(self.critic.parameters(), lr=0.01, momentum=0.9)]
+        if self.given.kind == "estimated":  # It makes Lightning prepare the loader before anything is restored.
+            assert self.trainer.estimated_stepping_batches
         optimizer = torch.optim.AdamW(self.parameters(), lr=0.02)
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 30)
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.9, threshold=0.3)

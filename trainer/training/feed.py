@@ -57,7 +57,7 @@ class Feed:
         if keeps_its_place is None:
             keeps_its_place = keeping.keeps_its_place(loader, contents.others, print_line)
         self._keeps_its_place = keeps_its_place
-        self.is_shared_anew = False
+        self._is_shared_anew = False
         """The epoch was begun by more or fewer processes."""
         self._is_prepared = prepared.is_prepared(loader) and not self._keeps_its_place
         self._rereading = Rereading(print_line)
@@ -72,7 +72,7 @@ class Feed:
             yield from self._sampled(self.sampler)
         contents = self._contents
         each = self.samples_of_a_batch()
-        self._skip_as_others(each)
+        self.share_anew()
         while True:
             count = 0
             for batch in self.epoch():
@@ -120,36 +120,46 @@ class Feed:
             return iter(seeded_loader(self._loader, micro_batches))
         return (micro.ids for micro in micro_batches)
 
-    def _skip_as_others(self, each: int) -> None:
-        """After a checkpoint of more or fewer processes: begin after as many samples.
+    def share_anew(self, accumulate: int = 1) -> bool:
+        """After a checkpoint of more or fewer processes: continue after as many samples of the epoch.
+
+        Args:
+            accumulate: Batches of a step, where a resume has to begin with the first one of a step.
+
+        Returns:
+            True if it was such a checkpoint, saved within an epoch.
 
         Raises:
             RunError: the loader keeps its own position, which is one of another number of processes.
         """
-        contents, processes_then = self._contents, self._contents.processes_then
+        contents, then, each = self._contents, self._contents.processes_then, self.samples_of_a_batch()
         contents.processes_then = None
-        if processes_then is None or not contents.batches:
-            return
+        if then is None or not contents.batches:
+            return False
+        is_own = contents.loop == "steps"  # run.sampler() is not for a framework's loop.
         if self._keeps_its_place:
+            remedy = ", or use run.sampler(), which fits any number" if is_own else ", or use a plain DataLoader"
             raise RunError(
-                f"the registered loader's position within its epoch was saved by {processes_then} processes, and does "
-                f"not fit {self._processes}. Start {processes_then}, or use run.sampler(), which fits any number"
+                f"the loader keeps its own position within its epoch, which {then} processes saved, and which does not "
+                f"fit {self._processes}. Start {then}{remedy}"
             )
-        contents.batches = contents.samples // each
+        contents.batches = contents.samples // each // accumulate * accumulate
+        hint = ". run.sampler() keeps the order on any number of processes" if is_own else ""
         self._print_line(
-            f"{processes_then} processes consumed {contents.samples} samples of epoch {contents.epoch}; "
-            f"{self._processes} continue after {contents.batches} batches each. Random numbers are new, and samples "
-            "may come twice or not at all in this epoch. run.sampler() keeps the order on any number of processes"
+            f"{then} processes consumed {contents.samples} samples of epoch {contents.epoch}; {self._processes} "
+            f"continue after {contents.batches} batches each. Random numbers are new, and samples may come twice or "
+            f"not at all in this epoch{hint}"
         )
-        contents.samples, self.is_shared_anew = contents.batches * each, contents.batches > 0
+        contents.samples, self._is_shared_anew = contents.batches * each, contents.batches > 0
+        return True
 
     def epoch(self) -> Iterator[Any]:
         """Yield the batches of the contents' epoch that are not consumed yet."""
         contents, restored = self._contents, self._contents.streams_at_restore
         contents.streams_at_restore = None
         self._set_epoch(contents.epoch)
-        skip = contents.batches if restored is not None or self.is_shared_anew else 0
-        self.is_shared_anew = False
+        skip = contents.batches if restored is not None or self._is_shared_anew else 0
+        self._is_shared_anew = False
 
         def then() -> None:
             if restored is not None:
