@@ -11,7 +11,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from trainer.errors import RunError
+from trainer.training import accelerated, prepared
 from trainer.training.registrable import refuse_stateless
+from trainer.training.sampler import RunSampler
 
 OWN_LOOP = "run.register and run.steps, docs/your-own-script.md"
 
@@ -110,3 +112,51 @@ def check_steps(loader: Any, until: Any) -> None:
         raise RunError(f"steps(until={until!r:.60}): give a number of steps, 1 or more")
     if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
         raise RunError(f"steps(loader): a {type(loader).__name__} cannot be iterated over. Give a DataLoader")
+
+
+def batches_of_a_step(sampler: RunSampler | None, given: Any) -> int:
+    """The batches of a step: those of our sampler, or the given number; 1 by default.
+
+    Raises:
+        RunError: it is no number, or not the sampler's.
+    """
+    if sampler and given not in (None, sampler.accumulate):
+        raise RunError(
+            f"steps(accumulate={given!r:.60}): the sampler makes {sampler.accumulate} batches a step. Leave it out"
+        )
+    if given is not None and not (type(given) is int and given > 0):
+        raise RunError(f"steps(accumulate={given!r:.60}): give the number of batches of a step")
+    return sampler.accumulate if sampler else given or 1
+
+
+def refuse_unlike_accelerate(loader: Any, accumulate: int, world_size: int) -> None:
+    """Refuse what accelerate and a loop under `steps` understand differently.
+
+    Args:
+        loader: As it is given to `steps`.
+        accumulate: The batches of a step.
+        world_size: The number of processes.
+
+    Raises:
+        RunError: the number of processes, of a step's batches, or of the ranks' batches differs.
+    """
+    accelerated.refuse_other_processes(world_size)
+    steps = accelerated.accumulates()
+    if accumulate > 1 and steps > 1:
+        raise RunError(
+            f"steps(accumulate={accumulate}) and Accelerator(gradient_accumulation_steps={steps}): give one of them. "
+            "With accelerator.accumulate(model), leave out the first"
+        )
+    if not prepared.is_prepared(loader):
+        return
+    if getattr(loader, "use_stateful_dataloader", False):
+        raise RunError(
+            "use_stateful_dataloader=True of accelerate does not resume exactly. Leave it out: run.steps() continues "
+            "the loader at the right batch by itself"
+        )
+    counts = prepared.lengths(loader)
+    if len(set(counts)) > 1:
+        raise RunError(
+            f"the ranks have different numbers of batches in an epoch ({', '.join(map(str, counts))}), because of "
+            "even_batches=False. Leave it out, or use drop_last=True in the DataLoader"
+        )

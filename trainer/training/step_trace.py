@@ -66,22 +66,3 @@ def _streams() -> dict[str, str]:
 def _rate(optimizer: torch.optim.Optimizer) -> float | None:
     rate = optimizer.param_groups[0].get("lr")
     return None if rate is None else float(rate)
-
-
-def schedules(thing: object, optimizer: torch.optim.Optimizer, depth: int = 3) -> bool:
-    """True if a registered object is a scheduler of the optimizer, or wraps one."""
-    held = [getattr(thing, name, None) for name in ("optimizer", "scheduler", "_schedulers")]
-    held += held.pop() or []
-    return depth > 0 and any(
-        one is optimizer or (one is not None and schedules(one, optimizer, depth - 1)) for one in held
-    )
-
-
-def unscheduled(optimizers: Mapping[str, torch.optim.Optimizer], others: Mapping[str, Any]) -> list[str]:
-    """Names of the optimizers with a scheduler of torch's of which none is registered."""
-    return [
-        name
-        for name, optimizer in optimizers.items()
-        if hasattr(optimizer.step, "_wrapped_by_lr_sched")
-        and not any(schedules(thing, optimizer) for thing in others.values())
-    ]

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from trainer.bucket.hashing import MASK
 from trainer.errors import RunError
 from trainer.ranks.agreement import MESSAGE_INTS
-from trainer.training import accelerated, prepared, unsaved
+from trainer.training import accelerated, unsaved
 from trainer.training.alike import refuse_unlike
+from trainer.training.arguments import batches_of_a_step, refuse_unlike_accelerate
 from trainer.training.closing import Closing
 from trainer.training.feed import Feed, sampler_of
 from trainer.training.participant import Participant
@@ -21,7 +21,7 @@ from trainer.training.phases import Phases
 from trainer.training.registered import Registered
 from trainer.training.session import Session
 from trainer.training.step_end import StepEnd
-from trainer.training.step_trace import StepTrace, unscheduled
+from trainer.training.step_trace import StepTrace
 from trainer.training.tally import Tally
 from trainer.training.unregistered import Watch
 
@@ -90,8 +90,8 @@ class Stepping:
         contents, run = self._contents, self._run
         feed, batches = self._phases.open(lambda: Feed(loader, contents, run.world_size, run.print_line))
         self._feed = feed
-        accumulate = _accumulate(feed, accumulate)
-        self._refuse_unlike_accelerate(loader, accumulate)
+        accumulate = batches_of_a_step(feed.sampler, accumulate)
+        refuse_unlike_accelerate(loader, accumulate, run.world_size)
         if self._session.stop:  # It came in the last step of the call before.
             self._closing.stop(self._session.stop)
         self._accumulate, self._begun = accumulate, 0
@@ -131,33 +131,6 @@ class Stepping:
         """The number in its step, from 0, of the batch that the loop has now."""
         return self._number - self._begun - 1
 
-    def _refuse_unlike_accelerate(self, loader: Iterable[Any], accumulate: int) -> None:
-        """Refuse what accelerate and this loop understand differently.
-
-        Raises:
-            RunError: the number of processes, of a step's batches, or of the ranks' batches differs.
-        """
-        accelerated.refuse_other_processes(self._run.world_size)
-        steps = accelerated.accumulates()
-        if accumulate > 1 and steps > 1:
-            raise RunError(
-                f"steps(accumulate={accumulate}) and Accelerator(gradient_accumulation_steps={steps}): give one of "
-                "them. With accelerator.accumulate(model), leave out the first"
-            )
-        if not prepared.is_prepared(loader):
-            return
-        if getattr(loader, "use_stateful_dataloader", False):
-            raise RunError(
-                "use_stateful_dataloader=True of accelerate does not resume exactly. Leave it out: run.steps() "
-                "continues the loader at the right batch by itself"
-            )
-        counts = prepared.lengths(loader)
-        if len(set(counts)) > 1:
-            raise RunError(
-                f"the ranks have different numbers of batches in an epoch ({', '.join(map(str, counts))}), because of "
-                "even_batches=False. Leave it out, or use drop_last=True in the DataLoader"
-            )
-
     def begin(self, until: int) -> None:
         """Prepare for the first step of the attempt, or of a call; training ends at step `until` (0: unknown)."""
         contents = self._contents
@@ -166,7 +139,7 @@ class Stepping:
             self._tally.close()
         self._tally = Tally(self._run, until, contents.done)
         if self._ends.is_first:
-            self._before = self._attributes()
+            self._before = unsaved.attributes(contents.models, contents.others)
         self._ends.begin_step()
 
     def give(self, batch: object) -> None:
@@ -218,28 +191,10 @@ class Stepping:
         """Name what steps change and no checkpoint holds, and get memory for copies."""
         contents, run = self._contents, self._run
         self._watch.end_first_step()
-        lost = unsaved.changed(self._before, self._attributes())
-        lost = [name for name in lost if name.rpartition(".")[2] not in contents.known]
-        if run.journal:
-            run.journal.event("registered", loop=contents.loop, objects=contents.kinds(), unsaved=lost)
-        for name in unscheduled(contents.optimizers, contents.others):
-            run.print_line(
-                f"A scheduler sets the learning rate of {name!r} and is not registered: after a resume it would start "
-                "over. Register it: run.register(scheduler=...)."
-            )
-        for name in lost:
-            run.print_line(
-                f"{name} changes during training, and its object's state_dict() does not hold it: it is not saved, and "
-                "a resume begins with its first value. Put it into the state_dict, or into run.state."
-            )
+        unsaved.report(run, contents, self._before)
         self._before = {}
         refuse_unlike(run.group, contents.models, contents.done, sample=False)
         self._session.prepare()
-
-    def _attributes(self) -> unsaved.Attributes:
-        """Of all that is registered but loaders, whose attributes are the affair of their libraries."""
-        others = {name: thing for name, thing in self._contents.others.items() if not isinstance(thing, DataLoader)}
-        return unsaved.attributes(self._contents.models, others)
 
     def _message(self) -> list[int]:
         """This rank's row: its message on stopping, and the fingerprint of its samples in the step."""
@@ -259,18 +214,3 @@ class Stepping:
 
     def _after_step(self, *_: Any) -> None:
         self._has_stepped = True
-
-
-def _accumulate(feed: Feed, given: int | None) -> int:
-    """The batches of a step.
-
-    Raises:
-        RunError: it is no number, or not the sampler's.
-    """
-    if feed.sampler and given not in (None, feed.sampler.accumulate):
-        raise RunError(
-            f"steps(accumulate={given!r:.60}): the sampler makes {feed.sampler.accumulate} batches a step. Leave it out"
-        )
-    if given is not None and not (type(given) is int and given > 0):
-        raise RunError(f"steps(accumulate={given!r:.60}): give the number of batches of a step")
-    return feed.sampler.accumulate if feed.sampler else given or 1
