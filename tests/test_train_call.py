@@ -139,6 +139,8 @@ def test_training_that_the_program_ends_is_finished_at_that_step(tmp_path: Path,
     assert stopped.code == 75, stopped.output
     assert "uploaded" not in stopped.output
     assert stopped.output.count("at exit") == processes
+    assert stopped.output.count("train() does not step this") == 1
+    assert "train(extra={'plateau': ...}): train() does not step this ReduceLROnPlateau" in stopped.output
     # Its log is flushed, and its process pool is gone.
     done_then = event(run_dir, "end")["step"]
     assert (tmp_path / "run-log-0").read_text().split() == [str(step + 1) for step in range(int(str(done_then)))]

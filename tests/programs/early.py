@@ -85,7 +85,9 @@ def main() -> None:
                 os.kill(os.getpid(), signal.Signals[name])
             return (model(batch.x) - batch.y).square().sum()
 
-        options = {"samples": Rows(), "loss": loss, "extra": {"scheduler": scheduler, "early": early}}
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)  # Nobody steps it.
+        extra = {"scheduler": scheduler, "plateau": plateau, "early": early}
+        options = {"samples": Rows(), "loss": loss, "extra": extra}
         run.train(model, optimizer, **options)
         if given.dies_after:
             os.kill(os.getpid(), signal.SIGKILL)

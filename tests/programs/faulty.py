@@ -26,7 +26,7 @@ from trainer.layout.documents import LayoutError
 from trainer.layout.manifest import read_manifest
 from trainer.ranks import rendezvous
 from trainer.training import computation, export, rng, samples
-from trainer.training.run import default_binding
+from trainer.training.starting import default_binding
 
 
 def steps_or_auto(text: str) -> int | None:

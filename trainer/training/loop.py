@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from trainer.bucket.hashing import fingerprint
 from trainer.checkpoint import buffers, extras
@@ -51,29 +52,12 @@ class Loop:
         max_steps: int | None = None,
         lr_factor: Callable[[int], float] | None = None,
         held_out: Samples | None = None,
-        save_model: Callable[..., None] = export.save_tensors,
+        save_model: Callable[..., None] | None = None,
         extra: Mapping[str, Any] | None = None,
         tokens: str | None = None,
         find_unused_parameters: bool | None = None,
     ) -> None:
-        """Describe the training.
-
-        Args:
-            run: The attempt.
-            model: On any device, with its initial weights: the same on every rank.
-            optimizer: Over the model's parameters.
-            samples: The samples to train on.
-            loss: (model, batch) -> the *sum* of the losses over the batch, 0-d.
-            max_steps: Where training ends; None: as the config says.
-            lr_factor: Step (from 1) -> the factor of each group's initial learning rate in that step. None: the
-                optimizer's own rates. A scheduler in `extra`, which a hook of the optimizer steps, may change them.
-            held_out: The samples to evaluate on, every `eval_interval_steps`.
-            save_model: Writes the trained model into an empty local folder, for `final/`. If it has a parameter `write`
-                (`export.Write`), it can stream large tensors through that, without a copy on local disk.
-            extra: Objects with `state_dict` and `load_state_dict`, saved with the model (an EMA copy, say).
-            tokens: The folder of prepared data, for the checkpoints' manifests.
-            find_unused_parameters: With several processes, whether they look in each step for parameters that got no
-                gradient; a model with branches needs it. None: if the first batch leaves one without.
+        """Describe the training; the arguments are those of `SpotRun.train`.
 
         Raises:
             RunError: an argument makes no sense.
@@ -82,11 +66,11 @@ class Loop:
             model, optimizer, samples, held_out if run.config.eval_interval_steps else None, extra or {}, lr_factor
         )
         self.run, self.config, self.group = run, run.config, run.group
-        self.samples, self.held_out, self.save_model = samples, held_out, save_model
+        self.samples, self.held_out, self.save_model = samples, held_out, save_model or export.save_tensors
         self.max_steps = steps = agreed_steps(run.config.max_steps, max_steps)
         accelerator = make_accelerator(run)
         refuse_lazy(model)
-        export.check_save_model(save_model)
+        export.check_save_model(self.save_model)
         made = buffers.forms(model)
         unseen = not_seen(model)
         # For its device and its precision. Passes wraps it for several ranks.
@@ -117,6 +101,7 @@ class Loop:
         state, session = self.state, self.session
         self._start_first_step()
         prepared, before, was_ended = False, state.kept.buffers, state.enough
+        scheduled = self._scheduled()
         self._ended = was_ended
         while state.done < self.max_steps and not session.stop and not self._ended:
             self.evaluation.run_if_due()
@@ -126,6 +111,7 @@ class Loop:
                 prepared = True
                 self._report_unsaved_buffers(before)
                 before = {}
+                self._report_unstepped(scheduled)
                 session.prepare()
             if session.is_due() and state.done < self.max_steps and not session.stop:
                 session.save()
@@ -190,6 +176,21 @@ class Loop:
             self.run.print_line(
                 f"Buffer {name} changes during training but is not persistent: it is not saved, and a resume starts "
                 "with its initial value. register_buffer(..., persistent=True) saves it."
+            )
+
+    def _scheduled(self) -> dict[str, int]:
+        """How often each scheduler of the optimizer in `extra` was stepped, by name."""
+        extra, optimizer = self.state.extra, self.state.optimizer
+        found = {name: thing for name, thing in extra.items() if isinstance(thing, LRScheduler)}
+        return {name: thing.last_epoch for name, thing in found.items() if thing.optimizer is optimizer}
+
+    def _report_unstepped(self, before: Mapping[str, int]) -> None:
+        """Name each scheduler that the first step did not step: `train` never does."""
+        for name in [name for name, count in self._scheduled().items() if count == before[name]]:
+            self.run.print_line(
+                f"train(extra={{{name!r}: ...}}): train() does not step this {type(self.state.extra[name]).__name__}, "
+                "and the first step's hooks did not. Step it in optimizer.register_step_post_hook, with the same "
+                "values on all processes, or write the loop yourself: docs/your-own-script.md"
             )
 
     # -- a step --------------------------------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from trainer.errors import RunError
-from trainer.training.run import SpotRun, own_config
+from trainer.training.run import SpotRun
+from trainer.training.starting import own_config
 
 if TYPE_CHECKING:
     from trainer.training.managed import Managed

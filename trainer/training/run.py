@@ -18,19 +18,16 @@ earlier one ends the process, and the launcher exits with 75. This module import
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from trainer.attempt.ending import FINISHED
 from trainer.errors import RunError
 from trainer.launch import others
-from trainer.launch.link import Link
-from trainer.launch.process_count import LaunchError
-from trainer.layout.exit_codes import EXIT_FAILED
 from trainer.machine import home
+from trainer.training import starting
 from trainer.training.config import RunConfig
 from trainer.training.life import Life
 
@@ -42,6 +39,7 @@ if TYPE_CHECKING:
     from trainer.training.loop import Loop
     from trainer.training.own_loop import OwnLoop
     from trainer.training.sampler import Order, RunSampler
+    from trainer.training.samples import Samples
 
 Batch = TypeVar("Batch")
 
@@ -79,18 +77,18 @@ class SpotRun(Life):
         Raises:
             SystemExit: a value makes no sense; a line says which.
         """
-        _refuse_while_imported()
-        note = _take_place()
+        starting.refuse_while_imported()
+        note = starting.take_place()
         home.stand_in()
         of_own = not isinstance(folder, RunConfig)
         if isinstance(folder, RunConfig):
             config = folder
         else:
-            config = own_config(folder, save_every, keep, keep_every, allow_config_change)
+            config = starting.own_config(folder, save_every, keep, keep_every, allow_config_change)
         if binding is None:
-            binding = {} if of_own else default_binding(config)
+            binding = {} if of_own else starting.default_binding(config)
         if not isinstance(binding, Mapping):
-            _refuse(f"SpotRun(binding={binding!r:.60}): give a dict of names and values")
+            starting.refuse(f"SpotRun(binding={binding!r:.60}): give a dict of names and values")
         super().__init__(config, dict(binding))
         self.notes.append(note)
         self.unwinds, self.has_own_loop = True, of_own
@@ -112,7 +110,21 @@ class SpotRun(Life):
         """
         return self.group.rank0_does(f"user/{name}", work, self.check_stop)
 
-    def train(self, model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> None:
+    def train(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        samples: Samples,
+        loss: Callable[[nn.Module, Any], torch.Tensor],
+        max_steps: int | None = None,
+        lr_factor: Callable[[int], float] | None = None,
+        held_out: Samples | None = None,
+        save_model: Callable[..., None] | None = None,
+        extra: Mapping[str, Any] | None = None,
+        tokens: str | None = None,
+        find_unused_parameters: bool | None = None,
+    ) -> None:
         """Train to the end, and export the model; returns when both are done, at once if they were before.
 
         So code after it runs in every attempt that finds the run finished.
@@ -120,8 +132,20 @@ class SpotRun(Life):
         Args:
             model: On any device, with its initial weights: the same on every rank.
             optimizer: Over the model's parameters.
-            options: `samples` and `loss` (model, batch) -> the *sum* of the losses over the batch, 0-d; `held_out`,
-                `lr_factor`, `extra`, `save_model`, `max_steps` and `tokens`, as `loop.Loop` describes them.
+            samples: The samples to train on.
+            loss: (model, batch) -> the *sum* of the losses over the batch, 0-d.
+            max_steps: Where training ends; None: as the config says.
+            lr_factor: Step (from 1) -> the factor of each group's initial learning rate in that step. None: the
+                optimizer's own rates, which a scheduler in `extra` may change.
+            held_out: The samples to evaluate on, every `eval_interval_steps`.
+            save_model: Writes the trained model into an empty local folder, for `final/`; None: its tensors, as
+                safetensors. If it has a parameter `write` (`export.Write`), it can stream large tensors through that,
+                without a copy on local disk.
+            extra: Objects with `state_dict` and `load_state_dict`, saved with the model (an EMA copy, say). A scheduler
+                is stepped by the program, in `optimizer.register_step_post_hook`.
+            tokens: The folder of prepared data, for the checkpoints' manifests.
+            find_unused_parameters: With several processes, whether they look in each step for parameters that got no
+                gradient; a model with branches needs it. None: if the first batch leaves one without.
 
         Raises:
             RunError: an option makes no sense, or this is the second call.
@@ -138,9 +162,13 @@ class SpotRun(Life):
                 "train() was called before, and this run is finished. Give a second phase a run of its own, or write "
                 "the loop yourself: docs/your-own-script.md"
             )
-        if is_trained(self, agreed_steps(self.config.max_steps, options.get("max_steps"))):
+        if is_trained(self, agreed_steps(self.config.max_steps, max_steps)):
             return
-        self._training = Loop(self, model, optimizer, **options)
+        self._training = Loop(
+            self, model, optimizer, samples=samples, loss=loss, max_steps=max_steps, lr_factor=lr_factor,
+            held_out=held_out, save_model=save_model, extra=extra, tokens=tokens,
+            find_unused_parameters=find_unused_parameters,
+        )  # fmt: skip
         self._training.train()
 
     # -- a loop of the program's own -----------------------------------------------------------------------------------
@@ -312,89 +340,3 @@ class SpotRun(Life):
 
             self._own = OwnLoop(self, self.state)
         return self._own
-
-
-def own_config(
-    folder: object,
-    save_every: object,
-    keep: object,
-    keep_every: object = 0,
-    allowed: Sequence[str] = (),
-    who: str = "SpotRun",
-) -> RunConfig:
-    """The settings of a run with a loop of its own, which `who` was given.
-
-    Raises:
-        SystemExit: a value makes no sense; a line says which.
-    """
-    trouble = None
-    if not isinstance(folder, (str, os.PathLike)):
-        trouble = f"{who}({folder!r:.60}): give the run's folder, or a RunConfig"
-    elif not (type(save_every) is int and save_every > 0) and (save_every != "auto" or who != "SpotRun"):
-        auto = ', or "auto"' if who == "SpotRun" else ""
-        trouble = f"{who}(save_every={save_every!r:.60}): give a number of steps{auto}"
-    elif not (type(keep) is int and keep > 1):
-        trouble = f"{who}(keep={keep!r:.60}): keep at least 2 checkpoints, because a preemption may tear the newest"
-    elif not (type(keep_every) is int and keep_every >= 0):
-        trouble = f"{who}(keep_every={keep_every!r:.60}): give a number of steps; 0 keeps none for good"
-    elif isinstance(allowed, str):
-        trouble = f"{who}(allow_config_change={allowed!r:.60}): give a list of names"
-    if trouble:
-        _refuse(trouble)
-    return RunConfig(
-        checkpoint_dir=Path(str(folder)),
-        save_interval_steps=save_every if isinstance(save_every, int) else None,
-        keep_latest=keep if isinstance(keep, int) else 3,
-        keep_every=keep_every if isinstance(keep_every, int) else 0,
-        allow_config_change=tuple(allowed),
-    )
-
-
-def _take_place() -> str:
-    """Find this process's rank; returns a note about its launcher.
-
-    Raises:
-        SystemExit: the launcher's variables are wrong, or it would lose the exit code; a line says what to do.
-    """
-    try:
-        return others.take_place()
-    except LaunchError as error:
-        _refuse(str(error))
-
-
-def _refuse(trouble: str) -> NoReturn:
-    """End the process, after a line that one rank of this machine prints."""
-    # Lightning starts its own processes without RANK, from local rank 1 on.
-    first = ("", "0") if "RANK" in os.environ else ("", "0", "1")
-    if Link.from_env().is_first_to_print(trouble) and (
-        os.environ.get("SKYSPOT_LINK") or os.environ.get("LOCAL_RANK", "0") in first
-    ):
-        print(f"Error: {trouble}", file=sys.stderr, flush=True)
-    sys.exit(EXIT_FAILED)
-
-
-def default_binding(config: RunConfig) -> dict[str, Any]:
-    """The binding of a script that gives none: the samples of each step, and the number of steps."""
-    return {
-        "global_batch_size": config.global_batch_size,
-        "seed": config.seed,
-        "max_steps": config.max_steps,
-    }
-
-
-def _refuse_while_imported() -> None:
-    """Refuse an attempt in a process that multiprocessing started, which imports the script to find its functions.
-
-    Raises:
-        SystemExit: ends that process, after a line with the reason.
-    """
-    process = sys.modules.get("multiprocessing.process")
-    # multiprocessing itself detects in this way a worker that starts workers while it imports the script.
-    if process and getattr(process.current_process(), "_inheriting", False):
-        print(
-            f"Error: {process.current_process().name} imports this script, like every data-loader worker that is "
-            'started with "spawn" or "forkserver", and runs SpotRun, which is outside of `if __name__ == "__main__":`. '
-            "Move the training under that line.",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
-        sys.exit(EXIT_FAILED)  # A message given here would not be printed by a server of workers.
