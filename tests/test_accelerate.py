@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from trainer.errors import RunError
-from trainer.training import accelerated, prepared
+from trainer.training import accelerate_loader, accelerate_state
 from trainer.training.registered import Registered
 
 SCRIPT = PROGRAMS / "accelerated.py"
@@ -109,7 +109,7 @@ def test_ranks_with_other_numbers_of_batches_are_found(
     options = {"even_batches": even, "split_batches": split, "num_processes": 2}
     loader = DataLoader(range(samples), batch_size=4)  # type: ignore[arg-type]
     loaders = [prepare_data_loader(loader, process_index=rank, **options) for rank in range(2)]
-    found = [prepared.lengths(loader) for loader in loaders]
+    found = [accelerate_loader.lengths(loader) for loader in loaders]
     assert found == [counts, counts]
     assert not counts or [len(list(loader)) for loader in loaders] == counts
 
@@ -117,7 +117,7 @@ def test_ranks_with_other_numbers_of_batches_are_found(
 def test_what_would_train_apart_or_lose_names_is_refused() -> None:
     PartialState(cpu=True)
     with pytest.raises(RunError, match=r"there are 2 processes, but Accelerator counts 1\. Without a GPU it needs"):
-        accelerated.refuse_other_processes(2)
+        accelerate_state.refuse_other_processes(2)
     flattened = type("FullyShardedDataParallel", (nn.Linear,), {})(2, 1)
     with pytest.raises(RunError, match=r"register\(model=...\): FullyShardedDataParallel \(FSDP1\) cannot be saved"):
         Registered(True, {}).add({"model": nn.Sequential(flattened)})

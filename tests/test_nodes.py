@@ -73,7 +73,7 @@ def start(
     )  # fmt: skip
 
 
-IMPATIENT = ("--constant", "training.life.CRASH_PATIENCE_S=1")
+IMPATIENT = ("--constant", "training.lifecycle.CRASH_PATIENCE_S=1")
 
 
 def await_true(condition: Callable[[], object], seconds: float = 60) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from trainer.errors import RunError
-from trainer.training import accelerated, prepared
+from trainer.training import accelerate_loader, accelerate_state
 from trainer.training.registrable import refuse_stateless
 from trainer.training.sampler import RunSampler
 
@@ -140,21 +140,21 @@ def refuse_unlike_accelerate(loader: Any, accumulate: int, world_size: int) -> N
     Raises:
         RunError: the number of processes, of a step's batches, or of the ranks' batches differs.
     """
-    accelerated.refuse_other_processes(world_size)
-    steps = accelerated.accumulates()
+    accelerate_state.refuse_other_processes(world_size)
+    steps = accelerate_state.accumulates()
     if accumulate > 1 and steps > 1:
         raise RunError(
             f"steps(accumulate={accumulate}) and Accelerator(gradient_accumulation_steps={steps}): give one of them. "
             "With accelerator.accumulate(model), leave out the first"
         )
-    if not prepared.is_prepared(loader):
+    if not accelerate_loader.is_prepared(loader):
         return
     if getattr(loader, "use_stateful_dataloader", False):
         raise RunError(
             "use_stateful_dataloader=True of accelerate does not resume exactly. Leave it out: run.steps() continues "
             "the loader at the right batch by itself"
         )
-    counts = prepared.lengths(loader)
+    counts = accelerate_loader.lengths(loader)
     if len(set(counts)) > 1:
         raise RunError(
             f"the ranks have different numbers of batches in an epoch ({', '.join(map(str, counts))}), because of "

@@ -4,7 +4,7 @@ With a sampler of ours, it begins at the sample at which the checkpoint was save
 set with another sampler is fast-forwarded by the sampler's indices, drawn again under the random streams with which the
 epoch began; no skipped sample is loaded. So is a subclass with `DataLoader`'s own `__iter__`. Anything else is read
 again, unless it is registered: then it keeps its place. A loader that accelerate has prepared is one of the last two
-(prepared.py).
+(accelerate_loader.py).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch.utils.data import DataLoader
 
 from trainer.bucket.hashing import MASK
 from trainer.errors import RunError
-from trainer.training import keeping, prepared, rng
-from trainer.training.items import seeded_loader
+from trainer.training import accelerate_loader, rng, stateful_loaders
 from trainer.training.progress import Rereading
 from trainer.training.registered import Registered
 from trainer.training.sampler import MicroBatch, Place, RunSampler
+from trainer.training.seeded_items import seeded_loader
 from trainer.training.skipping import can_skip, skipping
 
 
@@ -55,11 +55,11 @@ class Feed:
         self.order = 0
         """The fingerprint of the samples that this rank has got in the step, if the loader has a sampler of ours."""
         if keeps_its_place is None:
-            keeps_its_place = keeping.keeps_its_place(loader, contents.others, print_line)
+            keeps_its_place = stateful_loaders.keeps_its_place(loader, contents.others, print_line)
         self._keeps_its_place = keeps_its_place
         self._is_shared_anew = False
         """The epoch was begun by more or fewer processes."""
-        self._is_prepared = prepared.is_prepared(loader) and not self._keeps_its_place
+        self._is_prepared = accelerate_loader.is_prepared(loader) and not self._keeps_its_place
         self._rereading = Rereading(print_line)
 
     def epochs(self) -> Iterator[Any]:
@@ -183,20 +183,20 @@ class Feed:
             yield from iterator
         elif self._is_prepared:
             now = rng.save_streams() if restored is None else restored
-            yield from self._prepared(prepared.Place(skip, contents.is_last, contents.ahead_at_restore, now))
+            yield from self._prepared(accelerate_loader.Place(skip, contents.is_last, contents.ahead_at_restore, now))
         elif can_skip(self._loader):
             yield from skipping(self._loader, skip, then)
         else:
             yield from self._read_again(skip, then)
 
-    def _prepared(self, place: prepared.Place | None) -> Iterator[Any]:
-        """The batches of a loader that accelerate has prepared."""
+    def _prepared(self, place: accelerate_loader.Place | None) -> Iterator[Any]:
+        """The batches of a loader that accelerate has accelerate_loader."""
         loader, contents = self._loader, self._contents
 
         def reads(ahead: rng.Streams) -> None:
             contents.ahead = ahead
 
-        for batch in prepared.batches(loader, place, reads, self._report):
+        for batch in accelerate_loader.batches(loader, place, reads, self._report):
             contents.is_last = bool(loader.end_of_dataloader)  # type: ignore[attr-defined]
             yield batch
 

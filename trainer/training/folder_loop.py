@@ -34,7 +34,7 @@ from trainer.training.folder import Folder, Write
 from trainer.training.joining import join, open_session
 from trainer.training.participant import Participant
 from trainer.training.step_end import StepEnd
-from trainer.training.tally import Tally
+from trainer.training.step_log import StepLog
 
 
 class FolderLoop:
@@ -57,7 +57,7 @@ class FolderLoop:
         self.export_files: Callable[[Path], None] | None = None
         """Writes the trained model on rank 0 if `finish` gets no function for that."""
         self.is_restored = self._is_bound = False
-        self._tally: Tally | None = None
+        self._step_log: StepLog | None = None
         self._step_end: StepEnd | None = None
         """Once the run is restored."""
         self._until: int | None = None
@@ -118,7 +118,7 @@ class FolderLoop:
         self._until, contents.config["max_steps"] = until, until
         if self.run.journal:
             self.run.journal.event("registered", loop=contents.framework, objects={})
-        self._tally = Tally(self.run, until, contents.done)
+        self._step_log = StepLog(self.run, until, contents.done)
         self._ends.begin_step()
 
     @property
@@ -195,14 +195,14 @@ class FolderLoop:
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def _publish(self) -> None:
-        if self._counted and self._tally:
-            self._tally.step(*self._counted, self._logged)
+        if self._counted and self._step_log:
+            self._step_log.step(*self._counted, self._logged)
             self._counted, self._logged = None, {}
 
     def _close(self) -> None:
         self._publish()
-        if self._tally:
-            self._tally.close()
+        if self._step_log:
+            self._step_log.close()
 
     def finish(self, write: Callable[[Path], None] | None) -> None:
         """Save the last step, and export the model; as of `SpotRun.finish`.

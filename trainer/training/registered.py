@@ -17,7 +17,7 @@ from trainer.checkpoint.optimizers import Groups
 from trainer.checkpoint.state import State, StateError, apply, collect, not_seen, options_of
 from trainer.checkpoint.values import decode, encode
 from trainer.errors import RunError
-from trainer.training import accelerated, rng
+from trainer.training import accelerate_state, rng
 from trainer.training.changes import machine_facts
 from trainer.training.contents import Restored
 from trainer.training.partial import part_of
@@ -114,9 +114,9 @@ class Registered:
                         "parameters nor buffers; implement get_extra_state and set_extra_state to save them."
                     )
             elif isinstance(thing, torch.optim.Optimizer):
-                if scaler := accelerated.scaler_of(thing):
+                if scaler := accelerate_state.scaler_of(thing):
                     self._scalers.append((name, scaler))
-                self.optimizers[name] = optimizer = accelerated.plain_optimizer(thing)
+                self.optimizers[name] = optimizer = accelerate_state.plain_optimizer(thing)
                 self._begun[name] = copy.deepcopy(options_of(optimizer))
             else:
                 refuse_unsavable(call, name, thing, values)
@@ -138,7 +138,7 @@ class Registered:
             StateError: one is not registered; the message names it.
             RunError: the same of a gradient scaler.
         """
-        accelerated.refuse_lost_scaler(self._scalers, self.others.values())
+        accelerate_state.refuse_lost_scaler(self._scalers, self.others.values())
         for name in self._missing:
             raise StateError(
                 f"the checkpoint has {name!r}, which is not registered and would be lost. Register it before the first "

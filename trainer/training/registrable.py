@@ -13,7 +13,7 @@ from torch import nn
 from trainer.checkpoint.state import StateError
 from trainer.checkpoint.values import is_plain
 from trainer.errors import RunError
-from trainer.training.prepared import is_prepared
+from trainer.training.accelerate_loader import is_prepared
 
 
 def refuse_flattened(what: str, module: nn.Module) -> None:

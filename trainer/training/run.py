@@ -29,7 +29,7 @@ from trainer.launch import others
 from trainer.machine import home
 from trainer.training import starting
 from trainer.training.config import RunConfig
-from trainer.training.life import Life
+from trainer.training.lifecycle import Lifecycle
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +46,7 @@ Batch = TypeVar("Batch")
 others.begin()  # Early: a launcher that ends before this line leaves the process running.
 
 
-class SpotRun(Life):
+class SpotRun(Lifecycle):
     """One attempt at a run.
 
     Attributes for scripts: `state`, to change too; `rank`, `world_size`, `grace_s`, `paths` and `attempt`, to read.

@@ -11,18 +11,18 @@ import torch
 from trainer.bucket.hashing import MASK
 from trainer.errors import RunError
 from trainer.ranks.agreement import MESSAGE_INTS
-from trainer.training import accelerated, unsaved
-from trainer.training.alike import refuse_unlike
+from trainer.training import accelerate_state, unsaved
 from trainer.training.arguments import batches_of_a_step, refuse_unlike_accelerate
 from trainer.training.closing import Closing
 from trainer.training.feed import Feed, sampler_of
 from trainer.training.participant import Participant
 from trainer.training.phases import Phases
 from trainer.training.registered import Registered
+from trainer.training.replicas import refuse_diverged
 from trainer.training.session import Session
 from trainer.training.step_end import StepEnd
+from trainer.training.step_log import StepLog
 from trainer.training.step_trace import StepTrace
-from trainer.training.tally import Tally
 from trainer.training.unregistered import Watch
 
 
@@ -45,7 +45,7 @@ class Stepping:
         self._ends = StepEnd(run, contents, session, self._message)
         self._phases = Phases(contents)
         self._before: unsaved.Attributes = {}
-        self._tally: Tally | None = None
+        self._step_log: StepLog | None = None
         self._trace = StepTrace()
         self._is_open = False
         """A call of `steps` has yielded a batch, and its loop has not ended."""
@@ -124,7 +124,7 @@ class Stepping:
     @property
     def ends_step(self) -> bool:
         """The batch that the loop has now is the last one of its step; with accelerate, inside of `accumulate()`."""
-        return self._number > 0 and self._number % self._accumulate == 0 and accelerated.ends_step()
+        return self._number > 0 and self._number % self._accumulate == 0 and accelerate_state.ends_step()
 
     @property
     def index(self) -> int:
@@ -135,9 +135,9 @@ class Stepping:
         """Prepare for the first step of the attempt, or of a call; training ends at step `until` (0: unknown)."""
         contents = self._contents
         self._until = until
-        if self._tally:
-            self._tally.close()
-        self._tally = Tally(self._run, until, contents.done)
+        if self._step_log:
+            self._step_log.close()
+        self._step_log = StepLog(self._run, until, contents.done)
         if self._ends.is_first:
             self._before = unsaved.attributes(contents.models, contents.others)
         self._ends.begin_step()
@@ -150,16 +150,16 @@ class Stepping:
         """Close the progress bar, and let go of the loader."""
         self._phases.close()
         self._watch.close()
-        if self._tally:
-            self._tally.close()
+        if self._step_log:
+            self._step_log.close()
 
     def _publish(self, seconds: float, orders: list[int]) -> None:
         """Publish the step that was counted, with its time and the fingerprint of its samples."""
         self._has_stepped, self._begun = False, self._number
         order = {"order": f"{sum(orders) & MASK:016x}"} if any(orders) else {}
-        if self._tally:
+        if self._step_log:
             traced = self._trace.step(self._contents.optimizers)
-            self._tally.step(self._contents.done, seconds, self._lr, {**order, **self._logged}, traced)
+            self._step_log.step(self._contents.done, seconds, self._lr, {**order, **self._logged}, traced)
         self._logged = {}
 
     def boundary(self, done: int | None = None, is_last: bool | None = None) -> None:
@@ -181,7 +181,7 @@ class Stepping:
         if session.stop and going_on:
             self._closing.stop(session.stop)
         if not going_on or session.is_due():
-            refuse_unlike(self._run.group, contents.models, contents.done, sample=True)
+            refuse_diverged(self._run.group, contents.models, contents.done, sample=True)
             session.save()
             if not going_on or contents.may_swap:  # What follows may be an evaluation with other weights.
                 session.await_copied()
@@ -193,7 +193,7 @@ class Stepping:
         self._watch.end_first_step()
         unsaved.report(run, contents, self._before)
         self._before = {}
-        refuse_unlike(run.group, contents.models, contents.done, sample=False)
+        refuse_diverged(run.group, contents.models, contents.done, sample=False)
         self._session.prepare()
 
     def _message(self) -> list[int]:

@@ -15,7 +15,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from trainer.errors import RunError
-from trainer.training.accelerated import plain_optimizer
+from trainer.training.accelerate_state import plain_optimizer
 from trainer.training.registered import Registered
 
 DEPTH = 3

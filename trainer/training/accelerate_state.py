@@ -1,4 +1,4 @@
-"""Accelerated: what accelerate decides in a loop of the user's own, and what it needs; without importing it."""
+"""What accelerate decides in a loop of the user's own, and what it needs; without importing it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tally: publishes the steps of a user's loop on rank 0: as lines of metrics, in progress.json and on the terminal."""
+"""StepLog: publishes the steps of a user's loop on rank 0: in the metrics, progress.json and on the terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.training.progress import Progress, figures
 from trainer.training.report import finite_or_none
 
 
-class Tally:
+class StepLog:
     """Publishes each step; on other ranks than 0 it does nothing."""
 
     def __init__(self, run: Participant, until: int, done: int) -> None:

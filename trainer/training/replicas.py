@@ -1,4 +1,4 @@
-"""Alike: the ranks must have the same parameters, because a checkpoint holds one copy of what is not cut over them."""
+"""Replicas: all ranks must have the same parameters: a checkpoint holds one copy of what is not cut over them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SAMPLE = 64
 """Elements of each parameter that a sample has."""
 
 
-def refuse_unlike(group: RankGroup, models: nn.Module, step: int, *, sample: bool) -> None:
+def refuse_diverged(group: RankGroup, models: nn.Module, step: int, *, sample: bool) -> None:
     """Refuse modules that the ranks train apart. Every rank calls it.
 
     Args:

@@ -1,4 +1,4 @@
-"""Life: the life of one rank's process in an attempt: how it begins, what watches it, and how it ends.
+"""Lifecycle: one rank's process in an attempt: how it begins, what watches it, and how it ends.
 
 SIGTERM is handled from the `with` block's beginning on; an earlier one ends the process, and the launcher exits with
 75. This module imports torch only inside the block.
@@ -48,7 +48,7 @@ CRASH_PATIENCE_S = 5.0
 LOOK_FOR_CRASHES_S = 0.2
 
 
-class Life(Participant):
+class Lifecycle(Participant):
     """A rank's process as a context: it opens the attempt, and ends it with an exit code of README's table."""
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Items: a data set whose items draw random numbers that do not depend on the process that loads them.
+"""SeededItems: a data set whose items draw random numbers that do not depend on the process that loads them.
 
 Each item is loaded under generators (random, numpy, torch) seeded for it alone: in the training process as in any
 number of loader workers, and after a resume as before.

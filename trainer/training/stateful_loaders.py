@@ -1,4 +1,4 @@
-"""Keeping: loaders and data sets that are registered, because they keep their own place in the data.
+"""Stateful loaders: loaders and data sets that are registered, because they restore their own place in the data.
 
 torchdata's `StatefulDataLoader`, and a Hugging Face `IterableDataset` that the training process reads itself. Their
 state is saved between two batches, so it is that of the consumed batch. What they cannot keep is refused or printed.

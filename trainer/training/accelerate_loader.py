@@ -1,4 +1,4 @@
-"""Prepared: the batches of a loader that accelerate has prepared, from the batch after a checkpoint's.
+"""The batches of a loader that accelerate has prepared, from the batch after a checkpoint's.
 
 Such a loader reads one batch ahead, to know which one is the last, and may read for all ranks on rank 0
 (`dispatch_batches`). So what a data set draws for a batch comes before the step on the batch before it. This module
