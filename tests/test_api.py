@@ -88,6 +88,12 @@ def test_the_public_api_is_the_one_that_is_listed() -> None:
     assert "\n".join(lines()) + "\n" == GOLDEN.read_text(), __doc__
 
 
+def test_completion_offers_the_api_of_a_run_alone() -> None:
+    run = object.__new__(importlib.import_module("trainer").SpotRun)
+    listed = {line.split("(")[0].rpartition(".")[2] for line in lines() if line.startswith("trainer.SpotRun.")}
+    assert set(dir(run)) == listed
+
+
 def described() -> Iterator[tuple[str, Any, str]]:
     for name, thing in public():
         yield name, thing, inspect.getdoc(thing) or ""

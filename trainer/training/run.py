@@ -98,6 +98,11 @@ class SpotRun(Lifecycle):
         self._framework: FolderLoop | None = None
         self._training: Loop | None = None
 
+    def __dir__(self) -> list[str]:
+        """The API alone, for completion in notebooks and editors: the modules of this package use more of a run."""
+        own = [name for name in vars(SpotRun) if not name.startswith("_")]
+        return sorted([*own, "state", "rank", "world_size", "grace_s", "paths", "attempt"])
+
     def rank0_does(self, name: str, work: Callable[[], Any]) -> Any:
         """Let rank 0 do something that may take long (a download, say), while the other ranks wait.
 
