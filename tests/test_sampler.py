@@ -199,14 +199,16 @@ def feed(make: Make, count: int, saved: Saved | None = None, processes: int = 1)
     contents, lines = Registered(True, {}), list[str]()
     contents.others = registered
     if saved:
-        contents.epoch, contents.batches, contents.samples = saved.place
+        contents.data.epoch, contents.data.batches, contents.data.samples = saved.place
         for name, thing in registered.items():
             thing.load_state_dict(saved.states[name])
         if saved.processes == processes:
-            _place, contents.streams_at_restore, contents.epoch_streams, _ahead, *generators = rng.unpack(saved.streams)
-            contents.epoch_generators = [state for state in generators if state is not None]
+            _place, contents.data.streams_at_restore, contents.data.epoch_streams, _ahead, *generators = rng.unpack(
+                saved.streams
+            )
+            contents.data.epoch_generators = [state for state in generators if state is not None]
         else:
-            contents.processes_then = saved.processes
+            contents.data.processes_then = saved.processes
     for thing in registered.values():
         thing.state_dict()  # As a session does before the first step.
     torch.manual_seed(2)
@@ -214,7 +216,7 @@ def feed(make: Make, count: int, saved: Saved | None = None, processes: int = 1)
     for batch in islice(Feed(loader, contents, processes, lines.append).epochs(), count):
         batches.append((batch, torch.rand(()).item()))  # What a step draws.
     states = {name: thing.state_dict() for name, thing in registered.items()}
-    place = (contents.epoch, contents.batches, contents.samples)
+    place = (contents.data.epoch, contents.data.batches, contents.data.samples)
     return Fed(batches, Saved(place, contents.streams(), states, processes), lines)
 
 

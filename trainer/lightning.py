@@ -148,7 +148,7 @@ class SpotCallback(Callback):  # type: ignore[misc]  # Lightning's annotations c
         """After a checkpoint of more or fewer processes: continue after as many samples, once the loader is there."""
         if self._feed and self._feed.share_anew(trainer.accumulate_grad_batches):
             current = trainer.fit_loop.epoch_loop.batch_progress.current
-            current.ready = current.started = current.processed = current.completed = self._loop.contents.batches
+            current.ready = current.started = current.processed = current.completed = self._loop.contents.data.batches
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare for the first step."""
@@ -193,8 +193,9 @@ class SpotCallback(Callback):  # type: ignore[misc]  # Lightning's annotations c
         if not self._state.is_live:
             self._state.is_live = True
             contents.known = frozenset(self._state.state_dict())
-        contents.epoch, contents.batches = self._state.position()
-        contents.samples = contents.batches * self._samples_of_a_batch
+        data = contents.data
+        data.epoch, data.batches = self._state.position()
+        data.samples = data.batches * self._samples_of_a_batch
         if self._losses:
             self._stepping.log({"loss": torch.stack(self._losses).mean()})
             self._losses = []
@@ -225,9 +226,9 @@ class _Loader:
 
     def __iter__(self) -> Iterator[Any]:
         self._callback.end_step(self._trainer)  # The last one of the epoch before.
-        contents = self._callback._loop.contents
-        if contents.streams_at_restore is None:
-            contents.epoch, contents.batches = self._trainer.current_epoch, 0
+        data = self._callback._loop.contents.data
+        if data.streams_at_restore is None:
+            data.epoch, data.batches = self._trainer.current_epoch, 0
         for batch in self._feed.epoch():
             self._callback.give(batch)
             yield batch

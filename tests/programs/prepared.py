@@ -84,7 +84,7 @@ class Trial:
     def steps(self):
         for batch in Feed(self.loader, self.contents, self.processes, print).epochs():
             is_last = bool(self.loader.end_of_dataloader)
-            yield batch.tolist(), is_last, torch.rand(()).item(), np.random.rand(), self.contents.epoch
+            yield batch.tolist(), is_last, torch.rand(()).item(), np.random.rand(), self.contents.data.epoch
 
     def saved(self) -> Restored:
         state = self.contents.collect()

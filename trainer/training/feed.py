@@ -27,7 +27,7 @@ from trainer.training.skipping import can_skip, skipping
 
 
 class Feed:
-    """Yields batches, and counts in the contents which of them are consumed."""
+    """Yields batches, and keeps in the contents which of them are consumed (`DataPlace`)."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Feed:
 
         Args:
             loader: As it is given to `SpotRun.steps`.
-            contents: Where the run is in its data.
+            contents: What is registered, and the run's place in its data.
             processes: How many processes there are.
             print_line: Prints a line, on rank 0.
             keeps_its_place: The loader restores its own position; None: if it or its data set is registered.
@@ -50,6 +50,7 @@ class Feed:
             RunError: the loader cannot resume, or uses a sampler of ours in a way in which it does not work.
         """
         self._loader, self._contents, self._processes, self._print_line = loader, contents, processes, print_line
+        self._data = contents.data
         self.sampler = sampler_of(loader)
         """Ours, if the loader has one."""
         self.order = 0
@@ -70,17 +71,17 @@ class Feed:
         """
         if self.sampler:
             yield from self._sampled(self.sampler)
-        contents = self._contents
+        data = self._data
         each = self.samples_of_a_batch()
         self.share_anew()
         while True:
             count = 0
             for batch in self.epoch():
                 count += 1
-                contents.batches += 1
-                contents.samples += each
+                data.batches += 1
+                data.samples += each
                 yield batch
-            if not count and not contents.batches:
+            if not count and not data.batches:
                 raise RunError(
                     f"steps(loader): a {type(self._loader).__name__} can be read only once. Give the loader itself, "
                     "or an object whose __iter__ begins anew"
@@ -88,8 +89,8 @@ class Feed:
                     else "steps(loader): the loader has no batch. Check the length of the data set, and drop_last "
                     "where it is shorter than a batch"
                 )
-            contents.epoch += 1
-            contents.batches, contents.samples, contents.is_last = 0, 0, False
+            data.epoch += 1
+            data.batches, data.samples, data.is_last = 0, 0, False
 
     def samples_of_a_batch(self) -> int:
         """The samples of one batch of each process together; the loader's batches, where it tells no size."""
@@ -99,19 +100,19 @@ class Feed:
 
     def _sampled(self, sampler: RunSampler) -> Iterator[Any]:
         """Yield the batches of our sampler, for ever."""
-        contents = self._contents
-        sampler.place = place = Place(contents.epoch, contents.samples)
+        data = self._data
+        sampler.place = place = Place(data.epoch, data.samples)
         with rng.set_aside():  # A DataLoader draws a seed for its workers.
             iterator = self._batches(sampler.micro_batches(place))
-        if contents.streams_at_restore is not None:
-            rng.load_streams(contents.streams_at_restore)
-        contents.streams_at_restore = contents.epoch_streams = contents.processes_then = None
+        if data.streams_at_restore is not None:
+            rng.load_streams(data.streams_at_restore)
+        data.streams_at_restore = data.epoch_streams = data.processes_then = None
         for count, micro in enumerate(sampler.micro_batches(place)):
             batch = next(iterator)
             number = count % sampler.accumulate
             self.order = ((self.order if number else 0) + micro.fingerprint) & MASK
             if number == sampler.accumulate - 1:  # Steps are consumed whole.
-                contents.epoch, contents.samples, contents.batches = micro.after.epoch, micro.after.taken, 0
+                data.epoch, data.samples, data.batches = micro.after.epoch, micro.after.taken, 0
             yield batch
 
     def _batches(self, micro_batches: Iterator[MicroBatch]) -> Iterator[Any]:
@@ -132,33 +133,33 @@ class Feed:
         Raises:
             RunError: the loader keeps its own position, which is one of another number of processes.
         """
-        contents, then, each = self._contents, self._contents.processes_then, self.samples_of_a_batch()
-        contents.processes_then = None
-        if then is None or not contents.batches:
+        data, then, each = self._data, self._data.processes_then, self.samples_of_a_batch()
+        data.processes_then = None
+        if then is None or not data.batches:
             return False
-        is_own = contents.loop == "steps"  # run.sampler() is not for a framework's loop.
+        is_own = self._contents.loop == "steps"  # run.sampler() is not for a framework's loop.
         if self._keeps_its_place:
             remedy = ", or use run.sampler(), which fits any number" if is_own else ", or use a plain DataLoader"
             raise RunError(
                 f"the loader keeps its own position within its epoch, which {then} processes saved, and which does not "
                 f"fit {self._processes}. Start {then}{remedy}"
             )
-        contents.batches = contents.samples // each // accumulate * accumulate
+        data.batches = data.samples // each // accumulate * accumulate
         hint = ". run.sampler() keeps the order on any number of processes" if is_own else ""
         self._print_line(
-            f"{then} processes consumed {contents.samples} samples of epoch {contents.epoch}; {self._processes} "
-            f"continue after {contents.batches} batches each. Random numbers are new, and samples may come twice or "
+            f"{then} processes consumed {data.samples} samples of epoch {data.epoch}; {self._processes} "
+            f"continue after {data.batches} batches each. Random numbers are new, and samples may come twice or "
             f"not at all in this epoch{hint}"
         )
-        contents.samples, self._is_shared_anew = contents.batches * each, contents.batches > 0
+        data.samples, self._is_shared_anew = data.batches * each, data.batches > 0
         return True
 
     def epoch(self) -> Iterator[Any]:
-        """Yield the batches of the contents' epoch that are not consumed yet."""
-        contents, restored = self._contents, self._contents.streams_at_restore
-        contents.streams_at_restore = None
-        self._set_epoch(contents.epoch)
-        skip = contents.batches if restored is not None or self._is_shared_anew else 0
+        """Yield the batches of the epoch that are not consumed yet."""
+        data, restored = self._data, self._data.streams_at_restore
+        data.streams_at_restore = None
+        self._set_epoch(data.epoch)
+        skip = data.batches if restored is not None or self._is_shared_anew else 0
         self._is_shared_anew = False
 
         def then() -> None:
@@ -167,15 +168,15 @@ class Feed:
 
         if not skip:
             then()
-            contents.epoch_streams = rng.save_streams()
-            contents.epoch_generators = [generator.get_state() for generator in self._generators()]
+            data.epoch_streams = rng.save_streams()
+            data.epoch_generators = [generator.get_state() for generator in self._generators()]
             yield from self._prepared(None) if self._is_prepared else self._loader
             return
         if restored is None:
-            contents.epoch_streams = rng.save_streams()
-        elif contents.epoch_streams is not None:
-            rng.load_streams(contents.epoch_streams)
-        for generator, state in zip(self._generators(), contents.epoch_generators, strict=False):
+            data.epoch_streams = rng.save_streams()
+        elif data.epoch_streams is not None:
+            rng.load_streams(data.epoch_streams)
+        for generator, state in zip(self._generators(), data.epoch_generators, strict=False):
             generator.set_state(state)
         if self._keeps_its_place:
             iterator = iter(self._loader)  # It draws a seed for its workers.
@@ -183,7 +184,7 @@ class Feed:
             yield from iterator
         elif self._is_prepared:
             now = rng.save_streams() if restored is None else restored
-            yield from self._prepared(accelerate_loader.Place(skip, contents.is_last, contents.ahead_at_restore, now))
+            yield from self._prepared(accelerate_loader.Place(skip, data.is_last, data.ahead_at_restore, now))
         elif can_skip(self._loader):
             yield from skipping(self._loader, skip, then)
         else:
@@ -191,13 +192,13 @@ class Feed:
 
     def _prepared(self, place: accelerate_loader.Place | None) -> Iterator[Any]:
         """The batches of a loader that accelerate has accelerate_loader."""
-        loader, contents = self._loader, self._contents
+        loader, data = self._loader, self._data
 
         def reads(ahead: rng.Streams) -> None:
-            contents.ahead = ahead
+            data.ahead = ahead
 
         for batch in accelerate_loader.batches(loader, place, reads, self._report):
-            contents.is_last = bool(loader.end_of_dataloader)  # type: ignore[attr-defined]
+            data.is_last = bool(loader.end_of_dataloader)  # type: ignore[attr-defined]
             yield batch
 
     def _read_again(self, skip: int, then: Callable[[], None]) -> Iterator[Any]:
@@ -212,7 +213,7 @@ class Feed:
 
     def _report(self, done: int, count: int) -> None:
         """Show how many consumed batches are read again."""
-        self._rereading.step(self._contents.epoch, done, count)
+        self._rereading.step(self._data.epoch, done, count)
 
     def _parts(self) -> list[Any]:
         """The loader, its samplers, those inside them, and its data set, as far as it has them."""

@@ -56,8 +56,9 @@ class Managed:
         self._session.load()
         self._contents.refuse_missing()
         self._session.begin()
-        if (streams := self._contents.streams_at_restore) is not None:
-            self._contents.streams_at_restore = None
+        data = self._contents.data
+        if (streams := data.streams_at_restore) is not None:
+            data.streams_at_restore = None
             rng.load_streams(streams)
         self._objects = dict(objects)
         return self._contents.done

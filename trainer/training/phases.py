@@ -25,19 +25,19 @@ class Phases:
 
     def begin(self, loader: Iterable[Any], until: int) -> bool:
         """Take the loader of a call; False if the run is past what the call asks for."""
-        contents = self._contents
+        data = self._contents.data
         if loader is not self._loader:
             self._loader, self._opened = loader, None
             self.number += 1
-        if contents.done >= until:
+        if self._contents.done >= until:
             return False
-        if self._opened is None and self.number < contents.loader:
-            if until != contents.until:
+        if self._opened is None and self.number < data.loader:
+            if until != data.until:
                 return False  # The program left that call with `break`.
-            self.number = contents.loader  # It did not make the calls of earlier attempts again.
-        if self.number > contents.loader:
-            contents.begin_loader(self.number)
-        contents.until = until
+            self.number = data.loader  # It did not make the calls of earlier attempts again.
+        if self.number > data.loader:
+            data.begin_loader(self.number)
+        data.until = until
         return True
 
     def open(self, make: Callable[[], Feed]) -> tuple[Feed, Iterator[Any]]:

@@ -17,9 +17,10 @@ from trainer.checkpoint.optimizers import Groups
 from trainer.checkpoint.state import State, StateError, apply, collect, not_seen, options_of
 from trainer.checkpoint.values import decode, encode
 from trainer.errors import RunError
-from trainer.training import accelerate_state, rng
+from trainer.training import accelerate_state
 from trainer.training.changes import machine_facts
 from trainer.training.contents import Restored
+from trainer.training.data_place import DataPlace
 from trainer.training.partial import part_of
 from trainer.training.registrable import (
     is_generator,
@@ -46,28 +47,7 @@ class Registered:
         """
         self.only_finite, self.config = only_finite, dict(config)
         self.done = 0
-        self.epoch = self.batches = self.samples = 0
-        """The epoch of the loader; this rank's batches of it that are consumed; the samples of it, of all ranks.
-
-        Without a sampler of ours, the samples are reckoned from the loader's batch size.
-        """
-        self.is_last = False
-        """The last of these ends the epoch; only a loader that accelerate has prepared tells."""
-        self.ahead: rng.Streams | None = None
-        """This rank's random streams before the next batch was read, by a loader that reads one ahead."""
-        self.ahead_at_restore: torch.Tensor | None = None
-        self.processes_then: int | None = None
-        """How many processes saved the checkpoint, until the loop begins, if they were more or fewer than now."""
-        self.loader = 0
-        """The number of the loader that they belong to, among those that the run has used (phases.py)."""
-        self.until: int | None = None
-        """Where the call of `steps` with it ends."""
-        self.epoch_streams: torch.Tensor | None = None
-        """This rank's random streams at the beginning of the epoch."""
-        self.epoch_generators: list[torch.Tensor] = []
-        """The states of the loader's own generators then."""
-        self.streams_at_restore: torch.Tensor | None = None
-        """Those of the checkpoint, until the loop begins."""
+        self.data = DataPlace()
         self.state: dict[str, Any] = {}
         self.models = nn.Module()
         """Holds the registered modules; its own name is no part of theirs."""
@@ -155,7 +135,7 @@ class Registered:
     @property
     def position(self) -> str:
         """Where the run is in its data."""
-        return f"epoch {self.epoch}, {self.samples} of its samples consumed"
+        return f"epoch {self.data.epoch}, {self.data.samples} of its samples consumed"
 
     @property
     def spoilt_ends(self) -> bool:
@@ -192,14 +172,10 @@ class Registered:
         """The live tensors and values, in the form that a checkpoint holds."""
         counters = {
             "step": self.done,
-            "epoch": self.epoch,
-            "batches": self.batches,
-            "samples": self.samples,
-            "is_last": self.is_last,
+            **self.data.counters(),
             "objects": self._names(),
             "optimizers": list(self.optimizers),
         }
-        counters |= {"loader": self.loader, "until": self.until}
         extra = {name: state_of(thing) for name, thing in self.others.items()} | {STATE: dict(self.state)}
         optimizers = list(self.optimizers.values())
         try:
@@ -218,17 +194,9 @@ class Registered:
         held = {**self.models._modules, **self.optimizers, **self.others}
         return {name: type(thing).__name__ for name, thing in sorted(held.items())}
 
-    def begin_loader(self, number: int) -> None:
-        """Be at the start of another loader."""
-        self.epoch += int(self.batches > 0 or self.samples > 0)
-        self.loader, self.batches, self.samples, self.is_last, self.ahead = number, 0, 0, False, None
-
     def streams(self) -> torch.Tensor:
-        """This rank's place in its data, and its random streams: now, at the epoch's start, ahead, the loader's."""
-        # Ranks that have loaders of different lengths are at different places.
-        place = torch.tensor([self.epoch, self.batches, self.samples, self.is_last]).view(torch.uint8)
-        ahead = None if self.ahead is None else rng.save_streams(self.ahead)
-        return rng.pack([place, rng.save_streams(), self.epoch_streams, ahead, *self.epoch_generators])
+        """This rank's place in its data, and its random streams."""
+        return self.data.streams()
 
     def facts(self) -> dict[str, Any]:
         """What a manifest says of the settings and the machine."""
@@ -262,14 +230,4 @@ class Registered:
         self.state.clear()
         self.state.update(extra.get(STATE, {}))
         self.done = restored.manifest.step
-        self.epoch, self.batches, self.samples = (counters[name] for name in ("epoch", "batches", "samples"))
-        self.processes_then = None if restored.same_processes else restored.manifest.facts.get("world_size")
-        self.is_last = counters["is_last"]
-        self.loader, self.until = counters.get("loader", 0), counters.get("until")
-        if restored.streams is not None:
-            place, *found = rng.unpack(restored.streams)
-            assert place is not None
-            self.epoch, self.batches, self.samples, is_last = place.view(torch.int64).tolist()
-            self.is_last = bool(is_last)
-            self.streams_at_restore, self.epoch_streams, self.ahead_at_restore, *generators = found
-            self.epoch_generators = [state for state in generators if state is not None]
+        self.data.load(counters, restored)

@@ -267,7 +267,7 @@ class SpotRun(Lifecycle):
     @property
     def epoch(self) -> int:
         """The epoch of the loader, from 0."""
-        return self._own.contents.epoch if self._own else 0
+        return self._own.contents.data.epoch if self._own else 0
 
     @property
     def ends_step(self) -> bool:

@@ -114,7 +114,7 @@ class Stepping:
         """Bind the run to the order of a sampler of ours, under other names for each further loader of the run."""
         run, number = self._run, self._phases.number
         sampler = sampler_of(loader)
-        if sampler is None or number != self._contents.loader:  # An earlier loader's, whose steps are done.
+        if sampler is None or number != self._contents.data.loader:  # An earlier loader's, whose steps are done.
             return
         order = {"n_samples": sampler.n_samples, "global_batch_size": sampler.global_batch_size, "seed": sampler.seed}
         bound = {f"{name}_{number + 1}" if number else name: value for name, value in order.items()}
