@@ -240,6 +240,20 @@ frame #0: c10::Error::Error + 0x96
 
 {MACHINE}/run.sh: line 2: 9 Aborted                 (core dumped) python train.py
 """
+NO_NCCL = f"""\
+Traceback (most recent call last):
+  File "{WORK}/train.py", line 3, in <module>
+    dist.init_process_group("nccl")
+  File "{SITE}/torch/distributed/distributed_c10d.py", line 2181, in _new_process_group_helper
+    raise RuntimeError("Distributed package doesn't have NCCL built in")
+RuntimeError: Distributed package doesn't have NCCL built in
+"""
+NO_GPUS = NO_NCCL.replace(
+    "RuntimeError: Distributed package doesn't have NCCL built in",
+    "ValueError: ProcessGroupNCCL is only supported with GPUs, no GPUs found!",
+)
+NCCL_CALL = '  train.py, line 3: dist.init_process_group("nccl")'
+NCCL_REMEDY = '  NCCL needs a GPU: init_process_group("nccl" if torch.cuda.is_available() else "gloo") needs none'
 MPI = """\
 --------------------------------------------------------------------------
 Primary job  terminated normally, but 1 process returned
@@ -292,6 +306,16 @@ def steps(count: int) -> str:
             id="torchrun, a signal",
         ),
         pytest.param(steps(3) + MPI_KILLED, ("rank 1: killed by signal 9 (Killed)",), id="mpirun, a signal"),
+        pytest.param(
+            NO_NCCL,
+            ("RuntimeError: Distributed package doesn't have NCCL built in", NCCL_CALL, NCCL_REMEDY),
+            id="NCCL without a GPU, torch for the CPU",
+        ),
+        pytest.param(
+            NO_GPUS,
+            ("ValueError: ProcessGroupNCCL is only supported with GPUs, no GPUs found!", NCCL_CALL, NCCL_REMEDY),
+            id="NCCL without a GPU",
+        ),
         pytest.param(PLAIN + OMP + torchrun(), CAUSE, id="before the ranks have numbers"),
         pytest.param(ACCELERATE_DEFAULTS + PLAIN + ACCELERATE, CAUSE, id="accelerate launch"),
         pytest.param(

@@ -1,4 +1,4 @@
-"""The table of guarantees in README and docs/your-own-script.md: each cell names the tests that show it."""
+"""The tables of guarantees and launchers in README and docs/your-own-script.md: each entry names tests that show it."""
 
 from __future__ import annotations
 
@@ -120,6 +120,35 @@ def table() -> str:
     return "\n".join(lines) + f"\n\n{FOOTNOTES}"
 
 
+_ANY_LAUNCHER = "test_other_launchers::test_a_run_goes_on_under_every_launcher"
+_TOLD_TO_STOP = "test_other_launchers::test_a_launcher_that_is_told_to_stop_loses_no_step_and_leaves_no_orphan"
+_LOSES_CODES = "test_other_launchers::test_a_launcher_that_loses_exit_codes_is_refused_where_skypilot_looks_at_them"
+_TOLD_OF = "test_other_launchers::test_a_launcher_that_loses_exit_codes_is_told_of_and_refused_under_skypilot"
+LAUNCHERS: dict[str, tuple[str, ...]] = {
+    "`python -m trainer.launch --processes 8 train.py`": (
+        "test_launch::test_a_signal_reaches_every_rank_once",
+        "test_launch::test_a_launcher_leaves_with_the_first_of_the_stop_table",
+    ),
+    "`torchrun --nproc-per-node 8 train.py`": (_TOLD_TO_STOP, _LOSES_CODES, _TOLD_OF, _ANY_LAUNCHER),
+    "`accelerate launch train.py`, several processes": (_TOLD_TO_STOP, _TOLD_OF),
+    "`accelerate launch train.py`, one process": (_TOLD_TO_STOP, _LOSES_CODES, _TOLD_OF),
+    "`srun python train.py`": ("test_cluster_launchers::test_a_run_goes_on_under_srun_whoever_ends_its_step",),
+    "your own starter, which sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT": (_ANY_LAUNCHER,),
+    "Open MPI's `mpirun python train.py`": (
+        "test_cluster_launchers::test_mpirun_keeps_a_ranks_exit_code_but_not_after_its_own_sigterm",
+        "test_cluster_launchers::test_processes_that_mpirun_starts_without_torchruns_variables_are_refused",
+        _TOLD_OF,
+    ),
+    "`python train.py`, a notebook, pytest": (
+        _NOTICE,
+        "test_ends::test_a_block_that_ends_after_training_is_a_run_that_is_done",
+        "test_hosted::test_a_cell_is_interrupted_and_fails_and_runs_again",
+        "test_hosted::test_a_script_is_not_hosted_whatever_it_imports",
+    ),
+}
+"""The first column of the launchers' table, and the tests that saw the row."""
+
+
 @cache
 def functions(file: str) -> frozenset[str]:
     """The tests of a file."""
@@ -140,6 +169,17 @@ def test_each_cell_names_tests_that_are_there(name: str) -> None:
         for test in cell.tests:
             file, _, function = test.partition("::")
             assert function in functions(file), f"{name}, {level}: there is no {test}"
+
+
+def test_each_row_of_the_launchers_table_names_tests_that_are_there() -> None:
+    page = (REPO / "docs" / "your-own-script.md").read_text()
+    rows = page.partition("\n| started by |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == list(LAUNCHERS)
+    for row, tests in LAUNCHERS.items():
+        assert tests, f"{row}: what shows it?"
+        for test in tests:
+            file, _, function = test.partition("::")
+            assert function in functions(file), f"{row}: there is no {test}"
 
 
 @pytest.mark.slow

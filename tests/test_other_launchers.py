@@ -124,7 +124,7 @@ def test_a_run_goes_on_under_every_launcher(
 def test_a_launcher_that_is_told_to_stop_loses_no_step_and_leaves_no_orphan(
     tmp_path: Path, launcher: list[str]
 ) -> None:
-    ended = through(launcher, tmp_path / "run", "--strike", "5:LAUNCHER")
+    ended = through(launcher, tmp_path / "run", "--strike", "5:kill LAUNCHER")
     assert "finished" not in ended.output
     assert event(tmp_path / "run", "end").get("cause") == "signal", ended.output
     assert event(tmp_path / "run", "end")["committed_step"] == 5
@@ -161,7 +161,7 @@ def test_an_error_of_one_rank_is_no_preemption_to_the_others(tmp_path: Path) -> 
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "http"}, "MASTER_PORT: 'http' is not"),
         ({"RANK": "1"}, "RANK is 1, but WORLD_SIZE is 1"),
         ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK: 'one' is not a number"),
-        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, "mpirun started several processes"),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, "mpirun started 2 processes"),
     ],
 )
 def test_wrong_variables_are_named_with_the_remedy(env: dict[str, str], message: str) -> None:
@@ -213,13 +213,14 @@ def test_a_lost_peer_prints_no_frames_of_c10ds(env: dict[str, str], is_quiet: bo
     assert (env.get("TORCH_CPP_LOG_LEVEL") == "ERROR") == is_quiet
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate launch"])
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate launch", "mpirun"])
 def test_a_launcher_that_loses_exit_codes_is_told_of_and_refused_under_skypilot(
     monkeypatch: pytest.MonkeyPatch, launcher: str
 ) -> None:
-    env = {"TORCHELASTIC_RUN_ID": "none"} if launcher == "torchrun" else {}
+    sets = {"torchrun": {"TORCHELASTIC_RUN_ID": "none"}, "mpirun": {"OMPI_COMM_WORLD_SIZE": "1"}}
+    env = sets.get(launcher, {})
     monkeypatch.setattr(others, "parent_launcher", lambda: "" if env else launcher)
-    changes = f"{launcher} exits with 1 if a rank exits with 75"
+    changes = f"{launcher} exits with 1 {'after a SIGTERM' if launcher == 'mpirun' else 'if a rank exits with 75'}"
     assert others.take_place(dict(env)).startswith(changes)
     with pytest.raises(LaunchError, match=changes):
         others.take_place({**env, "SKYPILOT_TASK_ID": "a-task"})

@@ -52,6 +52,7 @@ def read_excerpt(output: str, machine: str) -> Excerpt:
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _LONGEST = 4000
 _WIDEST = 400
+_NO_GPU = re.compile(r"package doesn't have NCCL built in|ProcessGroupNCCL is only supported with GPUs")
 
 
 def _shown(error: Error) -> Iterator[str]:
@@ -66,6 +67,8 @@ def _shown(error: Error) -> Iterator[str]:
         yield f"{who}{'then ' if part is not first else ''}{part.message}"
         if part.at and (part.at.is_own or not has_own):
             yield f"  {_place(part.at)}"
+    if _NO_GPU.search(error.message):
+        yield '  NCCL needs a GPU: init_process_group("nccl" if torch.cuda.is_available() else "gloo") needs none'
 
 
 def _place(frame: Frame) -> str:

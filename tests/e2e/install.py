@@ -20,6 +20,7 @@ from place import BIN, CLIENT, NODE, RCLONE, REPO, ROOT, RUNTIME, SKYPILOT, UID,
 PACKAGES = {
     "slurmctld": "slurmctld", "slurmd": "slurmd", "squeue": "slurm-client", "munged": "munge", "sshd": "openssh-server",
     "rsync": "rsync", "socat": "socat", "fusermount3": "fuse3",
+    "mpirun": "openmpi-bin",  # For tests/test_cluster_launchers.py.
 }  # fmt: skip
 CONSTRAINTS = REPO / "constraints.txt"
 # botocore, which reaches S3 servers, wants older ones than the constraints have.

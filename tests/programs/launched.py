@@ -1,6 +1,6 @@
-"""A small loop for any launcher; it strikes itself, or has its launcher stopped, at a step.
+"""A small loop for any launcher; at a step it strikes itself, or runs a shell command that has it stopped.
 
-torchrun --nproc-per-node 2 tests/programs/launched.py --dir FOLDER --strike 7:LAUNCHER
+torchrun --nproc-per-node 2 tests/programs/launched.py --dir FOLDER --strike '7:kill LAUNCHER'
 """
 
 from trainer import SpotRun  # isort: skip
@@ -8,6 +8,7 @@ from trainer import SpotRun  # isort: skip
 import argparse
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import torch
@@ -24,10 +25,10 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--until", type=int, default=12)
     parser.add_argument("--group", default="inside", help="where the program makes its group: before or inside")
-    parser.add_argument("--strike", default="0:SIGKILL", help="a signal to rank 0; LAUNCHER: SIGTERM to its parent")
+    parser.add_argument("--strike", default="0:SIGKILL", help="step:signal to rank 0, or step:shell command in rank 0")
     parser.add_argument("--fails", action="store_true", help="rank 1 raises an error in its third step")
     given = parser.parse_args()
-    step, name = given.strike.split(":")
+    step, name = given.strike.split(":", 1)
     if given.group == "before":
         dist.init_process_group("gloo")
     with SpotRun(given.dir, save_every=3) as run:
@@ -46,11 +47,11 @@ def main() -> None:
             if given.fails and run.rank == 1 and run.step == 2:
                 raise ValueError("a bug of rank 1")
             if run.step + 1 == int(step) and run.rank == 0:
-                if name == "LAUNCHER":
-                    os.kill(os.getppid(), signal.SIGTERM)
-                    run.notices.received.wait(WAIT_S)
-                else:
+                if name in signal.Signals.__members__:
                     os.kill(os.getpid(), signal.Signals[name])
+                else:
+                    subprocess.run(["sh", "-c", name.replace("LAUNCHER", str(os.getppid()))], check=True)
+                    run.notices.received.wait(WAIT_S)
             loss = (trained(inputs) - targets).square().mean()
             loss.backward()
             optimizer.step()

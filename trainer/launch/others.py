@@ -52,9 +52,9 @@ def take_place(env: MutableMapping[str, str] = os.environ) -> str:
     """
     if "RANK" not in env:
         _take_from_slurm(env)
-    if "RANK" not in env and _number(env, "OMPI_COMM_WORLD_SIZE", 1) > 1:
+    if "RANK" not in env and (size := _number(env, "OMPI_COMM_WORLD_SIZE", 1)) > 1 and not env.get("SKYPILOT_TASK_ID"):
         raise LaunchError(
-            "mpirun started several processes, and each would train alone: set RANK, WORLD_SIZE, LOCAL_RANK, "
+            f"mpirun started {size} processes, and each would train alone: set RANK, WORLD_SIZE, LOCAL_RANK, "
             f"MASTER_ADDR and MASTER_PORT from its variables before SpotRun, or {_REMEDY}"
         )
     rank, size = _number(env, "RANK", 0), _number(env, "WORLD_SIZE", 1)
@@ -80,10 +80,12 @@ def _exit_code_note(env: Mapping[str, str]) -> str:
     """
     if env.get("SKYSPOT_LINK"):
         return ""
-    launcher = parent_launcher() or ("torchrun" if env.get("TORCHELASTIC_RUN_ID") else "")
-    if not launcher:
+    if launcher := parent_launcher() or ("torchrun" if env.get("TORCHELASTIC_RUN_ID") else ""):
+        changes = f"{launcher} exits with 1 if a rank exits with 75, the code on which SkyPilot restarts a job"
+    elif env.get("OMPI_COMM_WORLD_SIZE"):
+        changes = "mpirun exits with 1 after a SIGTERM, and SkyPilot restarts a job after 75 alone"
+    else:
         return ""
-    changes = f"{launcher} exits with 1 if a rank exits with 75, the code on which SkyPilot restarts a job"
     if env.get("SKYPILOT_TASK_ID"):
         raise LaunchError(f"{changes}: {_REMEDY}")
     return f"{changes}. In a task YAML, {_REMEDY}."
