@@ -2,14 +2,15 @@
 PYTHON ?= python3
 VENV := .venv
 PEERS := .venv-peers
+LOWEST := .venv-lowest
 BIN := $(VENV)/bin
 SIZE ?= 1GB
 ROUNDS ?= 5
 READY := $(VENV)/.ready
 # Much of the time a test waits: one worker more than there are cores.
-SIDE_BY_SIDE = -n $(shell $(BIN)/python -c "import os; print(min(4, (os.cpu_count() or 1) + 1))") --dist worksteal
+SIDE_BY_SIDE = -n $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))") --dist worksteal
 
-.PHONY: demo test test-all lint bench peers e2e chaos examples
+.PHONY: demo test test-all lint lowest bench peers e2e chaos examples
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Error: no $(PYTHON) on PATH. Choose another: make PYTHON=python3.11 ..." >&2; exit 1; }
@@ -34,6 +35,15 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+lowest: $(LOWEST)/.ready  ## The tests of every framework with its oldest supported release (constraints-lowest.txt); minutes.
+	$(LOWEST)/bin/python -m pytest $(SIDE_BY_SIDE) tests/test_hf.py tests/test_frozen.py tests/test_accelerate.py tests/test_lightning.py tests/test_sampler.py
+	$(LOWEST)/bin/python -m pytest $(SIDE_BY_SIDE) tests/test_examples.py -k "accelerate or hf_trainer or lightning or trl"
+
+$(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
+	@test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	@$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check -e ".[trainer,loops,rehearse]" hypothesis pytest pytest-xdist -c constraints-lowest.txt
+	@touch $@
 
 bench: $(READY)  ## Time the command line, checkpoints beside other tools, and rehearsals (writes docs/performance.md).
 	$(BIN)/python bench/startup.py

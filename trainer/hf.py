@@ -15,6 +15,10 @@ before a resume they are verified and fetched. What the Trainer would do with ch
 
 from __future__ import annotations
 
+from trainer import check  # isort: skip
+
+check.require("transformers", "accelerate")
+
 import json
 import sys
 from collections.abc import Mapping
@@ -40,9 +44,6 @@ from trainer.training.trainer_order import TrainerOrder
 if TYPE_CHECKING:
     from trainer.training.run import SpotRun
 
-SUPPORTED = (5, 0), (6, 0)
-"""The first release of transformers that works, and the first that may not."""
-
 # Without a GPU, each of several processes loads its optimizer onto the device "cpu:0", which torch.load does not know.
 torch.serialization.register_package(
     1000, lambda storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
@@ -59,13 +60,7 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
             run: The attempt, inside its `with` block.
             exact: Draw the samples in an order of ours, so that each step has the same ones on any number of processes.
                 It replaces the Trainer's sampler; an epoch has whole steps then.
-
-        Raises:
-            RunError: this release of transformers is not supported.
         """
-        version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-        if not SUPPORTED[0] <= version < SUPPORTED[1]:
-            raise RunError(f"transformers {transformers.__version__} is not supported: install transformers>=5.0,<6")
         self._run, self._exact = run, exact
         self._loop: FolderLoop = run._framework_loop("transformers")
         self._args: Any = None
@@ -93,9 +88,11 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
         """Set aside what the Trainer would do with checkpoints, and hold the global batch.
 
         Raises:
-            RunError: an argument contradicts this callback.
+            RunError: an argument contradicts this callback, or the installed TRL or peft is not supported.
         """
-        self._args, run = args, self._run
+        self._args, run, trainer = args, self._run, _calling_trainer()
+        if found := check.unsupported(*_frameworks(trainer)):
+            raise RunError(found)
         for name, remedy in _REFUSED.items():
             if getattr(args, name, False):
                 raise RunError(f"TrainingArguments({name}=True) does not work with SpotCallback: {remedy}")
@@ -113,7 +110,6 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
         batch = at_once * args.gradient_accumulation_steps
         self._loop.bind(global_batch_size=batch, exact=self._exact)
         if self._exact:
-            trainer = _calling_trainer()
             seed = args.seed if args.data_seed is None else args.data_seed
             trainer._get_train_sampler = lambda *_: TrainerOrder(trainer, seed, batch)
 
@@ -359,6 +355,12 @@ def _calling_trainer() -> Any:
         if isinstance(found := frame.f_locals.get("self"), Trainer):
             return found
     raise RunError("SpotCallback works with transformers' Trainer and its subclasses only")
+
+
+def _frameworks(trainer: Any) -> list[str]:
+    """TRL, peft, or both, if the trainer or its model comes from there."""
+    kinds = (*type(trainer).__mro__, *type(trainer.model).__mro__)
+    return sorted({kind.__module__.partition(".")[0] for kind in kinds} & {"peft", "trl"})
 
 
 def _bytes_of(model: torch.nn.Module) -> int:

@@ -9,10 +9,14 @@ A checkpoint holds the module and its optimizers as a loop of one's own saves th
 into its own checkpoints (loops, schedulers, callbacks, precision, data module, hooks). A boundary lies where Lightning
 asks for the next batch: validation, schedulers and callbacks of the step are done then.
 
-Needs lightning>=2.5,<3. It uses parts of Lightning that are not public, all of them in this file.
+It uses parts of Lightning that are not public, all of them in this file. Therefore only tested releases are supported.
 """
 
 from __future__ import annotations
+
+from trainer import check  # isort: skip
+
+check.require("lightning")
 
 import math
 from collections.abc import Iterator, Mapping

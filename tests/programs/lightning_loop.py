@@ -23,6 +23,8 @@ from trainer.lightning import SpotCallback
 
 CALLS: list[str] = []
 """What the hooks of this attempt were called for, in order."""
+MEANS: dict[int, float] = {}
+"""For each epoch that ended in this attempt, the mean of a metric as Lightning computes it."""
 
 
 class Module(lightning.LightningModule):
@@ -43,7 +45,9 @@ class Module(lightning.LightningModule):
         self.seen += 1.0
         self.log("train_loss", loss)
         if self.automatic_optimization:
-            return loss + 0.1 * self.critic(loss.detach().reshape(1, 1)).square().mean()
+            loss = loss + 0.1 * self.critic(loss.detach().reshape(1, 1)).square().mean()
+            self.log("mean_loss", loss, on_step=False, on_epoch=True, batch_size=1)
+            return loss
         first, second = self.optimizers()
         judged = self.critic(loss.detach().reshape(1, 1)).square().mean()
         for optimizer, value in ((first, loss), (second, judged)):
@@ -57,6 +61,9 @@ class Module(lightning.LightningModule):
 
     def on_train_epoch_start(self):
         CALLS.append(f"epoch {self.current_epoch} starts at {self.global_step}")
+
+    def on_train_epoch_end(self):
+        MEANS[self.current_epoch] = float(self.trainer.callback_metrics.get("mean_loss", 0.0))
 
     def on_validation_end(self):
         if not self.trainer.sanity_checking:
@@ -142,6 +149,7 @@ def main() -> None:
         f"after the block: step {run.step}, {items.loaded} items, {trainer.fit_loop.epoch_loop._batches_that_stepped}"
     )
     print(f"lightning {lightning.__version__}")
+    print(f"means: {json.dumps(MEANS)}")
     print(f"calls: {'; '.join(CALLS)}", flush=True)
 
 
