@@ -1,9 +1,11 @@
 """The errors that are said in a line: which they are, and the exit codes that they lead to."""
 
 import ast
+import subprocess
+import sys
 
 import pytest
-from support import REPO
+from support import REPO, clean_env
 
 from trainer.bucket.retry import MOUNT_GONE
 from trainer.checkpoint.errors import SaveError
@@ -46,3 +48,15 @@ def test_every_error_of_the_trainers_is_said_in_a_line() -> None:
 )
 def test_an_error_leads_to_its_exit_code(error: Exception, code: int) -> None:
     assert exit_code(error) == code
+
+
+@pytest.mark.parametrize(("code", "stderr"), [
+    ("RunConfig(checkpoint_dir='run', max_steps=-1)", "Error: --max-steps: -1 is not above 0\n"),
+    ("RunConfig, 1 / 0", "Traceback"),
+])  # fmt: skip
+def test_a_mistake_in_a_scripts_settings_is_said_in_a_line(code: str, stderr: str) -> None:
+    command = [sys.executable, "-c", f"from trainer import RunConfig; {code}"]
+    done = subprocess.run(command, capture_output=True, text=True, env=clean_env())
+    assert done.returncode == 1
+    assert done.stderr.startswith(stderr)
+    assert ("Traceback" in done.stderr) == (stderr == "Traceback")

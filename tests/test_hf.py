@@ -128,6 +128,20 @@ def test_another_number_of_processes_has_the_same_samples_and_learning_rates(
 
 
 @pytest.mark.slow
+def test_batches_by_length_are_said_not_to_be_exact(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    args = ("--grouped", "--no-dropout", "--until", 12)
+    whole = undisturbed(tmp_path_factory, *args)
+    assert hf(tmp_path / "run", *args, "--strike", "9:SIGTERM").code == 75
+    done = hf(tmp_path / "run", *args)
+    assert done.code == 0, done.output
+    assert "group_by_length" in done.output
+    assert "the Trainer draws another order when it resumes within an epoch" in done.output
+    ours, theirs = losses(tmp_path / "run"), losses(whole)
+    assert [ours[step] for step in range(1, 10)] == [theirs[step] for step in range(1, 10)]
+    assert ours != theirs, "it is exact: the line and the docs can go"
+
+
+@pytest.mark.slow
 def test_the_oldest_supported_transformers_resumes_exactly(tmp_path: Path) -> None:
     """Its package is installed beside; tests at the newest are all the others."""
     oldest = tmp_path / "site"

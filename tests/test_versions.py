@@ -1,4 +1,4 @@
-"""The supported releases of each framework: said in one place, the same everywhere, and others are refused in a line."""
+"""The supported releases of each framework: every file has the same, and others are refused in a line."""
 
 from __future__ import annotations
 

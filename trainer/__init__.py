@@ -17,8 +17,10 @@ def __getattr__(name: str) -> object:
 
         return CheckpointManager
     if name == "RunConfig":
+        from trainer.errors import say_mistakes
         from trainer.training.config import RunConfig
 
+        say_mistakes()
         return RunConfig
     if name == "SpotRun":
         from trainer.training.run import SpotRun

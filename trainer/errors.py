@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import TracebackType
+
 
 class TrainerError(Exception):
     """A user's mistake, or a failure of what the attempt depends on; the message says what, where and the remedy.
@@ -25,6 +28,22 @@ class AttemptError(TrainerError):
 
 class RunError(TrainerError):
     """The training script, or its use of the trainer, is wrong."""
+
+
+def say_mistakes() -> None:
+    """Have Python print a `TrainerError` that nobody catches in a line, without a traceback."""
+    others = sys.excepthook
+    if getattr(others, "says_mistakes", False):
+        return
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, TrainerError):
+            print(f"Error: {error}", file=sys.stderr, flush=True)
+        else:
+            others(kind, error, trace)
+
+    hook.says_mistakes = True  # type: ignore[attr-defined]
+    sys.excepthook = hook
 
 
 def first_line(error: BaseException) -> str:

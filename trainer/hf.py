@@ -109,6 +109,14 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
             )
         batch = at_once * args.gradient_accumulation_steps
         self._loop.bind(global_batch_size=batch, exact=self._exact)
+        grouped = _grouping(args)
+        if grouped and self._exact:
+            run.print_line(f"{grouped} is set aside: exact=True decides about the order of the samples")
+        elif grouped:
+            run.print_line(
+                f"{grouped}: the Trainer draws another order when it resumes within an epoch, so samples may come "
+                "twice or not at all in this epoch"
+            )
         if self._exact:
             seed = args.seed if args.data_seed is None else args.data_seed
             trainer._get_train_sampler = lambda *_: TrainerOrder(trainer, seed, batch)
@@ -361,6 +369,14 @@ def _frameworks(trainer: Any) -> list[str]:
     """TRL, peft, or both, if the trainer or its model comes from there."""
     kinds = (*type(trainer).__mro__, *type(trainer.model).__mro__)
     return sorted({kind.__module__.partition(".")[0] for kind in kinds} & {"peft", "trl"})
+
+
+def _grouping(args: Any) -> str:
+    """The argument that asks for a sampler which draws from the process's random numbers; empty if none does."""
+    if getattr(args, "group_by_length", False):  # In early releases of transformers 5.
+        return "group_by_length"
+    strategy = getattr(args, "train_sampling_strategy", "random")
+    return "" if strategy in ("random", "sequential") else f"train_sampling_strategy={strategy!r}"
 
 
 def _bytes_of(model: torch.nn.Module) -> int:

@@ -6,6 +6,7 @@ python -m trainer.launch tests/programs/hf.py --dir FOLDER --strike 7:SIGKILL
 from trainer import SpotRun  # isort: skip
 
 import argparse
+import dataclasses
 import os
 import random
 import signal
@@ -140,6 +141,7 @@ def main() -> None:
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--fsdp", action="store_true")
     parser.add_argument("--masks", action="store_true", help="the collator draws random numbers")
+    parser.add_argument("--grouped", action="store_true", help="by length")
     parser.add_argument("--exact", action="store_true")
     parser.add_argument("--no-dropout", action="store_true")
     parser.add_argument("--mistake", default="")
@@ -152,6 +154,10 @@ def main() -> None:
 
         model = get_peft_model(model, LoraConfig(r=2, lora_dropout=0.1, task_type="CAUSAL_LM"))
     options = {given.mistake: True} if given.mistake in ("enable_jit_checkpoint", "save_only_model") else {}
+    if given.grouped:
+        names = {field.name for field in dataclasses.fields(TrainingArguments)}
+        by_name = {"train_sampling_strategy": "group_by_length"}
+        options |= by_name if by_name.keys() <= names else {"group_by_length": True}
     with SpotRun(given.dir, save_every=given.save_every) as run:
         callbacks = (
             [] if given.mistake == "no callback" else [SpotCallback(run, **({"exact": True} if given.exact else {}))]
