@@ -38,7 +38,7 @@ lint: $(READY)
 
 lowest: $(LOWEST)/.ready  ## The tests of every framework with its oldest supported release (constraints-lowest.txt); minutes.
 	$(LOWEST)/bin/python -m pytest $(SIDE_BY_SIDE) tests/test_hf.py tests/test_frozen.py tests/test_accelerate.py tests/test_lightning.py tests/test_sampler.py
-	$(LOWEST)/bin/python -m pytest $(SIDE_BY_SIDE) tests/test_examples.py -k "accelerate or hf_trainer or lightning or trl"
+	$(LOWEST)/bin/python -m pytest $(SIDE_BY_SIDE) tests/test_examples.py -k "goes_on and (accelerate or hf_trainer or lightning or trl)"
 
 $(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
 	@test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
