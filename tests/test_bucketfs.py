@@ -1,6 +1,7 @@
 """The bucket as a rehearsal's machine sees it: its trace, its strikes, its manners, on a real mount."""
 
 import errno
+import math
 import os
 import shlex
 import subprocess
@@ -20,7 +21,8 @@ from needs import needs_root
 from support import clean_env
 
 from skyspot.rehearsal import machine as machines
-from skyspot.rehearsal.bucketfs.manners import MANNERS, REMEDIES
+from skyspot.rehearsal.bucketfs import store as stores
+from skyspot.rehearsal.bucketfs.manners import MANNERS, REMEDIES, Manners
 from skyspot.rehearsal.bucketfs.recorder import Recorder
 from skyspot.rehearsal.bucketfs.strike import PHASES, Strike, points
 from skyspot.rehearsal.bucketfs.trace import Call, read_from, read_trace
@@ -728,6 +730,30 @@ def test_a_cached_mount_uploads_a_small_file_before_a_large_one_that_was_closed_
     machine.start(f"cd {POINT}; truncate -s 200M shard; echo > marker; sleep 600")
     until("both have arrived", lambda: len(lab.names()) == 2)
     assert [call.path for call in machine.calls(POINT) if call.name == "upload"] == ["marker", "shard"]
+
+
+@pytest.mark.parametrize(
+    "saves",
+    [
+        (("step_1/left_0", "step_1/left_1", "step_1/DONE"), ("step_2/left_0", "step_2/left_1", "step_2/DONE")),
+        (("run_3/ckpt_5.pt",), ("run_3/ckpt_6.pt",)),
+        (("rank_0.5.pt", "rank_1.5.pt"), ("rank_0.6.pt", "rank_1.6.pt")),
+    ],
+)
+def test_uploads_of_one_save_arrive_the_last_one_first_and_those_of_the_next_save_after_them(
+    saves: tuple[tuple[str, ...], ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "_BURST_S", math.inf)  # However long this test takes to close them.
+    (tmp_path / "bucket").mkdir()
+    recorder = Recorder(tmp_path / "trace", Path("/proc"), None)
+    store = stores.Store(tmp_path / "bucket", tmp_path / "disk", Manners(upload_after_s=3600.0), recorder)
+    for path in (path for save in saves for path in save):
+        (store.view / path).parent.mkdir(exist_ok=True)
+        (store.view / path).touch()
+        store.closed(path)
+    store.finish()
+    wanted = [path for save in saves for path in reversed(save)]
+    assert [call.path for call in read_trace(tmp_path / "trace") if call.name == "upload"] == wanted
 
 
 # -- where it cannot be had --------------------------------------------------------------------------------------------

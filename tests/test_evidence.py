@@ -533,6 +533,12 @@ def test_where_a_file_appears_whole_nothing_is_torn() -> None:
     assert [one.kind for one in at_calls("kill", "torn", tears=False)] == ["kill"]
 
 
+def test_a_file_that_is_torn_is_one_under_its_own_name_if_there_is_one() -> None:
+    own, moved = place(0, "middle", "write to a.pt at 0"), place(1, "middle", "write to b.tmp at 0")
+    moved = replace(moved, temporary=True)
+    assert [one.place for one in at_calls("torn", "torn", places=[own, moved])] == [own, moved]
+
+
 def test_without_a_save_there_is_nothing_to_strike_in_it() -> None:
     assert [one.kind for one in at_calls("kill", "kill-in-save", "torn", "kill-at-write", places=[])] == ["kill"]
 
@@ -579,6 +585,11 @@ def test_a_strike_falls_on_the_call_that_it_names_whatever_an_earlier_attempt_le
             assert struck(fs, place.later) == place.description.replace(
                 "create of save-3/rank-0", "emptying of save-3/rank-0"
             )
+        fs = Fs()
+        fs.attempt(saves_a_folder, found.places()[3].at_first)
+        one_later = "-5" if "mkdir" in place.description else "-4"
+        assert place.second
+        assert struck(fs, place.second) == place.description.replace("-3", one_later)
 
 
 def test_evidence_counts_the_changes_of_two_saves_and_lists_the_places_of_one() -> None:
@@ -590,6 +601,7 @@ def test_evidence_counts_the_changes_of_two_saves_and_lists_the_places_of_one() 
     described = [one.description for one in found.places()]
     assert described[-1].startswith("after the rename of state.tmp to state.pt")
     assert any(one.startswith("in the middle of the write to state.tmp") for one in described)
+    assert all(one.temporary for one in found.places()), "it is renamed later"
     assert all(one.at_first.number > one.later.number for one in found.places()), "a complete save lies there"
     once = found.changes_until_saved()
     assert once > 0
@@ -604,3 +616,4 @@ def test_evidence_counts_the_changes_of_two_saves_and_lists_the_places_of_one() 
 )
 def test_a_run_that_was_not_checked_has_no_row_of_a_wrong_one(exact: bool, checked: bool, word: str) -> None:
     assert by_kind.in_a_word(Verdict(exact, checked, "")) == word
+    assert by_kind.in_a_word(Verdict(False, True, "", by_kind.STAYS_DOWN)) == "stays down"

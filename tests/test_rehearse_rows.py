@@ -17,7 +17,7 @@ from rich.console import Console
 from support_rehearse import rehearse, trains
 from traced import Fs
 
-from skyspot.rehearsal import advice, attempts, machine, remedies, times
+from skyspot.rehearsal import advice, attempts, by_kind, machine, remedies, times
 from skyspot.rehearsal.bucketfs import manners
 from skyspot.rehearsal.bucketfs.manners import MANNERS, REMEDIES
 from skyspot.rehearsal.bucketfs.trace import Call
@@ -200,6 +200,23 @@ def test_a_start_that_shows_nothing_of_the_strike_before_says_why() -> None:
     assert filled(lambda fs: starts_over(fs, 4), goes_on)[1].unproven == "nothing was left to do"
 
 
+def test_a_strike_at_the_upload_of_a_save_shows_nothing_if_a_newer_one_was_complete() -> None:
+    known = Evidence(("result.json",))
+    known.add("reference", Fs().attempt(saves))
+    attempt = Fs().attempt(lambda fs: starts_over(fs, 3))
+    known.add("preempted", attempt)
+    [life] = known.lives("preempted")
+    for step in (1, 2, 3):
+        struck = Call(len(attempt.calls), 9.0, "upload", f"ckpt-{step}/a.pt", struck="before")
+        assert times.is_passed_by(replace(attempt, calls=[*attempt.calls, struck]), life) == (step < 3)
+    assert not times.is_passed_by(attempt, life)
+    rows = [Row(1, "torn", "too late", hit=False, place="before x")]
+    found = by_kind.table([Leg("preempted", "Preempted", finished=True, rows=rows)], ["torn", "kill"], {})
+    assert [(one.outcome, one.why) for one in found] == [
+        ("not tried", "too late"), ("not tried", "the run was over before")
+    ]  # fmt: skip
+
+
 def test_what_is_written_again_is_counted_and_its_time_is_the_undisturbed_runs() -> None:
     first, second = filled(lambda fs: starts_over(fs, 3), lambda fs: starts_over(fs, 2))
     assert (first.again_files, first.again_s) == (0, 0)
@@ -298,7 +315,8 @@ def test_a_rehearsal_tells_of_each_attempt_when_it_was_struck_and_what_it_left(t
     warned, in_save, finished = found["legs"][1]["rows"]
     assert warned["exit_code"] == 7
     assert 0 <= warned["last_write_s"] < 5
-    assert in_save["there"].startswith(f"{in_save['resumed']}, part of save ")
+    resumed = int(in_save["resumed"].removeprefix("save "))
+    assert in_save["there"] == f"save {resumed + 1}, part of save {resumed + 2}", "struck in its second save"
     assert in_save["exit_code"] is None
     assert finished["exit_code"] == 0
     assert all(row["after_s"] > 0 for row in (warned, in_save, finished))

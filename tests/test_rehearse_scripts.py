@@ -43,6 +43,7 @@ SAID = {
     truth.WORKERS: "loader workers died of SIGTERM",
     truth.NOT_REPRODUCIBLE: "not reproducible by itself",
     truth.ENDLESS: "does not end",
+    truth.UNNAMED: "own/result.json differs in key",
 }
 """What a rehearsal says of each cause."""
 QUICK = ("falls_back",)

@@ -26,6 +26,8 @@ class Boundary:
     """before, middle or after; as in `Strike`."""
     description: str
     """`before rename of state.tmp to state.pt`; for a table."""
+    temporary: bool = False
+    """True if the file gets its own name later, by a rename."""
 
 
 def counted(files: Files) -> str:
@@ -57,11 +59,12 @@ def boundaries(files: Files, calls: Sequence[Call], saves: Sequence[Save], save:
     for number, call in enumerate(all_calls):
         if call.number not in uploads if call.name == "upload" else not first <= call.number <= last:
             continue
-        found.append(Boundary(number, "before", f"before the {describe(call)}"))
+        temporary = naming.parse(call.path).kind in files.temporaries
+        found.append(Boundary(number, "before", f"before the {describe(call)}", temporary))
         if call.name == "write" and call.size > 1 and _may_be_read(files, call.path):
-            found.append(Boundary(number, "middle", f"in the middle of the {describe(call)}"))
+            found.append(Boundary(number, "middle", f"in the middle of the {describe(call)}", temporary))
         if call.number == max(uploads | {last}):
-            found.append(Boundary(number, "after", f"after the {describe(call)}"))
+            found.append(Boundary(number, "after", f"after the {describe(call)}", temporary))
     return found
 
 
@@ -90,8 +93,8 @@ def _may_be_read(files: Files, path: str) -> bool:
     return not read or (files.becomes(kind) or kind) in read
 
 
-def strikes(files: Files, calls: Sequence[Call], places: Sequence[Boundary]) -> list[tuple[Strike, Strike]]:
-    """For each place of one save: the strike that falls there, and the one that falls there in an attempt's first save.
+def strikes(files: Files, calls: Sequence[Call], places: Sequence[Boundary]) -> list[tuple[Strike, Strike, Strike]]:
+    """For each place of one save: the strike that falls there, and those in an attempt's first and second save.
 
     Only calls on files like that one, which do the same, are counted. An attempt that finds a folder, or a file that an
     earlier one left, does some of the others no more.
@@ -112,9 +115,10 @@ def strikes(files: Files, calls: Sequence[Call], places: Sequence[Boundary]) -> 
     for place in places:
         path, does = sorts[place.number]
         within = sorts[first : place.number].count((path, does)) if does != "upload" else 0
+        each = [sorts[one.number] for one in places if one.phase == "before"].count((path, does))
         strike = Strike(within, place.phase, (path,), does=does)
         before = earlier[path, does] + within if does != "upload" else sorts[: place.number].count((path, does))
-        found.append((replace(strike, number=before), strike))
+        found.append((replace(strike, number=before), strike, replace(strike, number=within + each)))
     return found
 
 

@@ -47,8 +47,8 @@ def in_a_word(verdict: Verdict) -> str:
     """The outcome of a run with one strike, by its verdict."""
     if verdict.exact:
         return EXACT
-    if verdict.cause == evidence.LOST:
-        return LOST_WORK
+    if verdict.cause in (evidence.LOST, STAYS_DOWN):
+        return STAYS_DOWN if verdict.cause == STAYS_DOWN else LOST_WORK
     return NOT_EXACT if verdict.checked else UNKNOWN
 
 
@@ -81,7 +81,8 @@ def table(legs: Sequence[Leg], kinds: Sequence[str], why_not: dict[str, str]) ->
             over = "the run was over before"
             if not all(leg.finished for leg in legs):
                 over = "an attempt before its turn failed"
-            found.append(Kind(kind, NOT_TRIED, why_not.get(kind, over)))
+            missed = next((row.ended for leg in legs for row in leg.rows if row.kind == kind and row.place), over)
+            found.append(Kind(kind, NOT_TRIED, why_not.get(kind, missed)))
     return found
 
 

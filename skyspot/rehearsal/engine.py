@@ -260,10 +260,12 @@ class _Engine:
         judged += self._failed_at_sigterm(leg)
         missed = [row for row in leg.rows if not row.hit and row.kind not in hit]
         if missed and not (hit and self.legs.tracing.sight != CALLS):  # Events come too late for a small save.
-            text = f"inconclusive: {_MISSES.get(missed[0].kind, missed[0].ended)}"
-            judged.append(verdict.Verdict(False, False, text))
+            one = missed[0]
+            why = one.ended if one.place else _MISSES.get(one.kind, one.ended)
+            judged.append(verdict.Verdict(False, False, f"inconclusive: {why}"))
         if (
             leg.preempted < leg.planned
+            and not any(row.place for row in missed)
             and not self._can_go_on(leg)
             and not any(one.checked and not one.exact for one in judged)
         ):

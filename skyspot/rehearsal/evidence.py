@@ -130,8 +130,10 @@ class Evidence:
         calls = self._reference.calls
         late = saves[min(2 if len(saves) >= ENOUGH_SAVES else 1, len(saves) - 1)]
         places = boundaries(learnt.files, calls, learnt.saves, late)
-        both = strikes(learnt.files, calls, places)
-        return [Place(*pair, place.description) for place, pair in zip(places, both, strict=True)]
+        return [
+            Place(at_first, later, place.description, second, place.temporary)
+            for place, (at_first, later, second) in zip(places, strikes(learnt.files, calls, places), strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,10 @@ class Place:
     """In an attempt that resumes: in its first save."""
     description: str
     """`before the rename of state.tmp to state.pt`."""
+    second: Strike | None = None
+    """In an attempt that resumes: in its second save; None: not known."""
+    temporary: bool = False
+    """True if its file gets its own name later, by a rename."""
 
 
 def chosen(places: Sequence[Place], count: int, seed: int) -> list[Place]:

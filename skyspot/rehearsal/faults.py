@@ -101,9 +101,10 @@ def at_calls(
         tears: True if a kill can leave a file half written on this kind of mount; otherwise none is torn.
         every: True: one `kill-at-write` for each place, after all others.
     """
-    cuts = [place for place in places if place.later.phase == "middle"]
+    # A file that is cut under its own name does more harm than one that would have been renamed later.
+    cuts = sorted((place for place in reversed(places) if place.later.phase == "middle"), key=lambda one: one.temporary)
     usual = iter(_hardest(places, len([one for one in plan if one.kind in ("kill-in-save", AT_WRITE)]), seed))
-    torn = iter([*reversed(cuts)] * len(plan)) if tears else iter(())
+    torn = iter(cuts * len(plan)) if tears else iter(())
     found = []
     for one in plan:
         if one.kind == "torn":

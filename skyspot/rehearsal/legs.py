@@ -177,7 +177,7 @@ class Legs:
             self.tracing.in_save(machine),
         )  # fmt: skip
         try:
-            row, code = self._attempt(injector, number, processes, before)
+            row, code = self._attempt(injector, leg.name, number, processes, before)
         finally:
             over = machine.left_at or time.monotonic()
             machine.take()
@@ -193,7 +193,9 @@ class Legs:
         records.set_lost_steps(before, row.restored_step)
         return row, code, machine
 
-    def _attempt(self, injector: Injector, number: int, processes: int, before: Row | None) -> tuple[Row, int | None]:
+    def _attempt(
+        self, injector: Injector, leg: str, number: int, processes: int, before: Row | None
+    ) -> tuple[Row, int | None]:
         """Run one attempt on one machine until it ends or is preempted."""
         machine, watch = injector.machine, injector.watch
         if self.settings.setup and self.task.setup.strip():
@@ -202,7 +204,7 @@ class Legs:
             code = machine.process.wait()
             if code:
                 return Row(number, "failed", f"setup failed with exit {code}", processes), code
-        machine.start(self.task.run, self.tracing.strike(injector.planned, number))
+        machine.start(self.task.run, self.tracing.strike(injector.planned, leg, number))
         while True:
             status, step = machine.poll(), watch.look()
             watch.alive_s()

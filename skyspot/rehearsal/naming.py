@@ -78,6 +78,19 @@ def parse(path: str) -> Name:
     return Name(path, _VARYING.sub("#", path), tuple(numbers), tuple(words), tuple(shards), folders)
 
 
+def kind_in_a_save(path: str) -> str:
+    """The kind of a file within its save, by its name alone: only numbers that may tell the save are replaced by `#`.
+
+    Those are the counters (`step_9/layer_0` gives `step_#/layer_0`), or without any all but those of a rank or shard.
+    """
+    name = parse(path)
+    tells = [not shard and word in _COUNTERS for word, shard in zip(name.words, name.shards, strict=True)]
+    if not any(tells):
+        tells = [not shard for shard in name.shards]
+    stays = ["#" if told else part for part, told in zip(spelled(path), tells, strict=True)]
+    return "".join(part + stay for part, stay in zip(name.kind.split("#"), [*stays, ""], strict=True))
+
+
 def spelled(path: str) -> list[str]:
     """What stands at each `#` of the path's kind, as it is spelled."""
     return [found[0] for found in _VARYING.finditer(path)]

@@ -53,6 +53,14 @@ def _unproven(life: Life) -> str:
     return "a start from nothing would look the same" if resume.doubt else ""
 
 
+def is_passed_by(attempt: Attempt, life: Life) -> bool:
+    """True if an attempt was struck at the upload of a save when a newer one was complete, so that it shows nothing."""
+    path = next((call.path for call in attempt.calls if call.struck and call.name == "upload"), None)
+    struck = [save for save in life.saves if any(file.path == path for file in save.files)]
+    newest = life.end.newest
+    return bool(struck) and newest is not None and struck[-1].index < newest.index
+
+
 def _named(state: State) -> str:
     """Name the newest complete checkpoint, and one beside it that is not complete."""
     found = [state.newest.label] if state.newest else []

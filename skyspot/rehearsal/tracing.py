@@ -24,6 +24,9 @@ from skyspot.rehearsal.task import RehearsalTask
 from skyspot.rehearsal.verdict import Verdict
 from skyspot.rehearsal.watch import walk
 
+_SPREAD = 5
+"""With so many saves in the undisturbed run, strikes fall on two saves that follow each other."""
+
 
 class Tracing:
     """How the machines of a rehearsal see their buckets."""
@@ -114,11 +117,30 @@ class Tracing:
             return {"torn": f"on a mount like {self.manner} a file appears whole, when it is closed or uploaded"}
         return {}
 
-    def strike(self, planned: Preemption | None, attempt: int) -> tuple[str, Strike] | None:
-        """The bucket and call at which an attempt is struck; None: at no call."""
+    def strike(self, planned: Preemption | None, leg: str, attempt: int) -> tuple[str, Strike] | None:
+        """The bucket and call at which a leg's next attempt is struck; None: at no call."""
         if planned is None or planned.place is None or self.point is None:
             return None
-        return self.point, planned.place.at_first if attempt == 1 else planned.place.later
+        place = planned.place
+        if attempt == 1:
+            return self.point, place.at_first
+        if place.second and self._struck_save(planned) == 2 and self._has_room(leg, 2):
+            return self.point, place.second
+        return self.point, place.later
+
+    def _struck_save(self, planned: Preemption) -> int:
+        """The how-manieth save of an attempt that resumes is struck: 1, or 2.
+
+        An attempt that is struck in its first save leaves the checkpoint that it resumed from. One that is struck in
+        its second leaves the next one, so that a script which saves less at every other time is found.
+        """
+        return self._reach if planned.kind != faults.AT_WRITE and not self._pinned else 1
+
+    @property
+    def _reach(self) -> int:
+        """The how-manieth save of an attempt that resumes is struck at the most."""
+        learnt = self.evidence.learnt if self.evidence else None
+        return 2 if learnt and len(learnt.saves) >= _SPREAD else 1
 
     def saved(self, machine: Machine, attempt: int) -> Changes | None:
         """Tells when an attempt may be preempted: the first one, once it has saved; None: at any time."""
@@ -208,7 +230,8 @@ class Tracing:
     def is_sound(self, leg: str) -> bool:
         """True if a leg's latest attempt left complete saves and nothing of another, and more than one is to come."""
         lives = self.evidence.lives(leg) if self.evidence else ()
-        return bool(lives) and lives[-1].end.newest is not None and not lives[-1].end.incomplete and self._has_room(leg)
+        room = bool(lives) and self._has_room(leg, self._reach)
+        return room and lives[-1].end.newest is not None and not lives[-1].end.incomplete
 
     def runs_to_its_end(self, leg: str, planned: Preemption, careful: bool) -> bool:
         """True if a leg's next attempt must not be struck, or nothing would show what one strike did.
@@ -219,17 +242,18 @@ class Tracing:
         lives = self.evidence.lives(leg) if self.evidence else ()
         if not lives or self.sight == POLLS:  # Looks do not tell what was complete just before the strike.
             return False
-        return (careful and lives[-1].end.partly) or (planned.place is not None and not self._has_room(leg))
+        room = planned.place is None or self._has_room(leg, self._struck_save(planned))
+        return (careful and lives[-1].end.partly) or not room
 
-    def _has_room(self, leg: str) -> bool:
-        """True if another save follows the next one of a leg."""
+    def _has_room(self, leg: str, struck: int = 1) -> bool:
+        """True if another save follows the one that is struck, counted from the newest of a leg."""
         assert self.evidence
         learnt, newest = self.evidence.learnt, self.evidence.lives(leg)[-1].end.newest
         if learnt is None:
             return False
         if learnt.journal:
             return (newest.files[0].size if newest else 0) < journal.ROOM * learnt.journal_size
-        return (newest.index if newest else 0) + 1 < len(learnt.saves)
+        return (newest.index if newest else 0) + struck < len(learnt.saves)
 
     def refused_at_last(self, leg: str) -> list[Refusal]:
         """What the mounts refused to a leg's latest attempt, in that order."""
@@ -250,6 +274,8 @@ class Tracing:
         if self.evidence and lives:
             row.resumed, row.lost_work = evidence.resumed_from(lives[-1]), evidence.lost_work(lives[-1])
             times.fill_from_trace(row, self.evidence.latest(leg), lives[-1])
+            if times.is_passed_by(self.evidence.latest(leg), lives[-1]):
+                row.hit, row.ended = False, f"{row.ended}, when a newer save was complete"
 
 
 def told_apart(places: Sequence[Place]) -> list[Place]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -13,6 +14,9 @@ from rich.text import Text
 from skyspot.rehearsal import attempts
 from skyspot.rehearsal.result import Kind, Leg, Result, Row
 
+_NO_TERMINAL = 1000
+"""Columns where no terminal limits them: a table is as wide as it needs."""
+
 
 class View:
     """Shows legs and attempts as they run. A context manager."""
@@ -20,6 +24,8 @@ class View:
     def __init__(self, quiet: bool = False) -> None:
         """Create the view; with `quiet` it prints nothing (the result is printed as JSON)."""
         self._console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        if not self._console.is_terminal and "COLUMNS" not in os.environ:
+            self._console.width = _NO_TERMINAL
         self._live = Live(console=self._console, refresh_per_second=8, transient=True) if self._lively else None
         self._leg, self._rows, self._now, self._steps = "", list[Row](), "", 0
 

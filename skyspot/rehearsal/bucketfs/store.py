@@ -15,6 +15,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from skyspot.rehearsal import naming
 from skyspot.rehearsal.bucketfs.manners import Manners
 from skyspot.rehearsal.bucketfs.recorder import Recorder
 
@@ -197,15 +198,20 @@ class Store:
                 self._upload_waiting(path)
 
     def _burst(self) -> list[str]:
-        """The files to upload next, those that were closed at about the same time: the last one first.
+        """The files to upload next, those of one save that were closed at about the same time: the last one first.
 
         Uploads run side by side, and any of them may be over first. This order is the hardest for a script that writes
-        its marker file last.
+        its marker file last. A burst ends where a new save begins: a strike before an upload would otherwise leave a
+        whole save that is newer than the one it strikes, and prove nothing.
         """
         with self._changed:
-            first = min(self._waiting.values(), default=0.0)
-            burst = [path for path, due in self._waiting.items() if due <= first + _BURST_S]
-            return sorted(burst, key=self._waiting.__getitem__, reverse=True)
+            burst: dict[str, str] = {}
+            for path in sorted(self._waiting, key=self._waiting.__getitem__):
+                kind = naming.kind_in_a_save(path)
+                if kind in burst or self._waiting[path] > self._waiting[next(iter(burst.values()), path)] + _BURST_S:
+                    break
+                burst[kind] = path
+            return [*reversed(burst.values())]
 
 
 def _link(source: str | Path, target: str | Path) -> None:

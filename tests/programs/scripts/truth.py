@@ -38,6 +38,7 @@ RNG_IGNORED = "RNG file missing and ignored"
 WORKERS = "loader workers died of SIGTERM"
 NOT_REPRODUCIBLE = "not reproducible by itself"
 ENDLESS = "does not end"
+UNNAMED = "results differ, no cause named"
 
 # -- kinds of strike
 KILL, NOTICE, SIGTERM, IN_SAVE, AT_WRITE, TORN = KINDS = (
@@ -397,5 +398,22 @@ TRUTHS = (
             ),
         ),
         show=few(KILL, NOTICE, TORN),
+    ),
+    Truth(
+        "odd_saves", NOT_EXACT,
+        "Checkpoints 1, 3, 5, ... lack the momentum; a restart from one of the others is right.",
+        fails=always(NOT_EXACT), cause=UNNAMED, moments=(step(36, NOT_EXACT), step(40, EXACT)),
+        cure=(("if step // SAVE_EVERY % 2 == 0:", "if True:"),),
+        show=few(IN_SAVE, TORN),
+    ),
+    Truth(
+        "two_slots", STAYS_DOWN,
+        "A file a.pkl that is cut fails every restart, also where b.pkl is whole. A cut b.tmp is written over.",
+        fails={IN_SAVE: STAYS_DOWN, AT_WRITE: STAYS_DOWN, TORN: STAYS_DOWN}, cause=HALF, files=("a.pkl",),
+        moments=(step(36, STAYS_DOWN, TORN, cut="a.pkl"), step(36, EXACT), step(40, EXACT)),
+        cure=(
+            ("FIRST.write_bytes(data)", '(out / "b.tmp").write_bytes(data)\n        (out / "b.tmp").replace(FIRST)'),
+        ),
+        show=few(TORN),
     ),
 )  # fmt: skip
