@@ -9,7 +9,7 @@ import pickle
 import time
 from pathlib import Path
 
-STEPS, SAVE_EVERY = 80, 4
+STEPS, SAVE_EVERY = 48, 4
 checkpoint = Path(os.environ["OUT"]) / "checkpoint.pkl"
 
 

@@ -10,7 +10,7 @@ import random
 import time
 from pathlib import Path
 
-STEPS, SAVE_EVERY = 80, 4
+STEPS, SAVE_EVERY = 48, 4
 out = Path(os.environ["OUT"])
 FIRST, SECOND = out / "a.pkl", out / "b.pkl"
 
