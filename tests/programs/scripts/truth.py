@@ -411,9 +411,7 @@ TRUTHS = (
         "A file a.pkl that is cut fails every restart, also where b.pkl is whole. A cut b.tmp is written over.",
         fails={IN_SAVE: STAYS_DOWN, AT_WRITE: STAYS_DOWN, TORN: STAYS_DOWN}, cause=HALF, files=("a.pkl",),
         moments=(step(36, STAYS_DOWN, TORN, cut="a.pkl"), step(36, EXACT), step(40, EXACT)),
-        cure=(
-            ("FIRST.write_bytes(data)", '(out / "b.tmp").write_bytes(data)\n        (out / "b.tmp").replace(FIRST)'),
-        ),
+        cure=(("if path.exists()]", "if path.exists() and path.read_bytes().endswith(pickle.STOP)]"),),
         show=few(TORN),
     ),
 )  # fmt: skip
