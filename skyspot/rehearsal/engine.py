@@ -234,7 +234,8 @@ class _Engine:
         if moved and moved.verdict:
             found.append(Kind(OTHER_PROCESSES, by_kind.in_a_word(moved.verdict), moved.title))
         elif len(self.settings.processes) > 1:
-            found.append(Kind(OTHER_PROCESSES, by_kind.NOT_TRIED, "it records no steps, as the trainer and run.steps do"))
+            why = "it records no steps, as the trainer and run.steps do"
+            found.append(Kind(OTHER_PROCESSES, by_kind.NOT_TRIED, why))
         return found
 
     def _judge(self, leg: Leg, across: bool = False) -> None:
