@@ -343,7 +343,7 @@ def test_an_attempt_that_hangs_after_a_preemption_is_not_exact(tmp_path: Path) -
         (None, 0.0, 0.0, 1800.0),
         (None, 0.0, 100.0, 1800.0),
         (None, 0.0, 900.0, 9000.0),
-        (None, 10.0, 900.0, 300.0),
+        (None, 10.0, 900.0, 1800.0),
         (None, 100.0, 0.0, 1000.0),
         (7.0, 0.0, 900.0, 7.0),
         (7.0, 100.0, 0.0, 7.0),

@@ -4,7 +4,7 @@ With `--timeout` no attempt may run longer than that. Without it:
 
 - the undisturbed run may take 30 minutes, or 10 times as long as it took until it first wrote to its bucket, if that is
   longer;
-- an attempt of a preempted run may take 5 minutes, or 10 times as long as the undisturbed run took, if that is longer.
+- an attempt of a preempted run may take 30 minutes, or 10 times as long as the undisturbed run took, if that is longer.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import re
 from skyspot.errors import UsageError, shown
 
 TIMES = 10
-UNDISTURBED_S = 1800.0
-PREEMPTED_S = 300.0
+LEAST_S = 1800.0
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -29,7 +28,7 @@ def limit_s(timeout_s: float | None, *, reference_s: float, first_write_s: float
     """
     if timeout_s is not None:
         return timeout_s
-    return max(PREEMPTED_S, TIMES * reference_s) if reference_s else max(UNDISTURBED_S, TIMES * first_write_s)
+    return max(LEAST_S, TIMES * (reference_s or first_write_s))
 
 
 def read_duration(option: str, text: str) -> float:
