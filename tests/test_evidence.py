@@ -320,6 +320,40 @@ def test_workers_that_die_of_the_signal_are_seen_in_the_output(tmp_path: Path) -
     assert failure.at_sigterm(tmp_path / "log") == ""
 
 
+LOST_WORKER = """\
+Traceback (most recent call last):
+  File "/root/train.py", line 41, in main
+    for batch in loader:
+  File "/venv/lib/python3.11/site-packages/torch/utils/data/dataloader.py", line 1310, in _try_get_data
+    data = self._data_queue.get(timeout=timeout)
+  File "/usr/lib/python3.11/multiprocessing/connection.py", line 395, in _recv
+    chunk = read(handle, remaining)
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        ("ConnectionResetError: [Errno 104] Connection reset by peer", True),
+        ("EOFError", True),
+        ("FileNotFoundError: [Errno 2] No such file or directory", True),
+        ("BrokenPipeError: [Errno 32] Broken pipe", True),
+        ("KeyError: 'FileNotFoundError'", False),
+    ],
+)
+@pytest.mark.parametrize("rank", ["", "[rank1]: "])
+def test_workers_that_die_of_the_signal_are_seen_where_the_main_process_meets_the_closed_connection(
+    tmp_path: Path, error: str, found: bool, rank: str
+) -> None:
+    (tmp_path / "log").write_text("".join(f"{rank}{line}\n" for line in f"{LOST_WORKER}{error}\nend".splitlines()))
+    said = failure.at_sigterm(tmp_path / "log")
+    assert said.startswith("its loader workers died of SIGTERM") == found
+    assert (error in said) == found
+    elsewhere = LOST_WORKER.replace("torch/utils/data/dataloader.py", "mine.py")
+    (tmp_path / "log").write_text(f"{LOST_WORKER}KeyError: 1\n{elsewhere}{error}\n")
+    assert failure.at_sigterm(tmp_path / "log") == "", "not in the loader"
+
+
 # -- the table by kind
 
 EXACT = Verdict(True, True, "byte-identical")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from skyspot.rehearsal.excerpt import read_excerpt
 
 _READ_BYTES = 2_000_000
 _WORKERS = re.compile(r"Error: DataLoader worker .* (killed by signal: Terminated|exited unexpectedly)")
+_LOADER = re.compile(r'File ".*/torch/utils/data/dataloader\.py", line \d+')
+_GONE = re.compile(r"^(?:\[rank\d+\]: *)?(?:ConnectionResetError|EOFError|FileNotFoundError|BrokenPipeError)\b")
+"""What the main process meets if it waits for a worker's answer when that dies: whoever notices first decides."""
 
 
 def describe(ended: str, log: Path, machine: Path) -> str:
@@ -40,14 +44,28 @@ def _end(log: Path) -> str:
 def at_sigterm(log: Path) -> str:
     """Say why a program failed at SIGTERM, if its output shows it; otherwise empty.
 
-    A loader's workers are in the same process group. PyTorch raises an error when one of them dies of the signal.
+    A loader's workers are in the same process group. PyTorch raises an error when one of them dies of the signal, or
+    its main process meets the closed connection first.
     """
-    last = next((line for line in reversed(_end(log).splitlines()) if _WORKERS.search(line)), "")
+    lines = _end(log).splitlines()
+    last = next((line for line in reversed(lines) if _WORKERS.search(line)), "") or _lost_worker(lines)
     return (
         f"its loader workers died of SIGTERM, and then its main process failed: {last.strip().rstrip('.')}"
         if last
         else ""
     )
+
+
+def _lost_worker(lines: Sequence[str]) -> str:
+    """The last line of a traceback through the loader that ends at a closed connection; empty if there is none."""
+    found, in_loader = "", False
+    for line in lines:
+        if "Traceback (most recent call last)" in line:
+            in_loader = False
+        in_loader = in_loader or bool(_LOADER.search(line))
+        if in_loader and _GONE.search(line):
+            found, in_loader = line, False
+    return found
 
 
 def keep_log(log: Path, name: str, kept: bool) -> Path | None:

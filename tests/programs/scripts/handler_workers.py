@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 EPOCHS, BATCH = 4, 16
 out = Path(os.environ["OUT"])
@@ -32,16 +32,16 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     torch.manual_seed(2)
-    x = torch.randn(320, 5)
-    dataset, model = TensorDataset(x, x.sum(1, keepdim=True)), torch.nn.Linear(5, 1)
-    first_epoch = first_batch = 0
+    x, model = torch.randn(320, 5), torch.nn.Linear(5, 1)
+    data, order, first_epoch, first_batch = TensorDataset(x, x.sum(1, keepdim=True)), torch.Generator(), 0, 0
+    loader = DataLoader(data, BATCH, sampler=RandomSampler(x, generator=order), num_workers=2, persistent_workers=True)
     if (out / "last.pt").exists():
         saved = torch.load(out / "last.pt")
         model.load_state_dict(saved["model"])
         first_epoch, first_batch = saved["epoch"], saved["batch"]
     for epoch in range(first_epoch, EPOCHS):
-        order = torch.Generator().manual_seed(epoch)
-        for batch, (inputs, targets) in enumerate(DataLoader(dataset, BATCH, True, num_workers=2, generator=order)):
+        order.manual_seed(epoch)
+        for batch, (inputs, targets) in enumerate(loader):
             if epoch == first_epoch and batch < first_batch:
                 continue
             loss = (model(inputs) - targets).square().mean()

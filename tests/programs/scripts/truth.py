@@ -271,7 +271,7 @@ TRUTHS = (
         "hand, it goes on exactly from the last epoch.",
         "final.pt", fails={SIGTERM: STAYS_DOWN}, cause=WORKERS, files=("last.pt",),
         moments=(Moment(SIGTERM, "loss = (model(inputs)", 28, STAYS_DOWN, "SIGTERM"), step(20, EXACT)),
-        cure=(("num_workers=2", "num_workers=0"),),
+        cure=(("num_workers=2, persistent_workers=True", "num_workers=0"),),
         show=few(SIGTERM),
     ),
     Truth(
