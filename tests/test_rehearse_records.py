@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from support import PROGRAMS
 from support_rehearse import rehearse
 
+from skyspot.errors import UsageError
 from skyspot.rehearsal import by_kind, evidence, faults, records, remedies
-from skyspot.rehearsal.result import Leg, Row
+from skyspot.rehearsal.engine import _refuse_calls
+from skyspot.rehearsal.result import Leg, Row, Settings
 from skyspot.rehearsal.verdict import Verdict
 from skyspot.rehearsal.watch import Watch
 from trainer.bucket.hashing import hash_file
@@ -56,6 +59,33 @@ def test_a_task_that_deletes_its_checkpoints_has_lost_work_though_its_history_is
     assert found["remedy"] == remedies.RUN_FOLDER.remedy
     assert result["legs"][1]["rows"][1]["resumed"] == "nothing: LOST WORK"
     assert outcomes(result) == {"kill": "LOST WORK", "sigterm": "LOST WORK"}
+
+
+@pytest.mark.slow  # A rehearsal; a quick test below shows the same.
+def test_a_task_whose_attempts_make_folders_of_their_own_is_told_to_use_one(tmp_path: Path) -> None:
+    code, result = rehearsed(tmp_path, "folders", "--kinds", "kill", "--preemptions", 1)
+    assert code == 1
+    text = result["legs"][1]["verdict"]["text"]
+    assert re.match(
+        r"LOST WORK: each attempt made a run folder of its own \(own-\w{4}, own-\w{4}\): use one name", text
+    )
+    assert result["legs"][1]["rows"][1]["resumed"] == "nothing: LOST WORK"
+    assert outcomes(result) == {"kill": "LOST WORK"}
+
+
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        (("--kinds", "kill,kill-at-write"), "--kinds kill-at-write: this task records its steps"),
+        (("--every-write",), "remove --every-write, and strike its saves with --kinds kill-in-save"),
+    ],
+)
+def test_strikes_at_calls_are_refused_where_steps_are_recorded(options: tuple[str, ...], remedy: str) -> None:
+    kinds = tuple(options[1].split(",")) if "--kinds" in options else faults.DEFAULT_KINDS
+    with pytest.raises(UsageError) as refused:
+        _refuse_calls(Settings(kinds=kinds, every_write="--every-write" in options))
+    assert remedy in str(refused.value)
+    _refuse_calls(Settings())
 
 
 # -- the judgment, from the records alone
@@ -118,6 +148,21 @@ def test_a_checkpoint_that_is_torn_or_not_finite_need_not_be_resumed_from(tmp_pa
     row = Row(1, "kill", "killed")
     records.fill(row, Watch(tmp_path, "own"), None)
     assert row.left_step == 10
+
+
+@pytest.mark.parametrize("second", ["own-b", "own-z"])
+def test_a_run_folder_of_its_own_is_lost_work(tmp_path: Path, second: str) -> None:
+    first = filled(tmp_path / "own-m", 1, 0, None, 20)
+    watch, row = Watch(tmp_path, None), Row(2, "finished", "finished")
+    checkpoint(tmp_path / second, 40, attempt_of(tmp_path / second, 2, 0))
+    records.fill(row, watch, first)
+    assert (row.restored_step, row.lost_work, row.resumed) == (0, True, "nothing: LOST WORK")
+    folders = records.run_folders(tmp_path, None)
+    assert sorted(folders) == sorted(["own-m", second])
+    found = records.judge([first, row], same=False, folders=folders)
+    assert found
+    assert found.text == f"LOST WORK: each attempt made a run folder of its own ({', '.join(folders)}): use one name"
+    assert records.run_folders(tmp_path, tmp_path) == [], "they lay there before"
 
 
 def test_lost_work_fails_and_no_resume_at_all_is_not_checked() -> None:

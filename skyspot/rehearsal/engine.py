@@ -123,8 +123,8 @@ class _Engine:
         self.reference = self._outcome("reference")
         history = self.reference.history
         self.legs.records = history is not None
-        if history and self.settings.at is not None:
-            raise UsageError("--at: this task records its steps, and is preempted at these; remove --at")
+        if history:
+            _refuse_calls(self.settings)
         plan = faults.schedule(
             list(self.settings.kinds),
             self.settings.preemptions,
@@ -245,6 +245,11 @@ class _Engine:
         judged = judge(self.reference, self._outcome(leg.name), self.rules, across=across)
         if any(one.checked and not one.exact for one in judged) and not self.settings.assume_reproducible:
             judged = self._controlled(judged, across)
+        if self.legs.records:
+            there = self.task.bucket.folder if self.task.bucket else None
+            folders = records.run_folders(self.legs.bucket(leg.name), there)
+            resumed = records.judge(leg.rows, all(one.exact for one in judged), folders)
+            judged = [resumed, *judged] if resumed else judged
         if not judged:
             text = (
                 "not checked: its bucket has no records of skyspot's trainer. If the task uses SpotRun, give it "
@@ -255,8 +260,6 @@ class _Engine:
             if early := advice.exited_early(leg.rows):
                 judged = [advice.with_exit(one, early) for one in judged]
             judged = self._with_evidence(leg, judged)
-        elif resumed := records.judge(leg.rows, all(one.exact for one in judged)):
-            judged.insert(0, resumed)
         hit = {row.kind for row in leg.rows if row.hit}
         judged += self._failed_at_sigterm(leg)
         missed = [row for row in leg.rows if not row.hit and row.kind not in hit]
@@ -360,6 +363,21 @@ class _Engine:
 
     def _first_save(self) -> int | None:
         return records.first_save(self.legs.paths("reference"))
+
+
+def _refuse_calls(settings: Settings) -> None:
+    """Refuse what strikes at calls on the bucket, for a task with records.
+
+    Raises:
+        UsageError: it was asked for; names the remedy.
+    """
+    why = "this task records its steps, and is preempted at these"
+    if settings.at is not None:
+        raise UsageError(f"--at: {why}; remove --at")
+    if settings.every_write:
+        raise UsageError(f"--every-write: {why}; remove --every-write, and strike its saves with --kinds kill-in-save")
+    if faults.AT_WRITE in settings.kinds:
+        raise UsageError(f"--kinds {faults.AT_WRITE}: {why}; strike its saves with --kinds kill-in-save")
 
 
 def _is_exact(leg: Leg) -> bool:

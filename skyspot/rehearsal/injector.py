@@ -100,6 +100,7 @@ class Injector:
             if code == 0:
                 return Row(number, "finished", "finished", processes), 0
         else:
+            assert kind in faults.WARNINGS, kind
             asked = self.server.requests
             code, ended = self._warn(kind)
             heard = kind == "sigterm" or self.server.requests > asked

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from skyspot.rehearsal import evidence, remedies
 from skyspot.rehearsal.result import Row
 from skyspot.rehearsal.verdict import History, Verdict
-from skyspot.rehearsal.watch import Watch
+from skyspot.rehearsal.watch import Watch, list_runs
 from trainer.layout.documents import LayoutError
 from trainer.layout.events import event_named, read_events
 from trainer.layout.manifest import read_manifest, sizes_agree
@@ -76,13 +77,30 @@ def _judge_start(row: Row, before: Row) -> None:
         row.unproven = "nothing was left to do"
 
 
-def judge(rows: Sequence[Row], same: bool) -> Verdict | None:
+def run_folders(bucket: Path, there: Path | None) -> list[str]:
+    """List the run folders in a leg's bucket, unless they are those that lay there at the start.
+
+    Args:
+        bucket: The leg's bucket.
+        there: What was put into each leg's bucket; None: nothing.
+    """
+    before = {paths.root.relative_to(there) for paths in list_runs(there)} if there else set()
+    found = [paths.root.relative_to(bucket) for paths in list_runs(bucket)]
+    return [path.as_posix() for path in found if path not in before]
+
+
+def judge(rows: Sequence[Row], same: bool, folders: Sequence[str] = ()) -> Verdict | None:
     """Judge whether the attempts of a leg resumed; None if each did, at least one of them from a checkpoint.
 
     Args:
         rows: The attempts.
         same: True if the leg's results are the undisturbed run's.
+        folders: The run folders that its attempts made; more than one are too many.
     """
+    if len(folders) > 1:
+        several = ", ".join([*folders[:3], *(["..."] if len(folders) > 3 else [])])
+        text = f"LOST WORK: each attempt made a run folder of its own ({several}): use one name"
+        return Verdict(False, True, text, evidence.LOST if same else None, remedy=remedies.RUN_FOLDER.remedy)
     for before, row in pairwise(rows):
         if row.lost_work:
             did = f"went on from step {row.restored_step}" if row.restored_step else "began from nothing"

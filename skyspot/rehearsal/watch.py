@@ -25,7 +25,8 @@ class Watch:
             view: The bucket as the machine sees it, with files that have not arrived yet; None: it sees the bucket.
         """
         self.bucket, self.run_folder, self._view = bucket, run_folder, view
-        self._before = {str(name) for name in self._attempts()}
+        self._before = {str(name) for paths in list_runs(bucket) for name in list_attempts(paths)}
+        self._own: RunPaths | None = None
         self._files_before = self._files()
         self.alive_since: float | None = None
         """Time of the attempt's first observed write to its bucket, on the monotonic clock."""
@@ -36,17 +37,21 @@ class Watch:
 
     @property
     def paths(self) -> RunPaths | None:
-        """The run's folder; None until it exists."""
-        return find_run(self._view if self._view and self._view.is_dir() else self.bucket, self.run_folder)
+        """The run's folder, the one with this attempt if there are several; None until it exists."""
+        if self._view and self._view.is_dir():
+            return find_run(self._view, self.run_folder)
+        if self._own is None:
+            self._own = next((paths for paths in list_runs(self.bucket) if self._new(paths)), None)
+        return self._own or find_run(self.bucket, self.run_folder)
 
-    def _attempts(self) -> list[AttemptName]:
-        paths = self.paths
-        return list_attempts(paths) if paths else []
+    def _new(self, paths: RunPaths) -> list[AttemptName]:
+        """The attempts in a run's folder that started since then."""
+        return [name for name in list_attempts(paths) if str(name) not in self._before]
 
     def attempt(self) -> AttemptName | None:
         """The attempt that started since then; None until it exists."""
-        new = [name for name in self._attempts() if str(name) not in self._before]
-        return new[0] if new else None
+        paths = self.paths
+        return next(iter(self._new(paths)), None) if paths else None
 
     def look(self) -> int | None:
         """Return the last known step of this attempt; None before its first step."""
@@ -137,10 +142,13 @@ def find_run(bucket: Path, run_folder: str | None) -> RunPaths | None:
     """Find the run's folder in a bucket: the named one, or the first that holds attempts."""
     if run_folder is not None and (bucket / run_folder / "attempts").is_dir():
         return RunPaths(bucket / run_folder)
-    for depth in ("attempts", "*/attempts", "*/*/attempts"):
-        for found in sorted(bucket.glob(depth)):
-            return RunPaths(found.parent)
-    return None
+    return next(iter(list_runs(bucket)), None)
+
+
+def list_runs(bucket: Path) -> list[RunPaths]:
+    """List the folders in a bucket that hold attempts."""
+    depths = ("attempts", "*/attempts", "*/*/attempts")
+    return [RunPaths(found.parent) for depth in depths for found in sorted(bucket.glob(depth))]
 
 
 def wait_for_save(watch: Watch, seconds: float, goes_on: Callable[[], bool]) -> bool:
