@@ -46,6 +46,11 @@ OTHER_RATE = {"loss": 9.0, "lr": 0.5, "rates": {"optimizer": 0.5}}
          "step 5 (0.0166667 undisturbed, 0.5 preempted): is the scheduler registered?", remedies.UNSCHEDULED),
         (history(), history(OTHER_RATE, 7), "from step 7 on, 2 steps after the resume from step 5",
          remedies.UNSCHEDULED),
+        (history(), history(OTHER_RATE, scheduled=("optimizer",)), "0.5 preempted): its scheduler is registered; is it "
+         "stepped, or the rate set, outside the loop?", remedies.UNSCHEDULED),
+        (history(), history(OTHER_RATE, scheduled=("other",)), "is the scheduler registered?", remedies.UNSCHEDULED),
+        (history(), history({"seen": 0}, unsaved=("ema.count",)), "the logged seen differs from step 6 on, the first "
+         "after the resume from step 5; ema.count changes during training", remedies.UNSAVED),
         (history(), history({"loss": 9.0}), "something that steps change is not registered. Registered: model (Model), "
          "optimizer (AdamW)", remedies.UNREGISTERED),
         (history(), history({"loss": 9.0}, unsaved=("ema.count",)), "ema.count changes during training and is in no "
@@ -94,17 +99,48 @@ def test_logged_metrics_count_but_for_the_clock_and_what_is_ignored() -> None:
     assert verdict.compare(left, right).exact, "the bundled trainer's lines have more"
 
 
-def test_a_frameworks_loop_is_not_told_to_register() -> None:
+@pytest.mark.parametrize(
+    ("loop", "changes", "says", "finding"),
+    [
+        ("transformers", {"loss": 9.0}, "with the same learning rate and the same batches: something that steps change "
+         "is not in the checkpoint of the Trainer (a callback's counter, an EMA)", remedies.KEPT_APART),
+        ("lightning", {"loss": 9.0}, "not in the checkpoint of Lightning", remedies.KEPT_APART),
+        ("lightning", OTHER_RATE, "does Lightning save the scheduler, or what else sets the rate?",
+         remedies.KEPT_APART),
+        ("transformers", {"loss": 9.0, "batch": "x"}, "the batches differ from step 6 on", remedies.KEPT_APART),
+        ("lightning", OTHER_STREAMS, "random numbers of torch differ from step 6", remedies.STREAMS),
+        ("lightning", {"seen": 0}, "the logged seen differs from step 6", remedies.UNSTATED),
+    ],
+)  # fmt: skip
+def test_a_frameworks_loop_is_not_told_to_register(
+    loop: str, changes: dict[str, Any], says: str, finding: remedies.Finding
+) -> None:
+    right = history(changes)
+    record = LoopRecord(loop, OBJECTS, resumes=(RESUMED,))
+    found = verdict.compare(history(), verdict.History(right.lines, right.weights, {}, loop=record))
+    assert says in found.text
+    assert "register" not in found.text
+    assert found.remedy == finding.remedy
+
+
+def test_a_frameworks_other_differences_are_named() -> None:
     left, right = history(), history({"loss": 9.0})
-    found = verdict.compare(
-        left, verdict.History(right.lines, right.weights, {}, loop=LoopRecord("transformers", {}, resumes=(5,)))
-    )
-    assert found.text.endswith(
-        "Likely cause: the weights or the optimizer's state (same samples, learning rate and random numbers)"
-    )
-    assert found.remedy == remedies.NO_CAUSE.remedy
+    for line in (*left.lines.values(), *right.lines.values()):
+        del line["batch"]
+    trainer = LoopRecord("transformers", {}, resumes=(RESUMED,))
+    found = verdict.compare(left, verdict.History(right.lines, right.weights, {}, loop=trainer))
+    assert "with the same learning rate: something" in found.text, "the batches are not known"
+    found = verdict.compare(left, verdict.History(left.lines, {"a": b"2"}, {}, loop=trainer))
+    assert "does the Trainer save what computes them?" in found.text
     found = verdict.compare(left, verdict.History(right.lines, right.weights, {}, loop=LoopRecord("transformers", {})))
     assert found.remedy == remedies.NONDETERMINISTIC.remedy
+
+
+def test_processes_that_train_on_the_same_batches_are_told_so_though_the_run_is_exact() -> None:
+    found = verdict.compare(history(same_batches=True), history(same_batches=True))
+    assert found.exact
+    assert verdict.SAME_BATCHES in found.notes
+    assert verdict.SAME_BATCHES not in verdict.compare(history(), history()).notes
 
 
 def test_tensors_of_one_name_in_two_files_both_count(tmp_path: Path) -> None:
@@ -121,14 +157,24 @@ def test_tensors_of_one_name_in_two_files_both_count(tmp_path: Path) -> None:
 def test_the_records_of_a_loop_are_read(tmp_path: Path) -> None:
     assert read_loop_record(RunPaths(tmp_path)) is None
     for attempt, name, fields in (
-        ("a0001-aaaaaa", "0001-registered", {"loop": "steps", "objects": OBJECTS, "unsaved": ["ema.n"]}),
+        (
+            "a0001-aaaaaa",
+            "0001-registered",
+            {
+                "loop": "steps",
+                "objects": OBJECTS,
+                "unsaved": ["ema.n"],
+                "scheduled": ["optimizer"],
+                "same_batches": True,
+            },
+        ),
         ("a0002-bbbbbb", "0001-restored", {"step": 5}),
         ("a0003-cccccc", "0001-restored", {"step": 0}),
     ):
         (tmp_path / "attempts" / attempt).mkdir(parents=True)
         (tmp_path / "attempts" / attempt / f"{name}.json").write_text(json.dumps(fields))
     found = read_loop_record(RunPaths(tmp_path))
-    assert found == LoopRecord("steps", OBJECTS, ("ema.n",), (5,))
+    assert found == LoopRecord("steps", OBJECTS, ("ema.n",), ("optimizer",), True, (5,))
     assert (found.resume_before(6), found.resume_before(5)) == (5, None)
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import types
 from pathlib import Path
 
 import pytest
 import shared
+import torch
 from support import PROGRAMS, Ended, event, launch, losses, noticed, weights
+
+from trainer.training import same_batches
 
 SCRIPT = PROGRAMS / "own_loop.py"
 STRIKES = [("7:SIGKILL", "8:SIGTERM", "16:SIGKILL"), ("5:SIGTERM", "6:SIGTERM", "15:SIGTERM")]
@@ -75,17 +79,39 @@ def test_accumulation_that_does_not_divide_an_epoch_resumes_exactly(
 def test_two_ranks_end_with_the_same_bits(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, order: str) -> None:
     args = ("--order", order, "--count", 40)
     whole = undisturbed(tmp_path_factory, *args, processes=2)
-    struck(tmp_path / "run", *args, processes=2, strikes=("7:SIGKILL", "8:SIGTERM"))
+    done = struck(tmp_path / "run", *args, processes=2, strikes=("7:SIGKILL", "8:SIGTERM"))
+    assert "the same batch" not in done.output
     assert losses(tmp_path / "run") == losses(whole)
     assert exported(tmp_path / "run") == exported(whole)
+
+
+@pytest.mark.parametrize(
+    ("hashes", "same"), [([7, 7], True), ([7, 8], False), ([0, 0], False), ([7, 7, 8], False), ([7], False)]
+)
+def test_ranks_that_train_on_one_batch_are_found(hashes: list[int], same: bool) -> None:
+    exchange = types.SimpleNamespace(wait=lambda: [[one] for one in hashes])
+    group = types.SimpleNamespace(world_size=len(hashes), exchange=lambda mine: exchange)
+    assert same_batches.are_same(group, hashes[0]) is same  # type: ignore[arg-type]
+
+
+def test_a_hash_of_a_batch_is_that_of_its_dense_tensors() -> None:
+    one = torch.arange(6.0)
+    assert same_batches.hash_of({"x": [one]}) == same_batches.hash_of((one.clone(),)) != 0
+    assert same_batches.hash_of({"x": one}) != same_batches.hash_of({"x": one + 1})
+    assert same_batches.hash_of({"x": one.to_sparse(), "y": "text"}) == same_batches.hash_of([]) == 0
+    assert same_batches.hash_of(torch.tensor([1j]).conj())
+    assert same_batches.hash_of(torch.tensor(True))
 
 
 @pytest.mark.slow
 def test_another_number_of_processes_continues_after_as_many_samples_and_says_so(tmp_path: Path) -> None:
     args = ("--order", "generator", "--count", 40)
-    assert own(tmp_path / "run", *args, "--strike", "4:SIGTERM", processes=2).code == 75
+    stopped = own(tmp_path / "run", *args, "--strike", "4:SIGTERM", processes=2)
+    assert stopped.code == 75, stopped.output
+    assert same_batches.line(2) in stopped.output, "both have one generator"
     done = own(tmp_path / "run", *args)
     assert done.code == 0, done.output
+    assert "the same batch" not in done.output
     assert "2 processes consumed 32 samples of epoch 0; 1 continue after 8 batches each." in done.output
     assert sorted(losses(tmp_path / "run")) == list(range(1, 21))
 

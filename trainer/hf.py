@@ -146,7 +146,8 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
                 "them"
             )
         same = loop.contents.facts_restored.get("world_size") == args.world_size
-        self._ahead = DrawnAhead(self._trainer, mine.get("ahead") if mine and same else None, self._run.resume_from())
+        ahead = mine.get("ahead") if mine and same else None
+        self._ahead = DrawnAhead(self._trainer, ahead, self._run.resume_from(), loop.give)
         loop.begin(self._write, state.max_steps, _bytes_of(self._trainer.model))
         self._original_save, self._trainer._save_checkpoint = self._trainer._save_checkpoint, self._save
         self._original_step, self._trainer._maybe_log_save_evaluate = (

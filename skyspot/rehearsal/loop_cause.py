@@ -28,7 +28,7 @@ class Runs:
 
 
 def cause(runs: Runs, step: int | None, weights: Sequence[str], logged: Sequence[str]) -> Cause | None:
-    """Name the likeliest cause; None if a framework's loop tells none: its callback registers everything.
+    """Name the likeliest cause; None if nothing tells one.
 
     Args:
         runs: The two runs.
@@ -38,7 +38,7 @@ def cause(runs: Runs, step: int | None, weights: Sequence[str], logged: Sequence
     """
     if step and step in runs.left and step in runs.right and runs.record.resume_before(step) is None:
         return _by_itself(runs, step)
-    if runs.record.loop != "steps":
+    if runs.record.loop not in ("steps", *_FRAMEWORKS):
         return None
     if step is None:
         return _in_weights(runs.record, weights)
@@ -49,7 +49,38 @@ def cause(runs: Runs, step: int | None, weights: Sequence[str], logged: Sequence
     resumed = runs.record.resume_before(step)
     assert resumed is not None
     place = f"from step {step} on, {_ordinal(step - resumed)} after the resume from step {resumed}"
+    if runs.record.loop in _FRAMEWORKS:
+        return _in_framework(runs, step, place, logged)
     return _at(runs, step, place, logged)
+
+
+_FRAMEWORKS = {"transformers": "the Trainer", "lightning": "Lightning"}
+"""Who saves the state, by what the records call the loop."""
+
+
+def _in_framework(runs: Runs, step: int, place: str, logged: Sequence[str]) -> Cause:
+    """The cause of a difference that begins after a resume in a framework's loop, whose checkpoint has all of its own.
+
+    So it is something of the program's: a callback, a collator, a hook.
+    """
+    record, left, right = runs.record, runs.left[step], runs.right[step]
+    who = _FRAMEWORKS[record.loop]
+    if rate := _rate(left, right):
+        what = f"the learning rate differs {place} ({rate[1]:.6g} undisturbed, {rate[2]:.6g} preempted)"
+        return Cause(f"{what}: does {who} save the scheduler, or what else sets the rate?", remedies.KEPT_APART)
+    if record.unsaved:
+        return _unsaved(record, f"{_first(left, right, logged)} differs {place}")
+    if left.get("batch") != right.get("batch"):
+        what = f"the batches differ {place}: other samples, or other random numbers in them"
+        asked = f"Does {who} save what draws them (a generator of the data set, the sampler or the collator)?"
+        return Cause(f"{what}. {asked}", remedies.KEPT_APART)
+    if streams := _streams(runs, step):
+        return Cause(f"the random numbers of {_some(streams)} differ {place}", remedies.STREAMS)
+    if left.get("loss") == right.get("loss"):
+        return _in_logged(left, right, place, logged)
+    same = "the same learning rate" + (" and the same batches" if "batch" in left else "")
+    what = f"the loss differs {place}, with {same}: something that steps change is not in the checkpoint of {who}"
+    return Cause(f"{what} (a callback's counter, an EMA)", remedies.KEPT_APART)
 
 
 def _at(runs: Runs, step: int, place: str, logged: Sequence[str]) -> Cause:
@@ -57,11 +88,14 @@ def _at(runs: Runs, step: int, place: str, logged: Sequence[str]) -> Cause:
     record, left, right = runs.record, runs.left[step], runs.right[step]
     if rate := _rate(left, right):
         name, undisturbed, preempted = rate
-        of = f" of {name!r}" if name else ""
+        of = f" of {name!r}" if name and len(left.get("rates", {})) > 1 else ""
         what = f"the learning rate{of} differs {place} ({undisturbed:.6g} undisturbed, {preempted:.6g} preempted)"
-        return Cause(f"{what}: is the scheduler registered? {_registered(record)}", remedies.UNSCHEDULED)
+        asked = "is the scheduler registered?"
+        if name in record.scheduled:  # Code around the loop runs again in each attempt.
+            asked = "its scheduler is registered; is it stepped, or the rate set, outside the loop?"
+        return Cause(f"{what}: {asked} {_registered(record)}", remedies.UNSCHEDULED)
     if record.unsaved:
-        return _unsaved(record, f"the loss differs {place}")
+        return _unsaved(record, f"{_first(left, right, logged)} differs {place}")
     if "streams" in left and "batch" not in left:
         what = f"the loss differs {place}. No tensor came from run.steps(...): does the loop read its data elsewhere?"
         return Cause(what, remedies.ELSEWHERE)
@@ -71,13 +105,28 @@ def _at(runs: Runs, step: int, place: str, logged: Sequence[str]) -> Cause:
     if streams := _streams(runs, step):
         return Cause(f"the random numbers of {_some(streams)} differ {place}", remedies.STREAMS)
     if left.get("loss") == right.get("loss"):
-        name = next((name for name in logged if left.get(name) != right.get(name)), "grad_norm")
-        values = f"{left.get(name)} undisturbed, {right.get(name)} preempted"
-        what = f"the logged {name} differs {place} ({values}), and the loss does not"
-        return Cause(f"{what}: is what it is computed from in run.state?", remedies.UNSTATED)
+        return _in_logged(left, right, place, logged)
     what = f"the loss differs {place}, with the same learning rate and random numbers"
     what += ", and the same batches: something that steps change is not registered"
     return Cause(f"{what}. {_registered(record)}", remedies.UNREGISTERED)
+
+
+def _in_logged(left: Mapping[str, Any], right: Mapping[str, Any], place: str, logged: Sequence[str]) -> Cause:
+    """The cause of a difference in a metric of the user's own alone."""
+    name = _first_logged(left, right, logged)
+    values = f"{left.get(name)} undisturbed, {right.get(name)} preempted"
+    what = f"the logged {name} differs {place} ({values}), and the loss does not"
+    return Cause(f"{what}: is what it is computed from in run.state?", remedies.UNSTATED)
+
+
+def _first(left: Mapping[str, Any], right: Mapping[str, Any], logged: Sequence[str]) -> str:
+    """What differs: the loss, or a metric of the user's own."""
+    same = left.get("loss") == right.get("loss")
+    return f"the logged {_first_logged(left, right, logged)}" if same else "the loss"
+
+
+def _first_logged(left: Mapping[str, Any], right: Mapping[str, Any], logged: Sequence[str]) -> str:
+    return next((name for name in logged if left.get(name) != right.get(name)), "grad_norm")
 
 
 def _by_itself(runs: Runs, step: int) -> Cause:
@@ -109,6 +158,8 @@ def _in_weights(record: LoopRecord, weights: Sequence[str]) -> Cause:
     what = f"{_some(weights)} differ{'s' if len(weights) == 1 else ''} in the exported model, and no loss does"
     if record.unsaved:
         return _unsaved(record, what)
+    if record.loop in _FRAMEWORKS:
+        return Cause(f"{what}: does {_FRAMEWORKS[record.loop]} save what computes them?", remedies.KEPT_APART)
     return Cause(f"{what}: is what computes them registered? {_registered(record)}", remedies.UNREGISTERED)
 
 
@@ -119,12 +170,12 @@ def _unsaved(record: LoopRecord, what: str) -> Cause:
 
 
 def _rate(left: Mapping[str, Any], right: Mapping[str, Any]) -> tuple[str, float, float] | None:
-    """The first learning rate that differs: the optimizer's name where there are several, and both values."""
+    """The first learning rate that differs: the optimizer's name, where it is known, and both values."""
     ours, theirs = left.get("rates"), right.get("rates")
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
         for name, value in ours.items():
             if value != theirs.get(name) and isinstance(value, float) and isinstance(theirs.get(name), float):
-                return (name if len(ours) > 1 else "", value, theirs[name])
+                return (name, value, theirs[name])
     if left.get("lr") != right.get("lr") and all(isinstance(one.get("lr"), float) for one in (left, right)):
         return ("", left["lr"], right["lr"])
     return None

@@ -20,6 +20,10 @@ class LoopRecord:
     """The classes of what is registered, by name."""
     unsaved: tuple[str, ...] = ()
     """Attributes that change during training and are in no state_dict."""
+    scheduled: tuple[str, ...] = ()
+    """Optimizers with a registered scheduler."""
+    same_batches: bool = False
+    """Several processes all trained on the same batch in their first step."""
     resumes: tuple[int, ...] = ()
     """The steps that attempts resumed from."""
 
@@ -45,6 +49,8 @@ def read_loop_record(paths: RunPaths) -> LoopRecord | None:
         str(found.get("loop")),
         {str(name): str(kind) for name, kind in objects.items()} if isinstance(objects, Mapping) else {},
         _texts(found.get("unsaved")),
+        _texts(found.get("scheduled")),
+        bool(found.get("same_batches")),
         tuple(resumes),
     )
 

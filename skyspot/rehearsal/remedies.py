@@ -134,11 +134,17 @@ NONDETERMINISTIC = Finding(
     "`run.steps`: not deterministic",
     "`torch.use_deterministic_algorithms(True)`; nothing in a step may depend on the clock",
 )
+KEPT_APART = Finding(
+    "Trainer, Lightning: a callback, collator or hook keeps state of its own",
+    "keep it in `run.state`; or give it to the library's checkpoint: `state_dict` of a Lightning callback or data "
+    "module, `on_save_checkpoint`, `ExportableState` of transformers. Draw random numbers from the global generators",
+)
 
 FINDINGS = (
     HALF_WRITTEN, MIXED, NOT_READ, DATA_ORDER, LEARNING_RATE, NO_CAUSE, MORE_STEPS, FEWER_STEPS, BEST_LOST,
     REPEATED_LINES, NOT_USED, OLDER_USED, DESTROYED, RUN_FOLDER, NEVER_SAVES, IRREGULAR, AT_NOTICE, EXITED_WITH_0,
     WORKERS, REFUSED,
     UNSCHEDULED, UNREGISTERED, UNSAVED, UNSTATED, ELSEWHERE, BATCHES, STREAMS, SEEDS, NONDETERMINISTIC,
+    KEPT_APART,
 )  # fmt: skip
 """All of them, in the order of the docs' table."""

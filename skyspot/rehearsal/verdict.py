@@ -20,6 +20,10 @@ from trainer.layout.names import RunPaths, is_safe_name, list_checkpoints
 FALL = 0.2
 DRIFT = 1e-5
 DRIFT_STEPS = 50
+SAME_BATCHES = (
+    "all processes trained on the same batch in step 1, so each does the work of one: share the samples out "
+    "(run.sampler, or torch's DistributedSampler) and wrap the model in DistributedDataParallel"
+)
 _COMPARED = ("loss", "lr", "order", "rng", "grad_norm")
 """Metrics in which a step must agree."""
 _OURS = frozenset(
@@ -222,6 +226,8 @@ def _notes(reference: History, other: History) -> list[str]:
     ):
         if reference.machine.get(key) != other.machine.get(key):
             notes.append(f"{what} changed from {reference.machine.get(key)} to {other.machine.get(key)}")
+    if reference.loop and reference.loop.same_batches:
+        notes.append(SAME_BATCHES)
     return [*notes, *_weaknesses(reference)]
 
 

@@ -19,15 +19,18 @@ from trainer.training import rng
 class DrawnAhead:
     """Notes the streams under which a Trainer's newest batch is drawn, and draws it again after a resume."""
 
-    def __init__(self, trainer: Any, saved: str | None, folder: str | None) -> None:
+    def __init__(
+        self, trainer: Any, saved: str | None, folder: str | None, give: Callable[[object], None] = lambda batch: None
+    ) -> None:
         """Take the place of the Trainer's `get_batch_samples`.
 
         Args:
             trainer: The Trainer, before its first step.
             saved: What `save` returned at the restored boundary; None where this rank has none that fits.
             folder: The checkpoint's folder, with the Trainer's file of random streams.
+            give: Gets each batch that is about to be trained on.
         """
-        self._trainer, self._saved, self._folder = trainer, saved, folder
+        self._trainer, self._saved, self._folder, self._give = trainer, saved, folder, give
         self._original, trainer.get_batch_samples = trainer.get_batch_samples, self._get
         self._before: rng.Streams | None = None
 
@@ -39,7 +42,10 @@ class DrawnAhead:
         saved, self._saved = self._saved, None
         if saved is not None:
             self._draw_again(batches, saved)
-        return self._original(_Noted(batches, self._note), *others)
+        found = self._original(_Noted(batches, self._note), *others)
+        for batch in found[0]:
+            self._give(batch)
+        return found
 
     def _note(self) -> None:
         self._before = rng.host_streams()

@@ -35,6 +35,7 @@ from trainer.training.joining import join, open_session
 from trainer.training.participant import Participant
 from trainer.training.step_end import StepEnd
 from trainer.training.step_log import StepLog
+from trainer.training.step_trace import StepTrace
 
 
 class FolderLoop:
@@ -63,6 +64,7 @@ class FolderLoop:
         self._until: int | None = None
         self._counted: tuple[int, float, float | None] | None = None
         """The step that is not published yet: its number, seconds and learning rate; metrics may still follow."""
+        self._trace, self._traced = StepTrace(), dict[str, Any]()
         self._logged: dict[str, Any] = {}
 
     # -- before the first step -----------------------------------------------------------------------------------------
@@ -136,6 +138,10 @@ class FolderLoop:
         """Keep metrics of the step that was counted last, or of the first one."""
         self._logged |= metrics
 
+    def give(self, batch: object) -> None:
+        """Take in a batch that the framework is about to train on."""
+        self._trace.batch(batch)
+
     def start_step(self) -> None:
         """Publish the step before, and begin to agree with the other ranks, while the optimizer works."""
         self._publish()
@@ -154,6 +160,8 @@ class FolderLoop:
         is_first = self._ends.is_first
         _, seconds = self._ends.end(self.contents.done + 1)
         self._counted = self.contents.done, seconds, lr
+        # Not the random streams: a framework may draw a batch ahead, or not.
+        self._traced = {name: value for name, value in self._trace.step({}).items() if name == "batch"}
         if is_first:
             self.contents.forget_fetched()
         self._session.saver.check()
@@ -196,7 +204,7 @@ class FolderLoop:
 
     def _publish(self) -> None:
         if self._counted and self._step_log:
-            self._step_log.step(*self._counted, self._logged)
+            self._step_log.step(*self._counted, self._logged, self._traced)
             self._counted, self._logged = None, {}
 
     def _close(self) -> None:

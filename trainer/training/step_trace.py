@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from trainer.bucket.hashing import MASK, fingerprint
-from trainer.training.trees import tensors
+from trainer.training.same_batches import hash_of
 
 VARIABLE = "SKYSPOT_TRACE_STEPS"
 
@@ -31,10 +31,9 @@ class StepTrace:
         """Take in a batch that the loop is about to get."""
         if not self._is_wanted:
             return
-        for tensor in tensors(batch):
+        if found := hash_of(batch):
             self._has_tensors = True
-            data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            self._batches = (self._batches * 31 + fingerprint(data.numpy().data)) & MASK
+            self._batches = (self._batches * 31 + found) & MASK
 
     def step(self, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Any]:
         """What the step that is over consisted of, as fields of its line of metrics.

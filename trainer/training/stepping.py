@@ -11,7 +11,7 @@ import torch
 from trainer.bucket.hashing import MASK
 from trainer.errors import RunError
 from trainer.ranks.agreement import MESSAGE_INTS
-from trainer.training import accelerate_state, unsaved
+from trainer.training import accelerate_state, same_batches, unsaved
 from trainer.training.arguments import batches_of_a_step, refuse_unlike_accelerate
 from trainer.training.closing import Closing
 from trainer.training.feed import Feed, sampler_of
@@ -47,6 +47,8 @@ class Stepping:
         self._before: unsaved.Attributes = {}
         self._step_log: StepLog | None = None
         self._trace = StepTrace()
+        self._first_batch: int | None = None
+        """A hash of the attempt's first batch, for a comparison of the ranks."""
         self._is_open = False
         """A call of `steps` has yielded a batch, and its loop has not ended."""
         self._watch = Watch(contents, session.await_copied, run.print_line, lambda: run._exit is not None)
@@ -145,6 +147,8 @@ class Stepping:
     def give(self, batch: object) -> None:
         """Take in a batch that the loop is about to get."""
         self._trace.batch(batch)
+        if self._first_batch is None:
+            self._first_batch = same_batches.hash_of(batch) if self._run.world_size > 1 else 0
 
     def close(self) -> None:
         """Close the progress bar, and let go of the loader."""
@@ -191,7 +195,10 @@ class Stepping:
         """Name what steps change and no checkpoint holds, and get memory for copies."""
         contents, run = self._contents, self._run
         self._watch.end_first_step()
-        unsaved.report(run, contents, self._before)
+        are_same = same_batches.are_same(run.group, self._first_batch or 0)
+        unsaved.report(run, contents, self._before, are_same)
+        if are_same:
+            run.print_line(same_batches.line(run.world_size))
         self._before = {}
         refuse_diverged(run.group, contents.models, contents.done, sample=False)
         self._session.prepare()

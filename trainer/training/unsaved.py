@@ -43,18 +43,22 @@ def changed(before: Attributes, after: Attributes) -> list[str]:
     return [f"{name}.{key}" for (name, key), value in sorted(after.items()) if before.get((name, key), value) != value]
 
 
-def report(run: Participant, contents: Registered, before: Attributes) -> None:
+def report(run: Participant, contents: Registered, before: Attributes, same_batches: bool) -> None:
     """Record what is registered, and name what the first step has changed and no checkpoint holds.
 
     Args:
         run: The attempt.
         contents: What is registered.
         before: The attributes before the step.
+        same_batches: Several ranks all trained on one batch; recorded for the rehearsal.
     """
     lost = changed(before, attributes(contents.models, contents.others))
     lost = [name for name in lost if name.rpartition(".")[2] not in contents.known]
     if run.journal:
-        run.journal.event("registered", loop=contents.loop, objects=contents.kinds(), unsaved=lost)
+        run.journal.event(
+            "registered", loop=contents.loop, objects=contents.kinds(), unsaved=lost,
+            scheduled=_scheduled(contents.optimizers, contents.others), same_batches=same_batches,
+        )  # fmt: skip
     for name in _unscheduled(contents.optimizers, contents.others):
         run.print_line(
             f"A scheduler sets the learning rate of {name!r} and is not registered: after a resume it would start "
@@ -100,11 +104,18 @@ def _schedules(thing: object, optimizer: torch.optim.Optimizer, depth: int = 3) 
     )
 
 
+def _scheduled(optimizers: Mapping[str, torch.optim.Optimizer], others: Mapping[str, Any]) -> list[str]:
+    """Names of the optimizers with a registered scheduler."""
+    return [
+        name for name, optimizer in optimizers.items() if any(_schedules(thing, optimizer) for thing in others.values())
+    ]
+
+
 def _unscheduled(optimizers: Mapping[str, torch.optim.Optimizer], others: Mapping[str, Any]) -> list[str]:
     """Names of the optimizers with a scheduler of torch's of which none is registered."""
+    have = _scheduled(optimizers, others)
     return [
         name
         for name, optimizer in optimizers.items()
-        if hasattr(optimizer.step, "_wrapped_by_lr_sched")
-        and not any(_schedules(thing, optimizer) for thing in others.values())
+        if hasattr(optimizer.step, "_wrapped_by_lr_sched") and name not in have
     ]
