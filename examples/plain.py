@@ -1,4 +1,4 @@
-"""A character model of Python's own documentation, in a plain torch loop."""
+"""A character model of Python's own documentation, in a plain torch loop; on one process or several."""
 
 from trainer import SpotRun  # isort: skip
 
@@ -6,12 +6,16 @@ import os
 import pydoc_data.topics
 
 import torch
+import torch.distributed as dist
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 STEPS, WIDTH, LENGTH = int(os.environ.get("STEPS", "200")), 64, 32
+RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
-torch.manual_seed(0)
+if WORLD > 1:
+    dist.init_process_group("gloo")
+torch.manual_seed(RANK)
 text = "".join(pydoc_data.topics.topics.values())[:100_000]
 letters = {letter: number for number, letter in enumerate(sorted(set(text)))}
 ids = torch.tensor([letters[letter] for letter in text])
@@ -30,10 +34,12 @@ class Model(nn.Module):
         return self.head(hidden)  # type: ignore[no-any-return]
 
 
-model = Model()
+model: nn.Module = Model()
+if WORLD > 1:
+    model = nn.parallel.DistributedDataParallel(model)
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-loader = DataLoader(samples, batch_size=16, shuffle=True)
+loader = DataLoader(samples, batch_size=16, sampler=DistributedSampler(samples, WORLD, RANK))
 with SpotRun(os.environ["SKYSPOT_CHECKPOINT_DIR"], save_every=20) as run:
     run.register(model=model, optimizer=optimizer, scheduler=scheduler)
     for (x,) in run.steps(loader, until=STEPS):

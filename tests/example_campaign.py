@@ -23,7 +23,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from example_table import BROKEN, FOLDER, Broken, entry, rehearse
+from example_table import BROKEN, FOLDER, KINDS, WHY_NOT, Broken, entry, rehearse
 from support import REPO
 
 STRIKES = 5
@@ -60,7 +60,8 @@ def all_jobs() -> list[Job]:
         moves = [",".join(map(str, entry(safe).moves))] if entry(safe).moves else []
         for processes in [*map(str, entry(safe).processes), *moves]:
             found.append(Job(f"{safe.stem}, {processes}", safe.stem, processes))
-    return found + [Job(f"broken: {one.rule}", one.example, broken=one) for one in BROKEN]
+    forms = [(one, str(processes)) for one in BROKEN for processes in one.processes]
+    return found + [Job(f"broken: {one.name}, {count}", one.example, count, one) for one, count in forms]
 
 
 def do(job: Job) -> Done:
@@ -130,14 +131,31 @@ def report(jobs: list[Job], done: dict[str, Done], ran: str) -> str:
             what = f"{one.processes.replace(',', ' then ')}"
             lines.append(f"| `{job.example}.py` | {what} | {one.strikes} | {one.verdict} | {one.seconds:.0f} |")
     lines += [
-        "", "The same scripts with one rule broken on purpose: one preemption by SIGTERM.", "",
-        "| rule that is broken | example | verdict |", "|---|---|---|",
+        "", "The same scripts with one rule broken on purpose: one preemption by SIGTERM. *Not checked*: the script "
+        "refuses to train, or two undisturbed runs of it differ.", "",
+        "| rule that is broken | example | processes | verdict |", "|---|---|---|---|",
     ]  # fmt: skip
     for job in jobs:
         if job.broken:
             text = done[job.name].verdict.partition("\n  its whole output")[0]
-            lines.append(f"| {job.broken.rule} | `{job.example}.py` | {' '.join(text.split())} |")
-    return "\n".join(lines) + "\n"
+            row = (job.broken.rule, f"`{job.example}.py`", job.processes, " ".join(text.split()).replace("|", "\\|"))
+            lines.append(f"| {' | '.join(row)} |")
+    return "\n".join([*lines, "", *_matrix(jobs)]) + "\n"
+
+
+def _matrix(jobs: list[Job]) -> list[str]:
+    """The kinds of what is not saved, for each example: what the verdict says, or why there is no such form."""
+    lines = ["What is not saved in a broken form, and the verdict:", "", f"| example | {' | '.join(KINDS)} |"]
+    lines.append("|---" * (len(KINDS) + 1) + "|")
+    for example in dict.fromkeys(job.example for job in jobs):
+        cells = []
+        for kind in KINDS:
+            forms = [job for job in jobs if job.broken and (job.example, job.broken.kind) == (example, kind)]
+            counts = " and ".join(job.processes for job in forms)
+            said = f"{forms[0].broken.verdict} ({counts})" if forms and forms[0].broken else ""
+            cells.append(said or f"not rehearsed: {WHY_NOT[example, kind]}")
+        lines.append(f"| `{example}.py` | {' | '.join(cells)} |")
+    return [*lines, "", "In parentheses: the numbers of processes."]
 
 
 def main() -> int:

@@ -4,11 +4,15 @@ import math
 import os
 
 import torch
+import torch.distributed as dist
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 STEPS, NOISE, WIDTH = int(os.environ.get("STEPS", "400")), 8, 64
+RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
+if WORLD > 1:
+    dist.init_process_group("gloo")
 torch.manual_seed(0)
 angles = torch.arange(4096) % 8 * (math.pi / 4)
 points = torch.stack([angles.cos(), angles.sin()], dim=1) + 0.05 * torch.randn(4096, 2)
@@ -25,11 +29,16 @@ def network(inputs: int, outputs: int) -> nn.Module:
 
 
 generator, critic = network(NOISE, 2), network(2, 1)
+if WORLD > 1:
+    generator, critic = (nn.parallel.DistributedDataParallel(one) for one in (generator, critic))
+    torch.manual_seed(RANK)  # Each process draws noise of its own.
 opt_g = torch.optim.Adam(generator.parameters(), lr=5e-4, betas=(0.5, 0.9))
 opt_c = torch.optim.Adam(critic.parameters(), lr=1e-3, betas=(0.5, 0.9))
-loader = DataLoader(TensorDataset(points), batch_size=64, shuffle=True, drop_last=True)
+data = TensorDataset(points)
+loader = DataLoader(data, batch_size=64, sampler=DistributedSampler(data, WORLD, RANK), drop_last=True)
 step = 0
 while step < STEPS:
+    loader.sampler.set_epoch(step // len(loader))
     for (real,) in loader:
         fake = generator(torch.randn(len(real), NOISE))
         loss = nn.functional.relu(1 - critic(real)).mean() + nn.functional.relu(1 + critic(fake.detach())).mean()
@@ -43,4 +52,5 @@ while step < STEPS:
         step += 1
         if step == STEPS:
             break
-torch.save(generator.state_dict(), "generator.pt")
+if RANK == 0:
+    torch.save(generator.state_dict(), "generator.pt")
