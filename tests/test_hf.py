@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,16 @@ from support import PROGRAMS, REPO, Ended, clean_env, column, event, history, la
 from trainer.layout.names import RunPaths, list_checkpoints
 
 SCRIPT = PROGRAMS / "hf.py"
+
+
+def test_each_batch_that_is_trained_on_is_given_to_the_rehearsal() -> None:
+    from trainer.training.drawn_ahead import DrawnAhead
+
+    given: list[object] = []
+    trainer = types.SimpleNamespace(get_batch_samples=lambda batches, count: ([next(batches) for _ in range(count)], 5))
+    DrawnAhead(trainer, None, None, given.append)
+    assert trainer.get_batch_samples(iter("abc"), 2) == (["a", "b"], 5)
+    assert given == ["a", "b"]
 
 
 def hf(run_dir: Path, *args: object, processes: int = 1) -> Ended:
