@@ -141,8 +141,9 @@ def outcome(wrong: str = "") -> Done:
     return Done("1", 5, "bit-identical: 80 of 80 losses", 9.0, wrong)
 
 
-def test_the_campaign_goes_on_after_an_interruption(tmp_path: Path) -> None:
-    jobs, asked = all_jobs(), list[str]()
+def test_the_campaign_goes_on_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs, asked, commit = all_jobs(), list[str](), example_campaign.commit()
+    monkeypatch.setattr(example_campaign, "commit", lambda: commit)  # Two processes for each job.
 
     def work(job: Job) -> Done:
         asked.append(job.name)
