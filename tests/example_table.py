@@ -35,7 +35,7 @@ class Example:
 
 EXAMPLES: dict[str, Example] = {
     "accelerate_loop": Example(slow=True),
-    "pretrain": Example(slow=True),
+    "pretrain": Example(moves=(1, 2), slow=True),
     "vision": Example(moves=(1, 2), slow=True),
     "lightning_module": Example(needs=("lightning",), slow=True),
     "hf_trainer": Example(needs=("datasets",), slow=True),
