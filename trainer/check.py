@@ -17,7 +17,7 @@ Version = tuple[int, int]
 
 SUPPORTED: dict[str, tuple[Version, Version]] = {
     "accelerate": ((1, 10), (2, 0)),
-    "datasets": ((4, 7), (6, 0)),
+    "datasets": ((4, 7), (5, 0)),
     "lightning": ((2, 5), (2, 7)),
     "peft": ((0, 18), (0, 22)),
     "torchdata": ((0, 11), (0, 12)),
