@@ -10,11 +10,13 @@ from dataclasses import asdict, dataclass, replace
 import pytest
 from traced import Fs
 
-from skyspot.rehearsal import boundaries, naming, saves
+from skyspot.rehearsal import boundaries, files, naming, saves
 from skyspot.rehearsal.boundaries import counted
 from skyspot.rehearsal.bucketfs.strike import Strike
 from skyspot.rehearsal.bucketfs.trace import read_trace
+from skyspot.rehearsal.evidence import Evidence
 from skyspot.rehearsal.lives import Life, follow
+from skyspot.rehearsal.result import Result
 from skyspot.rehearsal.resumes import (
     ALL_DONE,
     FIRST,
@@ -39,6 +41,26 @@ class Saver:
     numbered: bool = False
     in_place: bool = False
     """It writes over its only checkpoint: a kill in the middle leaves none."""
+
+
+def test_the_kinds_of_files_are_told_apart_for_the_user() -> None:
+    def run(fs: Fs) -> None:
+        fs.write("config.json", 1)
+        for step in range(1, 5):
+            fs.tick()
+            fs.write(f"step-{step}/model.pt", step)
+            fs.append("log.txt", step)
+        fs.write("result.json", 4)
+
+    found = Evidence(("result.json",))
+    found.add("reference", Fs().attempt(run))
+    said = "checkpoints: step-#/model.pt; not struck: result.json (result), log.txt (log), config.json (settings)"
+    assert files.told(found.kinds()) == said
+    many = [replace(found.kinds()[0], pattern=f"{number}.pt") for number in range(9)]
+    assert files.told(many) == "checkpoints: 0.pt, 1.pt, 2.pt, 3.pt, 4.pt, 5.pt, 3 more"
+    assert files.told([]) == "checkpoints: none"
+    kind = {"pattern": "log.txt", "role": "log", "why": "it is appended to"}
+    assert kind in Result([], [], 1.0, files=found.kinds()).to_json()["files"]
 
 
 # -- savers ----------------------------------------------------------------------------------------------------------

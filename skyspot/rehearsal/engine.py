@@ -9,7 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from skyspot.errors import SkyspotError, UsageError
-from skyspot.rehearsal import advice, by_kind, evidence, faults, levels, logs, records, remedies, scratch, verdict
+from skyspot.rehearsal import (
+    advice,
+    by_kind,
+    evidence,
+    faults,
+    files,
+    levels,
+    logs,
+    records,
+    remedies,
+    scratch,
+    verdict,
+)
 from skyspot.rehearsal.bucketfs.trace import CALLS
 from skyspot.rehearsal.compare.control import Outcome, control, judge
 from skyspot.rehearsal.compare.difference import Sides
@@ -58,7 +70,7 @@ def rehearse(task: RehearsalTask, settings: Settings, view: View) -> Result:
             notes.append(f"{settings.keep} holds each leg's bucket and its machines' logs.")
         engine = _Engine(task, settings, legs)
         engine.rehearse(notes)
-        result.kinds = engine.kinds()
+        result.kinds, result.files = engine.kinds(), engine.files()
         result.seconds = time.monotonic() - started
         if not settings.keep:
             for leg in legs.all:
@@ -138,6 +150,13 @@ class _Engine:
         self._without_records(self.legs.tracing.at_calls(plan, self.settings))
         if note := self.legs.tracing.note(self.task, self.settings):
             notes.append(note)
+        if self.files():
+            notes.append(f"{files.told(self.files())}.")
+
+    def files(self) -> list[files.Kind]:
+        """The kinds of files that a task without records writes to its bucket; empty if that is not known."""
+        found = self.legs.tracing.evidence
+        return found.kinds() if found and not self.legs.records else []
 
     def _with_records(self, history: verdict.History, plan: list[Preemption], notes: list[str]) -> None:
         first, steps = self.settings.processes[0], history.steps

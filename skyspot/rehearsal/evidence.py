@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from skyspot.rehearsal import appended, journal, naming, remedies
+from skyspot.rehearsal import appended, files, journal, naming, remedies
 from skyspot.rehearsal.boundaries import Boundary, arrivals, boundaries, counted, sample, strikes
 from skyspot.rehearsal.bucketfs.strike import Strike, points
 from skyspot.rehearsal.bucketfs.trace import Call, read_from
@@ -73,6 +73,14 @@ class Evidence:
         if self._learnt is None and self._reference is not None:
             self._learnt = study_replayed(self._reference, self._later, self._results, self._checkpoints)
         return self._learnt
+
+    def kinds(self) -> list[files.Kind]:
+        """The kinds of files that the run writes; a file that its restarts go on from is a checkpoint."""
+        learnt = self.learnt
+        found = learnt.files.kinds if learnt else ()
+        own = naming.parse(learnt.journal).kind if learnt and learnt.journal else None
+        reason = "each start reads it and appends to it"
+        return [replace(one, role=files.CHECKPOINT, why=reason) if one.pattern == own else one for one in found]
 
     def lives(self, leg: str) -> tuple[Life, ...]:
         """Judge the attempts of a leg, in their order."""

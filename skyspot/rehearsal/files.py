@@ -13,6 +13,8 @@ from skyspot.rehearsal.replay import Version, Written
 
 CHECKPOINT, LOG, RESULT, SETTINGS, SCRATCH, OTHER = "checkpoint", "log", "result", "settings", "scratch", "other"
 TOLD, NAMED = "--checkpoint names it", "it is a log"
+_SHOWN = 6
+"""So many kinds are named."""
 _STREAM_S = 1.0
 _STREAM_WRITE = 64 * 1024
 """Bytes: a file that is open for half of the run and written in smaller pieces is a log."""
@@ -94,6 +96,19 @@ class Files:
             for number in naming.spelled(version.path):
                 target = target.replace("#", number, 1)
         return target if "#" not in target else version.path
+
+
+def told(kinds: Sequence[Kind]) -> str:
+    """Name the kinds that are checkpoints and those that are not: `checkpoints: a/#.pt; not struck: log.txt (log)`."""
+    struck = [kind.pattern for kind in kinds if kind.role == CHECKPOINT]
+    others = [f"{kind.pattern} ({kind.role})" for kind in kinds if kind.role not in (CHECKPOINT, SCRATCH)]
+    found = [f"checkpoints: {_some(struck) or 'none'}", *([f"not struck: {_some(others)}"] if others else [])]
+    return "; ".join(found)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = [f"{len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
+    return ", ".join([*names[:_SHOWN], *more])
 
 
 def learn(

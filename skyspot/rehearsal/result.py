@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from skyspot.errors import UsageError, did_you_mean
-from skyspot.rehearsal import faults
+from skyspot.rehearsal import faults, files
 from skyspot.rehearsal.compare.rules import Comparison
 from skyspot.rehearsal.faults import Preemption
 from skyspot.rehearsal.interpreter import Interpreter
@@ -167,6 +167,8 @@ class Result:
     folder: str | None = None
     kinds: list[Kind] = field(default_factory=list)
     """The verdict by kind of preemption. Rows are numbered from 1."""
+    files: list[files.Kind] = field(default_factory=list)
+    """The kinds of files that a task without records writes to its bucket."""
 
     @property
     def exact(self) -> bool:
@@ -184,7 +186,9 @@ class Result:
             legs.append(found)
         kinds = [{"number": number, **dataclasses.asdict(kind)} for number, kind in enumerate(self.kinds, 1)]
         seconds = round(self.seconds, 1)
-        return {"exact": self.exact, "seconds": seconds, "notes": self.notes, "kinds": kinds, "legs": legs}
+        written = [{"pattern": one.pattern, "role": one.role, "why": one.why} for one in self.files]
+        found = {"exact": self.exact, "seconds": seconds, "notes": self.notes}
+        return {**found, "kinds": kinds, "files": written, "legs": legs}
 
 
 def check_settings(settings: Settings) -> None:
