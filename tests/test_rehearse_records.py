@@ -6,14 +6,17 @@ import json
 import re
 from pathlib import Path
 
+import faultfs
 import pytest
 from support import PROGRAMS
 from support_rehearse import rehearse
 
 from skyspot.errors import UsageError
 from skyspot.rehearsal import by_kind, evidence, faults, records, remedies
-from skyspot.rehearsal.engine import _refuse_calls
-from skyspot.rehearsal.result import Leg, Row, Settings
+from skyspot.rehearsal.machine import bucketfs_missing
+from skyspot.rehearsal.result import Leg, Row, Settings, refuse_calls
+from skyspot.rehearsal.task import read_task
+from skyspot.rehearsal.tracing import Tracing
 from skyspot.rehearsal.verdict import Verdict
 from skyspot.rehearsal.watch import Watch
 from trainer.bucket.hashing import hash_file
@@ -83,9 +86,29 @@ def test_a_task_whose_attempts_make_folders_of_their_own_is_told_to_use_one(tmp_
 def test_strikes_at_calls_are_refused_where_steps_are_recorded(options: tuple[str, ...], remedy: str) -> None:
     kinds = tuple(options[1].split(",")) if "--kinds" in options else faults.DEFAULT_KINDS
     with pytest.raises(UsageError) as refused:
-        _refuse_calls(Settings(kinds=kinds, every_write="--every-write" in options))
+        refuse_calls(Settings(kinds=kinds, every_write="--every-write" in options))
     assert remedy in str(refused.value)
-    _refuse_calls(Settings())
+    refuse_calls(Settings())
+
+
+@pytest.mark.skipif(bucketfs_missing() is not None, reason=str(faultfs.missing() or bucketfs_missing()))
+@pytest.mark.parametrize(
+    ("mount", "like", "manners"),
+    [
+        ("name: b", None, {}),
+        ("name: b", "gcs", {"/checkpoints": "gcs"}),
+        ("name: b, store: gcs", None, {"/checkpoints": "gcs"}),
+    ],
+)
+def test_a_mount_that_is_told_has_its_manners_on_every_machine(
+    tmp_path: Path, mount: str, like: str | None, manners: dict[str, str]
+) -> None:
+    task = read_task(f"file_mounts: {{/checkpoints: {{{mount}, mode: MOUNT}}}}\nrun: x\n", tmp_path, {}, None)
+    tracing = Tracing(task, Settings(mount_like=like))
+    assert tracing.manners, "the undisturbed run has them always"
+    assert tracing.manners_with_records == manners
+    note = tracing.note_with_records()
+    assert note is None if manners else "--mount-like s3" in str(note)
 
 
 # -- the judgment, from the records alone

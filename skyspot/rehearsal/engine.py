@@ -35,7 +35,7 @@ from skyspot.rehearsal.needs import with_needs
 from skyspot.rehearsal.pace import Pace, pace, too_short
 from skyspot.rehearsal.processes import kill_below
 from skyspot.rehearsal.remedies import Cause, Finding
-from skyspot.rehearsal.result import CONTROL, OTHER_PROCESSES, Kind, Leg, Result, Settings
+from skyspot.rehearsal.result import CONTROL, OTHER_PROCESSES, Kind, Leg, Result, Settings, refuse_calls
 from skyspot.rehearsal.resumes import LOST_WORK
 from skyspot.rehearsal.task import RehearsalTask
 from skyspot.rehearsal.view import View
@@ -136,7 +136,7 @@ class _Engine:
         history = self.reference.history
         self.legs.records = history is not None
         if history:
-            _refuse_calls(self.settings)
+            refuse_calls(self.settings)
         plan = faults.schedule(
             list(self.settings.kinds),
             self.settings.preemptions,
@@ -170,7 +170,8 @@ class _Engine:
             title = f"{' then '.join(map(str, self.settings.processes))} processes"
             moved = self.legs.run("world-size", title, moves, list(self.settings.processes), steps)
             self._judge(moved, across=True)
-        notes += [note for note in (levels.promised(history), verdict.fall(history)) if note]
+        told = levels.promised(history), verdict.fall(history), self.legs.tracing.note_with_records()
+        notes += [note for note in told if note]
         weak = verdict.no_proof(history)
         if weak and main.verdict and main.verdict.exact:
             main.verdict = verdict.Verdict(False, False, f"not checked: {weak}")
@@ -382,21 +383,6 @@ class _Engine:
 
     def _first_save(self) -> int | None:
         return records.first_save(self.legs.paths("reference"))
-
-
-def _refuse_calls(settings: Settings) -> None:
-    """Refuse what strikes at calls on the bucket, for a task with records.
-
-    Raises:
-        UsageError: it was asked for; names the remedy.
-    """
-    why = "this task records its steps, and is preempted at these"
-    if settings.at is not None:
-        raise UsageError(f"--at: {why}; remove --at")
-    if settings.every_write:
-        raise UsageError(f"--every-write: {why}; remove --every-write, and strike its saves with --kinds kill-in-save")
-    if faults.AT_WRITE in settings.kinds:
-        raise UsageError(f"--kinds {faults.AT_WRITE}: {why}; strike its saves with --kinds kill-in-save")
 
 
 def _is_exact(leg: Leg) -> bool:

@@ -164,9 +164,7 @@ class Legs:
         """Run one attempt on a new machine. Return its row, its exit code if it exited, and the machine, taken."""
         before, own = leg.rows[-1] if leg.rows else None, self.bucket(leg.name)
         there = listing(own)
-        # Records tell more than calls do, so that a bucket is served only if a mount's manners are asked for.
-        plain = self.records and self.settings.mount_like is None
-        manners = {} if plain else self.tracing.manners
+        manners = self.tracing.manners_with_records if self.records else self.tracing.manners
         machine = Machine(self.task, self.folder / leg.name / f"machine-{number:02d}", buckets, env, manners)
         if not self.records:
             self.tracing.watch(machine, own)

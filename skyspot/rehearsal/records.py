@@ -45,6 +45,8 @@ def fill(row: Row, watch: Watch, before: Row | None) -> None:
     row.first_step, row.last_step = _int(first.get("step")), watch.step
     row.first_step_s = _float(first.get("seconds"))
     row.committed_s = _float(end.get("committed_s"))
+    if row.resumed is not None and row.restored_step is not None:  # The calls tell less.
+        row.resumed = f"step {row.restored_step}" if row.restored_step else "nothing"
     if before:
         _judge_start(row, before)
 

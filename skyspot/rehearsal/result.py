@@ -213,3 +213,18 @@ def check_settings(settings: Settings) -> None:
         raise UsageError(f"--gpus-per-node: must be from 0 to 64, not {settings.gpus_per_node}")
     if not settings.processes or any(not 1 <= count <= 64 for count in settings.processes):
         raise UsageError("--processes: give numbers from 1 to 64, like 1,2")
+
+
+def refuse_calls(settings: Settings) -> None:
+    """Refuse what strikes at calls on the bucket, for a task with records.
+
+    Raises:
+        UsageError: it was asked for; names the remedy.
+    """
+    why = "this task records its steps, and is preempted at these"
+    if settings.at is not None:
+        raise UsageError(f"--at: {why}; remove --at")
+    if settings.every_write:
+        raise UsageError(f"--every-write: {why}; remove --every-write, and strike its saves with --kinds kill-in-save")
+    if faults.AT_WRITE in settings.kinds:
+        raise UsageError(f"--kinds {faults.AT_WRITE}: {why}; strike its saves with --kinds kill-in-save")

@@ -48,6 +48,9 @@ class Tracing:
         """The kind of mount of each bucket that is served, by mount point."""
         self.point = task.bucket.path if task.bucket and task.bucket.path in kinds else None
         """Mount point of the bucket with the run; None: it is not traced."""
+        bucket = task.bucket.kind if task.bucket else None
+        self._named = settings.mount_like is not None or bucket not in (None, "local")
+        """True if the user or the task tells the kind of mount of the run's bucket."""
         self._too_late = False
         """A kill in a save came when that had finished."""
         self._missed: dict[str, str] = {}
@@ -70,6 +73,23 @@ class Tracing:
         return (
             f"{self.point} behaves like a mounted bucket on S3, the strictest kind, because the task names no store; "
             f"--mount-like chooses another ({kinds})."
+        )
+
+    @property
+    def manners_with_records(self) -> dict[str, str]:
+        """The kinds of mounts of a task with records, after its undisturbed run: none unless one is told.
+
+        Its records tell more than calls do, so that a bucket is served only for its manners.
+        """
+        return self.manners if self._named else {}
+
+    def note_with_records(self) -> str | None:
+        """Say that the manners of a mount were tried in the undisturbed run alone."""
+        if self._named or not self.manners or self.manner == "local":
+            return None
+        return (
+            f"{self.point} behaved like a mounted bucket on S3 in the undisturbed run, and like a local disk after it, "
+            f"because the task names no store; --mount-like {self.manner} has it behave so throughout."
         )
 
     @property
