@@ -44,9 +44,12 @@ def look(frame, event, argument):
 def take_machine():
     """Signal the group from outside of it: loader workers tell a stranger's SIGTERM from their parent's.
 
-    Not before fork has returned: Python drops what a handler raises while the hooks of a fork run.
+    Not before fork has returned: Python drops what a handler raises while the hooks of a fork run. The script goes on
+    once a worker has died, if it has any: how long that takes is no fault of the script.
     """
-    group = os.getpgrp()
+    group, workers = os.getpgrp(), []
+    if multiprocessing := sys.modules.get("multiprocessing"):
+        workers = [worker.sentinel for worker in multiprocessing.active_children()]
     returned, has_returned = os.pipe()
     child = os.fork()
     if not child:
@@ -56,6 +59,10 @@ def take_machine():
         os._exit(0)
     os.write(has_returned, b".")
     os.waitpid(child, 0)
+    if workers:
+        from multiprocessing.connection import wait
+
+        wait(workers)
 
 
 time.sleep = pause
