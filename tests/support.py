@@ -47,10 +47,11 @@ def launch(
 ) -> Ended:
     """Run a program of tests/programs under the launcher to its end.
 
-    Several processes get one thread each, as on two cores. With more threads they would sum in another order than the
-    runs that other tests compare with, which use one thread.
+    A process has one thread unless `env` sets another number. With two threads an attempt takes half as many CPU
+    seconds again: the models are small, and the threads wait for each other. More threads can also sum in another
+    order than the runs that other tests compare with.
     """
-    env = env or clean_env(**({"OMP_NUM_THREADS": "1"} if processes > 1 else {}))
+    env = {"OMP_NUM_THREADS": "1", **(env or clean_env())}
     options = ["--processes", str(processes), "--grace", str(grace)]
     command = [sys.executable, "-m", "trainer.launch", *options, *map(str, args)]
     done = warm.run(command, capture_output=True, text=True, timeout=timeout, env=env, start_new_session=True)
@@ -62,9 +63,7 @@ def noticed(*args: object, processes: int = 1) -> Ended:
     command = [sys.executable, "-m", "trainer.launch", "--processes", str(processes), *map(str, args)]
     lines = []
     with AwsMetadata() as server:
-        env = clean_env(**server.env(), SKYSPOT_NOTICE_POLL_S="0.02")
-        if processes > 1:
-            env["OMP_NUM_THREADS"] = "1"
+        env = clean_env(**server.env(), SKYSPOT_NOTICE_POLL_S="0.02", OMP_NUM_THREADS="1")
         with warm.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
             assert process.stdout
             for line in process.stdout:

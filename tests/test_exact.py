@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import Ended, column, event, history, losses, mlp, weights
+from support import Ended, clean_env, column, event, history, losses, mlp, weights
 
 from trainer.layout.names import RunPaths, list_checkpoints
 
@@ -19,14 +19,16 @@ PREEMPTIONS = [
 ]
 
 
-def finish(run_dir: Path, *args: object, processes: int, faults: list[tuple[str, ...]]) -> list[Ended]:
+def finish(
+    run_dir: Path, *args: object, processes: int, faults: list[tuple[str, ...]], env: dict[str, str] | None = None
+) -> list[Ended]:
     """Run one attempt per fault, then one to the end."""
     ended = []
     for fault in faults:
         flags = [part for what in fault for part in ("--fault", what)]
-        ended.append(mlp(run_dir, *args, *flags, processes=processes))
+        ended.append(mlp(run_dir, *args, *flags, processes=processes, env=env))
         assert ended[-1].code != 0, ended[-1].output
-    ended.append(mlp(run_dir, *args, processes=processes))
+    ended.append(mlp(run_dir, *args, processes=processes, env=env))
     assert ended[-1].code == 0, ended[-1].output
     return ended
 
@@ -46,6 +48,14 @@ def test_a_preempted_run_is_bit_identical_to_an_undisturbed_one(
     whole, broken = undisturbed(processes), tmp_path / "broken"
     finish(broken, processes=processes, faults=PREEMPTIONS if processes < 3 else PREEMPTIONS[1:4])
     assert sorted(losses(whole)) == list(range(1, 13))
+    assert_identical(whole, broken)
+
+
+def test_a_preempted_run_with_two_threads_is_bit_identical_to_an_undisturbed_one(tmp_path: Path) -> None:
+    """The processes of all other tests have one thread each."""
+    whole, broken, env = tmp_path / "whole", tmp_path / "broken", clean_env(OMP_NUM_THREADS="2")
+    finish(whole, processes=1, faults=[], env=env)
+    finish(broken, processes=1, faults=PREEMPTIONS[2:3], env=env)
     assert_identical(whole, broken)
 
 

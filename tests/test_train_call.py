@@ -116,7 +116,7 @@ def test_a_batch_keeps_its_types_and_attributes_on_its_way_to_a_device() -> None
 
 def early(run_dir: Path, *args: object, processes: int = 1) -> Ended:
     # Cold (a fork does not follow this variable): how an interpreter ends is what is tested.
-    env = clean_env(PYTHONHASHSEED="0", **({"OMP_NUM_THREADS": "1"} if processes > 1 else {}))
+    env = clean_env(PYTHONHASHSEED="0")
     return launch(PROGRAMS / "early.py", "--dir", run_dir, *args, processes=processes, env=env)
 
 
