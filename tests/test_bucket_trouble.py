@@ -59,8 +59,8 @@ def test_a_store_that_refuses_for_good_ends_the_attempt(
 
 
 def test_a_write_that_fails_for_a_moment_costs_no_checkpoint(faults: faultfs.Client, tmp_path: Path) -> None:
-    process = begin(faults.point / "run", "--steps", "40", "--save-every", "3", "--keep-latest", "2", "--slow", "0.03")
     faults.fail("close", errno.EIO, suffix=SHARE)
+    process = begin(faults.point / "run", "--steps", "40", "--save-every", "3", "--keep-latest", "2")
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert faults.clear() == 1

@@ -31,7 +31,7 @@ def beat(store: Any, key: str) -> bytes:
 
 def goes_on(store: Any, key: str) -> None:
     before = beat(store, key)
-    until(f"{key} beats", lambda: beat(store, key) not in (b"", before), 10)
+    until(f"{key} beats", lambda: beat(store, key) not in (b"", before))
 
 
 @pytest.mark.usefixtures("often")
@@ -47,18 +47,18 @@ def test_each_wait_has_its_beat_for_as_long_as_it_lasts(store: dist.HashStore) -
         for _ in range(3):
             goes_on(store, "one")
             assert beat(store, "two") == b"", "it is deleted once nobody waits for it"
-    until("the last one is deleted too", lambda: not store.check(["one"]), 10)
+    until("the last one is deleted too", lambda: not store.check(["one"]))
 
 
 def test_a_beat_comes_at_once(store: dist.HashStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "BEAT_S", 600.0)
     mine = Heartbeats(lambda: store)
     with mine.sent("one"):
-        until("the first beats", lambda: beat(store, "one"), 10)
+        until("the first beats", lambda: beat(store, "one"))
         with mine.sent("two"):
-            until("the second beats", lambda: beat(store, "two"), 10)
+            until("the second beats", lambda: beat(store, "two"))
     with mine.sent("three"):
-        until("the third beats", lambda: beat(store, "three"), 10)
+        until("the third beats", lambda: beat(store, "three"))
 
 
 @pytest.mark.usefixtures("often")

@@ -189,7 +189,7 @@ def test_an_older_attempt_that_is_still_alive_is_not_joined(
 ) -> None:
     """Its store answers at the same address: the new ranks wait for their own, and the old attempt stops itself."""
     run_dir = tmp_path / "run"
-    old = start(run_dir, "--steps", 12, "--slow", "0.5", "--constant", "training.journal.LOOK_S=1", task=task)
+    old = start(run_dir, "--fault", "await-newer@6", "--constant", "training.journal.LOOK_S=1", task=task)
     await_true(lambda: list_checkpoints(RunPaths(run_dir)))
     new = start(run_dir, task=task)
     assert codes(new.end()) == [0, 0]

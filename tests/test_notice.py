@@ -168,8 +168,8 @@ def test_a_machine_that_is_not_taken_after_all_is_left_with_75(tmp_path: Path) -
             assert process.stdout
             for line in process.stdout:
                 if line.startswith("step "):
-                    server.announce(4)
-            assert process.wait(30) == 75
+                    server.announce(15)
+            assert process.wait(90) == 75
     ended = event(tmp_path / "run", "end")
     assert ended["cause"] == "notice"
     assert ended["committed_step"] == ended["step"]

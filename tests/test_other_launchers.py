@@ -20,6 +20,8 @@ from trainer.launch import others
 from trainer.launch.process_count import LaunchError
 
 SCRIPT = PROGRAMS / "launched.py"
+PORT = "PORT"
+"""In a launcher's words: a port that is free when it starts."""
 
 
 def free_port() -> str:
@@ -30,9 +32,13 @@ def free_port() -> str:
             return str(port)
 
 
+def with_port(launcher: list[str]) -> list[str]:
+    return [free_port() if word == PORT else word for word in launcher]
+
+
 def through(launcher: list[str], run_dir: Path, *args: object, **env: str) -> Ended:
     """One attempt through another launcher, to the end of all its processes: they hold the pipe of the output."""
-    command = [sys.executable, "-m", *launcher, str(SCRIPT), "--dir", str(run_dir), *map(str, args)]
+    command = [sys.executable, "-m", *with_port(launcher), str(SCRIPT), "--dir", str(run_dir), *map(str, args)]
     done = subprocess.run(
         command, env=clean_env(OMP_NUM_THREADS="1", **env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, timeout=150,
@@ -45,7 +51,7 @@ def torchrun(processes: int = 2) -> list[str]:
 
 
 def accelerate(processes: int) -> list[str]:
-    options = ["--cpu", "--num_processes", str(processes), "--num_machines", "1", "--main_process_port", free_port()]
+    options = ["--cpu", "--num_processes", str(processes), "--num_machines", "1", "--main_process_port", PORT]
     return ["accelerate.commands.launch", *options, "--mixed_precision", "no", "--dynamo_backend", "no"]
 
 
@@ -229,7 +235,7 @@ def test_a_launcher_that_loses_exit_codes_is_told_of_and_refused_under_skypilot(
 
 @pytest.mark.slow
 def test_skyspots_launcher_is_refused_beneath_another(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", *accelerate(1), "-m", "trainer.launch", str(SCRIPT)]
+    command = [sys.executable, "-m", *with_port(accelerate(1)), "-m", "trainer.launch", str(SCRIPT)]
     done = subprocess.run(command, env=clean_env(), capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert "Error: accelerate launch has started skyspot's launcher" in done.stderr
 

@@ -539,7 +539,7 @@ def test_a_checkpoint_counts_once_all_machines_have_uploaded_what_their_ranks_wr
         for rank, (pruner, connected) in others.items()
     ]
     waiting = 2 if late in SHARES[1:] else 0
-    until("the others have reported", lambda: sum(report.is_alive() for report in reports) == waiting, 5)
+    until("the others have reported", lambda: sum(report.is_alive() for report in reports) == waiting)
     for name in names:
         mine.after(name)
     assert steps(paths) == [3, 2, 1], "only the first is in the store"
@@ -547,7 +547,7 @@ def test_a_checkpoint_counts_once_all_machines_have_uploaded_what_their_ranks_wr
         if late in files:
             uploaded(log, paths, names[1], late)
             uploaded(log, paths, names[2], late)
-    until("all have reported", lambda: not any(report.is_alive() for report in reports), 5)
+    until("all have reported", lambda: not any(report.is_alive() for report in reports))
     mine.after(commit(paths, attempt.name, 4, ranks=3))
     assert steps(paths) == [4, 3, 2], "and the newest, of which nothing is in the store, is none to count on"
     mine.save(5)
@@ -577,7 +577,7 @@ def test_a_rank_reports_no_share_that_it_has_not_seen_uploaded(
         time.sleep(0.1)
         assert report.is_alive()
         hurried.set()
-    until("it has given up", lambda: not report.is_alive(), 5)
+    until("it has given up", lambda: not report.is_alive())
     assert not store.check([f"uploaded/{name}/1"])
     uploaded(log, paths, name, share_name(1))
     other.report(name, 1, connection(store), hurried)
@@ -627,7 +627,7 @@ def test_on_two_machines_nothing_goes_before_a_share_of_the_other_one(
         names.append(commit(here, mine.attempt.name, 5, ranks=2, others=there))
         mine.after(names[4])
         hurried.set()
-        until("nobody reports any more", lambda: not any(report.is_alive() for report in reports), 5)
+        until("nobody reports any more", lambda: not any(report.is_alive() for report in reports))
         gone = [name for name in names if not (here.checkpoint(name) / MANIFEST).exists()]
         whole = [name for name in names if name not in gone and is_whole(behind, name)]
         if comes:

@@ -148,7 +148,7 @@ def test_the_end_of_a_run_waits_for_what_follows_each_of_its_saves(tmp_path: Pat
 def test_the_interval_sets_itself_and_says_why(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     auto = ("--save-every", "auto", "--steps", "60", "--constant", "checkpoint.interval.FIRST_S=0.05")
-    first = mlp(run_dir, *auto, "--fault", "kill@45", "--slow", "0.02", processes=2)
+    first = mlp(run_dir, *auto, "--fault", "kill@45", "--slow", "0.02", "--late-check", processes=2)
     assert first.code != 0
     said = [line for line in first.output.splitlines() if line.startswith("a checkpoint every")]
     assert said

@@ -211,8 +211,9 @@ class Faults:
             request = run.paths.stop(os.environ["SKYSPOT_LAUNCH"])
             request.parent.mkdir(exist_ok=True)
             request.touch()
-            while not run.journal.stop_reason:
-                time.sleep(0.01)
+            await_stop(run)
+        elif kind == "await-newer":
+            await_stop(run)  # Another attempt has begun, and the journal has seen it.
         elif kind == "outnumber":
             (run.paths.attempts / "a0099-ffffff").mkdir()
         elif kind == "raise":
@@ -233,6 +234,11 @@ class Faults:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def await_stop(run: Run) -> None:
+    while not run.journal.stop_reason:
+        time.sleep(0.01)
+
+
 def is_committed(folder: Path) -> bool:
     with suppress(LayoutError, OSError):  # It is there before it is written.
         return bool(read_manifest(folder).files)
@@ -251,6 +257,8 @@ def watch_saves(run: Run) -> None:
             begun.append(boundary.step)
             return boundary
 
+        if not begun:  # Later copies let no forward pass begin.
+            forward.clear()
         start_save(self, counted)
 
     def check(self) -> None:
@@ -265,8 +273,7 @@ def watch_saves(run: Run) -> None:
         run.faults.at(save[0], point)
 
     def run_later(copy) -> None:
-        forward.clear()
-        forward.wait(1)
+        forward.wait(60)
         copy_run(copy)
 
     saving.Saver.start, saving.Saver.check, writing.at_point = start, check, at_point
