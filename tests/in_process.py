@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import clean_env, losses, weights
+from support import assert_resumed, clean_env, losses, weights
 
 from trainer import SpotRun
 
@@ -54,6 +54,7 @@ class Attempts:
         for strike in strikes:
             assert self.one(script, strike, kind) == (75 if kind == "stop" else 1)
         assert self.one(script) == 0
+        assert_resumed(self.folder)
         return self
 
     @property

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from accelerate.data_loader import prepare_data_loader
 from accelerate.state import PartialState
-from support import PROGRAMS, Ended, column, event, launch, losses, weights
+from support import PROGRAMS, Ended, assert_resumed, column, event, launch, losses, weights
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -34,6 +34,7 @@ def both(tmp_path: Path, *args: object, strikes: tuple[str, ...], processes: int
     done = run(struck, *args, processes=processes)
     assert done.code == 0, done.output
     assert "after the block: step 12" in done.output
+    assert_resumed(struck)
     return whole, struck
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import shared
-from support import PROGRAMS, REPO, Ended, clean_env, column, event, history, launch, losses, noticed, weights
+from support import (
+    PROGRAMS, REPO, Ended, assert_resumed, clean_env, column, event, history, launch, losses, noticed, weights,
+)  # fmt: skip
 
 from trainer.layout.names import RunPaths, list_checkpoints
 
@@ -62,6 +64,7 @@ def ends_alike(
             assert event(run, "end")["committed_step"] == event(run, "end")["step"]
     done = hf(run, *args, processes=processes)
     assert done.code == 0, done.output
+    assert_resumed(run)
     assert losses(run) == losses(whole)
     assert losses(whole)
     assert weights(run) == weights(whole)
@@ -130,6 +133,7 @@ def test_another_number_of_processes_has_the_same_samples_and_learning_rates(
     done = hf(run, *args, processes=2)
     assert done.code == 0, done.output
     assert "the number of processes has changed" in done.output
+    assert_resumed(run)
     assert column(run, "lr") == column(whole, "lr")
     ours, theirs = losses(run), losses(whole)
     assert ours.keys() == theirs.keys()

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 import warm
-from support import PROGRAMS, REPO, Ended, clean_env, column, event, history, launch, losses, noticed, weights
+from support import (
+    PROGRAMS, REPO, Ended, assert_resumed, clean_env, column, event, history, launch, losses, noticed, weights,
+)  # fmt: skip
 
 pytest.importorskip("lightning", reason="a training with Lightning: pip install 'lightning>=2.5,<2.7'")
 
@@ -82,6 +84,7 @@ def check(cases: Sequence[Case], folder: Path, packages: Path | None = None) -> 
             assert ended.code == (75 if strike.endswith("SIGTERM") else -9), f"{name}, {strike}: {ended.output}"
         last = next(left)
         assert last.code == 0, f"{name}: {last.output}"
+        assert_resumed(struck)
         assert losses(struck) == losses(whole), name
         assert column(struck, "lr") == column(whole, "lr"), name
         assert exported(struck) == exported(whole), name

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import shared
 import torch
-from support import PROGRAMS, Ended, event, launch, losses, noticed, weights
+from support import PROGRAMS, Ended, assert_resumed, event, launch, losses, noticed, weights
 
 from trainer.training import same_batches
 
@@ -45,6 +45,7 @@ def struck(run_dir: Path, *args: object, processes: int = 1, strikes: tuple[str,
         assert ended.code == 75, ended.output
     done = own(run_dir, *args, processes=processes)
     assert done.code == 0, done.output
+    assert_resumed(run_dir)
     return done
 
 
