@@ -136,7 +136,7 @@ def event(run_dir: Path, name: str, attempt: int = -1) -> dict[str, object]:
 
 
 def assert_resumed(run_dir: Path) -> None:
-    """Each attempt began where the one before it committed at its stop: a seeded program that starts over ends alike."""
+    """Each attempt began where the one before committed at its stop; a seeded program that starts over ends alike."""
     for attempt in range(len(list_attempts(RunPaths(run_dir))) - 1):
         if committed := event(run_dir, "end", attempt).get("committed_step"):
             assert int(str(event(run_dir, "restored", attempt + 1).get("step", 0))) >= int(str(committed))

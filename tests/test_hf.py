@@ -11,7 +11,18 @@ from pathlib import Path
 import pytest
 import shared
 from support import (
-    PROGRAMS, REPO, Ended, assert_resumed, clean_env, column, event, history, launch, losses, noticed, weights,
+    PROGRAMS,
+    REPO,
+    Ended,
+    assert_resumed,
+    clean_env,
+    column,
+    event,
+    history,
+    launch,
+    losses,
+    noticed,
+    weights,
 )  # fmt: skip
 
 from trainer.layout.names import RunPaths, list_checkpoints

@@ -14,7 +14,18 @@ from pathlib import Path
 import pytest
 import warm
 from support import (
-    PROGRAMS, REPO, Ended, assert_resumed, clean_env, column, event, history, launch, losses, noticed, weights,
+    PROGRAMS,
+    REPO,
+    Ended,
+    assert_resumed,
+    clean_env,
+    column,
+    event,
+    history,
+    launch,
+    losses,
+    noticed,
+    weights,
 )  # fmt: skip
 
 pytest.importorskip("lightning", reason="a training with Lightning: pip install 'lightning>=2.5,<2.7'")

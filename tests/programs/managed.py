@@ -19,7 +19,7 @@ from torch import nn
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--until", type=int, default=10)
+    parser.add_argument("--until", type=int, default=20)
     parser.add_argument("--save-every", type=int, default=4)
     parser.add_argument("--strike", default="0:SIGKILL")
     parser.add_argument("--end", default="exit")
