@@ -280,7 +280,7 @@ def test_a_launchers_line_as_in_skypilots_docs_starts_a_process_for_each_gpu(tmp
         pytest.skip(f"rehearsals of {program}: {NOT_HERE}: {program} is not installed")
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "train.py").write_text(GLOO)
-    (tmp_path / "code" / "mpi.py").write_text(MPI.replace("PORT", port))
+    (tmp_path / "code" / "mpi.py").write_text(MPI.replace('"PORT"', f'"{port}"'))
     (tmp_path / "task.yaml").write_text(
         "resources: {accelerators: 'A100:2'}\nworkdir: code\nfile_mounts: {/checkpoints: {name: bbb, mode: MOUNT}}\n"
         f"envs: {{OMP_NUM_THREADS: '1'}}\nrun: |\n  {run}\n"
