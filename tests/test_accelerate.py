@@ -61,9 +61,10 @@ def test_accumulation_on_two_ranks_ends_with_the_same_bits(tmp_path: Path) -> No
         (1, ["--accumulate", 2, "--scale", 2.0**127], ("5:SIGKILL", "8:SIGTERM")),
         (2, ["--precision", "bf16", "--late", "--loader", '{"split_batches": true}'], ("8:SIGTERM",)),
         (2, ["--wrap", "fsdp", "--loader", '{"dispatch_batches": true}'], ("8:SIGTERM",)),
+        (2, ["--wrap", "plugin", "--accumulate", 3], ("8:SIGTERM",)),
         (3, ["--width", 600], ("8:SIGTERM",)),  # Several buckets of gradients.
     ],
-    ids=["accumulate", "scaler", "bf16", "fsdp", "buckets"],
+    ids=["accumulate", "scaler", "bf16", "fsdp", "plugin", "buckets"],
 )
 def test_other_settings_end_with_the_same_bits(
     tmp_path: Path, processes: int, args: list[object], strikes: tuple[str, ...]
@@ -119,9 +120,10 @@ def test_what_would_train_apart_or_lose_names_is_refused() -> None:
     PartialState(cpu=True)
     with pytest.raises(RunError, match=r"there are 2 processes, but Accelerator counts 1\. Without a GPU it needs"):
         accelerate_state.refuse_other_processes(2)
-    flattened = type("FullyShardedDataParallel", (nn.Linear,), {})(2, 1)
-    with pytest.raises(RunError, match=r"register\(model=...\): FullyShardedDataParallel \(FSDP1\) cannot be saved"):
-        Registered(True, {}).add({"model": nn.Sequential(flattened)})
+    for name, known_as in [("FullyShardedDataParallel", "FSDP1"), ("DeepSpeedEngine", "DeepSpeed")]:
+        flattened = type("Derived", (type(name, (nn.Linear,), {}),), {})(2, 1)
+        with pytest.raises(RunError, match=rf"register\(model=...\): {name} \({known_as}\) cannot be saved"):
+            Registered(True, {}).add({"model": nn.Sequential(flattened)})
     loader = prepare_data_loader(DataLoader(range(4)))  # type: ignore[arg-type]
     with pytest.raises(RunError, match=r"register\(loader=...\): a loader that accelerate has prepared is not regis"):
         Registered(True, {}).add({"loader": loader})

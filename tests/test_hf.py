@@ -97,11 +97,21 @@ def test_a_run_that_is_struck_ends_with_the_same_bits(tmp_path: Path, tmp_path_f
     assert "in output_dir:\n" in again.output  # Nothing.
 
 
+# Accelerate cuts no model on CPUs: the program has it do so.
 @pytest.mark.slow
-def test_a_model_that_is_cut_over_two_ranks_resumes_exactly(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+@pytest.mark.parametrize(
+    ("args", "strikes"),
+    [
+        (("--fsdp",), ["5:SIGTERM"]),
+        (("--fsdp", '{"state_dict_type": "SHARDED_STATE_DICT"}', "--lora"), ["5:SIGKILL"]),
+        (("--trainer", "sft", "--lora"), ["5:SIGTERM"]),
+    ],
+    ids=["cut", "cut-adapter", "sft-adapter"],
+)
+def test_cut_models_and_adapters_on_two_ranks_resume_exactly(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, args: tuple[object, ...], strikes: list[str]
 ) -> None:
-    ends_alike(tmp_path / "run", tmp_path_factory, "--fsdp", "--until", 6, strikes=["5:SIGTERM"], processes=2)
+    ends_alike(tmp_path / "run", tmp_path_factory, *args, "--until", 6, strikes=strikes, processes=2)
 
 
 @pytest.mark.slow
@@ -222,10 +232,22 @@ def test_a_mistake_is_said_in_a_line(tmp_path: Path, mistake: str, message: str)
 
 
 @pytest.mark.slow
-def test_an_adapter_is_not_trained_on_another_base_model(tmp_path: Path) -> None:
-    args = ("--lora", "--until", 6)
-    assert hf(tmp_path / "run", *args, "--strike", "5:SIGTERM").code == 75
-    other = hf(tmp_path / "run", *args, "--mistake", "another base")
+def test_the_first_fsdp_is_refused(tmp_path: Path) -> None:
+    first = '{"version": 1, "sync_module_states": false}'  # With them, it needs a GPU.
+    ended = hf(tmp_path / "run", "--fsdp", first, processes=2)
+    assert ended.code == 1
+    assert "Error: SpotCallback does not support FSDP1: use FSDP2, with fsdp_config=" in ended.output
+    assert "Traceback" not in ended.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("more", "processes"), [((), 1), (("--fsdp",), 2)], ids=["whole", "cut"])
+def test_an_adapter_is_not_trained_on_another_base_model(
+    tmp_path: Path, more: tuple[object, ...], processes: int
+) -> None:
+    args = ("--lora", "--until", 6, *more)
+    assert hf(tmp_path / "run", *args, "--strike", "5:SIGTERM", processes=processes).code == 75
+    other = hf(tmp_path / "run", *args, "--mistake", "another base", processes=processes)
     assert other.code == 1
     assert "Error: the frozen base model differs from the one that this run was started with" in other.output
     assert "Traceback" not in other.output

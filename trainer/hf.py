@@ -30,8 +30,6 @@ import torch
 import transformers
 from transformers import Trainer, TrainerCallback
 
-from trainer.bucket.hashing import fingerprint
-from trainer.checkpoint import extras
 from trainer.checkpoint.finite import NotFiniteError
 from trainer.checkpoint.shards import local
 from trainer.errors import RunError
@@ -39,6 +37,7 @@ from trainer.machine import scratch
 from trainer.training import rng
 from trainer.training.drawn_ahead import DrawnAhead
 from trainer.training.folder_loop import FolderLoop, move_into
+from trainer.training.frozen_base import frozen_digest
 from trainer.training.trainer_order import TrainerOrder
 
 if TYPE_CHECKING:
@@ -93,6 +92,8 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
         self._args, run, trainer = args, self._run, _calling_trainer()
         if found := check.unsupported(*_frameworks(trainer)):
             raise RunError(found)
+        if trainer.is_fsdp_enabled and trainer.accelerator.state.fsdp_plugin.fsdp_version == 1:
+            raise RunError('SpotCallback does not support FSDP1: use FSDP2, with fsdp_config={"version": 2}')
         for name, remedy in _REFUSED.items():
             if getattr(args, name, False):
                 raise RunError(f"TrainingArguments({name}=True) does not work with SpotCallback: {remedy}")
@@ -132,7 +133,7 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
             raise RunError("give SpotCallback(run) to the Trainer when it is made: Trainer(..., callbacks=[...])")
         if not loop.is_restored or state.global_step != loop.contents.done:
             raise RunError("call trainer.train(resume_from_checkpoint=run.resume_from())")
-        self._frozen = _digest_of_frozen(self._trainer)
+        self._frozen = frozen_digest(self._trainer.model, self._run.group)
         mine, ended = self._load_own(), False
         if mine:
             self._owed_sum, self._owes_evaluation = mine["loss_sum"], mine["owes_evaluation"]
@@ -190,7 +191,8 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
             return None
         places = [Path(folder) / _own_file(rank) for rank in (self._run.rank, 0)]
         mine: dict[str, Any] = json.loads(next(place for place in places if place.is_file()).read_text())
-        if mine["frozen"] != self._frozen:
+        same = self._loop.contents.facts_restored.get("world_size") == self._run.world_size
+        if mine["frozen"] != self._frozen and (same or not self._trainer.is_fsdp_enabled):
             raise RunError(
                 "the frozen base model differs from the one that this run was started with; its checkpoints hold only "
                 "what is trained. Use that model, or start a new run"
@@ -383,11 +385,3 @@ def _grouping(args: Any) -> str:
 def _bytes_of(model: torch.nn.Module) -> int:
     """The expected bytes of a checkpoint: the weights, and two moments of each trained one."""
     return sum(parameter.nbytes * (3 if parameter.requires_grad else 1) for parameter in model.parameters())
-
-
-def _digest_of_frozen(trainer: Any) -> int:
-    """A fingerprint of the parameters that are not trained; 0 if there are none, or each rank holds a part."""
-    frozen = [
-        parameter.data for _, parameter in sorted(trainer.model.named_parameters()) if not parameter.requires_grad
-    ]
-    return fingerprint(*map(str, extras.digests(frozen))) if frozen and not trainer.is_fsdp_enabled else 0

@@ -15,10 +15,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration
+from accelerate.utils import DataLoaderConfiguration, FullyShardedDataParallelPlugin
+from cut_on_cpu import cut_on_cpu
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from trainer.checkpoint.shards import is_cut
 from trainer.training import buckets
 
 
@@ -61,7 +63,7 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--until", type=int, default=12)
     parser.add_argument("--strike", default="0:SIGKILL")
-    parser.add_argument("--wrap", default="ddp", help="ddp or fsdp")
+    parser.add_argument("--wrap", default="ddp", help="ddp, fsdp, or plugin: accelerate's FSDP2")
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--precision", default="no")
     parser.add_argument("--scale", type=float, default=0.0, help="the first loss scale; 0: none")
@@ -76,11 +78,20 @@ def main() -> None:
     step, name = given.strike.split(":")
     with ExitStack() as stack:
         run = stack.enter_context(SpotRun(given.dir, save_every=3)) if given.late else None
+        plugin = None
+        if given.wrap == "plugin":
+            cut_on_cpu()
+            plugin = FullyShardedDataParallelPlugin(
+                fsdp_version=2,
+                auto_wrap_policy="transformer_based_wrap",
+                transformer_cls_names_to_wrap=["Sequential"],
+            )
         accelerator = Accelerator(
             cpu=True,
             mixed_precision=given.precision,
             gradient_accumulation_steps=given.accumulate,
             dataloader_config=DataLoaderConfiguration(**json.loads(given.loader)),
+            fsdp_plugin=plugin,
         )
         if given.scale:  # Accelerate makes none on a CPU.
             accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=given.scale, growth_interval=4)
@@ -90,9 +101,12 @@ def main() -> None:
         optimizer = torch.optim.AdamW(wrapped.parameters(), lr=0.02)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, given.until * accelerator.num_processes)
         loader = DataLoader(Items(), batch_size=4, shuffle=True)
-        optimizer, scheduler, loader = accelerator.prepare(optimizer, scheduler, loader)
-        if given.wrap == "ddp":
-            wrapped = accelerator.prepare(wrapped)
+        if given.wrap != "fsdp":
+            wrapped, optimizer = accelerator.prepare(wrapped, optimizer)
+        else:
+            optimizer = accelerator.prepare(optimizer)
+        scheduler, loader = accelerator.prepare(scheduler, loader)
+        assert all(is_cut(parameter) == (given.wrap != "ddp") for parameter in wrapped.parameters())
         torch.manual_seed(accelerator.process_index)
         run = run or stack.enter_context(SpotRun(given.dir, save_every=3))
         more = {} if given.forgets or not given.scale else {"scaler": accelerator.scaler}

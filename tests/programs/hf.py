@@ -7,6 +7,7 @@ from trainer import SpotRun  # isort: skip
 
 import argparse
 import dataclasses
+import json
 import os
 import random
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from cut_on_cpu import cut_on_cpu
 from own_loop import strike
 from torch.utils.data import Dataset
 from transformers import (
@@ -26,6 +28,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from trainer.checkpoint.shards import is_cut
 from trainer.hf import SpotCallback
 
 VOCABULARY = 40
@@ -77,27 +80,34 @@ def make_model(dropout: float) -> LlamaForCausalLM:
 
 
 def arguments(given: argparse.Namespace, kind: type = TrainingArguments, **more):
-    return kind(
+    args = kind(
         output_dir=str(Path(given.dir).parent / "output"), use_cpu=True, report_to=[], disable_tqdm=True,
         per_device_train_batch_size=given.batch, gradient_accumulation_steps=given.accumulate, seed=5,
         max_steps=given.until, num_train_epochs=given.epochs, learning_rate=1e-2, lr_scheduler_type="cosine",
         warmup_steps=2, logging_steps=given.log, save_strategy="no", eval_strategy=given.evaluate,
         eval_steps=3, per_device_eval_batch_size=4, metric_for_best_model="loss" if given.patience else None,
         greater_is_better=False if given.patience else None, dataloader_num_workers=given.workers,
-        **({"fsdp": "full_shard", "fsdp_config": {"fsdp_version": 2}} if given.fsdp else {}), **more,
+        **({"fsdp": "full_shard", "fsdp_config": {"version": 2, **given.fsdp}} if given.fsdp is not None else {}),
+        **more,
     )  # fmt: skip
+    if given.fsdp is not None:
+        cut_on_cpu()
+    return args
 
 
-def make_dpo(given: argparse.Namespace, callbacks: list[TrainerCallback]) -> Trainer:
-    from datasets import Dataset as Table
+def make_tokenizer() -> transformers.PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-    from trl import DPOConfig, DPOTrainer
 
     words = ["<end>", "<pad>", "</s>", *(f"w{number}" for number in range(VOCABULARY - 3))]
     plain = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<end>"))
     plain.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<end>", pad_token="<pad>")
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<end>", pad_token="<pad>")
+
+
+def make_dpo(given: argparse.Namespace, callbacks: list[TrainerCallback]) -> Trainer:
+    from datasets import Dataset as Table
+    from trl import DPOConfig, DPOTrainer
+
     rows = [
         {"prompt": f"w{row} w1", "chosen": f" w{row + 2} w3", "rejected": f" w{row + 1} w2 w5"}
         for row in range(given.count)
@@ -105,7 +115,21 @@ def make_dpo(given: argparse.Namespace, callbacks: list[TrainerCallback]) -> Tra
     args = arguments(given, DPOConfig, bf16=False, max_length=16)
     return DPOTrainer(
         make_model(0.1), make_model(0.0), args, train_dataset=Table.from_list(rows),
-        eval_dataset=Table.from_list(rows[:9]), processing_class=tokenizer, callbacks=callbacks,
+        eval_dataset=Table.from_list(rows[:9]), processing_class=make_tokenizer(), callbacks=callbacks,
+    )  # fmt: skip
+
+
+def make_sft(given: argparse.Namespace, callbacks: list[TrainerCallback]) -> Trainer:
+    from datasets import Dataset as Table
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    rows = [{"prompt": f"w{row} w1", "completion": f" w{row + 2} w3 w{row + 4}"} for row in range(given.count)]
+    args = arguments(given, SFTConfig, bf16=False, max_length=16)
+    adapter = LoraConfig(r=2, lora_dropout=0.1, task_type="CAUSAL_LM") if given.lora else None
+    return SFTTrainer(
+        make_model(0.1), args, train_dataset=Table.from_list(rows), eval_dataset=Table.from_list(rows[:9]),
+        processing_class=make_tokenizer(), peft_config=adapter, callbacks=callbacks,
     )  # fmt: skip
 
 
@@ -139,7 +163,7 @@ def main() -> None:
     parser.add_argument("--strike", default="0:SIGTERM")
     parser.add_argument("--strike-in-evaluation", type=int, default=-1)
     parser.add_argument("--lora", action="store_true")
-    parser.add_argument("--fsdp", action="store_true")
+    parser.add_argument("--fsdp", type=json.loads, nargs="?", const={}, help="cut the model; more of fsdp_config")
     parser.add_argument("--masks", action="store_true", help="the collator draws random numbers")
     parser.add_argument("--grouped", action="store_true", help="by length")
     parser.add_argument("--exact", action="store_true")
@@ -149,7 +173,7 @@ def main() -> None:
     model = make_model(0.0 if given.no_dropout else 0.1)
     if given.mistake == "another base":
         model.lm_head.weight.data += 1
-    if given.lora:
+    if given.lora and given.trainer == "trainer":
         from peft import LoraConfig, get_peft_model
 
         model = get_peft_model(model, LoraConfig(r=2, lora_dropout=0.1, task_type="CAUSAL_LM"))
@@ -168,7 +192,7 @@ def main() -> None:
         if given.patience:
             callbacks.append(EarlyStoppingCallback(given.patience))
         if given.trainer != "trainer":
-            trainer = {"dpo": make_dpo, "seq2seq": make_seq2seq}[given.trainer](given, callbacks)
+            trainer = {"dpo": make_dpo, "sft": make_sft, "seq2seq": make_seq2seq}[given.trainer](given, callbacks)
         else:
             trainer = Trainer(
                 model, arguments(given, **options), train_dataset=Items(given.count), eval_dataset=Items(9),
@@ -176,6 +200,7 @@ def main() -> None:
             )  # fmt: skip
         resume = None if given.mistake == "no resume" else run.resume_from()
         done = trainer.train(resume_from_checkpoint=resume)
+        assert all(is_cut(parameter) == (given.fsdp is not None) for parameter in trainer.model.parameters())
         run.finish()
     if run.rank == 0:
         history = [line for line in trainer.state.log_history if "loss" in line or "eval_loss" in line]

@@ -15,9 +15,12 @@ from trainer.checkpoint.values import is_plain
 from trainer.errors import RunError
 from trainer.training.accelerate_loader import is_prepared
 
+_FLATTENED = {"FullyShardedDataParallel": "FSDP1", "DeepSpeedEngine": "DeepSpeed"}
+"""The class names of modules that cannot be saved, and the libraries that make them."""
+
 
 def refuse_flattened(what: str, module: nn.Module) -> None:
-    """Refuse a module of FSDP1, whose parameters have lost their names and shapes.
+    """Refuse a module of FSDP1 or DeepSpeed, whose parameters have lost their names and shapes.
 
     Args:
         what: The argument, as the message names it.
@@ -26,9 +29,10 @@ def refuse_flattened(what: str, module: nn.Module) -> None:
     Raises:
         RunError: it is one.
     """
-    if any(type(part).__name__ == "FullyShardedDataParallel" for part in module.modules()):
+    classes = {one.__name__ for part in module.modules() for one in type(part).__mro__}
+    for kind in sorted(classes & _FLATTENED.keys()):
         raise RunError(
-            f"{what}: FullyShardedDataParallel (FSDP1) cannot be saved. Use FSDP2's fully_shard; with accelerate, "
+            f"{what}: {kind} ({_FLATTENED[kind]}) cannot be saved. Use FSDP2's fully_shard; with accelerate, "
             "fsdp_version=2"
         )
 
