@@ -138,6 +138,47 @@ def test_a_script_under_the_sidecar_ends_as_well(faults: faultfs.Client, tmp_pat
     assert process.returncode == 75, output
 
 
+FINISHES = """\
+import os, sys, threading, time
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from trainer import SpotRun
+
+folder, held, leave = sys.argv[1:]
+model = torch.nn.Linear(2, 1)
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+with SpotRun(folder) as run:
+    run.register(model=model, optimizer=optimizer)
+    for (x,) in run.steps(DataLoader(TensorDataset(torch.ones(4, 2))), until=2):
+        loss = model(x).sum()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        run.log(loss=loss)
+    run.finish()
+file = os.open(held, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+threading.Thread(target=os.close, args=(file,), daemon=True).start()
+while not Path(leave).exists():
+    time.sleep(0.01)
+"""
+
+
+def test_a_finished_run_whose_last_file_closes_slowly_is_finished(faults: faultfs.Client, tmp_path: Path) -> None:
+    """Its process is a zombie until then; it was not killed."""
+    (tmp_path / "script.py").write_text(FINISHES)
+    faults.hang("close", suffix=".csv")
+    command = [sys.executable, "-m", "trainer.launch", tmp_path / "script.py", tmp_path / "run",
+               faults.point / "log.csv", tmp_path / "leave"]  # fmt: skip
+    process = warm.Popen(command, env=clean_env(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    until("the file is being closed", lambda: faults.hits() or process.poll() is not None, 120)
+    (tmp_path / "leave").touch()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+
+
 # -- a close after reading: FUSE asks the daemon then too --------------------------------------------------------------
 
 

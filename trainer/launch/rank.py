@@ -21,6 +21,8 @@ from trainer.layout.exit_codes import EXIT_PREEMPTED
 ZOMBIE_S = 2.0
 """For how long a rank must be a zombie before it counts as one that cannot be reaped."""
 _PR_SET_PDEATHSIG = 1
+_EXIT_CODE = 49
+"""Place of the exit code after that of the state in /proc/PID/stat (proc(5): 52 and 3)."""
 
 
 @dataclass
@@ -86,6 +88,17 @@ class Rank:
         self.zombie_since = self.zombie_since or time.monotonic()
         return time.monotonic() - self.zombie_since >= ZOMBIE_S
 
+    def status_as_zombie(self) -> int:
+        """The exit status of a rank that stays a zombie: 0 if it has ended its run and exited with 0.
+
+        A thread of it may still close a file in a slow mount. Otherwise the mount may be dead: it counts as killed.
+        """
+        try:
+            exited_with_0 = _stat(self.process.pid)[_EXIT_CODE] == "0"
+        except (OSError, IndexError):
+            exited_with_0 = False
+        return 0 if self.ended and exited_with_0 else -signal.SIGKILL
+
 
 def start_rank(command: Sequence[str], number: int, environment: Environment, printed: int) -> tuple[Rank, int, int]:
     """Start a rank in a process group of its own; it dies with the launcher.
@@ -132,6 +145,11 @@ def start_rank(command: Sequence[str], number: int, environment: Environment, pr
 def is_zombie(pid: int) -> bool:
     """True if the process has exited, even if a thread of it hangs and keeps wait() from returning."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+        return _stat(pid)[0] in "ZX"
     except (OSError, IndexError):
         return False
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the state on."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -170,7 +170,7 @@ class Supervisor:
             if rank.code is None:
                 status = rank.process.poll()
                 if status is not None or rank.stays_a_zombie():
-                    self._reap(rank, -signal.SIGKILL if status is None else status)
+                    self._reap(rank, rank.status_as_zombie() if status is None else status)
         if self._sidecar and not self._stopped and not self._ranks[0].attempt:
             self._stopped = self._sidecar.stop
             if self._stopped:
