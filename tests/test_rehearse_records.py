@@ -137,7 +137,8 @@ def filled(root: Path, number: int, restored: int | None, before: Row | None, *s
     name = attempt_of(root, number, restored)
     for step in saves:
         checkpoint(root, step, name)
-    records.fill(row, watch, before)
+    records.fill(row, watch)
+    records.judge_start(row, watch, before)
     return row
 
 
@@ -160,6 +161,14 @@ def test_the_next_attempt_tells_whether_it_resumed(
     assert (second.resumed, second.lost_work, second.unproven) == (resumed, resumed is not None, unproven)
 
 
+def test_a_command_under_the_launcher_keeps_what_the_calls_tell_of_it(tmp_path: Path) -> None:
+    """It has attempts, but no records of steps."""
+    watch, row = Watch(tmp_path, "own"), Row(2, "kill", "killed", resumed="nothing: LOST WORK", lost_work=True)
+    attempt_of(tmp_path / "own", 2, None)
+    records.fill(row, watch)
+    assert (row.resumed, row.lost_work, row.unproven, row.left_step) == ("nothing: LOST WORK", True, "", None)
+
+
 def test_a_checkpoint_that_is_torn_or_not_finite_need_not_be_resumed_from(tmp_path: Path) -> None:
     name = attempt_of(tmp_path / "own", 1, 0)
     checkpoint(tmp_path / "own", 10, name)
@@ -169,7 +178,7 @@ def test_a_checkpoint_that_is_torn_or_not_finite_need_not_be_resumed_from(tmp_pa
     assert str(faults.tear(tmp_path, "own")).endswith("30/state.json")
     (checkpoint(tmp_path / "own", 40, name) / MANIFEST).unlink()
     row = Row(1, "kill", "killed")
-    records.fill(row, Watch(tmp_path, "own"), None)
+    records.judge_start(row, Watch(tmp_path, "own"), None)
     assert row.left_step == 10
 
 
@@ -178,7 +187,8 @@ def test_a_run_folder_of_its_own_is_lost_work(tmp_path: Path, second: str) -> No
     first = filled(tmp_path / "own-m", 1, 0, None, 20)
     watch, row = Watch(tmp_path, None), Row(2, "finished", "finished")
     checkpoint(tmp_path / second, 40, attempt_of(tmp_path / second, 2, 0))
-    records.fill(row, watch, first)
+    records.fill(row, watch)
+    records.judge_start(row, watch, first)
     assert (row.restored_step, row.lost_work, row.resumed) == (0, True, "nothing: LOST WORK")
     folders = records.run_folders(tmp_path, None)
     assert sorted(folders) == sorted(["own-m", second])

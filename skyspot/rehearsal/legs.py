@@ -187,7 +187,9 @@ class Legs:
             self.tracing.confirm(leg.name, row)
         self.tracing.fill(row, leg.name)
         times.fill(row, code, machine, over)
-        records.fill(row, watch, before)
+        records.fill(row, watch)
+        if self.records:
+            records.judge_start(row, watch, before)
         records.set_lost_steps(before, row.restored_step)
         return row, code, machine
 

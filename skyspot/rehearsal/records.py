@@ -26,16 +26,9 @@ def first_save(paths: RunPaths | None) -> int | None:
     return None
 
 
-def fill(row: Row, watch: Watch, before: Row | None) -> None:
-    """Copy an attempt's records into its row, and what the run's folder has, once its machine is gone.
-
-    Args:
-        row: The attempt's row.
-        watch: What watched it.
-        before: The row of the attempt before it; None: it is the leg's first.
-    """
+def fill(row: Row, watch: Watch) -> None:
+    """Copy an attempt's records into its row, if it has some: a command under the launcher has them, without steps."""
     paths, attempt = watch.paths, watch.attempt()
-    row.left_step = _newest_whole(paths) if paths else None
     if not paths or not attempt:
         return
     watch.look()
@@ -45,6 +38,19 @@ def fill(row: Row, watch: Watch, before: Row | None) -> None:
     row.first_step, row.last_step = _int(first.get("step")), watch.step
     row.first_step_s = _float(first.get("seconds"))
     row.committed_s = _float(end.get("committed_s"))
+
+
+def judge_start(row: Row, watch: Watch, before: Row | None) -> None:
+    """Write into a row what its attempt left and whether it resumed. For tasks with records, once the machine is gone.
+
+    Args:
+        row: The attempt's row.
+        watch: What watched it.
+        before: The row of the attempt before it; None: it is the leg's first.
+    """
+    row.left_step = _newest_whole(watch.paths) if watch.paths else None
+    if watch.attempt() is None:
+        return
     if row.resumed is not None and row.restored_step is not None:  # The calls tell less.
         row.resumed = f"step {row.restored_step}" if row.restored_step else "nothing"
     if before:
