@@ -45,6 +45,7 @@ def outcomes(result: dict) -> dict[str, str]:
     return {one["kind"]: one["outcome"] for one in result["kinds"]}
 
 
+@pytest.mark.slow  # A rehearsal; quick tests below show the same.
 def test_a_kill_that_is_the_only_strike_comes_after_a_save_and_is_proof(tmp_path: Path) -> None:
     code, result = rehearsed(tmp_path, "right", "--kinds", "kill", "--preemptions", 1)
     assert code == 0, result
@@ -54,6 +55,7 @@ def test_a_kill_that_is_the_only_strike_comes_after_a_save_and_is_proof(tmp_path
     assert outcomes(result) == {"kill": "exact"}
 
 
+@pytest.mark.slow  # A rehearsal; quick tests below show the same.
 def test_a_task_that_deletes_its_checkpoints_has_lost_work_though_its_history_is_the_same(tmp_path: Path) -> None:
     code, result = rehearsed(tmp_path, "deletes", "--kinds", "kill,sigterm", "--preemptions", 2)
     assert code == 1
