@@ -204,7 +204,7 @@ def test_gpus_are_counted_by_their_devices(tmp_path: Path) -> None:
         (["--python", "./nowhere/python"], "no such Python; pass a virtual environment's folder"),
         (["--python", "."], "no virtual environment; it has no bin/python"),
         (["--python", "task.yaml"], "task.yaml does not run"),
-        (["--python", "/bin/echo"], "/bin/echo is no Python 3"),
+        (["--python", "/bin/echo"], "/bin/echo is not a Python 3"),
         (["--gpus-per-node", "-1"], "--gpus-per-node: must be from 0 to 64"),
     ],
 )

@@ -164,7 +164,7 @@ def test_an_order_that_is_no_list_of_ids_is_refused(order: Any) -> None:
 
 
 def test_a_stream_has_no_sampler() -> None:
-    with pytest.raises(RunError, match="a Stream is no map-style data set"):
+    with pytest.raises(RunError, match="a Stream is not a map-style data set"):
         RunSampler(Stream(), 8, 2, seed=0, shuffle=True, order=None, rank=0, world_size=1)
 
 

@@ -80,7 +80,7 @@ def test_what_agrees_is_taken() -> None:
 
 def test_a_folder_may_be_text() -> None:
     assert RunConfig(checkpoint_dir="runs/first").checkpoint_dir == Path("runs/first")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="--checkpoint-dir: 3 is no folder"):
+    with pytest.raises(ConfigError, match="--checkpoint-dir: 3 is not a folder"):
         RunConfig(checkpoint_dir=3)  # type: ignore[arg-type]
 
 

@@ -165,13 +165,13 @@ def test_a_class_that_is_not_there_or_has_changed_is_named(monkeypatch: pytest.M
     with pytest.raises(StateError, match="test_typed:Point has 1 fields here, 2 in the checkpoint"):
         decode(plain[2], {})
     monkeypatch.delattr(this, "Best")
-    with pytest.raises(StateError, match="test_typed:Best is no such class here; import or define it before"):
+    with pytest.raises(StateError, match="test_typed:Best is not a class here; import or define it before"):
         decode(plain[1], {})
 
 
 def test_no_module_is_imported_and_no_code_of_a_class_runs() -> None:
     assert "antigravity" not in sys.modules
-    with pytest.raises(StateError, match="no such class"):
+    with pytest.raises(StateError, match="not a class here"):
         decode({"enum": ["antigravity:Thing", "A"]}, {})
     assert "antigravity" not in sys.modules
     over = encode(Best(0.5), "", {})

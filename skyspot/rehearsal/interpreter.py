@@ -76,5 +76,5 @@ def find_interpreter(where: str) -> Interpreter:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UsageError(f"--python {where}: {path} does not run: {error}") from None
     except ValueError:
-        raise UsageError(f"--python {where}: {path} is no Python 3") from None
+        raise UsageError(f"--python {where}: {path} is not a Python 3") from None
     return Interpreter(path, Path(prefix), Path(base_prefix), version)

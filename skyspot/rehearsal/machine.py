@@ -43,6 +43,8 @@ DAEMONS = "daemons.json"
 """The commands of the file systems' daemons."""
 SHORT = "/skyspot-tmp"
 """In a namespace, TMPDIR. A socket's path has at most 107 bytes; a loader whose workers cannot make one hangs."""
+PROBE_S = 60.0
+"""What works here is tried; an answer that takes longer, on a busy machine too, is none."""
 LEAVE_S = 30.0
 """Time from SIGTERM to SIGKILL that SkyPilot gives a script's remaining processes (sky.skylet.subprocess_daemon)."""
 
@@ -60,7 +62,7 @@ def namespace_command() -> tuple[str, ...] | None:
         build.write_text(_namespace_script(root, {}, (), frozenset()))
         arguments = [os.getpid(), build, root, script, 1]
         try:
-            done = subprocess.run([*command, *map(str, arguments)], capture_output=True, timeout=20)
+            done = subprocess.run([*command, *map(str, arguments)], capture_output=True, timeout=PROBE_S)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return command if done.returncode == 42 else None
@@ -92,7 +94,7 @@ def bucketfs_missing() -> str | None:
         (folder / "build.sh").write_text(_namespace_script(root, {}, (), frozenset()))
         arguments = [os.getpid(), folder / "build.sh", root, folder / "run.sh", 1, folder / DAEMONS]
         try:
-            done = subprocess.run([*enter, *map(str, arguments)], capture_output=True, text=True, timeout=20)
+            done = subprocess.run([*enter, *map(str, arguments)], capture_output=True, text=True, timeout=PROBE_S)
         except (OSError, subprocess.TimeoutExpired) as error:
             return str(error)
         if done.returncode == 42 and trace.exists():

@@ -71,7 +71,7 @@ def _look(place: str) -> object:
 def _class_at(place: str, fits: Callable[[type], bool]) -> Any:
     found = _look(place)
     if not isinstance(found, type) or not fits(found):
-        raise ValueError(f"{place} is no such class here; import or define it before run.register()")
+        raise ValueError(f"{place} is not a class here; import or define it before run.register()")
     return found
 
 
@@ -116,7 +116,7 @@ def _enum(parts: Any) -> Any:
             raise ValueError(f"{place} has no member {member} here")
         return kind.__members__[member]
     if not issubclass(kind, enum.Flag):
-        raise ValueError(f"{place} is no Flag here")
+        raise ValueError(f"{place} is not a Flag here")
     return kind(member["flags"])
 
 
@@ -131,7 +131,7 @@ def _dtype_name(dtype: np.dtype[Any]) -> str:
 
 def _dtype(name: Any) -> np.dtype[Any]:
     if not _DTYPE.fullmatch(name):
-        raise ValueError(f"{name[:40]!r} is no dtype")
+        raise ValueError(f"{name[:40]!r} is not a dtype")
     found: np.dtype[Any] = np.dtype(name)
     return found
 

@@ -130,7 +130,7 @@ class RunConfig:
             ConfigError: names the field, and a value that works.
         """
         if not isinstance(self.checkpoint_dir, (str, os.PathLike)):
-            raise ConfigError(f"--checkpoint-dir: {self.checkpoint_dir!r:.60} is no folder")
+            raise ConfigError(f"--checkpoint-dir: {self.checkpoint_dir!r:.60} is not a folder")
         object.__setattr__(self, "checkpoint_dir", Path(self.checkpoint_dir))
         for item in dataclasses.fields(self):
             _validate(item, getattr(self, item.name))

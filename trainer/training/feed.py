@@ -257,7 +257,7 @@ def sampler_of(loader: Iterable[Any]) -> RunSampler | None:
     if found is not inner or not isinstance(loader, DataLoader):
         raise RunError("steps(loader): use run.sampler(...) in DataLoader(dataset, batch_sampler=run.sampler(...))")
     if not getattr(loader, "in_order", True):
-        raise RunError("steps(loader): with in_order=False, nobody knows which samples a step has. Use in_order=True")
+        raise RunError("steps(loader): with in_order=False, the order of the samples is not fixed. Use in_order=True")
     return found
 
 

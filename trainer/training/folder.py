@@ -125,7 +125,7 @@ class Folder:
             return fresh(name, dtype, sizes)
         path = name[len(FILE) :]
         if not is_safe_name(path) or dtype != torch.uint8 or len(sizes) != 1:
-            raise DamagedError(f"{name[:80]!r} is no file of a folder")
+            raise DamagedError(f"{name[:80]!r} is not a file of a folder")
         if self._group.local_rank:
             return None
         assert self.fetched

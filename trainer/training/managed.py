@@ -73,7 +73,7 @@ class Managed:
         run, contents, session = self._run, self._contents, self._session
         self._refuse_others(objects)
         if type(step) is not int or step < max(1, contents.done):
-            raise RunError(f"save(step={step!r:.40}): give the steps done in the whole run; so far {contents.done} are")
+            raise RunError(f"save(step={step!r:.40}): give the steps done in the whole run: {contents.done} so far")
         run.steps_done = step
         if run.journal:
             run.journal.line({"step": step, "world_size": run.world_size})

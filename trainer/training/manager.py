@@ -102,13 +102,13 @@ class CheckpointManager:
         """True once the machine is to be taken, or a stop was requested: save, and end the process.
 
         However the process ends then (`exit()`, the end of the script, an exception), its exit code is 75, with which
-        SkyPilot starts it again; after `skyspot stop` it is 79.
+        SkyPilot starts it again; after `skyspot cancel` it is 79.
         """
         with self._ends_with_errors():
             return self._loaded("interrupted").is_interrupted()
 
     def exit(self) -> NoReturn:
-        """End an interrupted attempt: the process leaves with 75, or with 79 after `skyspot stop`.
+        """End an interrupted attempt: the process leaves with 75, or with 79 after `skyspot cancel`.
 
         Raises:
             SystemExit: ends the process.

@@ -301,7 +301,7 @@ class SpotRun(Lifecycle):
         if self.has_own_loop:
             (self._framework or self._loop()).finish(export)
         elif self._training is None or export is not None:
-            raise RunError("finish() takes nothing with train(), and is called while that runs; it exports by itself")
+            raise RunError("with train(), call finish() without arguments, while it runs; train() exports by itself")
         else:
             self._training.state.enough = True
 

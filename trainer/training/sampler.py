@@ -156,7 +156,7 @@ def _length(dataset: Any) -> int:
         length = None
     if length is None or not hasattr(dataset, "__getitem__"):
         raise RunError(
-            f"run.sampler(): a {type(dataset).__name__} is no map-style data set: it needs __len__ and __getitem__. "
+            f"run.sampler(): a {type(dataset).__name__} is not a map-style data set: it needs __len__ and __getitem__. "
             "Give a stream to run.steps() without a sampler"
         )
     if not length:

@@ -105,7 +105,7 @@ class Watch:
             self._has_named = True
             self._print_line(
                 f"An optimizer ({kind}) of {names[0]!r} was made after the first call of run.steps(), and its state is "
-                "not saved. If it is to outlive a step, make it before, and register it."
+                "not saved. If later steps need it, make it before the loop and register it."
             )
         return True
 
