@@ -32,9 +32,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @contextmanager
 def same_environment() -> Iterator[None]:
-    """Restore the environment at the end: a variable left behind can make later programs start cold, or steer them."""
-    kept = dict(os.environ)
+    """Restore the environment and the umask at the end: what a test leaves behind can steer later programs."""
+    kept, mask = dict(os.environ), os.umask(0o077)
+    os.umask(mask)
     yield
+    os.umask(mask)
     if dict(os.environ) != kept:
         os.environ.clear()
         os.environ.update(kept)

@@ -676,6 +676,7 @@ def test_without_the_control_the_difference_is_all_that_is_said(tmp_path: Path) 
     assert document["legs"][1]["verdict"]["text"].startswith("NOT exact: own/result.json differs in key fitness: ")
 
 
+@pytest.mark.slow
 def test_a_wrong_script_that_is_reproducible_is_not_exact(tmp_path: Path) -> None:
     code, document = rehearse(tmp_path, "scripts/reseeded_order.py")
     assert (code, legs(document)) == (1, ["reference", "preempted", "control"])

@@ -135,6 +135,7 @@ def test_an_evaluation_that_a_preemption_cuts_off_is_made_up_for(tmp_path: Path)
     assert again == evaluations
 
 
+@pytest.mark.slow
 def test_a_step_that_does_not_fit_the_grace_is_dropped_and_its_boundary_saved(tmp_path: Path) -> None:
     whole, run_dir = tmp_path / "whole", tmp_path / "run"
     small = ("--steps", 4, "--micro", 2, "--batch-norm")

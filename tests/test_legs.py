@@ -76,6 +76,7 @@ def test_a_first_strike_that_leaves_the_task_down_hides_no_other(tmp_path: Path,
     assert not [path for path in leftovers(tmp_path) if "rehearsal-log" not in path]
 
 
+@pytest.mark.slow
 def test_where_files_arrive_in_any_order_a_marker_that_is_there_first_is_found(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     script = HERE / "done_marker.py"

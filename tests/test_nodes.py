@@ -284,6 +284,7 @@ def test_a_machine_that_sees_another_bucket_ends_all_and_writes_nothing(tmp_path
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_machines_that_run_unequal_numbers_of_processes_are_refused(tmp_path: Path, task: str) -> None:
     first = start(tmp_path / "run", task=task, nodes=[0])
     impatient = ("--constant", "ranks.rendezvous.UNEQUAL_PATIENCE_S=0.5")

@@ -161,6 +161,7 @@ def test_an_attempt_that_is_noticed_before_its_first_step_holds_too(tmp_path: Pa
     assert event(tmp_path / "run", "end")["cause"] == "notice"
 
 
+@pytest.mark.slow
 def test_a_machine_that_is_not_taken_after_all_is_left_with_75(tmp_path: Path) -> None:
     with AwsMetadata() as server:
         process = begin(tmp_path / "run", server, "--steps", 3000, "--save-every", 3000)

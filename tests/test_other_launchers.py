@@ -97,7 +97,8 @@ def codes(ended: list[Ended]) -> list[int]:
     return [one.code for one in ended]
 
 
-@pytest.mark.parametrize("group", ["inside", pytest.param("before", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("group", ["inside", "before"])
 def test_a_run_goes_on_under_every_launcher(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, group: str
 ) -> None:

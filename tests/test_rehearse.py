@@ -59,6 +59,7 @@ def test_a_script_that_starts_its_data_from_the_front_is_not(tmp_path: Path) -> 
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_machine_that_starts_slower_than_the_undisturbed_one_is_not_taken_before_it_did_anything(
     tmp_path: Path,
 ) -> None:
@@ -358,6 +359,7 @@ def test_a_written_task_is_rehearsed_from_the_folder_that_it_was_written_in(tmp_
     assert is_exact(done), done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_working_folder_that_holds_what_is_kept_does_not_copy_itself(tmp_path: Path) -> None:
     (tmp_path / "secret.txt").write_text("not uploaded")
     (tmp_path / ".skyignore").write_text("# comment\nsecret.*\n")
@@ -418,6 +420,7 @@ def test_a_folder_is_copied_without_what_skypilot_leaves_out(tmp_path: Path) -> 
     assert copied("3", uploaded=False) == everything
 
 
+@pytest.mark.slow
 def test_a_stand_in_that_git_ignores_and_that_holds_what_is_kept_is_put_there_whole(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("data\n")
     (tmp_path / ".gitignore").write_text("x\n")
@@ -486,6 +489,7 @@ def test_a_bucket_of_data_is_not_taken_for_the_checkpoints(tmp_path: Path) -> No
     assert not (tmp_path / "more" / "x").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_below_tmp_may_hold_the_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "task.yaml").write_text(
         f"envs: {{SKYSPOT_CHECKPOINT_DIR: {tmp_path}/r}}\n"

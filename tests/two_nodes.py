@@ -91,6 +91,7 @@ def slurm(folder: Path) -> Iterator[list[str]]:
         pytest.skip(f"a run under srun: {NOT_HERE}: {', '.join(absent)} are not installed, as `make e2e` does")
     if subprocess.run(["unshare", *NAMESPACES, "true"], capture_output=True).returncode:
         pytest.skip(needs_root("a run under srun"))
+    folder.chmod(0o755)  # munged writes no log where others may.
     (folder / "slurm.conf").write_text(CONF)
     # However this process ends, the kernel ends the cluster.
     command = ["setpriv", "--pdeathsig", "KILL", "unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc"]
