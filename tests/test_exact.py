@@ -140,10 +140,11 @@ def test_a_step_that_does_not_fit_the_grace_is_dropped_and_its_boundary_saved(tm
     whole, run_dir = tmp_path / "whole", tmp_path / "run"
     small = ("--steps", 4, "--micro", 2, "--batch-norm")
     assert mlp(whole, *small).code == 0
-    # A step is 6 micro-steps of 1.6 s; when the word comes, in the first of them, 8 s are left.
-    stopped = mlp(run_dir, *small, "--slow", 1.6, "--fault", "sigterm@1", grace=8)  # The launcher's.
+    # A step is 6 micro-steps of 0.8 s; when the word comes, in the first of them, 4 s are left.
+    stopped = mlp(run_dir, *small, "--slow", 0.8, "--fault", "sigterm@1", grace=4)  # The launcher's.
     assert stopped.code == 75, stopped.output
-    assert (event(run_dir, "end")["step"], event(run_dir, "end")["committed_step"]) == (1, 1)
+    end = event(run_dir, "end")
+    assert (end.get("step"), end.get("committed_step")) == (1, 1), stopped.output
     assert mlp(run_dir, *small).code == 0
     assert event(run_dir, "restored")["lost_steps"] == 0
     assert_identical(whole, run_dir)

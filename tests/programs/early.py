@@ -18,6 +18,8 @@ import torch
 from torch import nn
 
 Pair = namedtuple("Pair", "x y")
+POOLS: list[ProcessPoolExecutor] = []
+"""Kept to the end: Python's own exit may find the pipe of a pool closed that is collected just then, and say so."""
 
 
 class Rows:
@@ -63,6 +65,7 @@ def main() -> None:
     log = Path(f"{given.dir}-log-{os.environ['RANK']}").open("a")  # noqa: SIM115 - open at the end
     atexit.register(print, "at exit", flush=True)
     pool = ProcessPoolExecutor(1)
+    POOLS.append(pool)
     print(f"pool {pool.submit(os.getpid).result()}.", flush=True)
     with SpotRun(config) as run:
         torch.manual_seed(0)
