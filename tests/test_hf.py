@@ -23,7 +23,7 @@ from support import (
     losses,
     noticed,
     weights,
-)  # fmt: skip
+)
 
 from trainer.layout.names import RunPaths, list_checkpoints
 

@@ -26,7 +26,7 @@ from support import (
     losses,
     noticed,
     weights,
-)  # fmt: skip
+)
 
 pytest.importorskip("lightning", reason="a training with Lightning: pip install 'lightning>=2.5,<2.7'")
 

@@ -74,10 +74,8 @@ def _in_framework(runs: Runs, step: int, place: str, logged: Sequence[str]) -> C
         what = f"the batches differ {place}: other samples, or other random numbers in them"
         asked = f"Does {who} save what draws them (a generator of the data set, the sampler or the collator)?"
         return Cause(f"{what}. {asked}", remedies.KEPT_APART)
-    if streams := _streams(runs, step):
-        return Cause(f"the random numbers of {_some(streams)} differ {place}", remedies.STREAMS)
-    if left.get("loss") == right.get("loss"):
-        return _in_logged(left, right, place, logged)
+    if found := _in_streams_or_logged(runs, step, place, logged):
+        return found
     same = "the same learning rate" + (" and the same batches" if "batch" in left else "")
     what = f"the loss differs {place}, with {same}: something that steps change is not in the checkpoint of {who}"
     return Cause(f"{what} (a callback's counter, an EMA)", remedies.KEPT_APART)
@@ -102,13 +100,19 @@ def _at(runs: Runs, step: int, place: str, logged: Sequence[str]) -> Cause:
     if left.get("batch") != right.get("batch"):
         what = f"the batches differ {place}: other samples, or other random numbers in them. Is what draws them (a "
         return Cause(f"{what}generator, a stateful loader) registered? {_registered(record)}", remedies.BATCHES)
-    if streams := _streams(runs, step):
-        return Cause(f"the random numbers of {_some(streams)} differ {place}", remedies.STREAMS)
-    if left.get("loss") == right.get("loss"):
-        return _in_logged(left, right, place, logged)
+    if found := _in_streams_or_logged(runs, step, place, logged):
+        return found
     what = f"the loss differs {place}, with the same learning rate and random numbers"
     what += ", and the same batches: something that steps change is not registered"
     return Cause(f"{what}. {_registered(record)}", remedies.UNREGISTERED)
+
+
+def _in_streams_or_logged(runs: Runs, step: int, place: str, logged: Sequence[str]) -> Cause | None:
+    """The cause if random numbers differ, or a metric of the user's own alone; else None. The batches are the same."""
+    left, right = runs.left[step], runs.right[step]
+    if streams := _streams(runs, step):
+        return Cause(f"the random numbers of {_some(streams)} differ {place}", remedies.STREAMS)
+    return _in_logged(left, right, place, logged) if left.get("loss") == right.get("loss") else None
 
 
 def _in_logged(left: Mapping[str, Any], right: Mapping[str, Any], place: str, logged: Sequence[str]) -> Cause:
