@@ -104,7 +104,8 @@ def test_the_last_save_bears_as_much_as_any_other(
 
 
 def test_saves_that_take_longer_than_their_interval_are_said(tmp_path: Path) -> None:
-    command = [sys.executable, PROGRAMS / "faulty.py", "--dir", tmp_path / "run", "--slow-save", "2", "--steps", "7",
+    """The first save goes on while training waits for it, however fast either is."""
+    command = [sys.executable, PROGRAMS / "faulty.py", "--dir", tmp_path / "run", "--outlast", "0.2", "--steps", "7",
                "--save-every", "3", "--constant", "training.session.REPORTED_WAIT_S=0.1"]  # fmt: skip
     done = warm.run(command, env=clean_env(OMP_NUM_THREADS="1"), text=True, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -59,6 +59,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--commit-first", action="store_true", help="a kill waits for the saves under way")
     parser.add_argument("--slow", type=float, default=0.0, help="seconds more for each micro-step")
     parser.add_argument("--slow-save", type=float, default=0.0, help="seconds more for each save")
+    parser.add_argument("--outlast", type=float, help="seconds that the first save goes on while training waits for it")
     parser.add_argument("--hold-copy", action="store_true", help="a copy begins after the next forward pass has")
     parser.add_argument("--meddle", action="store_true", help="a model that changes its weights in its forward pass")
     parser.add_argument("--bind-patience", type=float, default=rendezvous.BIND_PATIENCE_S)
@@ -87,6 +88,8 @@ begun: list[int] = []
 """The steps of which a save has begun; its folder is made a little later."""
 forward = threading.Event()
 """A forward pass has begun."""
+awaited = threading.Event()
+"""Training waits for a save."""
 
 
 class Run(mlp.SpotRun):
@@ -247,7 +250,8 @@ def is_committed(folder: Path) -> bool:
 
 def watch_saves(run: Run) -> None:
     """Count the saves, and strike in them."""
-    start_save, check_save, copy_run = saving.Saver.start, saving.Saver.check, staging.Copy.run
+    start_save, check_save, wait_save = saving.Saver.start, saving.Saver.check, saving.Saver.wait
+    copy_run = staging.Copy.run
     folders = itertools.count(1)
     save = [0]
 
@@ -266,17 +270,25 @@ def watch_saves(run: Run) -> None:
             time.sleep(0.01)
         check_save(self)
 
+    def wait(self, seconds: float | None = None) -> None:
+        if not self.idle:
+            awaited.set()
+        wait_save(self, seconds)
+
     def at_point(point: str) -> None:
         if point == "folder-made":
             save[0] = next(folders)
             time.sleep(options.slow_save)
+            if options.outlast and save[0] == 1 and awaited.wait(60):
+                time.sleep(options.outlast)
         run.faults.at(save[0], point)
 
     def run_later(copy) -> None:
         forward.wait(60)
         copy_run(copy)
 
-    saving.Saver.start, saving.Saver.check, writing.at_point = start, check, at_point
+    saving.Saver.start, saving.Saver.check, saving.Saver.wait = start, check, wait
+    writing.at_point = at_point
     if options.hold_copy:
         staging.Copy.run = run_later
 
