@@ -34,7 +34,7 @@ COMMANDS = {
 )
 @click.version_option(__version__, prog_name="skyspot", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Train on GPUs that can be taken away at any moment, and lose nothing."""
+    """Train on GPUs that can be taken away at any moment, and resume exactly."""
 
 
 def main() -> None:
