@@ -46,11 +46,10 @@ $(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
 	@touch $@
 
 bench: $(READY)  ## Time the command line, checkpoints beside other tools, and rehearsals (writes docs/performance.md).
-	$(BIN)/python bench/startup.py
-	$(BIN)/python -m bench.checkpoint --size $(SIZE) --rounds $(ROUNDS)
-	$(BIN)/python -m bench.loop
-	$(BIN)/python -m bench.rehearsal
-	$(BIN)/python bench/bucketfs.py
+	@failed=0; \
+	for part in bench.startup "bench.checkpoint --size $(SIZE) --rounds $(ROUNDS)" bench.loop bench.rehearsal bench.bucketfs; do \
+		$(BIN)/python -m $$part || failed=1; \
+	done; exit $$failed
 
 peers: $(READY)  ## The independent tool ckpt-chaos at 40 writes of the bundled trainer, then beside rehearsals of five scripts, then on Hugging Face's Trainer and Lightning; minutes.
 	@test -x $(PEERS)/bin/ckpt-chaos || { $(PYTHON) -m venv $(PEERS) && $(PEERS)/bin/python -m pip install -q --disable-pip-version-check ckpt-chaos==0.1.8; }

@@ -1,6 +1,6 @@
 """What a bucket served through FUSE costs a script that computes and saves, beside a bucket that is bound.
 
-    python bench/bucketfs.py [--rate GB] [--rounds N] [--folder FOLDER] [--realtime]
+    python -m bench.bucketfs [--rate GB] [--rounds N] [--folder FOLDER] [--realtime]
 
 Rounds take turns on the same kind of machine of a rehearsal, in the folder where rehearsals run (TMPDIR). The script
 times itself. It saves so many GB a second on average (1 by default), or as fast as the disk takes them. The bound that
