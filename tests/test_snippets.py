@@ -97,6 +97,15 @@ def test_every_make_target_that_a_page_names_is_in_the_makefile() -> None:
         assert named <= targets, page
 
 
+def test_every_extra_that_a_page_installs_is_in_pyproject() -> None:
+    extras = re.findall(
+        r"^(\w+) = \[", (REPO / "pyproject.toml").read_text().partition("optional-dependencies]\n")[2], re.M
+    )
+    for page, text in TEXTS.items():
+        named = {name for names in re.findall(r"pip install [^\n]*?\[([\w,]+)\]", text) for name in names.split(",")}
+        assert named <= set(extras), page
+
+
 @pytest.mark.parametrize(("page", "block"), python_blocks())
 def test_the_python_of_a_page_calls_what_the_trainer_has(page: str, block: str) -> None:
     """With parameters that are there."""

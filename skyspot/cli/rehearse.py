@@ -77,7 +77,7 @@ from skyspot.task.render import Rendered
 @click.option(
     "--timeout",
     metavar="DURATION",
-    help="How long an attempt may run, like 90s or 2h; by default at least 30m undisturbed.",
+    help="How long an attempt may run, like 90s or 2h. Default: 30m, or 10 times the undisturbed run if longer.",
 )
 @comparing_options
 @click.option(
