@@ -563,6 +563,30 @@ def test_strikes_in_a_save_fall_on_its_calls_the_hardest_first() -> None:
     assert all(one.at_fraction is None for one in found[1:])
 
 
+def numbered(fs: Fs) -> None:
+    """One new file for each save, under its own name from the start, in a folder of its own."""
+    for step in range(1, 7):
+        fs.tick()
+        fs.mkdir(f"save-{step}")
+        fs.write(f"save-{step}/state.pt", step)
+
+
+@pytest.mark.parametrize("number", [1, 4, 99])
+def test_a_kill_in_a_save_falls_where_a_file_is_open_or_missing(number: int) -> None:
+    found = Evidence()
+    found.add("reference", Fs().attempt(numbered))
+    places = found.places()
+    outside = [places[0], places[1], places[-1]]
+    assert [one.description for one in outside] == [
+        "before the mkdir of save-3", "before the create of save-3/state.pt", "after the close of save-3/state.pt",
+    ]  # fmt: skip
+    chosen = [one.place for one in at_calls(*["kill-in-save"] * number, places=places)]
+    assert chosen
+    assert not [one for one in chosen if one in outside]
+    both = [one.place for one in at_calls(*["kill-in-save", "kill-at-write"] * 99, places=places)]
+    assert sorted(both, key=places.index) == places, "each has its own"
+
+
 def test_where_a_file_appears_whole_nothing_is_torn() -> None:
     assert [one.kind for one in at_calls("kill", "torn", tears=False)] == ["kill"]
 

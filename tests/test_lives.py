@@ -426,3 +426,71 @@ def test_strikes_fall_on_the_writes_to_a_journal() -> None:
     attempts = [fs.attempt(answers(), strike) for strike in (found.places()[1].at_first, found.places()[1].later)]
     assert [attempt.finished for attempt in attempts] == [False, False]
     assert [attempt.calls[-1].offset for attempt in attempts] == [540, 585 + 90]
+
+
+# -- read and dropped
+
+
+def by_the_clock(resumes: bool, name: str = "last.pkl") -> Script:
+    """It saves each time that some seconds are over, and reads the newest; `{}` in the name is the time."""
+    starts = iter((1.0, 1.0, 0.9, 0.8))
+
+    def run(fs: Fs) -> None:
+        newest = fs.list(r"ckpt-\d+\.pkl$")[-1:] if "{}" in name else [name]
+        found = fs.read(newest[0]) if newest else None
+        step, slow = int(str(found or 0)) if resumes else 0, next(starts)
+        saved = fs.time
+        while step < 40:
+            fs.tick(1 / slow)
+            step += 1
+            if fs.time - saved > 3.5:
+                saved = fs.time
+                put(fs, name.format(int(fs.time * 1000)), step)
+        fs.write("result.json", 1, 30)
+
+    return run
+
+
+def every(count: int, resumes: bool, name: str = "ckpt-{}.pkl") -> Script:
+    """It saves every few steps under the time of day, and reads the newest."""
+
+    def run(fs: Fs) -> None:
+        newest = fs.list(r"ckpt-\d+\.pkl$")[-1:]
+        found = fs.read(newest[0]) if newest else None
+        for step in range(int(str(found or 0)) if resumes else 0, 40):
+            fs.tick()
+            if (step + 1) % count == 0:
+                put(fs, name.format(int(fs.time * 1000)), step + 1)
+        fs.write("result.json", 1, 30)
+
+    return run
+
+
+AT_RENAMES = [Strike(times, "before", (r"\.tmp$",), does="rename") for times in (5, 2)]
+
+
+@pytest.mark.parametrize("name", ["last.pkl", "ckpt-{}.pkl"])
+def test_saves_by_the_clock_that_are_as_many_as_from_nothing_are_no_proof(name: str) -> None:
+    learnt, lives = leg(by_the_clock(resumes=False, name=name), *AT_RENAMES)
+    made = len(lives[-1].saves)
+    assert made not in (len(learnt.saves), 0)
+    found = evidence.judge(learnt, lives, same=True)
+    assert found is not None
+    assert found.text == (
+        f"not checked: it made {made} saves, where the undisturbed run made {len(learnt.saves)}; "
+        "a start from nothing would look the same"
+    )
+    learnt, lives = leg(by_the_clock(resumes=True, name=name), *AT_RENAMES)
+    assert evidence.judge(learnt, lives, same=True) is None
+
+
+def test_one_that_names_its_saves_by_the_time_and_drops_what_it_reads_has_lost_work() -> None:
+    learnt, lives = leg(every(4, resumes=False), *AT_RENAMES)
+    found = evidence.judge(learnt, lives, same=True)
+    assert found is not None
+    assert found.text.startswith("LOST WORK: in attempt 3, it read ckpt-")
+    assert found.text.endswith("but made 10 saves, as many as the undisturbed run")
+    learnt, lives = leg(every(4, resumes=True), *AT_RENAMES)
+    assert evidence.judge(learnt, lives, same=True) is None
+    assert [life.resume.more for life in lives] == [0, 0, 0]
+    assert [save.index for life in lives for save in life.saves if save.complete is not None] == list(range(1, 11))

@@ -103,14 +103,17 @@ def at_calls(
     """
     # A file that is cut under its own name does more harm than one that would have been renamed later.
     cuts = sorted((place for place in reversed(places) if place.later.phase == "middle"), key=lambda one: one.temporary)
-    usual = iter(_hardest(places, len([one for one in plan if one.kind in ("kill-in-save", AT_WRITE)]), seed))
+    kinds = [one.kind for one in plan]
+    within = _hardest(_within(places), kinds.count("kill-in-save"), seed)
+    others = _hardest([place for place in places if place not in within], kinds.count(AT_WRITE), seed)
+    turns = {"kill-in-save": iter(within), AT_WRITE: iter(() if every else others)}
     torn = iter(cuts * len(plan)) if tears else iter(())
     found = []
     for one in plan:
         if one.kind == "torn":
             place = next(torn, None)
-        elif one.kind in AT_A_CALL:
-            place = None if every and one.kind == AT_WRITE else next(usual, None)
+        elif one.kind in turns:
+            place = next(turns[one.kind], None)
         else:
             found.append(one)
             continue
@@ -119,6 +122,12 @@ def at_calls(
     if every:
         found += [Preemption(AT_WRITE, place=place) for place in places]
     return found
+
+
+def _within(places: Sequence[Place]) -> list[Place]:
+    """List the places at which a save is begun and not over; all, if there are none."""
+    begun = next((number for number, place in enumerate(places) if place.later.does != "mkdir"), 0) + 1
+    return [place for place in places[begun:] if place.later.phase != "after"] or list(places)
 
 
 def _hardest(places: Sequence[Place], count: int, seed: int) -> list[Place]:

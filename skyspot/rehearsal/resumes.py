@@ -14,6 +14,7 @@ RESUMED, LOST_WORK, NOTHING_THERE, NOT_SEEN, ALL_DONE, FIRST = (
 )  # fmt: skip
 
 _ONLY_ONE = "only one save was there to go on from"
+_LOOKS_ALIKE = "a start from nothing would look the same"
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Resume:
     @property
     def as_from_nothing(self) -> bool:
         """True if a start from nothing would have made the same saves."""
-        return self.doubt.endswith(_ONLY_ONE)
+        return self.doubt.endswith((_ONLY_ONE, _LOOKS_ALIKE))
 
     @property
     def proof(self) -> bool:
@@ -287,34 +288,48 @@ class Judge:
 
     def _saves_at_once(self) -> bool:
         """True if the undisturbed run saves before its first step."""
-        first = self.learnt.saves[0].numbers if self.learnt.saves else ()
-        return not any(first)
+        return not any(self._first_numbers)
 
     def _starts_over(self, used: Save) -> bool:
         """True if its saves are those of a run from nothing, although it read one."""
         reference = self.learnt.saves
-        own = next((save for save in self.fresh if save.numbers), None)
+        own, told = self._numbered_save(), rework.is_numbered(self.learnt, self.fresh)
         if own is not None and used.numbers and reference and reference[0].numbers:
             return own.numbers < used.numbers and own.numbers <= reference[0].numbers
-        if used.numbers or not self.attempt.finished:
+        if (used.numbers and told) or not self.attempt.finished:
             return False
         # Counted: a resume from the k-th of n saves makes n - k, and one more if it saves again what it read.
-        made = len([save for save in self.fresh if save.complete is not None])
-        return made == len(reference) and used.index > 1 + self.extra and not self._logs_tell_that_it_resumed(used)
+        return self._made == len(reference) and used.index > 1 + self.extra and not self._logs_tell_that_it_resumed(used)
 
     def _doubt(self, used: Save) -> str:
         """Why a start that read a checkpoint proves nothing: it may have been one from nothing, or had no work left."""
-        saved = any(save.complete is not None for save in self.fresh)
-        if self.attempt.finished and not saved and used.index >= len(self.learnt.saves) and not self.learnt.irregular:
+        count = len(self.learnt.saves)
+        if self.attempt.finished and not self._made and used.index >= count and not self.learnt.irregular:
             return f"it resumed from {self._name(used)}, its last, and had next to nothing left to do; train longer"
         if not self.attempt.finished or self._logs_tell_that_it_resumed(used):
             return ""
-        first = self.learnt.saves[0].numbers if self.learnt.saves else ()
-        own = next((save.numbers for save in self.fresh if save.numbers), None)
-        made = len([save for save in self.fresh if save.complete is not None])
-        if (own == first) if own is not None else made == len(self.learnt.saves):
-            return f"it {self._as_if_from_nothing()}; {_ONLY_ONE}"
-        return ""
+        why = _ONLY_ONE if used.index <= 1 + self.extra else _LOOKS_ALIKE
+        own = self._numbered_save()
+        if own is not None:
+            return f"it {self._as_if_from_nothing()}; {_ONLY_ONE}" if own.numbers == self._first_numbers else ""
+        # Saves that come by the clock are not as many each time: it counts which of both they are nearer to.
+        ahead = min(used.index, count) - self.extra
+        return f"it {self._as_if_from_nothing()}; {why}" if 2 * (count - self._made) < max(1, ahead) else ""
+
+    @property
+    def _made(self) -> int:
+        """How many complete saves it made."""
+        return len([save for save in self.fresh if save.complete is not None])
+
+    @property
+    def _first_numbers(self) -> tuple[int, ...]:
+        """The numbers of the undisturbed run's first save."""
+        return self.learnt.saves[0].numbers if self.learnt.saves else ()
+
+    def _numbered_save(self) -> Save | None:
+        """Its first save with a number, if numbers tell how far the run is."""
+        own = next((save for save in self.fresh if save.numbers), None)
+        return own if rework.is_numbered(self.learnt, self.fresh) else None
 
     def _logs_tell_that_it_resumed(self, used: Save) -> bool:
         """True if it logged clearly less than the undisturbed run, as an attempt does that has less to do."""
@@ -325,7 +340,8 @@ class Judge:
         return share < (1 + expected) / 2
 
     def _as_if_from_nothing(self) -> str:
-        own = next((save for save in self.fresh if save.numbers), None)
+        own, count = self._numbered_save(), len(self.learnt.saves)
         if own is not None:
             return f"wrote {own.label} again as its first save"
-        return f"made {len(self.fresh)} saves, as many as the undisturbed run"
+        many = "as many as the undisturbed run" if self._made == count else f"where the undisturbed run made {count}"
+        return f"made {self._made} saves, {many}"

@@ -34,12 +34,18 @@ def seconds(learnt: Learnt, repeated: Sequence[Save]) -> float:
     return total
 
 
+def is_numbered(learnt: Learnt, fresh: Sequence[Save]) -> bool:
+    """True unless the numbers in an attempt's saves are all beyond the undisturbed run's, as times of day are."""
+    own = next((save.numbers for save in fresh if save.numbers), ())
+    return not (own and learnt.saves and learnt.saves[-1].numbers and own > learnt.saves[-1].numbers)
+
+
 def more(learnt: Learnt, fresh: Sequence[Save], used: Save | None, allowance: int) -> int:
     """How many saves an attempt made beyond the undisturbed run's last."""
     if not learnt.saves:
         return 0
     last = learnt.saves[-1]
-    if last.numbers:
+    if last.numbers and is_numbered(learnt, fresh):
         beyond = [save for save in fresh if len(save.numbers) == len(last.numbers) and save.numbers > last.numbers]
         return len(beyond)
     beyond_last = (used.index if used else 0) + len(fresh) - len(learnt.saves)

@@ -285,7 +285,7 @@ def _save(family: Family, files: list[SavedFile], attempt: int, index: int) -> S
 def _renumbered(saves: list[Save], reference: Sequence[Save]) -> list[Save]:
     """The saves with the index that the undisturbed run's save of the same number has."""
     known = {save.numbers: save.index for save in reference if save.numbers}
-    found, last = [], 0
+    found, last = [], saves[0].index - 1 if saves else 0
     for save in saves:
         index = known.get(save.numbers, last + 1 if save.numbers and known else save.index)
         last = index
