@@ -299,7 +299,9 @@ class Judge:
         if (used.numbers and told) or not self.attempt.finished:
             return False
         # Counted: a resume from the k-th of n saves makes n - k, and one more if it saves again what it read.
-        return self._made == len(reference) and used.index > 1 + self.extra and not self._logs_tell_that_it_resumed(used)
+        return (
+            self._made == len(reference) and used.index > 1 + self.extra and not self._logs_tell_that_it_resumed(used)
+        )
 
     def _doubt(self, used: Save) -> str:
         """Why a start that read a checkpoint proves nothing: it may have been one from nothing, or had no work left."""
