@@ -90,7 +90,10 @@ def test_a_peer_is_gone_where_the_launcher_says_so_or_its_heart_stands_still(
         with two[1].stay_alive():
             assert not two[0].lost_a_peer(gone)
             assert not two[1].lost_a_peer(gone)
-        monkeypatch.setattr(group, "LOST_S", 1.0)
+            monkeypatch.setattr(group, "LOST_S", 1.0)
+            monkeypatch.setattr(two[0], "world_size", 3)
+            assert two[0].lost_a_peer(gone), "rank 1 beats, and rank 2 does not"
+            monkeypatch.setattr(two[0], "world_size", 2)
         assert two[0].lost_a_peer(gone), "rank 1 beats no more"
         monkeypatch.setattr(group, "LOST_S", 600.0)
         threading.Timer(0.2, gone.set).start()
