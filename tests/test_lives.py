@@ -170,6 +170,20 @@ def test_the_parts_of_one_save_are_no_pieces() -> None:
     assert naming.label_places(again) == ()
 
 
+@pytest.mark.parametrize(
+    ("paths", "places"),
+    [
+        ([f"ckpt_2026-11-30_01-4{at // 60}-{at % 60:02d}.pt" for at in range(25, 170, 9)], (4, 5)),
+        ([f"ckpt-20261130-0142{at:02d}-{at * 373 % 1000:03d}.pt" for at in (1, 2, 3, 4)], (1,)),
+        ([f"ckpt-20261130-01423{at // 4}-{at % 4 * 250 + at:03d}.pt" for at in range(12)], (1, 2)),
+        ([f"{step}/{part}.pt" for step in range(5) for part in range(3)], (0,)),
+        ([f"{step}/{part}.pt" for step in (1, 2) for part in (7, 8)], (0,)),
+    ],
+)
+def test_a_time_of_day_tells_a_save_to_the_second(paths: list[str], places: tuple[int, ...]) -> None:
+    assert naming.label_places([naming.parse(path) for path in paths]) == places
+
+
 def off_by_one(numbered: bool) -> Script:
     def run(fs: Fs) -> None:
         done = fs.read("last.pt") if not numbered else max((fs.read(path) for path in fs.list("ckpt_")), default=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -119,12 +120,31 @@ def label_places(names: Sequence[Name]) -> tuple[int, ...]:
         values = [name.numbers[place] for name in names]
         if None not in values and len(set(values)) > 1 and _never_down(names, (*chosen, place)):
             chosen = (*chosen, place)
+    if chosen and not any(first.words[place] in _COUNTERS for place in chosen):
+        chosen = _to_the_second(names, chosen)
     chosen = chosen or _pieces(names)
     if not chosen:  # Of the only save, its name tells the step all the same.
         for place, word in enumerate(first.words):
             values = [name.numbers[place] for name in names]
             if word in _COUNTERS and not first.shards[place] and None not in values and len(set(values)) == 1:
                 return (place,)
+    return chosen
+
+
+def _to_the_second(names: Sequence[Name], chosen: tuple[int, ...]) -> tuple[int, ...]:
+    """The numbers of a time of day (`01-42-38`), of which `chosen` has the first that changes, the minute.
+
+    The parts of one save have the same numbers in each save; a second does not.
+    """
+    for place in range(chosen[-1] + 1, len(names[0].numbers)):
+        found: dict[tuple[int, ...], set[int | None]] = {}
+        for name in names:
+            found.setdefault(at(name.numbers, chosen), set()).add(name.numbers[place])
+        usual = max(Counter(map(frozenset, found.values())).values())
+        several = any(len(values) > 1 for values in found.values())
+        told = not names[0].shards[place] and not any(None in values for values in found.values())
+        if told and several and 2 * usual <= len(found) and _never_down(names, (*chosen, place)):
+            chosen = (*chosen, place)
     return chosen
 
 
