@@ -1,4 +1,4 @@
-"""A run under srun itself, on a Slurm of this test's own, and under Open MPI's mpirun."""
+"""A run under srun itself, on a Slurm of this test's own, and under mpirun: Open MPI's and MPICH's."""
 
 from __future__ import annotations
 
@@ -52,36 +52,74 @@ def test_a_run_goes_on_under_srun_whoever_ends_its_step(
     assert weights(run_dir) == weights(whole)
 
 
-def mpirun(run_dir: Path, *args: str, sets: bool = True) -> Ended:
-    """One attempt of two processes that mpirun starts; each sets torchrun's variables from mpirun's."""
+OPEN_MPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
+MPICH = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID")
+"""The variables that it sets: rank, size, rank on the node."""
+
+
+def mpirun(command: list[str], run_dir: Path, *args: str, names: tuple[str, str, str] | None = None) -> Ended:
+    """One attempt of two processes that mpirun starts; with names, each sets torchrun's variables from mpirun's."""
+    words = []
+    if names:
+        values = zip(("RANK", "WORLD_SIZE", "LOCAL_RANK"), names, strict=True)
+        variables = " ".join(f"{ours}=${theirs}" for ours, theirs in values)
+        group = f"MASTER_ADDR=127.0.0.1 MASTER_PORT={free_port()}"
+        words = ["sh", "-c", f'export {variables} {group}; exec "$@"', "rank"]
+    started = ["sh", "-c", 'export MPIRUN=$$; exec "$@"', "mpirun", *command, "-n", "2"]
+    return finished([*started, *words, *program(run_dir, *args)], clean_env(OMP_NUM_THREADS="1"))
+
+
+def refused(ended: Ended, run_dir: Path) -> bool:
+    errors = {line for line in ended.output.splitlines() if line.startswith("Error: ")}
+    assert len(errors) == 1, ended.output
+    assert "mpirun started 2 processes, and each would train alone" in errors.pop()
+    return ended.code == 1 and not run_dir.exists()
+
+
+@pytest.fixture
+def open_mpi() -> list[str]:
+    """Open MPI's mpirun."""
     if shutil.which("mpirun") is None:
         pytest.skip(f"a run under mpirun: {NOT_HERE}: mpirun is not installed, as `make e2e` does")
-    variables = (
-        "export RANK=$OMPI_COMM_WORLD_RANK WORLD_SIZE=$OMPI_COMM_WORLD_SIZE LOCAL_RANK=$OMPI_COMM_WORLD_LOCAL_RANK "
-        f'MASTER_ADDR=127.0.0.1 MASTER_PORT={free_port()}; exec "$@"'
-    )
-    words = ["sh", "-c", variables, "rank"] if sets else []
-    return finished(
-        ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", *words, *program(run_dir, *args)],
-        clean_env(OMP_NUM_THREADS="1"),
-    )
+    return ["mpirun", "--allow-run-as-root", "--oversubscribe"]
 
 
-def test_mpirun_keeps_a_ranks_exit_code_but_not_after_its_own_sigterm(tmp_path: Path) -> None:
+@pytest.fixture
+def mpich(tmp_path: Path) -> list[str]:
+    """MPICH's mpirun, installed for this test alone."""
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--prefix", tmp_path / "mpich"]
+    got = subprocess.run([*install, "--retries", "1", "mpich==5.0.2"], capture_output=True, text=True)
+    if got.returncode:
+        pytest.skip(f"pip cannot install mpich: {got.stderr.strip()[-200:]}")
+    return [str(tmp_path / "mpich" / "bin" / "mpirun")]
+
+
+def test_mpirun_keeps_a_ranks_exit_code_but_not_after_its_own_sigterm(tmp_path: Path, open_mpi: list[str]) -> None:
     run_dir = tmp_path / "run"
-    stopped = mpirun(run_dir, "5:SIGTERM")
+    stopped = mpirun(open_mpi, run_dir, "5:SIGTERM", names=OPEN_MPI)
     assert stopped.code == 75, stopped.output
     assert event(run_dir, "end")["committed_step"] == 5, "no step is lost"
     assert "mpirun exits with 1 after a SIGTERM" in stopped.output
-    ended = mpirun(run_dir, "8:kill LAUNCHER")
+    ended = mpirun(open_mpi, run_dir, "8:kill $MPIRUN", names=OPEN_MPI)
     assert "resumed at step 5" in ended.output
     assert ended.code == 1, "which is why it is refused where SkyPilot looks at the code"
 
 
-def test_processes_that_mpirun_starts_without_torchruns_variables_are_refused(tmp_path: Path) -> None:
-    refused = mpirun(tmp_path / "run", sets=False)
-    assert refused.code == 1
-    errors = {line for line in refused.output.splitlines() if line.startswith("Error: ")}
-    assert len(errors) == 1, refused.output
-    assert "mpirun started 2 processes, and each would train alone" in errors.pop()
-    assert not (tmp_path / "run").exists()
+def test_processes_that_mpirun_starts_without_torchruns_variables_are_refused(
+    tmp_path: Path, open_mpi: list[str]
+) -> None:
+    assert refused(mpirun(open_mpi, tmp_path / "run"), tmp_path / "run")
+
+
+def test_mpichs_mpirun_passes_a_sigterm_on_and_exits_with_9_if_a_rank_is_killed(
+    tmp_path: Path, mpich: list[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    assert refused(mpirun(mpich, run_dir), run_dir)
+    stopped = mpirun(mpich, run_dir, "5:kill $MPIRUN", names=MPICH)
+    assert stopped.code == 75, stopped.output
+    assert event(run_dir, "end")["committed_step"] == 5, "no step is lost"
+    assert "mpirun exits with another code if a rank is killed" in stopped.output
+    ended = mpirun(mpich, run_dir, "8:SIGKILL", names=MPICH)
+    assert "resumed at step 5" in ended.output
+    assert ended.code == 9, "which is why it is refused where SkyPilot looks at the code"

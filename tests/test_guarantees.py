@@ -139,6 +139,10 @@ LAUNCHERS: dict[str, tuple[str, ...]] = {
         "test_cluster_launchers::test_processes_that_mpirun_starts_without_torchruns_variables_are_refused",
         _TOLD_OF,
     ),
+    "MPICH's `mpirun python train.py`": (
+        "test_cluster_launchers::test_mpichs_mpirun_passes_a_sigterm_on_and_exits_with_9_if_a_rank_is_killed",
+        _TOLD_OF,
+    ),
     "`python train.py`, a notebook, pytest": (
         _NOTICE,
         "test_ends::test_a_block_that_ends_after_training_is_a_run_that_is_done",

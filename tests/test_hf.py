@@ -25,6 +25,7 @@ from support import (
     weights,
 )
 
+from trainer.errors import RunError
 from trainer.layout.names import RunPaths, list_checkpoints
 
 SCRIPT = PROGRAMS / "hf.py"
@@ -229,6 +230,18 @@ def test_a_mistake_is_said_in_a_line(tmp_path: Path, mistake: str, message: str)
     assert ended.code == 1
     assert message in ended.output
     assert "Traceback" not in ended.output
+
+
+@pytest.mark.parametrize("is_enabled", [True, False], ids=["used", "left out on CPUs"])
+def test_deepspeed_is_refused(monkeypatch: pytest.MonkeyPatch, is_enabled: bool) -> None:
+    from trainer import hf
+
+    args = types.SimpleNamespace(deepspeed=None if is_enabled else "zero2.json")
+    asked = types.SimpleNamespace(args=args, is_deepspeed_enabled=is_enabled, is_fsdp_enabled=False, model=None)
+    monkeypatch.setattr(hf, "_calling_trainer", lambda: asked)
+    run = types.SimpleNamespace(_framework_loop=lambda framework: None)
+    with pytest.raises(RunError, match=r"SpotCallback does not support DeepSpeed: use FSDP2, with fsdp_config="):
+        hf.SpotCallback(run).on_init_end(args, None, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

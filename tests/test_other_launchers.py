@@ -169,6 +169,14 @@ def test_an_error_of_one_rank_is_no_preemption_to_the_others(tmp_path: Path) -> 
         ({"RANK": "1"}, "RANK is 1, but WORLD_SIZE is 1"),
         ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK: 'one' is not a number"),
         ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, "mpirun started 2 processes"),
+        # MPICH's and Intel's; MPICH's with -pmi-port; MPICH's gforker.
+        ({"PMI_SIZE": "2", "PMI_RANK": "1", "MPI_LOCALNRANKS": "1"}, "mpirun started 2 processes"),
+        ({"PMI_PORT": "gpu07:45031", "MPI_LOCALNRANKS": "2"}, "mpirun started 2 processes"),
+        ({"PMI_SIZE": "2", "PMI_RANK": "1"}, "mpirun started 2 processes"),
+        (  # By way of a step that mpirun made in an allocation.
+            {"PMI_SIZE": "8", "MPI_LOCALNRANKS": "4", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"},
+            "mpirun started 8 processes",
+        ),
     ],
 )
 def test_wrong_variables_are_named_with_the_remedy(env: dict[str, str], message: str) -> None:
@@ -180,7 +188,7 @@ def test_wrong_variables_are_named_with_the_remedy(env: dict[str, str], message:
 def test_the_variables_of_a_slurm_step_become_torchruns() -> None:
     env = slurm(
         SLURM_JOB_ID="17", SLURM_STEP_NUM_TASKS="5", SLURM_STEP_TASKS_PER_NODE="2(x2),1",
-        SLURM_STEP_NODELIST="gpu[07-09],cpu1",
+        SLURM_STEP_NODELIST="gpu[07-09],cpu1", PMI_SIZE="5",
     )[1]  # fmt: skip
     env.update(SLURM_PROCID="3", SLURM_NODEID="1")
     assert others.take_place(env) == ""
@@ -220,14 +228,26 @@ def test_a_lost_peer_prints_no_frames_of_c10ds(env: dict[str, str], is_quiet: bo
     assert (env.get("TORCH_CPP_LOG_LEVEL") == "ERROR") == is_quiet
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate launch", "mpirun"])
+@pytest.mark.parametrize(
+    ("launcher", "env", "changes"),
+    [
+        ("torchrun", {"TORCHELASTIC_RUN_ID": "none"}, "exits with 1 if a rank exits with 75"),
+        ("accelerate launch", {}, "exits with 1 if a rank exits with 75"),
+        ("mpirun", {"OMPI_COMM_WORLD_SIZE": "1"}, "exits with 1 after a SIGTERM"),
+        ("mpirun", {"PMI_SIZE": "1", "MPI_LOCALNRANKS": "1"}, "exits with another code if a rank is killed"),
+        (
+            "mpirun",
+            {"PMI_SIZE": "2", "MPI_LOCALNRANKS": "2"} | plain()[0],
+            "exits with another code if a rank is killed",
+        ),
+    ],
+    ids=["torchrun", "accelerate", "open-mpi", "mpich-1", "mpich-2"],
+)
 def test_a_launcher_that_loses_exit_codes_is_told_of_and_refused_under_skypilot(
-    monkeypatch: pytest.MonkeyPatch, launcher: str
+    monkeypatch: pytest.MonkeyPatch, launcher: str, env: dict[str, str], changes: str
 ) -> None:
-    sets = {"torchrun": {"TORCHELASTIC_RUN_ID": "none"}, "mpirun": {"OMPI_COMM_WORLD_SIZE": "1"}}
-    env = sets.get(launcher, {})
     monkeypatch.setattr(others, "parent_launcher", lambda: "" if env else launcher)
-    changes = f"{launcher} exits with 1 {'after a SIGTERM' if launcher == 'mpirun' else 'if a rank exits with 75'}"
+    changes = f"{launcher} {changes}"
     assert others.take_place(dict(env)).startswith(changes)
     with pytest.raises(LaunchError, match=changes):
         others.take_place({**env, "SKYPILOT_TASK_ID": "a-task"})
@@ -239,6 +259,14 @@ def test_skyspots_launcher_is_refused_beneath_another(tmp_path: Path) -> None:
     command = [sys.executable, "-m", *with_port(accelerate(1)), "-m", "trainer.launch", str(SCRIPT)]
     done = subprocess.run(command, env=clean_env(), capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert "Error: accelerate launch has started skyspot's launcher" in done.stderr
+
+
+def test_skyspots_launcher_is_refused_where_mpirun_starts_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {"PMI_SIZE": "2", "MPI_LOCALNRANKS": "2"})
+    with pytest.raises(LaunchError, match="mpirun has started skyspot's launcher, which starts the ranks itself"):
+        others.refuse_beneath_another()
+    os.environ["SKYPILOT_NUM_NODES"] = "2"  # One launcher on each node.
+    others.refuse_beneath_another()
 
 
 def words_of_parent(monkeypatch: pytest.MonkeyPatch, *words: str) -> str:

@@ -92,8 +92,8 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
         self._args, run, trainer = args, self._run, _calling_trainer()
         if found := check.unsupported(*_frameworks(trainer)):
             raise RunError(found)
-        if trainer.is_fsdp_enabled and trainer.accelerator.state.fsdp_plugin.fsdp_version == 1:
-            raise RunError('SpotCallback does not support FSDP1: use FSDP2, with fsdp_config={"version": 2}')
+        if flattens := _flattens(trainer):
+            raise RunError(f'SpotCallback does not support {flattens}: use FSDP2, with fsdp_config={{"version": 2}}')
         for name, remedy in _REFUSED.items():
             if getattr(args, name, False):
                 raise RunError(f"TrainingArguments({name}=True) does not work with SpotCallback: {remedy}")
@@ -312,9 +312,8 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
             return
         loop.save()
         loop.export_files = self._save_model
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # All ranks have to take part.
-            if trainer.is_fsdp_enabled:
-                trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+        if trainer.is_fsdp_enabled:  # All ranks have to take part.
+            trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
             made = self._final.enter_context(scratch.folder("final", _bytes_of(trainer.model)))
             self._save_model(made)
             loop.export_files = move_into(made)
@@ -372,6 +371,13 @@ def _frameworks(trainer: Any) -> list[str]:
     """TRL, peft, or both, if the trainer or its model comes from there."""
     kinds = (*type(trainer).__mro__, *type(trainer.model).__mro__)
     return sorted({kind.__module__.partition(".")[0] for kind in kinds} & {"peft", "trl"})
+
+
+def _flattens(trainer: Any) -> str:
+    """FSDP1 or DeepSpeed if the Trainer uses it; empty if not. On CPUs DeepSpeed may be left out though asked for."""
+    if trainer.is_deepspeed_enabled or trainer.args.deepspeed:
+        return "DeepSpeed"
+    return "FSDP1" if trainer.is_fsdp_enabled and trainer.accelerator.state.fsdp_plugin.fsdp_version == 1 else ""
 
 
 def _grouping(args: Any) -> str:

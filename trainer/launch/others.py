@@ -51,12 +51,13 @@ def take_place(env: MutableMapping[str, str] = os.environ) -> str:
         LaunchError: the variables are wrong, or SkyPilot would take the launcher's exit code for a failure.
     """
     if "RANK" not in env:
+        # mpirun may start its processes by way of a Slurm step with one task a node, so its variables come first.
+        if (size := _started_by_mpirun(env)) > 1 and not env.get("SKYPILOT_TASK_ID"):
+            raise LaunchError(
+                f"mpirun started {size} processes, and each would train alone: set RANK, WORLD_SIZE, LOCAL_RANK, "
+                f"MASTER_ADDR and MASTER_PORT from its variables before SpotRun, or {_REMEDY}"
+            )
         _take_from_slurm(env)
-    if "RANK" not in env and (size := _number(env, "OMPI_COMM_WORLD_SIZE", 1)) > 1 and not env.get("SKYPILOT_TASK_ID"):
-        raise LaunchError(
-            f"mpirun started {size} processes, and each would train alone: set RANK, WORLD_SIZE, LOCAL_RANK, "
-            f"MASTER_ADDR and MASTER_PORT from its variables before SpotRun, or {_REMEDY}"
-        )
     rank, size = _number(env, "RANK", 0), _number(env, "WORLD_SIZE", 1)
     if size > 1 and "RANK" not in env:  # Lightning starts its own processes so.
         raise LaunchError(f"WORLD_SIZE is {size}, but RANK is not set: {_REMEDY}")
@@ -84,6 +85,8 @@ def _exit_code_note(env: Mapping[str, str]) -> str:
         changes = f"{launcher} exits with 1 if a rank exits with 75, the code on which SkyPilot restarts a job"
     elif env.get("OMPI_COMM_WORLD_SIZE"):
         changes = "mpirun exits with 1 after a SIGTERM, and SkyPilot restarts a job after 75 alone"
+    elif _started_by_mpirun(env):
+        changes = "mpirun exits with another code if a rank is killed, and SkyPilot restarts a job after 75 alone"
     else:
         return ""
     if env.get("SKYPILOT_TASK_ID"):
@@ -96,6 +99,17 @@ def _number(env: Mapping[str, str], name: str, default: int) -> int:
     if not re.fullmatch("[0-9]{1,9}", text):
         raise LaunchError(f"{name}: {text!r} is not a number")
     return int(text)
+
+
+def _started_by_mpirun(env: Mapping[str, str]) -> int:
+    """The number of processes that mpirun started: Open MPI's, MPICH's or Intel's; 0 if none did.
+
+    A Slurm step has PMI_SIZE too.
+    """
+    if env.get("OMPI_COMM_WORLD_SIZE"):
+        return _number(env, "OMPI_COMM_WORLD_SIZE", 0)
+    here = _number(env, "MPI_LOCALNRANKS", 0)
+    return _number(env, "PMI_SIZE", here) if here or "SLURM_STEP_ID" not in env else 0
 
 
 # -- srun --------------------------------------------------------------------------------------------------------------
@@ -155,9 +169,10 @@ def refuse_beneath_another() -> None:
     """Refuse to launch ranks in a rank of another launcher.
 
     Raises:
-        LaunchError: this process's parent is one.
+        LaunchError: torchrun or accelerate launch is this process's parent, or mpirun started several on one node.
     """
-    if other := parent_launcher():
+    several = _started_by_mpirun(os.environ) > 1 and _number(os.environ, "SKYPILOT_NUM_NODES", 1) == 1
+    if other := parent_launcher() or ("mpirun" if several else ""):
         raise LaunchError(f"{other} has started skyspot's launcher, which starts the ranks itself: leave {other} out")
 
 
