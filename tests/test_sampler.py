@@ -16,14 +16,17 @@ import numpy as np
 import pytest
 import torch
 from support import PROGRAMS, Ended, column, event, launch, losses
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from trainer.bucket.hashing import MASK
 from trainer.errors import RunError
+from trainer.machine import loader_workers
 from trainer.training import progress, rng
 from trainer.training.feed import Feed
 from trainer.training.registered import Registered
+from trainer.training.registrable import load_into, state_of
 from trainer.training.sampler import MicroBatch, Place, RunSampler
 from trainer.training.samples import Loader
 
@@ -55,6 +58,16 @@ class Own(DataLoader[Any]):
     def __init__(self, dataset: Dataset[Any], whole: int) -> None:
         super().__init__(dataset, batch_size=whole, shuffle=True)
         self.whole = whole
+
+
+class DrawnAtOnce(Sampler[list[int]]):
+    """Draws an epoch's batches in `__iter__` itself, which is no generator."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter([ids.tolist() for ids in torch.randperm(22).split(4)])
 
 
 class Twice(Own):
@@ -201,7 +214,7 @@ def feed(make: Make, count: int, saved: Saved | None = None, processes: int = 1)
     if saved:
         contents.data.epoch, contents.data.batches, contents.data.samples = saved.place
         for name, thing in registered.items():
-            thing.load_state_dict(saved.states[name])
+            load_into(name, thing, saved.states[name])
         if saved.processes == processes:
             _place, contents.data.streams_at_restore, contents.data.epoch_streams, _ahead, *generators = rng.unpack(
                 saved.streams
@@ -210,12 +223,13 @@ def feed(make: Make, count: int, saved: Saved | None = None, processes: int = 1)
         else:
             contents.data.processes_then = saved.processes
     for thing in registered.values():
-        thing.state_dict()  # As a session does before the first step.
+        state_of(thing)  # As a session does before the first step.
     torch.manual_seed(2)
     batches = []
     for batch in islice(Feed(loader, contents, processes, lines.append).epochs(), count):
-        batches.append((batch, torch.rand(()).item()))  # What a step draws.
-    states = {name: thing.state_dict() for name, thing in registered.items()}
+        own = [torch.rand((), generator=one).item() for one in registered.values() if isinstance(one, torch.Generator)]
+        batches.append((batch, (torch.rand(()).item(), *own)))  # What a step draws.
+    states = {name: state_of(thing) for name, thing in registered.items()}
     place = (contents.data.epoch, contents.data.batches, contents.data.samples)
     return Fed(batches, Saved(place, contents.streams(), states, processes), lines)
 
@@ -346,8 +360,8 @@ def test_a_stateful_loader_keeps_the_place_of_the_consumed_batch(workers: int) -
         loader = StatefulDataLoader(Plain(), batch_size=4, shuffle=True, num_workers=workers)
         return loader, {"loader": loader}
 
-    # 6 batches an epoch: three resumes within one, at its end, and after it.
-    assert same(fed_in_pieces(make, [1, 2, 2, 1, 7, 3]), feed(make, 16).batches)
+    # 6 batches an epoch: three resumes within one, at its end, within the second, and after it.
+    assert same(fed_in_pieces(make, [1, 2, 2, 1, 2, 5, 3]), feed(make, 16).batches)
 
 
 def hub_stream(buffer: int = 0) -> Any:
@@ -423,6 +437,29 @@ def test_a_loader_of_a_class_of_ones_own_is_fast_forwarded_unless_it_iterates_by
     whole, before = feed(make, 6).batches, feed(make, 4)
     assert same(before.batches + feed(make, 2, before.saved).batches, whole)
     assert made[-1].loaded == loaded
+
+
+@pytest.mark.parametrize("workers", [{}, {"num_workers": 1}, {"num_workers": 1, "persistent_workers": True}])
+@pytest.mark.parametrize("order", [{"shuffle": True, "batch_size": 4}, {"batch_sampler": DrawnAtOnce()}])
+def test_an_order_that_is_drawn_beside_the_steps_is_the_same_after_any_resume(
+    monkeypatch: pytest.MonkeyPatch, workers: dict[str, Any], order: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(_BaseDataLoaderIter, "_reset", _BaseDataLoaderIter._reset)  # Undoes the next line.
+    loader_workers.seed_each_epoch()
+
+    def make() -> tuple[Any, dict[str, Any]]:
+        return DataLoader(TensorDataset(torch.arange(22)), **workers, **order), {}
+
+    # 6 batches an epoch: resumes within the first, within the second, and at the end of the third.
+    assert same(fed_in_pieces(make, [3, 5, 10, 2]), feed(make, 20).batches)
+
+
+def test_a_registered_generator_may_draw_both_the_order_and_what_the_loop_needs() -> None:
+    def make() -> tuple[Any, dict[str, Any]]:
+        dice = torch.Generator().manual_seed(3)
+        return DataLoader(TensorDataset(torch.arange(22)), 4, shuffle=True, generator=dice), {"dice": dice}
+
+    assert same(fed_in_pieces(make, [3, 3, 2, 8]), feed(make, 16).batches)
 
 
 def drawn(rank: int, ranks: int, asked: list[int]) -> dict[tuple[int, int], list[float]]:

@@ -97,7 +97,8 @@ def make_loader(given: argparse.Namespace):
     if given.kind == "stream":
         return DataLoader(Stream(items), batch_size=4), items
     workers = 2 if given.kind == "workers" else 0
-    return DataLoader(items, batch_size=4, shuffle=True, num_workers=workers), items
+    more = {"num_workers": workers, "persistent_workers": workers > 0}
+    return DataLoader(items, batch_size=4, shuffle=True, **more), items
 
 
 def main() -> None:

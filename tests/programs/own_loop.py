@@ -87,7 +87,7 @@ def make_loader(order: str, items: Items):
     if order == "generator":
         return DataLoader(items, batch_size=4, shuffle=True, generator=generator)
     if order == "workers":
-        return DataLoader(items, batch_size=4, shuffle=True, num_workers=2)
+        return DataLoader(items, batch_size=4, shuffle=True, num_workers=2, persistent_workers=True)
     return DataLoader(items, batch_size=4, shuffle=order == "shuffle")
 
 

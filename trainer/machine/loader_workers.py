@@ -1,4 +1,4 @@
-"""Workers of data loaders: a SIGTERM that reaches all processes of the group must not end them before the save.
+"""Workers of data loaders: a SIGTERM to the process group does not end them, and reused ones draw as new ones do.
 
 torch's workers end themselves at a SIGTERM that their parent did not send, and the training process then raises an
 error wherever it is, in a save for example. Here they heed their parent alone. Imported with torch only.
@@ -10,6 +10,8 @@ import os
 import signal
 import threading
 from typing import Any
+
+import torch
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -48,3 +50,25 @@ def protect_all() -> None:
 
     vars(handle)["protects"] = True
     signal_handling._set_worker_signal_handlers = handle
+
+
+def seed_each_epoch() -> None:
+    """Let every loader with persistent workers draw in each epoch what it draws in its first one.
+
+    torch draws a seed for the workers where it starts them, from the generator that the order of the samples and
+    dropout are drawn from too. A resume in a later epoch starts them there, so what follows would differ.
+    """
+    from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+    given = _BaseDataLoaderIter._reset
+    if getattr(given, "seeds", False):
+        return
+
+    def reset(self: Any, loader: Any, first_iter: bool = False, *others: Any, **more: Any) -> None:
+        if not first_iter:
+            iter(self._index_sampler)  # Some draw their order here, and a start does so twice.
+            torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
+        given(self, loader, first_iter, *others, **more)
+
+    vars(reset)["seeds"] = True
+    _BaseDataLoaderIter._reset = reset  # type: ignore[method-assign]

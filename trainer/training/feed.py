@@ -162,9 +162,14 @@ class Feed:
         skip = data.batches if restored is not None or self._is_shared_anew else 0
         self._is_shared_anew = False
 
+        shared = self._shared_generators()
+        kept = [generator.get_state() for generator in shared]
+
         def then() -> None:
             if restored is not None:
                 rng.load_streams(restored)
+                for generator, state in zip(shared, kept, strict=True):
+                    generator.set_state(state)
 
         if not skip:
             then()
@@ -176,13 +181,14 @@ class Feed:
             data.epoch_streams = rng.save_streams()
         elif data.epoch_streams is not None:
             rng.load_streams(data.epoch_streams)
-        for generator, state in zip(self._generators(), data.epoch_generators, strict=False):
-            generator.set_state(state)
-        if self._keeps_its_place:
+        if self._keeps_its_place:  # Its generators are where they were, too.
             iterator = iter(self._loader)  # It draws a seed for its workers.
             then()
             yield from iterator
-        elif self._is_prepared:
+            return
+        for generator, state in zip(self._generators(), data.epoch_generators, strict=False):
+            generator.set_state(state)
+        if self._is_prepared:
             now = rng.save_streams() if restored is None else restored
             yield from self._prepared(accelerate_loader.Place(skip, data.is_last, data.ahead_at_restore, now))
         elif can_skip(self._loader):
@@ -227,6 +233,16 @@ class Feed:
         """The generators that draw the order, if the loader has its own."""
         found = (getattr(part, "generator", None) for part in self._parts()[:-1])
         return list(dict.fromkeys(one for one in found if isinstance(one, torch.Generator)))
+
+    def _shared_generators(self) -> list[torch.Generator]:
+        """Those that are registered, because the loop draws from them too.
+
+        With workers, the order is drawn ahead of the loop: then a registered state is not that of the order.
+        """
+        if getattr(self._loader, "num_workers", 0):
+            return []
+        registered = self._contents.others.values()
+        return [one for one in self._generators() if any(one is thing for thing in registered)]
 
     def _set_epoch(self, epoch: int) -> None:
         """Tell the sampler or data set the epoch, as DistributedSampler and IterableDatasets of a Hub want it."""

@@ -68,6 +68,7 @@ class Lifecycle(Participant):
             from trainer.ranks.group import RankGroup
 
             loader_workers.protect_all()
+            loader_workers.seed_each_epoch()
             self.group = RankGroup(self.config.peer_timeout_s, self.check_stop)
             self.living.enter_context(self.group.stay_alive())
             if self.group.unsupervised:

@@ -37,7 +37,9 @@ class _Rest:
         self._batch_sampler, self._skip, self._then, self._keep = batch_sampler, skip, then, keep
 
     def __iter__(self) -> Iterator[Any]:
-        indices = iter(self._batch_sampler)
+        return self._after(iter(self._batch_sampler))  # At once: it may draw the whole order here.
+
+    def _after(self, indices: Iterator[Any]) -> Iterator[Any]:
         yield from islice(indices, self._keep)
         for _ in range(self._skip - self._keep):
             next(indices, None)
