@@ -70,6 +70,21 @@ class DrawnAtOnce(Sampler[list[int]]):
         return iter([ids.tolist() for ids in torch.randperm(22).split(4)])
 
 
+class Drawing(Sampler[int]):
+    """Draws each epoch's order from a generator of its own, of any kind."""
+
+    def __init__(self, dice: Any) -> None:
+        self._dice = dice
+
+    def __len__(self) -> int:
+        return 22
+
+    def __iter__(self) -> Iterator[int]:
+        ids = list(range(22))
+        self._dice.shuffle(ids)
+        return iter(ids)
+
+
 class Twice(Own):
     """Yields something else than DataLoader does."""
 
@@ -460,6 +475,24 @@ def test_a_registered_generator_may_draw_both_the_order_and_what_the_loop_needs(
         return DataLoader(TensorDataset(torch.arange(22)), 4, shuffle=True, generator=dice), {"dice": dice}
 
     assert same(fed_in_pieces(make, [3, 3, 2, 8]), feed(make, 16).batches)
+
+
+@pytest.mark.parametrize(
+    "dice",
+    [
+        lambda: random.Random(3),
+        lambda: np.random.RandomState(3),
+        *(
+            lambda kind=kind: np.random.Generator(kind(3))
+            for kind in (np.random.PCG64, np.random.MT19937, np.random.Philox)
+        ),
+    ],
+)
+def test_a_sampler_with_a_generator_of_its_own_draws_the_same_order_after_any_resume(dice: Callable[[], Any]) -> None:
+    def make() -> tuple[Any, dict[str, Any]]:
+        return DataLoader(TensorDataset(torch.arange(22)), 4, sampler=Drawing(dice())), {}
+
+    assert same(fed_in_pieces(make, [3, 5, 4, 4]), feed(make, 16).batches)
 
 
 def drawn(rank: int, ranks: int, asked: list[int]) -> dict[tuple[int, int], list[float]]:

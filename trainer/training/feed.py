@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader
 
 from trainer.bucket.hashing import MASK
 from trainer.errors import RunError
-from trainer.training import accelerate_loader, rng, stateful_loaders
+from trainer.training import accelerate_loader, generators, rng, stateful_loaders
 from trainer.training.progress import Rereading
 from trainer.training.registered import Registered
 from trainer.training.sampler import MicroBatch, Place, RunSampler
@@ -163,18 +162,18 @@ class Feed:
         self._is_shared_anew = False
 
         shared = self._shared_generators()
-        kept = [generator.get_state() for generator in shared]
+        kept = [generators.save(one) for one in shared]
 
         def then() -> None:
             if restored is not None:
                 rng.load_streams(restored)
                 for generator, state in zip(shared, kept, strict=True):
-                    generator.set_state(state)
+                    generators.load(generator, state)
 
         if not skip:
             then()
             data.epoch_streams = rng.save_streams()
-            data.epoch_generators = [generator.get_state() for generator in self._generators()]
+            data.epoch_generators = [generators.save(one) for one in self._generators()]
             yield from self._prepared(None) if self._is_prepared else self._loader
             return
         if restored is None:
@@ -187,7 +186,7 @@ class Feed:
             yield from iterator
             return
         for generator, state in zip(self._generators(), data.epoch_generators, strict=False):
-            generator.set_state(state)
+            generators.load(generator, state)
         if self._is_prepared:
             now = rng.save_streams() if restored is None else restored
             yield from self._prepared(accelerate_loader.Place(skip, data.is_last, data.ahead_at_restore, now))
@@ -229,12 +228,11 @@ class Feed:
             parts += [one for one in inner if one is not None and not any(one is known for known in parts)]
         return [*parts, getattr(self._loader, "dataset", None)]
 
-    def _generators(self) -> list[torch.Generator]:
+    def _generators(self) -> list[generators.Generator]:
         """The generators that draw the order, if the loader has its own."""
-        found = (getattr(part, "generator", None) for part in self._parts()[:-1])
-        return list(dict.fromkeys(one for one in found if isinstance(one, torch.Generator)))
+        return generators.held_by(self._parts()[:-1])
 
-    def _shared_generators(self) -> list[torch.Generator]:
+    def _shared_generators(self) -> list[generators.Generator]:
         """Those that are registered, because the loop draws from them too.
 
         With workers, the order is drawn ahead of the loop: then a registered state is not that of the order.
