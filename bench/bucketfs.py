@@ -1,6 +1,6 @@
 """What a bucket served through FUSE costs a script that computes and saves, beside a bucket that is bound.
 
-    python -m bench.bucketfs [--rate GB] [--rounds N] [--folder FOLDER] [--realtime]
+    python -m bench.bucketfs [--rate GB] [--rounds N] [--folder FOLDER] [--realtime] [--report FILE]
 
 Rounds take turns on the same kind of machine of a rehearsal, in the folder where rehearsals run (TMPDIR). The script
 times itself. It saves so many GB a second on average (1 by default), or as fast as the disk takes them. The bound that
@@ -25,6 +25,9 @@ from pathlib import Path
 
 import psutil
 
+from bench import sections
+from bench.machine import load
+from bench.report import table
 from skyspot.rehearsal.machine import Machine, bucketfs_missing
 from skyspot.rehearsal.task import read_task
 
@@ -129,42 +132,63 @@ def calibrate(folder: Path, gb_per_s: float) -> int:
     return max(0, int(((SAVE_MIB << 20) / 1e9 / gb_per_s - save_s) / unit_s))
 
 
-def main() -> None:
-    """Print the table."""
+def described(pairs: list[tuple[Cost, Cost]], calls: list[list[str]]) -> str:
+    """The tables, as Markdown: of the script, bound and served, and of single calls."""
+    size_gb = SAVES * SAVE_MIB * (1 << 20) / 1e9
+    rows = []
+    for title, index in (("bound", 0), ("served through FUSE", 1)):
+        wall, script, daemon = (
+            statistics.median(getattr(pair[index], name) for pair in pairs) for name in ("wall", "script", "daemon")
+        )
+        rows.append([title, f"{wall:.2f} s", f"{size_gb / wall:.2f} GB/s", f"{script / size_gb:.2f} s",
+                     f"{daemon / size_gb:.2f} s"])  # fmt: skip
+    header = ["The bucket", "The script takes", "Rate", "Its CPU per GB", "The daemon's"]
+    single = [[name, *(f"{float(cost):.0f} us" for cost in costs)] for name, *costs in zip(NAMES, *calls, strict=True)]
+    return f"{table(header, rows)}\n\n{table(['A call', 'bound', 'served through FUSE'], single)}"
+
+
+def median_ratio(pairs: list[tuple[Cost, Cost]]) -> float:
+    """How many times as long the script takes."""
+    return statistics.median(served.wall / bound.wall for bound, served in pairs)
+
+
+def main() -> int:
+    """Measure, print and report; returns 1 if the bound does not hold."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rate", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--realtime", action="store_true")
+    parser.add_argument("--report", type=Path, default=sections.PERFORMANCE, help="file for the report")
     options = parser.parse_args()
     if missing := bucketfs_missing():
         print(f"A bucket served through FUSE: not measured: {missing}")
-        return
+        return 0
     if options.realtime:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    before = load()
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="skyspot-bench-") as name:
         folder = Path(name)
         work = calibrate(folder, options.rate)
         pairs = [(seconds(folder, False, work), seconds(folder, True, work)) for _ in range(options.rounds)]
         calls = [run(folder, served, CALLS.format(point=POINT))[0] for served in (False, True)]
-    ratios = [served.wall / bound.wall for bound, served in pairs]
-    size_gb = SAVES * SAVE_MIB * (1 << 20) / 1e9
-    for title, index in (("bound", 0), ("served through FUSE", 1)):
-        wall, script, daemon = (
-            statistics.median(getattr(pair[index], name) for pair in pairs) for name in ("wall", "script", "daemon")
-        )
-        print(
-            f"{title:20} {wall:6.2f} s  {size_gb / wall:5.2f} GB/s  processor: script {script / size_gb:5.2f} s/GB, "
-            f"daemon {daemon / size_gb:5.2f} s/GB"
-        )
-    ratio = statistics.median(ratios)
-    print(
-        f"{len(pairs)} pairs: {' '.join(f'{one:.2f}' for one in sorted(ratios))}; median {ratio:.2f}x (bound {BOUND}x)"
+    ratio = median_ratio(pairs)
+    holds = "holds" if ratio <= BOUND else "does **not** hold"
+    each = " ".join(f"{median_ratio([pair]):.2f}" for pair in sorted(pairs, key=lambda pair: median_ratio([pair])))
+    command = (
+        f"python -m bench.bucketfs --rate {options.rate:g} --rounds {len(pairs)}{' --realtime' * options.realtime}"
     )
-    for name, bound, served in zip(NAMES, *calls, strict=True):
-        print(f"{name:36} {float(bound):7.1f} us bound {float(served):7.1f} us served")
-    sys.exit(ratio > BOUND)
+    text = sections.paragraphs(
+        f"A script that computes and saves {options.rate:g} GB/s, in a bucket that `skyspot rehearse` serves through "
+        f"FUSE and in one that is bound: {ratio:.2f} times as long (median of {len(pairs)} pairs: {each}). The bound "
+        f"is {BOUND:g}x, and it {holds}.",
+        described(pairs, calls),
+        sections.when(command, (before, load())),
+    )
+    print(text)
+    sections.put(options.report, sections.BUCKETFS, text)
+    return int(ratio > BOUND)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

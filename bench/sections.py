@@ -12,7 +12,8 @@ REHEARSAL = "The time of a rehearsal"
 CKPT_CHAOS = "A rehearsal beside ckpt-chaos"
 CKPT_CHAOS_LOOPS = "ckpt-chaos on Hugging Face's Trainer and on Lightning"
 LOOP = "A loop with skyspot and without"
-LATER = (LOOP, REHEARSAL, CKPT_CHAOS, CKPT_CHAOS_LOOPS)
+BUCKETFS = "A bucket served through FUSE"
+LATER = (LOOP, REHEARSAL, BUCKETFS, CKPT_CHAOS, CKPT_CHAOS_LOOPS)
 """Headings of the parts that follow the first bench's, in their order."""
 
 

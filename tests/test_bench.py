@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import REPO, clean_env
 
-from bench import ckpt_chaos, ckpt_chaos_loops, loop, report, sections, timed
+from bench import bucketfs, ckpt_chaos, ckpt_chaos_loops, loop, report, sections, timed
 
 WAYS = ["skyspot", "torch.save + fsync", "accelerate.save_state", "DCP save", "DCP async_save"]
 BOUNDS = [
@@ -99,6 +99,16 @@ def test_each_bench_writes_its_own_part_of_the_report_and_leaves_the_others(tmp_
     assert path.read_text() == f"# Performance\n\nfirst\n\n## Saving\n\nms\n\n{parts}"
     assert sections.joined("# Performance\n\nnew\n", sections.later(path)) == f"# Performance\n\nnew\n\n{parts}"
     assert sections.later(tmp_path / "none") == {}
+
+
+def test_a_bucket_through_fuse_is_compared_with_one_that_is_bound() -> None:
+    pairs = [(bucketfs.Cost(2.0, 1.5, 0.0), bucketfs.Cost(wall, 1.6, 0.9)) for wall in (2.5, 2.1, 2.0)]
+    assert bucketfs.median_ratio(pairs) == pytest.approx(1.05)
+    lines = bucketfs.described(pairs, [["2.2", "20", "10", "1"], ["30", "1000", "70", "9"]]).splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert ["bound", "2.00 s", "0.81 GB/s", "0.93 s", "0.00 s"] in rows
+    assert ["served through FUSE", "2.10 s", "0.77 GB/s", "0.99 s", "0.56 s"] in rows
+    assert ["a small file, renamed over another", "20 us", "1000 us"] in rows
 
 
 @pytest.mark.parametrize(
