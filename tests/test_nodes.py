@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import test_hf
 import warm
 from support import PROGRAMS, Ended, clean_env, column, event, losses, weights
 
@@ -355,6 +356,35 @@ def test_a_script_makes_its_own_group_over_several_machines(tmp_path: Path, task
     ended = cluster.end()
     assert codes(ended) == [0, 0], ended
     assert sorted(losses(tmp_path / "run")) == list(range(1, 13))
+
+
+@pytest.mark.slow
+def test_hugging_faces_trainer_resumes_exactly_over_two_machines(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, task: str
+) -> None:
+    """Each machine has a local disk of its own, to which its rank writes its files."""
+    args = ("--log", "2", "--evaluate", "epoch", "--masks")
+    whole, run_dir = test_hf.undisturbed(tmp_path_factory, *args, processes=2), tmp_path / "run"
+    command = [sys.executable, "-m", "trainer.launch", "--processes", "1", str(test_hf.SCRIPT), "--dir", str(run_dir)]
+    pipes = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+
+    def attempt(*more: str) -> list[Ended]:
+        homes = [tmp_path / f"home-{node}" for node in (0, 1)]
+        environments = [environment(home, node, task, TMPDIR=str(home)) for node, home in enumerate(homes)]
+        return Cluster([warm.Popen([*command, *args, *more], env=env, **pipes) for env in environments]).end(300)
+
+    stopped = attempt("--strike", "6:SIGTERM")
+    assert codes(stopped) == [75, 75], stopped
+    end = event(run_dir, "end")
+    assert (end["cause"], end["committed_step"]) == ("signal", 6), "no step is lost"
+    ended = attempt()
+    assert codes(ended) == [0, 0], ended
+    assert event(run_dir, "restored")["step"] == 6
+    assert losses(run_dir) == losses(whole)
+    assert weights(run_dir) == weights(whole)
+    said = (whole.parent / "output.txt").read_text()
+    assert test_hf.logged(ended[0].output) == test_hf.logged(said)
+    assert test_hf.logged(said)
 
 
 def test_a_script_that_several_machines_start_without_the_launcher_is_refused(tmp_path: Path, task: str) -> None:
