@@ -445,12 +445,15 @@ def test_strikes_fall_on_the_writes_to_a_journal() -> None:
 # -- read and dropped
 
 
-def by_the_clock(resumes: bool, name: str = "last.pkl") -> Script:
-    """It saves each time that some seconds are over, and reads the newest; `{}` in the name is the time."""
-    starts = iter((1.0, 1.0, 0.9, 0.8))
+def by_the_clock(resumes: bool, name: str = "last.pkl", speeds: tuple[float, ...] = (1.0, 1.0, 0.9, 0.8)) -> Script:
+    """It saves each time that some seconds are over, and reads the newest; `{}` in the name is the time, or the step.
+
+    Of each attempt, the undisturbed run first: how many steps it makes in a second.
+    """
+    starts = iter(speeds)
 
     def run(fs: Fs) -> None:
-        newest = fs.list(r"ckpt-\d+\.pkl$")[-1:] if "{}" in name else [name]
+        newest = fs.list(r"(ckpt|step)-\d+\.pkl$")[-1:] if "{}" in name else [name]
         found = fs.read(newest[0]) if newest else None
         step, slow = int(str(found or 0)) if resumes else 0, next(starts)
         saved = fs.time
@@ -459,7 +462,7 @@ def by_the_clock(resumes: bool, name: str = "last.pkl") -> Script:
             step += 1
             if fs.time - saved > 3.5:
                 saved = fs.time
-                put(fs, name.format(int(fs.time * 1000)), step)
+                put(fs, name.format(step if "step" in name else int(fs.time * 1000)), step)
         fs.write("result.json", 1, 30)
 
     return run
@@ -498,6 +501,17 @@ def test_saves_by_the_clock_that_are_as_many_as_from_nothing_are_no_proof(name: 
     assert evidence.judge(learnt, lives, same=True) is None
 
 
+def test_steps_that_are_saved_by_the_clock_need_not_be_those_of_the_undisturbed_run() -> None:
+    speeds, name = (1.0, 1.0, 1.2, 1.2), "step-{}.pkl"
+    learnt, lives = leg(by_the_clock(resumes=False, name=name, speeds=speeds), *AT_RENAMES)
+    assert (learnt.saves[0].label, lives[1].saves[0].label) == ("step 4", "step 5")
+    found = evidence.judge(learnt, lives, same=True)
+    assert found is not None
+    assert found.text == "LOST WORK: in attempt 2, it read step-20.pkl (step 20) but wrote step 5 as its first save"
+    learnt, lives = leg(by_the_clock(resumes=True, name=name, speeds=speeds), *AT_RENAMES)
+    assert evidence.judge(learnt, lives, same=True) is None
+
+
 def test_one_that_names_its_saves_by_the_time_and_drops_what_it_reads_has_lost_work() -> None:
     learnt, lives = leg(every(4, resumes=False), *AT_RENAMES)
     found = evidence.judge(learnt, lives, same=True)
@@ -508,3 +522,24 @@ def test_one_that_names_its_saves_by_the_time_and_drops_what_it_reads_has_lost_w
     assert evidence.judge(learnt, lives, same=True) is None
     assert [life.resume.more for life in lives] == [0, 0, 0]
     assert [save.index for life in lives for save in life.saves if save.complete is not None] == list(range(1, 11))
+
+
+def test_a_log_by_the_clock_of_a_faster_attempt_does_not_tell_that_it_resumed() -> None:
+    speeds = iter((0.7, 0.7, 1.0))
+
+    def run(fs: Fs) -> None:
+        slow, logged = next(speeds), fs.time
+        fs.read("last.pkl")
+        for step in range(1, 41):
+            fs.tick(1 / slow)
+            while fs.time >= logged:
+                logged += 2.0
+                fs.append("train.log")
+            if step % 4 == 0:
+                put(fs, "last.pkl", step)
+        fs.write("result.json", 1, 30)
+
+    learnt, lives = leg(run, AT_RENAMES[0])
+    found = evidence.judge(learnt, lives, same=True)
+    assert found is not None
+    assert found.text.endswith("it read last.pkl (save 5) but made 10 saves, as many as the undisturbed run")

@@ -295,7 +295,9 @@ class Judge:
         reference = self.learnt.saves
         own, told = self._numbered_save(), rework.is_numbered(self.learnt, self.fresh)
         if own is not None and used.numbers and reference and reference[0].numbers:
-            return own.numbers < used.numbers and own.numbers <= reference[0].numbers
+            # What is saved by the clock has other numbers each time: near the start is at the start.
+            passed, done = (sum(save.numbers <= one.numbers for save in reference) for one in (own, used))
+            return own.numbers < used.numbers and (own.numbers <= reference[0].numbers or 2 * passed < done)
         if (used.numbers and told) or not self.attempt.finished:
             return False
         # Counted: a resume from the k-th of n saves makes n - k, and one more if it saves again what it read.
@@ -339,11 +341,12 @@ class Judge:
             return False
         share = self.learnt.files.logged(self.attempt.calls) / self.learnt.logged
         expected = 1 - used.index / max(1, len(self.learnt.saves))
-        return share < (1 + expected) / 2
+        return share < (1 + 3 * expected) / 4  # A log by the clock varies: nearer to what is expected than half-way.
 
     def _as_if_from_nothing(self) -> str:
         own, count = self._numbered_save(), len(self.learnt.saves)
         if own is not None:
-            return f"wrote {own.label} again as its first save"
+            again = " again" if any(save.numbers == own.numbers for save in self.made) else ""
+            return f"wrote {own.label}{again} as its first save"
         many = "as many as the undisturbed run" if self._made == count else f"where the undisturbed run made {count}"
         return f"made {self._made} saves, {many}"
