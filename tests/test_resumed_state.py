@@ -582,6 +582,12 @@ def test_what_would_be_lost_of_an_optimizer_is_refused_before_the_first_step() -
     mute, by_address = Mute(torch.optim.SGD(model.parameters())), ByAddress(torch.optim.SGD(model.parameters()))
     with pytest.raises(StateError, match=r"optimizer 0 \(Mute\) keeps another optimizer in \.base, and its state_dict"):
         state.collect(model, [mute], {})
+    inner = torch.optim.SGD(model.parameters())
+    for several in ([inner], (inner,), {"of all": inner}):
+        outer = torch.optim.SGD(model.parameters())
+        outer.inner = several  # type: ignore[attr-defined]
+        with pytest.raises(StateError, match=r"optimizer 0 \(SGD\) keeps another optimizer in \.inner, and its"):
+            state.collect(model, [outer], {})
     step(model, by_address, 1)
     with pytest.raises(StateError, match=r"optimizer 0 \(ByAddress\): state_dict\(\) names parameters by id\(\)"):
         state.collect(model, [by_address], {})

@@ -55,6 +55,7 @@ def test_dot_files_and_what_archives_leave_are_no_text(tmp_path: Path) -> None:
         tmp_path / "src",
         {"a.txt": "a", "._a.txt": b"\0\5\26\7\xff", ".hidden.txt": "h", "__MACOSX/._a.txt": b"\xff", ".git/x.txt": "x"},
     )
+    tree(root, {"__MACOSX/b.txt": "b", "c/__MACOSX/d.txt": "d"})
     assert names(root) == ["a.txt"]
     assert not sources.files_of(str(root)).ignored
 
