@@ -55,9 +55,10 @@ PROVISION_TIMEOUT_S = 30
 PROJECT = HOME / "project"
 NOTES = LOG / "notes.log"
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
-# Each answer costs SkyPilot a process that imports it anew, and it looks at its jobs every 15 s itself.
-QUEUE_AGE_S = 10
-ERRORS_IN_A_ROW = 3
+QUEUE_AGE_S = 1
+# SkyPilot sizes itself by this: 4 jobs controllers instead of one for each 0.8 GB of the machine. Each imports sky.
+SKYPILOT_MEMORY_GB = 10
+ERRORS_IN_A_ROW = 30
 
 
 def user_environment(**more: str) -> dict[str, str]:
@@ -282,7 +283,8 @@ def _sky() -> None:
     _users_file(".sky/config.yaml", json.dumps(config))
     plugin = {"class": "lab_offline.Offline", "parameters": {"url": f"{SKY_URL}/api/health"}}
     _users_file(".sky/plugins.yaml", json.dumps({"plugins": [plugin]}))
-    call("sky", "api", "start", timeout=180)
+    memory = {"SKYPILOT_POD_MEMORY_GB_LIMIT": str(SKYPILOT_MEMORY_GB)}
+    call("sky", "api", "start", timeout=180, env=user_environment(**memory))
 
 
 def _check() -> None:
@@ -340,7 +342,7 @@ class Lab:
         return call("sky", *arguments, check=check, timeout=timeout, cwd=PROJECT)
 
     def queue(self) -> list[dict[str, Any]]:
-        """SkyPilot's managed jobs through its SDK, as they last were; only the first call waits for an answer.
+        """SkyPilot's managed jobs, as they last were; only the first call waits for an answer.
 
         Whoever watches a run to strike it at a step must not wait here meanwhile: it could be over by then.
 
