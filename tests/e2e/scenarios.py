@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from lab import Lab
 
-# A launch takes a core for most of a minute: more at once only wait for each other.
-SIDE_BY_SIDE = 4
+# A launch takes a core for half a minute: more at once only wait for each other.
+SIDE_BY_SIDE = 5
 _all: dict[str, Callable[[Lab], Any]] = {}
 
 

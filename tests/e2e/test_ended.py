@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,8 @@ def failed(lab: Lab, name: str, source: str) -> Ended:
 # -- what the user sees ------------------------------------------------------------------------------------------------
 
 
-LONG = 2000
-"""Steps enough for a person to look at the job from all sides while it runs."""
+LONG = {"max_steps": 1200, "global_batch_size": 4, "micro_batch_size": 4, "seq_len": 64}
+"""Steps enough, and long enough, for a person to look at the job from all sides while it runs."""
 
 
 @dataclass(frozen=True)
@@ -88,26 +89,32 @@ def cancelled(lab: Lab) -> Watched:
     """Its first rung's partition is DOWN. Looked at while it runs, then cancelled; and launched again under its name.
 
     DOWN from the start: on recovery SkyPilot's FAILOVER first asks for the cluster that it had, whatever its partition.
+    It is UP again for the second launch, or SkyPilot would wait for that rung once more.
     """
     lab.partition(CLOSING, "DOWN")
     ladder = ["--prefer", f"slurm/{CLUSTER}/{CLOSING}", "--prefer", f"slurm/{CLUSTER}/{ON_DEMAND}"]
-    job = launch(lab, "cancelled", *ladder, *template_options(max_steps=LONG), infra=f"slurm/{CLUSTER}")
+    job = launch(lab, "cancelled", *ladder, *template_options(**LONG), infra=f"slurm/{CLUSTER}")
     job.wait_committed(30)
+    job.wait("RUNNING")  # For SkyPilot, it is STARTING for some seconds more.
     partition = job.allocation()[1]
-    queue = json.loads(lab.skyspot("queue", "--json").stdout)
-    table = lab.skyspot("queue").stdout
-    sky_queue = lab.sky("jobs", "queue").stdout
-    log = lab.skyspot("logs", "cancelled", "--no-follow").stdout
-    refused = lab.skyspot("launch", "-n", "cancelled", "-y", "-d", check=False).stderr
+    with ThreadPoolExecutor() as at_once:
+        queue = at_once.submit(lab.skyspot, "queue", "--json")
+        table = at_once.submit(lab.skyspot, "queue")
+        sky_queue = at_once.submit(lab.sky, "jobs", "queue")
+        log = at_once.submit(lab.skyspot, "logs", "cancelled", "--no-follow")
+        refused = at_once.submit(lab.skyspot, "launch", "-n", "cancelled", "-y", "-d", check=False)
+    lab.note("cancelled: looked at from all sides")
     done = lab.skyspot("cancel", "cancelled")
     lab.note("cancelled: cancel came back")
     job.wait("CANCELLED")
     end = job.events()["end"]
+    lab.partition(CLOSING, "UP")
     again = lab.skyspot("launch", "-n", "cancelled", "-y", "-d")
     later = Job(lab, "cancelled", until("the second job", lambda: _newer(lab, job), PATIENCE_S), job.run)
     status = later.wait("SUCCEEDED")
     return Watched(
-        job, partition, queue, table, sky_queue, log, refused, done.stdout + done.stderr, end,
+        job, partition, json.loads(queue.result().stdout), table.result().stdout, sky_queue.result().stdout,
+        log.result().stdout, refused.result().stderr, done.stdout + done.stderr, end,
         Ended(later, status, later.recoveries), again.stdout + again.stderr,
     )  # fmt: skip
 
@@ -126,16 +133,16 @@ def test_the_queue_shows_the_training_beside_the_job(cancelled: Watched) -> None
     row = next(row for row in cancelled.queue if row["id"] == cancelled.job.id)
     assert (row["name"], row["status"], row["attempts"]) == ("cancelled", "RUNNING", 1)
     assert row["step"] >= 30
-    assert row["max_steps"] == LONG
+    assert row["max_steps"] == LONG["max_steps"]
     assert row["committed_step"] >= 30
     assert 0 < row["loss"] < 7
-    assert f"/{LONG}" in cancelled.table
+    assert f"/{LONG['max_steps']}" in cancelled.table
     assert "cancelled" in cancelled.sky_queue
     assert "RUNNING" in cancelled.sky_queue
 
 
 def test_the_log_is_the_trainers(cancelled: Watched) -> None:
-    assert f"step 1/{LONG}" in cancelled.log
+    assert f"step 1/{LONG['max_steps']}" in cancelled.log
 
 
 def test_a_living_job_of_the_name_is_not_joined_by_a_second(cancelled: Watched) -> None:
@@ -152,7 +159,7 @@ def test_a_cancelled_run_saves_first_and_goes_on_under_its_name(cancelled: Watch
     assert (restored["step"], restored["lost_steps"]) == (cancelled.end["step"], 0)
     history = read_history(cancelled.job.run)
     assert history
-    assert sorted(history.lines) == list(range(1, LONG + 1))
+    assert sorted(history.lines) == list(range(1, LONG["max_steps"] + 1))
 
 
 def test_a_finished_run_is_not_submitted_again(cancelled: Watched, lab: Lab) -> None:

@@ -12,7 +12,7 @@ from scenarios import scenario
 from skyspot.rehearsal.verdict import Verdict, compare, read_history
 from trainer.layout.names import RunPaths
 
-SIZES = {"max_steps": 600, "save_every": 10, "global_batch_size": 4, "micro_batch_size": 4, "seq_len": 64}
+SIZES = {"max_steps": 600, "save_every": 10, "global_batch_size": 2, "micro_batch_size": 2, "seq_len": 32}
 """Steps of some 20 ms: long enough to be caught in the middle, short in all."""
 
 
