@@ -53,7 +53,8 @@ def load() -> None:
     for name in LIBRARIES:
         importlib.import_module(name)
     for path in sorted((REPO / "trainer").rglob("*.py")):
-        if path.stem not in ("__main__", "hf", "lightning"):  # Frameworks start threads when they are imported.
+        # trainer.hf imports transformers' Trainer, and with it datasets and peft. Tests bring another lightning.
+        if path.stem not in ("__main__", "lightning"):
             name = ".".join(path.relative_to(REPO).with_suffix("").parts)
             importlib.import_module(name.removesuffix(".__init__"))
     import torch
@@ -219,11 +220,11 @@ def _stream(number: int, was: io.TextIOWrapper, buffered: bool) -> io.TextIOWrap
 
 
 def _follow_home() -> None:
-    """Move the paths that huggingface_hub computed at its import to today's home folder."""
-    constants = sys.modules["huggingface_hub.constants"]
-    for name, value in list(vars(constants).items()):
-        if isinstance(value, str) and value.startswith(f"{HOME}{os.sep}"):
-            setattr(constants, name, str(Path.home() / Path(value).relative_to(HOME)))
+    """Move the paths that huggingface_hub and datasets computed at their import to today's home folder."""
+    for module in ("huggingface_hub.constants", "datasets.config"):
+        for name, value in list(vars(sys.modules.get(module, object)).items()):
+            if isinstance(value, str | Path) and str(value).startswith(f"{HOME}{os.sep}"):
+                setattr(sys.modules[module], name, type(value)(Path.home() / Path(value).relative_to(HOME)))
 
 
 def _run(argv: Sequence[str]) -> int:

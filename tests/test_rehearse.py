@@ -760,14 +760,11 @@ def test_file_mounts_take_the_tasks_variables_and_local_folders_become_buckets(t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("namespace", [True, False], ids=["namespace", "rewritten paths"])
-def test_our_own_trainer_resumes_exactly(tmp_path: Path, namespace: bool) -> None:
-    if namespace and machine.namespace_command() is None:
-        pytest.skip(needs_root("rehearsals in a namespace"))
+def test_our_own_trainer_resumes_exactly_under_rewritten_paths(tmp_path: Path) -> None:
+    """In a namespace: the default task, above."""
     done = rehearse(
         "--set", "max_steps=12", "--set", "save_every=4", "--kinds", "kill", "--preemptions", 1, "--processes", "1",
-        "--env", "OMP_NUM_THREADS=1", "--json", cwd=tmp_path,
-        env={} if namespace else {"SKYSPOT_REHEARSE_WITHOUT_NAMESPACE": "1"},
+        "--env", "OMP_NUM_THREADS=1", "--json", cwd=tmp_path, env={"SKYSPOT_REHEARSE_WITHOUT_NAMESPACE": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout)["legs"][1]["verdict"]["text"].startswith("bit-identical: 12 of 12 losses")

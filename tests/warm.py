@@ -27,7 +27,10 @@ import shared
 
 TESTS = Path(__file__).resolve().parent
 REPO = TESTS.parent
-IMPORTED = {"torch", "accelerate", "transformers", "numpy", "safetensors", "xxhash", "huggingface_hub", "tokenizers"}
+IMPORTED = {
+    "torch", "accelerate", "transformers", "numpy", "safetensors", "xxhash", "huggingface_hub", "tokenizers",
+    "datasets", "pandas", "pyarrow", "peft",
+}  # fmt: skip
 # Libraries read these when they are imported, which was before the fork.
 READ_AT_IMPORT = (
     "PYTHON", "LD_", "LC_", "LANG", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "ACCELERATE_", "TORCH", "PYTORCH_", "MKL_",
@@ -142,8 +145,9 @@ class Nursery:
         env = {
             name: value for name, value in LOADED_WITH.items() if not name.startswith(("OMP_", "GOMP_", "PYTHONPATH"))
         }
-        # As the launcher starts a rank, and without threads of numpy.
+        # As the launcher starts a rank, and without threads of numpy and pyarrow.
         env.update(GOMP_SPINCOUNT="5000", TORCH_CPP_LOG_LEVEL="ERROR", OPENBLAS_NUM_THREADS="1")
+        env["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
         self._process = subprocess.Popen(
             [sys.executable, TESTS / "nursery.py", str(theirs.fileno())], env=env, pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL, stdout=self._errors, stderr=self._errors,
