@@ -587,6 +587,25 @@ def test_a_kill_in_a_save_falls_where_a_file_is_open_or_missing(number: int) -> 
     assert sorted(both, key=places.index) == places, "each has its own"
 
 
+def test_a_kill_in_a_save_comes_before_the_save_is_complete_and_after_older_ones_went() -> None:
+    found = Evidence()
+    found.add("reference", Fs().attempt(keeps_three))
+    chosen = [one.place for one in at_calls(*["kill-in-save"] * 99, places=found.places())]
+    described = [one.description for one in chosen if one]
+    assert described[0] == "after the unlink of 1.pt"
+    assert {"before the create of 4.pt", "before the close of 4.pt"} < set(described)
+    assert "after the close of 4.pt" not in described
+
+
+def test_the_hardest_place_is_after_older_files_went_if_the_new_one_is_not_there_yet() -> None:
+    gone, put = place(0, "after", "unlink of 1.pt"), place(1, "before", "rename of tmp to 4.pt")
+    own = replace(place(0, "after", "unlink of tmp"), temporary=True)
+    both = at_calls("kill-at-write", "kill-in-save", places=[gone, put])
+    assert [one.place for one in both] == [gone, put]
+    for places in ([put, gone], [own, put]):
+        assert at_calls("kill-at-write", places=places)[0].place is put, "it is there before, or nothing else went"
+
+
 def test_where_a_file_appears_whole_nothing_is_torn() -> None:
     assert [one.kind for one in at_calls("kill", "torn", tears=False)] == ["kill"]
 
@@ -666,6 +685,28 @@ def test_evidence_counts_the_changes_of_two_saves_and_lists_the_places_of_one() 
     few = Evidence(("result.json",))
     few.add("reference", Fs().attempt(lambda fs: trains(fs, 20)))
     assert few.changes_until_saved() < once, "of two saves it waits for one"
+
+
+def keeps_three(fs: Fs) -> None:
+    """From the fourth save on, the oldest file is deleted first."""
+    done = [int(path[:-3]) for path in fs.files]
+    for step in range(max(done, default=0) + 1, 9):
+        fs.tick()
+        for path in fs.list(r"\d\.pt")[: -2 if step > 3 else None][: 1 if step > 3 else 0]:
+            fs.unlink(path)
+        fs.write(f"{step}.pt", step)
+
+
+def test_the_save_that_is_struck_deletes_older_ones_if_any_does() -> None:
+    found = Evidence()
+    found.add("reference", Fs().attempt(keeps_three))
+    places = {one.description: one for one in found.places()}
+    assert {"before the unlink of 1.pt", "after the unlink of 1.pt", "before the create of 4.pt"} < set(places)
+    assert found.places(early=True)[0].description == "before the create of 3.pt"
+    fs, after = Fs(), places["after the unlink of 1.pt"]
+    for strike, gone in ((after.at_first, 1), (after.later, 2)):
+        call = fs.attempt(keeps_three, strike).calls[-1]
+        assert (call.struck, call.name, call.path) == ("after", "unlink", f"{gone}.pt"), "in any attempt"
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,8 @@ SAID = {
     truth.WORKERS: "loader workers died of SIGTERM",
     truth.NOT_REPRODUCIBLE: "not reproducible by itself",
     truth.ENDLESS: "does not end",
+    truth.ONE_SLOT: "saves take turns between own/a.pkl and own/b.pkl",
+    truth.DELETED: "was complete, but had been deleted",
     truth.UNNAMED: "own/result.json differs in key",
 }
 """What a rehearsal says of each cause."""

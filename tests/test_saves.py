@@ -287,8 +287,37 @@ def spot_trainer() -> Saver:
     return Saver(save, load, numbered=True)
 
 
+def in_turns() -> Saver:
+    """Two files by turns, each renamed into its place; the newer one is read, and that alone."""
+
+    def save(fs: Fs, step: int) -> None:
+        fs.write("state.tmp", step)
+        fs.rename("state.tmp", "a.pt" if step // EVERY % 2 else "b.pt")
+
+    def load(fs: Fs) -> int | None:
+        newest = max(fs.list(r"[ab]\.pt"), key=lambda path: fs.files[path][0], default=None)
+        return fs.read(newest) if newest else None
+
+    return Saver(save, load)
+
+
+def folders_in_turns() -> Saver:
+    """Two folders by turns, of two files in place; the newer one that is whole is read."""
+
+    def save(fs: Fs, step: int) -> None:
+        for name in ("model.pt", "optimizer.pt"):
+            fs.write(f"slot_{step // EVERY % 2}/{name}", step)
+
+    def load(fs: Fs) -> int | None:
+        found = [[fs.read(f"slot_{slot}/{name}") for name in ("model.pt", "optimizer.pt")] for slot in (0, 1)]
+        return max((one[0] for one in found if one[0] == one[1] and one[0] is not None), default=None)
+
+    return Saver(save, load)
+
+
 SAVERS = (in_place, read_write, renamed, renamed_from_random, numbered, numbered_keep_2, folders, renamed_folders,
-          sharded, with_latest, with_done, rotated, copied, spot_trainer)  # fmt: skip
+          sharded, with_latest, with_done, rotated, copied, spot_trainer, in_turns,
+          folders_in_turns)  # fmt: skip
 
 
 def number_in(text: str) -> int:
@@ -436,6 +465,32 @@ def test_what_is_read_is_told() -> None:
     assert (resume.used.label, resume.used.step, resume.used.index) == ("ckpt 4", 4, 2)
     assert resume.unread == ("ckpt-00000004/opt.pt",)
     assert [(one.path, one.whole, one.save) for one in resume.read] == [("ckpt-00000004/model.pt", True, "ckpt 4")]
+
+
+def test_each_of_the_files_that_saves_take_turns_to_write_is_a_save() -> None:
+    learnt = undisturbed(script(folders_in_turns()))
+    assert learnt.files.family
+    assert learnt.files.family.slots == (
+        ("slot_1/model.pt", "slot_1/optimizer.pt"), ("slot_0/model.pt", "slot_0/optimizer.pt"),
+    )  # fmt: skip
+    assert [save.files[0].path[5] for save in learnt.saves] == ["1", "0", "1", "0", "1"]
+    assert [len(save.files) for save in learnt.saves] == [2] * 5
+
+
+def test_what_is_written_between_two_saves_and_never_read_takes_no_turn_with_them() -> None:
+    def run(fs: Fs) -> None:
+        first = fs.read("model.pt") or 0
+        for step in range(first + 1, 11):
+            fs.tick()
+            fs.write("model.pt" if step % 2 else "predictions.npz", step)
+
+    learnt = undisturbed(run)
+    assert learnt.files.family
+    assert learnt.files.family.slots == (("model.pt",), ("predictions.npz",)), "nothing tells yet"
+    learnt, lives = leg(run, Strike(4 * 5, "before", (r"^(model|predictions)",)))
+    assert learnt.files.family
+    assert learnt.files.family.slots == ()
+    assert lives[1].resume.outcome == RESUMED
 
 
 def test_reading_a_checkpoint_and_starting_over_is_lost_work_by_its_numbers() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from programs.scripts.truth import TRUTHS
-from support import clean_env
+from support import REPO, clean_env
 from support_rehearse import leftovers, trains
 from traced import Fs
 
@@ -126,6 +126,15 @@ def test_links_are_told(bucket: Path) -> None:
     (bucket / "a").write_text("a")
     calls = watched(bucket, "import os; os.link('a', 'b'); os.symlink('a', 'c'); os.rename('c', 'd')")
     assert told(calls) == [("link", "a b", 0), ("symlink", "c", 0), ("rename", "c d", 0)]
+
+
+@needs_events
+def test_a_file_that_is_moved_in_takes_the_place_of_the_one_that_was_there(bucket: Path) -> None:
+    for name, size in (("bucket/a.pt", 10), ("one", 20), ("two", 30)):
+        (bucket.parent / name).write_bytes(bytes(size))
+    calls = watched(bucket, "import os; os.replace('../one', 'a.pt'); open('b', 'w'); os.replace('../two', 'a.pt')")
+    assert [call.size for call in calls if call.name == "write" and call.path == "a.pt"][-1] == 30
+    assert [call.name for call in calls if call.path == "a.pt"].count("create") >= 1
 
 
 @needs_events
@@ -546,3 +555,27 @@ def machine_namespaces_missing() -> bool:
     from skyspot.rehearsal.machine import namespace_command
 
     return namespace_command() is None
+
+
+MOVED = """\
+file_mounts: {/checkpoints: {name: bbb, mode: MOUNT}}
+run: |
+  n=$(cat /checkpoints/state 2> /dev/null || echo 0)
+  while [ $n -lt 20 ]; do
+    n=$((n + 1)); sleep 0.2; echo $n > ~/state; mv ~/state /checkpoints/state
+  done
+  echo $n > /checkpoints/result
+"""
+"""A save is one event, and is complete when that is seen: each kill in a save comes after it."""
+
+
+@pytest.mark.slow
+@needs_events
+def test_a_kill_that_comes_too_late_whenever_it_is_tried_is_inconclusive(tmp_path: Path) -> None:
+    options = ["--compare", "result", "--kinds", "kill-in-save", "--preemptions", "1"]
+    code, result = rehearse(tmp_path, MOVED, *options, namespace=False)
+    assert text_of(result) == "inconclusive: the kill came after the save had finished"
+    assert code == 1, "it resumed, with the same result, and that is no proof"
+    assert [row["ended"] for row in result["legs"][1]["rows"]] == ["killed, when the save had finished", "finished"]
+    assert (result["kinds"][0]["outcome"], result["exact"]) == ("not tried", False)
+    assert f"\nPreempted: {text_of(result)}\n" in (REPO / "docs" / "rehearse.md").read_text()

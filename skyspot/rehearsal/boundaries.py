@@ -14,6 +14,10 @@ from skyspot.rehearsal.bucketfs.trace import Call
 from skyspot.rehearsal.files import CHECKPOINT, Files
 from skyspot.rehearsal.lives import Life
 from skyspot.rehearsal.saves import Save
+from skyspot.rehearsal.slots import alike
+
+CLEARS = ("unlink", "rmdir")
+"""Calls that delete something."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ def counted(files: Files) -> str:
 def boundaries(files: Files, calls: Sequence[Call], saves: Sequence[Save], save: Save) -> list[Boundary]:
     """Every place within one save.
 
-    After a call is the same as before the next, so that `after` is given for the last call alone.
+    After a call is the same as before the next, so that `after` is given for the last call alone; and for the last of
+    several deletions, because another attempt may delete in another save than the one in which it makes the next call.
 
     Args:
         files: What was learnt of the run's files.
@@ -63,9 +68,21 @@ def boundaries(files: Files, calls: Sequence[Call], saves: Sequence[Save], save:
         found.append(Boundary(number, "before", f"before the {describe(call)}", temporary))
         if call.name == "write" and call.size > 1 and _may_be_read(files, call.path):
             found.append(Boundary(number, "middle", f"in the middle of the {describe(call)}", temporary))
-        if call.number == max(uploads | {last}):
+        following = all_calls[number + 1].name if number + 1 < len(all_calls) else ""
+        if call.number == max(uploads | {last}) or (call.name in CLEARS and following not in CLEARS):
             found.append(Boundary(number, "after", f"after the {describe(call)}", temporary))
     return found
+
+
+def that_prunes(files: Files, calls: Sequence[Call], saves: Sequence[Save], since: int) -> Save | None:
+    """The first save from a place on, but for the last one, in which a file of a checkpoint is deleted; None: none."""
+    all_calls = points(calls, only=(counted(files),))
+    gone = [call for call in all_calls if call.name in CLEARS and naming.parse(call.path).kind not in files.temporaries]
+    for save in saves[since:-1] if gone else ():
+        first, last = _window(all_calls, saves, save)
+        if save.complete is not None and any(first <= call.number <= last for call in gone):
+            return save
+    return None
 
 
 def arrivals(calls: Sequence[Call], saves: Sequence[Save], save: Save) -> list[Call]:
@@ -124,12 +141,26 @@ def strikes(files: Files, calls: Sequence[Call], places: Sequence[Boundary]) -> 
 
 def _like(files: Files, path: str) -> str:
     """A regular expression of a path and the same one of other saves; numbers that tell a rank or a shard stay."""
+    return f"^(?:{'|'.join(sorted({_like_one(files, one) for one in _of_other_slots(files, path)}))})$"
+
+
+def _of_other_slots(files: Files, path: str) -> list[str]:
+    """A path, and where other slots have that file before it gets its own name."""
+    slots = files.family.slots if files.family else ()
+    name = naming.parse(path)
+    if name.kind not in files.temporaries:
+        return list(alike(slots, path))
+    last = {naming.parse(other).kind for other in alike(slots, files.becomes(name.kind))}
+    return [path, *(kind for kind in files.temporaries if "#" not in kind and files.becomes(kind) in last)]
+
+
+def _like_one(files: Files, path: str) -> str:
     name, expression = naming.parse(path), ""
     told = files.family.places.get(files.becomes(name.kind) or name.kind, ()) if files.family else ()
     stays = [shard and place not in told for place, shard in enumerate(name.shards)]
     for part, spelled, same in zip(name.kind.split("#"), [*naming.spelled(path), ""], [*stays, True], strict=True):
         expression += re.escape(part) + (re.escape(spelled) if same else naming.ANY)
-    return f"^{expression}$"
+    return expression
 
 
 def _window(calls: Sequence[Call], saves: Sequence[Save], save: Save) -> tuple[int, int]:

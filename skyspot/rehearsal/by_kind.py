@@ -13,6 +13,8 @@ from skyspot.rehearsal.verdict import Verdict
 
 EXACT, NOT_EXACT, LOST_WORK, STAYS_DOWN = "exact", "NOT exact", "LOST WORK", "stays down"
 UNKNOWN, NOT_TRIED = "not checked", "not tried"
+INCONCLUSIVE = "inconclusive"
+"""Of a run: a strike came too late to show anything. The table has such a strike as NOT_TRIED."""
 _WORST = (STAYS_DOWN, LOST_WORK, NOT_EXACT, UNKNOWN, EXACT, NOT_TRIED)
 """Of several strikes of one kind, the first of these stands."""
 

@@ -20,6 +20,7 @@ from skyspot.rehearsal import (
     records,
     remedies,
     scratch,
+    turns,
     verdict,
 )
 from skyspot.rehearsal.bucketfs.trace import CALLS
@@ -190,6 +191,7 @@ class _Engine:
             had = len(plan) - len(pending)
             main.verdict = verdict.Verdict(False, False, f"not checked: {self._too_short(had, len(plan))}")
         if self._can_go_on(main):
+            turns.try_each(self.legs, main, lambda name, title, strike: self._leg(name, title, [strike]))
             suspects = by_kind.suspects(self.legs.all)
             places = [one for one in plan if one.place and by_kind.sort(one.kind, one.at_place) in suspects]
             if every and len(places) > 1:
@@ -228,10 +230,10 @@ class _Engine:
         """Run a leg with one strike of each of these sorts, as long as patience lasts."""
         late = time.monotonic() - self.started > max(PATIENCE_S, PATIENCE * self.legs.reference_s)
         asked_for = self.settings.every_write and any(place for _, place in sorts)
-        if not sorts or (late and not asked_for) or not (start := self.legs.start()):
-            return
         by_sort = {by_kind.sort(one.kind, one.at_place): one for one in reversed(plan)}
-        strikes = [by_sort[sort] for sort in sorts]
+        strikes = [by_sort[sort] for sort in sorts if sort in by_sort]
+        if not strikes or (late and not asked_for) or not (start := self.legs.start()):
+            return
         title = f"Only {', '.join(dict.fromkeys(one.kind for one in strikes))}"
         self._leg(f"apart-{len(self.legs.all)}", title, strikes, start, apart=True)
 
@@ -246,7 +248,8 @@ class _Engine:
         if not struck:
             return []
         asked = list(self.settings.kinds)
-        if self.settings.every_write and faults.AT_WRITE not in asked:
+        at_writes = any(row.kind == faults.AT_WRITE for leg in struck for row in leg.rows)
+        if (self.settings.every_write or at_writes) and faults.AT_WRITE not in asked:
             asked.append(faults.AT_WRITE)
         no_turn = by_kind.without_a_turn(self.settings.kinds, self.settings.preemptions)
         found = by_kind.table(struck, asked, {**no_turn, **self.legs.tracing.why_not()})
@@ -280,15 +283,15 @@ class _Engine:
             if early := advice.exited_early(leg.rows):
                 judged = [advice.with_exit(one, early) for one in judged]
             judged = self._with_evidence(leg, judged)
-        hit = {row.kind for row in leg.rows if row.hit}
+        hit = {row.kind for row in leg.rows if row.hit and row.struck}
         judged += self._failed_at_sigterm(leg)
         missed = [row for row in leg.rows if not row.hit and row.kind not in hit]
         if missed and not (hit and self.legs.tracing.sight != CALLS):  # Events come too late for a small save.
             one = missed[0]
             why = one.ended if one.place else _MISSES.get(one.kind, one.ended)
-            judged.append(verdict.Verdict(False, False, f"inconclusive: {why}"))
+            judged.append(verdict.Verdict(False, False, f"{by_kind.INCONCLUSIVE}: {why}"))
         if (
-            leg.preempted < leg.planned
+            leg.pending
             and not any(row.place for row in missed)
             and not self._can_go_on(leg)
             and not any(one.checked and not one.exact for one in judged)

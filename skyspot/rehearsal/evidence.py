@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from skyspot.rehearsal import appended, files, journal, naming, remedies
-from skyspot.rehearsal.boundaries import Boundary, arrivals, boundaries, counted, sample, strikes
+from skyspot.rehearsal.boundaries import Boundary, arrivals, boundaries, counted, sample, strikes, that_prunes
 from skyspot.rehearsal.bucketfs.strike import Strike, points
 from skyspot.rehearsal.bucketfs.trace import Call, read_from
 from skyspot.rehearsal.lives import Follower, Life
@@ -125,8 +125,12 @@ class Evidence:
         assert save.complete is not None
         return max([save.complete, *(one.number for one in arrivals(self._reference.calls, self._learnt.saves, save))])
 
-    def places(self) -> list[Place]:
-        """List every place within one save at which a strike can fall; empty if there is no save to strike."""
+    def places(self, *, early: bool = False) -> list[Place]:
+        """List every place within one save at which a strike can fall; empty if there is no save to strike.
+
+        Args:
+            early: False: the save deletes older ones, if the undisturbed run's saves do.
+        """
         learnt = self.learnt
         if learnt is None or self._reference is None or self.paths is None:
             return []
@@ -135,13 +139,28 @@ class Evidence:
         saves = [save for save in learnt.saves if save.complete is not None]
         if not saves:
             return []
-        calls = self._reference.calls
         late = saves[min(2 if len(saves) >= ENOUGH_SAVES else 1, len(saves) - 1)]
-        places = boundaries(learnt.files, calls, learnt.saves, late)
+        since = learnt.saves.index(late)
+        prunes = None if early else that_prunes(learnt.files, self._reference.calls, learnt.saves, since)
+        return self.places_of(prunes or late)
+
+    def places_of(self, save: Save) -> list[Place]:
+        """List every place within one save of the undisturbed run."""
+        assert self.learnt
+        assert self._reference
+        files, calls = self.learnt.files, self._reference.calls
+        places = boundaries(files, calls, self.learnt.saves, save)
         return [
             Place(at_first, later, place.description, second, place.temporary)
-            for place, (at_first, later, second) in zip(places, strikes(learnt.files, calls, places), strict=True)
+            for place, (at_first, later, second) in zip(places, strikes(files, calls, places), strict=True)
         ]
+
+    def after_a_save(self, path: str) -> Place | None:
+        """The place just after a save of this file that is neither the first nor the last; None: there is none."""
+        saves = self.learnt.saves[1:-1] if self.learnt else ()
+        usable = [one for one in saves if one.complete is not None and any(file.path == path for file in one.files)]
+        places = self.places_of(usable[0]) if usable else []
+        return places[-1] if places else None
 
 
 @dataclass(frozen=True)

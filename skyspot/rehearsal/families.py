@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from skyspot.rehearsal import naming
 from skyspot.rehearsal.replay import Version
+from skyspot.rehearsal.slots import Slots, alike, in_step
 
 _NEAR = 0.2
 """Of a run that saves once: the part of its time within which files belong to that save."""
@@ -33,6 +34,17 @@ class Family:
     """The kinds that a later attempt has read."""
     saves: int
     """How many the undisturbed run made."""
+    slots: Slots = ()
+    """Where saves take turns between files, these; otherwise empty."""
+
+    @property
+    def anchors(self) -> frozenset[str]:
+        """Without a kind whose names tell the save: the paths of which each save has one."""
+        return frozenset(slot[0] for slot in self.slots) or frozenset({self.anchor})
+
+    def kind_like(self, path: str) -> str:
+        """The kind of the file at a path; the same for the files that slots have in common."""
+        return naming.parse(alike(self.slots, path)[0]).kind
 
     def label_of(self, path: str) -> tuple[int, ...] | None:
         """The numbers that tell the save of a file; None if its name tells none."""
@@ -42,7 +54,11 @@ class Family:
 
 
 def form(
-    candidates: dict[str, list[Version]], paths: dict[int, str], read: dict[str, int], span_s: float
+    candidates: dict[str, list[Version]],
+    paths: dict[int, str],
+    read: dict[str, int],
+    span_s: float,
+    slots: Sequence[Slots] = (),
 ) -> list[Family]:
     """Form families of what an undisturbed run wrote.
 
@@ -51,22 +67,46 @@ def form(
         paths: Where each version was put for good, by its number.
         read: The kinds that a later attempt has read.
         span_s: Seconds that the run took.
+        slots: Files that saves take turns to write.
     """
-    return [_family(group, paths, read) for group in _groups(candidates, paths, span_s)]
+    groups = _groups(candidates, paths, span_s, slots)
+    return [_family(group, paths, read, _slots_of(group, slots)) for group in groups]
+
+
+def _slots_of(kinds: Iterable[str], slots: Sequence[Slots]) -> Slots:
+    """The slots whose files are of these kinds; empty if there are none."""
+    known = set(kinds)
+    return next((one for one in slots if _kinds(one) <= known), ())
+
+
+def _kinds(slots: Slots) -> set[str]:
+    return {naming.parse(path).kind for slot in slots for path in slot}
+
+
+def fixed(candidates: dict[str, list[Version]], paths: dict[int, str]) -> dict[str, list[Version]]:
+    """What was written to each path that does not tell its save, in the order in which it was begun."""
+    found: dict[str, list[Version]] = {}
+    for versions in candidates.values():
+        if not naming.label_places([naming.parse(paths[version.number]) for version in versions]):
+            for version in versions:
+                found.setdefault(paths[version.number], []).append(version)
+    return found
 
 
 def _groups(
-    candidates: dict[str, list[Version]], paths: dict[int, str], span_s: float
+    candidates: dict[str, list[Version]], paths: dict[int, str], span_s: float, slots: Sequence[Slots]
 ) -> list[dict[str, list[Version]]]:
     """The kinds that are written in step: those whose names tell the same numbers, and those written as often."""
     labelled: list[tuple[set[tuple[int, ...]], dict[str, list[Version]]]] = []
-    fixed: list[tuple[str, list[Version]]] = []
+    unlabelled: dict[tuple[str, ...], list[Version]] = {}
+    """What is written once in each save, by the kinds of files that it is written to."""
     for kind, found in candidates.items():
         names = [naming.parse(paths[version.number]) for version in found]
         places = naming.label_places(names)
         if not places:
-            by_path = groupby(sorted(found, key=lambda one: (paths[one.number], one.number)), lambda o: paths[o.number])
-            fixed.append((kind, max((list(group) for _, group in by_path), key=len)))
+            turns = next((one for one in slots if kind in _kinds(one)), ())
+            kinds = tuple(sorted(_kinds(turns) & set(candidates))) if turns else (kind,)
+            unlabelled.setdefault(kinds, _once_a_save(turns or _longest(found, paths), kinds, candidates, paths))
             continue
         labels = {naming.at(name.numbers, places) for name in names}
         for others, group in labelled:
@@ -82,15 +122,29 @@ def _groups(
             labelled.append((labels, {kind: found}))
     groups = [group for _, group in labelled]
     rhythms = [_rhythm(group, paths) for group in groups]
-    for kind, found in sorted(fixed, key=lambda one: -_weight(one[0], one[1])):
+    for kinds, found in sorted(unlabelled.items(), key=lambda one: -_weight(one[0][0], one[1])):
         for group, rhythm in zip(groups, rhythms, strict=True):
-            if _are_one(kind, group) and _in_step(rhythm, found, span_s):
-                group[kind] = candidates[kind]
+            if _are_one(kinds[0], group) and _in_step(rhythm, found, span_s):
+                group.update({kind: candidates[kind] for kind in kinds})
                 break
         else:
-            groups.append({kind: candidates[kind]})
+            groups.append({kind: candidates[kind] for kind in kinds})
             rhythms.append(found)
     return groups
+
+
+def _longest(found: Sequence[Version], paths: dict[int, str]) -> Slots:
+    """The path that was written most often, as the only slot."""
+    return ((Counter(paths[version.number] for version in found).most_common(1)[0][0],),)
+
+
+def _once_a_save(
+    slots: Slots, kinds: Iterable[str], candidates: dict[str, list[Version]], paths: dict[int, str]
+) -> list[Version]:
+    """One version for each save: that of the slot's first file."""
+    firsts = {slot[0] for slot in slots}
+    found = [version for kind in kinds for version in candidates[kind] if paths[version.number] in firsts]
+    return sorted(found, key=lambda version: version.begun)
 
 
 def _are_one(kind: str, group: Iterable[str]) -> bool:
@@ -121,16 +175,10 @@ def _in_step(one: Sequence[Version], other: Sequence[Version], span_s: float) ->
     if len(one) == len(other) == 1:
         first, second = sorted((one[0], other[0]), key=lambda version: version.begun)
         return second.begun_s - first.closed_s <= _NEAR * span_s
-    ahead = 0
-    turns = sorted([(version.begun, 1) for version in one] + [(version.begun, -1) for version in other])
-    for _, turn in turns:
-        ahead += turn
-        if abs(ahead) > 1:
-            return False
-    return True
+    return in_step(one, other)
 
 
-def _family(group: dict[str, list[Version]], paths: dict[int, str], read: dict[str, int]) -> Family:
+def _family(group: dict[str, list[Version]], paths: dict[int, str], read: dict[str, int], slots: Slots) -> Family:
     places = {}
     for kind, found in group.items():
         chosen = naming.label_places([naming.parse(paths[version.number]) for version in found])
@@ -141,17 +189,20 @@ def _family(group: dict[str, list[Version]], paths: dict[int, str], read: dict[s
     if not places:
         best = max(group, key=lambda kind: (_weight(kind, group[kind]), -group[kind][0].begun))
         anchor = paths[group[best][0].number]
-        anchors = [version for version in group[best] if paths[version.number] == anchor]
+        anchors = _once_a_save(slots or ((anchor,),), group, group, paths)
+    of_anchors = {paths[one.number] for one in anchors}
     before = {
         kind
         for kind, found in group.items()
         if kind not in places
-        and not any(paths[one.number] == anchor for one in found)
+        and not any(paths[one.number] in of_anchors for one in found)
         and _comes_before(found, anchors)
     }
+    slots = () if places else slots
     known = frozenset(set(group) & set(read))
+    known |= _kinds(slots) if known & _kinds(slots) else set()  # Which slot a restart reads is chance.
     copies = frozenset(kind for kind in before if all(version.copy_of for version in group[kind]))
-    return Family(tuple(sorted(group)), places, anchor, frozenset(before), copies, known, len(anchors))
+    return Family(tuple(sorted(group)), places, anchor, frozenset(before), copies, known, len(anchors), slots)
 
 
 def _comes_before(found: Iterable[Version], anchors: Sequence[Version]) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from skyspot.rehearsal.boundaries import CLEARS
 from skyspot.rehearsal.evidence import Place, chosen
 from skyspot.rehearsal.watch import find_run, is_committed, walk
 from trainer.layout.names import MANIFEST, list_checkpoints
@@ -24,6 +25,8 @@ KINDS = (*DEFAULT_KINDS, AT_WRITE)
 """All kinds."""
 AT_A_CALL = ("kill-in-save", "torn", AT_WRITE)
 """Kinds that fall on one call of a save where each call is seen."""
+
+_DELETED = tuple(f"after the {call} of" for call in CLEARS)
 
 
 @dataclass(frozen=True)
@@ -127,14 +130,23 @@ def at_calls(
 def _within(places: Sequence[Place]) -> list[Place]:
     """List the places at which a save is begun and not over; all, if there are none."""
     begun = next((number for number, place in enumerate(places) if place.later.does != "mkdir"), 0) + 1
-    return [place for place in places[begun:] if place.later.phase != "after"] or list(places)
+    writes = [place.later.phase != "after" and place.later.does not in CLEARS for place in places]
+    over = max((number for number, does in enumerate(writes) if does), default=-1)
+    return list(places[begun : over + 1]) or list(places)
 
 
 def _hardest(places: Sequence[Place], count: int, seed: int) -> list[Place]:
-    """Choose places: first the one at which most files of a save are new and one is old or missing, then a sample."""
+    """Choose places: first those at which most is missing, then a sample.
+
+    Most is missing where older saves were deleted before the last file of this one was put into its place; then where
+    that file alone is old or missing.
+    """
     put = "before the rename", "before the create", "before the upload"
     last = [one for one in places if one.description.startswith(put)][-1:]
-    return (last + [one for one in chosen(places, count, seed) if one not in last])[:count]
+    before = places[: places.index(last[0])] if last else []
+    cleared = [one for one in before if one.description.startswith(_DELETED) and not one.temporary][-1:]
+    first = cleared + last
+    return (first + [one for one in chosen(places, count, seed) if one not in first])[:count]
 
 
 def tear(bucket: Path, run_folder: str | None) -> str | None:

@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from skyspot.rehearsal import naming
+from skyspot.rehearsal import naming, slots
 from skyspot.rehearsal.bucketfs.trace import Call
-from skyspot.rehearsal.families import Family, form
+from skyspot.rehearsal.families import Family, fixed, form
 from skyspot.rehearsal.replay import Version, Written
 
 CHECKPOINT, LOG, RESULT, SETTINGS, SCRATCH, OTHER = "checkpoint", "log", "result", "settings", "scratch", "other"
@@ -138,7 +138,8 @@ def learn(
     candidates = {kind: versions[kind] for kind, (role, _) in roles.items() if role in (CHECKPOINT, OTHER)}
     if checkpoints and any(role == CHECKPOINT for role, _ in roles.values()):
         candidates = {kind: versions[kind] for kind, (role, _) in roles.items() if role == CHECKPOINT}
-    families = form(candidates, paths, read, _span(reference))
+    turns = slots.find(fixed(candidates, paths), later)
+    families = form(candidates, paths, read, _span(reference), turns)
     believed = [one for one in families if _is_believed(one, roles)]
     if not believed:
         # What a run writes piece by piece, under names like those of logs too.

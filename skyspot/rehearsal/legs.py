@@ -70,7 +70,7 @@ class Legs:
         It is what the first strike left, or else what one more attempt leaves that is taken between two saves. None if
         there are no saves, or that attempt was not taken.
         """
-        places = self.tracing.evidence.places() if self.tracing.evidence and self.tracing.point else []
+        places = self.tracing.evidence.places(early=True) if self.tracing.evidence and self.tracing.point else []
         if self._start is None and places:
             leg, count = Leg("start", "Start"), self.settings.processes[0]
             # Before the save, or after it has arrived where a file does so later than at its close.

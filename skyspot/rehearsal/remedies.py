@@ -50,6 +50,10 @@ NO_CAUSE = Finding(
     "save and load what the step number does not tell: optimizer, scheduler, gradient scaler, random states (Python, "
     "NumPy, torch, CUDA), position in the data",
 )
+ONE_SLOT = Finding(
+    "saves take turns between files, and one of these is wrong",
+    "write the same state into each of them, in the same way",
+)
 MORE_STEPS = Finding(
     "trains more steps than asked",
     "save the number of steps done in all; train until the total, not `N more`; skip the batches of the epoch that are "
@@ -141,7 +145,7 @@ KEPT_APART = Finding(
 )
 
 FINDINGS = (
-    HALF_WRITTEN, MIXED, NOT_READ, DATA_ORDER, LEARNING_RATE, NO_CAUSE, MORE_STEPS, FEWER_STEPS, BEST_LOST,
+    HALF_WRITTEN, MIXED, NOT_READ, DATA_ORDER, LEARNING_RATE, NO_CAUSE, ONE_SLOT, MORE_STEPS, FEWER_STEPS, BEST_LOST,
     REPEATED_LINES, NOT_USED, OLDER_USED, DESTROYED, RUN_FOLDER, NEVER_SAVES, IRREGULAR, AT_NOTICE, EXITED_WITH_0,
     WORKERS, REFUSED,
     UNSCHEDULED, UNREGISTERED, UNSAVED, UNSTATED, ELSEWHERE, BATCHES, STREAMS, SEEDS, NONDETERMINISTIC,

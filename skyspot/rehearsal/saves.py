@@ -11,6 +11,7 @@ from skyspot.rehearsal import appended, naming
 from skyspot.rehearsal.families import Family
 from skyspot.rehearsal.files import Files, learn
 from skyspot.rehearsal.replay import Attempt, Bucket, Version, Written
+from skyspot.rehearsal.slots import alike
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def group(files: Files, written: Written, reference: Sequence[Save], base: int =
             else:
                 bundles.append([file])
     saves = [_save(family, bundle, written.number, base + order) for order, bundle in enumerate(bundles, start=1)]
-    saves = [_judged(save, reference) for save in _renumbered(saves, reference)]
+    saves = [_judged(family, save, reference) for save in _renumbered(saves, reference)]
     # A save that a later one of the same attempt follows was as complete as it was meant to be.
     last = max((order for order, save in enumerate(saves) if save.complete is not None), default=-1)
     return [_as_it_is(save) if order < last and reference else save for order, save in enumerate(saves)]
@@ -238,11 +239,11 @@ def _bundles(family: Family, members: list[SavedFile]) -> list[list[SavedFile]]:
     rest = []
     for file in members:
         label = family.label_of(file.path)
-        if label is None and (family.places or file.path != family.anchor):
+        if label is None and (family.places or file.path not in family.anchors):
             rest.append(file)
             continue
         bundle = newest.get(label or ())
-        if bundle is None or any(other.path == file.path for other in bundle):
+        if bundle is None or _has(family, bundle, file):
             bundle = newest[label or ()] = []
             bundles.append(bundle)
         bundle.append(file)
@@ -253,6 +254,11 @@ def _bundles(family: Family, members: list[SavedFile]) -> list[list[SavedFile]]:
     for bundle in bundles:
         bundle.sort(key=lambda file: file.begun)
     return bundles
+
+
+def _has(family: Family, bundle: list[SavedFile], file: SavedFile) -> bool:
+    """True if a save's files include this one, or the one in its place in another slot."""
+    return any(other.path in alike(family.slots, file.path) for other in bundle)
 
 
 def _attach(file: SavedFile, bundles: list[list[SavedFile]], anchors: list[int], before: frozenset[str]) -> None:
@@ -293,7 +299,7 @@ def _renumbered(saves: list[Save], reference: Sequence[Save]) -> list[Save]:
     return found
 
 
-def _judged(save: Save, reference: Sequence[Save]) -> Save:
+def _judged(family: Family, save: Save, reference: Sequence[Save]) -> Save:
     """The save, complete only if it has every file that the undisturbed run's has."""
     if not reference:
         return save
@@ -301,12 +307,12 @@ def _judged(save: Save, reference: Sequence[Save]) -> Save:
         (one for one in reference if (one.numbers == save.numbers if save.numbers else one.index == save.index)), None
     )
     if same is not None:
-        wanted = Counter(file.kind for file in same.files)
+        wanted = Counter(family.kind_like(file.path) for file in same.files)
     else:
         wanted = Counter()
-        sets = Counter(tuple(sorted(file.kind for file in one.files)) for one in reference)
+        sets = Counter(tuple(sorted(family.kind_like(file.path) for file in one.files)) for one in reference)
         wanted.update(sets.most_common(1)[0][0])
-    missing = tuple(sorted((wanted - Counter(file.kind for file in save.files)).elements()))
+    missing = tuple(sorted((wanted - Counter(family.kind_like(file.path) for file in save.files)).elements()))
     return replace(save, missing=missing, complete=None if missing else save.complete)
 
 
@@ -370,7 +376,7 @@ def _body(files: Files, save: Save) -> list[SavedFile]:
         return [file for file in save.files if family.label_of(file.path) is not None]
     # What no restart reads is not needed, as an optimizer's file that is forgotten.
     read = [file for file in save.files if file.kind in family.read - family.copies]
-    return read or [file for file in save.files if file.path == family.anchor] or list(save.files)
+    return read or [file for file in save.files if file.path in family.anchors] or list(save.files)
 
 
 # -- when a run saves ------------------------------------------------------------------------------------------------

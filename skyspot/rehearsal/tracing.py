@@ -110,7 +110,8 @@ class Tracing:
             return [one for one in tried if one.kind not in faults.AT_A_CALL or self.evidence.places()]
         places, tears = told_apart(self.evidence.places()), MANNERS[self.manner].direct
         if settings.at is not None:
-            return [replace(plan[0], at_fraction=None, place=named(settings.at, places))]
+            ends = [place for path in self._firsts() if (place := self.evidence.after_a_save(path))]
+            return [replace(plan[0], at_fraction=None, place=named(settings.at, [*ends, *places]))]
         return faults.at_calls(plan, places, settings.seed, tears=tears, every=settings.every_write)
 
     def revised(self, planned: Preemption | None) -> Preemption | None:
@@ -123,6 +124,15 @@ class Tracing:
         chosen = [replace(planned, place=None)]
         tears = MANNERS[self.manner].direct
         return next(iter(faults.at_calls(chosen, places, self._seed, tears=tears, every=False)), planned)
+
+    def slots(self) -> list[str]:
+        """The files that saves take turns to write, if a strike can choose which of them is the newest."""
+        return self._firsts() if self.sight == CALLS and not self._pinned else []
+
+    def _firsts(self) -> list[str]:
+        learnt = self.evidence.learnt if self.evidence else None
+        family = learnt.files.family if learnt else None
+        return [slot[0] for slot in family.slots] if family else []
 
     def why_not(self) -> dict[str, str]:
         """Say why kinds that concern a save were not tried."""

@@ -136,6 +136,14 @@ class Events:
         self._grown(path, file)
         file.close = self._calls.add("close", path, handle=file.handle, size=file.size)
 
+    def moved_in(self, path: str) -> None:
+        """A file was moved here from outside of the bucket, maybe in place of another."""
+        about, known = self._look(path), self._files.get(path)
+        if about and known and known.inode == about.st_ino:
+            return  # It was found before.
+        self._forget(path)
+        self.found(path)
+
     def _known(self, path: str) -> _File:
         if path not in self._files:
             self.found(path)

@@ -166,7 +166,7 @@ class Inotify:
         if old is None and is_folder:
             self._appeared(path, deep=True)
         elif old is None:
-            self._events.found(path)
+            self._events.moved_in(path)
         else:
             self._events.moved(old[0], path, is_folder=is_folder)
             for watch, folder in list(self._folders.items()) if is_folder else ():

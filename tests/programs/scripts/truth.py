@@ -38,6 +38,8 @@ RNG_IGNORED = "RNG file missing and ignored"
 WORKERS = "loader workers died of SIGTERM"
 NOT_REPRODUCIBLE = "not reproducible by itself"
 ENDLESS = "does not end"
+ONE_SLOT = "saves take turns between files, and one of these is wrong"
+DELETED = "deleted before the next was written"
 UNNAMED = "results differ, no cause named"
 
 # -- kinds of strike
@@ -413,5 +415,21 @@ TRUTHS = (
         moments=(step(36, STAYS_DOWN, TORN, cut="a.pkl"), step(36, EXACT), step(40, EXACT)),
         cure=(("if path.exists()]", "if path.exists() and path.read_bytes().endswith(pickle.STOP)]"),),
         show=few(TORN),
+    ),
+    Truth(
+        "slot_without_momentum", NOT_EXACT,
+        "a.pkl lacks the momentum; a restart from b.pkl is right. Which of them is the newer one is chance.",
+        fails=always(NOT_EXACT), cause=ONE_SLOT, files=("a.pkl",), moments=(step(36, NOT_EXACT), step(40, EXACT)),
+        cure=(("if step // SAVE_EVERY % 2 == 0:\n        saved[\"momentum\"], slot = momentum, \"b.pkl\"",
+               "saved[\"momentum\"] = momentum\n    if step // SAVE_EVERY % 2 == 0:\n        slot = \"b.pkl\""),),
+        show=few(IN_SAVE),
+    ),
+    Truth(
+        "clears_first", LOST_WORK,
+        "Before the fifth save is written, the four that are there are deleted; and so again four saves later.",
+        fails={IN_SAVE: LOST_WORK, AT_WRITE: LOST_WORK, TORN: LOST_WORK}, cause=DELETED, files=("states/step_#.pkl",),
+        moments=(Moment(AT_WRITE, "temporary.write_bytes(", 5, LOST_WORK), step(36, EXACT)),
+        cure=(("for path in old:", "for path in sorted(old, key=number)[:-1]:"),),
+        show=few(AT_WRITE),
     ),
 )  # fmt: skip
