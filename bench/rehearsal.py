@@ -2,9 +2,11 @@
 
     python -m bench.rehearsal [--rounds N] [--seconds S] [--report FILE]
 
-Three scripts compute for 10 s and save every quarter of a second: one is right, one writes its checkpoint in place, one
-saves half of its state. Each is run by itself and then rehearsed with the defaults, in turn. The bound that the project
-holds itself to: a rehearsal takes at most 6 times as long as its script. Exit status 1 means that it did not hold.
+Four scripts compute for 10 s and save every quarter of a second: one is right, one writes its checkpoint in place, one
+saves half of its state, one trains with `SpotRun` on a store that its task names, so that the bucket is served through
+FUSE while records tell of the steps. Each is run by itself and then rehearsed with the defaults, in turn. The bound
+that the project holds itself to: a rehearsal takes at most 6 times as long as its script. Exit status 1 means that it
+did not hold.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ SCRIPTS = {
     "renames its checkpoint (right)": "rename",
     "writes it in place (wrong)": "in-place",
     "saves half of its state (wrong)": "half",
+    "SpotRun on a named store (right)": "records",
 }
 SCRIPT = """\
 import os, pathlib, pickle, sys, zlib
@@ -49,17 +52,40 @@ while done < saves:
         (out / "state.tmp").replace(kept)
 (out / "result.txt").write_text(str(total))
 """
+RECORDS = """\
+import os, pathlib, zlib
+
+import torch
+
+from trainer import SpotRun
+
+out, saves, work = pathlib.Path(os.environ["OUT"]), int(os.environ["SAVES"]), int(os.environ["WORK"])
+block, total = bytes(1 << 20), 0
+torch.manual_seed(0)
+with SpotRun(out, save_every=1) as run:
+    model = torch.nn.Linear(512, 512)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    run.register(model=model, optimizer=optimizer)
+    for batch in run.steps(torch.utils.data.DataLoader(torch.randn(saves, 512)), until=saves):
+        for number in range(work):
+            total = zlib.crc32(block, total)
+        loss = (model(batch) ** 2).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        run.log(loss=loss)
+    run.finish()
+"""
 TASK = """\
 name: own
 resources: {{use_spot: true}}
 envs: {{OUT: /checkpoints/own, SAVES: "{saves}", WORK: "{work}", HOW: {how}}}
 file_mounts:
-  /checkpoints: {{name: somebodys-bucket, mode: MOUNT}}
+  /checkpoints: {{name: somebodys-bucket, mode: MOUNT{store}}}
   ~/code/script.py: {script}
 run: |
   python ~/code/script.py
 """
-REHEARSE = ["--compare", "own/result.txt", "--mount-like", "local", "--json"]
 
 
 @dataclass(frozen=True)
@@ -76,12 +102,17 @@ class Pair:
 
 def once(folder: Path, script: Path, how: str, work: int) -> Pair:
     """Run the script, and rehearse it."""
+    records = how == "records"
     env = {"OUT": str(folder / "own"), "SAVES": str(SAVES), "WORK": str(work), "HOW": how}
+    (folder / "own").mkdir()
     alone = timed.run([sys.executable, script], folder, env)
-    (folder / "task.yaml").write_text(TASK.format(saves=SAVES, work=work, how=how, script=script))
-    rehearsed = timed.run([sys.executable, "-m", "skyspot", "rehearse", "task.yaml", *REHEARSE], folder)
-    if alone.code or rehearsed.code != (how != "rename"):
-        raise SystemExit(f"{how}: exit {alone.code} alone, {rehearsed.code} rehearsed\n{rehearsed.stderr}")
+    store = ", store: s3" if records else ""
+    (folder / "task.yaml").write_text(TASK.format(saves=SAVES, work=work, how=how, script=script, store=store))
+    options = [] if records else ["--compare", "own/result.txt", "--mount-like", "local"]
+    rehearsed = timed.run([sys.executable, "-m", "skyspot", "rehearse", "task.yaml", *options, "--json"], folder)
+    if alone.code or rehearsed.code != (how in ("in-place", "half")):
+        said = f"{alone.stderr}{rehearsed.stderr}{rehearsed.stdout}"
+        raise SystemExit(f"{how}: exit {alone.code} alone, {rehearsed.code} rehearsed\n{said}")
     return Pair(alone, rehearsed)
 
 
@@ -143,13 +174,14 @@ def main() -> int:
     before = machine.load()
     with tempfile.TemporaryDirectory(prefix="skyspot-bench-") as name:
         folder = Path(name)
-        script = folder / "script.py"
+        script, records = folder / "script.py", folder / "records.py"
         script.write_text(SCRIPT)
+        records.write_text(RECORDS)
         work = calibrate(folder, script, options.seconds)
         for _ in range(options.rounds):
             for title, how in SCRIPTS.items():
                 with _fresh(folder) as place:
-                    pairs[title].append(once(place, script, how, work))
+                    pairs[title].append(once(place, records if how == "records" else script, how, work))
     ratio = max(statistics.median(pair.ratio for pair in found) for found in pairs.values())
     holds = "holds" if ratio <= BOUND else "does **not** hold"
     text = sections.paragraphs(
