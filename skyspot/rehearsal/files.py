@@ -138,8 +138,7 @@ def learn(
     candidates = {kind: versions[kind] for kind, (role, _) in roles.items() if role in (CHECKPOINT, OTHER)}
     if checkpoints and any(role == CHECKPOINT for role, _ in roles.values()):
         candidates = {kind: versions[kind] for kind, (role, _) in roles.items() if role == CHECKPOINT}
-    turns = slots.find(fixed(candidates, paths), later)
-    families = form(candidates, paths, read, _span(reference), turns)
+    families = form(candidates, paths, read, _span(reference), slots.find(fixed(candidates, paths), later))
     believed = [one for one in families if _is_believed(one, roles)]
     if not believed:
         # What a run writes piece by piece, under names like those of logs too.
