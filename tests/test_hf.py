@@ -25,10 +25,12 @@ from support import (
     weights,
 )
 
-from trainer.errors import RunError
+from trainer import check
 from trainer.layout.names import RunPaths, list_checkpoints
+from trainer.training.cut_models import unsupported_cut
 
 SCRIPT = PROGRAMS / "hf.py"
+SHARDED = '{"state_dict_type": "SHARDED_STATE_DICT"}'
 
 
 def test_each_batch_that_is_trained_on_is_given_to_the_rehearsal() -> None:
@@ -104,7 +106,7 @@ def test_a_run_that_is_struck_ends_with_the_same_bits(tmp_path: Path, tmp_path_f
     ("args", "strikes"),
     [
         (("--fsdp",), ["5:SIGTERM"]),
-        (("--fsdp", '{"state_dict_type": "SHARDED_STATE_DICT"}', "--lora"), ["5:SIGKILL"]),
+        (("--fsdp", SHARDED, "--lora"), ["5:SIGTERM"]),
         (("--trainer", "sft", "--lora"), ["5:SIGTERM"]),
     ],
     ids=["cut", "cut-adapter", "sft-adapter"],
@@ -112,6 +114,11 @@ def test_a_run_that_is_struck_ends_with_the_same_bits(tmp_path: Path, tmp_path_f
 def test_cut_models_and_adapters_on_two_ranks_resume_exactly(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, args: tuple[object, ...], strikes: list[str]
 ) -> None:
+    if SHARDED in args and check.installed("accelerate") < (1, 13):
+        ended = hf(tmp_path / "run", *args, processes=2)
+        assert "Error: SpotCallback does not support FSDP2's SHARDED_STATE_DICT with accelerate below" in ended.output
+        assert ended.code == 1
+        return
     ends_alike(tmp_path / "run", tmp_path_factory, *args, "--until", 6, strikes=strikes, processes=2)
 
 
@@ -233,16 +240,28 @@ def test_a_mistake_is_said_in_a_line(tmp_path: Path, mistake: str, message: str)
     assert "Traceback" not in ended.output
 
 
-@pytest.mark.parametrize("is_enabled", [True, False], ids=["used", "left out on CPUs"])
-def test_deepspeed_is_refused(monkeypatch: pytest.MonkeyPatch, is_enabled: bool) -> None:
-    from trainer import hf
-
-    args = types.SimpleNamespace(deepspeed=None if is_enabled else "zero2.json")
-    asked = types.SimpleNamespace(args=args, is_deepspeed_enabled=is_enabled, is_fsdp_enabled=False, model=None)
-    monkeypatch.setattr(hf, "_calling_trainer", lambda: asked)
-    run = types.SimpleNamespace(_framework_loop=lambda framework: None)
-    with pytest.raises(RunError, match=r"SpotCallback does not support DeepSpeed: use FSDP2, with fsdp_config="):
-        hf.SpotCallback(run).on_init_end(args, None, None)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("deepspeed", "is_used", "version", "accelerate_is_old", "message"),
+    [
+        (None, True, 0, False, "DeepSpeed: use FSDP2"),
+        ("zero2.json", False, 0, False, "DeepSpeed: use FSDP2"),  # Left out on CPUs.
+        (None, False, 1, False, "FSDP1: use FSDP2"),
+        (None, False, 2, True, "FSDP2's SHARDED_STATE_DICT with accelerate below 1.13"),
+        (None, False, 2, False, ""),
+    ],
+)
+def test_what_cuts_a_model_and_cannot_be_resumed_is_refused(
+    monkeypatch: pytest.MonkeyPatch, deepspeed: object, is_used: bool, version: int, accelerate_is_old: bool,
+    message: str,
+) -> None:  # fmt: skip
+    plugin = types.SimpleNamespace(fsdp_version=version, state_dict_type="StateDictType.SHARDED_STATE_DICT")
+    monkeypatch.setattr(check, "installed", lambda name: (1, 12) if accelerate_is_old else (1, 13))
+    trainer = types.SimpleNamespace(
+        args=types.SimpleNamespace(deepspeed=deepspeed), is_deepspeed_enabled=is_used, is_fsdp_enabled=version > 0,
+        accelerator=types.SimpleNamespace(state=types.SimpleNamespace(fsdp_plugin=plugin)),
+    )  # fmt: skip
+    assert unsupported_cut(trainer).startswith(message)
+    assert bool(unsupported_cut(trainer)) == bool(message)
 
 
 @pytest.mark.slow

@@ -74,6 +74,15 @@ def unsupported(*names: str) -> str:
     return ""
 
 
+def installed(name: str) -> Version:
+    """The installed release of a framework, as (major, minor).
+
+    Raises:
+        PackageNotFoundError: it is not installed.
+    """
+    return _numbers(metadata.version(name))
+
+
 def require(*names: str) -> None:
     """End the process with a line if the installed version of one of these frameworks is not supported.
 

@@ -35,6 +35,7 @@ from trainer.checkpoint.shards import local
 from trainer.errors import RunError
 from trainer.machine import scratch
 from trainer.training import rng
+from trainer.training.cut_models import unsupported_cut
 from trainer.training.drawn_ahead import DrawnAhead
 from trainer.training.folder_loop import FolderLoop, move_into
 from trainer.training.frozen_base import frozen_digest
@@ -92,8 +93,8 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
         self._args, run, trainer = args, self._run, _calling_trainer()
         if found := check.unsupported(*_frameworks(trainer)):
             raise RunError(found)
-        if flattens := _flattens(trainer):
-            raise RunError(f'SpotCallback does not support {flattens}: use FSDP2, with fsdp_config={{"version": 2}}')
+        if found := unsupported_cut(trainer):
+            raise RunError(f"SpotCallback does not support {found}")
         for name, remedy in _REFUSED.items():
             if getattr(args, name, False):
                 raise RunError(f"TrainingArguments({name}=True) does not work with SpotCallback: {remedy}")
@@ -371,13 +372,6 @@ def _frameworks(trainer: Any) -> list[str]:
     """TRL, peft, or both, if the trainer or its model comes from there."""
     kinds = (*type(trainer).__mro__, *type(trainer.model).__mro__)
     return sorted({kind.__module__.partition(".")[0] for kind in kinds} & {"peft", "trl"})
-
-
-def _flattens(trainer: Any) -> str:
-    """FSDP1 or DeepSpeed if the Trainer uses it; empty if not. On CPUs DeepSpeed may be left out though asked for."""
-    if trainer.is_deepspeed_enabled or trainer.args.deepspeed:
-        return "DeepSpeed"
-    return "FSDP1" if trainer.is_fsdp_enabled and trainer.accelerator.state.fsdp_plugin.fsdp_version == 1 else ""
 
 
 def _grouping(args: Any) -> str:

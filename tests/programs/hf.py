@@ -80,6 +80,8 @@ def make_model(dropout: float) -> LlamaForCausalLM:
 
 
 def arguments(given: argparse.Namespace, kind: type = TrainingArguments, **more):
+    if given.fsdp is not None:  # Early releases of transformers 5 take this one of fsdp_config from there.
+        os.environ["FSDP_STATE_DICT_TYPE"] = given.fsdp.get("state_dict_type", "FULL_STATE_DICT")
     args = kind(
         output_dir=str(Path(given.dir).parent / "output"), use_cpu=True, report_to=[], disable_tqdm=True,
         per_device_train_batch_size=given.batch, gradient_accumulation_steps=given.accumulate, seed=5,
