@@ -242,6 +242,30 @@ def test_a_loop_that_leaves_a_loader_early_resumes_with_the_next_one(attempts: A
     assert attempts("struck").all(script, [3, 6, 9]).result == whole
 
 
+@pytest.mark.parametrize(("counts", "size"), [("run.step", 5), ("run.state", 6)])  # The first can be an epoch only.
+def test_an_attempt_that_skips_the_calls_that_are_done_goes_on_as_if_it_had_not(
+    attempts: Any, counts: str, size: int
+) -> None:
+    def script(run: SpotRun, strike: Callable[[], None]) -> None:
+        model, optimizer = parts()
+        run.register(model=model, optimizer=optimizer)
+        for call in range(run.step // size if counts == "run.step" else run.state.get("calls", 0), 3):
+            loader = DataLoader(TensorDataset(X + call, X.sum(1, keepdim=True)), batch_size=4, shuffle=True)
+            for batch in run.steps(loader, until=size * (call + 1)):
+                train(run, strike, model, optimizer, batch)
+            if counts == "run.state":
+                optimizer.param_groups[0]["lr"] /= 2
+                run.state["calls"] = call + 1
+        run.finish()
+
+    whole = attempts("whole").all(script).result
+    assert sorted(whole[0]) == list(range(1, 3 * size + 1))
+    run = attempts("at an end").all(script, [2 * size])
+    assert event(run.folder, "restored")["step"] == 2 * size
+    assert run.result == whole
+    assert attempts("within").all(script, [8, 14], "crash").result == whole
+
+
 def test_an_iterator_that_can_be_read_once_is_named(attempts: Any, capfd: Any) -> None:
     def script(run: SpotRun, strike: Callable[[], None]) -> None:
         model, optimizer = parts()

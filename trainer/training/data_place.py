@@ -32,6 +32,8 @@ class DataPlace:
         """The number of the loader that they belong to, among those that the run has used (phases.py)."""
         self.until: int | None = None
         """Where the call of `steps` with it ends."""
+        self.first_until: int | None = None
+        """Where the run's first call of `steps` ends."""
         self.epoch_streams: torch.Tensor | None = None
         """This rank's random streams at the beginning of the epoch."""
         self.epoch_generators: list[torch.Tensor] = []
@@ -46,7 +48,7 @@ class DataPlace:
 
     def counters(self) -> dict[str, Any]:
         """What a checkpoint's counters say of the place."""
-        names = ("epoch", "batches", "samples", "is_last", "loader", "until")
+        names = ("epoch", "batches", "samples", "is_last", "loader", "until", "first_until")
         return {name: getattr(self, name) for name in names}
 
     def streams(self) -> torch.Tensor:
@@ -67,6 +69,7 @@ class DataPlace:
         self.processes_then = None if restored.same_processes else restored.manifest.facts.get("world_size")
         self.is_last = counters["is_last"]
         self.loader, self.until = counters.get("loader", 0), counters.get("until")
+        self.first_until = counters.get("first_until")
         if restored.streams is not None:
             place, *found = rng.unpack(restored.streams)
             assert place is not None
