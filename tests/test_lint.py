@@ -17,7 +17,7 @@ from support_sky import run_sky
 
 from skyspot.lint import linter, resources, rules
 from skyspot.migrate.source import task_yaml
-from skyspot.task import known_keys, shell
+from skyspot.task import known_keys, ladder, shell
 from skyspot.task.options import Options
 from skyspot.task.shell import commands
 
@@ -897,7 +897,8 @@ os.environ[constants.ENV_VAR_IS_SKYPILOT_SERVER] = "1"
 plugins._plugins_loaded = True
 strict = outcome({"run": "x", "resources": {"job_recovery": {"max_restarts": 3}}})
 strategies = sorted(registry.JOBS_RECOVERY_STRATEGY_REGISTRY)
-print(json.dumps({"answers": answers, "no_spot": no_spot, "strict": strict, "strategies": strategies}))
+print(json.dumps({"answers": answers, "no_spot": no_spot, "strict": strict, "strategies": strategies,
+    "clouds": sorted(constants.ALL_CLOUDS)}))
 """
 
 
@@ -944,6 +945,7 @@ def test_the_installed_skypilot_does_what_lint_says(tmp_path: Path) -> None:
     assert list(zip(SKYPILOT, found["answers"], strict=True)) == [(case, case[1]) for case in SKYPILOT]
     assert found["strict"].startswith("here: "), "the server's schema refuses an unknown key of job_recovery"
     assert set(found["no_spot"]) == {*resources.NO_SPOT, "kubernetes"}
+    assert found["clouds"] == sorted(ladder.CLOUDS)
     assert found["strategies"] == sorted(resources.STRATEGIES)
 
 

@@ -23,10 +23,11 @@ from skyspot.rehearsal.injector import Injector
 from skyspot.rehearsal.limits import format_duration, limit_s, read_duration
 from skyspot.rehearsal.machine import Machine
 from skyspot.rehearsal.metadata import AwsMetadata
-from skyspot.rehearsal.needs import gpu_notes, gpus_here
+from skyspot.rehearsal.needs import gpu_notes, gpus_here, with_needs
 from skyspot.rehearsal.pace import Pace, pace, too_short
 from skyspot.rehearsal.saves import Learnt, study
-from skyspot.rehearsal.task import read_task
+from skyspot.rehearsal.result import Settings
+from skyspot.rehearsal.task import RehearsalTask, read_task
 from skyspot.rehearsal.view import View
 from skyspot.rehearsal.watch import Watch
 
@@ -186,6 +187,13 @@ def test_fewer_gpus_than_the_task_requests_are_said(count: int, here: int, chose
     notes = gpu_notes(count, here, chosen=chosen)
     assert len(notes) == len(said)
     assert all(note.endswith(text) for note, text in zip(notes, said, strict=True))
+
+
+@pytest.mark.parametrize(("setup", "is_said"), [("true", False), ("pip install x", True)])
+def test_the_template_commands_default_setup_is_no_difference(setup: str, is_said: bool) -> None:
+    envs = {"SKYSPOT_SETUP": setup}
+    task = RehearsalTask("r", "x", 'bash -c "$SKYSPOT_SETUP"', envs, (), None, frozenset(), ())
+    assert any("`setup` was not run" in note for note in with_needs(task, Settings()).notes) == is_said
 
 
 def test_gpus_are_counted_by_their_devices(tmp_path: Path) -> None:
@@ -380,7 +388,7 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
     [
         (
             2, Pace("steps", 60, 30), 0.0,
-            "over after 2 of 5 preemptions: 300 steps are enough, its saves come every 30; "
+            "it ended after 2 of 5 preemptions: 300 steps are enough, its saves come every 30; "
             "or ask for fewer: --preemptions 2",
         ),
         (
@@ -389,27 +397,27 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
         ),
         (
             0, Pace("steps", 60, 2), 0.0,
-            "over after 0 of 5 preemptions: 360 steps are enough, its saves come every 2",
+            "it ended after 0 of 5 preemptions: 360 steps are enough, its saves come every 2",
         ),
         (
             3, Pace("steps", 60, None), 0.0,
-            "over after 3 of 5 preemptions: 180 steps are enough, it has 60; or ask for fewer: --preemptions 3",
+            "it ended after 3 of 5 preemptions: 180 steps are enough, it has 60; or ask for fewer: --preemptions 3",
         ),
         (
             1, Pace("epochs", 3, 1), 0.5,
-            "over after 1 of 5 preemptions: 10 epochs are enough, its saves come every 1; "
+            "it ended after 1 of 5 preemptions: 10 epochs are enough, its saves come every 1; "
             "or ask for fewer: --preemptions 1",
         ),
         (
             2, Pace("saves", 4, 1), 0.5,
-            "over after 2 of 5 preemptions: 10 saves are enough, it makes 4; or ask for fewer: --preemptions 2",
+            "it ended after 2 of 5 preemptions: 10 saves are enough, it makes 4; or ask for fewer: --preemptions 2",
         ),
         (
             2, None, 0.5,
-            "over after 2 of 5 preemptions: it takes 4.0 s, 3.5 s of them before its first write to the "
+            "it ended after 2 of 5 preemptions: it takes 4.0 s, 3.5 s of them before its first write to the "
             "bucket; 16 s are enough; or ask for fewer: --preemptions 2",
         ),
-        (0, None, 0.0, "over after 0 of 5 preemptions: it takes 4.0 s; 48 s are enough"),
+        (0, None, 0.0, "it ended after 0 of 5 preemptions: it takes 4.0 s; 48 s are enough"),
     ],
 )  # fmt: skip
 def test_a_run_that_is_too_short_is_told_what_is_enough(
@@ -449,7 +457,7 @@ def test_a_task_that_is_over_too_soon_is_said(tmp_path: Path) -> None:
     )
     done = rehearse("task.yaml", "--kinds", "kill", "--preemptions", 2, "--compare", "result", cwd=tmp_path)
     assert done.returncode == 1
-    assert "not checked: over after 0 of 2 preemptions: it takes " in done.stdout
+    assert "not checked: it ended after 0 of 2 preemptions: it takes " in done.stdout
 
 
 def test_a_script_that_finishes_its_work_at_sigterm_has_finished(tmp_path: Path) -> None:

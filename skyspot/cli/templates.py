@@ -51,7 +51,7 @@ def show(name: str) -> None:
     click.echo("Parameters (--set KEY=VALUE):")
     width = max((len(p.name) for p in found.parameters), default=0)
     for p in found.parameters:
-        default = "(required)" if p.default is None else f"(default: {p.default})"
+        default = "(required)" if p.default is None else "(optional)" if p.default == "" else f"(default: {p.default})"
         click.echo(f"  {p.name:<{width}}  {p.help} {default}")
     click.echo(f"\n{found.text}", nl=False)
 

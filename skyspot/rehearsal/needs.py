@@ -16,7 +16,8 @@ def with_needs(task: RehearsalTask, settings: Settings) -> RehearsalTask:
     count = settings.gpus_per_node if settings.gpus_per_node is not None else task.gpus_per_node
     python = settings.interpreter or task.interpreter
     notes = [*task.notes]
-    if task.setup.strip() and not settings.setup:
+    has_setup = task.setup.strip() and task.envs.get("SKYSPOT_SETUP") != "true"  # The template command's default.
+    if has_setup and not settings.setup:
         notes.append("the task's `setup` was not run; --setup runs it on each new machine.")
     another = "" if settings.interpreter else "; --python VENV chooses another"
     notes.append(f"`python` on its machines was {python.path} ({python.version}){another}.")

@@ -59,7 +59,7 @@ def too_short(had: int, wanted: int, *, known: Pace | None, seconds: float, writ
     """
     if known and not known.total:
         return "no step logged a loss, which tells where to strike: call `run.log(loss=loss)` in the loop"
-    over = f"over after {had} of {wanted} preemptions"
+    over = f"it ended after {had} of {wanted} preemptions"
     fewer = f"; or ask for fewer: --preemptions {had}" if had else ""
     scale = (wanted + 1) / (had + 1)
     if known and known.every:

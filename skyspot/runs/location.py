@@ -79,7 +79,10 @@ def open_run(where: Location) -> RunPaths:
         UnreadableError: the bucket cannot be read from this machine.
     """
     if where.url is None and where.made is not None:
-        raise UnreadableError(f"SkyPilot created the bucket {where.made}, and its store is unknown")
+        raise UnreadableError(
+            f"the task names the bucket {where.made} without a URL, so its store is unknown; once it exists, pass its "
+            f"URL to --bucket (s3://{where.made}, gs://...)"
+        )
     if where.url is None:
         root = Path(where.inside)
         if not workers.call(root, os.path.isdir, root.parent, seconds=workers.TIMEOUT_S):

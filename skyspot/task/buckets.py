@@ -53,8 +53,13 @@ def is_url(text: str) -> bool:
     return "://" in text
 
 
-def _split(option: str, url: str) -> tuple[str, str]:
+def _split(option: str, url: str, also: str = "") -> tuple[str, str]:
     """Split a URL into the bucket's URL and the prefix.
+
+    Args:
+        option: The option with the URL.
+        url: Its value.
+        also: What else the option takes, for the message.
 
     Raises:
         UsageError: the text is not a bucket URL.
@@ -67,6 +72,7 @@ def _split(option: str, url: str) -> tuple[str, str]:
             raise UsageError(
                 f"{option}: {shown(url)} is neither a bucket URL (s3://, gs://, r2:// or "
                 "https://ACCOUNT.blob.core.windows.net/CONTAINER, with or without a prefix) nor an absolute path"
+                f"{also}"
             )
         root, prefix = azure[1], azure[2]
     parts = [part for part in (prefix or "").split("/") if part]
@@ -90,7 +96,7 @@ def checkpoints(bucket: str | None) -> Store:
     if _NAME.fullmatch(bucket):
         # A bare name: SkyPilot knows its store, or creates it. `launch` remembers a created bucket by its name.
         return Store(MOUNT_POINT, MOUNT_POINT, {"name": bucket, "mode": "MOUNT"}, made=True)
-    root, prefix = _split("--bucket", bucket)
+    root, prefix = _split("--bucket", bucket, ", nor a bucket's name (lower-case letters, digits and -, at least 3)")
     folder = f"{MOUNT_POINT}/{prefix}" if prefix else MOUNT_POINT
     return Store(folder, MOUNT_POINT, {"source": root, "mode": "MOUNT"})
 

@@ -6,13 +6,19 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from skyspot.errors import UsageError, shown
+from skyspot.errors import UsageError, did_you_mean, shown
 from skyspot.task.gpus import Accelerators
 
 RECOVER = 75
 """The exit code with which our trainer requests a restart. It is the trainer's EXIT_PREEMPTED, but `trainer` cannot be
 imported here: that could run a trainer.py of the user's in the working folder."""
 _INFRA = re.compile(r"[A-Za-z0-9*][A-Za-z0-9*._:@-]*(/[A-Za-z0-9*][A-Za-z0-9*._:@-]*){0,3}")
+CLOUDS = (
+    "aws", "azure", "cudo", "do", "fluidstack", "gcp", "hyperbolic", "ibm", "kubernetes", "lambda", "mithril", "nebius",
+    "oci", "paperspace", "primeintellect", "runpod", "scp", "seeweb", "shadeform", "slurm", "ssh", "vast", "verda",
+    "vsphere", "yotta",
+)  # fmt: skip
+"""SkyPilot's, by sky/skylet/constants.py (ALL_CLOUDS)."""
 # Places without spot instances, by sky/clouds/. Kubernetes has spot if its nodes are labelled for it; an SSH node pool
 # is a Kubernetes on one's own machines.
 NO_SPOT = (
@@ -53,6 +59,10 @@ def check_infra(option: str, infra: str) -> str:
     """
     if not _INFRA.fullmatch(infra):
         raise UsageError(f"{option}: {shown(infra)} is not a place like aws, aws/us-east-1 or slurm/cluster/partition")
+    cloud = infra.partition("/")[0]
+    # A release of SkyPilot may know more clouds, so only a misspelled one is refused.
+    if cloud.lower() not in (*CLOUDS, "k8s") and (nearest := did_you_mean(cloud, CLOUDS)):
+        raise UsageError(f"{option}: {shown(infra)} is in no cloud that SkyPilot knows.{nearest}")
     return infra
 
 

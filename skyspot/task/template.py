@@ -129,7 +129,8 @@ def values(template: Template, given: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: parameter.default for name, parameter in known.items()}
     for name, value in given.items():
         if name not in known:
-            raise UsageError(f"template {template.name} has no parameter {shown(name)}.{did_you_mean(name, known)}")
+            remedy = did_you_mean(name, known) or f" `skyspot templates show {template.name}` lists its parameters."
+            raise UsageError(f"template {template.name} has no parameter {shown(name)}.{remedy}")
         found[name] = _typed(name, known[name].default, value)
     missing = [name for name, value in found.items() if value is None]
     if missing:

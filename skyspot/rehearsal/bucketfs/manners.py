@@ -52,7 +52,8 @@ REMEDIES = {
     SEEK: "write the file front to back (torch.save does, safetensors.save_file does not), or to a local folder and "
     "copy it",
     APPEND: "open a new file for each attempt, or append to a local file and copy it",
-    CUT: "write a new file instead of cutting one",
+    CUT: "write a new file instead of cutting one, or write to a local folder and copy it (safetensors 0.8 cuts its "
+    "files)",
     LINK: "write the file twice, or its name into a small file (`latest.txt`)",
     SYMLINK: "write the name into a small file (`latest.txt`)",
     RENAME_FULL: "write the files into their folder's final name, and a marker file last",
