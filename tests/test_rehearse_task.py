@@ -25,8 +25,8 @@ from skyspot.rehearsal.machine import Machine
 from skyspot.rehearsal.metadata import AwsMetadata
 from skyspot.rehearsal.needs import gpu_notes, gpus_here, with_needs
 from skyspot.rehearsal.pace import Pace, pace, too_short
-from skyspot.rehearsal.saves import Learnt, study
 from skyspot.rehearsal.result import Settings
+from skyspot.rehearsal.saves import Learnt, study
 from skyspot.rehearsal.task import RehearsalTask, read_task
 from skyspot.rehearsal.view import View
 from skyspot.rehearsal.watch import Watch

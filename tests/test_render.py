@@ -210,6 +210,28 @@ def test_a_script_is_started_by_skyspots_launcher_in_so_many_processes(tmp_path:
     assert own["file_mounts"].keys() == task["file_mounts"].keys(), "the command itself asks for the launcher"
 
 
+@pytest.mark.parametrize(
+    ("command", "text", "beside", "is_shipped"),
+    [
+        ("python src/train.py --lr 1", "import os\nfrom trainer import SpotRun\n", "", True),
+        ("python src/train.py", "from trainer.hf import SpotCallback\n", "", True),
+        ("python src/train.py", "from trainers import x\n", "", False),
+        ("python src/train.py", "from trainer import Trainer\n", "trainer.py", False),
+        ("python src/other.py", "from trainer import SpotRun\n", "", False),
+    ],
+)
+def test_a_command_gets_the_trainer_that_its_script_imports(
+    tmp_path: Path, command: str, text: str, beside: str, is_shipped: bool
+) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "train.py").write_text(text)
+    if beside:
+        (tmp_path / "src" / beside).touch()
+    made = render.from_template(Options(task="command", parameters={"workdir": str(tmp_path), "command": command}))
+    assert made.trainer == is_shipped
+    assert ("recover_on_exit_codes: [75]" in made.text) == is_shipped
+
+
 def test_the_command_imports_the_trainer_that_was_shipped(tmp_path: Path) -> None:
     given = ("render", "command", "--set", "command=train.py", "--set", "processes=2", "-n", "run-001", "-o", ".")
     assert skyspot(*given, cwd=tmp_path).returncode == 0

@@ -76,7 +76,8 @@ def from_template(options: Options) -> Rendered:
     needs_trainer = chosen.trainer
     if "command" in declared:
         command = started.launched(parameters["command"], parameters.pop("processes", ""))
-        parameters["command"], needs_trainer = command, needs_trainer or started.needs_trainer(command)
+        parameters["command"] = command
+        needs_trainer = needs_trainer or started.needs_trainer(command, str(parameters.get("workdir", "")))
     _bend_defaults(parameters, given)
     _check_sizes(parameters)
     if needs_trainer:

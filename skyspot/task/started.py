@@ -1,10 +1,13 @@
-"""The command of a task that starts a script with skyspot's launcher."""
+"""The command of a task that starts a script with skyspot's launcher, or one that imports skyspot's trainer."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from skyspot.errors import UsageError, shown
+
+_IMPORT = re.compile(r"^\s*(?:from|import)\s+trainer\b", re.MULTILINE)
 
 
 def launched(command: str, processes: str) -> str:
@@ -31,8 +34,23 @@ def launched(command: str, processes: str) -> str:
     return f"python -m trainer.launch {count}{script}"
 
 
-def needs_trainer(command: str) -> bool:
-    """True if a command starts skyspot's trainer or launcher."""
+def needs_trainer(command: str, workdir: str) -> bool:
+    """True if a command starts skyspot's trainer or launcher, or a script of the workdir that imports the trainer."""
     from skyspot.task import shell  # Most templates have no such command.
 
-    return any(shell.starts_our_trainer(found) for found in shell.commands(command))
+    found = shell.commands(command)
+    if any(shell.starts_our_trainer(one) for one in found):
+        return True
+    scripts = [word.text for one in found for word in one.words if word.text.endswith(".py")]
+    return bool(workdir) and any(_imports_trainer(Path(workdir).expanduser(), script) for script in scripts)
+
+
+def _imports_trainer(workdir: Path, script: str) -> bool:
+    """True if a script imports skyspot's trainer, and no module of that name that lies beside it."""
+    path = workdir / script
+    try:
+        if (path.parent / "trainer").exists() or (path.parent / "trainer.py").exists():
+            return False
+        return _IMPORT.search(path.read_text(encoding="utf-8", errors="replace")) is not None
+    except OSError:
+        return False
