@@ -32,14 +32,17 @@ SET_BY_LIBRARIES = ("TORCHINDUCTOR_CACHE_DIR", "PYTORCH_NVML_BASED_CUDA_CHECK")
 
 
 def clean_env(**more: str) -> dict[str, str]:
-    """This process's environment without variables that steer the trainer, and with PYTHONPATH on the repository."""
+    """This process's environment without variables that steer the trainer, and with PYTHONPATH on the repository.
+
+    No metadata service is looked for: the machine that runs the tests may belong to a cloud.
+    """
     kept = {
         key: value
         for key, value in os.environ.items()
         if not key.startswith(("SKYSPOT_", "SKYPILOT_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "OMP_", "AWS_"))
         and key not in SET_BY_LIBRARIES
     }
-    return {**kept, "PYTHONPATH": str(REPO), "HF_HUB_OFFLINE": "1", **more}
+    return {**kept, "PYTHONPATH": str(REPO), "HF_HUB_OFFLINE": "1", "SKYSPOT_CLOUD": "none", **more}
 
 
 def launch(

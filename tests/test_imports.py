@@ -76,7 +76,7 @@ STANDARD_LIBRARY_ALONE = (
     "attempt.binding",
     "attempt.history",
     "attempt.identity",
-    "attempt.notices",
+    "notices.received",
     "attempt.record",
     "bucket.deadlines",
     "bucket.mounts",

@@ -9,102 +9,17 @@ from pathlib import Path
 
 import pytest
 import warm
+from metadata_servers import AwsServer
 from support import PROGRAMS, clean_env, event
 
-from skyspot.rehearsal.metadata import AwsMetadata
-from trainer.attempt import notices as notice
-from trainer.attempt.notices import Notices
-from trainer.layout.names import RunPaths, list_attempts
-
-
-def listening(server: AwsMetadata, monkeypatch: pytest.MonkeyPatch, ignored: frozenset[str] = frozenset()) -> Notices:
-    for key, value in {**server.env(), "SKYSPOT_NOTICE_POLL_S": "0.02"}.items():
-        monkeypatch.setenv(key, value)
-    notices = Notices(25.0, ignored)
-    notices.poll_metadata()
-    return notices
-
-
-def asked_again(server: AwsMetadata, times: int = 3) -> None:
-    end, before = time.monotonic() + 20, server.requests
-    while server.requests < before + times:
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def test_a_spot_notice_is_heard_with_the_seconds_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    with AwsMetadata() as server:
-        notices = listening(server, monkeypatch)
-        asked_again(server)
-        assert notices.first() is None
-        server.announce(90)
-        assert notices.received.wait(20)
-        found = notices.first()
-        assert found
-        assert found.kind == "aws-notice"
-        assert 85 < found.seconds_left <= 91
-
-
-def test_the_seconds_left_are_kept_within_the_clouds_longest_notice(monkeypatch: pytest.MonkeyPatch) -> None:
-    with AwsMetadata() as server:
-        server.announce(100_000)
-        notices = listening(server, monkeypatch)
-        assert notices.received.wait(20)
-        assert notices.first().seconds_left == 120.0  # type: ignore[union-attr]
-
-
-def test_a_notice_that_is_over_is_said_and_ignored(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    with AwsMetadata() as server:
-        server.announce(-60)
-        notices = listening(server, monkeypatch)
-        asked_again(server)
-        assert notices.first() is None
-        assert "ignored: its time passed" in capsys.readouterr().out
-
-
-def test_a_notice_that_ended_an_attempt_here_before_is_ignored_and_a_new_one_is_not(monkeypatch, capsys) -> None:
-    with AwsMetadata() as server:
-        server.announce(60)
-        assert server._action
-        notices = listening(server, monkeypatch, frozenset({f"aws/{server._action['time']}"}))
-        asked_again(server)
-        assert notices.first() is None
-        assert "it ended an attempt here before" in capsys.readouterr().out
-        server.announce(100)
-        assert notices.received.wait(20)
-
-
-def test_a_service_that_forgets_its_token_is_asked_for_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from skyspot.rehearsal import metadata
-
-    with AwsMetadata() as server:
-        notices = listening(server, monkeypatch)
-        asked_again(server)
-        monkeypatch.setattr(metadata, "_TOKEN", "another")
-        server.announce(60)
-        assert notices.received.wait(20)
-
-
-@pytest.mark.parametrize(
-    ("env", "expected"),
-    [
-        ({"AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://h:1/"}, "http://h:1"),
-        ({"SKYPILOT_CLUSTER_INFO": '{"cloud": "AWS"}'}, notice.AWS_ENDPOINT),
-        ({"SKYPILOT_CLUSTER_INFO": '{"cloud": "GCP"}'}, None),
-        ({"SKYPILOT_CLUSTER_INFO": "not json"}, None),
-    ],
-)
-def test_the_metadata_service_is_asked_on_its_own_cloud_alone(monkeypatch, env: dict, expected: str | None) -> None:
-    for key in ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "SKYPILOT_CLUSTER_INFO"):
-        monkeypatch.delenv(key, raising=False)
-    for key, value in env.items():
-        monkeypatch.setenv(key, value)
-    assert notice.aws_endpoint() == expected
+from trainer.layout.events import read_progress
+from trainer.layout.names import RunPaths, list_attempts, list_checkpoints
+from trainer.notices.received import slurm_seconds_left
 
 
 def test_a_second_signal_leaves_the_first_ones_deadline() -> None:
     code = (
-        "import os, signal, time\nfrom trainer.attempt.notices import Notices\n"
+        "import os, signal, time\nfrom trainer.notices.received import Notices\n"
         "n = Notices(10.0); n.install()\n"
         "os.kill(os.getpid(), signal.SIGTERM); first = n.first(); time.sleep(0.05)\n"
         "os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGINT)\n"
@@ -113,17 +28,20 @@ def test_a_second_signal_leaves_the_first_ones_deadline() -> None:
     subprocess.run([sys.executable, "-c", code], env=clean_env(), check=True)
 
 
-def begin(run_dir: Path, server: AwsMetadata, *args: object) -> subprocess.Popen[str]:
+def begin(
+    run_dir: Path, server: AwsServer, *args: object, processes: int = 1, grace: float = 25
+) -> subprocess.Popen[str]:
     return warm.Popen(
-        [sys.executable, "-m", "trainer.launch", "--processes", "1", str(PROGRAMS / "faulty.py"), "--dir", str(run_dir),
-         "--constant", "attempt.ending.HOLD_PAST_DEADLINE_S=1", *map(str, args)],
-        env=clean_env(**server.env(), SKYSPOT_NOTICE_POLL_S="0.05"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [sys.executable, "-m", "trainer.launch", "--processes", str(processes), "--grace", str(grace),
+         str(PROGRAMS / "faulty.py"), "--dir", str(run_dir), "--constant", "attempt.ending.HOLD_PAST_DEADLINE_S=1",
+         *map(str, args)],
+        env=clean_env(**server.env, SKYSPOT_NOTICE_POLL_S="0.05"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True,
     )  # fmt: skip
 
 
 def test_a_noticed_attempt_saves_holds_and_is_followed_without_a_lost_step(tmp_path: Path) -> None:
-    with AwsMetadata() as server:
+    with AwsServer() as server:
         run_dir = tmp_path / "run"
         process = begin(run_dir, server, "--steps", 3000, "--save-every", 3000)
         with process:
@@ -146,7 +64,7 @@ def test_a_noticed_attempt_saves_holds_and_is_followed_without_a_lost_step(tmp_p
 
 def test_an_attempt_that_is_noticed_before_its_first_step_holds_too(tmp_path: Path) -> None:
     """It would only be followed by another on this machine, which would take the notice for an old one."""
-    with AwsMetadata() as server:
+    with AwsServer() as server:
         server.announce(120)
         process = begin(tmp_path / "run", server, "--prepare", 60)
         with process:
@@ -163,7 +81,7 @@ def test_an_attempt_that_is_noticed_before_its_first_step_holds_too(tmp_path: Pa
 
 @pytest.mark.slow
 def test_a_machine_that_is_not_taken_after_all_is_left_with_75(tmp_path: Path) -> None:
-    with AwsMetadata() as server:
+    with AwsServer() as server:
         process = begin(tmp_path / "run", server, "--steps", 3000, "--save-every", 3000)
         with process:
             assert process.stdout
@@ -203,5 +121,135 @@ def test_a_sigterm_while_torch_is_imported_is_heard(tmp_path: Path) -> None:
     command += [tmp_path / "script.py", tmp_path / "run"]
     done = subprocess.run(command, env=clean_env(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 75, done.stderr
-    assert done.stdout.splitlines() == ["heard", "sigterm before the first step"]
+    assert done.stdout.splitlines() == ["notices: SIGTERM", "heard", "sigterm before the first step"]
     assert event(tmp_path / "run", "end")["cause"] == "signal"
+
+
+# -- other signals, and hints ------------------------------------------------------------------------------------------
+
+LOOP = """
+import ctypes, sys, time
+import torch
+from torch.utils.data import DataLoader
+from trainer import SpotRun
+
+folder, manner = sys.argv[1:]
+model = torch.nn.Linear(2, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+loader = DataLoader(torch.randn(64, 2, generator=torch.Generator().manual_seed(0)), batch_size=1)
+with SpotRun(folder, save_every=2) as run:
+    run.register(model=model, optimizer=optimizer)
+    for batch in run.steps(loader, until=64):
+        model(batch).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if run.step == 5:
+            while run.last_committed() != 4:
+                time.sleep(0.01)
+            print("stuck", flush=True)
+            if manner == "in Python":
+                time.sleep(3600)
+            mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
+            lock(mutex)
+            lock(mutex)  # For ever, and no signal ends it.
+"""
+
+
+@pytest.mark.parametrize("manner", ["in Python", "in C"])
+def test_ctrl_c_three_times_leaves_at_once_and_names_the_last_commit(tmp_path: Path, manner: str) -> None:
+    (tmp_path / "loop.py").write_text(LOOP)
+    command = [sys.executable, "-m", "trainer.launch", "--processes", "1", "--grace", "3600"]
+    command += [str(tmp_path / "loop.py"), str(tmp_path / "run"), manner]
+    with warm.Popen(command, env=clean_env(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if line == "stuck\n":
+                break
+        for _ in range(3):
+            os.kill(process.pid, signal.SIGINT)
+            time.sleep(0.1)  # Two signals of one number that come together are one.
+        rest = process.stdout.read()
+        assert process.wait(60) == 75
+    assert "Ctrl-C 3 times: leaving at once. The last committed step is 4." in rest
+    assert (event(tmp_path / "run", "end")["cause"], event(tmp_path / "run", "end")["code"]) == ("signal", 75)
+
+
+def test_sigusr1_saves_and_leaves_as_sigterm_does(tmp_path: Path) -> None:
+    """Slurm sends it before the time limit: `--signal=USR1@120`."""
+    with AwsServer() as server:
+        process = begin(tmp_path / "run", server, "--steps", 3000, "--save-every", 3000)
+        with process:
+            assert process.stdout
+            for line in process.stdout:
+                if line.startswith("step "):
+                    os.kill(process.pid, signal.SIGUSR1)
+                    break
+            rest = process.stdout.read()
+        assert process.returncode == 75, rest
+    ended = event(tmp_path / "run", "end")
+    assert ended["cause"] == "signal"
+    assert ended["committed_step"] == ended["step"]
+    assert ended["notice"]["kind"] == "sigusr1"  # type: ignore[index]
+
+
+def test_slurm_says_how_long_is_left_before_its_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert slurm_seconds_left() is None
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 100))
+    assert 90 < (slurm_seconds_left() or 0) <= 100
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_hint_saves_once_more_and_training_goes_on(tmp_path: Path, processes: int) -> None:
+    paths = RunPaths(tmp_path / "run")
+    with AwsServer() as server:
+        server.rebalance = '{"noticeTime": "2026-11-05T08:22:00Z"}'
+        process = begin(paths.root, server, "--steps", 4000, "--samples", 8000, "--save-every", 4000, "--slow", 0.01,
+                        processes=processes)  # fmt: skip
+        with process:
+            end = time.monotonic() + 120
+            while not list_checkpoints(paths):
+                assert time.monotonic() < end
+                assert process.poll() is None
+                time.sleep(0.02)
+            saved = list_checkpoints(paths)[-1].step
+            seen = read_progress(paths, list_attempts(paths)[-1]).get("step", 0)
+            while read_progress(paths, list_attempts(paths)[-1]).get("step", 0) <= seen:
+                assert time.monotonic() < end
+                time.sleep(0.02)
+            os.kill(process.pid, signal.SIGTERM)
+            output = process.communicate()[0]
+    assert process.returncode == 75, output
+    assert "aws expects to take this machine" in output
+    ended = event(paths.root, "end")
+    assert 0 < saved < int(str(ended["step"]))
+    assert ended["committed_step"] == ended["step"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "processes"), [("notice", 1), ("sigterm", 2)])
+def test_a_sigterm_beside_a_notice_changes_neither_deadline_nor_save(tmp_path, first: str, processes: int) -> None:
+    """The save takes longer than the grace, and not longer than the notice."""
+    with AwsServer() as server:
+        process = begin(tmp_path / "run", server, "--steps", 3000, "--save-every", 3000, "--slow-save", 9, grace=5,
+                        processes=processes)  # fmt: skip
+        with process:
+            assert process.stdout
+            for line in process.stdout:
+                if line.startswith("step "):
+                    break
+            if first == "sigterm":
+                os.kill(process.pid, signal.SIGTERM)
+            else:
+                server.announce(60)
+            for line in process.stdout:
+                if "saving step" in line:
+                    break
+            if first == "sigterm":
+                server.announce(60)
+            else:
+                os.kill(process.pid, signal.SIGTERM)
+            rest = process.stdout.read()
+        assert process.returncode == 75, rest
+    ended = event(tmp_path / "run", "end")
+    assert ended["cause"] == "notice", rest
+    assert ended["committed_step"] == ended["step"]

@@ -8,13 +8,14 @@ from trainer.finetune.config import parse
 from trainer.launch.exits import leave_with
 from trainer.launch.process_count import process_count
 from trainer.launch.supervisor import launch
-from trainer.layout.clouds import DEFAULT_GRACE_S
+from trainer.layout.clouds import DEFAULT_GRACE_S, set_gcp_notice
 
 
 def main() -> int:
     """Launch the bundled program; returns an exit code of README's table."""
     arguments = sys.argv[1:]
     config = parse(arguments)
+    set_gcp_notice(config.gcp_notice_s)
     return launch(
         [sys.executable, "-m", "trainer.finetune", *arguments],
         processes=process_count(config.processes, config.cpu),

@@ -9,7 +9,6 @@ import time
 from dataclasses import dataclass
 from enum import Enum
 
-from trainer.attempt.notices import Notice
 from trainer.layout.exit_codes import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -18,6 +17,8 @@ from trainer.layout.exit_codes import (
     EXIT_STOPPED,
     EXIT_SUPERSEDED,
 )
+from trainer.notices.here import SOURCES
+from trainer.notices.notice import Notice
 
 STOP_REQUEST_S = 120.0
 """The time that an attempt waits for SkyPilot's cancel after a requested stop (`RunPaths.stop`), once all is saved."""
@@ -85,7 +86,8 @@ ENDINGS = {
 STOPS = {
     "sigterm": SIGNAL,
     "sigint": SIGNAL,
-    "aws-notice": NOTICE,
+    "sigusr1": SIGNAL,
+    **{f"{cloud}-notice": NOTICE for cloud in SOURCES},
     "stop-request": STOP_REQUEST,
     "superseded": SUPERSEDED,
 }

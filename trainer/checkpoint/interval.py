@@ -6,9 +6,7 @@ is least at T = sqrt(2 * C * M) (Young 1974, Daly 2006). C is the cost of a save
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import statistics
 import time
 from collections import deque
@@ -17,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.layout.clouds import NOTICE_S
+from trainer.layout.clouds import cloud_named, notice_s
 from trainer.layout.events import event_named, read_events, read_progress
 from trainer.layout.exit_codes import EXIT_PREEMPTED
 from trainer.layout.names import AttemptName, RunPaths, list_attempts
@@ -184,12 +182,9 @@ def first_steps(step_s: float) -> int:
 
 
 def notice_seconds(grace_s: float) -> float:
-    """Seconds of notice that this machine's cloud gives (SKYPILOT_CLUSTER_INFO); `grace_s` if it is not known."""
-    try:
-        cloud = str(json.loads(os.environ.get("SKYPILOT_CLUSTER_INFO", "{}")).get("cloud", "")).lower()
-    except (ValueError, AttributeError):
-        cloud = ""
-    return NOTICE_S.get(cloud, grace_s)
+    """Seconds of notice that this machine's cloud gives; `grace_s` if it is not known."""
+    seconds = notice_s(cloud_named())
+    return grace_s if seconds is None else seconds
 
 
 def earlier(paths: RunPaths, name: AttemptName) -> tuple[Lives, Costs | None]:

@@ -1,6 +1,6 @@
 """`python -m trainer.launch`: run a script once per accelerator. Standard library only.
 
-python -m trainer.launch [--processes N] [--grace S] [--checkpoint-dir FOLDER] SCRIPT [ARGS ...]
+python -m trainer.launch [--processes N] [--grace S] [--gcp-notice S] [--checkpoint-dir FOLDER] SCRIPT [ARGS ...]
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NoReturn
 from trainer.launch.exits import leave_with
 from trainer.launch.process_count import LaunchError, process_count
 from trainer.launch.supervisor import launch
-from trainer.layout.clouds import DEFAULT_GRACE_S
+from trainer.layout.clouds import DEFAULT_GRACE_S, NOTICE_S, set_gcp_notice
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,6 +41,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default=DEFAULT_GRACE_S,
         metavar="S",
         help=f"seconds from SIGTERM to SIGKILL (default: {DEFAULT_GRACE_S:g})",
+    )
+    parser.add_argument(
+        "--gcp-notice",
+        type=float,
+        metavar="S",
+        help="seconds of notice on Google Cloud, for instances created with a preemptionNoticeDuration "
+        f"(default: {NOTICE_S['gcp']:g})",
     )
     parser.add_argument(
         "--checkpoint-dir",
@@ -70,6 +77,9 @@ def main() -> int:
         raise LaunchError(f"{in_the_way} hides skyspot's package of that name from {script.name}: rename it")
     if options.grace < 0:
         raise LaunchError(f"--grace: {options.grace} is less than 0")
+    if options.gcp_notice is not None and not options.gcp_notice >= 0:
+        raise LaunchError(f"--gcp-notice: {options.gcp_notice} is less than 0")
+    set_gcp_notice(options.gcp_notice)
     return launch(
         [sys.executable, str(script), *options.arguments],
         processes=process_count(options.processes, options.cpu),

@@ -6,16 +6,20 @@ import fcntl
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 PEER_GONE = b"peer-gone"
 """Launcher to rank: another rank left."""
+LEAVE_AT_ONCE = b"leave-at-once"
+"""Launcher to rank: Ctrl-C was pressed again and again."""
 ATTEMPT = "attempt"
 """Rank to launcher, with JSON: the run's folder, and the attempt's name."""
 LISTENS = "listens"
 """Rank to launcher: this rank reads its pipe, so it needs no SIGTERM when another rank leaves."""
+NOTICE = "notice"
+"""Rank to launcher, with seconds: the cloud takes this machine then; until then, a SIGTERM gives no less time."""
 ENDED = "ended"
 """Rank to launcher: the attempt's end event is written."""
 EXIT = "exit"
@@ -80,6 +84,10 @@ class Link:
         """Name the attempt, so that the launcher can have its end recorded if this rank dies."""
         self._send(f"{ATTEMPT} " + json.dumps({"run_dir": str(run_dir), "attempt": str(attempt)}))
 
+    def report_notice(self, seconds_left: float) -> None:
+        """Report that the cloud takes this machine in so many seconds."""
+        self._send(f"{NOTICE} {seconds_left:.3f}")
+
     def report_end_written(self) -> None:
         """Report that the attempt's end event is written."""
         self._send(ENDED)
@@ -88,26 +96,31 @@ class Link:
         """Report that this rank leaves with `code`, which counts even if the process cannot be reaped."""
         self._send(f"{EXIT} {code}")
 
-    def watch(self, on_peer_gone: Callable[[], None]) -> None:
-        """Call back, on a thread of its own, when the launcher reports that another rank left."""
+    def watch(self, on_peer_gone: Callable[[], None], on_leave_at_once: Callable[[], None]) -> None:
+        """Call back, on a thread of its own, when the launcher sends a message.
+
+        Args:
+            on_peer_gone: Another rank left.
+            on_leave_at_once: This rank is to leave now.
+        """
         if self._read is not None:
             self._send(LISTENS)
-            threading.Thread(target=self._listen, args=(on_peer_gone,), daemon=True, name="launcher").start()
+            calls = {LEAVE_AT_ONCE: on_leave_at_once, PEER_GONE: on_peer_gone}
+            threading.Thread(target=self._listen, args=(calls,), daemon=True, name="launcher").start()
 
     def _send(self, line: str) -> None:
         if self._write is not None:
             with suppress(OSError):
                 os.write(self._write, line.encode("ascii", "backslashreplace") + b"\n")
 
-    def _listen(self, on_peer_gone: Callable[[], None]) -> None:
+    def _listen(self, calls: Mapping[bytes, Callable[[], None]]) -> None:
         assert self._read is not None
         received = b""
         with suppress(OSError):
             while data := os.read(self._read, 4096):
-                received += data
-                if PEER_GONE + b"\n" in received:
-                    on_peer_gone()
-                    return
+                *messages, received = (received + data).split(b"\n")
+                for message in messages:
+                    calls[message]()  # Each ends this process, sooner or later.
 
 
 def _line(message: str) -> bytes:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from trainer.launch.environment import Environment
 from trainer.launch.exits import reported_code
-from trainer.launch.link import ATTEMPT, ENDED, EXIT, LISTENS, PEER_GONE
+from trainer.launch.link import ATTEMPT, ENDED, EXIT, LEAVE_AT_ONCE, LISTENS, NOTICE, PEER_GONE
 from trainer.layout.exit_codes import EXIT_PREEMPTED
 
 ZOMBIE_S = 2.0
@@ -41,6 +41,8 @@ class Rank:
     zombie_since: float | None = None
     listens: bool = False
     """It reads on its pipe that another rank left."""
+    taken_at: float | None = None
+    """When the cloud takes this machine, on the monotonic clock; None if this rank knows of no notice."""
     ended: bool = False
     """It wrote the attempt's end event."""
     attempt: dict[str, str] = field(default_factory=dict)
@@ -62,6 +64,9 @@ class Rank:
                 self.listens = True
             elif message == ENDED:
                 self.ended = True
+            elif message == NOTICE:
+                with suppress(ValueError):
+                    self.taken_at = time.monotonic() + float(rest)
             elif message == EXIT and self.reported_code is None:
                 self.reported_code = reported_code(rest)
         return bool(data)
@@ -74,8 +79,15 @@ class Rank:
 
     def tell_peer_gone(self) -> None:
         """Tell the rank on its pipe that another rank left."""
+        self._tell(PEER_GONE)
+
+    def tell_to_leave(self) -> None:
+        """Tell the rank on its pipe to leave at once."""
+        self._tell(LEAVE_AT_ONCE)
+
+    def _tell(self, message: bytes) -> None:
         with suppress(OSError):
-            os.write(self.to_rank, PEER_GONE + b"\n")
+            os.write(self.to_rank, message + b"\n")
 
     def stays_a_zombie(self) -> bool:
         """True if the rank has exited and cannot be reaped, because one of its threads hangs in a dead mount.

@@ -26,11 +26,13 @@ from trainer.launch.relay import Lines, Relay
 from trainer.launch.sidecar_client import Sidecar, write_end
 from trainer.layout.names import file_safe
 from trainer.machine import home
+from trainer.notices.received import PRESSES, PRESSES_S
 
 KILL_AFTER_GRACE_S = 3.0
 LEAVE_AFTER_KILL_S = 4.0
 LEAST_END_EVENT_S = 0.5
 RELAY_S = 1.0
+KILL_AFTER_PRESSES_S = 3.0
 LOOK_S = 0.5
 
 
@@ -70,6 +72,8 @@ class Supervisor:
         self._stopped: Ending | None = None
         """The stop that the sidecar reported, for a script that does not look itself."""
         self._kill_at: float | None = None
+        self._pressed: list[float] = []
+        """When Ctrl-C was pressed, on the monotonic clock."""
         self._killed = False
         self._sidecar_dir = sidecar_dir if nodes.leads else None
         self._sidecar: Sidecar | None = None
@@ -115,7 +119,7 @@ class Supervisor:
         for descriptor in (wake_read, wake_write):
             os.set_blocking(descriptor, False)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
         self._selector.register(wake_read, selectors.EVENT_READ, "signal")
 
@@ -151,7 +155,21 @@ class Supervisor:
             if number in (signal.SIGTERM, signal.SIGINT):
                 self._signalled = True
                 self._set_deadline()
+            if number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
                 self._send(number)
+            if number == signal.SIGINT:
+                self._count_press()
+
+    def _count_press(self) -> None:
+        """Have the ranks leave at once where Ctrl-C was pressed again and again."""
+        now = time.monotonic()
+        self._pressed = [*(press for press in self._pressed if now - press <= PRESSES_S), now]
+        if len(self._pressed) == PRESSES:
+            self._kill_at = now + KILL_AFTER_PRESSES_S
+            for rank in self._ranks:
+                rank.taken_at = None
+                if rank.code is None:
+                    rank.tell_to_leave()
 
     def _send(self, number: int, ranks: Sequence[Rank] | None = None) -> None:
         for rank in self._ranks if ranks is None else ranks:
@@ -176,9 +194,16 @@ class Supervisor:
             if self._stopped:
                 self._set_deadline()
                 self._send(signal.SIGTERM)
+        self._await_notice()
         if self._kill_at is not None and time.monotonic() >= self._kill_at and not self._killed:
             self._killed = True
             self._send(signal.SIGKILL)
+
+    def _await_notice(self) -> None:
+        """Kill no rank before the cloud takes this machine: SkyPilot may pass its notice on as a SIGTERM."""
+        taken_at = max((rank.taken_at for rank in self._ranks if rank.taken_at), default=0.0)
+        if self._kill_at is not None and self._signalled and not self._killed:
+            self._kill_at = max(self._kill_at, taken_at + KILL_AFTER_GRACE_S)
 
     def _reap(self, rank: Rank, status: int) -> None:
         """Take in a rank's end. The code that it reported last counts more than how its process ended."""

@@ -30,6 +30,8 @@ class Message:
     """Rank 0: the number of steps between checkpoints."""
     enough: int = 0
     """1 if the program has ended training early on this rank."""
+    save_now: int = 0
+    """1 if the cloud expects to take this rank's machine: the next boundary is saved, and training goes on."""
 
     def to_ints(self) -> list[int]:
         """Return it as integers, for an exchange."""

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from trainer.attempt.ending import STOPS, Ending, Hold, Leaving
-from trainer.attempt.notices import Notice
 from trainer.checkpoint.finite import NotFiniteError
 from trainer.layout.names import CheckpointName
+from trainer.notices.notice import Notice
 from trainer.ranks.agreement import Stop
 from trainer.training.contents import Contents
 from trainer.training.participant import Participant
@@ -72,25 +72,27 @@ class Closing:
             raise Leaving(stop.ending, found.message if found else "")
         if stop.ending.hold is Hold.JOB_CANCELLED:
             self._stop_as_requested(stop.ending)
-        notice = run.notices.first() or Notice(stop.kind, stop.kind, time.monotonic(), stop.deadline - time.monotonic())
-        left_s = max(0.0, stop.deadline - time.monotonic())
+        now = time.monotonic()
+        own = run.notices.first() or Notice(stop.kind, stop.kind, now, stop.deadline - now)
+        left_s = max(0.0, run.deadline(stop) - time.monotonic())
         run.print_line(f"{stop.kind}: {left_s:.0f} s left; saving step {contents.done}")
         # There is one writer at a time, and rank 0's clock decides for all ranks.
-        saver.wait(max(0.0, stop.deadline - time.monotonic()))
+        self._session.wait(stop)
         save_s = saver.commit_s or 0.0
-        if run.group.rank0_does("last-save", lambda: save_s <= stop.deadline - time.monotonic()):
-            self._session.save_last(stop.deadline)
+        if run.group.rank0_does("last-save", lambda: save_s <= run.deadline(stop) - time.monotonic()):
+            self._session.save_last(stop)
         else:
             run.committed_step = saver.committed_step
             last = run.committed_step
             run.print_line(f"Not enough time for a save ({save_s:.1f} s). The last committed step is {last}.")
-        committed_s = time.monotonic() - notice.at if saver.committed_step == contents.done else None
+        committed_s = time.monotonic() - own.at if saver.committed_step == contents.done else None
         if committed_s is not None:
             run.print_line(f"Step {contents.done} committed {committed_s:.1f} s after the notice.")
+        notice = run.notices.first() or own
         ending = STOPS[notice.kind]  # Of this rank's notice: it may have got a signal before another machine's notice.
         if ending.hold is Hold.MACHINE_TAKEN:
             run.write_end(ending, notice=notice, committed_s=committed_s)
-            run.hold(ending.hold_s(stop.deadline))
+            run.hold(ending.hold_s(run.deadline(stop)))
         run.leave(ending, notice=notice, committed_s=committed_s)
 
     def _stop_as_requested(self, ending: Ending) -> NoReturn:
@@ -113,7 +115,7 @@ class Closing:
             resave: Save the last boundary once more, because an evaluation has changed its state.
         """
         run, contents, saver = self._run, self._contents, self._session.saver
-        self._session.save_last(stop.deadline if stop else None, resave)
+        self._session.save_last(stop, resave)
         while not stop and saver.committed_step != contents.done:
             self._session.save(last=True)
             saver.wait()  # Raises once too many saves in a row have failed.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import TrainerError
-from trainer.layout.clouds import DEFAULT_GRACE_S
+from trainer.layout.clouds import DEFAULT_GRACE_S, NOTICE_S
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 ON_NAN = ("stop", "skip", "ignore")
@@ -96,6 +96,12 @@ class RunConfig:
         f"seconds from SIGTERM to SIGKILL (default: {DEFAULT_GRACE_S:g}, or the value given to trainer.launch)",
         default=None,
         flag="--grace",
+        at_least=0,
+    )
+    gcp_notice_s: float | None = option(
+        f"seconds of notice of a Google Cloud instance with preemptionNoticeDuration (default: {NOTICE_S['gcp']:g})",
+        default=None,
+        flag="--gcp-notice",
         at_least=0,
     )
     eval_interval_steps: int = option(

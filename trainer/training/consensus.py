@@ -20,6 +20,8 @@ class Consensus:
         self.stop: Stop | None = None
         self.enough = False
         """The program has ended training early, on some rank."""
+        self.save_now = False
+        """Some machine may be taken soon: the next boundary is saved."""
         self.save_every = 0
         """Steps between checkpoints; rank 0 sends the number to all ranks."""
         self._of_rank0 = Message()
@@ -44,6 +46,7 @@ class Consensus:
             save_ms=math.ceil((self._saver.commit_s or 0.0) * 1000),
             save_every=self._interval.steps if self._host.group.rank == 0 else 0,
             enough=int(enough),
+            save_now=int(self._host.hinted.is_set()),
         ).to_ints()
 
     def take_in(self, rows: Sequence[Sequence[int]], round_started: float | None = None) -> None:
@@ -58,6 +61,7 @@ class Consensus:
         self._of_rank0 = messages[0]
         self.save_every = messages[0].save_every
         self.enough = any(message.enough for message in messages)
+        self.save_now = any(message.save_now for message in messages)
         if round_started is not None:
             seconds = time.monotonic() - round_started
             self._round_s = seconds if not self._round_s else 0.8 * self._round_s + 0.2 * seconds

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.attempt.record import Attempt, open_attempt
 from trainer.layout.names import AttemptName, RunPaths
+from trainer.ranks.agreement import Stop
 
 if TYPE_CHECKING:
     from trainer.attempt.ending import Ending
@@ -33,10 +34,14 @@ class Host:
         """Rank 0's metrics and events; None on other ranks."""
         self.stop_received = threading.Event()
         """Set once this rank knows that it has to stop; from then on no wait is long."""
+        self.hinted = threading.Event()
+        """Set while the cloud expects to take this rank's machine and no save has followed."""
         self.stopping: Ending | None = None
         """The stop that all ranks have agreed on; from then on, peers that leave are expected."""
         self.trouble: Callable[[], BaseException | None] = lambda: None
         """Returns the error for which all ranks are about to leave; a rank that left for it already is no lost peer."""
+        self.last_committed: Callable[[], int | None] = lambda: self.committed_step
+        """Returns the last committed step, also within a step."""
         self.has_own_loop = False
         """The program has a loop of its own, and no `RunConfig`."""
         self.steps_done = 0
@@ -45,6 +50,10 @@ class Host:
     def own_stop(self) -> tuple[str, float]:
         """This rank's reason to stop ("": none), and its deadline in monotonic seconds (infinite without a reason)."""
         return "", math.inf
+
+    def deadline(self, stop: Stop) -> float:
+        """When an agreed stop has to be over, in monotonic seconds; may come to be later than what was agreed on."""
+        return stop.deadline
 
     def check_stop(self) -> None:
         """Raise if it is time to stop. Called while this rank waits, outside of the steps."""

@@ -54,7 +54,7 @@ class Lifecycle(Participant):
     def __enter__(self) -> Self:
         try:
             self.notices.install()
-            self.link.watch(self._on_peer_gone)
+            self.link.watch(self._on_peer_gone, self.leave_at_once)
             threading.Thread(target=self._watch_the_bucket, daemon=True, name="bucket").start()
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 threading.Thread(target=scratch.remove_stale, daemon=True, name="stale").start()

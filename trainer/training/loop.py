@@ -120,7 +120,7 @@ class Loop:
             self.closing.stop(session.stop)
         if session.stop:
             # The steps come first; then evaluation and export, as far as time allows.
-            session.save_last(session.stop.deadline)
+            session.save_last(session.stop)
         # The checkpoint of this step may not say yet that training has ended.
         resave = self.evaluation.run_if_due() or self._ended != was_ended
         self.closing.finish(session.stop, resave)

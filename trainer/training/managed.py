@@ -81,8 +81,8 @@ class Managed:
         is_due = step // self._save_every > session.saved_at // self._save_every
         if self.is_interrupted():
             contents.done = step
-            session.save_last(session.stop.deadline if session.stop else None)
-        elif is_due:
+            session.save_last(session.stop)
+        elif is_due or session.consensus.save_now:
             contents.done = step
             session.save()
             session.saver.wait()

@@ -83,7 +83,7 @@ def _open(run: Participant) -> AttemptName:
     stuck = run.retry(lambda: no_progress(attempt, newest_step), RECORDS_S)
     if stuck:
         raise Leaving(NO_PROGRESS, stuck)
-    _poll_metadata(run, attempt.name, attempt.machine)
+    _watch_for_notices(run, attempt.name, attempt.machine)
     return attempt.name
 
 
@@ -92,15 +92,14 @@ def _already_finished(run: Participant) -> Leaving:
     return Leaving(ALREADY_FINISHED, f"already finished: {run.paths.final} is whole")
 
 
-def _poll_metadata(run: Participant, name: AttemptName, machine: str) -> None:
-    """Start to poll the cloud's metadata service: one rank of each machine does, because notices are per machine."""
+def _watch_for_notices(run: Participant, name: AttemptName, machine: str) -> None:
+    """Start to watch the cloud's metadata service: one rank of each machine does, because notices are per machine."""
     ignored = run.retry(lambda: ignored_notices(run.paths, name, machine), RECORDS_S)
-    run.notices.ignored = frozenset(ignored)
-    run.notices.poll_metadata()
+    run.notices.watch(frozenset(ignored), run.print_line)
 
 
 def join_machines(run: Participant) -> None:
-    """Check each machine's mount, start to poll for its notices, and record all machines.
+    """Check each machine's mount, start to watch for its notices, and record all machines.
 
     Raises:
         AttemptError: the bucket is not mounted here; the attempt ends with 1 on all machines.
@@ -112,7 +111,7 @@ def join_machines(run: Participant) -> None:
             if run.rank:
                 check_bucket(run.paths)
                 _await_record(run)
-                _poll_metadata(run, run.attempt_name, machine)
+                _watch_for_notices(run, run.attempt_name, machine)
         tokens = run.group.gather("machine", machine, run.check_stop)
     if attempt := run.attempt:
         found = [token for token in tokens if token]

@@ -106,7 +106,7 @@ class OwnLoop:
     def save_last(self) -> None:
         """Save the step that was done last, and wait until that is decided."""
         stop = self._session.stop
-        self._session.save_last(stop.deadline if stop else None)
+        self._session.save_last(stop)
 
     # -- the steps -----------------------------------------------------------------------------------------------------
 

@@ -17,14 +17,15 @@ from trainer.attempt.binding import binding_problem, plain_binding
 from trainer.attempt.ending import (
     END_EVENT_S,
     ENDINGS,
+    NOTICE,
     PEER_GONE,
     REFUSED,
+    SIGNAL,
     STOPS,
     Ending,
     Leaving,
 )
 from trainer.attempt.history import RECORDS_S
-from trainer.attempt.notices import Notice, Notices
 from trainer.attempt.record import (
     Attempt,
     record,
@@ -35,11 +36,15 @@ from trainer.bucket.retry import MOUNT_GONE, retry
 from trainer.errors import TrainerError
 from trainer.launch.grace import grace
 from trainer.launch.link import Link
+from trainer.layout.clouds import set_gcp_notice
 from trainer.layout.exit_codes import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED
 from trainer.layout.manifest import Manifest
 from trainer.layout.names import RunPaths
 from trainer.machine import scratch
-from trainer.ranks.messages import END_WRITTEN, STOPPED
+from trainer.notices.notice import Notice
+from trainer.notices.received import PRESSES, Notices
+from trainer.ranks.agreement import Stop
+from trainer.ranks.messages import END_WRITTEN, STOPPED, TAKEN_IN
 from trainer.training.config import INPUT_BINDINGS, RunConfig, unknown_field
 from trainer.training.host import Host
 from trainer.training.unwinding import hosted, unwind
@@ -68,6 +73,7 @@ class Participant(Host):
         self.notes = [grace_note]
         """Lines for the user, printed when the attempt begins; empty ones are not."""
         self.config = dataclasses.replace(config, grace_s=self.grace_s)
+        set_gcp_notice(config.gcp_notice_s)
         self.rank = int(os.environ.get("RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self.launched_at = float(os.environ.get("SKYSPOT_LAUNCHED_AT", time.monotonic()))
@@ -79,7 +85,9 @@ class Participant(Host):
         """Rank 0: the manifest of the newest checkpoint when the attempt began."""
         self.link = Link.from_env()
         self.notices = Notices(self.grace_s)
-        self.stop_received = self.notices.received
+        self.notices.on_notice = lambda notice: self.link.report_notice(notice.seconds_left)
+        self.notices.on_presses = self.leave_at_once
+        self.stop_received, self.hinted = self.notices.received, self.notices.hinted
         self.peer_gone = threading.Event()
         self.final_is_whole = False
         self.was_finished = False
@@ -100,6 +108,9 @@ class Participant(Host):
         self._crashes: threading.Thread | None = None
         self._serve_on_s = LEAVE_LAST_S
         """The time for which rank 0 serves the store for the others after it has ended."""
+        self._said_taken_in = False
+        self._taken_in = 0.0
+        """When another rank's machine is taken, where it learnt of that after the stop was agreed on."""
         self.loading, self.living = ExitStack(), ExitStack()
         """Heartbeats: until this rank is ready for the first collective; until its process ends."""
         self._look_at_store = self._look_at_bucket = 0.0
@@ -186,6 +197,20 @@ class Participant(Host):
             return notice.kind, notice.deadline
         return (found.ending.cause, time.monotonic() + REQUESTED_STOP_S) if found else ("", math.inf)
 
+    def deadline(self, stop: Stop) -> float:
+        """As of `Host.deadline`: where a signal came before the cloud's notice, the notice counts once it is heard."""
+        if stop.ending is not SIGNAL:
+            return stop.deadline
+        notice = self.notices.first()
+        if notice and STOPS[notice.kind] is NOTICE and notice.deadline > stop.deadline:
+            if not self._said_taken_in:
+                self._said_taken_in = True
+                self.group.post_message(TAKEN_IN, f"{notice.deadline - time.monotonic():.3f}")
+            return notice.deadline
+        if not self._taken_in and self.world_size > 1 and (message := self.group.read_message(TAKEN_IN)):
+            self._taken_in = time.monotonic() + float(message)
+        return max(stop.deadline, self._taken_in)
+
     def bind(self, **values: Any) -> None:
         """Add a value to what binds the run, once it is known (the data's key, for example).
 
@@ -270,6 +295,21 @@ class Participant(Host):
                     stream.flush()
             # Not sys.exit, which would join threads that may hang in a write to a dead mount.
             os._exit(self._exit)
+
+    def leave_at_once(self) -> None:
+        """Leave without a save, because Ctrl-C was pressed again and again; a process that others share stays."""
+        if hosted() or self._exit is not None:
+            return
+        with suppress(Exception):
+            self.print_line(f"Ctrl-C {PRESSES} times: leaving at once. {self._last_committed()}")
+        if not self.link.is_connected:  # The launcher records the end otherwise.
+            self.write_end(SIGNAL)
+        self.link.report_exit(SIGNAL.code)
+        os._exit(SIGNAL.code)
+
+    def _last_committed(self) -> str:
+        step = self.last_committed()
+        return f"The last committed step is {step}." if step else "No step is committed yet."
 
     def part(
         self,

@@ -25,6 +25,8 @@ from trainer.training.consensus import Consensus
 from trainer.training.contents import Contents
 from trainer.training.host import Host
 
+LOOK_S = 0.2
+"""How often to look whether the cloud leaves more time than a signal did."""
 REPORTED_WAIT_S = 1.0
 """A longer wait for a save is reported."""
 
@@ -58,6 +60,7 @@ class Session:
             host.stop_received,
         )  # fmt: skip
         host.trouble = lambda: self.saver.trouble
+        host.last_committed = lambda: self.saver.committed_step
         self.interval = interval.Interval(save_every, interval.notice_seconds(grace_s), self._report_interval)
         self.consensus = Consensus(host, self.saver, self.interval)
         self.saved_at = 0
@@ -138,6 +141,8 @@ class Session:
 
     def is_due(self) -> bool:
         """True if this boundary is to be saved; the same on every rank."""
+        if self.consensus.save_now and self._contents.done > self.saved_at:
+            return True
         if self._given is not None:
             return self._contents.done % self._given == 0
         return self._contents.done - self.saved_at >= self.consensus.save_every
@@ -150,6 +155,7 @@ class Session:
             SaveError: the attempt cannot go on.
         """
         since, self.saved_at = self._contents.done - self.saved_at, self._contents.done
+        self._host.hinted.clear()
         self.saver.start(lambda: self._boundary(last))
         waited_s = self.saver.waited_s
         if waited_s > REPORTED_WAIT_S and not last and not self._has_reported_wait:
@@ -160,18 +166,26 @@ class Session:
                 f"Raise {remedy}."
             )
 
-    def save_last(self, deadline: float | None, resave: bool = False) -> None:
+    def save_last(self, stop: Stop | None, resave: bool = False) -> None:
         """Save this boundary and wait until the save is decided.
 
         Args:
-            deadline: Where the wait ends, in monotonic seconds; None: no limit.
+            stop: The stop whose deadline ends the wait; None: no limit.
             resave: Save even a boundary that is committed already, because its state has changed since.
         """
         self.saver.wait()
         if self._contents.done and (resave or self.saver.committed_step != self._contents.done):
             self.save(last=True)
-            self.saver.wait(None if deadline is None else max(0.1, deadline - time.monotonic()))
+            self.wait(stop)
         self._host.committed_step = self.saver.committed_step
+
+    def wait(self, stop: Stop | None) -> None:
+        """Wait until the save under way is decided, but no longer than a stop leaves time for."""
+        if stop is None:
+            self.saver.wait()
+        while stop and not self.saver.idle and (left := self._host.deadline(stop) - time.monotonic()) > 0:
+            self.saver.wait(min(left, LOOK_S))
+        self.saver.check()
 
     def await_copied(self) -> None:
         """Wait until the contents' steady tensors may change."""
