@@ -139,6 +139,14 @@ def test_three_attempts_by_their_own_doing_without_progress_are_enough(paths: Ru
     assert no_progress(begin(paths, launch="other"), 0) is None, "a new launch starts from zero"
 
 
+def test_three_hangs_at_one_step_end_the_launch(paths: RunPaths) -> None:
+    for _ in range(3):
+        one = begin(paths)
+        assert no_progress(one, 0) is None
+        end(one, cause="hang", error="training has stood still for 600 s")
+    assert "stood still" in (no_progress(begin(paths), 0) or "")
+
+
 def test_a_notice_or_a_signal_from_outside_is_not_an_attempts_own_doing(paths: RunPaths) -> None:
     for cause in ("peer-gone", "signal", "notice", "peer-gone", "signal"):
         end(begin(paths), cause=cause)

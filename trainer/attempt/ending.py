@@ -66,6 +66,7 @@ SIGNAL = Ending("signal", EXIT_PREEMPTED, saves=True)
 NOTICE = Ending("notice", EXIT_PREEMPTED, saves=True, hold=Hold.MACHINE_TAKEN)
 PEER_GONE = Ending("peer-gone", EXIT_PREEMPTED)
 MOUNT_HANGS = Ending("mount-gone", EXIT_PREEMPTED)
+HANG = Ending("hang", EXIT_PREEMPTED)
 DIED = Ending("died", EXIT_PREEMPTED)
 SUPERSEDED = Ending("superseded", EXIT_SUPERSEDED)
 STOP_REQUEST = Ending("stop-request", EXIT_STOPPED, saves=True, hold=Hold.JOB_CANCELLED)
@@ -77,8 +78,8 @@ PEER_CRASHED = Ending("peer-crashed", EXIT_FAILED)
 ENDINGS = {
     ending.cause: ending
     for ending in (
-        FINISHED, ALREADY_FINISHED, SIGNAL, NOTICE, PEER_GONE, MOUNT_HANGS, DIED, SUPERSEDED, STOP_REQUEST, NO_PROGRESS,
-        REFUSED, ERROR, PEER_CRASHED,
+        FINISHED, ALREADY_FINISHED, SIGNAL, NOTICE, PEER_GONE, MOUNT_HANGS, HANG, DIED, SUPERSEDED, STOP_REQUEST,
+        NO_PROGRESS, REFUSED, ERROR, PEER_CRASHED,
     )
 }  # fmt: skip
 """All endings by cause."""

@@ -93,6 +93,10 @@ class RunPaths:
         """File of one event; `number` counts from 1."""
         return self.attempt(attempt) / f"{number:04d}-{event}.json"
 
+    def stacks(self, attempt: AttemptName, rank: int) -> Path:
+        """The stacks of a rank's threads, where the attempt ended because training hung."""
+        return self.attempt(attempt) / f"stacks-{rank}.txt"
+
     def progress(self, attempt: AttemptName) -> Path:
         """The attempt's small, rewritten progress file."""
         return self.attempt(attempt) / "progress.json"

@@ -67,6 +67,7 @@ class Closing:
         """Save the last boundary if there is time, and leave. Never returns."""
         run, contents, saver = self._run, self._contents, self._session.saver
         self._close()
+        run.hangs.rest()
         if not stop.ending.saves:
             found = run.journal.stop_reason if run.journal else None
             raise Leaving(stop.ending, found.message if found else "")
@@ -115,6 +116,7 @@ class Closing:
             resave: Save the last boundary once more, because an evaluation has changed its state.
         """
         run, contents, saver = self._run, self._contents, self._session.saver
+        run.hangs.rest()
         self._session.save_last(stop, resave)
         while not stop and saver.committed_step != contents.done:
             self._session.save(last=True)

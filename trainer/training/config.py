@@ -17,6 +17,8 @@ from typing import Any
 from trainer.errors import TrainerError
 from trainer.layout.clouds import DEFAULT_GRACE_S, NOTICE_S
 
+HANG_TIMEOUT_S = 600.0
+"""How long training may stand still."""
 PRECISIONS = ("fp32", "bf16", "fp16")
 ON_NAN = ("stop", "skip", "ignore")
 DEFAULT_GLOBAL_BATCH_SIZE = 8
@@ -122,6 +124,12 @@ class RunConfig:
         default=120.0,
         flag="--peer-timeout",
         at_least=1,
+    )
+    hang_timeout_s: float = option(
+        "seconds in which training must show that it lives, once its first step has ended; 0: no limit",
+        default=HANG_TIMEOUT_S,
+        flag="--hang-timeout",
+        at_least=0,
     )
     allow_config_change: tuple[str, ...] = option(
         "field that may differ from the run's first attempt; repeatable", default=()

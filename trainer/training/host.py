@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.attempt.record import Attempt, open_attempt
 from trainer.layout.names import AttemptName, RunPaths
 from trainer.ranks.agreement import Stop
+from trainer.training.hangs import HangGuard
 
 if TYPE_CHECKING:
     from trainer.attempt.ending import Ending
@@ -42,6 +43,8 @@ class Host:
         """Returns the error for which all ranks are about to leave; a rank that left for it already is no lost peer."""
         self.last_committed: Callable[[], int | None] = lambda: self.committed_step
         """Returns the last committed step, also within a step."""
+        self.hangs = HangGuard(0.0, lambda seconds: None)
+        """Ends the attempt where training stands still."""
         self.has_own_loop = False
         """The program has a loop of its own, and no `RunConfig`."""
         self.steps_done = 0

@@ -22,6 +22,7 @@ from trainer.attempt.ending import (
     ENDINGS,
     ERROR,
     FINISHED,
+    HANG,
     MOUNT_HANGS,
     PEER_CRASHED,
     PEER_GONE,
@@ -36,6 +37,7 @@ from trainer.layout.identity import newest_committed
 from trainer.layout.names import AttemptName
 from trainer.machine import scratch
 from trainer.ranks.messages import CRASHED, STOPPED
+from trainer.training.hangs import PATIENCE_S, HangGuard, keep_stacks
 from trainer.training.opening import join_machines, open_or_refuse
 from trainer.training.participant import Participant, exit_code
 from trainer.training.unwinding import Left
@@ -54,6 +56,7 @@ class Lifecycle(Participant):
     def __enter__(self) -> Self:
         try:
             self.notices.install()
+            self.hangs = HangGuard(self.config.hang_timeout_s, self._on_hang)
             self.link.watch(self._on_peer_gone, self.leave_at_once)
             threading.Thread(target=self._watch_the_bucket, daemon=True, name="bucket").start()
             if os.environ.get("LOCAL_RANK", "0") == "0":
@@ -161,6 +164,24 @@ class Lifecycle(Participant):
             if trouble := self.trouble():
                 self._end_with(trouble)
             self._leave_with_the_others("another rank is gone")
+
+    def _on_hang(self, seconds: float) -> None:
+        """Leave: training has stood still for so long. The other ranks stand still as well, and do the same."""
+        if self._exit is not None or self.final_is_whole:
+            return
+        path = self.paths.stacks(self.attempt_name, self.rank)
+        kept = f"The stacks of all threads: {path}" if keep_stacks(path) else "The bucket did not take the stacks"
+        error = f"training has stood still for {seconds:.0f} s (--hang-timeout)"
+        remedy = "SpotRun(..., hang_timeout=...)" if self.has_own_loop else "--hang-timeout"
+        if self._is_first_to_print("hang"):
+            print(
+                f"Error: {error}. {kept}, one file for each rank. {self._last_committed()} If a step or an evaluation "
+                f"takes that long, raise {remedy}.",
+                file=sys.stderr,
+                flush=True,
+            )
+        time.sleep(PATIENCE_S)
+        self.leave(HANG, error=error)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

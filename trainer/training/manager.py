@@ -49,7 +49,10 @@ class CheckpointManager:
             SystemExit: a value makes no sense, or there is nothing to do (a newer attempt has begun, for example); a
                 line says which.
         """
-        run = SpotRun(own_config(folder, 1 if save_every is None else save_every, keep, who="CheckpointManager"), {})
+        run = SpotRun(
+            own_config(folder, 1 if save_every is None else save_every, keep, who="CheckpointManager", hang_timeout=0),
+            {},
+        )
         run.unwinds = True
         self.state = run.state
         """Plain values (a best metric, an epoch), saved with the objects."""

@@ -338,6 +338,7 @@ class Participant(Host):
         Only in a `hosted` process are signals handled as before: elsewhere, code after the block keeps its grace.
         """
         self.given_back.set()
+        self.hangs.end()
         if hosted():
             self.notices.end()
         if self.journal:
@@ -365,7 +366,7 @@ class Participant(Host):
             "code": ending.code if code is None else code,
             "cause": ending.cause,
             "step": self.steps_done,
-            "committed_step": self.committed_step,
+            "committed_step": self.last_committed(),
             **({"skipped": self.skipped} if self.skipped else {}),
             "error": error[-4000:] if error else None,
             "notice": {"kind": notice.kind, "id": notice.id, "seconds_left": notice.seconds_left} if notice else None,

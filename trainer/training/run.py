@@ -28,7 +28,7 @@ from trainer.errors import RunError
 from trainer.launch import others
 from trainer.machine import home
 from trainer.training import starting
-from trainer.training.config import RunConfig
+from trainer.training.config import HANG_TIMEOUT_S, RunConfig
 from trainer.training.lifecycle import Lifecycle
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class SpotRun(Lifecycle):
         keep: int = 3,
         keep_every: int = 0,
         allow_config_change: Sequence[str] = (),
+        hang_timeout: float = HANG_TIMEOUT_S,
     ) -> None:
         """Describe the run.
 
@@ -73,6 +74,8 @@ class SpotRun(Lifecycle):
             keep: The number of newest checkpoints to keep; at least 2.
             keep_every: Keep the first checkpoint at or after each multiple of so many steps for good; 0: none.
             allow_config_change: Names in `binding` that may differ from the run's first attempt.
+            hang_timeout: Seconds that may pass between two batches, once the first step has ended: where training
+                stands still for longer, the attempt ends with 75 and leaves the stacks of its threads. 0: no limit.
 
         Raises:
             SystemExit: a value makes no sense; a line says which.
@@ -84,7 +87,9 @@ class SpotRun(Lifecycle):
         if isinstance(folder, RunConfig):
             config = folder
         else:
-            config = starting.own_config(folder, save_every, keep, keep_every, allow_config_change)
+            config = starting.own_config(
+                folder, save_every, keep, keep_every, allow_config_change, hang_timeout=hang_timeout
+            )
         if binding is None:
             binding = {} if of_own else starting.default_binding(config)
         if not isinstance(binding, Mapping):

@@ -117,6 +117,7 @@ class Session:
             StateError: the ranks' contents differ in their tensors.
         """
         self.saver.prepare(extras.split(self._host.group, self._contents.collect())[0])
+        self._host.hangs.begin()
 
     # -- stops ---------------------------------------------------------------------------------------------------------
 
@@ -127,6 +128,7 @@ class Session:
 
     def message(self, enough: bool = False) -> list[int]:
         """Return this rank's message, with which its row of an exchange begins; as of `Consensus.message`."""
+        self._host.hangs.beat()
         return self.consensus.message(enough)
 
     def take_in(self, rows: Sequence[Sequence[int]], round_started: float | None = None) -> None:
@@ -156,7 +158,10 @@ class Session:
         """
         since, self.saved_at = self._contents.done - self.saved_at, self._contents.done
         self._host.hinted.clear()
+        self._host.hangs.rest()  # A save has limits of its own, and waits for the one before.
         self.saver.start(lambda: self._boundary(last))
+        if not last:
+            self._host.hangs.begin()
         waited_s = self.saver.waited_s
         if waited_s > REPORTED_WAIT_S and not last and not self._has_reported_wait:
             self._has_reported_wait = True
@@ -173,6 +178,7 @@ class Session:
             stop: The stop whose deadline ends the wait; None: no limit.
             resave: Save even a boundary that is committed already, because its state has changed since.
         """
+        self._host.hangs.rest()
         self.saver.wait()
         if self._contents.done and (resave or self.saver.committed_step != self._contents.done):
             self.save(last=True)

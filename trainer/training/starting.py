@@ -12,7 +12,7 @@ from trainer.launch import others
 from trainer.launch.link import Link
 from trainer.launch.process_count import LaunchError
 from trainer.layout.exit_codes import EXIT_FAILED
-from trainer.training.config import RunConfig
+from trainer.training.config import HANG_TIMEOUT_S, RunConfig
 
 
 def own_config(
@@ -22,6 +22,7 @@ def own_config(
     keep_every: object = 0,
     allowed: Sequence[str] = (),
     who: str = "SpotRun",
+    hang_timeout: object = HANG_TIMEOUT_S,
 ) -> RunConfig:
     """The settings of a run with a loop of its own, which `who` was given.
 
@@ -38,6 +39,8 @@ def own_config(
         trouble = f"{who}(keep={keep!r:.60}): keep at least 2 checkpoints, because a preemption may tear the newest"
     elif not (type(keep_every) is int and keep_every >= 0):
         trouble = f"{who}(keep_every={keep_every!r:.60}): give a number of steps; 0 keeps none for good"
+    elif not (isinstance(hang_timeout, (int, float)) and hang_timeout >= 0):
+        trouble = f"{who}(hang_timeout={hang_timeout!r:.60}): give a number of seconds; 0 sets no limit"
     elif isinstance(allowed, str):
         trouble = f"{who}(allow_config_change={allowed!r:.60}): give a list of names"
     if trouble:
@@ -48,6 +51,7 @@ def own_config(
         keep_latest=keep if isinstance(keep, int) else 3,
         keep_every=keep_every if isinstance(keep_every, int) else 0,
         allow_config_change=tuple(allowed),
+        hang_timeout_s=float(hang_timeout) if isinstance(hang_timeout, (int, float)) else HANG_TIMEOUT_S,
     )
 
 

@@ -146,6 +146,7 @@ class Stepping:
 
     def give(self, batch: object) -> None:
         """Take in a batch that the loop is about to get."""
+        self._run.hangs.beat()
         self._trace.batch(batch)
         if self._first_batch is None:
             self._first_batch = same_batches.hash_of(batch) if self._run.world_size > 1 else 0

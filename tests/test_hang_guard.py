@@ -1,0 +1,129 @@
+"""Training that stands still: found, kept for its author as the stacks of all threads, and left for another machine."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import warm
+from support import clean_env, event
+
+from trainer.layout.names import RunPaths, list_attempts
+from trainer.training import hangs
+from trainer.training.hangs import HangGuard
+
+LOOP = """
+import sys, time
+import torch
+from torch.utils.data import DataLoader
+from trainer import SpotRun
+
+def the_step_that_hangs():
+    while run.last_committed() != 4:
+        time.sleep(0.01)
+    time.sleep(3600)
+
+with SpotRun(sys.argv[1], save_every=2, hang_timeout=1) as run:
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    run.register(model=model, optimizer=optimizer)
+    loader = DataLoader(torch.randn(64, 2, generator=torch.Generator().manual_seed(0)), batch_size=1)
+    for batch in run.steps(loader, until=64):
+        model(batch).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if run.step == 5 and run.rank == run.world_size - 1:
+            the_step_that_hangs()
+"""
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_hang_is_left_with_75_and_the_stacks_of_every_rank(tmp_path: Path, processes: int) -> None:
+    """With two processes one hangs, and the other waits for it in a collective."""
+    (tmp_path / "loop.py").write_text(LOOP)
+    command = [sys.executable, "-m", "trainer.launch", "--processes", str(processes), str(tmp_path / "loop.py")]
+    done = warm.run(
+        [*command, str(tmp_path / "run")],
+        env=clean_env(OMP_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 75, done.stderr
+    line = next(line for line in done.stderr.splitlines() if line.startswith("Error:"))
+    assert "training has stood still for" in line
+    assert "The last committed step is 4." in line
+    assert done.stderr.count("stood still") == 1
+    ended = event(tmp_path / "run", "end")
+    assert (ended["cause"], ended["code"], ended["committed_step"]) == ("hang", 75, 4)
+    paths = RunPaths(tmp_path / "run")
+    name = list_attempts(paths)[-1]
+    stacks = [paths.stacks(name, rank).read_text() for rank in range(processes)]
+    assert "the_step_that_hangs" in stacks[-1]
+    assert all("loop.py" in text for text in stacks)
+
+
+@pytest.fixture
+def guard(monkeypatch: pytest.MonkeyPatch) -> tuple[HangGuard, threading.Event]:
+    monkeypatch.setattr(hangs, "LOOK_S", 0.01)
+    found = threading.Event()
+    return HangGuard(0.1, lambda _: found.set()), found
+
+
+def test_nothing_is_watched_before_the_first_step_has_ended_and_at_rest(guard) -> None:
+    watched, found = guard
+    watched.beat()
+    assert not found.wait(0.4)
+    watched.begin()
+    watched.rest()
+    watched.beat()
+    assert not found.wait(0.4)
+    watched.begin()
+    assert found.wait(30)
+
+
+def test_training_may_stand_still_as_long_as_it_has_before(guard) -> None:
+    watched, found = guard
+    watched._longest_s = 3600.0
+    watched.begin()
+    assert not found.wait(0.4)
+    watched.end()
+
+
+def test_a_limit_of_0_watches_nothing() -> None:
+    watched = HangGuard(0.0, lambda _: None)
+    watched.begin()
+    assert watched._thread is None
+
+
+STOPPED = """
+import sys, threading, time
+from trainer.training import hangs
+hangs.LOOK_S = 0.01
+guard = hangs.HangGuard(1.0, lambda seconds: print("hang", flush=True))
+guard.begin()
+print("begun", flush=True)
+sys.stdin.readline()
+guard.beat()
+guard.end()
+print("over", flush=True)
+"""
+
+
+def test_a_process_that_was_itself_stopped_has_not_hung() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", STOPPED], env=clean_env(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stdout.readline() == "begun\n"
+        os.kill(process.pid, signal.SIGSTOP)
+        time.sleep(2)  # Longer than the limit: that is what is tested.
+        os.kill(process.pid, signal.SIGCONT)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.read() == "over\n"
