@@ -27,6 +27,7 @@ def the_step_that_hangs():
         time.sleep(0.01)
     time.sleep(3600)
 
+torch.manual_seed(0)
 with SpotRun(sys.argv[1], save_every=2, hang_timeout=1) as run:
     model = torch.nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

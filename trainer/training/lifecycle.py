@@ -180,7 +180,8 @@ class Lifecycle(Participant):
                 file=sys.stderr,
                 flush=True,
             )
-        time.sleep(PATIENCE_S)
+        if self.world_size > 1:
+            time.sleep(PATIENCE_S)
         self.leave(HANG, error=error)
 
     # -- the end -------------------------------------------------------------------------------------------------------
