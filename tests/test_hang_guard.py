@@ -89,9 +89,13 @@ def test_nothing_is_watched_before_the_first_step_has_ended_and_at_rest(guard) -
 
 def test_training_may_stand_still_as_long_as_it_has_before(guard) -> None:
     watched, found = guard
-    watched._longest_s = 3600.0
+    watched.beat()
+    assert watched._first_at
+    watched._first_at -= 3600.0  # A first step of an hour.
     watched.begin()
     assert not found.wait(0.4)
+    watched.begin()
+    assert watched._longest_s < 7200
     watched.end()
 
 

@@ -36,14 +36,19 @@ class HangGuard:
             on_hang: Called on the guard's thread with the seconds for which it has not.
         """
         self._limit_s, self._on_hang = limit_s, on_hang
+        self._first_at: float | None = None
+        """When the first step began, as far as is known."""
         self._beat_at: float | None = None
+        self._has_begun = False
         self._longest_s = 0.0
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
     def begin(self) -> None:
-        """Watch from now on."""
-        self._beat_at = time.monotonic()
+        """Watch from now on; how long the first step took counts as a time for which training stood still."""
+        self._beat_at = now = time.monotonic()
+        if not self._has_begun:
+            self._has_begun, self._longest_s = True, now - (self._first_at or now)
         if self._limit_s and self._thread is None:
             self._thread = threading.Thread(target=self._watch, daemon=True, name="hangs")
             self._thread.start()
@@ -51,6 +56,8 @@ class HangGuard:
     def beat(self) -> None:
         """Training lives; before `begin`, and after `rest`, this means nothing."""
         before, now = self._beat_at, time.monotonic()
+        if not self._has_begun:
+            self._first_at = self._first_at or now
         if before is not None:
             self._longest_s, self._beat_at = max(self._longest_s, now - before), now
 
