@@ -143,7 +143,7 @@ def test_the_grace_is_the_launchers_or_what_the_script_says_where_that_is_less(
         sys.exit(3)
 
     assert ended(look, grace_s=scripts) == 3
-    output = capfd.readouterr().out
+    output = capfd.readouterr().out.removesuffix("notices: SIGTERM\n")
     assert output.startswith(said)
     assert output.count("\n") == (1 if said else 0)
 
