@@ -21,7 +21,9 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
 
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
 def test_every_module_that_a_page_names_alone_exists(page: Path) -> None:
-    there = {path.name for top in ("skyspot", "trainer", "tests", "bench") for path in (REPO / top).rglob("*.py")}
+    there = {
+        path.name for top in ("skyspot", "trainer", "tests", "bench", "examples") for path in (REPO / top).rglob("*.py")
+    }
     users = {"train.py", "my_script.py"}
     assert not set(MODULE.findall(page.read_text())) - there - users
 
