@@ -191,7 +191,8 @@ class _Engine:
             had = len(plan) - len(pending)
             main.verdict = verdict.Verdict(False, False, f"not checked: {self._too_short(had, len(plan))}")
         if self._can_go_on(main):
-            turns.try_each(self.legs, main, lambda name, title, strike: self._leg(name, title, [strike]))
+            legs = self.legs
+            turns.try_each(legs.tracing, legs.all, main, lambda name, title, one: self._leg(name, title, [one]))
             suspects = by_kind.suspects(self.legs.all)
             places = [one for one in plan if one.place and by_kind.sort(one.kind, one.at_place) in suspects]
             if every and len(places) > 1:
