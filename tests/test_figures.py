@@ -140,6 +140,22 @@ def test_what_readme_says_of_a_rehearsal_beside_ckpt_chaos_is_what_was_measured(
         assert float(ratio.removesuffix("x")) < 1, script
 
 
+def test_what_readme_says_of_ckpt_chaos_on_frameworks_is_what_was_measured() -> None:
+    below = (REPO / "docs/performance.md").read_text().partition("\n## ckpt-chaos on Hugging Face's Trainer")[2]
+    lines = re.findall(
+        r"^\| `\w+\.py` +\| [12] +\| (without|with skyspot) .*\| (\d+) of (\d+) +\| \d+ s +\|$", below, re.M
+    )
+    assert len(lines) == 8, "two scripts, on one process and on two, without skyspot and with it"
+    sums = {
+        way: " of ".join(str(sum(int(line[column]) for line in lines if line[0] == way)) for column in (1, 2))
+        for way in ("without", "with skyspot")
+    }
+    assert (
+        f"bit-identically: {sums['with skyspot']} runs | the same scripts without skyspot: {sums['without']} ("
+        in text(README)
+    )
+
+
 def test_every_bound_of_the_bench_holds() -> None:
     assert [row for row in rows("docs/performance.md", "What") if row[-1] != "yes"] == []
 

@@ -28,6 +28,22 @@ def test_every_module_that_a_page_names_alone_exists(page: Path) -> None:
     assert not set(MODULE.findall(page.read_text())) - there - users
 
 
+def anchors(page: Path) -> set[str]:
+    """Those that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+def test_every_link_within_the_project_leads_to_a_page_and_a_heading(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)):
+        path, _, anchor = link.partition("#")
+        if "://" not in link:
+            target = (page.parent / path).resolve() if path else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
 def test_design_lists_every_wing() -> None:
     design = (REPO / "docs" / "design.md").read_text()
     tree = design.partition("\n## Wings\n")[2].partition("\n\n## ")[0]
