@@ -140,6 +140,7 @@ def test_two_ranks_and_evaluations_at_the_end_of_epochs_resume_exactly(
         (("--trainer", "dpo", "--evaluate", "steps", "--log", 3), ["5:SIGTERM"]),
         (("--trainer", "seq2seq", "--evaluate", "epoch", "--log", 3), ["5:SIGTERM"]),
         (("--exact",), ["12:SIGKILL"]),
+        (("--workers", 1, "--log", 1), ["9:SIGTERM"]),
     ],
     ids=lambda value: "-".join(str(word).lstrip("-") for word in value[:2]) if isinstance(value, tuple) else "",
 )

@@ -85,6 +85,26 @@ class Drawing(Sampler[int]):
         return iter(ids)
 
 
+class Counting(Sampler[int]):
+    """Shuffles by the number of the epoch, which it counts itself."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return 22
+
+    def __iter__(self) -> Iterator[int]:
+        dice = torch.Generator().manual_seed(self.epoch)
+        self.epoch += 1
+        return iter(torch.randperm(22, generator=dice).tolist())
+
+
+class Told(Counting):
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
 class Twice(Own):
     """Yields something else than DataLoader does."""
 
@@ -493,6 +513,17 @@ def test_a_sampler_with_a_generator_of_its_own_draws_the_same_order_after_any_re
         return DataLoader(TensorDataset(torch.arange(22)), 4, sampler=Drawing(dice())), {}
 
     assert same(fed_in_pieces(make, [3, 5, 4, 4]), feed(make, 16).batches)
+
+
+def test_a_sampler_that_counts_epochs_itself_is_named_once_and_one_that_is_told_them_is_exact() -> None:
+    def make(order: Sampler[int]) -> Make:
+        return lambda: (DataLoader(TensorDataset(torch.arange(22)), 4, sampler=order), {})
+
+    (line,) = feed(make(Counting()), 20).lines
+    assert line.startswith("Counting.epoch counts epochs and is not saved: after a resume it begins with its first val")
+    whole = feed(make(Told()), 20)
+    assert not whole.lines
+    assert same(fed_in_pieces(lambda: make(Told())(), [8, 12]), whole.batches)
 
 
 def drawn(rank: int, ranks: int, asked: list[int]) -> dict[tuple[int, int], list[float]]:

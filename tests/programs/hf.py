@@ -89,6 +89,7 @@ def arguments(given: argparse.Namespace, kind: type = TrainingArguments, **more)
         warmup_steps=2, logging_steps=given.log, save_strategy="no", eval_strategy=given.evaluate,
         eval_steps=3, per_device_eval_batch_size=4, metric_for_best_model="loss" if given.patience else None,
         greater_is_better=False if given.patience else None, dataloader_num_workers=given.workers,
+        dataloader_persistent_workers=given.workers > 0,
         **({"fsdp": "full_shard", "fsdp_config": {"version": 2, **given.fsdp}} if given.fsdp is not None else {}),
         **more,
     )  # fmt: skip

@@ -61,6 +61,8 @@ class Feed:
         """The epoch was begun by more or fewer processes."""
         self._is_prepared = accelerate_loader.is_prepared(loader) and not self._keeps_its_place
         self._rereading = Rereading(print_line)
+        self._counted: dict[str, int] | None = None if self._keeps_its_place else {}
+        """What samplers and the data set counted when the epoch before began; None once one is named."""
 
     def epochs(self) -> Iterator[Any]:
         """Yield batch after batch, for ever.
@@ -158,6 +160,7 @@ class Feed:
         data, restored = self._data, self._data.streams_at_restore
         data.streams_at_restore = None
         self._set_epoch(data.epoch)
+        self._name_counters()
         skip = data.batches if restored is not None or self._is_shared_anew else 0
         self._is_shared_anew = False
 
@@ -215,6 +218,24 @@ class Feed:
             self._report(number + 1, skip)
         then()
         yield from iterator
+
+    def _name_counters(self) -> None:
+        """Name a sampler that counts epochs itself: after a resume it begins with the order of the first one."""
+        if self._counted is None:
+            return
+        parts = [part for part in self._parts() if not (hasattr(part, "set_epoch") or hasattr(part, "state_dict"))]
+        found = [(type(part), name, value) for part in parts for name, value in getattr(part, "__dict__", {}).items()]
+        # By name: another number may be a position, which begins anew in each epoch.
+        now = {
+            f"{kind.__name__}.{name}": value for kind, name, value in found if "epoch" in name and type(value) is int
+        }
+        changed = [name for name, value in now.items() if self._counted.get(name, value) != value]
+        self._counted = None if changed else now
+        if changed:
+            self._print_line(
+                f"{changed[0]} counts epochs and is not saved: after a resume it begins with its first value. Give its "
+                "class set_epoch(epoch), which is called in each epoch"
+            )
 
     def _report(self, done: int, count: int) -> None:
         """Show how many consumed batches are read again."""
