@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -28,7 +29,8 @@ from support import (
     weights,
 )
 
-pytest.importorskip("lightning", reason="a training with Lightning: pip install 'lightning>=2.5,<2.7'")
+if importlib.util.find_spec("lightning") is None:  # An import would take each worker seconds.
+    pytest.skip("a training with Lightning: pip install 'lightning>=2.5,<2.7'", allow_module_level=True)
 
 Case = tuple[str, Sequence[object], Sequence[str]]
 """(name, options of lightning_loop.py, strikes)."""
