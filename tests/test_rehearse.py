@@ -537,7 +537,7 @@ def test_a_python_that_cannot_train_is_said_before_anything_runs(tmp_path: Path)
         done = rehearse(*task, cwd=tmp_path, env=env)
         assert done.returncode == 2, done.stdout + done.stderr
         assert "torch: not installed" in done.stderr
-        assert 'pip install "skyspot[trainer]"' in done.stderr
+        assert Path(done.stderr.partition(f"{sys.executable} -m pip install -r ")[2].strip()).is_file()
         assert len(done.stderr.splitlines()) <= 2
 
 

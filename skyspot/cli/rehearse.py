@@ -222,9 +222,13 @@ def _check_python(trainer: Path, interpreter: Interpreter | None) -> None:
         text=True,
     )
     if done.returncode:
-        missing = "; ".join(done.stderr.strip().splitlines()[-4:])
-        which = f"{interpreter.path}" if interpreter else "this Python"
-        raise UsageError(f'{which} cannot train ({missing}): pip install "skyspot[trainer]"')
+        missing = done.stderr.strip().splitlines()
+        more = f"; {len(missing) - 3} more" if len(missing) > 3 else ""
+        python = interpreter.path if interpreter else sys.executable
+        raise UsageError(
+            f"{python} cannot train ({'; '.join(missing[:3])}{more}): "
+            f"{python} -m pip install -r {trainer / 'requirements.lock'}"
+        )
 
 
 def _name(options: Options) -> str | None:
