@@ -79,10 +79,7 @@ def open_run(where: Location) -> RunPaths:
         UnreadableError: the bucket cannot be read from this machine.
     """
     if where.url is None and where.made is not None:
-        raise UnreadableError(
-            f"the task names the bucket {where.made} without a URL, so its store is unknown; once it exists, pass its "
-            f"URL to --bucket (s3://{where.made}, gs://...)"
-        )
+        raise UnreadableError(f"the bucket {where.made} has no URL in the task, so its store is unknown")
     if where.url is None:
         root = Path(where.inside)
         if not workers.call(root, os.path.isdir, root.parent, seconds=workers.TIMEOUT_S):
