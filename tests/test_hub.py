@@ -1,5 +1,6 @@
 """Models and data sets of the Hugging Face Hub, on loopback: pinned to a commit, retried, errors in one line."""
 
+import json
 import os
 import signal
 import subprocess
@@ -134,6 +135,18 @@ def test_a_model_in_the_cache_is_complete_with_a_tokenizer(
     for name in ("config.json", "generation_config.json", "model.safetensors", *vocabulary):
         (tmp_path / name).write_bytes(b"{}")
     assert hub.has_model(tmp_path) == complete
+
+
+@pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
+def test_a_model_in_the_cache_is_complete_with_all_of_its_shards(tmp_path: Path, kind: str) -> None:
+    shards = ["shard-1", "shard-2"]
+    index = {"weight_map": {"a": shards[0], "b": shards[1], "c": shards[1]}}
+    for name in ("config.json", "tokenizer.json", f"{kind}.index.json"):
+        (tmp_path / name).write_text(json.dumps(index))
+    for name in shards:
+        assert not hub.has_model(tmp_path)
+        (tmp_path / name).touch()
+    assert hub.has_model(tmp_path)
 
 
 def test_a_model_in_the_cache_that_was_cut_is_none(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:

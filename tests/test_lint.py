@@ -628,6 +628,7 @@ def test_the_newest_torch_on_an_old_accelerator_is_found(kind: str) -> None:
     for setup in UNPINNED:
         text = f"workdir: .\nresources: {{accelerators: {kind}:8}}\nsetup: |\n  {setup}\nrun: nvidia-smi\n"
         assert brief(text) == [("torch-unpinned", "error", 4)], setup
+        assert brief(text.replace("setup:", "run:").replace("run: nvidia-smi\n", "")) == brief(text), "in `run`, too"
         assert brief(text.replace(kind, "A100")) == []
     for setup in PINNED:
         assert brief(f"workdir: .\nresources: {{accelerators: {kind}:8}}\nsetup: {setup}\nrun: nvidia-smi\n") == [], (
