@@ -684,10 +684,10 @@ def began_on(names: list[str], paths: RunPaths, on_machine: Callable[[str], None
 
 
 def left_behind(paths: RunPaths, restored: CheckpointName) -> list[int]:
-    """The steps that are there after an attempt has restored a checkpoint and saved step 4."""
+    """The steps that are there after an attempt has restored a checkpoint and saved the step after it."""
     mine = Rank0.of(begin(paths))
     mine.pruner.restored(restored)
-    mine.save(4)
+    mine.save(restored.step + 1)
     return steps(paths)
 
 
@@ -731,6 +731,17 @@ def test_behind_a_cache_older_ones_of_other_machines_are_read_until_enough_count
     assert steps(paths) == [8, 7, 6, 5, 4, 3, 2], "2 is the first that counts beside 7"
     mine.save(9, 10)
     assert steps(paths) == [10, 9, 8, 7, 6, 5, 4, 3, 2], "what this one wrote counts for nothing here"
+
+
+def test_behind_a_cache_older_ones_that_are_not_finite_make_no_other_superfluous(
+    paths: RunPaths, on_machine: Callable[[str], None], seen_as: Callable[..., None]
+) -> None:
+    there = began_on([THERE], paths, on_machine).name
+    for step in range(4):
+        commit(paths, there, step, run_id="ours", finite=step < 2)
+    restored = commit(paths, there, 4, run_id="ours")
+    seen_as(Proof.NOTHING)
+    assert left_behind(paths, restored) == [5, 4, 3, 1, 0]
 
 
 # -- what was believed and not so --------------------------------------------------------------------------------------
