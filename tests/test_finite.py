@@ -71,6 +71,19 @@ def test_a_step_or_two_that_heal_stop_nothing(tmp_path: Path) -> None:
     assert one_rank.train(tmp_path / "run", max_steps=9, loss=loss, before=runs.append).code == 0
 
 
+def test_steps_in_a_row_are_counted_over_a_resume(tmp_path: Path) -> None:
+    runs: list[one_rank.InProcess] = []
+
+    def loss(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        total = one_rank.squares(model, batch)
+        return total + math.inf if runs[-1].steps_done >= 2 else total
+
+    options = {"loss": loss, "before": runs.append, "allow_config_change": ("max_steps",)}
+    assert one_rank.train(tmp_path / "run", max_steps=4, **options).code == 0
+    assert one_rank.train(tmp_path / "run", max_steps=9, **options).code == 1
+    assert event(tmp_path / "run", "end")["step"] == 5, "the third"
+
+
 def test_a_run_that_ends_before_the_third_is_not_finished(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     left = one_rank.train(run_dir, max_steps=7, **poisoned(lambda step: step >= 6))
