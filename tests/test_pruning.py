@@ -340,16 +340,20 @@ def test_one_that_the_restore_found_damaged_is_not_what_is_kept_for_good(
     assert (first.step, steps(paths)) == (5, [15, 12, 9, 6])
 
 
-def test_one_that_is_not_finite_makes_no_other_superfluous_than_its_like(paths: RunPaths) -> None:
+@pytest.mark.parametrize("restores", [False, True])
+def test_one_that_is_not_finite_makes_no_other_superfluous_than_its_like(paths: RunPaths, restores: bool) -> None:
     mine = Rank0.of(begin(paths))
     mine.save(1, 2, 3)
     assert steps(paths) == [3, 2]
     for step in range(4, 10):
-        mine.after(commit(paths, mine.attempt.name, step, finite=False))
+        name = commit(paths, mine.attempt.name, step, finite=False)
+        mine.after(name)
     assert steps(paths) == [9, 8, 3, 2]
     next_one = Rank0.of(begin(paths))  # Which knows of the others what their manifests say.
+    if restores:
+        next_one.pruner.restored(name, finite=False)
     next_one.save(10)
-    assert steps(paths) == [10, 9, 8, 3, 2]
+    assert steps(paths) == ([10, 9, 3, 2] if restores else [10, 9, 8, 3, 2])
     next_one.save(11)
     assert steps(paths) == [11, 10]
 
