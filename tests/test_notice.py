@@ -222,6 +222,7 @@ def test_a_hint_saves_once_more_and_training_goes_on(tmp_path: Path, processes: 
     assert "aws expects to take this machine" in output
     ended = event(paths.root, "end")
     assert 0 < saved < int(str(ended["step"]))
+    assert [name.step for name in list_checkpoints(paths)] == [ended["step"], saved], "once"
     assert ended["committed_step"] == ended["step"]
 
 
