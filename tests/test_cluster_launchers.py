@@ -48,6 +48,10 @@ def test_a_run_goes_on_under_srun_whoever_ends_its_step(
         assert "resumed at step 5" in killed.output
         done = srun(1)
         assert done.code == 0, done.output
+        highest = finished(
+            [*inside, "srun", "-n", "2", "sh", "-c", "exit $((75 - SLURM_PROCID))"], two_nodes.environment()
+        )
+        assert highest.code == 75, highest.output
     assert losses(run_dir) == losses(whole)
     assert weights(run_dir) == weights(whole)
 
@@ -111,15 +115,15 @@ def test_processes_that_mpirun_starts_without_torchruns_variables_are_refused(
     assert refused(mpirun(open_mpi, tmp_path / "run"), tmp_path / "run")
 
 
-def test_mpichs_mpirun_passes_a_sigterm_on_and_exits_with_9_if_a_rank_is_killed(
-    tmp_path: Path, mpich: list[str]
-) -> None:
+def test_mpichs_mpirun_passes_a_sigterm_on_and_has_exit_codes_of_its_own(tmp_path: Path, mpich: list[str]) -> None:
     run_dir = tmp_path / "run"
     assert refused(mpirun(mpich, run_dir), run_dir)
     stopped = mpirun(mpich, run_dir, "5:kill $MPIRUN", names=MPICH)
     assert stopped.code == 75, stopped.output
     assert event(run_dir, "end")["committed_step"] == 5, "no step is lost"
     assert "mpirun exits with another code if a rank is killed" in stopped.output
-    ended = mpirun(mpich, run_dir, "8:SIGKILL", names=MPICH)
-    assert "resumed at step 5" in ended.output
-    assert ended.code == 9, "which is why it is refused where SkyPilot looks at the code"
+    # Why it is refused where SkyPilot looks at the code; 75 and 4 make 79.
+    killed = finished([*mpich, "-n", "2", "sh", "-c", "[ $PMI_RANK = 0 ] || exec sleep 600; kill -9 $$"], clean_env())
+    assert killed.code == 9, killed.output
+    joined = finished([*mpich, "-n", "2", "sh", "-c", "[ $PMI_RANK = 0 ] || exit 4; exit 75"], clean_env())
+    assert joined.code == 79, joined.output

@@ -140,7 +140,7 @@ LAUNCHERS: dict[str, tuple[str, ...]] = {
         _TOLD_OF,
     ),
     "MPICH's `mpirun python train.py`": (
-        "test_cluster_launchers::test_mpichs_mpirun_passes_a_sigterm_on_and_exits_with_9_if_a_rank_is_killed",
+        "test_cluster_launchers::test_mpichs_mpirun_passes_a_sigterm_on_and_has_exit_codes_of_its_own",
         _TOLD_OF,
     ),
     "`python train.py`, a notebook, pytest": (
