@@ -57,7 +57,7 @@ def test_the_kinds_of_files_are_told_apart_for_the_user() -> None:
     said = "checkpoints: step-#/model.pt; not struck: result.json (result), log.txt (log), config.json (settings)"
     assert files.told(found.kinds()) == said
     many = [replace(found.kinds()[0], pattern=f"{number}.pt") for number in range(9)]
-    assert files.told(many) == "checkpoints: 0.pt, 1.pt, 2.pt, 3.pt, 4.pt, 5.pt, 3 more"
+    assert files.told(many) == "checkpoints: 0.pt, 1.pt, 2.pt, 3.pt, 4.pt, 5.pt and 3 more"
     assert files.told([]) == "checkpoints: none"
     kind = {"pattern": "log.txt", "role": "log", "why": "it is appended to"}
     assert kind in Result([], [], 1.0, files=found.kinds()).to_json()["files"]

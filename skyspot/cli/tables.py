@@ -16,6 +16,7 @@ from skyspot.jobs.launch import Existing, Launch, Part
 from skyspot.jobs.training import TrackedJob
 from skyspot.task.document import Rung, Task
 from skyspot.task.ladder import OWN_MACHINES
+from skyspot.wording import first_few
 
 _HIDDEN = "***"
 
@@ -85,7 +86,7 @@ def _lines_of(part: Part, existing: Existing) -> list[str]:
         lines.append(f"Bucket:      {part.makes_bucket}; SkyPilot creates it if it does not exist, and keeps it")
     own = [name for name in part.task.envs if not name.startswith("SKYSPOT_")]
     if own:
-        lines.append(f"Environment: {_first(own, 3)}")
+        lines.append(f"Environment: {first_few(own, 3)}")
     if existing.progress:
         done = f"step {existing.progress.committed_step}" if existing.progress.committed_step else "its start"
         lines.append(f"Resumes:     {part.name} from {done}, after {many(existing.progress.attempts, 'attempt')}")
@@ -94,12 +95,6 @@ def _lines_of(part: Part, existing: Existing) -> list[str]:
     else:
         lines.append("Run folder:  new")
     return lines
-
-
-def _first(names: Sequence[str], limit: int) -> str:
-    """The first names of many, and the number of the others."""
-    more = len(names) - limit
-    return ", ".join(names) if more <= 1 else f"{', '.join(names[:limit])} and {more} more"
 
 
 def show_plan(launch: Launch, existing: Existing) -> None:

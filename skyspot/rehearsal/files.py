@@ -10,6 +10,7 @@ from skyspot.rehearsal import naming, slots
 from skyspot.rehearsal.bucketfs.trace import Call
 from skyspot.rehearsal.families import Family, fixed, form
 from skyspot.rehearsal.replay import Version, Written
+from skyspot.wording import first_few
 
 CHECKPOINT, LOG, RESULT, SETTINGS, SCRATCH, OTHER = "checkpoint", "log", "result", "settings", "scratch", "other"
 TOLD, NAMED = "--checkpoint names it", "it is a log"
@@ -102,13 +103,8 @@ def told(kinds: Sequence[Kind]) -> str:
     """Name the kinds that are checkpoints and those that are not: `checkpoints: a/#.pt; not struck: log.txt (log)`."""
     struck = [kind.pattern for kind in kinds if kind.role == CHECKPOINT]
     others = [f"{kind.pattern} ({kind.role})" for kind in kinds if kind.role not in (CHECKPOINT, SCRATCH)]
-    found = [f"checkpoints: {_some(struck) or 'none'}", *([f"not struck: {_some(others)}"] if others else [])]
-    return "; ".join(found)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = [f"{len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
-    return ", ".join([*names[:_SHOWN], *more])
+    found = [f"checkpoints: {first_few(struck, _SHOWN) or 'none'}"]
+    return "; ".join([*found, f"not struck: {first_few(others, _SHOWN)}"] if others else found)
 
 
 def learn(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from skyspot.rehearsal import remedies
 from skyspot.rehearsal.loop_record import LoopRecord
 from skyspot.rehearsal.remedies import Cause
+from skyspot.wording import first_few
 
 Lines = Mapping[int, Mapping[str, Any]]
 """The metrics of each step."""
@@ -111,7 +112,7 @@ def _in_streams_or_logged(runs: Runs, step: int, place: str, logged: Sequence[st
     """The cause if random numbers differ, or a metric of the user's own alone; else None. The batches are the same."""
     left, right = runs.left[step], runs.right[step]
     if streams := _streams(runs, step):
-        return Cause(f"the random numbers of {_some(streams)} differ {place}", remedies.STREAMS)
+        return Cause(f"the random numbers of {first_few(streams, MOST_NAMES)} differ {place}", remedies.STREAMS)
     return _in_logged(left, right, place, logged) if left.get("loss") == right.get("loss") else None
 
 
@@ -159,7 +160,8 @@ def _hashes(line: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _in_weights(record: LoopRecord, weights: Sequence[str]) -> Cause:
-    what = f"{_some(weights)} differ{'s' if len(weights) == 1 else ''} in the exported model, and no loss does"
+    verb = "differs" if len(weights) == 1 else "differ"
+    what = f"{first_few(weights, MOST_NAMES)} {verb} in the exported model, and no loss does"
     if record.unsaved:
         return _unsaved(record, what)
     if record.loop in _FRAMEWORKS:
@@ -169,7 +171,8 @@ def _in_weights(record: LoopRecord, weights: Sequence[str]) -> Cause:
 
 def _unsaved(record: LoopRecord, what: str) -> Cause:
     many = len(record.unsaved) > 1
-    named = f"{_some(record.unsaved)} change{'' if many else 's'} during training and {'are' if many else 'is'}"
+    verbs = "change during training and are" if many else "changes during training and is"
+    named = f"{first_few(record.unsaved, MOST_NAMES)} {verbs}"
     return Cause(f"{what}; {named} in no state_dict", remedies.UNSAVED)
 
 
@@ -188,12 +191,6 @@ def _rate(left: Mapping[str, Any], right: Mapping[str, Any]) -> tuple[str, float
 def _registered(record: LoopRecord) -> str:
     named = ", ".join(f"{name} ({kind})" for name, kind in record.objects.items())
     return f"Registered: {named or 'nothing'}"
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - MOST_NAMES} more" if len(listed) > MOST_NAMES else ""
-    return ", ".join(listed[:MOST_NAMES]) + more
 
 
 def _ordinal(count: int) -> str:

@@ -11,6 +11,7 @@ from skyspot.rehearsal import evidence, remedies
 from skyspot.rehearsal.result import Row
 from skyspot.rehearsal.verdict import History, Verdict
 from skyspot.rehearsal.watch import Watch, list_runs
+from skyspot.wording import first_few
 from trainer.layout.documents import LayoutError
 from trainer.layout.events import event_named, read_events
 from trainer.layout.manifest import read_manifest, sizes_agree
@@ -106,8 +107,7 @@ def judge(rows: Sequence[Row], same: bool, folders: Sequence[str] = ()) -> Verdi
         folders: The run folders that its attempts made; more than one are too many.
     """
     if len(folders) > 1:
-        several = ", ".join([*folders[:3], *(["..."] if len(folders) > 3 else [])])
-        text = f"LOST WORK: each attempt made a run folder of its own ({several}): use one name"
+        text = f"LOST WORK: each attempt made a run folder of its own ({first_few(folders, 3)}): use one name"
         return Verdict(False, True, text, evidence.LOST if same else None, remedy=remedies.RUN_FOLDER.remedy)
     for before, row in pairwise(rows):
         if row.lost_work:
