@@ -21,6 +21,7 @@ from trainer.attempt.record import open_attempt, record
 from trainer.bucket import deadlines
 from trainer.bucket.hashing import hash_file
 from trainer.bucket.verify import problem
+from trainer.launch import rank as launched
 from trainer.layout.documents import LayoutError
 from trainer.layout.manifest import read_manifest
 from trainer.layout.names import RunPaths, list_checkpoints
@@ -177,6 +178,43 @@ def test_a_finished_run_whose_last_file_closes_slowly_is_finished(faults: faultf
     (tmp_path / "leave").touch()
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
+
+
+CLOSES = """\
+import os, sys, threading, time
+from pathlib import Path
+
+held, leave = sys.argv[1:]
+file = os.open(held, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+threading.Thread(target=os.close, args=(file,), daemon=True).start()
+while not Path(leave).exists():
+    time.sleep(0.01)
+"""
+
+
+def test_a_script_that_is_done_is_waited_for_while_its_last_file_closes(
+    faults: faultfs.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plain script, which reports no end. It was taken for killed after two seconds."""
+    monkeypatch.setattr(launched, "ZOMBIE_S", 0.0)
+    faults.hang("close", suffix=".csv")
+    command = [sys.executable, "-c", CLOSES, faults.point / "log.csv", tmp_path / "leave"]
+    process = subprocess.Popen(command)
+    rank = launched.Rank(process, -1, -1)
+    try:
+        until("the file is being closed", lambda: faults.hits() or process.poll() is not None, 120)
+        (tmp_path / "leave").touch()
+        until("it has exited", lambda: launched.is_zombie(process.pid), 120)
+        assert process.poll() is None
+        assert not rank.stays_a_zombie()
+        with monkeypatch.context() as late:
+            late.setattr(launched, "CLOSING_S", 0.0)  # The mount is dead.
+            assert rank.stays_a_zombie()
+            assert rank.status_as_zombie() == -signal.SIGKILL
+    finally:
+        faults.clear()
+        status = process.wait(120)
+    assert status == 0
 
 
 # -- a close after reading: FUSE asks the daemon then too --------------------------------------------------------------

@@ -20,6 +20,8 @@ from trainer.layout.exit_codes import EXIT_PREEMPTED
 
 ZOMBIE_S = 2.0
 """For how long a rank must be a zombie before it counts as one that cannot be reaped."""
+CLOSING_S = 600.0
+"""The same of one that exited with 0 and did not report its end: some mounts upload a whole file inside close()."""
 _PR_SET_PDEATHSIG = 1
 _EXIT_CODE = 49
 """Place of the exit code after that of the state in /proc/PID/stat (proc(5): 52 and 3)."""
@@ -93,23 +95,27 @@ class Rank:
         """True if the rank has exited and cannot be reaped, because one of its threads hangs in a dead mount.
 
         Every process with threads is a zombie for a moment when it leaves; that one is reaped soon, with its own code.
+        A script that is done may close its last file for minutes; it is not done before that file is in the bucket.
         """
         if not is_zombie(self.process.pid):
             self.zombie_since = None
             return False
         self.zombie_since = self.zombie_since or time.monotonic()
-        return time.monotonic() - self.zombie_since >= ZOMBIE_S
+        limit_s = CLOSING_S if self._exited_with_0() and not self.ended else ZOMBIE_S
+        return time.monotonic() - self.zombie_since >= limit_s
 
     def status_as_zombie(self) -> int:
         """The exit status of a rank that stays a zombie: 0 if it has ended its run and exited with 0.
 
         A thread of it may still close a file in a slow mount. Otherwise the mount may be dead: it counts as killed.
         """
+        return 0 if self.ended and self._exited_with_0() else -signal.SIGKILL
+
+    def _exited_with_0(self) -> bool:
         try:
-            exited_with_0 = _stat(self.process.pid)[_EXIT_CODE] == "0"
+            return _stat(self.process.pid)[_EXIT_CODE] == "0"
         except (OSError, IndexError):
-            exited_with_0 = False
-        return 0 if self.ended and exited_with_0 else -signal.SIGKILL
+            return False
 
 
 def start_rank(command: Sequence[str], number: int, environment: Environment, printed: int) -> tuple[Rank, int, int]:
