@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import types
@@ -10,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import shared
+import torch
+from in_process import Attempts
 from support import (
     PROGRAMS,
     REPO,
@@ -25,7 +29,7 @@ from support import (
     weights,
 )
 
-from trainer import check
+from trainer import SpotRun, check
 from trainer.layout.names import RunPaths, list_checkpoints
 from trainer.training.cut_models import unsupported_cut
 
@@ -41,6 +45,114 @@ def test_each_batch_that_is_trained_on_is_given_to_the_rehearsal() -> None:
     DrawnAhead(trainer, None, None, given.append)
     assert trainer.get_batch_samples(iter("abc"), 2) == (["a", "b"], 5)
     assert given == ["a", "b"]
+
+
+class Trained(torch.nn.Module):
+    """Predicts a point from a point; its loss has dropout's noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.noise = torch.nn.Linear(2, 1), torch.nn.Dropout(0.3)
+
+    def forward(self, x, labels):
+        made = self.net(self.noise(x))
+        return {"loss": (made - labels).square().mean(), "logits": made}
+
+
+def test_a_stop_within_any_evaluation_or_prediction_loses_nothing(tmp_path: Path) -> None:
+    """In the Trainer's own evaluation, with other weights or not; in a callback's; before and after the training."""
+    import transformers
+
+    from trainer.hf import SpotCallback
+
+    items = [{"x": torch.tensor([k / 7, 1 - k / 5]), "labels": torch.tensor([k / 3])} for k in range(8)]
+    predicted: list[str] = []
+
+    class Swapping(transformers.Trainer):
+        def evaluate(self, *args, **options):
+            weight = self.model.net.weight.data
+            kept = weight.clone()
+            weight.mul_(0.5)
+            try:
+                return super().evaluate(*args, **options)
+            finally:
+                weight.copy_(kept)
+
+    def train(run: SpotRun, struck: str, kind: type = transformers.Trainer) -> None:
+        phase = "before"
+
+        class Watch(transformers.TrainerCallback):
+            def on_prediction_step(self, args, state, control, **_):
+                predicted.append(f"{phase} {state.global_step}")
+                if predicted.count(predicted[-1]) == 1 and predicted[-1] == struck:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+            def on_step_end(self, args, state, control, **_):
+                nonlocal phase
+                if state.global_step == 3:
+                    phase = "callback"
+                    trainer.predict(items[:4])
+                    phase = "own"
+
+        args = transformers.TrainingArguments(
+            str(tmp_path / "out"), num_train_epochs=1, per_device_train_batch_size=2, per_device_eval_batch_size=2,
+            eval_strategy="steps", eval_steps=2, report_to=[], disable_tqdm=True, use_cpu=True, logging_steps=1,
+        )  # fmt: skip
+        callbacks = [Watch(), SpotCallback(run)]
+        trainer = kind(Trained(), args, train_dataset=items, eval_dataset=items, callbacks=callbacks)
+        trainer.predict(items[:4])
+        phase = "own"
+        trainer.train(resume_from_checkpoint=run.resume_from())
+        phase = "after"
+        trainer.predict(items[:4])
+        run.finish()
+
+    def attempts(name: str, *strikes: str, kind: type = transformers.Trainer) -> tuple[object, list[list[str]]]:
+        runs, seen = Attempts(tmp_path / name), []
+        for struck in strikes:
+            code = runs.one(lambda run, _, at=struck: train(run, at, kind), save_every=100)
+            assert code == (75 if struck else 0)
+            seen.append(predicted[:])
+            predicted.clear()
+        return runs.result, seen
+
+    whole, _ = attempts("whole", "")
+    # A prediction of 2 batches, an evaluation of 4.
+    found, seen = attempts("struck", "before 0", "own 2", "own 2", "callback 3", "after 4", "")
+    assert found == whole
+    before = ["before 0"] * 2
+    assert seen[0] == before[:1]
+    assert seen[1] == seen[2] == [*before, "own 2"]
+    # It is a part of the step's end; the ranks had begun to agree before.
+    assert seen[3] == [*before, *["own 2"] * 4, *["callback 3"] * 2, "own 4"]
+    assert seen[4] == [*before, *["own 4"] * 4, "after 4"]
+    found, seen = attempts("swapped", "own 2", "", kind=Swapping)
+    assert found == whole
+    assert seen[0].count("own 2") == 4, "other weights are not saved in its midst"
+
+
+def test_an_evaluation_that_is_cut_short_leaves_no_trace() -> None:
+    """A first data set's evaluation has been counted when a stop comes within the second's."""
+    from transformers import EarlyStoppingCallback, TrainerControl
+
+    from trainer.training.trainer_evaluation import BeforeEvaluation
+
+    patience, control = EarlyStoppingCallback(2), TrainerControl()
+    trainer = types.SimpleNamespace(
+        state=types.SimpleNamespace(log_history=[{"loss": 1.0}]), control=control, is_fsdp_enabled=False,
+        model=torch.nn.Linear(1, 1), callback_handler=types.SimpleNamespace(callbacks=[object(), patience]),
+    )  # fmt: skip
+    group = types.SimpleNamespace(exchange=lambda row: types.SimpleNamespace(wait=lambda: [row]))
+    before, drawn = BeforeEvaluation(trainer, group), torch.rand(1)
+    patience.early_stopping_patience_counter, control.should_training_stop = 2, True
+    trainer.state.log_history += [{"loss": 0.5}, {"eval_a_loss": 1.0}]
+    assert before.may_go_back()
+    before.go_back()
+    assert (patience.early_stopping_patience_counter, control.should_training_stop) == (0, False)
+    assert trainer.state.log_history == [{"loss": 1.0}, {"loss": 0.5}]
+    assert torch.equal(torch.rand(1), drawn)
+    trainer.model.weight.data.add_(1)
+    assert not before.may_go_back()
 
 
 def hf(run_dir: Path, *args: object, processes: int = 1) -> Ended:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
@@ -11,6 +12,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
 
 import pytest
 import warm
@@ -28,6 +32,9 @@ from support import (
     noticed,
     weights,
 )
+from torch.utils.data import DataLoader
+
+from trainer.training.registered import Registered
 
 if importlib.util.find_spec("lightning") is None:  # An import would take each worker seconds.
     pytest.skip("a training with Lightning: pip install 'lightning>=2.5,<2.7'", allow_module_level=True)
@@ -35,8 +42,11 @@ if importlib.util.find_spec("lightning") is None:  # An import would take each w
 Case = tuple[str, Sequence[object], Sequence[str]]
 """(name, options of lightning_loop.py, strikes)."""
 # 18 items in batches of 4: 5 batches an epoch, a validation after 2 and 4 of them, a save every 3 steps.
+ENDS = ("--options", '{"val_check_interval": 1.0}')
+"""A validation at each epoch's end alone."""
 QUICK: list[Case] = [
     ("shuffle", (), ("7:SIGKILL", "8:SIGTERM", "19:SIGTERM")),
+    ("in validations", ("--epochs", 2), ("v2:SIGTERM", "v2:SIGTERM", "v4:SIGTERM")),
 ]
 SLOW: list[Case] = [
     ("accumulate", ("--accumulate", 2), ("4:SIGTERM", "7:SIGKILL")),
@@ -48,6 +58,16 @@ SLOW: list[Case] = [
     ("workers", ("--kind", "workers"), ("4:SIGTERM", "9:SIGKILL")),
     ("steps", ("--steps", 13), ("4:SIGTERM", "9:SIGKILL")),
     ("patience", ("--patience", 1, "--epochs", 9), ("4:SIGTERM", "6:SIGTERM")),
+    ("plateau", ("--kind", "plateau"), ("7:SIGTERM", "v9:SIGTERM")),
+    ("ends", ENDS, ("v5:SIGTERM", "v15:SIGTERM", "v20:SIGTERM")),
+    ("stateful ends", (*ENDS, "--kind", "stateful"), ("v5:SIGTERM", "v10:SIGTERM")),
+    ("stream ends", (*ENDS, "--kind", "stream"), ("v5:SIGTERM", "v20:SIGTERM")),
+    ("last step", ("--steps", 7), ("v7:SIGTERM", "v7:SIGTERM")),
+    ("patience ends", (*ENDS, "--patience", 1, "--epochs", 9), ("v5:SIGTERM", "v10:SIGTERM")),
+    ("averaged", ("--kind", "average"), ("v4:SIGTERM",)),
+    ("by hand in validations", ("--kind", "by-hand"), ("v8:SIGTERM",)),
+    ("estimated stream", ("--kind", "stream", "--estimated"), ("4:SIGTERM", "8:SIGTERM")),
+    ("estimated stateful", ("--kind", "stateful", "--estimated"), ("4:SIGTERM", "11:SIGTERM")),
 ]
 
 
@@ -114,13 +134,21 @@ def _line(ended: Ended) -> tuple[str, str]:
     return found.group(1), found.group(2)
 
 
+def metrics_at(run_dir: Path) -> list[object]:
+    """The steps whose records have a validation's metrics."""
+    return [line["step"] for line in history(run_dir) if "val_loss" in line]
+
+
 def test_a_training_ends_with_the_same_bits_however_often_it_is_struck(tmp_path: Path) -> None:
     done = check(QUICK, tmp_path)
+    assert metrics_at(tmp_path / "in validations" / "whole") == [2, 4, 7, 9]
+    assert metrics_at(tmp_path / "in validations" / "struck") == [3, 5, 7, 9], "the first two were cut short"
+    done = done[:5]
     assert "ModelCheckpoint is set aside" in done[0].output
     assert "is not saved" not in done[0].output, "what hooks save is known"
     lines = {line["step"]: line for line in history(tmp_path / "shuffle" / "struck")}
     assert sorted(lines) == list(range(1, 21))
-    assert [step for step, line in lines.items() if "val_loss" in line] == [2, 4, 7, 9, 12, 14, 17, 19]
+    assert metrics_at(tmp_path / "shuffle" / "struck") == [2, 4, 7, 9, 12, 14, 17, 19]
     assert [ended.output.count("resumed at step 8 from") for ended in done] == [0, 0, 0, 1, 0], "a notice loses no step"
     # Footnote 2 of the docs: the mean over an epoch with a resume, at step 19, is that of the steps after it.
     loss = {step: float(str(value)) for step, value in losses(tmp_path / "shuffle" / "whole").items()}
@@ -130,7 +158,9 @@ def test_a_training_ends_with_the_same_bits_however_often_it_is_struck(tmp_path:
 
 @pytest.mark.slow
 def test_every_kind_of_loop_and_loader_ends_with_the_same_bits(tmp_path: Path) -> None:
-    check(SLOW, tmp_path)
+    outputs = "".join(ended.output for ended in check(SLOW, tmp_path))
+    assert outputs.count("The validation uses other weights than the training, so the run stops after it") == 1
+    assert metrics_at(tmp_path / "averaged" / "struck") == metrics_at(tmp_path / "averaged" / "whole")
     stopped = tmp_path / "patience" / "struck"
     noise = ("--dir", tmp_path / "noise" / "struck", "--kind", "noise")
     again, done, more = attempts(("--dir", stopped, "--patience", 1, "--epochs", 9), noise, (*noise, "--epochs", 5))
@@ -155,19 +185,23 @@ def test_more_steps_after_the_end_continue_where_it_was(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_stop_together_and_end_with_the_same_bits(tmp_path: Path) -> None:
     whole, struck, alone = tmp_path / "whole", tmp_path / "struck", (tmp_path / "alone", tmp_path / "estimated")
-    program, options = PROGRAMS / "lightning_loop.py", ("--count", 40, "--epochs", 2)
+    program, options = PROGRAMS / "lightning_loop.py", ("--count", 40, "--epochs", 2, "--validate", 16)
     assert launch(program, "--dir", whole, *options, processes=2).code == 0
     ended = noticed(program, "--dir", struck, *options, "--strike", "7:notice", processes=2)
     assert ended.code == 75, ended.output
     for folder in alone:
         shutil.copytree(struck, folder)
+    ended = noticed(program, "--dir", struck, *options, "--strike", "v9:notice", processes=2)
+    assert ended.code == 75, ended.output
+    assert event(struck, "restored")["step"] == 7
     last = launch(program, "--dir", struck, *options, processes=2)
     assert last.code == 0, last.output
-    assert event(struck, "restored")["step"] == 7
+    assert event(struck, "restored")["step"] == 9
+    assert metrics_at(struck) == [2, 4, 7, 10], "the validation after step 9 was cut short"
     assert losses(struck) == losses(whole)
     assert exported(struck) == exported(whole)
     # On another number of processes: 5 batches an epoch became 10.
-    given = [("--dir", folder, *options, "--kind", folder.name) for folder in alone]
+    given = [("--dir", folder, *options, *(["--estimated"] if folder is alone[1] else [])) for folder in alone]
     for folder, other in zip(alone, attempts(*given), strict=True):
         assert other.code == 0, other.output
         assert "16 samples of epoch 1; 1 continue after 4 batches each. Random numbers are new" in other.output
@@ -189,6 +223,43 @@ def test_what_is_not_supported_is_said_in_a_line(tmp_path: Path) -> None:
         assert ended.code == 1, ended.output
         assert f"Error: SpotCallback: {message}" in ended.output
         assert "Traceback" not in ended.output
+
+
+def test_an_epoch_of_another_number_of_processes_goes_on_where_it_was() -> None:
+    from trainer import lightning
+
+    contents = Registered(False, {})
+    contents.loop, contents.done = "lightning", 7
+    contents.data.epoch, contents.data.batches, contents.data.samples, contents.data.processes_then = 1, 2, 16, 2
+    run: Any = SimpleNamespace(_loop=lambda: SimpleNamespace(contents=contents), world_size=1, print_line=print)
+    trainer: Any = mock.MagicMock(accumulate_grad_batches=1, current_epoch=1)
+    loader = lightning._Loader(DataLoader(range(40), batch_size=4), lightning.SpotCallback(run), trainer)  # type: ignore[arg-type]
+    assert [batch.tolist()[0] for batch in loader] == [16, 20, 24, 28, 32, 36]
+    assert trainer.fit_loop.epoch_loop.batch_progress.current.ready == 4
+
+
+@pytest.mark.parametrize(
+    ("mine", "others", "looks"),
+    [([3], [3], True), ([3], [4], False), ([3, math.inf], [3, math.inf], False), ([math.inf], None, True)],
+)
+def test_ranks_look_for_a_stop_in_a_validation_if_all_have_as_many_batches(
+    mine: list[float], others: list[float] | None, looks: bool
+) -> None:
+    """Else one would wait in its look for another that is past its last batch."""
+    from trainer import lightning
+
+    sent: list[list[int]] = []
+
+    def exchange(row: list[int]) -> Any:
+        sent.append(row)
+        return SimpleNamespace(wait=lambda: sent)
+
+    run: Any = SimpleNamespace(group=SimpleNamespace(exchange=exchange))
+    for batches in filter(None, (others, mine)):
+        trainer: Any = mock.MagicMock()
+        trainer.fit_loop.epoch_loop.val_loop.max_batches = batches
+        found = lightning.SpotCallback(run)._has_equal_validations(trainer)
+    assert found == looks
 
 
 @pytest.mark.slow
@@ -214,5 +285,5 @@ def test_the_oldest_supported_release_works(tmp_path: Path) -> None:
     got = subprocess.run(install, capture_output=True, text=True, timeout=120, env={**os.environ, "PIP_NO_INPUT": "1"})
     if got.returncode:
         pytest.skip(f"lightning 2.5.0 cannot be installed: {got.stderr.strip().splitlines()[-1]}")
-    done = check([QUICK[0], SLOW[2]], tmp_path, packages)
+    done = check([*QUICK, SLOW[2]], tmp_path, packages)
     assert "lightning 2.5.0" in done[0].output

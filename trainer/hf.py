@@ -34,11 +34,11 @@ from trainer.checkpoint.finite import NotFiniteError
 from trainer.checkpoint.shards import local
 from trainer.errors import RunError
 from trainer.machine import scratch
-from trainer.training import rng
 from trainer.training.cut_models import unsupported_cut
 from trainer.training.drawn_ahead import DrawnAhead
 from trainer.training.folder_loop import FolderLoop, move_into
 from trainer.training.frozen_base import frozen_digest
+from trainer.training.trainer_evaluation import BeforeEvaluation
 from trainer.training.trainer_order import TrainerOrder
 
 if TYPE_CHECKING:
@@ -72,8 +72,10 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
         """A save is to be made at the end of the epoch whose last step is done."""
         self._owes_evaluation = False
         """The evaluation of the boundary that is saved or restored is still to be done."""
-        self._before_evaluation: torch.Tensor | None = None
-        """The random streams at the boundary, while an evaluation goes on."""
+        self._before_evaluation: BeforeEvaluation | None = None
+        """The boundary, while its evaluation goes on."""
+        self._has_ended = False
+        """The Trainer's loop has ended, and its last step is saved."""
         self._sum: Any = None
         """The sum of losses since the last log, as the Trainer holds it."""
         self._owed_sum = 0.0
@@ -220,9 +222,16 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
         self._loop.log(kept)
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Look for a stop during an evaluation."""
-        if self._trainer is not None and not self._run.final_is_whole:
-            self._loop.look()
+        """Look for a stop during an evaluation or a prediction.
+
+        One that a callback begins is a part of a step's end, which cannot be repeated: a stop waits for it.
+        """
+        if self._run.final_is_whole:
+            return
+        if self._trainer is None:
+            self._run.check_stop()  # Before the first step: there is nothing to save.
+        elif self._before_evaluation or self._has_ended:
+            self._loop.look(self._before_evaluation.may_go_back if self._before_evaluation else lambda: True)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Note that the Trainer is between two epochs."""
@@ -245,7 +254,8 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
             control.should_save = False  # What follows at the epoch's end, an evaluation perhaps, belongs to this step.
         else:
             self._is_asked = False
-        self._before_evaluation = rng.save_streams() if control.should_evaluate else None
+        if control.should_evaluate:
+            self._before_evaluation = BeforeEvaluation(self._trainer, self._run.group)
         self._original_step(loss_sum, *others, **named)
         self._before_evaluation = None
 
@@ -264,7 +274,7 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
         self._refuse_spoilt()
         owes = self._owes_evaluation
         if self._before_evaluation is not None:
-            rng.load_streams(self._before_evaluation)
+            self._before_evaluation.go_back()
             owes = True
         kept, args.output_dir = args.output_dir, str(folder)
         try:
@@ -312,6 +322,7 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
         if loop.is_finished():
             return
         loop.save()
+        self._has_ended = True
         loop.export_files = self._save_model
         if trainer.is_fsdp_enabled:  # All ranks have to take part.
             trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")

@@ -7,9 +7,11 @@
 
 A checkpoint holds the module and its optimizers as a loop of one's own saves them, and the rest of what Lightning puts
 into its own checkpoints (loops, schedulers, callbacks, precision, data module, hooks). A boundary lies where Lightning
-asks for the next batch: validation, schedulers and callbacks of the step are done then.
+asks for the next batch: validation, schedulers and callbacks of the step are done then. A notice within a validation
+has the state before it saved, and the next attempt begins with the validation.
 
-It uses parts of Lightning that are not public, all of them in this file. Therefore only tested releases are supported.
+It uses parts of Lightning that are not public, all of them in this file and in training/lightning_state.py. Therefore
+only tested releases are supported.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from trainer import check  # isort: skip
 check.require("lightning")
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -29,15 +31,17 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from trainer.bucket.hashing import fingerprint
 from trainer.errors import RunError
+from trainer.training import rng
 from trainer.training.feed import Feed
+from trainer.training.held import Held, summary
+from trainer.training.lightning_state import LightningState
 from trainer.training.own_loop import OwnLoop
 from trainer.training.registrable import has_state
 from trainer.training.run import SpotRun
 from trainer.training.stepping import Stepping
 
-SAVED_APART = ("optimizer_states", "hparams_name", "hyper_parameters", "hparams_type")
-"""Keys of Lightning's checkpoint that are saved in another form, or are not read by `fit`."""
 OWN_METRICS = ("step", "lr", "world_size", "step_s", "loss")
 
 
@@ -62,6 +66,14 @@ class SpotCallback(Callback):  # type: ignore[misc]  # Lightning's annotations c
         self._samples_of_a_batch = 0
         self._losses: list[torch.Tensor] = []
         """Of the batches of the step under way."""
+        self._held: Held | None = None
+        """The state at a step's end, while its validation goes on."""
+        self._streams: torch.Tensor | None = None
+        """The random streams then."""
+        self._looks = False
+        """All ranks look for a stop before each batch of the validation."""
+        self._repeats = False
+        """The validation that goes on is that of the restored step."""
 
     @property
     def _loop(self) -> OwnLoop:
@@ -131,10 +143,14 @@ class SpotCallback(Callback):  # type: ignore[misc]  # Lightning's annotations c
             if epoch_loop.restarting:
                 # Lightning would pass by a validation, or repeat a scheduler's step: it saves within a step, we after.
                 epoch_loop._batches_that_stepped = state.batches_that_stepped
-                epoch_loop.restarting = False
+                # The fit loop's too: it would not step a ReduceLROnPlateau at this epoch's end.
+                trainer.fit_loop._restarting = epoch_loop.restarting = False
+            if state.owes_validation:
+                self._validate_owed(trainer, state, data_fetcher)
 
         trainer.strategy.process_dataloader = process_dataloader
         epoch_loop.on_run_start = on_run_start
+        epoch_loop.val_loop.run = lambda validate=epoch_loop.val_loop.run: self._validate(trainer, state, validate)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore everything in place.
@@ -143,10 +159,15 @@ class SpotCallback(Callback):  # type: ignore[misc]  # Lightning's annotations c
             StateError: the run's checkpoint does not fit.
         """
         optimizers = {f"optimizer{number or ''}": one for number, one in enumerate(trainer.optimizers)}
+        max_steps = trainer.max_steps
         self._run.register(model=pl_module, lightning=self._state, **optimizers)
         self._loop.contents.loop = "lightning"
         self._share_anew(trainer)
-        self._loop.set_end(None if trainer.max_steps == -1 else trainer.max_steps)
+        if self._feed and self._loop.contents.done:
+            # A look at trainer.estimated_stepping_batches has begun the loader, and perhaps read a batch ahead.
+            trainer.fit_loop._load_combined_loader_states()
+            iter(trainer.fit_loop._data_fetcher)
+        self._loop.set_end(None if max_steps == -1 else max_steps)
 
     def _share_anew(self, trainer: Trainer) -> None:
         """After a checkpoint of more or fewer processes: continue after as many samples, once the loader is there."""
@@ -159,6 +180,8 @@ class SpotCallback(Callback):  # type: ignore[misc]  # Lightning's annotations c
         loader = trainer.fit_loop._combined_loader
         if loader is not None and len(loader.flattened) > 1:
             raise RunError("SpotCallback: several training loaders are not supported; combine their data sets in one")
+        assert self._state
+        self._state.restore_metrics()
         self._stepping = self._loop.begin_steps(_end(trainer))
 
     def on_train_batch_end(
@@ -178,9 +201,84 @@ class SpotCallback(Callback):  # type: ignore[misc]  # Lightning's annotations c
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the step that was done last."""
         assert self._state
+        has_validated = self._repeats and trainer.global_step == self._loop.contents.done
         self._state.has_ended = True
+        if has_validated:
+            self._describe(trainer)
         self.end_step(trainer)
-        self._loop.save_last()
+        self._loop.save_last(resave=has_validated)
+
+    # -- validations ---------------------------------------------------------------------------------------------------
+
+    def _validate(self, trainer: Trainer, state: LightningState, validate: Callable[[], Any]) -> Any:
+        """Run Lightning's validation; a stop may leave it with the state before it."""
+        if self._stepping is None or trainer.sanity_checking:
+            return validate()
+        has_step = trainer.global_step != self._loop.contents.done
+        # Within a step with accumulation, there is no state that could be saved.
+        self._looks = (has_step or state.owes_validation) and self._has_equal_validations(trainer)
+        if self._looks and has_step:
+            self._streams = rng.save_streams()
+            self._describe(trainer)
+            state.keep()
+            self._held = Held(self._run.group, lambda: summary(self._loop.contents.collect()))
+        try:
+            return validate()
+        finally:
+            self._looks, self._held = False, None
+            state.release()
+
+    def _has_equal_validations(self, trainer: Trainer) -> bool:
+        """True if all ranks have as many batches to validate with, so that all look as often."""
+        loop = trainer.fit_loop.epoch_loop.val_loop
+        loop.setup_data()
+        lengths = fingerprint(*map(str, loop.max_batches))
+        rows = self._run.group.exchange([lengths, sum(loop.max_batches) == math.inf]).wait()
+        return len(rows) == 1 or all(row == [lengths, False] for row in rows)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Leave at a stop, with the state before the validation.
+
+        Raises:
+            Leaving: it is time to stop, and the step is saved.
+        """
+        if self._looks and self._stepping:
+            self._stepping.look(trainer.global_step, self._go_back)
+
+    def _go_back(self) -> bool:
+        """Be where the validation began, if it has left the state as it was; all ranks call it."""
+        if self._held is None:
+            return True  # The restored state is saved.
+        if not self._held.is_unchanged():
+            self._looks = False
+            self._run.print_line("The validation uses other weights than the training, so the run stops after it")
+            return False
+        assert self._streams is not None
+        rng.load_streams(self._streams)
+        self._log_loss()
+        return True
+
+    def _validate_owed(self, trainer: Trainer, state: LightningState, data_fetcher: Any) -> None:
+        """Do what follows the restored step: its validation, and the schedulers' steps."""
+        epoch_loop, data = trainer.fit_loop.epoch_loop, self._loop.contents.data
+        state.restore_limits()
+        streams, is_last = data.streams_at_restore, epoch_loop._num_ready_batches_reached()
+        if streams is not None:  # The loader was not begun.
+            assert self._feed
+            for _ in self._feed.epoch() if is_last else ():
+                pass  # None is left; but the next epoch's order follows from this one's.
+            rng.load_streams(streams)
+        epoch_loop._should_check_val_fx = lambda _: True
+        self._repeats = True
+        try:
+            epoch_loop.on_advance_end(data_fetcher)
+        finally:
+            del epoch_loop._should_check_val_fx
+        state.owes_validation = False
+        if streams is not None and not is_last:
+            data.streams_at_restore = rng.save_streams()
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
@@ -194,16 +292,25 @@ class SpotCallback(Callback):  # type: ignore[misc]  # Lightning's annotations c
         if self._stepping is None or trainer.global_step == contents.done:
             return
         assert self._state
-        if not self._state.is_live:
-            self._state.is_live = True
-            contents.known = frozenset(self._state.state_dict())
+        self._describe(trainer)
+        self._log_loss()
+        self._stepping.boundary(trainer.global_step, is_last=self._state.has_ended)
+
+    def _describe(self, trainer: Trainer) -> None:
+        """Have the contents hold the state after the step that was done last."""
+        contents, state = self._loop.contents, self._state
+        assert state
+        if not state.is_live:
+            state.is_live = True
+            contents.known = frozenset(state.state_dict())
         data = contents.data
-        data.epoch, data.batches = self._state.position()
+        data.epoch, data.batches = state.position()
         data.samples = data.batches * self._samples_of_a_batch
-        if self._losses:
+
+    def _log_loss(self) -> None:
+        if self._losses and self._stepping:
             self._stepping.log({"loss": torch.stack(self._losses).mean()})
             self._losses = []
-        self._stepping.boundary(trainer.global_step, is_last=self._state.has_ended)
 
     def give(self, batch: Any) -> None:
         """Take in a batch that Lightning is about to get."""
@@ -231,7 +338,7 @@ class _Loader:
     def __iter__(self) -> Iterator[Any]:
         self._callback.end_step(self._trainer)  # The last one of the epoch before.
         data = self._callback._loop.contents.data
-        if data.streams_at_restore is None:
+        if data.streams_at_restore is None and not self._feed.is_shared_anew:
             data.epoch, data.batches = self._trainer.current_epoch, 0
         for batch in self._feed.epoch():
             self._callback.give(batch)
@@ -265,89 +372,6 @@ class _StatefulLoader(_Loader):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the loader."""
         self._loader.load_state_dict(state)
-
-
-class LightningState:
-    """What Lightning's checkpoints hold besides the module's tensors and the optimizers.
-
-    Attributes:
-        is_live: A step is done in this attempt. Before, a program's hooks are not asked for what they save.
-        has_ended: Lightning's loops have ended.
-        batches_that_stepped: The step of loggers, as it was restored.
-    """
-
-    __slots__ = ("_module", "_trainer", "batches_that_stepped", "has_ended", "is_live")
-
-    def __init__(self, trainer: Trainer, module: LightningModule) -> None:
-        self._trainer, self._module = trainer, module
-        self.is_live = self.has_ended = False
-        self.batches_that_stepped = 0
-
-    @property
-    def _schedulers(self) -> list[Any]:
-        """Those that it saves, where a look for schedulers that nobody registered finds them."""
-        return [config.scheduler for config in self._trainer.lr_scheduler_configs]
-
-    def position(self) -> tuple[int, int]:
-        """(the epoch, the number of its batches that were trained on)."""
-        trainer = self._trainer
-        if not self.has_ended:
-            return trainer.current_epoch, trainer.fit_loop.batch_idx + 1
-        if self._ended_within_an_epoch():
-            return trainer.current_epoch - 1, trainer.fit_loop.batch_idx + 1
-        return trainer.current_epoch, 0
-
-    def _ended_within_an_epoch(self) -> bool:
-        return not self._trainer.fit_loop.epoch_loop._num_ready_batches_reached()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Lightning's checkpoint at a boundary, without what is registered apart."""
-        if not self.is_live:
-            return {}
-        trainer = self._trainer
-        checkpoint: dict[str, Any] = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        for name in SAVED_APART:
-            checkpoint.pop(name, None)
-        if _same_tensors(checkpoint["state_dict"], self._module.state_dict()):
-            del checkpoint["state_dict"]  # Else a hook has put another one there.
-        fit_loop = checkpoint["loops"]["fit_loop"]
-        checkpoint["loops"] = {"fit_loop": fit_loop}
-        if self.has_ended:
-            self._undo_end(fit_loop)
-        checkpoint["batches_that_stepped"] = trainer.fit_loop.epoch_loop._batches_that_stepped
-        checkpoint["should_stop"] = trainer.should_stop
-        return checkpoint
-
-    def _undo_end(self, fit_loop: dict[str, Any]) -> None:
-        """Make the state of the loops' end that of the boundary before it, so that more steps can follow."""
-        if self._ended_within_an_epoch():
-            for counts in fit_loop["epoch_progress"].values():
-                counts["processed"] -= 1
-                counts["completed"] -= 1
-            return
-        batches = fit_loop["epoch_loop.batch_progress"]
-        batches["current"] = dict.fromkeys(batches["current"], 0)
-        batches["is_last_batch"] = False
-
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restore loops, schedulers, callbacks, precision and data module, as Lightning does."""
-        connector = self._trainer._checkpoint_connector
-        checkpoint = {"state_dict": self._module.state_dict(), **saved, "optimizer_states": []}
-        connector._loaded_checkpoint = checkpoint
-        connector.restore_datamodule()
-        self._module.on_load_checkpoint(checkpoint)
-        connector.restore_callbacks()
-        connector.restore_training_state()
-        connector._loaded_checkpoint = {}
-        self.batches_that_stepped = saved["batches_that_stepped"]
-        self._trainer.should_stop = saved["should_stop"]
-
-
-def _same_tensors(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """True if two state dicts have the same names, and tensors in the same memory."""
-    return one.keys() == other.keys() and all(
-        not isinstance(value, torch.Tensor) or value.data_ptr() == other[name].data_ptr() for name, value in one.items()
-    )
 
 
 def _end(trainer: Trainer) -> int:

@@ -35,11 +35,12 @@ class Module(lightning.LightningModule):
         self.net = nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.Dropout(0.2), nn.ReLU(), nn.Linear(12, 1))
         self.critic = nn.Linear(1, 1)
         self.automatic_optimization = given.kind != "by-hand"
-        self.strike_at, self.strike = int(given.strike.split(":")[0]), given.strike.split(":")[1]
+        at, self.strike = given.strike.split(":")
+        self.strike_at, self.in_validation = int(at.removeprefix("v")), at.startswith("v")
         self.given, self.run, self.is_struck, self.seen = given, run, run.rank == 0, 0.0
 
     def training_step(self, batch, index):
-        if self.global_step + 1 == self.strike_at and self.is_struck:
+        if self.global_step + 1 == self.strike_at and self.is_struck and not self.in_validation:
             strike(self.run, self.strike)
         loss = (self.net(batch.x) - batch.y).square().mean()
         self.seen += 1.0
@@ -57,6 +58,8 @@ class Module(lightning.LightningModule):
         return loss.detach()
 
     def validation_step(self, batch, index):
+        if self.global_step == self.strike_at and self.is_struck and self.in_validation and index == 0:
+            strike(self.run, self.strike)
         self.log("val_loss", (self.net(batch.x) - batch.y).square().mean())
 
     def on_train_epoch_start(self):
@@ -79,13 +82,30 @@ class Module(lightning.LightningModule):
         if self.given.kind == "by-hand":
             first = torch.optim.AdamW(self.net.parameters(), lr=0.02)
             return [first, torch.optim.SGD(self.critic.parameters(), lr=0.01, momentum=0.9)]
-        if self.given.kind == "estimated":  # It makes Lightning prepare the loader before anything is restored.
+        if self.given.estimated:  # It makes Lightning prepare the loader before anything is restored.
             assert self.trainer.estimated_stepping_batches
         optimizer = torch.optim.AdamW(self.parameters(), lr=0.02)
+        if self.given.kind == "plateau":
+            plateaus = [torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.7) for _ in range(2)]
+            every_third = {"scheduler": plateaus[0], "interval": "step", "frequency": 3, "monitor": "val_loss"}
+            return [optimizer], [every_third, {"scheduler": plateaus[1], "monitor": "val_loss"}]
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 30)
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.9, threshold=0.3)
         every = {"scheduler": plateau, "interval": "step", "frequency": 2, "monitor": "val_loss", "strict": False}
         return [optimizer], [{"scheduler": cosine, "interval": "step"}, every]
+
+
+class Average(lightning.Callback):
+    """Validates with averaged weights, through `.data`, and puts the others back."""
+
+    def on_validation_start(self, trainer, module):
+        self.kept = [parameter.detach().clone() for parameter in module.parameters()]
+        for parameter in module.parameters():
+            parameter.data.mul_(0.9)
+
+    def on_validation_end(self, trainer, module):
+        for parameter, kept in zip(module.parameters(), self.kept, strict=True):
+            parameter.data.copy_(kept)
 
 
 def make_loader(given: argparse.Namespace):
@@ -107,21 +127,25 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--steps", type=int, default=-1)
     parser.add_argument("--kind", default="shuffle")
+    parser.add_argument("--estimated", action="store_true", help="ask for the number of steps before the restore")
     parser.add_argument("--count", type=int, default=18)
+    parser.add_argument("--validate", type=int, default=8)
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--patience", type=int, default=0)
     parser.add_argument("--options", type=json.loads, default={}, help="of the Trainer")
     parser.add_argument("--fit", type=json.loads, default={}, help="options of fit()")
-    parser.add_argument("--strike", default="0:SIGKILL")
+    parser.add_argument("--strike", default="0:SIGKILL", help="7:SIGTERM, or v7:SIGTERM in the validation after it")
     given = parser.parse_args()
     with SpotRun(given.dir, save_every=3) as run:
         lightning.seed_everything(1, verbose=False)
         loader, items = make_loader(given)
-        validation = DataLoader(Items(8), batch_size=4)
+        validation = DataLoader(Items(given.validate), batch_size=4)
         model = Module(given, run)
         callbacks = [SpotCallback(run)]
         if given.patience:
             callbacks.append(EarlyStopping("val_loss", patience=given.patience))
+        if given.kind == "average":
+            callbacks.append(Average())
         if given.kind == "odd-strategy":
             given.options = {"strategy": type("OddStrategy", (SingleDeviceStrategy,), {})("cpu")}
         trainer = lightning.Trainer(

@@ -57,7 +57,7 @@ class Feed:
         if keeps_its_place is None:
             keeps_its_place = stateful_loaders.keeps_its_place(loader, contents.others, print_line)
         self._keeps_its_place = keeps_its_place
-        self._is_shared_anew = False
+        self.is_shared_anew = False
         """The epoch was begun by more or fewer processes."""
         self._is_prepared = accelerate_loader.is_prepared(loader) and not self._keeps_its_place
         self._rereading = Rereading(print_line)
@@ -152,7 +152,7 @@ class Feed:
             f"continue after {data.batches} batches each. Random numbers are new, and samples may come twice or "
             f"not at all in this epoch{hint}"
         )
-        data.samples, self._is_shared_anew = data.batches * each, data.batches > 0
+        data.samples, self.is_shared_anew = data.batches * each, data.batches > 0
         return True
 
     def epoch(self) -> Iterator[Any]:
@@ -161,8 +161,8 @@ class Feed:
         data.streams_at_restore = None
         self._set_epoch(data.epoch)
         self._name_counters()
-        skip = data.batches if restored is not None or self._is_shared_anew else 0
-        self._is_shared_anew = False
+        skip = data.batches if restored is not None or self.is_shared_anew else 0
+        self.is_shared_anew = False
 
         shared = self._shared_generators()
         kept = [generators.save(one) for one in shared]

@@ -193,11 +193,18 @@ class FolderLoop:
         if self.contents.done > self._session.saved_at:
             self._session.save()
 
-    def look(self) -> None:
-        """Agree with the other ranks outside of a step, and leave at a stop, with the boundary saved. All call it."""
+    def look(self, may_stop: Callable[[], bool] = lambda: True) -> None:
+        """Agree with the other ranks outside of a step, and leave at a stop, with the boundary saved. All call it.
+
+        Args:
+            may_stop: Returns whether the boundary can be saved now, for all ranks.
+
+        Raises:
+            Leaving: it is time to stop.
+        """
         session = self._session
         session.take_in(self._ends.agree())
-        if session.stop:
+        if session.stop and may_stop():
             self._closing.stop(session.stop)
 
     # -- the end -------------------------------------------------------------------------------------------------------

@@ -103,10 +103,10 @@ class OwnLoop:
         stepping.begin(until)
         return stepping
 
-    def save_last(self) -> None:
-        """Save the step that was done last, and wait until that is decided."""
+    def save_last(self, resave: bool = False) -> None:
+        """Save the step that was done last, and wait until that is decided; `resave` as of `Session.save_last`."""
         stop = self._session.stop
-        self._session.save_last(stop)
+        self._session.save_last(stop, resave)
 
     # -- the steps -----------------------------------------------------------------------------------------------------
 

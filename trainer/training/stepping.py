@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -191,6 +191,23 @@ class Stepping:
             if not going_on or contents.may_swap:  # What follows may be an evaluation with other weights.
                 session.await_copied()
         session.saver.check()
+
+    def look(self, done: int, go_back: Callable[[], bool]) -> None:
+        """Agree with the other ranks in an evaluation between two steps, and leave at a stop. All ranks call it.
+
+        Args:
+            done: Steps done in the whole run now.
+            go_back: Has the contents be what they were before the evaluation; returns whether they are, for all ranks.
+
+        Raises:
+            Leaving: it is time to stop, and the step before the evaluation is saved.
+        """
+        session = self._session
+        session.take_in(self._ends.agree())
+        if session.stop and go_back():
+            if done != self._contents.done:
+                self.boundary(done, is_last=False)
+            self._closing.stop(session.stop)
 
     def _after_first_step(self) -> None:
         """Name what steps change and no checkpoint holds, and get memory for copies."""
