@@ -59,6 +59,7 @@ class Trained(torch.nn.Module):
         return {"loss": (made - labels).square().mean(), "logits": made}
 
 
+@pytest.mark.slow  # Nine trainings, though tiny ones; the one below sees what is put back.
 def test_a_stop_within_any_evaluation_or_prediction_loses_nothing(tmp_path: Path) -> None:
     """In the Trainer's own evaluation, with other weights or not; in a callback's; before and after the training."""
     import transformers

@@ -87,8 +87,8 @@ class Module(lightning.LightningModule):
         optimizer = torch.optim.AdamW(self.parameters(), lr=0.02)
         if self.given.kind == "plateau":
             plateaus = [torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.7) for _ in range(2)]
-            every_third = {"scheduler": plateaus[0], "interval": "step", "frequency": 3, "monitor": "val_loss"}
-            return [optimizer], [every_third, {"scheduler": plateaus[1], "monitor": "val_loss"}]
+            every_fifth = {"scheduler": plateaus[0], "interval": "step", "frequency": 5, "monitor": "val_loss"}
+            return [optimizer], [every_fifth, {"scheduler": plateaus[1], "monitor": "val_loss"}]
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 30)
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.9, threshold=0.3)
         every = {"scheduler": plateau, "interval": "step", "frequency": 2, "monitor": "val_loss", "strict": False}
