@@ -226,6 +226,7 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
 
         One that a callback begins is a part of a step's end, which cannot be repeated: a stop waits for it.
         """
+        self._run.hangs.beat()
         if self._run.final_is_whole:
             return
         if self._trainer is None:

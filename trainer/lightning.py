@@ -244,6 +244,7 @@ class SpotCallback(Callback):  # type: ignore[misc]  # Lightning's annotations c
         Raises:
             Leaving: it is time to stop, and the step is saved.
         """
+        self._run.hangs.beat()
         if self._looks and self._stepping:
             self._stepping.look(trainer.global_step, self._go_back)
 
