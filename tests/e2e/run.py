@@ -132,8 +132,9 @@ def clean_up() -> int:
     for line in left:
         say(f"left over: {line}")
     for path in Path("/tmp").iterdir():
-        if path != ROOT and path.lstat().st_uid == UID:
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() and not path.is_symlink() else path.unlink()
+        with contextlib.suppress(FileNotFoundError):  # Other programs' files come and go.
+            if path != ROOT and path.lstat().st_uid == UID:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() and not path.is_symlink() else path.unlink()
     return 1 if left else 0
 
 
