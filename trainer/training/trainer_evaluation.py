@@ -19,11 +19,9 @@ class BeforeEvaluation:
         """Keep the random streams, what callbacks count and ask for, and the log's length; look at the weights."""
         self._state, self._streams = trainer.state, rng.save_streams()
         self._logged = len(trainer.state.log_history)
-        self._callbacks = [
-            (one, copy.deepcopy(one.state().get("attributes", {})))
-            for one in [*trainer.callback_handler.callbacks, trainer.control]
-            if isinstance(one, ExportableState)
-        ]
+        exported = [one for one in trainer.callback_handler.callbacks if isinstance(one, ExportableState)]
+        self._callbacks = [(one, copy.deepcopy(one.state().get("attributes", {}))) for one in exported]
+        self._callbacks.append((trainer.control, dict(vars(trainer.control))))
         # FSDP has whole parameters or parts of them in a module, as its passes need them.
         trained = [] if trainer.is_fsdp_enabled else [one for one in trainer.model.parameters() if one.requires_grad]
         self._held = Held(group, lambda: digests(trained))
