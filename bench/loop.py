@@ -46,8 +46,8 @@ class Case:
 _PLAIN, _TRAINER = {BARE: "bare", OURS: "steps"}, {BARE: "hf-bare", OURS: "hf"}
 CASES = {
     "`run.steps`, short steps": Case("2MB", 8, _PLAIN, has_bounds=False),
-    "`run.steps`": Case("500MB", 16, _PLAIN),
-    "Hugging Face Trainer": Case("500MB", 16, _TRAINER),
+    "`run.steps`": Case("1GB", 16, _PLAIN),
+    "Hugging Face Trainer": Case("1GB", 16, _TRAINER),
 }
 
 

@@ -16,8 +16,8 @@ from trainer.machine.scratch import ScratchError
 from trainer.training.config import ConfigError
 from trainer.training.participant import exit_code
 
-NOT_SAID = {"peers.PeerGoneError", "damage.DamagedError"}
-"""What is always caught: a lost peer is no fault, a damaged checkpoint is passed by."""
+NOT_SAID = {"peers.PeerGoneError", "damage.DamagedError", "service.ServiceError"}
+"""What is always caught: a lost peer is no fault, a damaged checkpoint is passed by, a silent service asked again."""
 
 
 def test_every_error_of_the_trainers_is_said_in_a_line() -> None:

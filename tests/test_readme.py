@@ -83,8 +83,10 @@ def test_every_command_of_skypilots_is_run_by_e2e() -> None:
     called = set()
     for path in (REPO / "tests" / "e2e").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "skyspot":
-                called |= {node.args[0].value} if isinstance(node.args[0], ast.Constant) else set()
+            if isinstance(node, ast.Call):  # skyspot(WORD, ...), or submit(skyspot, WORD, ...) on a thread.
+                words = [word.attr if isinstance(word, ast.Attribute) else "" for word in (node.func, *node.args)]
+                after = node.args[words.index("skyspot") :][:1] if "skyspot" in words else []
+                called |= {word.value for word in after if isinstance(word, ast.Constant)}
     assert {"launch", "queue", "logs", "cancel"} <= called
 
 

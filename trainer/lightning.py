@@ -221,7 +221,7 @@ class SpotCallback(Callback):  # type: ignore[misc]  # Lightning's annotations c
             self._streams = rng.save_streams()
             self._describe(trainer)
             state.keep()
-            self._held = Held(self._run.group, lambda: summary(self._loop.contents.collect()))
+            self._held = Held(self._run.group, lambda: summary(self._loop.contents.collect(), self._run.rank))
         try:
             return validate()
         finally:

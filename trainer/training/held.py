@@ -30,9 +30,13 @@ class Held:
         return all(is_same for [is_same] in rows)
 
 
-def summary(state: State) -> object:
-    """A state's plain values, and a fingerprint of each tensor."""
-    named = {**state.tensors, **state.own}
+def summary(state: State, rank: int) -> object:
+    """A state's plain values, and a fingerprint of each tensor that this rank's are saved of.
+
+    Buffers are saved of rank 0: DistributedDataParallel sends its own to the others in a validation, too.
+    """
+    saved = {name: tensor for name, tensor in state.tensors.items() if rank == 0 or name not in state.buffers}
+    named = {**saved, **state.own}
     return state.plain, list(named), digests(named.values())
 
 

@@ -338,7 +338,6 @@ class Participant(Host):
         Only in a `hosted` process are signals handled as before: elsewhere, code after the block keeps its grace.
         """
         self.given_back.set()
-        self.hangs.end()
         if hosted():
             self.notices.end()
         if self.journal:
@@ -359,6 +358,7 @@ class Participant(Host):
         committed_s: float | None = None,
     ) -> None:
         """Write the attempt's end event, once, within a few seconds; the arguments are those of `leave`."""
+        self.hangs.end()
         attempt, self.attempt = self.attempt, None
         if attempt is None:
             return
