@@ -1,5 +1,6 @@
 """What rank 0 writes beside the checkpoints."""
 
+import threading
 from pathlib import Path
 
 from trainer.attempt.record import open_attempt
@@ -30,3 +31,19 @@ def test_an_evaluation_at_a_boundary_that_was_cut_writes_over_nothing(tmp_path: 
         (2, False),
         (3, True),
     ]
+
+
+def test_what_a_save_asks_for_while_the_records_end_is_answered(tmp_path: Path) -> None:
+    """The attempt may end, in a notebook, while a save is under way: its thread must not wait for ever."""
+    attempt = open_attempt(RunPaths(tmp_path / "run"), launch="l", config={}, binding={})
+    records, go_on = Journal(attempt), threading.Event()
+    records.line({"step": 1, "loss": 1.0})
+    records.cut()
+    records._do(lambda: go_on.wait(60) and None)
+    records.end()
+    found: list[object] = []
+    save = threading.Thread(target=lambda: found.append(records.history_until(1).result(60)), daemon=True)
+    save.start()
+    go_on.set()
+    save.join(60)
+    assert [part["last_step"] for part in found[0]] == [1]  # type: ignore[attr-defined]

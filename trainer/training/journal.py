@@ -50,7 +50,9 @@ class Journal:
         """The newest metrics file; none is opened twice."""
         self._ended: list[_Segment] = []
         self._progress: dict[str, Any] = {}
-        self._over = False
+        self._over = self._ends = False
+        self._ending = threading.Lock()
+        """Held while it is decided whether the thread does a task."""
         self._thread = threading.Thread(target=self._work, daemon=True, name="records")
         self._thread.start()
 
@@ -102,13 +104,18 @@ class Journal:
                     segment.file.close()
                     segment.file = None
 
-        self._tasks.put(end)
+        with self._ending:
+            self._ends = True
+            self._tasks.put(end)
 
     def _do(self, task: Callable[[], None]) -> None:
-        if self._over:
-            task()
-        else:
-            self._tasks.put(task)
+        """Have the thread do a task; once the thread is to end, do it here, after all that it has to do."""
+        with self._ending:
+            if not self._ends:
+                self._tasks.put(task)
+                return
+        self._thread.join()
+        task()
 
     def _work(self) -> None:
         look_at = 0.0
