@@ -122,8 +122,8 @@ def test_mpichs_mpirun_passes_a_sigterm_on_and_has_exit_codes_of_its_own(tmp_pat
     assert stopped.code == 75, stopped.output
     assert event(run_dir, "end")["committed_step"] == 5, "no step is lost"
     assert "mpirun exits with another code if a rank is killed" in stopped.output
-    # Why it is refused where SkyPilot looks at the code; 75 and 4 make 79.
+    # Why it is refused where SkyPilot looks at the code: 9, or 255 where mpiexec itself fails an assertion meanwhile.
     killed = finished([*mpich, "-n", "2", "sh", "-c", "[ $PMI_RANK = 0 ] || exec sleep 600; kill -9 $$"], clean_env())
-    assert killed.code == 9, killed.output
+    assert killed.code in (9, 255), killed.output
     joined = finished([*mpich, "-n", "2", "sh", "-c", "[ $PMI_RANK = 0 ] || exit 4; exit 75"], clean_env())
     assert joined.code == 79, joined.output
