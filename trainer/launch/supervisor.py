@@ -26,7 +26,7 @@ from trainer.launch.relay import Lines, Relay
 from trainer.launch.sidecar_client import Sidecar, write_end
 from trainer.layout.names import file_safe
 from trainer.machine import home
-from trainer.notices.received import PRESSES, PRESSES_S
+from trainer.notices.received import PRESSES, Presses
 
 KILL_AFTER_GRACE_S = 3.0
 LEAVE_AFTER_KILL_S = 4.0
@@ -72,8 +72,7 @@ class Supervisor:
         self._stopped: Ending | None = None
         """The stop that the sidecar reported, for a script that does not look itself."""
         self._kill_at: float | None = None
-        self._pressed: list[float] = []
-        """When Ctrl-C was pressed, on the monotonic clock."""
+        self._presses = Presses()
         self._killed = False
         self._sidecar_dir = sidecar_dir if nodes.leads else None
         self._sidecar: Sidecar | None = None
@@ -157,19 +156,16 @@ class Supervisor:
                 self._set_deadline()
             if number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
                 self._send(number)
-            if number == signal.SIGINT:
-                self._count_press()
+            if number == signal.SIGINT and self._presses.count() == PRESSES:
+                self._have_leave_at_once()
 
-    def _count_press(self) -> None:
-        """Have the ranks leave at once where Ctrl-C was pressed again and again."""
-        now = time.monotonic()
-        self._pressed = [*(press for press in self._pressed if now - press <= PRESSES_S), now]
-        if len(self._pressed) == PRESSES:
-            self._kill_at = now + KILL_AFTER_PRESSES_S
-            for rank in self._ranks:
-                rank.taken_at = None
-                if rank.code is None:
-                    rank.tell_to_leave()
+    def _have_leave_at_once(self) -> None:
+        """Have the ranks leave at once, because Ctrl-C was pressed again and again."""
+        self._kill_at = time.monotonic() + KILL_AFTER_PRESSES_S
+        for rank in self._ranks:
+            rank.taken_at = None
+            if rank.code is None:
+                rank.tell_to_leave()
 
     def _send(self, number: int, ranks: Sequence[Rank] | None = None) -> None:
         for rank in self._ranks if ranks is None else ranks:

@@ -23,6 +23,20 @@ PRESSES, PRESSES_S = 3, 2.0
 """So many times Ctrl-C within so many seconds ask to leave at once."""
 
 
+class Presses:
+    """Counts how often Ctrl-C was pressed of late."""
+
+    def __init__(self) -> None:
+        self._at: list[float] = []
+        """When, on the monotonic clock."""
+
+    def count(self) -> int:
+        """Take in a press; returns how many there were within `PRESSES_S`."""
+        now = time.monotonic()
+        self._at = [*(press for press in self._at if now - press <= PRESSES_S), now]
+        return len(self._at)
+
+
 class Notices:
     """All notices received so far."""
 
@@ -42,8 +56,7 @@ class Notices:
         """Called with the cloud's notice, on another thread."""
         self.on_presses: Callable[[], None] = lambda: None
         """Called where Ctrl-C was pressed `PRESSES` times within `PRESSES_S`, in the signal handler."""
-        self._presses: list[float] = []
-        """When Ctrl-C was pressed, on the monotonic clock."""
+        self._presses = Presses()
         self._notices: list[Notice] = []
         self._replaced: dict[int, Any] = {}
         """The handlers of signals before `install`."""
@@ -92,11 +105,8 @@ class Notices:
             self._notices.append(Notice(kind, kind, time.monotonic(), self.grace_s if seconds is None else seconds))
         self.received.set()
         self.signalled.set()
-        if number == signal.SIGINT:
-            now = time.monotonic()
-            self._presses = [*(press for press in self._presses if now - press <= PRESSES_S), now]
-            if len(self._presses) >= PRESSES:
-                self.on_presses()
+        if number == signal.SIGINT and self._presses.count() >= PRESSES:
+            self.on_presses()
 
 
 def slurm_seconds_left() -> float | None:
