@@ -15,6 +15,7 @@ One difference remains: all programs of a pytest worker share one seed of Python
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import gc
 import importlib
 import io
@@ -201,6 +202,8 @@ def _be_fresh(program: Program) -> None:
         return
     subprocess.Popen = _popen  # type: ignore[misc]
     sys.dont_write_bytecode = bool(env.get("PYTHONDONTWRITEBYTECODE"))
+    if env.get("PYTHONFAULTHANDLER"):
+        faulthandler.enable(2)
     if env.get("OMP_NUM_THREADS", "").isdigit():
         torch.set_num_threads(int(env["OMP_NUM_THREADS"]))  # Not in a launcher, because this starts threads.
 

@@ -269,9 +269,18 @@ def test_where_rank_0_dies_its_end_is_recorded_by_a_child(tmp_path: Path) -> Non
         "Link.from_env().report_attempt(paths.root, mine.name)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    assert run(script(tmp_path, body), processes=1).returncode == 75
+    died = run(script(tmp_path, body), processes=1)
+    assert (died.returncode, died.stderr) == (75, "rank 0 was killed by SIGKILL. Linux does that where memory runs out\n")
     assert event(tmp_path / "run", "end")["cause"] == "died"
     assert event(tmp_path / "run", "end")["code"] == 75
+
+
+def test_a_crash_in_native_code_is_named_and_its_stacks_are_printed(tmp_path: Path) -> None:
+    body = "if rank: os.kill(os.getpid(), signal.SIGSEGV)\ntime.sleep(60)\n"  # Rank 0 is told to leave by SIGTERM.
+    died = run(script(tmp_path, body), processes=2)
+    assert died.returncode == 75
+    assert "Fatal Python error: Segmentation fault" in died.stderr
+    assert [line for line in died.stderr.splitlines() if "was killed" in line] == ["rank 1 was killed by SIGSEGV"]
 
 
 # -- scripts that know nothing of attempts ---------------------------------------------------------------------------

@@ -37,7 +37,7 @@ READ_AT_IMPORT = (
     "KMP_", "XDG_CACHE_HOME", "TOKENIZERS_",
 )  # fmt: skip
 # A fork can still apply these, or they change no result.
-FOLLOWED = ("PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "TORCH_CPP_LOG_LEVEL")
+FOLLOWED = ("PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "PYTHONFAULTHANDLER", "TORCH_CPP_LOG_LEVEL")
 LOADED_WITH = {**os.environ, "HF_HUB_OFFLINE": "1"}
 _PR_SET_CHILD_SUBREAPER = 36
 _SIGNATURE = inspect.signature(subprocess.Popen._execute_child)  # type: ignore[attr-defined]

@@ -88,6 +88,8 @@ class Environment:
             "PYTHONUNBUFFERED": "1",
             # c10d prints C++ frames around the one line with the reason.
             "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
+            # A crash in native code prints the stacks of Python.
+            "PYTHONFAULTHANDLER": os.environ.get("PYTHONFAULTHANDLER", "1"),
         }
         for name in ("SKYSPOT_STORE_PORT", "SKYSPOT_LISTEN_FD", "SKYSPOT_TTY", "SKYSPOT_ATTEMPT"):
             env.pop(name, None)

@@ -11,6 +11,7 @@ import os
 import secrets
 import selectors
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -206,7 +207,15 @@ class Supervisor:
         if rank.from_rank in self._selector.get_map():
             rank.drain()
             self._selector.unregister(rank.from_rank)
+        if status < 0 and rank.reported_code is None and self._kill_at is None:
+            self._print_killed(rank, signal.Signals(-status))
         self._left(rank, status if rank.reported_code is None else rank.reported_code)
+
+    def _print_killed(self, rank: Rank, by: signal.Signals) -> None:
+        """Print which signal ended a rank that nothing had told to leave: it cannot print that itself."""
+        number = self._nodes.rank * self._processes + self._ranks.index(rank)
+        hint = ". Linux does that where memory runs out" if by is signal.SIGKILL else ""
+        print(f"rank {number} was killed by {by.name}{hint}", file=sys.stderr, flush=True)
 
     def _left(self, rank: Rank, code: int) -> None:
         if rank.code is not None:

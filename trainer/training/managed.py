@@ -136,6 +136,8 @@ class Managed:
         error = getattr(sys, "last_value", None)  # Of the exception that ended the script.
         if isinstance(error, BaseException):
             run._report_crash(one_line(error))
+        else:
+            self._session.saver.settle()  # No later attempt prunes what this one leaves.
         with suppress(Exception):
             if run.journal:
                 run.journal.flush(FLUSH_S)
