@@ -270,7 +270,10 @@ def test_where_rank_0_dies_its_end_is_recorded_by_a_child(tmp_path: Path) -> Non
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     died = run(script(tmp_path, body), processes=1)
-    assert (died.returncode, died.stderr) == (75, "rank 0 was killed by SIGKILL. Linux does that where memory runs out\n")
+    assert (died.returncode, died.stderr) == (
+        75,
+        "rank 0 was killed by SIGKILL. Linux does that where memory runs out\n",
+    )
     assert event(tmp_path / "run", "end")["cause"] == "died"
     assert event(tmp_path / "run", "end")["code"] == 75
 

@@ -1,6 +1,7 @@
 """Says what a program can see of how it was started, as JSON into the file that it is given."""
 
 import ctypes
+import faulthandler
 import json
 import os
 import random
@@ -13,7 +14,11 @@ from pathlib import Path
 
 parent, path = os.getppid(), Path(sys.argv[1])
 blocked = [number.name for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])]
-handlers = {number.name: repr(signal.getsignal(number)) for number in signal.valid_signals() if hasattr(number, "name")}
+# Of faulthandler's own signals Python knows only what stood there when it started; SigCgt tells.
+faults = {"SIGSEGV", "SIGFPE", "SIGABRT", "SIGBUS", "SIGILL"} if faulthandler.is_enabled() else set()
+names = {number: number.name for number in signal.valid_signals() if isinstance(number, signal.Signals)}
+handlers = {name: repr(signal.getsignal(number)) for number, name in names.items() if name not in faults}
+caught = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(("SigCgt", "SigIgn"))]
 pdeathsig = ctypes.c_int()
 ctypes.CDLL(None).prctl(2, ctypes.byref(pdeathsig))
 
@@ -41,7 +46,7 @@ found = {
     "getenv": os.environ.get("RANK", ""),
     "streams": [stream(sys.stdin), stream(sys.stdout), stream(sys.stderr)],
     "same": [sys.stdout is sys.__stdout__, sys.stderr is sys.__stderr__, sys.stdin is sys.__stdin__],
-    "handlers": handlers, "blocked": blocked, "wakeup": signal.set_wakeup_fd(-1),
+    "handlers": handlers, "caught": caught, "blocked": blocked, "wakeup": signal.set_wakeup_fd(-1),
     "descriptors": open_now, "pdeathsig": pdeathsig.value,
     "leads": [os.getpgid(0) == os.getpid(), os.getsid(0) == os.getpid()],
     "launched": Path(f"/proc/{parent}/stat").read_text().split()[3] == os.environ.get("TEST_PID", ""),
