@@ -6,8 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from in_process import Attempts
+from needs import NOT_HERE
+from safetensors.torch import load_file
 from support import PROGRAMS, Ended, event, launch, losses
 
+from bench.worker import peak_bytes, reset_peak
+from trainer import SpotRun
+from trainer.checkpoint.shards import Part
+from trainer.checkpoint.writing import write_share
 from trainer.layout.names import RunPaths, list_checkpoints
 
 SCRIPT = PROGRAMS / "files_loop.py"
@@ -66,3 +74,41 @@ def test_the_files_of_another_framework_are_refused(tmp_path: Path) -> None:
     assert other.code == 1
     assert "was saved by toy, not by another. Start a new run" in other.output
     assert "Traceback" not in other.output
+
+
+def test_the_files_take_no_memory_while_they_are_copied(tmp_path: Path) -> None:
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip(f"the process's peak: {NOT_HERE}: no /proc/self/clear_refs")
+    blocks, before = [bytes([number]) * (1 << 20) for number in range(48)], 0
+    blocks.append(b"the rest")
+
+    def script(run: SpotRun, _: object) -> None:
+        def write(folder: Path) -> Path:
+            nonlocal before
+            with (folder / "weights.bin").open("wb") as file:
+                file.writelines(blocks if run.step == 2 else blocks[:1])
+            reset_peak()
+            before = peak_bytes()
+            return folder
+
+        loop = run._framework_loop("toy")
+        assert run.resume_from() is None
+        loop.begin(write, 2)
+        while run.step < 2:
+            loop.start_step()
+            loop.end_step()
+            loop.save()
+        run.finish(lambda folder: (folder / "done").touch())
+
+    assert Attempts(tmp_path).one(script) == 0
+    assert peak_bytes() - before < 20 << 20
+    newest = RunPaths(tmp_path).checkpoint(list_checkpoints(RunPaths(tmp_path))[0])
+    saved = load_file(newest / "share-00000.safetensors")["file.weights.bin"]
+    assert saved.numpy().tobytes() == b"".join(blocks)
+
+
+def test_a_file_that_is_cut_short_while_it_is_copied_is_not_saved(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 10)
+    with path.open("rb", buffering=0) as file, pytest.raises(OSError, match=r"file' has lost its last 2 bytes"):
+        write_share(tmp_path / "share", [Part("file", torch.uint8, (12,), (0,), (12,), (0,))], lambda _: file)

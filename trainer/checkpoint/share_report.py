@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from io import FileIO
 from pathlib import Path
+
+import torch
 
 from trainer.bucket.deadlines import within
 from trainer.checkpoint import writing
@@ -62,14 +67,23 @@ def _write_tensors(path: Path, rank: int, boundary: Boundary, copy: Copy, past_c
         Part(name, tensor.dtype, tuple(tensor.shape), (0,) * tensor.ndim, tuple(tensor.shape), (rank,))
         for name, tensor in boundary.own.items()
     ]
-    parts = [*copy.parts, *own]
-    side_by_side = writing.in_order(parts)[: len(copy.parts)] == copy.parts  # No part of `own` in between.
-    return writing.write_share(
-        path,
-        parts,
-        lambda part: boundary.own[part.name] if part.name in boundary.own else copy.fetch(part),
-        copy.memory if side_by_side and past_cache else None,
-    )
+    with ExitStack() as opened:
+        # Opened all at once: a process that leaves meanwhile deletes the files.
+        files = {
+            name: opened.enter_context(path.open("rb", buffering=0)) for name, path in boundary.state.files.items()
+        }
+        for name, file in files.items():
+            count = os.fstat(file.fileno()).st_size
+            own.append(Part(name, torch.uint8, (count,), (0,), (count,), (rank,)))
+        parts = [*copy.parts, *own]
+        here: dict[str, torch.Tensor | FileIO] = {**boundary.own, **files}
+        side_by_side = writing.in_order(parts)[: len(copy.parts)] == copy.parts  # No part of `own` in between.
+        return writing.write_share(
+            path,
+            parts,
+            lambda part: here[part.name] if part.name in here else copy.fetch(part),
+            copy.memory if side_by_side and past_cache else None,
+        )
 
 
 def _spoilt(boundary: Boundary, copy: Copy) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,6 +48,9 @@ class State:
     """Names of the tensors that nothing changes before the optimizer's next step: parameters and optimizer state."""
     own: dict[str, torch.Tensor] = field(default_factory=dict)
     """Tensors of this rank alone, on the host, by names that no other rank has; nothing changes them."""
+    files: dict[str, Path] = field(default_factory=dict)
+    """Local files of this rank alone, each saved as a tensor of its bytes; by names as of `own`, and nothing changes
+    them."""
 
 
 def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -16,6 +16,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from trainer.layout.names import MANIFEST, STATE
 PARTS = "parts"
 """A key of a share's `__metadata__`: JSON of {tensor: [shape of the whole, offsets]}, for parts of tensors."""
 
+READ_BYTES = 1 << 20
+"""Bytes read at once from a local file: few enough to stay in the processor's cache until they are written."""
 _WORTH_A_BLOCK = 1 << 20
 """The header of a share with at least so many bytes fills whole blocks."""
 
@@ -97,7 +100,7 @@ def write_tensors(
 def write_share(
     path: Path,
     parts: Sequence[Part],
-    fetch: Callable[[Part], torch.Tensor],
+    fetch: Callable[[Part], torch.Tensor | FileIO],
     staged: memoryview | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> FileRecord:
@@ -106,13 +109,14 @@ def write_share(
     Args:
         path: The file.
         parts: The parts to write.
-        fetch: Returns the contents of a part, on the host and contiguous; called for one part after the other.
+        fetch: Returns the contents of a part, on the host and contiguous, or an open file of its bytes; called for one
+            part after the other.
         staged: The contents of the first parts (in_order), side by side, from the start of a page of memory. They are
             written past the system's cache, if the file system supports that.
         metadata: Further metadata for the file's header.
 
     Raises:
-        OSError: a write, the fsync or the close failed.
+        OSError: a write, the fsync or the close failed, or a file could not be read.
     """
     parts = in_order(parts)
     text, offset = _header(parts, metadata)
@@ -140,7 +144,7 @@ def write_share(
 
 
 def _pieces(
-    text: bytes, parts: Sequence[Part], fetch: Callable[[Part], torch.Tensor], staged: memoryview | None
+    text: bytes, parts: Sequence[Part], fetch: Callable[[Part], torch.Tensor | FileIO], staged: memoryview | None
 ) -> Iterator[memoryview]:
     """The bytes of a share in pieces, front to back."""
     opening = paged_memory(len(text))
@@ -152,7 +156,26 @@ def _pieces(
     for part in parts:
         at += part.bytes
         if not staged or at > len(staged):
-            yield bytes_of(fetch(part)).data
+            found = fetch(part)
+            if isinstance(found, FileIO):
+                yield from _read(found, part.bytes)
+            else:
+                yield bytes_of(found).data
+
+
+def _read(file: FileIO, count: int) -> Iterator[memoryview]:
+    """The first `count` bytes of a file in pieces, each in the same memory.
+
+    A mapped file would count as the process's memory while it is written.
+    """
+    buffer, left = paged_memory(min(count, READ_BYTES)), count
+    file.seek(0)
+    while left:
+        got = int(file.readinto(buffer[:left]) or 0)
+        if not got:
+            raise OSError(errno.EIO, f"{file.name!r} has lost its last {left} bytes")
+        left -= got
+        yield buffer[:got]
 
 
 def paged_memory(count: int) -> memoryview:

@@ -1,8 +1,8 @@
 """Folder: the contents of a run whose checkpoints a framework writes as files, on a local disk of each machine.
 
-A rank offers the files that it wrote. They are read through the system's cache while they are copied into the rank's
-share, front to back, so they take no memory of their own. A checkpoint is fetched back onto a local disk, once for each
-machine, with the files of all ranks; there too they are read and hashed without a copy in memory.
+A rank offers the files that it wrote. They are read piece by piece while they are copied into the rank's share, front
+to back, so they take no memory of their own. A checkpoint is fetched back onto a local disk, once for each machine,
+with the files of all ranks; there too they are read and hashed without a copy in memory.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ class Folder:
         """The files of this boundary, which the framework writes now; before it trains, none."""
         counters = {"step": self.done, "state": dict(self.state)}
         plain = {"framework": self.framework, "counters": encode(counters, "counters", {})}
-        return State({}, plain, frozenset(), frozenset(), self._write() if self.write else {})
+        return State({}, plain, frozenset(), frozenset(), files=self._write() if self.write else {})
 
-    def _write(self) -> dict[str, torch.Tensor]:
+    def _write(self) -> dict[str, Path]:
         """Have the files written, after those of the last save, which is over, are deleted."""
         assert self.write
         write = self.write
@@ -93,9 +93,9 @@ class Folder:
         # Two machines may both write a common file: it is saved once.
         everyones = self._group.gather("files", sorted(mine))
         of_lower = {name for names in everyones[: self._group.rank] for name in names}
-        tensors = {f"{FILE}{name}": _mapped(mine[name]) for name in sorted(mine.keys() - of_lower)}
-        self.needed = sum(tensor.nbytes for tensor in tensors.values())
-        return tensors
+        files = {f"{FILE}{name}": mine[name] for name in sorted(mine.keys() - of_lower)}
+        self.needed = sum(file.stat().st_size for file in files.values())
+        return files
 
     def streams(self) -> torch.Tensor:
         """This rank's random streams."""
@@ -156,12 +156,6 @@ class Folder:
     def forget_fetched(self) -> None:
         """Delete the local folder of the restored checkpoint, once every rank of this machine has read it."""
         self._of_fetch.close()
-
-
-def _mapped(file: Path) -> torch.Tensor:
-    """A file's bytes, read from it when they are needed."""
-    count = file.stat().st_size
-    return torch.from_file(str(file), False, count, dtype=torch.uint8) if count else torch.empty(0, dtype=torch.uint8)
 
 
 def _new_file(path: Path, count: int) -> torch.Tensor:
