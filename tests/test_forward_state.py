@@ -17,7 +17,7 @@ from support import event, weights
 from torch import nn
 
 from trainer.checkpoint import forward_state
-from trainer.training.consensus import Consensus
+from trainer.training.fit import Fit
 
 
 class Counting(nn.Linear):
@@ -99,7 +99,7 @@ def test_what_a_stop_cuts_off_leaves_nothing_in_the_checkpoint(
         return one_rank.squares(model, batch)
 
     with monkeypatch.context() as hurried:
-        hurried.setattr(Consensus, "leaves_time", lambda *_: False)
+        hurried.setattr(Fit, "fits", False)
         assert one_rank.train(tmp_path / "run", loss=loss, before=runs.append, **options).code == 75
     assert event(tmp_path / "run", "end")["committed_step"] == 3
     assert one_rank.train(tmp_path / "run", **options).code == 0

@@ -18,6 +18,7 @@ from importlib import import_module
 from pathlib import Path
 
 import mlp
+import psutil
 import torch
 from torch import nn
 
@@ -206,6 +207,11 @@ class Faults:
             os.kill(os.getppid(), getattr(signal, kind.upper()))
             # So short are the steps here that the word could come after the last.
             run.notices.received.wait(10)
+        elif kind == "sigterm-here":  # To this rank alone.
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif kind == "sigterm-tree":
+            terminate_tree()
+            run.notices.received.wait(10)
         elif kind == "freeze":
             os.kill(os.getpid(), signal.SIGSTOP)
         elif kind == "die":
@@ -235,6 +241,15 @@ class Faults:
                 time.sleep(0.01)
         os.kill(os.getppid(), signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def terminate_tree() -> None:
+    """Send SIGTERM to the shell in front of the launcher, and to all processes beneath it, as SkyPilot does."""
+    shell = psutil.Process(os.getppid()).parent()
+    assert shell is not None
+    assert shell.name() == "bash"
+    for process in [shell, *shell.children(recursive=True)]:
+        process.terminate()
 
 
 def await_stop(run: Run) -> None:

@@ -148,6 +148,12 @@ class Saver:
         """True if no save is under way."""
         return not self._threads or self._decided.is_set()
 
+    @property
+    def save_s(self) -> float:
+        """Seconds that a save takes, by the last one and the one under way; 0 before the first."""
+        so_far = 0.0 if self.idle else time.monotonic() - self._begun
+        return max(self.commit_s or 0.0, so_far)
+
     def start(self, collect: Callable[[], Boundary]) -> None:
         """Begin to save a boundary; waits first for a save that is still under way.
 

@@ -12,6 +12,7 @@ from trainer.layout.names import CheckpointName
 from trainer.notices.notice import Notice
 from trainer.ranks.agreement import Stop
 from trainer.training.contents import Contents
+from trainer.training.fit import save_line
 from trainer.training.participant import Participant
 from trainer.training.session import Session
 
@@ -76,7 +77,8 @@ class Closing:
         now = time.monotonic()
         own = run.notices.first() or Notice(stop.kind, stop.kind, now, stop.deadline - now)
         left_s = max(0.0, run.deadline(stop) - time.monotonic())
-        run.print_line(f"{stop.kind}: {left_s:.0f} s left; saving step {contents.done}")
+        under_way = None if saver.idle else self._session.saved_at
+        run.print_line(save_line(stop.kind, left_s, saver.save_s, contents.done, under_way))
         # There is one writer at a time, and rank 0's clock decides for all ranks.
         self._session.wait(stop)
         save_s = saver.commit_s or 0.0

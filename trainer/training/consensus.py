@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from trainer.checkpoint.interval import Interval
 from trainer.checkpoint.saving import Saver
 from trainer.ranks.agreement import KINDS, MESSAGE_INTS, Message, Stop
+from trainer.training.fit import Fit
 from trainer.training.host import Host
 
 
@@ -26,7 +27,9 @@ class Consensus:
         """Steps between checkpoints; rank 0 sends the number to all ranks."""
         self._of_rank0 = Message()
         self._left_s = 0.0
-        """Seconds from the last round to the deadline of the agreed stop; the same on all ranks."""
+        """Seconds from the beginning of the last round to the deadline of the agreed stop; the same on all ranks."""
+        self._sent_at = time.monotonic()
+        """When this rank made its last message."""
         self._round_s = 0.0
         """Seconds that a round takes, as a moving average."""
 
@@ -36,14 +39,14 @@ class Consensus:
         Args:
             enough: Whether the program has ended training early on this rank.
         """
-        now = time.monotonic()
+        now = self._sent_at = time.monotonic()
         kind, deadline = self._host.own_stop()
         left_s = min(deadline, self.stop.deadline if self.stop else math.inf) - now
         return Message(
             stop=KINDS.index(kind),
             left_ms=max(0, round(left_s * 1000)) if math.isfinite(left_s) else 0,
-            round_ms=round(self._round_s * 1000),
-            save_ms=math.ceil((self._saver.commit_s or 0.0) * 1000),
+            round_ms=math.ceil(self._round_s * 1000),
+            save_ms=math.ceil(self._saver.save_s * 1000),
             save_every=self._interval.steps if self._host.group.rank == 0 else 0,
             enough=int(enough),
             save_now=int(self._host.hinted.is_set()),
@@ -69,14 +72,17 @@ class Consensus:
         first = min(stopping, key=lambda message: message.left_ms, default=Message())
         self._left_s = first.left_ms / 1000
         if stopping and not self.stop:
-            self.stop = Stop(KINDS[first.stop], time.monotonic() + self._left_s)
+            self.stop = Stop(KINDS[first.stop], self._sent_at + self._left_s)
             self._host.stopping = self.stop.ending
             self._saver.hurry(self.stop.deadline)
 
-    def leaves_time(self, rounds_left: int) -> bool:
-        """True if the rest of a step and a save fit before the deadline; the same answer on every rank."""
-        assert self.stop
-        if not self.stop.ending.saves:
-            return False
-        rank0 = self._of_rank0
-        return rounds_left * rank0.round_ms + 1.5 * rank0.save_ms < 1000 * self._left_s
+    def fit(self, rounds_left: int) -> Fit:
+        """Return what fits before the deadline of the agreed stop; the same on every rank.
+
+        Args:
+            rounds_left: Micro-steps until the end of the step.
+        """
+        round_s = self._of_rank0.round_ms / 1000
+        # The rows were sent when the micro-step began that has just ended.
+        left_s = max(0.0, self._left_s - round_s)
+        return Fit(left_s, rounds_left, round_s, self._of_rank0.save_ms / 1000)

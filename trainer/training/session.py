@@ -23,6 +23,7 @@ from trainer.ranks.agreement import Stop
 from trainer.training import changes, restoring
 from trainer.training.consensus import Consensus
 from trainer.training.contents import Contents
+from trainer.training.fit import Fit
 from trainer.training.host import Host
 
 LOOK_S = 0.2
@@ -66,6 +67,8 @@ class Session:
         self.saved_at = 0
         """The step of the boundary that was last saved or restored."""
         self._has_reported_wait = False
+        self._fit: Fit | None = None
+        """What the last decision about the rest of a step was made from."""
         self._found, self._restore_s = Found(), 0.0
 
     # -- the beginning -------------------------------------------------------------------------------------------------
@@ -136,8 +139,17 @@ class Session:
         self.consensus.take_in(rows, round_started)
 
     def leaves_time(self, rounds_left: int) -> bool:
-        """True if the rest of a step and a save fit before the deadline of the agreed stop; the same on every rank."""
-        return self.consensus.leaves_time(rounds_left)
+        """True if the rest of a step and a save fit before the deadline of the agreed stop; the same on every rank.
+
+        The decision is printed with its numbers, and again where a later micro-step changes it.
+        """
+        assert self.stop
+        if not self.stop.ending.saves:
+            return False
+        before, self._fit = self._fit, self.consensus.fit(rounds_left)
+        if before is None or before.fits != self._fit.fits:
+            self._host.print_line(self._fit.line(self.stop.kind, self._contents.done + 1))
+        return self._fit.fits
 
     # -- boundaries ----------------------------------------------------------------------------------------------------
 
