@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import in_process
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainer import SpotRun
 from trainer.checkpoint import pruning
+from trainer.notices import watcher
 
 IN = {
     "import": "test_notice::test_a_sigterm_while_torch_is_imported_is_heard",
@@ -168,6 +170,30 @@ def test_a_second_sigterm_changes_nothing(tmp_path: Path, capsys: pytest.Capture
     ended = event(tmp_path / "run", "end")
     assert (ended["cause"], ended["step"], ended["committed_step"]) == ("signal", 4, 4)
     assert capsys.readouterr().out.count("saving step") == 1
+
+
+def test_training_does_not_wait_for_a_metadata_service_that_never_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, asked = threading.Event(), list[bool]()
+
+    def ask() -> list[Any]:
+        asked.append(trained.wait(60))
+        return []
+
+    source = SimpleNamespace(ask=ask, close=lambda: None, cloud="aws", poll_s=0.01, longest_s=120.0)
+    monkeypatch.setattr(watcher, "source_of", lambda cloud: source)
+    monkeypatch.setenv("SKYSPOT_CLOUD", "aws")
+    samples = one_rank.Numbers()
+
+    def loss(model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        if len(samples.asked) > 12:  # 6 steps of 2 micro-steps, and the pass that is thrown away.
+            trained.set()
+        return one_rank.squares(model, batch)
+
+    assert one_rank.train(tmp_path / "run", samples=samples, loss=loss).code == 0
+    assert trained.is_set()
+    assert asked[:1] == [True], "the first request was under way until then"
 
 
 @pytest.mark.slow
