@@ -194,6 +194,32 @@ def test_rank_0_does_something_anew_each_time(two: list[RankGroup]) -> None:
     assert gathered == heard[3:] == [[0, 10], [1, 11]]
 
 
+def test_what_one_rank_prepares_may_take_longer_than_the_timeout(
+    two: list[RankGroup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time-out is almost over at each heartbeat that rank 1 sees."""
+    beats, enough, heard, added = set[bytes](), threading.Event(), list[Any](), [0.0]
+    real_peek, real_clock = group.peek, time.monotonic
+
+    def peek(store: Any, key: str) -> bytes:
+        beat = real_peek(store, key)
+        if beat and beat not in beats:
+            beats.add(beat)
+            added[0] += 0.9 * two[1].timeout_s
+        if len(beats) > 3:
+            enough.set()
+        return beat
+
+    monkeypatch.setattr(group, "BEAT_S", 0.05)
+    monkeypatch.setattr(group, "peek", peek)
+    monkeypatch.setattr(time, "monotonic", lambda: real_clock() + added[0])
+    thread = threading.Thread(target=lambda: heard.append(two[1].rank0_does("prepare", lambda: None)), daemon=True)
+    thread.start()
+    assert two[0].rank0_does("prepare", lambda: enough.wait(60)) is True
+    thread.join(60)
+    assert heard == [True]
+
+
 def test_extras_of_other_names_are_refused_on_every_rank(two: list[RankGroup]) -> None:
     said: list[str] = []
 
