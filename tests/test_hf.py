@@ -32,6 +32,7 @@ from support import (
 from trainer import SpotRun, check
 from trainer.layout.names import RunPaths, list_checkpoints
 from trainer.training.cut_models import unsupported_cut
+from trainer.training.trainer_batch import batch_remedy
 
 SCRIPT = PROGRAMS / "hf.py"
 SHARDED = '{"state_dict_type": "SHARDED_STATE_DICT"}'
@@ -154,6 +155,34 @@ def test_an_evaluation_that_is_cut_short_leaves_no_trace() -> None:
     assert torch.equal(torch.rand(1), drawn)
     trainer.model.weight.data.add_(1)
     assert not before.may_go_back()
+
+
+def test_a_batch_that_cannot_make_the_runs_steps_is_refused_with_the_arguments_to_change(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import transformers
+
+    from trainer.hf import SpotCallback
+
+    def train(run: SpotRun, batch: int) -> None:
+        args = transformers.TrainingArguments(
+            str(tmp_path / "out"), max_steps=2, per_device_train_batch_size=batch, report_to=[], use_cpu=True
+        )
+        transformers.Trainer(torch.nn.Linear(1, 1), args, callbacks=[SpotCallback(run)])
+        raise RuntimeError("as planned")
+
+    runs = Attempts(tmp_path / "run")
+    assert runs.one(lambda run, _: train(run, 4)) == 1
+    capsys.readouterr()
+    assert runs.one(lambda run, _: train(run, 3)) == 1
+    assert (
+        "this run was started with global_batch_size=4, not global_batch_size=3. Use another run name, or set "
+        "per_device_train_batch_size=2 (its product with the number of processes must divide 4), or give "
+        'SpotRun(allow_config_change=["global_batch_size"])'
+    ) in capsys.readouterr().err
+    on_three = types.SimpleNamespace(world_size=3, per_device_train_batch_size=3)
+    assert "set per_device_train_batch_size=2 (" in batch_remedy(on_three, 24)
+    assert "a number of processes that divides 8 (per_device_train_batch_size" in batch_remedy(on_three, 8)
 
 
 def hf(run_dir: Path, *args: object, processes: int = 1) -> Ended:

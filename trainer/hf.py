@@ -38,6 +38,7 @@ from trainer.training.cut_models import unsupported_cut
 from trainer.training.drawn_ahead import DrawnAhead
 from trainer.training.folder_loop import FolderLoop, move_into
 from trainer.training.frozen_base import frozen_digest
+from trainer.training.trainer_batch import batch_remedy, keep_global_batch
 from trainer.training.trainer_evaluation import BeforeEvaluation
 from trainer.training.trainer_order import TrainerOrder
 
@@ -104,14 +105,10 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
             run.print_line("save_strategy and save_total_limit are set aside: SpotRun's save_every and keep decide")
         args.save_strategy = transformers.trainer_utils.SaveStrategy.NO
         args.restore_callback_states_from_checkpoint = True  # The patience of early stopping, for example.
-        at_once, first = args.train_batch_size * args.world_size, self._loop.first_value("global_batch_size")
-        if type(first) is int and first % at_once == 0 and first // at_once != args.gradient_accumulation_steps:
-            args.gradient_accumulation_steps = first // at_once
-            run.print_line(
-                f"gradient_accumulation_steps is {args.gradient_accumulation_steps} now, so that a step has {first} "
-                f"samples on {args.world_size} processes too, and the learning rate stays right"
-            )
-        batch = at_once * args.gradient_accumulation_steps
+        first = self._loop.first_value("global_batch_size")
+        batch = keep_global_batch(args, first, run.print_line)
+        if type(first) is int:
+            run.remedies["global_batch_size"] = batch_remedy(args, first)
         self._loop.bind(global_batch_size=batch, exact=self._exact)
         grouped = _grouping(args)
         if grouped and self._exact:

@@ -27,6 +27,8 @@ class Host:
 
     def __init__(self, paths: RunPaths, binding: dict[str, Any]) -> None:
         self.paths, self.binding = paths, binding
+        self.remedies: dict[str, str] = {}
+        """By name of a value that binds the run: how to give it the run's value, for a message."""
         self.run_id: str | None = None
         """Rank 0: the run's id; checkpoints of other runs do not count."""
         self.attempt: Attempt | None = None

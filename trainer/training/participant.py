@@ -245,8 +245,12 @@ class Participant(Host):
         assert self.attempt
         attempt = self.attempt
 
+        def remedy(name: str) -> str:
+            allowing = f'give SpotRun(allow_config_change=["{name}"])'
+            return f"{self.remedies[name]}, or {allowing}" if name in self.remedies else allowing
+
         def problem() -> str | None:
-            more = {"remedy": lambda name: f'give SpotRun(allow_config_change=["{name}"])'} if self.has_own_loop else {}
+            more = {"remedy": remedy} if self.has_own_loop else {}
             return binding_problem(self.paths, attempt, self.binding, self.allowed, self.newest, self.is_same, **more)
 
         trouble = self.retry(problem, RECORDS_S)
