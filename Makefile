@@ -47,7 +47,7 @@ $(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
 
 bench: $(READY)  ## Time the command line, checkpoints beside other tools, and rehearsals (writes docs/performance.md).
 	@failed=0; \
-	for part in bench.startup "bench.checkpoint --size $(SIZE) --rounds $(ROUNDS)" bench.loop bench.rehearsal bench.bucketfs; do \
+	for part in bench.startup "bench.checkpoint --size $(SIZE) --rounds $(ROUNDS)" bench.loop bench.watchers bench.rehearsal bench.bucketfs; do \
 		$(BIN)/python -m $$part || failed=1; \
 	done; exit $$failed
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import REPO, clean_env
 
-from bench import bucketfs, ckpt_chaos, ckpt_chaos_loops, loop, report, sections, timed
+from bench import bucketfs, ckpt_chaos, ckpt_chaos_loops, loop, report, sections, timed, watchers
 
 WAYS = ["skyspot", "torch.save + fsync", "accelerate.save_state", "DCP save", "DCP async_save"]
 BOUNDS = [
@@ -204,3 +204,17 @@ def test_a_loop_that_loses_throughput_or_takes_memory_breaks_its_bounds(
     found = {"short": case([9.0] * 3, 9_000_000, False), "long": case([ours_s] * 3, ours_bytes * 1000, True)}
     assert len(loop.broken(found)) == lines
     assert "| short" in loop.described(found)
+
+
+@pytest.mark.parametrize(
+    ("by_round", "holds"),
+    [([1.0, 1.01, 0.99, 1.05, 1.0], True), ([1.05, 1.06, 1.01, 1.07, 1.05], True), ([1.05, 1.06, 1.03, 1.07], False)],
+)
+def test_watchers_break_their_bound_where_the_whole_interval_lies_over_it(by_round: list[float], holds: bool) -> None:
+    figures = watchers.Figures(1000, [2.0] * len(by_round), [2 * ratio for ratio in by_round])
+    low, high = watchers.interval(figures.ratios())
+    assert min(by_round) <= round(low, 9) <= round(high, 9) <= max(by_round)
+    assert (low <= watchers.BOUND) == holds
+    assert len(watchers.broken(figures)) == (not holds)
+    assert f"{low:.3f}x to {high:.3f}x" in watchers.described(figures)
+    assert "| 2.000 ms" in watchers.described(figures)

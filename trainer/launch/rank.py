@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -44,7 +45,7 @@ class Rank:
     listens: bool = False
     """It reads on its pipe that another rank left."""
     taken_at: float | None = None
-    """When the cloud takes this machine, on the monotonic clock; None if this rank knows of no notice."""
+    """When the cloud takes this machine, on the monotonic clock; None if this rank has heard of no notice."""
     ended: bool = False
     """It wrote the attempt's end event."""
     attempt: dict[str, str] = field(default_factory=dict)
@@ -78,6 +79,14 @@ class Rank:
         os.set_blocking(self.from_rank, False)
         while self.receive():
             pass
+
+    def handles_sigterm(self) -> bool:
+        """True if the process has a handler for SIGTERM; also where the system does not tell."""
+        try:
+            caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", Path(f"/proc/{self.process.pid}/status").read_text(), re.M)
+        except OSError:
+            return True
+        return not caught or bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
 
     def tell_peer_gone(self) -> None:
         """Tell the rank on its pipe that another rank left."""

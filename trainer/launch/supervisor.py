@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from trainer.attempt.ending import DIED, END_EVENT_S, FINISHED, SIGNAL, Ending, Hold
+from trainer.attempt.ending import DIED, END_EVENT_S, FINISHED, NOTICE, SIGNAL, Ending, Hold
+from trainer.launch.cloud import Cloud, hold_s, say
 from trainer.launch.environment import Environment, LocalPorts, printed_file
 from trainer.launch.exits import code_of, combined_code
 from trainer.launch.nodes import Nodes
@@ -68,6 +69,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._ranks: list[Rank] = []
         self._relay = Relay()
+        self._cloud: Cloud | None = None
         self._ports: LocalPorts | None = None
         self._signalled = False
         self._stopped: Ending | None = None
@@ -142,6 +144,7 @@ class Supervisor:
             self._ranks.append(rank)
             self._selector.register(rank.from_rank, selectors.EVENT_READ, rank)
             pipes += [(out, 1, number), (err, 2, number)]
+        self._cloud = Cloud(self._ranks, printed)
         if self._ports:
             self._ports.store.close()
         for source, target, number in pipes:
@@ -155,7 +158,9 @@ class Supervisor:
             if number in (signal.SIGTERM, signal.SIGINT):
                 self._signalled = True
                 self._set_deadline()
-            if number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            if number == signal.SIGTERM:  # One that has heard of the notice has got its SIGTERM.
+                self._send(number, [rank for rank in self._ranks if rank.listens or not rank.taken_at])
+            elif number in (signal.SIGINT, signal.SIGUSR1):
                 self._send(number)
             if number == signal.SIGINT and self._presses.count() == PRESSES:
                 self._have_leave_at_once()
@@ -191,10 +196,20 @@ class Supervisor:
             if self._stopped:
                 self._set_deadline()
                 self._send(signal.SIGTERM)
+        self._pass_on_notice()
         self._await_notice()
         if self._kill_at is not None and time.monotonic() >= self._kill_at and not self._killed:
             self._killed = True
             self._send(signal.SIGKILL)
+
+    def _pass_on_notice(self) -> None:
+        """Send a SIGTERM to ranks that do not watch for notices; they have until the machine is taken."""
+        assert self._cloud
+        for rank in self._cloud.pass_on():
+            if not self._signalled:
+                self._send(signal.SIGTERM, [rank])
+            if self._kill_at is None and rank.taken_at:
+                self._kill_at = rank.taken_at + KILL_AFTER_GRACE_S
 
     def _await_notice(self) -> None:
         """Kill no rank before the cloud takes this machine: SkyPilot may pass its notice on as a SIGTERM."""
@@ -229,7 +244,7 @@ class Supervisor:
             for other in others:
                 other.tell_peer_gone()
             # To a rank that reads its pipe, a SIGTERM would look like one from outside.
-            self._send(signal.SIGTERM, [other for other in others if not other.listens])
+            self._send(signal.SIGTERM, [other for other in others if not (other.listens or other.taken_at)])
 
     def _over(self) -> bool:
         if all(rank.code is not None for rank in self._ranks):
@@ -263,18 +278,27 @@ class Supervisor:
                 with suppress(OSError):
                     os.killpg(rank.process.pid, signal.SIGKILL)
         end_event_s = min(END_EVENT_S, max(LEAST_END_EVENT_S, leave_by - time.monotonic()))
+        notice = self._cloud.takes(code) if self._cloud and not self._stopped else None
         ending = SIGNAL if self._signalled else self._stopped or (DIED if code else FINISHED)
+        ending = NOTICE if notice else ending
         if self._sidecar:
             self._sidecar.close(code, ending, first.ended, end_event_s)
         elif first.attempt and not first.ended:
             write_end(first.attempt, code, ending, end_event_s)
         self._relay.end(RELAY_S)
         if self._stopped and self._stopped.hold is Hold.JOB_CANCELLED:
-            self._await_cancel(self._stopped.hold_s())
+            self._hold(self._stopped.hold_s())
+        if notice:
+            say("holding until this machine is taken")
+            self._signalled = False  # One that came beside the notice changes nothing.
+            self._hold(hold_s(notice))
         return code
 
-    def _await_cancel(self, seconds: float) -> None:
-        """Wait for SkyPilot's cancel, as a script with records of its own does: leaving would show a failed job."""
+    def _hold(self, seconds: float) -> None:
+        """Wait for a signal, as a script with records of its own does.
+
+        For SkyPilot's cancel: leaving would show a failed job. For the machine's end: it would start another attempt.
+        """
         end = time.monotonic() + seconds
         while not self._signalled and (left := end - time.monotonic()) > 0:
             self._wait(left)

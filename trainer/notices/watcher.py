@@ -31,7 +31,7 @@ class Watcher:
         self,
         ignored: Collection[str],
         on_notice: Callable[[Notice], None],
-        on_hint: Callable[[], None],
+        on_hint: Callable[[], None] | None,
         say: Callable[[str], None],
     ) -> None:
         """Prepare; `start` begins to ask.
@@ -39,7 +39,7 @@ class Watcher:
         Args:
             ignored: Ids of announcements that ended an earlier attempt on this machine.
             on_notice: Called with the notice, once.
-            on_hint: Called when one more checkpoint is to be saved now.
+            on_hint: Called when one more checkpoint is to be saved now; None: hints are passed over.
             say: Prints a line.
         """
         self._ignored, self._on_notice, self._on_hint, self._say = ignored, on_notice, on_hint, say
@@ -61,18 +61,19 @@ class Watcher:
         if self._source or not cloud:
             self._thread.start()
 
-    def end(self) -> None:
-        """End the thread, and wait for that: a request under way ends at once."""
+    def end(self, wait_s: float = END_S) -> None:
+        """End the thread, and wait for that, but no longer than `wait_s`: a request under way ends at once."""
         self._over.set()
         if self._source:
             self._source.close()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join(END_S)
+            self._thread.join(wait_s)
 
     def _run(self) -> None:
         if not self._source:
             self._source = probe()
-            self._say_sources()
+            if not self._over.is_set():
+                self._say_sources()
         source, failures = self._source, 0
         while source and not self._over.is_set():
             try:
@@ -104,7 +105,11 @@ class Watcher:
             left = min(max(left, 0.0), source.longest_s)
             self._on_notice(Notice(f"{source.cloud}-notice", announced.id, now, left))
             return True
-        elif announced.id not in self._said and (self._hinted_at is None or now - self._hinted_at >= HINT_EVERY_S):
+        elif (
+            self._on_hint
+            and announced.id not in self._said
+            and (self._hinted_at is None or now - self._hinted_at >= HINT_EVERY_S)
+        ):
             self._hinted_at = now
             self._say_once(announced.id, f"{source.cloud} expects to take this machine ({announced.about}); saving now")
             self._on_hint()

@@ -55,9 +55,10 @@ class Lifecycle(Participant):
 
     def __enter__(self) -> Self:
         try:
-            self.notices.install()
             self.hangs = HangGuard(self.config.hang_timeout_s, self._on_hang)
+            # Before SIGTERM is handled: to a rank that listens, the launcher passes no notice of the cloud on.
             self.link.watch(self._on_peer_gone, self.leave_at_once)
+            self.notices.install()
             threading.Thread(target=self._watch_the_bucket, daemon=True, name="bucket").start()
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 threading.Thread(target=scratch.remove_stale, daemon=True, name="stale").start()

@@ -95,7 +95,12 @@ def _already_finished(run: Participant) -> Leaving:
 def _watch_for_notices(run: Participant, name: AttemptName, machine: str) -> None:
     """Start to watch the cloud's metadata service: one rank of each machine does, because notices are per machine."""
     ignored = run.retry(lambda: ignored_notices(run.paths, name, machine), RECORDS_S)
-    run.notices.watch(frozenset(ignored), run.print_line)
+
+    def say(line: str) -> None:
+        if run.link.is_first_to_print(line):  # The launcher may have said which notices are heard.
+            run.print_line(line)
+
+    run.notices.watch(frozenset(ignored), say)
 
 
 def join_machines(run: Participant) -> None:
