@@ -155,7 +155,7 @@ def main() -> int:
         sections.when("python -m bench.watchers", (before, machine.load())),
         "The same loop in one process, with the thread that asks AWS's metadata service every 5 s (a server on "
         "loopback) and the hang guard, and without. The two take turns, "
-        f"{options.rounds} blocks of {options.seconds:g} s each. Times are medians; the ratio is the median of those of "
+        f"{options.rounds} blocks of {options.seconds:g} s each. Times are medians; the ratio is that of "
         "neighbouring blocks, its interval is bootstrapped. Bound: the interval contains a value at or under "
         f"{BOUND}x.",
         described(figures),

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,6 @@ from trainer.launch.rank import Rank
 HANDLES = """
 import os, signal, sys, time
 folder, code = sys.argv[1:]
-rank = os.environ["RANK"]
 heard = []
 signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
 signal.signal(signal.SIGUSR1, lambda *_: print("SIGUSR1", flush=True))
@@ -29,13 +30,19 @@ sys.exit(int(code))
 """
 
 
-def begin(folder: Path, server: AwsServer, code: int, *options: object, **env: str) -> subprocess.Popen[str]:
+@contextmanager
+def begin(folder: Path, server: AwsServer, code: int, *options: object, **env: str) -> Iterator[subprocess.Popen[str]]:
     (folder / "script.py").write_text(HANDLES)
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "trainer.launch", *map(str, options), str(folder / "script.py"), str(folder), str(code)],
         env=clean_env(**server.env, SKYSPOT_NOTICE_POLL_S="0.05", **env), stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def until(process: subprocess.Popen[str], line: str, times: int = 1) -> list[str]:
