@@ -306,6 +306,45 @@ def test_a_script_that_gets_nowhere_is_stopped_with_80_after_three_attempts(tmp_
     assert run(path, *options, processes=1, SKYPILOT_TASK_ID="sky-2").returncode == 75, "a new launch starts from zero"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("leads", [True, False], ids=["one machine", "the second of two machines"])
+@pytest.mark.parametrize(
+    ("struck", "code", "cause"),
+    [
+        (signal.SIGTERM, 75, "signal"), (signal.SIGINT, 75, "signal"), (signal.SIGKILL, 75, "died"), (None, 1, "died"),
+        (0, 0, "finished"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_scripts_ranks_end_as_the_table_says(
+    tmp_path: Path, struck: int | None, code: int, cause: str, leads
+) -> None:
+    """A signal to the launcher; a kill or an exception in one of two ranks. Records are the first machine's affair."""
+    body = (
+        f"open(r'{tmp_path}/ready%d' % os.getpid(), 'w').close()\n"
+        "if os.environ['LOCAL_RANK'] == '1':\n"
+        f"  while not os.path.exists(r'{tmp_path}/go'): time.sleep(0.01)\n"
+        f"  if {struck is None}: raise RuntimeError('a mistake')\n"
+        "  sys.exit()\n"
+        f"while {struck != 0}: time.sleep(0.01)\n"
+    )
+    nodes = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1", "SKYPILOT_NODE_IPS": "127.0.0.1\n127.0.0.2"}
+    env = clean_env(**({} if leads else {**nodes, "SKYPILOT_TASK_ID": "t"}))
+    options = ("--checkpoint-dir", tmp_path / "run", "--grace", 0.2)
+    with subprocess.Popen(command(script(tmp_path, body), *options), env=env, stderr=subprocess.DEVNULL) as process:
+        wait_for(lambda: len(list(tmp_path.glob("ready*"))) == 2)
+        if struck == signal.SIGKILL:
+            os.kill(int(next(tmp_path.glob("ready*")).name.removeprefix("ready")), struck)
+        elif struck:
+            os.kill(process.pid, struck)
+        (tmp_path / "go").touch()
+        assert process.wait(60) == code
+    if leads:
+        assert (event(tmp_path / "run", "end")["cause"], event(tmp_path / "run", "end")["code"]) == (cause, code)
+    else:
+        assert not (tmp_path / "run").exists()
+
+
 def test_an_attempt_that_a_newer_one_outnumbers_is_stopped_with_76(tmp_path: Path) -> None:
     body = f"open(r'{tmp_path}/ready', 'w').close()\ntime.sleep(60)\n"
     process = subprocess.Popen(
