@@ -66,7 +66,7 @@ def noticed(*args: object, processes: int = 1) -> Ended:
     command = [sys.executable, "-m", "trainer.launch", "--processes", str(processes), *map(str, args)]
     lines = []
     with AwsMetadata() as server:
-        env = clean_env(**server.env(), SKYSPOT_NOTICE_POLL_S="0.02", OMP_NUM_THREADS="1")
+        env = clean_env(**server.env, SKYSPOT_NOTICE_POLL_S="0.02", OMP_NUM_THREADS="1")
         with warm.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
             assert process.stdout
             for line in process.stdout:

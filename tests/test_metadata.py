@@ -125,7 +125,7 @@ def test_gcp_a_preemption_is_heard_by_a_request_that_waits(monkeypatch) -> None:
             assert server.changed.wait_for(lambda: any("wait_for_change=true" in one for one in server.requests), 30)
         requests = len(server.requests)
         assert heard.first() is None, "FALSE is no preemption"
-        server.preempt()
+        server.announce(30)
         found = heard.await_notice()
         assert (found.kind, found.seconds_left) == ("gcp-notice", 30.0)
         assert len(server.requests) == requests == 2, "it asked once, and waited once"
@@ -165,7 +165,7 @@ def test_gcp_a_longer_notice_is_what_the_option_says(monkeypatch) -> None:
     monkeypatch.setenv("SKYPILOT_CLUSTER_INFO", '{"cloud": "GCP"}')
     assert notice_seconds(25.0) == 120, "the save interval counts on it too"
     with GcpServer() as server, listening(server, monkeypatch) as heard:
-        server.preempt()
+        server.announce(30)
         assert heard.await_notice().seconds_left == 120
 
 
@@ -273,7 +273,7 @@ def test_a_service_that_lies_is_no_notice_and_is_asked_again(monkeypatch, make: 
             if isinstance(server, AwsServer):
                 server.announce(60)
             elif isinstance(server, GcpServer):
-                server.preempt()
+                server.announce(30)
             else:
                 assert isinstance(server, AzureServer)
                 server.schedule("Preempt", 60)

@@ -148,7 +148,7 @@ def test_a_notice_on_one_machine_stops_all_at_one_boundary(tmp_path: Path, task:
     run_dir = tmp_path / "run"
     long = (run_dir, "--steps", 4000, "--save-every", 4000, "--slow", 0.01)
     with AwsMetadata() as server:
-        lone = start(*long, task=task, nodes=[1], **server.env(), SKYSPOT_NOTICE_POLL_S="0.1")
+        lone = start(*long, task=task, nodes=[1], **server.env, SKYSPOT_NOTICE_POLL_S="0.1")
         rest = start(*long, task=task, nodes=[0])
         await_true(lambda: list(run_dir.glob("attempts/*/metrics-*")))
         server.announce(120)

@@ -500,7 +500,7 @@ END
 def test_only_a_script_that_heard_of_the_notice_left_at_it(tmp_path: Path, run: str, complete: bool, said: str) -> None:
     task = read_task("run: unused\n", tmp_path, {}, None)
     with AwsMetadata() as server, View(quiet=True) as view:
-        taken = Machine(task, tmp_path / "r" / "leg" / "m", {}, server.env())
+        taken = Machine(task, tmp_path / "r" / "leg" / "m", {}, server.env)
         taken.start(run)
         watch = Watch(tmp_path / "bucket", None)
         planned = faults.Preemption("aws-notice", at_fraction=0.1)

@@ -37,7 +37,11 @@ from skyspot.task.render import Rendered
 @click.command()
 @task_options
 @click.option("--preemptions", type=int, default=5, metavar="N", show_default=True, help="Number of preemptions.")
-@click.option("--kinds", metavar="A,B", help=f"{', '.join(faults.KINDS)}; default: all but the last, in turn.")
+@click.option(
+    "--kinds",
+    metavar="A,B",
+    help=f"{', '.join(faults.KINDS)}; default: the first {len(faults.DEFAULT_KINDS)}, in turn.",
+)
 @click.option("--every-write", is_flag=True, help="Also preempt at every call of one save: kill-at-write at each.")
 @click.option("--at", metavar="PLACE", help="Preempt once, at this place in a save, as --repro writes it.")
 @click.option(

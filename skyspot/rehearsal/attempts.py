@@ -42,7 +42,7 @@ def _seconds(value: float | None) -> str:
 
 def ended(row: Row) -> str:
     """How an attempt ended, and after a notice or SIGTERM, what it did until it left or was killed."""
-    if row.kind not in faults.WARNINGS:
+    if row.kind not in faults.WARNED:
         return row.ended
     parts = [row.ended]
     if row.there is not None:

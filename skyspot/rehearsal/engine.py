@@ -21,6 +21,7 @@ from skyspot.rehearsal import (
     remedies,
     scratch,
     turns,
+    unheeded,
     verdict,
 )
 from skyspot.rehearsal.bucketfs.trace import CALLS
@@ -31,7 +32,7 @@ from skyspot.rehearsal.faults import Preemption
 from skyspot.rehearsal.interrupts import undisturbed
 from skyspot.rehearsal.legs import Legs, Start
 from skyspot.rehearsal.machine import namespace_command, no_namespace
-from skyspot.rehearsal.metadata import AwsMetadata
+from skyspot.rehearsal.metadata import services
 from skyspot.rehearsal.needs import with_needs
 from skyspot.rehearsal.pace import Pace, pace, too_short
 from skyspot.rehearsal.processes import kill_below
@@ -64,13 +65,15 @@ def rehearse(task: RehearsalTask, settings: Settings, view: View) -> Result:
             f"{no_namespace()}: the task's paths were rewritten in its environment and in `run`, "
             "and SKYSPOT_MOUNT is unset"
         )
-    with _folder(settings.keep) as folder, AwsMetadata() as server:
-        legs = Legs(task, settings, view, folder, server)
+    clouds = {faults.CLOUD, *map(faults.cloud_of, settings.kinds)}
+    with _folder(settings.keep) as folder, services(clouds) as servers:
+        legs = Legs(task, settings, view, folder, servers)
         result = Result(legs.all, notes, 0.0, str(settings.keep) if settings.keep else None)
         if settings.keep:
             notes.append(f"{settings.keep} holds each leg's bucket and its machines' logs.")
         engine = _Engine(task, settings, legs)
         engine.rehearse(notes)
+        notes += unheeded.told(legs.all, {cloud for cloud, server in servers.items() if server.requests})
         result.kinds, result.files = engine.kinds(), engine.files()
         result.seconds = time.monotonic() - started
         if not settings.keep:

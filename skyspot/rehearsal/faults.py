@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,20 +12,47 @@ from pathlib import Path
 from skyspot.rehearsal.boundaries import CLEARS
 from skyspot.rehearsal.evidence import Place, chosen
 from skyspot.rehearsal.watch import find_run, is_committed, walk
+from trainer.layout.clouds import NOTICE_S
 from trainer.layout.names import MANIFEST, list_checkpoints
 
-NOTICES = ("aws-notice",)
-"""Preemptions that the cloud's metadata service announces."""
-WARNINGS = ("sigterm", *NOTICES)
+
+@dataclass(frozen=True)
+class Warned:
+    """How a task learns that its machine will be taken."""
+
+    label: str
+    """What it gets, for the table."""
+    cloud: str
+    """The machine's cloud, as SkyPilot names it."""
+    notice_s: float
+    """Seconds until the machine is taken."""
+    signal: signal.Signals | None = None
+    """None: the cloud's metadata service announces it."""
+    tells_time: bool = True
+    """False: the announcement does not tell how much time is left."""
+
+
+WARNED = {
+    "aws-notice": Warned("spot notice", "aws", NOTICE_S["aws"]),
+    "sigterm": Warned("SIGTERM", "aws", 45.0, signal.SIGTERM),
+    "gcp-notice": Warned("spot notice", "gcp", NOTICE_S["gcp"], tells_time=False),
+    "azure-notice": Warned("spot notice", "azure", NOTICE_S["azure"]),
+    "slurm-signal": Warned("SIGUSR1", "slurm", 120.0, signal.SIGUSR1),
+    "runpod-signal": Warned("SIGTERM", "runpod", NOTICE_S["runpod"], signal.SIGTERM),
+    "kill-after-30s": Warned("SIGTERM", "kubernetes", 30.0, signal.SIGTERM),
+}
 """Preemptions before which the task may save."""
-DEFAULT_KINDS = ("kill", *NOTICES, "sigterm", "kill-in-save", "torn")
+DEFAULT_KINDS = ("kill", "aws-notice", "sigterm", "kill-in-save", "torn")
 """In the order in which they take turns."""
 AT_WRITE = "kill-at-write"
 """The kind whose strikes are told apart by their places in a save."""
-KINDS = (*DEFAULT_KINDS, AT_WRITE)
+KINDS = (*DEFAULT_KINDS, AT_WRITE, *(kind for kind in WARNED if kind not in DEFAULT_KINDS))
 """All kinds."""
 AT_A_CALL = ("kill-in-save", "torn", AT_WRITE)
 """Kinds that fall on one call of a save where each call is seen."""
+
+CLOUD = "aws"
+"""The cloud of a machine whose task gets no warning."""
 
 _DELETED = tuple(f"after the {call} of" for call in CLEARS)
 
@@ -52,6 +80,11 @@ class Preemption:
         return self.place.description if self.place else None
 
 
+def cloud_of(kind: str) -> str:
+    """The cloud of a machine that is taken in this way, as SkyPilot names it."""
+    return WARNED[kind].cloud if kind in WARNED else CLOUD
+
+
 def schedule(kinds: list[str], count: int, seed: int, *, steps: int | None, first_save: int | None) -> list[Preemption]:
     """Plan the preemptions of a run.
 
@@ -75,7 +108,7 @@ def schedule(kinds: list[str], count: int, seed: int, *, steps: int | None, firs
     found = list[Preemption]()
     for number, kind in enumerate(taken):
         saves = first_save is not None and first_save < steps
-        early = number == 0 and (kind in WARNINGS or (kind == "kill" and (taken.count(kind) > 1 or not saves)))
+        early = number == 0 and (kind in WARNED or (kind == "kill" and (taken.count(kind) > 1 or not saves)))
         if early and first_save and first_save > 1:
             found.append(Preemption(kind, at_step=dice.randint(1, first_save - 1)))
             continue

@@ -10,19 +10,18 @@ from dataclasses import dataclass
 from skyspot.rehearsal import failure, faults
 from skyspot.rehearsal.boundaries import describe
 from skyspot.rehearsal.evidence import Changes
-from skyspot.rehearsal.faults import Preemption
+from skyspot.rehearsal.faults import WARNED, Preemption, Warned
 from skyspot.rehearsal.machine import Machine
-from skyspot.rehearsal.metadata import AwsMetadata
+from skyspot.rehearsal.metadata import Metadata
 from skyspot.rehearsal.result import Row
 from skyspot.rehearsal.view import View
 from skyspot.rehearsal.watch import Watch, wait_for_save, walk
-from trainer.layout.clouds import NOTICE_S
 from trainer.layout.exit_codes import EXIT_PREEMPTED
 from trainer.layout.names import CheckpointName
 
 NOTICE_WITHOUT_RECORDS_S = 10.0
-TERM_PATIENCE_S = 45.0
 LOOK_S = 0.01
+_AT_SIGTERM = (-signal.SIGTERM, 128 + signal.SIGTERM)
 WITHOUT_A_WRITE = 0.7  # Fraction of the undisturbed run after which a task is preempted even if it has written nothing.
 
 _WHEN = {"before": "before", "middle": "in the middle of", "after": "after"}
@@ -36,7 +35,8 @@ class Injector:
     """None: the machine runs to the end."""
     machine: Machine
     watch: Watch
-    server: AwsMetadata
+    server: Metadata | None
+    """The metadata service of the machine's cloud; None if it has none."""
     view: View
     reference_s: float
     """Duration of the undisturbed run."""
@@ -80,7 +80,7 @@ class Injector:
     def take(self, number: int, processes: int) -> tuple[Row, int | None]:
         """Take the machine. Return the attempt's row, and the task's exit code if it exited."""
         assert self.planned
-        kind, hit, code, heard = self.planned.kind, True, None, False
+        kind, hit, code, heard, stays_down = self.planned.kind, True, None, "", ""
         if self.planned.place is not None:
             call = self.machine.struck()
             assert call
@@ -100,18 +100,19 @@ class Injector:
             if code == 0:
                 return Row(number, "finished", "finished", processes), 0
         else:
-            assert kind in faults.WARNINGS, kind
-            asked = self.server.requests
-            code, ended = self._warn(kind)
-            heard = kind == "sigterm" or self.server.requests > asked
+            warned = WARNED[kind]
+            code, ended = self._warn(warned)
+            heard = kind if warned.signal or (self.server and self.server.told) else ""
+            if code is None and self.watch.ended():
+                heard = ""  # It saved and left; its launcher holds.
+            stays_down = failure.at_sigterm(self.machine.log)
         if code == 0:
             ended, early = "finished before the machine was taken", False
             if heard and not self.records and not self.has_all_files():
                 early = True
-                ended = f"exited with 0 at {'SIGTERM' if kind == 'sigterm' else 'the notice'}"
-            return Row(number, "finished", ended, processes, exited_early=early), 0
-        stays_down = failure.at_sigterm(self.machine.log) if kind in faults.WARNINGS else ""
-        return Row(number, kind, ended, processes, hit=hit, stays_down=stays_down), code
+                ended = f"exited with 0 at {warned.label if warned.signal else 'the notice'}"
+            return Row(number, "finished", ended, processes, exited_early=early, heard=heard), 0
+        return Row(number, kind, ended, processes, hit=hit, stays_down=stays_down, heard=heard), code
 
     def _where(self) -> str:
         return f" at step {self.watch.step}" if self.watch.step else ""
@@ -138,32 +139,39 @@ class Injector:
         after = f" after step {self.watch.step}" if self.watch.step else ""
         return hit, f"killed while saving{after}" if hit else f"killed{after}, when the save had finished"
 
-    def _warn(self, kind: str) -> tuple[int | None, str]:
+    def _warn(self, warned: Warned) -> tuple[int | None, str]:
         """Send the notice or signal, let the task save, and take the machine."""
-        notice = kind in faults.NOTICES
-        self.machine.noticed_s = time.monotonic()
-        patience = TERM_PATIENCE_S
-        if notice:
-            if not self.records and not self.watch.attempt():
-                # No record tells whether the task got the notice. With a long notice, a short task would finish first.
-                patience = min(NOTICE_WITHOUT_RECORDS_S, max(0.3, 0.1 * self.reference_s))
-            else:
-                patience = NOTICE_S["aws"]
-            self.server.announce(patience)
-        else:
-            self.machine.signal(signal.SIGTERM)
-        end = time.monotonic() + patience
-        while time.monotonic() < end and self.machine.poll() is None and not (notice and self.watch.ended()):
+        self.machine.noticed_s = begun = time.monotonic()
+        left_s = warned.notice_s
+        if warned.signal:
+            self.machine.signal(warned.signal)
+        elif self.server:
+            if warned.tells_time:
+                left_s = self._shortened_s(warned)
+            self.server.announce(left_s)
+        while self.machine.poll() is None and not (not warned.signal and self.watch.ended()):
+            heard = warned.signal or (self.server and self.server.told)
+            if time.monotonic() - begun >= (left_s if heard else self._shortened_s(warned)):
+                break
             self._look()
             time.sleep(LOOK_S)
         code = self.machine.poll()
         self.machine.kill()
-        self.server.clear()
+        if self.server:
+            self.server.clear()
         self._look()
-        odd = (
-            f", exited with {code}" if code not in (None, EXIT_PREEMPTED, -signal.SIGTERM, 128 + signal.SIGTERM) else ""
-        )
-        return code, f"{'spot notice' if notice else 'SIGTERM'}{self._where()}{odd}"
+        deadly = (-warned.signal, 128 + warned.signal) if warned.signal else ()
+        odd = "" if code in (None, EXIT_PREEMPTED, *_AT_SIGTERM, *deadly) else f", exited with {code}"
+        return code, f"{warned.label}{self._where()}{odd}"
+
+    def _shortened_s(self, warned: Warned) -> float:
+        """The length of a notice of which no record tells whether the task got it.
+
+        With a long notice, a short task would finish first.
+        """
+        if self.records or self.watch.attempt():
+            return warned.notice_s
+        return min(warned.notice_s, NOTICE_WITHOUT_RECORDS_S, max(0.3, 0.1 * self.reference_s))
 
 
 def _short(torn: str | None) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from skyspot.rehearsal.faults import Preemption
 from skyspot.rehearsal.injector import LOOK_S, Injector
 from skyspot.rehearsal.limits import format_duration, limit_s
 from skyspot.rehearsal.machine import Machine
-from skyspot.rehearsal.metadata import AwsMetadata
+from skyspot.rehearsal.metadata import Metadata
 from skyspot.rehearsal.result import Leg, Row, Settings, heading
 from skyspot.rehearsal.task import MachineMount, RehearsalTask
 from skyspot.rehearsal.tracing import Tracing, listing
@@ -41,8 +42,11 @@ class Start:
 class Legs:
     """Runs the legs of one rehearsal."""
 
-    def __init__(self, task: RehearsalTask, settings: Settings, view: View, folder: Path, server: AwsMetadata) -> None:
-        self.task, self.settings, self.view, self.folder, self.server = task, settings, view, folder, server
+    def __init__(
+        self, task: RehearsalTask, settings: Settings, view: View, folder: Path, servers: Mapping[str, Metadata]
+    ) -> None:
+        """Prepare; `servers` are the metadata services, by cloud."""
+        self.task, self.settings, self.view, self.folder, self.servers = task, settings, view, folder, servers
         self.all: list[Leg] = []
         self.tracing = Tracing(task, settings)
         self.reference_s = 0.0
@@ -78,9 +82,9 @@ class Legs:
             planned = Preemption(faults.AT_WRITE, place=at)
             if self.tracing.sight != CALLS:
                 planned = Preemption("kill", at_fraction=0.0)
-            buckets, env = self._buckets(leg.name, None), self._env(self._launch(leg.name), count)
+            buckets = self._buckets(leg.name, None)
             self.view.attempt(1, count, "until it has saved")
-            row, _, _ = self._on_a_machine(leg, 1, planned, buckets, env, count)
+            row, _, _ = self._on_a_machine(leg, 1, planned, buckets, self._launch(leg.name), count)
             if row.kind == planned.kind:
                 self._start = Start(leg.name, buckets)
         return self._start
@@ -119,7 +123,7 @@ class Legs:
             count = processes[min(number - 1, len(processes) - 1)]
             planned = self.tracing.revised(self._next(leg, pending, careful))
             self.view.attempt(number, count, planned.kind if planned else "to the end")
-            row, code, machine = self._on_a_machine(leg, number, planned, buckets, self._env(launch, count), count)
+            row, code, machine = self._on_a_machine(leg, number, planned, buckets, launch, count)
             row.place = planned.at_place if planned else None
             leg.rows.append(row)
             self.view.ended(row)
@@ -158,21 +162,22 @@ class Legs:
         number: int,
         planned: Preemption | None,
         buckets: dict[str, Path],
-        env: dict[str, str],
+        launch: str,
         processes: int,
     ) -> tuple[Row, int | None, Machine]:
         """Run one attempt on a new machine. Return its row, its exit code if it exited, and the machine, taken."""
         before, own = leg.rows[-1] if leg.rows else None, self.bucket(leg.name)
         there = listing(own)
+        env = self._env(launch, processes, planned)
         manners = self.tracing.manners_with_records if self.records else self.tracing.manners
         machine = Machine(self.task, self.folder / leg.name / f"machine-{number:02d}", buckets, env, manners)
         if not self.records:
             self.tracing.watch(machine, own)
         watch = Watch(own, self.task.run_folder, self.tracing.view(machine) if self.records else None)
         injector = Injector(
-            planned, machine, watch, self.server, self.view, self.reference_s, self.written_s, self.records,
-            lambda: self.has_all_files(leg.name), None if self.records else self.tracing.saved(machine, number),
-            self.tracing.in_save(machine),
+            planned, machine, watch, self.servers.get(_cloud(planned)), self.view, self.reference_s, self.written_s,
+            self.records, lambda: self.has_all_files(leg.name),
+            None if self.records else self.tracing.saved(machine, number), self.tracing.in_save(machine),
         )  # fmt: skip
         try:
             row, code = self._attempt(injector, leg.name, number, processes, before)
@@ -250,7 +255,7 @@ class Legs:
 
     def _keep_start(self, leg: Leg, buckets: dict[str, Path]) -> None:
         """Copy the buckets after the first strike, for legs that go on from there, if a leg can begin with them."""
-        warned = leg.rows[0].kind in faults.WARNINGS  # What is saved at a warning may be at fault.
+        warned = leg.rows[0].kind in faults.WARNED  # What is saved at a warning may be at fault.
         if self._start or self.records or warned or not self.tracing.is_sound(leg.name):
             return
         copies = {path: self.folder / "start" / str(order) for order, path in enumerate(buckets)}
@@ -262,17 +267,23 @@ class Legs:
         """The name of one launch, the same in all of its attempts."""
         return f"sky-managed-rehearsal-{leg}-{secrets.token_hex(3)}_{self.task.name}_1-0"
 
-    def _env(self, launch: str, processes: int) -> dict[str, str]:
+    def _env(self, launch: str, processes: int, planned: Preemption | None) -> dict[str, str]:
+        cloud = _cloud(planned)
         return {
             **self.settings.env,
-            **self.server.env(),
+            **(self.servers[cloud].env if cloud in self.servers else {}),
             "SKYPILOT_TASK_ID": launch,
             "SKYPILOT_NODE_IPS": "127.0.0.1",
             "SKYPILOT_NODE_RANK": "0",
             "SKYPILOT_NUM_NODES": "1",
             "SKYPILOT_NUM_GPUS_PER_NODE": str(self.task.gpus_per_node),
-            "SKYPILOT_CLUSTER_INFO": '{"cluster_name": "rehearsal", "cloud": "aws", "region": "here"}',
+            "SKYPILOT_CLUSTER_INFO": json.dumps({"cluster_name": "rehearsal", "cloud": cloud, "region": "here"}),
             "SKYSPOT_PROCESSES": str(processes),
             "SKYSPOT_NOTICE_POLL_S": "0.2",
             "SKYSPOT_TRACE_STEPS": "1",
         }
+
+
+def _cloud(planned: Preemption | None) -> str:
+    """The cloud of an attempt's machine, as SkyPilot names it."""
+    return faults.cloud_of(planned.kind) if planned else faults.CLOUD

@@ -213,7 +213,8 @@ class Machine:
         script = self.folder / "run.sh"
         (self.folder / LEFT).unlink(missing_ok=True)
         enter = namespace_command()
-        script.write_text(f"cd ~/sky_workdir; {commands if enter else self._rewritten(commands)}\n")
+        # Slurm sends SIGUSR1 to what its script starts, and not to the shell.
+        script.write_text(f"trap : USR1; cd ~/sky_workdir; {commands if enter else self._rewritten(commands)}\n")
         command = ["bash", str(script)]
         if enter:
             root, build = self.folder / "root", self.folder / "build.sh"

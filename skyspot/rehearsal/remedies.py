@@ -98,6 +98,11 @@ EXITED_WITH_0 = Finding(
     "exited with 0 at SIGTERM or the notice",
     "exit with a code of `recover_on_exit_codes`, unless training is complete: SkyPilot takes 0 for success",
 )
+UNHEEDED = Finding(
+    "ignored its notice or signal",
+    "start it with `python -m trainer.launch`, which passes a cloud's notice on as SIGTERM; at SIGTERM (on Slurm, also "
+    "at SIGUSR1), save and exit with a code of `recover_on_exit_codes`",
+)
 REFUSED = Finding("the mount refuses the operation", "the table of refusals above")
 """A verdict names the remedy for the operation."""
 WORKERS = Finding("a data loader's workers died of SIGTERM", "ignore SIGTERM in the workers (`worker_init_fn`)")
@@ -147,7 +152,7 @@ KEPT_APART = Finding(
 FINDINGS = (
     HALF_WRITTEN, MIXED, NOT_READ, DATA_ORDER, LEARNING_RATE, NO_CAUSE, ONE_SLOT, MORE_STEPS, FEWER_STEPS, BEST_LOST,
     REPEATED_LINES, NOT_USED, OLDER_USED, DESTROYED, RUN_FOLDER, NEVER_SAVES, IRREGULAR, AT_NOTICE, EXITED_WITH_0,
-    WORKERS, REFUSED,
+    WORKERS, UNHEEDED, REFUSED,
     UNSCHEDULED, UNREGISTERED, UNSAVED, UNSTATED, ELSEWHERE, BATCHES, STREAMS, SEEDS, NONDETERMINISTIC,
     KEPT_APART,
 )  # fmt: skip

@@ -114,6 +114,10 @@ class Row:
     """Files of checkpoints that it wrote again, as an earlier attempt had made these checkpoints."""
     again_s: float | None = None
     """Seconds that the undisturbed run took for what led to these checkpoints."""
+    heard: str = ""
+    """The kind of its notice or signal; empty: it got none."""
+    saved_since: int | None = None
+    """Checkpoints that were completed after its notice or signal; None: not seen."""
     stays_down: str = ""
     """Why it failed at a notice or SIGTERM; SkyPilot does not restart what fails by itself."""
 
