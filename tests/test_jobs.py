@@ -287,6 +287,38 @@ def test_another_binding_configuration_is_seen_before_a_machine_is_paid_for(
 
 
 @pytest.mark.parametrize(
+    ("run", "is_allowed"),
+    [
+        ("python -m trainer --config conf/train.yaml", True),
+        ("exec python -m trainer.launch --processes 2 -m trainer --config=~/sky_workdir/conf/train.yaml", True),
+        ("python -m trainer --config conf/one.yaml", True),
+        ("python -m trainer --config /etc/train.yaml", True),
+        ("python -m trainer --config ~/more/train.yaml", True),
+        ("python -m trainer --config conf/train.yaml --allow-config-change lr", False),
+        ("python -m trainer --config conf/train.yaml --config conf/none.yaml", False),
+        ("python -m trainer --config conf/no-yaml.yaml", False),
+        ("python -m trainer --config /bucket/train.yaml", False),
+        ("python -m trainer --config /home/train.yaml", False),
+        ("python -m trainer --config", False),
+        ("python train.py --config conf/train.yaml", False),
+    ],
+)
+def test_what_the_trainers_file_allows_to_change_is_seen_where_the_file_is_here(
+    begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: str, is_allowed: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    conf = tmp_path / "code" / "conf"
+    conf.mkdir(parents=True)
+    (conf / "train.yaml").write_text("lr: 0.1\nallow_config_change: [lr, seed]\n")
+    (conf / "one.yaml").write_text("allow-config-change: seed\n")
+    (conf / "no-yaml.yaml").write_text("allow_config_change: [seed\n")
+    mounts = {"/etc/train.yaml": "code/conf/train.yaml", "~/more": str(conf), "/bucket": "s3://bucket"}
+    written = {"envs": {"SKYSPOT_SEED": "8"}, "workdir": "code", "file_mounts": mounts, "run": run}
+    (task,) = document.tasks(json.dumps(written))
+    assert launch._difference(task, RunPaths(begun)) == (None if is_allowed else "seed is 7 in the run and '8' here")
+
+
+@pytest.mark.parametrize(
     ("value", "written", "differs"),
     [
         (True, "true", None),

@@ -9,6 +9,7 @@ from typing import Any
 
 from skyspot.errors import SkyspotError, UnreadableError
 from skyspot.jobs import client
+from skyspot.jobs.allowed import allowed
 from skyspot.jobs.client import Job
 from skyspot.jobs.training import resolved
 from skyspot.lint import linter
@@ -22,7 +23,6 @@ from skyspot.task.document import Task
 from skyspot.task.emitter import BOOLEANS
 from skyspot.task.options import WRITTEN, Options, secret_value, written_task
 from skyspot.task.render import headed
-from skyspot.task.shell import options
 from trainer.layout.names import RunPaths
 
 
@@ -203,16 +203,10 @@ def _difference(task: Task, paths: RunPaths) -> str | None:
     The trainer compares every binding field when it starts. This compares the fields in the task's envs before a
     machine is paid for.
     """
-    bound = run_binding(paths)
-    allowed = {
-        word.text
-        for command in task.run.commands
-        if command.program not in ("echo", "printf")
-        for word in options(command, "--allow-config-change")
-    }
+    bound, may_change = run_binding(paths), allowed(task)
     for field, value in sorted(bound.items()):
         wanted = task.envs.get(f"SKYSPOT_{field.upper()}")
-        if wanted is None or field in allowed or _same(value, wanted):
+        if wanted is None or field in may_change or _same(value, wanted):
             continue
         return f"{field} is {value!r} in the run and {wanted!r} here"
     return None
