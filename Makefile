@@ -59,9 +59,10 @@ peers: $(READY)  ## The independent tool ckpt-chaos at 40 writes of the bundled 
 	$(BIN)/python -m bench.ckpt_chaos
 	$(BIN)/python -m bench.ckpt_chaos_loops
 
-chaos: $(READY)  ## 22,100 faults, then docs/chaos-results.md; goes on after an interruption. make chaos CHAOS="--faults 100 --stores local"
+chaos: $(READY)  ## 22,100 faults and 200 stops, then docs/chaos-results.md; goes on after an interruption. make chaos CHAOS="--faults 100 --stores local" STOPS="--stops 20"
 	$(BIN)/python tests/chaos/run.py --state .chaos.json --report docs/chaos-results.md $(CHAOS)
-	@rm -f .chaos.json
+	$(BIN)/python tests/chaos/stops.py --state .stops.json --report docs/chaos-results.md $(STOPS)
+	@rm -f .chaos.json .stops.json
 
 examples: $(READY)  ## Every example, preempted in every way, and with each rule broken; then docs/examples-results.md; goes on after an interruption.
 	$(BIN)/python tests/example_campaign.py --state .examples.json --report docs/examples-results.md $(EXAMPLES)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -25,6 +25,8 @@ class HubServer:
         """Status and error code of each of the next answers; the last entry is used again and again."""
         self.fail_for = ""
         """Only requests whose path contains it fail."""
+        self.on_request: Callable[[], None] = lambda: None
+        """Called before each answer, which waits for it."""
 
     @property
     def url(self) -> str:
@@ -38,6 +40,7 @@ class HubServer:
             def do_GET(self) -> None:
                 path = self.path.split("?")[0]
                 hub.asked.append(path)
+                hub.on_request()
                 if hub.fail and hub.fail_for in path:
                     status, code = hub.fail[0] if len(hub.fail) == 1 else hub.fail.pop(0)
                     if status:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import stop_report
 from stores import NAMES
 from tally import Tally
 
@@ -17,8 +18,8 @@ CALLED = {
 
 
 def write(path: Path, tally: Tally) -> None:
-    """Write the report of a whole campaign."""
-    path.write_text(text(tally))
+    """Write the report of a whole campaign; the results of the campaign of stops stay."""
+    path.write_text(text(tally) + stop_report.earlier(path))
 
 
 def text(tally: Tally) -> str:

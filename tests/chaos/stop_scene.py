@@ -1,0 +1,296 @@
+"""One stop: an attempt runs until it is in its phase, is told to stop, and is judged by what it leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import truth
+import warm
+from hub_server import HubServer
+from metadata_servers import AwsServer, AzureServer, GcpServer, Server
+from stop_plan import LAST_PHASE, SAVES, WORDS, Stop
+from support import PROGRAMS, clean_env, event
+
+OVER_S = 60.0
+"""Seconds after its notice within which an attempt must be gone. The launcher kills after 3 s, and waits 4 s. The rest
+is for a machine with other work; the results say how long it took."""
+STANDS_STILL_S = 600.0
+LEFT_S = 60.0
+"""Seconds for which processes may outlive their launcher."""
+PR_SET_CHILD_SUBREAPER = 36
+SERVERS: dict[str, type[Server]] = {"aws": AwsServer, "gcp": GcpServer, "azure": AzureServer}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is seen of a stop."""
+
+    code: int
+    """The launcher's exit code."""
+    seconds: float | None
+    """From the first word to the launcher's exit; None: the attempt was not in its phase."""
+    lost: int
+    """Optimizer steps that were done and are in no whole checkpoint."""
+    first_step: int | None
+    """The first optimizer step that the attempt did; None: it did none."""
+    before: int
+    """The newest whole checkpoint's step before the attempt."""
+    torn: tuple[str, ...] = ()
+    """Checkpoints that count as committed and are not whole."""
+    left: tuple[str, ...] = ()
+    """Processes that outlived the launcher."""
+    stood_still: bool = False
+    """It did not end, and was killed."""
+    committed_s: float | None = None
+    """Seconds from the word to the commit, as the attempt recorded it."""
+    output: str = ""
+
+
+def judge(stop: Stop, seen: Outcome) -> str | None:
+    """Judge how a stop ended: the problem, or None."""
+    expected = 0 if stop.phase == LAST_PHASE else 75
+    if seen.stood_still:
+        return f"it did not end within {STANDS_STILL_S:g} s"
+    if seen.seconds is None:
+        return f"it was never in its phase; it ended with {seen.code}"
+    if seen.code != expected:
+        return f"it ended with {seen.code}, not {expected}"
+    if seen.seconds > stop.notice_s + OVER_S:
+        return f"it was gone after {seen.seconds:.1f} s, with a notice of {stop.notice_s:g} s"
+    if seen.left:
+        return f"processes are left: {', '.join(seen.left)}"
+    if seen.torn:
+        return f"not whole: {', '.join(seen.torn)}"
+    if seen.first_step not in (None, seen.before + 1):
+        return f"its first step was {seen.first_step}, and step {seen.before} had been saved"
+    if seen.lost and stop.fits:
+        return f"{seen.lost} steps were lost, although a save of {stop.save_s:g} s fits {stop.notice_s:g} s"
+    return None
+
+
+class Scene:
+    """An attempt, and the words that it is told."""
+
+    def __init__(self, stop: Stop, run_dir: Path, control: Path, plant: str = "") -> None:
+        self.stop, self.run_dir, self.control, self.plant = stop, run_dir, control, plant
+        self.word = WORDS[stop.word]
+        self.servers: dict[str, Any] = {}
+        self.process: subprocess.Popen[str]
+        self.struck_at: float | None = None
+        self._told = threading.Lock()
+        self._attempts_before = len(list((run_dir / "attempts").glob("*")))
+
+    def play(self) -> Outcome:
+        """Run the attempt to its end, and return what is seen."""
+        self.control.mkdir(parents=True)
+        warm.nursery()
+        before, known = newest(self.run_dir), set(psutil.Process().children(recursive=True))
+        still = threading.Event()
+        timer = threading.Timer(STANDS_STILL_S, self._end_what_stands_still, [still, known])
+        lines = []
+        with self._served() as (env, more), self._started(env, self._command(before, more)) as process, _adopting():
+            self.process = process
+            timer.start()
+            assert process.stdout
+            for line in process.stdout:
+                lines.append(line)
+                self._hear(line)
+            code = self._code()
+            ended_at = time.monotonic()
+            timer.cancel()
+            left = self._left(known)
+        done = [int(line) for line in read(self.control / "steps").split()]
+        committed_s: Any = event(self.run_dir, "end").get("committed_s") if self._has_recorded() else None
+        return Outcome(
+            code=code,
+            seconds=None if self.struck_at is None else ended_at - self.struck_at,
+            lost=max([before, *done]) - newest(self.run_dir),
+            first_step=done[0] if done else None,
+            before=before,
+            torn=torn(self.run_dir, self.stop.fits),
+            left=left,
+            stood_still=still.is_set(),
+            committed_s=committed_s if done else None,
+            output="".join(lines),
+        )
+
+    def _hear(self, line: str) -> None:
+        """Answer a line of the attempt's output."""
+        if "@reached" in line:
+            self.tell_first()
+        if "@heard" in line and self.word.second:
+            self.tell(self.word.second)
+        if "holding until this machine is taken" in line:  # The cloud takes it now.
+            self.tell("SIGTERM launcher")
+
+    def _started(self, env: dict[str, str], command: list[str]) -> subprocess.Popen[str]:
+        return warm.Popen(
+            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+
+    def _has_recorded(self) -> bool:
+        """True if this attempt has opened its record in the run's folder."""
+        return len(list((self.run_dir / "attempts").glob("*"))) > self._attempts_before
+
+    # -- the attempt ---------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _served(self) -> Iterator[tuple[dict[str, str], list[str]]]:
+        """Serve what the attempt asks; gives its environment, and more of its arguments."""
+        env, more = {"SKYSPOT_NOTICE_POLL_S": "0.05", "OMP_NUM_THREADS": "1"}, []
+        over = threading.Event()
+        with contextlib.ExitStack() as stack:
+            for cloud in self.word.clouds:
+                self.servers[cloud] = stack.enter_context(SERVERS[cloud]())
+                env |= self.servers[cloud].env
+            if self.stop.phase == "model download":
+                hub = HubServer({"models/org/net": {"c" * 40: {"config.json": b"{}"}}})
+
+                def asked() -> None:
+                    self.tell_first()
+                    over.wait(STANDS_STILL_S)  # The attempt is in the middle of its download until it has ended.
+
+                hub.on_request = asked
+                stack.enter_context(hub.serving())
+                more = ["--hub", hub.url]
+            stack.callback(over.set)
+            yield clean_env(**env), more
+
+    def _command(self, before: int, more: list[str]) -> list[str]:
+        stop, launcher = self.stop, [sys.executable, "-m", "trainer.launch", "--processes", str(self.stop.ranks)]
+        launcher += ["--grace", f"{stop.notice_s if self.word.first not in SERVERS else 25:g}"]
+        launcher += ["--gcp-notice", f"{stop.notice_s:g}"] if "gcp" in self.word.clouds else []
+        program = [PROGRAMS / "stopped.py", "--dir", self.run_dir, "--control", self.control, "--phase", stop.phase]
+        program += ["--at-rank", stop.at_rank, "--slow-save", stop.save_s, *more]
+        program += ["--cloud"] if self.word.first in SERVERS else []
+        program += ["--save-every", 2] if stop.phase in SAVES else []
+        program += ["--steps", before + 3] if stop.phase == LAST_PHASE else []
+        program += ["--point", stop.point] if stop.phase == "a save under way" else []
+        program += ["--plant", self.plant] if self.plant else []
+        command = [*launcher, *map(str, program)]
+        return ["bash", "-c", '"$@"; exit $?', "bash", *command] if self.word.shell else command
+
+    def _code(self) -> int:
+        """Wait for the launcher; a shell in front of it may be gone already, and then it is our child."""
+        code = self.process.wait()
+        if self.word.shell and code < 0:
+            with contextlib.suppress(ChildProcessError, ValueError):
+                code = os.waitstatus_to_exitcode(os.waitpid(int(read(self.control / "launcher")), 0)[1])
+        return code
+
+    # -- the words -----------------------------------------------------------------------------------------------------
+
+    def tell_first(self) -> None:
+        """Tell the attempt to stop, once."""
+        with self._told:
+            if self.struck_at is not None:
+                return
+            self.struck_at = time.monotonic()
+        self.tell(self.word.first)
+        (self.control / "announced").touch()
+        if self.word.second and self.stop.phase in ("import", "model download"):  # No phase says that it was heard.
+            self.tell(self.word.second)
+
+    def tell(self, word: str) -> None:
+        """Send one word."""
+        if word == "aws":
+            self.servers["aws"].announce(self.stop.notice_s)
+        elif word == "gcp":
+            self.servers["gcp"].preempt()
+        elif word == "azure":
+            self.servers["azure"].schedule("Preempt", self.stop.notice_s)
+        else:
+            name, _, where = word.partition(" ")
+            self._send(signal.Signals[name], where)
+
+    def _send(self, number: signal.Signals, where: str) -> None:
+        launcher = int(read(self.control / "launcher") or 0)
+        with contextlib.suppress(ProcessLookupError):
+            if where == "launcher":
+                os.kill(launcher, number)
+            elif where == "rank":
+                os.kill(int(read(self.control / f"rank-{self.stop.at_rank}")), number)
+            elif where == "group":
+                os.killpg(self.process.pid, number)
+            else:
+                for process in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process.pid, number)
+
+    # -- what is left --------------------------------------------------------------------------------------------------
+
+    def _end_what_stands_still(self, still: threading.Event, known: set[psutil.Process]) -> None:
+        still.set()
+        for process in set(psutil.Process().children(recursive=True)) - known:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def _left(self, known: set[psutil.Process]) -> tuple[str, ...]:
+        """The processes that outlive the launcher by LEFT_S; they are ended."""
+        others = list(set(psutil.Process().children(recursive=True)) - known)
+        _, alive = psutil.wait_procs(others, LEFT_S)
+        for process in alive:
+            process.kill()
+        psutil.wait_procs(alive)
+        return tuple(f"process {process.pid}" for process in alive)
+
+
+@contextlib.contextmanager
+def _adopting() -> Iterator[None]:
+    """Have every process below this one that loses its parent become its child, so that none gets lost."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 0)
+
+
+def read(path: Path) -> str:
+    """The text of a file; empty if there is none."""
+    return path.read_text() if path.exists() else ""
+
+
+def newest(run_dir: Path) -> int:
+    """The step of the newest whole checkpoint, found without the code under test; 0 if there is none."""
+    found = [truth.checkpoint(folder, _run_id(run_dir)) for folder in _checkpoints(run_dir)]
+    return max((whole.step for whole in found if whole), default=0)
+
+
+def torn(run_dir: Path, in_time: bool) -> tuple[str, ...]:
+    """The checkpoints with a manifest that are not whole; a manifest that is cut off is none where a save was late."""
+    return tuple(
+        folder.name
+        for folder in _checkpoints(run_dir)
+        if (folder / "MANIFEST.json").exists() and not truth.checkpoint(folder, _run_id(run_dir))
+        and (in_time or _is_json(folder / "MANIFEST.json"))
+    )  # fmt: skip
+
+
+def _checkpoints(run_dir: Path) -> list[Path]:
+    return sorted((run_dir / "checkpoints").glob("*-a*"))
+
+
+def _run_id(run_dir: Path) -> str:
+    return str(json.loads(read(run_dir / "run.json") or "{}").get("run_id"))
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,209 @@
+"""A small training that waits in one phase until its stop is heard there; tests/chaos/stops.py starts it.
+
+python -m trainer.launch --processes 2 tests/programs/stopped.py --dir RUN --control FOLDER --phase import --at-rank 1
+
+It prints `@reached` in the phase, and `@heard` once this rank has heard of the stop. It leaves the process ids of its
+ranks and the number of each optimizer step, as AdamW itself counts them, in the folder --control.
+"""
+
+import argparse
+import os
+import threading
+import time
+from pathlib import Path
+
+LIMIT_S = 300.0
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--dir", type=Path, required=True)
+    parser.add_argument("--control", type=Path, required=True)
+    parser.add_argument("--phase", required=True)
+    parser.add_argument("--at-rank", type=int, default=0)
+    parser.add_argument("--cloud", action="store_true", help="the first word comes from a metadata service")
+    parser.add_argument("--slow-save", type=float, default=0.0, help="seconds more for each save")
+    parser.add_argument("--steps", type=int, default=100_000)
+    parser.add_argument("--save-every", type=int, default=100_000)
+    parser.add_argument("--point", default="", help="the point of a save under way")
+    parser.add_argument("--hub", default="", help="the URL to download from")
+    parser.add_argument("--plant", default="", help="a mistake that the campaign must find")
+    return parser.parse_args()
+
+
+options = parse()
+rank = int(os.environ.get("RANK", "0"))
+(options.control / f"rank-{rank}").write_text(str(os.getpid()))
+(options.control / "launcher").write_text(str(os.getppid()))
+
+
+class Phase:
+    """The phase in which the stop comes."""
+
+    def __init__(self) -> None:
+        self.run = None
+        self.was_reached = False
+
+    def reach(self, name: str) -> None:
+        """Wait here for the stop, if this is the phase."""
+        if name != options.phase or rank != options.at_rank or self.was_reached:
+            return
+        self.was_reached = True
+        print("@reached", flush=True)
+        if self.run is None and not options.cloud:
+            threading.Event().wait(LIMIT_S)  # No handler is there yet: the signal ends this process.
+        elif self.run is None:
+            while not (options.control / "announced").exists():
+                time.sleep(0.01)
+        elif not self.run.notices.received.wait(LIMIT_S):
+            raise SystemExit("the stop was not heard")
+        print("@heard", flush=True)
+
+
+phase = Phase()
+phase.reach("import")
+
+import mlp  # noqa: E402
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
+
+from trainer import RunConfig, SpotRun  # noqa: E402
+from trainer.checkpoint import pruning, writing  # noqa: E402
+from trainer.finetune import hub  # noqa: E402
+from trainer.ranks import rendezvous  # noqa: E402
+from trainer.training import export, session  # noqa: E402
+
+
+class Samples(mlp.Samples):
+    def batch(self, ids):
+        phase.reach("first batch")
+        return super().batch(ids)
+
+
+class Steps:
+    """The optimizer steps of this attempt."""
+
+    def __init__(self) -> None:
+        self.done = self.micro_steps = 0
+        """Steps of this attempt; micro-steps of the step under way."""
+
+    def watch(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        first = next(model.parameters())
+
+        def stepped(*_: object) -> None:
+            self.done, self.micro_steps = self.done + 1, 0
+            if rank == 0:
+                with (options.control / "steps").open("a") as file:
+                    file.write(f"{int(optimizer.state[first]['step'])}\n")
+
+        optimizer.register_step_post_hook(stepped)
+
+
+steps = Steps()
+
+
+def compiles(graph: torch.fx.GraphModule, _inputs: object):
+    phase.reach("torch.compile")
+    return graph.forward
+
+
+compiled_loss = torch.compile(mlp.loss, backend=compiles)
+
+
+def loss(model: nn.Module, batch: object) -> torch.Tensor:
+    if not model.training:
+        phase.reach("evaluation")
+        return mlp.loss(model, batch)
+    if steps.done >= 2:
+        phase.reach("an ordinary step")
+        if steps.micro_steps == 1:
+            phase.reach("accumulation")
+        steps.micro_steps += 1
+        if options.phase == "torch.compile":
+            return compiled_loss(model, batch)
+    return mlp.loss(model, batch)
+
+
+def watch_phases() -> None:
+    """Have the trainer's own work pass through `phase`."""
+    open_, problem, write = rendezvous.Rendezvous.open, pruning.problem, export.write_tensors
+
+    def open_store(self, check_stop):
+        phase.reach("rendezvous")
+        return open_(self, check_stop)
+
+    def at_point(point: str) -> None:
+        if point == options.point:
+            phase.reach("a save under way")
+        if point == "folder-made":
+            time.sleep(options.slow_save)
+
+    def read_back(*given):
+        phase.reach("pruning")
+        return problem(*given)
+
+    def export_tensors(*given):
+        phase.reach("the final export")
+        return write(*given)
+
+    rendezvous.Rendezvous.open, writing.at_point = open_store, at_point
+    pruning.problem, export.write_tensors = read_back, export_tensors
+
+
+def plant() -> None:
+    """Make the mistake that the campaign must find."""
+    if options.plant == "nothing is saved":
+        session.Session.save_last = lambda self, stop, resave=False: None
+    elif options.plant == "exit 0":
+        leave = SpotRun.leave
+        SpotRun.leave = lambda self, ending, **more: leave(self, ending, **{**more, "code": 0})
+    elif options.plant == "a process is left":
+        if os.fork() == 0:
+            os.setsid()
+            os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+            os.dup2(1, 2)
+            os.closerange(3, 256)
+            time.sleep(LIMIT_S)
+            os._exit(0)
+    elif options.plant:
+        raise SystemExit(f"--plant {options.plant}: no such mistake")
+
+
+def download(run: SpotRun) -> str:
+    from huggingface_hub import constants
+
+    constants.HUGGINGFACE_CO_URL_TEMPLATE = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(
+        constants.ENDPOINT, options.hub
+    )
+    constants.ENDPOINT, constants.HF_HUB_OFFLINE = options.hub, False
+    constants.HF_HUB_CACHE = str(options.control / "hub")
+    model = hub.Repository("org/net", "model", None)
+    return str(hub.download(model, choose=lambda names: names, check_stop=run.check_stop))
+
+
+def prepare(run: SpotRun) -> None:
+    phase.reach("data preparation")
+    run.check_stop()
+
+
+def main() -> None:
+    watch_phases()
+    plant()
+    config = RunConfig(checkpoint_dir=options.dir, max_steps=options.steps, save_interval_steps=options.save_every,
+                       global_batch_size=24, micro_batch_size=2, seed=7, eval_interval_steps=3, keep_latest=2,
+                       peer_timeout_s=60.0, cpu=True)  # fmt: skip
+    phase.run = SpotRun(config)
+    with phase.run as run:
+        if options.phase == "model download":
+            run.rank0_does("download", lambda: download(run))
+        if options.phase == "data preparation":
+            run.rank0_does("prepare", lambda: prepare(run))
+        torch.manual_seed(config.seed)
+        model = mlp.make_model(8)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        steps.watch(model, optimizer)
+        run.train(model, optimizer, samples=Samples(48), loss=loss, held_out=mlp.Samples(16))
+
+
+if __name__ == "__main__":
+    main()
