@@ -7,7 +7,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 Commits = dict[str, dict[str, bytes]]
@@ -75,7 +75,8 @@ class HubServer:
                     self.send_header(key, value)
                 self.end_headers()
                 if self.command == "GET":
-                    self.wfile.write(body)
+                    with suppress(ConnectionError):  # Whoever asked may be gone.
+                        self.wfile.write(body)
 
             def log_message(self, *args: object) -> None:
                 pass

@@ -112,7 +112,8 @@ compiled_loss = torch.compile(mlp.loss, backend=compiles)
 
 def loss(model: nn.Module, batch: object) -> torch.Tensor:
     if not model.training:
-        phase.reach("evaluation")
+        if steps.done:
+            phase.reach("evaluation")
         return mlp.loss(model, batch)
     if steps.done >= 2:
         phase.reach("an ordinary step")
@@ -191,7 +192,7 @@ def main() -> None:
     plant()
     config = RunConfig(checkpoint_dir=options.dir, max_steps=options.steps, save_interval_steps=options.save_every,
                        global_batch_size=24, micro_batch_size=2, seed=7, eval_interval_steps=3, keep_latest=2,
-                       peer_timeout_s=60.0, cpu=True)  # fmt: skip
+                       peer_timeout_s=60.0, cpu=True, allow_config_change=("max_steps",))  # fmt: skip
     phase.run = SpotRun(config)
     with phase.run as run:
         if options.phase == "model download":
