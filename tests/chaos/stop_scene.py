@@ -95,7 +95,7 @@ class Scene:
 
     def play(self) -> Outcome:
         """Run the attempt to its end, and return what is seen."""
-        self.control.mkdir(parents=True)
+        (self.control / "home").mkdir(parents=True)
         warm.nursery()
         before, known = newest(self.run_dir), set(psutil.Process().children(recursive=True))
         still = threading.Event()
@@ -150,7 +150,9 @@ class Scene:
     @contextlib.contextmanager
     def _served(self) -> Iterator[tuple[dict[str, str], list[str]]]:
         """Serve what the attempt asks; gives its environment, and more of its arguments."""
-        env, more = {"SKYSPOT_NOTICE_POLL_S": "0.05", "OMP_NUM_THREADS": "1"}, []
+        # A home of its own makes it a machine of its own: no notice counts as that of an earlier attempt here.
+        env = {"HOME": str(self.control / "home"), "SKYSPOT_NOTICE_POLL_S": "0.05", "OMP_NUM_THREADS": "1"}
+        more = list[str]()
         over = threading.Event()
         with contextlib.ExitStack() as stack:
             for cloud in self.word.clouds:
