@@ -38,7 +38,7 @@ MISTAKES = [
     (["--save-every", "0"], "above 0"),
     (["--save-failures", "0"], "above 0"),
     (["--keep-every", "-1"], "less than 0"),
-    (["--micro-batch-size", "auto"], "'auto' is not a whole number"),
+    (["--micro-batch-size", "many"], "'many' is not a whole number"),
     (["--report-to", "wandb"], "unknown option '--report-to'"),
     (["--global-batch-size", "10", "--micro-batch-size", "4"], "2 or 5 would"),
     (["--global-batch-size", "0"], "above 0"),
@@ -107,6 +107,8 @@ def test_what_binds_a_run_leaves_out_what_a_smaller_machine_may_change() -> None
         (["--micro-batch-size", "16"], (16, 16, 6)),
         (["--micro-batch-size", "3"], (9, 3, 6)),
         (["--micro-batch-size", "2"], (8, 2, 6)),
+        (["--micro-batch-size", "auto"], (8, "auto", 6)),
+        (["--micro-batch-size", "auto", "--global-batch-size", "6"], (6, "auto", 6)),
         (["--epochs", "1"], (8, 4, 6)),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -147,6 +149,7 @@ def test_a_users_own_config_needs_but_a_folder(tmp_path: Path) -> None:
         ({"max_steps": "2"}, ("2", "8", "4", "2")),
         ({"global_batch_size": "6"}, ("60", "6", "3", "6")),
         ({"micro_batch_size": "16"}, ("60", "16", "16", "6")),
+        ({"micro_batch_size": "auto"}, ("60", "8", "auto", "6")),
     ],
 )
 def test_a_templates_default_gives_way_as_the_trainers_does(given: dict[str, str], expected: tuple[str, ...]) -> None:

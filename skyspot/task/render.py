@@ -123,15 +123,22 @@ def _rungs(options: Options) -> tuple[list[ladder.Rung], list[str]]:
 
 def _bend_defaults(parameters: dict[str, Any], given: Mapping[str, Any]) -> None:
     """Adapt default sizes to the given ones, as the trainer does."""
-    whole, part = parameters.get("global_batch_size"), parameters.get("micro_batch_size")
-    if isinstance(whole, int) and isinstance(part, int) and whole > 0 and part > 0:
+    whole, part = parameters.get("global_batch_size"), _size(parameters.get("micro_batch_size"))
+    if isinstance(whole, int) and part is not None and whole > 0 and part > 0:
         if "micro_batch_size" not in given:
-            parameters["micro_batch_size"] = next(size for size in range(part, 0, -1) if whole % size == 0)
+            parameters["micro_batch_size"] = str(next(size for size in range(part, 0, -1) if whole % size == 0))
         elif "global_batch_size" not in given:
             parameters["global_batch_size"] = -(-whole // part) * part
     steps, warmup = parameters.get("max_steps"), parameters.get("warmup_steps")
     if isinstance(steps, int) and isinstance(warmup, int) and steps > 0 and "warmup_steps" not in given:
         parameters["warmup_steps"] = min(steps, warmup)
+
+
+def _size(value: object) -> int | None:
+    """A size as a number; None for `auto` and for what is no size."""
+    if isinstance(value, str) and re.fullmatch(r"\d{1,9}", value):
+        return int(value)
+    return value if type(value) is int else None
 
 
 def _check_sizes(parameters: dict[str, Any]) -> None:
@@ -143,6 +150,9 @@ def _check_sizes(parameters: dict[str, Any]) -> None:
     every = parameters.get("save_every")
     if isinstance(every, str) and not re.fullmatch(r"0*[1-9]\d{0,8}|auto", every):
         raise UsageError(f"--save-every: {shown(every)} is neither a positive number of steps nor `auto`")
+    micro = parameters.get("micro_batch_size")
+    if isinstance(micro, str) and not re.fullmatch(r"0*[1-9]\d{0,8}|auto", micro):
+        raise UsageError(f"--set micro_batch_size: {shown(micro)} is neither a positive number of samples nor `auto`")
     length = parameters.get("seq_len")
     if isinstance(length, str) and not re.fullmatch(r"(?:0*[1-9]\d{0,8})?", length):
         raise UsageError(f"--set seq_len: {shown(length)} is not a positive number of tokens")
@@ -150,8 +160,8 @@ def _check_sizes(parameters: dict[str, Any]) -> None:
         value = parameters.get(name)
         if isinstance(value, int) and value < 1:
             raise UsageError(f"--set {name}: must be positive, not {value}")
-    whole, part = parameters.get("global_batch_size"), parameters.get("micro_batch_size")
-    if isinstance(whole, int) and isinstance(part, int) and whole % part:
+    whole, part = parameters.get("global_batch_size"), _size(micro)
+    if isinstance(whole, int) and part is not None and whole % part:
         raise UsageError(f"--set micro_batch_size: {part} does not divide global_batch_size {whole}")
 
 

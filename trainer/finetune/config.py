@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import yaml
 
 from trainer.training.config import (
+    AUTO,
     INPUT_BINDINGS,
     ConfigError,
     RunConfig,
@@ -187,6 +188,8 @@ def _parser() -> argparse.ArgumentParser:
             how = {**how, "metavar": "|".join(item.metadata["choices"])}
         if item.name == "save_interval_steps":
             how = {"type": _steps_or_auto, "metavar": "STEPS|auto"}
+        if item.metadata["auto"]:
+            how = {"type": _number_or_auto, "metavar": "N|auto"}
         parser.add_argument(flag_of(item), dest=item.name, help=help, **how)
     return parser
 
@@ -213,6 +216,10 @@ def _whole_number(text: str) -> int:
 
 def _steps_or_auto(text: str) -> int | None:
     return None if text == "auto" else _whole_number(text)
+
+
+def _number_or_auto(text: str) -> int | str:
+    return AUTO if text == AUTO else _whole_number(text)
 
 
 def _number(text: str) -> float:

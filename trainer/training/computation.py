@@ -17,7 +17,9 @@ from trainer.checkpoint import forward_state
 from trainer.errors import RunError
 from trainer.ranks.agreement import from_bits, to_bits
 from trainer.ranks.group import RankGroup
-from trainer.training import gradients, rng
+from trainer.ranks.messages import TOO_LARGE
+from trainer.training import gradients, micro_batch, rng
+from trainer.training.config import AUTO
 from trainer.training.order import micro_steps, step_ids
 from trainer.training.participant import Participant
 from trainer.training.passes import Loss, Passes
@@ -84,11 +86,15 @@ class Computation:
         self._group, self._loss, self._lr_factor = group, loss, lr_factor
         self.device = accelerator.device
         self._passes = Passes(state.model, loss, self.device, find_unused)
+        self.ran_out = False
+        """Memory has run out on this rank in the step under way."""
+        self._samples: Samples | None = None
         self._lrs: list[Any] = []
         """The learning rates that the last step set, by group."""
 
     def join(self, samples: Samples, print_line: Callable[[str], None]) -> None:
         """Average gradients over the ranks from now on."""
+        self._samples = samples
         if self._group.world_size > 1:
             with self._first_batch(samples) as batch, self._half():
                 unused = self._passes.join(to_device(batch, self.device))
@@ -113,18 +119,78 @@ class Computation:
         config, state = self._config, self._state
         ids = step_ids(config.seed, len(samples), config.global_batch_size, 0)
         kept = forward_state.keep(state.model)
-        with rng.seeded(rng.micro_step_seed(config.seed, 0, 0)):
-            yield samples.batch(micro_steps(ids, config.micro_batch_size)[0])
-        forward_state.put_back(state.model, kept)
+        try:
+            with rng.seeded(rng.micro_step_seed(config.seed, 0, 0)):
+                yield samples.batch(micro_steps(ids, state.micro_batch_size)[0])
+        finally:
+            forward_state.put_back(state.model, kept)
+
+    def fits(self, samples: Samples) -> bool:
+        """True if a pass over the run's first micro-step fits into this rank's memory; called before `join`.
+
+        The room that the optimizer's state and the sums of the gradients will take is held meanwhile.
+        """
+        state = self._state
+        trained = sum(one.numel() * one.element_size() for one in state.model.parameters() if one.requires_grad)
+        copies = (0 if state.optimizer.state else 2) + (self._group.world_size > 1)
+        fits = True
+        try:
+            room = torch.empty(copies * trained, dtype=torch.uint8, device=self.device)
+            with self._first_batch(samples) as batch:
+                _backward(self.forward(batch))
+            del room
+        except Exception as error:
+            if not micro_batch.is_out_of_memory(error):
+                raise
+            fits = False
+        self._free()
+        return fits
+
+    def _free(self) -> None:
+        self._state.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def forward_and_backward(self, micro: MicroStep, total: float, last: bool) -> torch.Tensor:
         """Run the passes of one micro-step; returns its loss sum.
+
+        With a micro-batch of `auto`, `ran_out` is set where memory runs out: the step is to be done again.
 
         Args:
             micro: The micro-step.
             total: The weight of all samples of the step, on all ranks.
             last: Whether it is the last one of the step: its backward pass averages the gradients over the ranks.
+
+        Raises:
+            OutOfMemoryError: the other ranks cannot be told, because the sum of the gradients has begun.
         """
+        try:
+            return self._forward_and_backward(micro, total, last)
+        except Exception as error:
+            if self._config.micro_batch_size != AUTO or not micro_batch.is_out_of_memory(error):
+                raise
+        self.ran_out = True
+        self._free()
+        if last and self._group.world_size > 1:
+            self._join_sum()
+        return torch.zeros((), device=self.device)
+
+    def _join_sum(self) -> None:
+        """Take part in the sum of gradients that the other ranks wait for, with zeros and a batch of one sample."""
+        assert self._samples
+        state, config = self._state, self._config
+        ids = step_ids(config.seed, len(self._samples), config.global_batch_size, state.done, state.offset)[:1]
+        try:
+            with rng.set_aside(), self._half():
+                _backward(self._passes(to_device(self._samples.batch(ids), self.device)) * 0.0)
+        except Exception as error:
+            self._group.post_message(TOO_LARGE, str(state.micro_batch_size))
+            raise micro_batch.OutOfMemoryError(
+                f"rank {self._group.rank}: out of memory with a micro-batch of {state.micro_batch_size}, while the "
+                "gradients were summed. The next attempt begins with half of it"
+            ) from error
+
+    def _forward_and_backward(self, micro: MicroStep, total: float, last: bool) -> torch.Tensor:
         model, scaler = self._state.model, self._state.scaler
         kept = None if micro.weight else forward_state.keep(model)
         wait = nullcontext() if last else self._passes.without_averaging()
@@ -162,7 +228,7 @@ class Computation:
         mine = torch.stack(losses).double().tolist()
         rows = self._group.exchange([to_bits(value) for value in (*mine, norm)]).wait()
         # The last micro-steps of some ranks may have had no samples of their own.
-        count = -(-self._config.global_batch_size // self._config.micro_batch_size)
+        count = -(-self._config.global_batch_size // self._state.micro_batch_size)
         ordered = [from_bits(row[number]) for number in range(len(mine)) for row in rows]
         return Gathered(ordered[:count], [from_bits(row[-1]) for row in rows])
 

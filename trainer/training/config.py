@@ -12,7 +12,7 @@ import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from trainer.errors import TrainerError
 from trainer.layout.clouds import DEFAULT_GRACE_S, NOTICE_S
@@ -23,6 +23,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 ON_NAN = ("stop", "skip", "ignore")
 DEFAULT_GLOBAL_BATCH_SIZE = 8
 DEFAULT_MICRO_BATCH_SIZE = 4
+AUTO = "auto"
 INPUT_BINDINGS = frozenset({"data_key", "data_hash", "data_revision", "model_revision", "model_files", "n_samples"})
 """Names that bind a run and whose values are known only after the data and the model were found."""
 
@@ -40,6 +41,7 @@ def option(
     above: float | None = None,
     at_least: float | None = None,
     reason: str = "",
+    auto: bool = False,
 ) -> Any:
     """A dataclass field that is an option of the command line.
 
@@ -51,9 +53,11 @@ def option(
         above: The value must be greater than this.
         at_least: The value must not be less than this.
         reason: Why a smaller value is refused.
+        auto: Whether "auto" is allowed as well.
     """
     metadata = {
-        "help": help, "flag": flag, "choices": choices, "above": above, "at_least": at_least, "reason": reason
+        "help": help, "flag": flag, "choices": choices, "above": above, "at_least": at_least, "reason": reason,
+        "auto": auto,
     }  # fmt: skip
     return field(default=default, metadata=metadata)
 
@@ -69,10 +73,12 @@ class RunConfig:
         default=None,
         above=0,
     )
-    micro_batch_size: int = option(
-        "samples per forward pass; must divide --global-batch-size (default: 4, or the next smaller divisor)",
+    micro_batch_size: int | Literal["auto"] = option(
+        "samples per forward pass; must divide --global-batch-size (default: 4, or the next smaller divisor); auto "
+        "finds how many fit into memory, and halves them where memory runs out",
         default=None,
         above=0,
+        auto=True,
     )
     seed: int = option("random seed (data order, weights, dropout)", default=0, at_least=0)
     precision: str = option("numeric precision of the model's computations", default="fp32", choices=PRECISIONS)
@@ -151,21 +157,24 @@ class RunConfig:
         if self.seed >= 1 << 63:
             raise ConfigError(f"--seed: {self.seed} has more than 63 bits")
         self._choose_batch_sizes()
-        if self.global_batch_size % self.micro_batch_size:
+        part = self.micro_batch_size
+        if isinstance(part, int) and self.global_batch_size % part:
             divisors = [n for n in range(1, self.global_batch_size + 1) if self.global_batch_size % n == 0]
-            near = sorted(divisors, key=lambda n: abs(n - self.micro_batch_size))[:2]
+            near = sorted(divisors, key=lambda n: abs(n - part))[:2]
             raise ConfigError(
-                f"--micro-batch-size {self.micro_batch_size} does not divide --global-batch-size "
+                f"--micro-batch-size {part} does not divide --global-batch-size "
                 f"{self.global_batch_size}; {' or '.join(map(str, sorted(near)))} would"
             )
 
     def _choose_batch_sizes(self) -> None:
         """Fill in the sizes that were not given; a default adapts to the size that was."""
         whole: int | None = self.global_batch_size
-        part: int | None = self.micro_batch_size
+        part: int | str | None = self.micro_batch_size
         if whole is None:
             part = part or DEFAULT_MICRO_BATCH_SIZE
-            whole = -(-DEFAULT_GLOBAL_BATCH_SIZE // part) * part
+            whole = (
+                DEFAULT_GLOBAL_BATCH_SIZE if part == AUTO else -(-DEFAULT_GLOBAL_BATCH_SIZE // int(part)) * int(part)
+            )
         elif part is None:
             part = next(size for size in range(DEFAULT_MICRO_BATCH_SIZE, 0, -1) if whole % size == 0)
         object.__setattr__(self, "global_batch_size", whole)
@@ -190,6 +199,8 @@ def _validate(item: dataclasses.Field[Any], value: Any) -> None:
     if choices and value not in choices:
         raise ConfigError(f"{flag_of(item)}: {value!r} is none of {', '.join(choices)}")
     if value is None or (above is None and at_least is None):
+        return
+    if value == AUTO and item.metadata["auto"]:
         return
     is_number = isinstance(value, (int, float)) and math.isfinite(value)
     if above is not None and not (is_number and value > above):

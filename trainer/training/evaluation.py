@@ -59,7 +59,7 @@ class Evaluation:
     def _mean_loss(self, held_out: Samples) -> float | None:
         """The mean loss over the held-out samples; None where a stop was agreed on meanwhile and steps remain."""
         state, group, session = self._state, self._run.group, self._session
-        parts = micro_steps(np.arange(len(held_out)), state.config.micro_batch_size)
+        parts = micro_steps(np.arange(len(held_out)), state.micro_batch_size)
         model, ranks = unwrap(state.model), group.world_size
         losses, weights = [], []
         modes = {module: module.training for module in model.modules()}

@@ -240,7 +240,7 @@ class Lifecycle(Participant):
             self._report_crash(one_line(error))
         if is_first and not is_one_line:
             print(
-                f"Error: {one_line(error)}. {self._full_disk(error)}{self._newest_checkpoint()}",
+                f"Error: {one_line(error)}. {self._remedy(error)}{self._newest_checkpoint()}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -287,8 +287,10 @@ class Lifecycle(Participant):
         module = sys.modules.get("trainer.ranks.peers")
         return module is not None and bool(module.is_peer_trouble(error))
 
-    def _full_disk(self, error: BaseException) -> str:
-        """Name the local disk that is full, where the error does not; else empty."""
+    def _remedy(self, error: BaseException) -> str:
+        """A sentence on what to do where memory ran out, or that names the local disk that is full; else empty."""
+        if type(error).__name__ == "OutOfMemoryError" and not self.has_own_loop:
+            return "--micro-batch-size auto takes as many samples as fit. "
         if isinstance(error, OSError) and error.errno in scratch.FULL and not error.filename:
             where = scratch.full_place(self.paths.root)
             return f"{where} is full. " if where else ""

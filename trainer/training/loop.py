@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from trainer.attempt.history import RECORDS_S
 from trainer.bucket.hashing import fingerprint
 from trainer.checkpoint import buffers, extras
 from trainer.checkpoint.finite import NotFiniteError
@@ -23,10 +24,11 @@ from trainer.checkpoint.state import not_seen
 from trainer.layout.names import CheckpointName
 from trainer.ranks.agreement import MESSAGE_INTS, Message, Row, exact_sum
 from trainer.ranks.exchange import Exchange
-from trainer.training import export, finite, rng
+from trainer.training import export, finite, micro_batch, rng
 from trainer.training.arguments import agreed_steps, check_arguments
 from trainer.training.closing import Closing
 from trainer.training.computation import Computation, make_accelerator, refuse_lazy
+from trainer.training.config import AUTO
 from trainer.training.evaluation import Evaluation
 from trainer.training.joining import open_session
 from trainer.training.participant import Participant
@@ -134,6 +136,7 @@ class Loop:
         self.group.rank0_does("bind", self._bind, run.check_stop)
         extras.refuse_other_names(self.group, state.extra, run.check_stop)
         self.session = open_session(run, state, config.save_interval_steps)
+        self._choose_micro_batch()
         self.computation.join(self.samples, run.print_line)
         self.computation.throw_away_pass(self.samples)
         state.enough = False  # Nothing that the loss function does in that pass counts.
@@ -143,6 +146,30 @@ class Loop:
         self.report = Report(run, state, time.monotonic())
         self.evaluation = Evaluation(run, state, self.computation, self.session, self.held_out)
         self.closing = Closing(run, self.session, state, self.report.close, self._export)
+
+    def _choose_micro_batch(self) -> None:
+        """Choose the size of the micro-batch, if it is `auto`: the same on all ranks."""
+        run, state, whole = self.run, self.state, self.config.global_batch_size
+        if self.config.micro_batch_size != AUTO:
+            return
+        tried: list[int] = []
+
+        def begin() -> list[int]:
+            assert run.attempt
+            attempt, facts = run.attempt, run.newest.facts if run.newest else {}
+            before = run.retry(lambda: micro_batch.too_large_before(attempt), RECORDS_S)
+            return micro_batch.first_size(whole, self.group.world_size, state.device_name, facts, before)
+
+        state.micro_batch_size, known = self.group.rank0_does("micro-batch", begin, run.check_stop)
+        while not known and not self._all(self.computation.fits(self.samples)):
+            tried.append(state.micro_batch_size)
+            state.micro_batch_size = micro_batch.smaller(whole, state.micro_batch_size)
+        why = "as before" if known else f"{tried[-1]} do not fit into memory" if tried else "they fit into memory"
+        run.print_line(f"Micro-batch: {state.micro_batch_size} samples ({why}); {whole} in a step, as ever.")
+
+    def _all(self, mine: bool) -> bool:
+        """True if it holds on every rank."""
+        return all(row[0] for row in self.group.exchange([int(mine)]).wait())
 
     def _export(self, last: CheckpointName) -> None:
         export.export(self.run, self.state.model, self.save_model, last)
@@ -197,6 +224,31 @@ class Loop:
 
     def _step(self) -> bool:
         """Do one step; False where it is dropped, because a stop leaves no time or the program has ended training."""
+        while (done := self._try_step()) is None:
+            self._halve_micro_batch()
+        return done
+
+    def _halve_micro_batch(self) -> None:
+        """Cut the step under way into smaller micro-steps, because memory ran out on a rank. Nothing of it was kept."""
+        state, run = self.state, self.run
+        size = state.micro_batch_size
+        self._drop_step()
+        state.micro_batch_size = micro_batch.smaller(self.config.global_batch_size, size)
+        self.computation.ran_out = False
+        self.loader.forget()
+        run.print_line(
+            f"step {state.done + 1}: out of memory with a micro-batch of {size}; done again with "
+            f"{state.micro_batch_size}"
+        )
+        self._start_first_step()
+
+    def _drop_step(self) -> None:
+        """Drop the gradients of a step, and what its forward passes have changed."""
+        self.state.optimizer.zero_grad(set_to_none=True)
+        self.state.put_back_boundary()
+
+    def _try_step(self) -> bool | None:
+        """Do one step, as `_step`; None where memory ran out on a rank."""
         state, session = self.state, self.session
         started, busy = time.monotonic(), not session.saver.idle
         step, micros = state.done, self.loader.fetch(state.done)
@@ -216,9 +268,10 @@ class Loop:
                 self._ended = state.enough = True
             stops = session.stop and not last and not session.leaves_time(len(micros) - number - 1)
             if self._ended or stops:
-                state.optimizer.zero_grad(set_to_none=True)
-                state.put_back_boundary()
+                self._drop_step()
                 return False
+        if self.config.micro_batch_size == AUTO and not self._all(not self.computation.ran_out):
+            return None
         norm, overflow = self.computation.clip()
         gathered = self.computation.gather(losses, norm)
         # The scaler deals with an overflow of fp16: it is no fault.

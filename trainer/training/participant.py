@@ -44,7 +44,7 @@ from trainer.machine import scratch
 from trainer.notices.notice import Notice
 from trainer.notices.received import PRESSES, Notices
 from trainer.ranks.agreement import Stop
-from trainer.ranks.messages import END_WRITTEN, STOPPED, TAKEN_IN
+from trainer.ranks.messages import END_WRITTEN, STOPPED, TAKEN_IN, TOO_LARGE
 from trainer.training.config import INPUT_BINDINGS, RunConfig, unknown_field
 from trainer.training.host import Host
 from trainer.training.unwinding import hosted, unwind
@@ -376,6 +376,9 @@ class Participant(Host):
             "notice": {"kind": notice.kind, "id": notice.id, "seconds_left": notice.seconds_left} if notice else None,
             "committed_s": None if committed_s is None else round(committed_s, 4),
         }
+        with suppress(Exception):  # There is no group yet, or nothing was posted.
+            if size := self.group.read_message(TOO_LARGE):
+                fields["micro_batch_too_large"] = int(size)
 
         def write() -> None:
             with suppress(OSError):

@@ -55,13 +55,17 @@ class Loader:
         self._rank, self._world_size = rank, world_size
         self._fetched: dict[int, list[MicroStep]] = {}
 
+    def forget(self) -> None:
+        """Forget what was fetched: the micro-steps are cut anew."""
+        self._fetched = {}
+
     def fetch(self, step: int) -> list[MicroStep]:
         """This rank's micro-steps of a step (from 0)."""
         if step in self._fetched:
             return self._fetched[step]
         state = self._state
         ids = step_ids(state.config.seed, len(self._samples), state.config.global_batch_size, step, state.offset)
-        parts = micro_steps(ids, state.config.micro_batch_size)
+        parts = micro_steps(ids, state.micro_batch_size)
         mine = []
         for first in range(0, len(parts), self._world_size):
             index = first + self._rank

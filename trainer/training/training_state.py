@@ -14,7 +14,7 @@ from trainer.checkpoint.finite import watched
 from trainer.checkpoint.frozen import Frozen
 from trainer.checkpoint.state import State, StateError, apply, collect, options_of
 from trainer.errors import RunError
-from trainer.training import finite, rng
+from trainer.training import finite, micro_batch, rng
 from trainer.training.changes import machine_facts
 from trainer.training.config import RunConfig
 from trainer.training.contents import Restored
@@ -61,6 +61,8 @@ class TrainingState:
         """The trained parameters: a checkpoint in which one is not finite does not count."""
         self.done = 0
         """Steps done."""
+        self.micro_batch_size = micro_batch.given(config.micro_batch_size) or 1
+        """Samples of a micro-step."""
         self.offset = 0
         """Samples consumed beyond done * global batch size; not 0 only after the global batch size changed."""
         self.evaluated = 0
@@ -113,12 +115,16 @@ class TrainingState:
         """This rank's random streams."""
         return rng.save_streams()
 
+    @property
+    def device_name(self) -> str:
+        """The kind of the model's device."""
+        return torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu"
+
     def facts(self) -> dict[str, Any]:
         """What a manifest says of the settings, the machine and the data."""
-        device = torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu"
         return {
-            "config": self.config.to_json(),
-            "machine": {"device": device, **machine_facts(self.threads)},
+            "config": {**self.config.to_json(), "micro_batch_size": self.micro_batch_size},
+            "machine": {"device": self.device_name, **machine_facts(self.threads)},
             "tokens": self._tokens,
             "until": self.max_steps,
         }

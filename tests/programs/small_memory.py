@@ -1,0 +1,69 @@
+"""mlp.py with a micro-batch of `auto`, on a machine whose memory holds only so many samples from some step on.
+
+python -m trainer.launch --processes 2 tests/programs/small_memory.py --dir RUN --fits 2 --rank 1 --place backward
+
+Memory runs out in the forward pass, in the backward pass before a gradient is there, or in the middle of it.
+"""
+
+import argparse
+import os
+from collections import Counter
+from pathlib import Path
+
+import torch
+from mlp import Samples, make_model
+from mlp import loss as plain_loss
+from torch import nn
+
+from trainer import RunConfig, SpotRun
+
+
+class _Fails(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise torch.OutOfMemoryError("CUDA out of memory. (planted)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--dir", type=Path, required=True)
+    parser.add_argument("--micro", default="auto")
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--hidden", type=int, default=32)
+    parser.add_argument("--fits", type=int, default=99)
+    parser.add_argument("--since", type=int, default=0, help="the step from which on memory is small")
+    parser.add_argument("--rank", type=int, default=0, help="the rank that has little memory")
+    parser.add_argument("--place", choices=["forward", "backward", "middle"], default="forward")
+    given = parser.parse_args()
+    micro = given.micro if given.micro == "auto" else int(given.micro)
+    config = RunConfig(checkpoint_dir=given.dir, max_steps=given.steps, save_interval_steps=4, global_batch_size=12,
+                       micro_batch_size=micro, cpu=True, allow_config_change=("max_steps",))  # fmt: skip
+
+    passes: Counter[int] = Counter()
+
+    def loss(model, batch):
+        passes[run.step] += 1
+        runs_out = len(batch["y"]) > given.fits and run.step >= given.since and run.rank == given.rank
+        if given.since and passes[run.step] == 1:
+            runs_out = False  # The gradients of a step's first micro-step are there already.
+        if runs_out and given.place == "forward":
+            raise torch.OutOfMemoryError("CUDA out of memory. (planted)")
+        if runs_out and given.place == "middle":
+            hidden = _Fails.apply(model[:3](batch["x"]))
+            return nn.functional.cross_entropy(model[3:](hidden), batch["y"], reduction="sum")
+        found = plain_loss(model, batch)
+        return _Fails.apply(found) if runs_out else found
+
+    with SpotRun(config) as run:
+        torch.manual_seed(0)
+        model = make_model(given.hidden)
+        run.train(model, torch.optim.AdamW(model.parameters(), lr=0.01), samples=Samples(60), loss=loss)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()
