@@ -135,7 +135,11 @@ def test_three_attempts_by_their_own_doing_without_progress_are_enough(paths: Ru
         end(one, error=f"reason {number}")
     said = no_progress(begin(paths), 0)
     assert said
-    assert all(f"reason {number}" in said for number in range(3))
+    rows = [line.split() for line in said.splitlines()[-4:]]
+    assert rows[0] == ["attempt", "ended", "by", "code", "last", "error"]
+    assert [row[1:] for row in rows[1:]] == [["peer-gone", "75", "reason", str(number)] for number in range(3)]
+    columns = {line.index("reason") for line in said.splitlines()[-3:]}
+    assert columns == {said.splitlines()[-4].index("last error")}, "columns are aligned"
     assert no_progress(begin(paths, launch="other"), 0) is None, "a new launch starts from zero"
 
 

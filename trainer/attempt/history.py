@@ -111,9 +111,22 @@ def no_progress(attempt: Attempt, newest_step: int, *, sees_progress: bool = Tru
             continue
         if newest_step > _restored_step(row[-1][1]) or _new_tokens(attempt.paths, {str(name) for name, _ in row}):
             continue
-        reasons = "; ".join(f"{name}: {_last_error(events)}" for name, events in reversed(row))
-        return f"no progress: {count} attempts in a row ended at step {newest_step}. {reasons}"
+        how = "ended by themselves" if own else "ended"
+        return (
+            f"no progress: {count} attempts in a row {how} at step {newest_step}. Mend the cause and launch again: a new "
+            f"launch counts from zero.\n{_table(list(reversed(row)))}"
+        )
     return None
+
+
+def _table(attempts: list[tuple[AttemptName, list[Event]]]) -> str:
+    """How attempts ended, a line each: name, cause, code and last error, in columns."""
+    rows = [("attempt", "ended by", "code", "last error")]
+    for name, events in attempts:
+        end = ended(events)
+        rows.append((str(name), str(end.get("cause", "-")), str(end.get("code", "-")), _last_error(events)))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join("  " + "  ".join([*map(str.ljust, row, widths), row[3]]) for row in rows)
 
 
 def _restored_step(events: list[Event]) -> int:

@@ -377,8 +377,7 @@ class Participant(Host):
             "committed_s": None if committed_s is None else round(committed_s, 4),
         }
         with suppress(Exception):  # There is no group yet, or nothing was posted.
-            if size := self.group.read_message(TOO_LARGE):
-                fields["micro_batch_too_large"] = int(size)
+            fields["micro_batch_too_large"] = int(self.group.read_message(TOO_LARGE) or "")
 
         def write() -> None:
             with suppress(OSError):
