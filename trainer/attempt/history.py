@@ -113,8 +113,8 @@ def no_progress(attempt: Attempt, newest_step: int, *, sees_progress: bool = Tru
             continue
         how = "ended by themselves" if own else "ended"
         return (
-            f"no progress: {count} attempts in a row {how} at step {newest_step}. Mend the cause and launch again: a new "
-            f"launch counts from zero.\n{_table(list(reversed(row)))}"
+            f"no progress: {count} attempts in a row {how} at step {newest_step}. Mend the cause and launch again: a "
+            f"new launch counts from zero.\n{_table(list(reversed(row)))}"
         )
     return None
 
