@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 SIZE ?= 1GB
 ROUNDS ?= 5
 READY := $(VENV)/.ready
+# The tests start hundreds of programs; without caches, each would compile all of our modules again.
+unexport PYTHONDONTWRITEBYTECODE
 # Much of the time a test waits: one worker more than there are cores.
 SIDE_BY_SIDE = -n $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))") --dist worksteal
 
