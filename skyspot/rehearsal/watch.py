@@ -41,8 +41,10 @@ class Watch:
         if self._view and self._view.is_dir():
             return find_run(self._view, self.run_folder)
         if self._own is None:
-            self._own = next((paths for paths in list_runs(self.bucket) if self._new(paths)), None)
-        return self._own or find_run(self.bucket, self.run_folder)
+            runs = list_runs(self.bucket)
+            self._own = next((paths for paths in runs if self._new(paths)), None)
+            return self._own or named_run(self.bucket, self.run_folder) or next(iter(runs), None)
+        return self._own
 
     def _new(self, paths: RunPaths) -> list[AttemptName]:
         """The attempts in a run's folder that started since then."""
@@ -50,12 +52,15 @@ class Watch:
 
     def attempt(self) -> AttemptName | None:
         """The attempt that started since then; None until it exists."""
-        paths = self.paths
+        return self._attempt_in(self.paths)
+
+    def _attempt_in(self, paths: RunPaths | None) -> AttemptName | None:
         return next(iter(self._new(paths)), None) if paths else None
 
     def look(self) -> int | None:
         """Return the last known step of this attempt; None before its first step."""
-        paths, attempt = self.paths, self.attempt()
+        paths = self.paths  # Once: to find it, the bucket's folders are listed, and this is called 100 times a second.
+        attempt = self._attempt_in(paths)
         if not paths or not attempt:
             return None
         files = list_metrics(paths, attempt)
@@ -140,9 +145,14 @@ def is_committed(folder: Path) -> bool:
 
 def find_run(bucket: Path, run_folder: str | None) -> RunPaths | None:
     """Find the run's folder in a bucket: the named one, or the first that holds attempts."""
+    return named_run(bucket, run_folder) or next(iter(list_runs(bucket)), None)
+
+
+def named_run(bucket: Path, run_folder: str | None) -> RunPaths | None:
+    """The named folder in a bucket, if it holds attempts."""
     if run_folder is not None and (bucket / run_folder / "attempts").is_dir():
         return RunPaths(bucket / run_folder)
-    return next(iter(list_runs(bucket)), None)
+    return None
 
 
 def list_runs(bucket: Path) -> list[RunPaths]:
