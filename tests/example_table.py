@@ -29,15 +29,19 @@ class Example:
     """The beginning of the verdict."""
     needs: tuple[str, ...] = ()
     """Modules that it imports beside those of the trainer."""
+    strikes: str = "sigterm"
+    """Kinds of preemption in the tests, one of each. One example of each way to train has a torn checkpoint too; see
+    GUARANTEES in test_guarantees.py."""
     slow: bool = False
     """True: its short run takes more than some seconds, and is left out of the quick tests."""
 
 
 EXAMPLES: dict[str, Example] = {
+    "plain": Example(strikes="sigterm,torn"),
     "accelerate_loop": Example(slow=True),
     "pretrain": Example(moves=(1, 2), slow=True),
-    "vision": Example(moves=(1, 2), slow=True),
-    "lightning_module": Example(needs=("lightning",), slow=True),
+    "vision": Example(moves=(1, 2), slow=True, strikes="sigterm,torn"),
+    "lightning_module": Example(needs=("lightning",), slow=True, strikes="sigterm,torn"),
     "hf_trainer": Example(needs=("datasets",), slow=True),
     "trl_sft": Example(needs=("trl",), slow=True),
 }

@@ -102,11 +102,12 @@ def test_an_example_trains_and_stops_and_goes_on(safe: Path, tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("safe", SAFE, ids=lambda path: path.stem)
 def test_an_example_is_rehearsed(safe: Path, tmp_path: Path) -> None:
-    """Two strikes on one process; `make examples` has all kinds, on more processes too."""
+    """On one process, with few strikes; `make examples` has all kinds, on more processes too."""
     needs(safe)
     example = entry(safe)
-    task, strikes = safe.with_suffix(".yaml"), ("--preemptions", 2, "--kinds", "sigterm,torn")
-    done = rehearse(task, example.steps, tmp_path, "--processes", 1, *strikes)
+    strikes = example.strikes.split(",")
+    options = ("--processes", 1, "--preemptions", len(strikes), "--kinds", example.strikes)
+    done = rehearse(safe.with_suffix(".yaml"), example.steps, tmp_path, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"Preempted: {example.says}: {example.steps} of {example.steps} losses" in done.stdout
 
