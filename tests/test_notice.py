@@ -52,12 +52,16 @@ def test_a_noticed_attempt_saves_holds_and_is_followed_without_a_lost_step(tmp_p
                 if "holding until this machine is taken" in line:
                     break
             assert process.poll() is None, "it holds"
-            ended = event(run_dir, "end")
+            ended, heard, began, saved = (event(run_dir, name) for name in ("end", "notice", "save-begin", "saved"))
             os.kill(process.pid, signal.SIGTERM)
             process.stdout.read()
         assert process.returncode == 75
     assert (ended["cause"], ended["code"]) == ("notice", 75)
     assert ended["committed_step"] == ended["step"] > 0
+    assert heard["step"] == began["step"] == saved["step"] == ended["step"]
+    assert heard["id"] == ended["notice"]["id"]
+    assert 60 < heard["deadline"] - heard["heard"] <= 120.01
+    assert heard["heard"] <= began["at"] <= saved["time"] <= ended["time"]
     assert ended["notice"]["kind"] == "aws-notice"  # type: ignore[index]
     assert len(list_attempts(RunPaths(run_dir))) == 1
 

@@ -76,6 +76,7 @@ class Closing:
             self._stop_as_requested(stop.ending)
         now = time.monotonic()
         own = run.notices.first() or Notice(stop.kind, stop.kind, now, stop.deadline - now)
+        self._record_notice(own, run.deadline(stop))
         left_s = max(0.0, run.deadline(stop) - time.monotonic())
         under_way = None if saver.idle else self._session.saved_at
         run.print_line(save_line(stop.kind, left_s, saver.save_s, contents.done, under_way))
@@ -83,6 +84,8 @@ class Closing:
         self._session.wait(stop)
         save_s = saver.commit_s or 0.0
         if run.group.rank0_does("last-save", lambda: save_s <= run.deadline(stop) - time.monotonic()):
+            if run.journal and saver.committed_step != contents.done:
+                run.journal.event("save-begin", step=contents.done, at=round(time.time(), 3))
             self._session.save_last(stop)
         else:
             run.committed_step = saver.committed_step
@@ -97,6 +100,15 @@ class Closing:
             run.write_end(ending, notice=notice, committed_s=committed_s)
             run.hold(ending.hold_s(run.deadline(stop)))
         run.leave(ending, notice=notice, committed_s=committed_s)
+
+    def _record_notice(self, notice: Notice, deadline: float) -> None:
+        """Rank 0: record what was heard, when, and until when; beside the save, which does not wait for it."""
+        unix = time.time() - time.monotonic()
+        if self._run.journal:
+            self._run.journal.event(
+                "notice", kind=notice.kind, id=notice.id, heard=round(unix + notice.at, 3),
+                deadline=round(unix + deadline, 3), step=self._contents.done,
+            )  # fmt: skip
 
     def _stop_as_requested(self, ending: Ending) -> NoReturn:
         """Save, and wait for SkyPilot's cancel: a job that leaves earlier would show as failed. Never returns."""
