@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +77,12 @@ def noticed(*args: object, processes: int = 1) -> Ended:
                 if "holding until this machine is taken" in line:
                     process.send_signal(signal.SIGTERM)
     return Ended(process.returncode, "".join(lines))
+
+
+def assert_holds(process: subprocess.Popen[str]) -> None:
+    """One that does not hold leaves at once; a slow machine can only hide that."""
+    with suppress(subprocess.TimeoutExpired):
+        raise AssertionError(f"it left with {process.wait(0.5)}")
 
 
 def mlp(run_dir: Path, *args: object, **options: object) -> Ended:

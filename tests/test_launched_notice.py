@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from metadata_servers import AwsServer
-from support import clean_env, event
+from support import assert_holds, clean_env, event
 
 from trainer.launch.cloud import Cloud
 from trainer.launch.rank import Rank
@@ -75,7 +75,7 @@ def test_every_rank_gets_sigterm_once_and_the_launcher_holds_with_the_end_record
             (tmp_path / "go").touch()
             said = until(process, "holding until this machine is taken")
             assert said.count("saved 1") == 2, said
-            assert process.poll() is None, "it holds"
+            assert_holds(process)
             ended = event(tmp_path / "run", "end")
             os.kill(process.pid, signal.SIGTERM)
             assert process.wait(60) == 75
@@ -89,7 +89,7 @@ def test_the_launcher_of_another_machine_holds_too(tmp_path: Path) -> None:
         until(process, "ready")
         server.announce(120)
         until(process, "holding until this machine is taken")
-        assert process.poll() is None
+        assert_holds(process)
         os.kill(process.pid, signal.SIGTERM)
         assert process.wait(60) == 75
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import warm
 from metadata_servers import AwsServer
-from support import PROGRAMS, clean_env, event
+from support import PROGRAMS, assert_holds, clean_env, event
 
 from trainer.layout.events import read_progress
 from trainer.layout.names import RunPaths, list_attempts, list_checkpoints
@@ -51,7 +51,7 @@ def test_a_noticed_attempt_saves_holds_and_is_followed_without_a_lost_step(tmp_p
                     server.announce(120)
                 if "holding until this machine is taken" in line:
                     break
-            assert process.poll() is None, "it holds"
+            assert_holds(process)
             ended, heard, began, saved = (event(run_dir, name) for name in ("end", "notice", "save-begin", "saved"))
             os.kill(process.pid, signal.SIGTERM)
             process.stdout.read()
@@ -76,7 +76,7 @@ def test_an_attempt_that_is_noticed_before_its_first_step_holds_too(tmp_path: Pa
             for line in process.stdout:
                 if "holding until this machine is taken" in line:
                     break
-            assert process.poll() is None
+            assert_holds(process)
             os.kill(process.pid, signal.SIGTERM)
             process.stdout.read()
     assert process.returncode == 75
