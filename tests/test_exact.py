@@ -82,6 +82,18 @@ def test_sigterm_loses_no_step(tmp_path: Path, when: str, more: tuple[object, ..
     assert event(run_dir, "first-step")["step"] == int(str(ended["step"])) + 1
 
 
+def test_a_sigterm_between_new_weights_and_the_end_of_their_step_saves_a_whole_step(
+    tmp_path: Path, undisturbed: Callable[[int], Path]
+) -> None:
+    """The handler only notes it: a save within it would have the weights of a step that is not yet counted."""
+    run_dir = tmp_path / "run"
+    assert mlp(run_dir, "--fault", "sigterm:optimizer@6").code == 75
+    ended = event(run_dir, "end")
+    assert ended["committed_step"] == ended["step"] > 6  # type: ignore[operator]
+    assert mlp(run_dir).code == 0
+    assert_identical(undisturbed(1), run_dir)
+
+
 # What each rule guards, as the first column of the metrics in which its absence shows.
 @pytest.mark.parametrize(
     ("rule", "processes", "shows_in"),

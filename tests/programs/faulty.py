@@ -122,6 +122,7 @@ class Run(mlp.SpotRun):
             self.rank0_does("prepare", lambda: prepare(self))
         for group in optimizer.param_groups:
             group["lr"] = options.lr
+        optimizer.register_step_post_hook(lambda *_: self.faults.at(self.steps_done, "optimizer"))
         if options.meddle:
             model.register_forward_pre_hook(meddle)
         super().train(
