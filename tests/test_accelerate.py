@@ -62,15 +62,17 @@ def test_accumulation_on_two_ranks_ends_with_the_same_bits(tmp_path: Path) -> No
         (2, ["--precision", "bf16", "--late", "--loader", '{"split_batches": true}'], ("8:SIGTERM",)),
         (2, ["--wrap", "fsdp", "--loader", '{"dispatch_batches": true}'], ("8:SIGTERM",)),
         (2, ["--wrap", "plugin", "--accumulate", 3], ("8:SIGTERM",)),
+        (2, ["--wrap", "plugin", "--accumulate", 3, "--no-time"], ("5:SIGTERM", "9:SIGTERM")),
         (3, ["--width", 600], ("8:SIGTERM",)),  # Several buckets of gradients.
     ],
-    ids=["accumulate", "scaler", "bf16", "fsdp", "plugin", "buckets"],
+    ids=["accumulate", "scaler", "bf16", "fsdp", "plugin", "dropped", "buckets"],
 )
 def test_other_settings_end_with_the_same_bits(
     tmp_path: Path, processes: int, args: list[object], strikes: tuple[str, ...]
 ) -> None:
     whole, struck = both(tmp_path, *args, strikes=strikes, processes=processes)
     same(whole, struck)
+    assert ("--no-time" in args) == (event(struck, "restored")["step"] == int(strikes[-1][0]) - 1)
     if "--scale" in args:
         assert 0 < sum(map(int, map(str, column(whole, "skipped")))) < 12
         lost = run(tmp_path / "lost", *args, "--forgets", processes=1)

@@ -69,6 +69,7 @@ SLOW: list[Case] = [
     ("by hand in validations", ("--kind", "by-hand"), ("v8:SIGTERM",)),
     ("estimated stream", ("--kind", "stream", "--estimated"), ("4:SIGTERM", "8:SIGTERM")),
     ("estimated stateful", ("--kind", "stateful", "--estimated"), ("4:SIGTERM", "11:SIGTERM")),
+    ("dropped", ("--accumulate", 3, "--no-time"), ("2:SIGTERM", "5:SIGTERM")),
 ]
 
 

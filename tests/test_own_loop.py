@@ -76,6 +76,24 @@ def test_accumulation_that_does_not_divide_an_epoch_resumes_exactly(
     assert exported(tmp_path / "run") == exported(whole)
 
 
+@pytest.mark.slow
+def test_two_ranks_drop_the_micro_steps_of_one_step_and_resume_exactly(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Only the first rank hears of the stop, in the first micro-step of step 6; a save came after step 3."""
+    args = ("--order", "distributed", "--count", 40, "--accumulate", 3, "--until", 7)
+    whole = undisturbed(tmp_path_factory, *args, processes=2)
+    stopped = own(tmp_path / "run", *args, "--strike", "6:SIGTERM", "--no-time", processes=2)
+    assert stopped.code == 75, stopped.output
+    assert "dropping the micro-steps of step 6" in stopped.output
+    assert event(tmp_path / "run", "end")["committed_step"] == 5
+    done = own(tmp_path / "run", *args, processes=2)
+    assert done.code == 0, done.output
+    assert_resumed(tmp_path / "run")
+    assert losses(tmp_path / "run") == losses(whole)
+    assert exported(tmp_path / "run") == exported(whole)
+
+
 @pytest.mark.parametrize("order", ["distributed", pytest.param("unequal", marks=pytest.mark.slow)])
 def test_two_ranks_end_with_the_same_bits(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, order: str) -> None:
     args = ("--order", order, "--count", 40)

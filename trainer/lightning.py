@@ -184,13 +184,25 @@ class SpotCallback(Callback):  # type: ignore[misc]  # Lightning's annotations c
         self._state.restore_metrics()
         self._stepping = self._loop.begin_steps(_end(trainer))
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Begin a micro-step."""
+        if self._stepping:
+            self._stepping.accumulate = trainer.accumulate_grad_batches
+            self._stepping.begin_micro_step(-(batch_idx + 1) % trainer.accumulate_grad_batches)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the loss of a batch."""
+        """Keep the loss of a batch; a stop may drop the batches of a step that is not over.
+
+        Raises:
+            Leaving: it is time to stop, and the step before is saved.
+        """
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, torch.Tensor):
             self._losses.append(loss.detach())
+        if self._stepping and trainer.global_step == self._loop.contents.done:
+            self._stepping.end_micro_step(-(batch_idx + 1) % trainer.accumulate_grad_batches)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the metrics of a validation, for the records of the step that it follows."""

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, FullyShardedDataParallelPlugin
 from cut_on_cpu import cut_on_cpu
+from no_time import no_time
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -72,11 +73,14 @@ def main() -> None:
     parser.add_argument("--late", action="store_true", help="make the Accelerator inside of the block")
     parser.add_argument("--forgets", action="store_true", help="the scaler is not registered")
     parser.add_argument("--without-pass", action="store_true", help="DDP regroups its buckets at the first step")
+    parser.add_argument("--no-time", action="store_true", help="a stop never leaves time for the rest of a step")
     given = parser.parse_args()
     if given.without_pass:
         buckets.settle_at_first_pass = lambda module: None
     step, name = given.strike.split(":")
     with ExitStack() as stack:
+        if given.no_time:
+            stack.enter_context(no_time())
         run = stack.enter_context(SpotRun(given.dir, save_every=3)) if given.late else None
         plugin = None
         if given.wrap == "plugin":

@@ -8,6 +8,7 @@ from trainer import SpotRun  # isort: skip
 import argparse
 import json
 import random
+from contextlib import nullcontext
 from pathlib import Path
 
 import lightning
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from no_time import no_time
 from own_loop import Items, Stream, strike
 from torch import nn
 from torch.utils.data import DataLoader
@@ -135,8 +137,9 @@ def main() -> None:
     parser.add_argument("--options", type=json.loads, default={}, help="of the Trainer")
     parser.add_argument("--fit", type=json.loads, default={}, help="options of fit()")
     parser.add_argument("--strike", default="0:SIGKILL", help="7:SIGTERM, or v7:SIGTERM in the validation after it")
+    parser.add_argument("--no-time", action="store_true", help="a stop never leaves time for the rest of a step")
     given = parser.parse_args()
-    with SpotRun(given.dir, save_every=3) as run:
+    with no_time() if given.no_time else nullcontext(), SpotRun(given.dir, save_every=3) as run:
         lightning.seed_everything(1, verbose=False)
         loader, items = make_loader(given)
         validation = DataLoader(Items(given.validate), batch_size=4)

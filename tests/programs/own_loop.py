@@ -11,11 +11,13 @@ import os
 import random
 import signal
 from collections import deque, namedtuple
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from no_time import no_time
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, WeightedRandomSampler
@@ -120,9 +122,10 @@ def main() -> None:
     parser.add_argument("--apart", action="store_true", help="each rank trains its own critic")
     parser.add_argument("--apart-at", type=int, default=0, help="from this step on, each rank has its learning rate")
     parser.add_argument("--forgets", action="store_true")
+    parser.add_argument("--no-time", action="store_true", help="a stop never leaves time for the rest of a step")
     given = parser.parse_args()
     step, name = given.strike.split(":")
-    with SpotRun(given.dir, save_every=3) as run:
+    with no_time() if given.no_time else nullcontext(), SpotRun(given.dir, save_every=3) as run:
         if run.world_size > 1:
             dist.init_process_group("gloo")
         torch.manual_seed(0)

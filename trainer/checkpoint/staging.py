@@ -65,13 +65,13 @@ class Copy:
         """The memory in which the parts lie side by side, in order; empty if they are not staged."""
         # For a DTensor watch the whole: the version of its local part never grows.
         self._watched = {part.name: live[part.name] for part in self.parts}
-        self._versions = {name: _version(tensor) for name, tensor in self._watched.items()}
+        self._versions = {name: version(tensor) for name, tensor in self._watched.items()}
         for name in [name for name in self._live if buffers and name not in steady]:
             if self._live[name].device.type == "cpu":
                 _copy(self._live.pop(name), buffers[name])
             else:  # On the device, in the order of the computation; nothing waits for it.
                 self._live[name] = self._watched[name] = self._live[name].clone()
-                self._versions[name] = _version(self._live[name])
+                self._versions[name] = version(self._live[name])
         self._stream = _behind_the_computation(self._live.values()) if buffers else None
         self.copied = threading.Event()
         """Set once all of it is in host memory, or the copy failed."""
@@ -93,7 +93,7 @@ class Copy:
             self.copied.set()
 
     def _changed(self, name: str) -> bool:
-        return _version(self._watched[name]) != self._versions[name]
+        return version(self._watched[name]) != self._versions[name]
 
     def here(self, part: Part) -> torch.Tensor:
         """A part's contents without copying: from the copy, or from the live tensor if there is no copy."""
@@ -211,7 +211,7 @@ def _copy(source: torch.Tensor, target: torch.Tensor) -> None:
         target.copy_(source, non_blocking=True)
 
 
-def _version(tensor: torch.Tensor) -> int:
+def version(tensor: torch.Tensor) -> int:
     """A tensor's version, which grows with each change in place; 0 if it has none."""
     with suppress(RuntimeError):  # Tensors of inference mode have none.
         return tensor._version

@@ -23,7 +23,7 @@ class Message:
     left_ms: int = 0
     """Milliseconds until its deadline."""
     round_ms: int = 0
-    """Milliseconds that a round took on rank 0."""
+    """Milliseconds that a micro-step took on rank 0; 0 before the first one has ended."""
     save_ms: int = 0
     """Milliseconds that a save took on rank 0; 0 before the first save."""
     save_every: int = 0

@@ -12,6 +12,9 @@ from trainer.ranks.agreement import KINDS, MESSAGE_INTS, Message, Stop
 from trainer.training.fit import Fit
 from trainer.training.host import Host
 
+LONG_S = 1.0
+"""A shorter step is always finished at a stop."""
+
 
 class Consensus:
     """The conclusions from the last round; the same on every rank."""
@@ -31,7 +34,7 @@ class Consensus:
         self._sent_at = time.monotonic()
         """When this rank made its last message."""
         self._round_s = 0.0
-        """Seconds that a round takes, as a moving average."""
+        """Seconds that a micro-step takes, as a moving average."""
 
     def message(self, enough: bool = False) -> list[int]:
         """Return this rank's message, with which its row of an exchange begins.
@@ -52,13 +55,14 @@ class Consensus:
             save_now=int(self._host.hinted.is_set()),
         ).to_ints()
 
-    def take_in(self, rows: Sequence[Sequence[int]], round_started: float | None = None) -> None:
+    def take_in(self, rows: Sequence[Sequence[int]], round_started: float | None = None, micro_steps: int = 1) -> None:
         """Draw the conclusions from the rows of all ranks.
 
         Args:
             rows: By rank; each begins with a message.
             round_started: When the round began, in monotonic seconds. None for a round outside of a step, whose time
                 is not counted.
+            micro_steps: The number of micro-steps that were done in the round.
         """
         messages = [Message(*row[:MESSAGE_INTS]) for row in rows]
         self._of_rank0 = messages[0]
@@ -66,7 +70,7 @@ class Consensus:
         self.enough = any(message.enough for message in messages)
         self.save_now = any(message.save_now for message in messages)
         if round_started is not None:
-            seconds = time.monotonic() - round_started
+            seconds = (time.monotonic() - round_started) / micro_steps
             self._round_s = seconds if not self._round_s else 0.8 * self._round_s + 0.2 * seconds
         stopping = [message for message in messages if message.stop or self.stop]
         first = min(stopping, key=lambda message: message.left_ms, default=Message())
@@ -75,6 +79,15 @@ class Consensus:
             self.stop = Stop(KINDS[first.stop], self._sent_at + self._left_s)
             self._host.stopping = self.stop.ending
             self._saver.hurry(self.stop.deadline)
+
+    def is_long(self, micro_steps: int) -> bool:
+        """True if a step takes so long that a stop should not wait for its end; the same on every rank.
+
+        Args:
+            micro_steps: Those of the step.
+        """
+        round_ms = self._of_rank0.round_ms
+        return not round_ms or micro_steps * round_ms >= 1000 * LONG_S
 
     def fit(self, rounds_left: int) -> Fit:
         """Return what fits before the deadline of the agreed stop; the same on every rank.

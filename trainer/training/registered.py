@@ -21,6 +21,7 @@ from trainer.training import accelerate_state
 from trainer.training.changes import machine_facts
 from trainer.training.contents import Restored
 from trainer.training.data_place import DataPlace
+from trainer.training.kept import Kept
 from trainer.training.partial import part_of
 from trainer.training.registrable import (
     is_generator,
@@ -66,6 +67,8 @@ class Registered:
         self._base: Frozen | None = None
         self._missing: list[str] = []
         """Names in the checkpoint that are not registered yet."""
+        self.last_boundary: Kept | None = None
+        """What is saved in place of the present state, once a stop has dropped the micro-steps after it."""
 
     # -- registered objects --------------------------------------------------------------------------------------------
 
@@ -170,6 +173,8 @@ class Registered:
 
     def collect(self) -> State:
         """The live tensors and values, in the form that a checkpoint holds."""
+        if self.last_boundary:
+            return self.last_boundary.state
         counters = {
             "step": self.done,
             **self.data.counters(),
@@ -196,7 +201,7 @@ class Registered:
 
     def streams(self) -> torch.Tensor:
         """This rank's place in its data, and its random streams."""
-        return self.data.streams()
+        return self.last_boundary.streams if self.last_boundary else self.data.streams()
 
     def facts(self) -> dict[str, Any]:
         """What a manifest says of the settings and the machine."""

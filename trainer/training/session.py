@@ -134,9 +134,9 @@ class Session:
         self._host.hangs.beat()
         return self.consensus.message(enough)
 
-    def take_in(self, rows: Sequence[Sequence[int]], round_started: float | None = None) -> None:
+    def take_in(self, rows: Sequence[Sequence[int]], round_started: float | None = None, micro_steps: int = 1) -> None:
         """Draw the conclusions from all ranks' rows, as of `Consensus.take_in`."""
-        self.consensus.take_in(rows, round_started)
+        self.consensus.take_in(rows, round_started, micro_steps)
 
     def leaves_time(self, rounds_left: int) -> bool:
         """True if the rest of a step and a save fit before the deadline of the agreed stop; the same on every rank.

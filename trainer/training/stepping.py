@@ -15,6 +15,7 @@ from trainer.training import accelerate_state, same_batches, unsaved
 from trainer.training.arguments import batches_of_a_step, refuse_unlike_accelerate
 from trainer.training.closing import Closing
 from trainer.training.feed import Feed, sampler_of
+from trainer.training.kept import Kept, keep
 from trainer.training.participant import Participant
 from trainer.training.phases import Phases
 from trainer.training.registered import Registered
@@ -31,7 +32,8 @@ class Stepping:
 
     def __init__(self, run: Participant, contents: Registered, session: Session, closing: Closing) -> None:
         self._run, self._contents, self._session, self._closing = run, contents, session, closing
-        self._accumulate = 1
+        self.accumulate = 1
+        """The number of batches of a step; with accelerate, which counts them itself, 1."""
         self._number = 0
         """Batches that this attempt has made."""
         self._begun = 0
@@ -42,6 +44,8 @@ class Stepping:
         self._lr: float | None = None
         self._has_stepped = False
         """An optimizer has stepped since the last boundary."""
+        self._kept: Kept | None = None
+        """The last boundary, if a stop may end this step before its end."""
         self._ends = StepEnd(run, contents, session, self._message)
         self._phases = Phases(contents)
         self._before: unsaved.Attributes = {}
@@ -96,13 +100,15 @@ class Stepping:
         refuse_unlike_accelerate(loader, accumulate, run.world_size)
         if self._session.stop:  # It came in the last step of the call before.
             self._closing.stop(self._session.stop)
-        self._accumulate, self._begun = accumulate, 0
+        self.accumulate, self._begun = accumulate, 0
         self.begin(until)
         for self._number, batch in enumerate(batches, start=1):
             self.give(batch)
+            self.begin_micro_step(self._left)
             try:
                 yield batch
             except GeneratorExit:  # The loop was left by `break`, perhaps after a step.
+                self._ends.forget()
                 if self._has_stepped:
                     seconds = self._ends.count(contents.done + 1, time.monotonic())
                     self._publish(seconds, [feed.order] if run.world_size == 1 else [])
@@ -111,6 +117,8 @@ class Stepping:
                 self.boundary()
                 if contents.done >= until:
                     return
+            else:
+                self.end_micro_step(self._left)
 
     def _bind(self, loader: Iterable[Any]) -> None:
         """Bind the run to the order of a sampler of ours, under other names for each further loader of the run."""
@@ -126,7 +134,17 @@ class Stepping:
     @property
     def ends_step(self) -> bool:
         """The batch that the loop has now is the last one of its step; with accelerate, inside of `accumulate()`."""
-        return self._number > 0 and self._number % self._accumulate == 0 and accelerate_state.ends_step()
+        return self._number > 0 and self._number % self.accumulate == 0 and accelerate_state.ends_step()
+
+    @property
+    def _micro_steps(self) -> int:
+        """The number of batches of a step."""
+        return self.accumulate * accelerate_state.accumulates()
+
+    @property
+    def _left(self) -> int:
+        """Batches of the step that follow the one that the loop has now; accelerate may end a step before."""
+        return max(0, self._micro_steps - self.index - 1)
 
     @property
     def index(self) -> int:
@@ -143,6 +161,7 @@ class Stepping:
         if self._ends.is_first:
             self._before = unsaved.attributes(contents.models, contents.others)
         self._ends.begin_step()
+        self._ends.choose(self._micro_steps)
 
     def give(self, batch: object) -> None:
         """Take in a batch that the loop is about to get."""
@@ -178,7 +197,8 @@ class Stepping:
             Leaving: it is time to stop, and this boundary is saved.
         """
         contents, session, is_first = self._contents, self._session, self._ends.is_first
-        rows, seconds = self._ends.end(contents.done + 1 if done is None else done)
+        micro_steps = self._number - self._begun or self.accumulate
+        rows, seconds = self._ends.end(contents.done + 1 if done is None else done, micro_steps)
         self._publish(seconds, [row[MESSAGE_INTS] for row in rows])
         if is_first:
             self._after_first_step()
@@ -191,6 +211,32 @@ class Stepping:
             if not going_on or contents.may_swap:  # What follows may be an evaluation with other weights.
                 session.await_copied()
         session.saver.check()
+        looks = self._ends.choose(self._micro_steps) and going_on
+        self._kept = keep(contents.collect(), contents.streams()) if looks else None
+
+    # -- within a step -------------------------------------------------------------------------------------------------
+
+    def begin_micro_step(self, left: int) -> None:
+        """Begin a micro-step; as of `StepEnd.begin_micro_step`."""
+        self._ends.begin_micro_step(left)
+
+    def end_micro_step(self, left: int) -> None:
+        """End a micro-step that does not end its step: leave at a stop that leaves no time for the rest of the step.
+
+        Args:
+            left: Micro-steps of the step that follow this one.
+
+        Raises:
+            Leaving: the micro-steps are dropped, and the last boundary is saved.
+        """
+        if stop := self._ends.end_micro_step(left, self._is_kept):
+            self._contents.last_boundary = self._kept
+            self._closing.stop(stop)
+
+    def _is_kept(self) -> bool:
+        return self._kept is not None and not self._has_stepped and self._kept.is_whole
+
+    # -- evaluations ---------------------------------------------------------------------------------------------------
 
     def look(self, done: int, go_back: Callable[[], bool]) -> None:
         """Agree with the other ranks in an evaluation between two steps, and leave at a stop. All ranks call it.
