@@ -216,6 +216,7 @@ def ends_alike(
         start = noticed if strike.endswith("notice") else launch
         ended = start(SCRIPT, "--dir", run, *args, option, strike, processes=processes)
         assert ended.code == 75, ended.output
+        assert ("dropping the micro-steps of step" in ended.output) == ("--no-time" in args), ended.output
         if "SIGKILL" not in strike:
             assert event(run, "end")["committed_step"] == event(run, "end")["step"]
     done = hf(run, *args, processes=processes)
@@ -277,6 +278,7 @@ def test_two_ranks_and_evaluations_at_the_end_of_epochs_resume_exactly(
     ("args", "strikes"),
     [
         (("--accumulate", 2, "--evaluate", "epoch", "--log", 5, "--masks"), ["4:SIGTERM", "6:SIGKILL"]),
+        (("--accumulate", 3, "--no-time", "--count", 23, "--log", 2, "--masks"), ["7:SIGTERM", "8:SIGTERM"]),
         (("--lora", "--until", 9), ["6:SIGKILL"]),
         (("--patience", 1, "--evaluate", "steps", "--epochs", 6, "--count", 9), ["6:SIGTERM", "9"]),
         (("--trainer", "dpo", "--evaluate", "steps", "--log", 3), ["5:SIGTERM"]),

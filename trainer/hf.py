@@ -21,7 +21,6 @@ check.require("transformers", "accelerate")
 
 import json
 import sys
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,13 +33,15 @@ from trainer.checkpoint.finite import NotFiniteError
 from trainer.checkpoint.shards import local
 from trainer.errors import RunError
 from trainer.machine import scratch
+from trainer.training import trl_counts
 from trainer.training.cut_models import unsupported_cut
 from trainer.training.drawn_ahead import DrawnAhead
 from trainer.training.folder_loop import FolderLoop, move_into
 from trainer.training.frozen_base import frozen_digest
 from trainer.training.trainer_batch import batch_remedy, keep_global_batch
+from trainer.training.trainer_boundary import MicroSteps
 from trainer.training.trainer_evaluation import BeforeEvaluation
-from trainer.training.trainer_order import TrainerOrder
+from trainer.training.trainer_order import TrainerOrder, grouping
 
 if TYPE_CHECKING:
     from trainer.training.run import SpotRun
@@ -75,6 +76,7 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
         """The evaluation of the boundary that is saved or restored is still to be done."""
         self._before_evaluation: BeforeEvaluation | None = None
         """The boundary, while its evaluation goes on."""
+        self._micro_steps: Any = None
         self._has_ended = False
         """The Trainer's loop has ended, and its last step is saved."""
         self._sum: Any = None
@@ -110,7 +112,7 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
         if type(first) is int:
             run.remedies["global_batch_size"] = batch_remedy(args, first)
         self._loop.bind(global_batch_size=batch, exact=self._exact)
-        grouped = _grouping(args)
+        grouped = grouping(args)
         if grouped and self._exact:
             run.print_line(f"{grouped} is set aside: exact=True decides about the order of the samples")
         elif grouped:
@@ -139,7 +141,7 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
             self._owed_sum, self._owes_evaluation = mine["loss_sum"], mine["owes_evaluation"]
             self._trainer._total_loss_scalar, self._trainer._globalstep_last_logged = mine["logged_sum"], mine["logged"]
             ended = mine["ended_at"] == state.max_steps
-            _count_on(self._trainer, mine["counts"])
+            trl_counts.load(self._trainer, mine["counts"])
         if loop.contents.facts_restored.get("world_size", args.world_size) != args.world_size:
             self._trainer._load_rng_state = lambda checkpoint: None
             self._run.print_line(
@@ -149,6 +151,7 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
         same = loop.contents.facts_restored.get("world_size") == args.world_size
         ahead = mine.get("ahead") if mine and same else None
         self._ahead = DrawnAhead(self._trainer, ahead, self._run.resume_from(), loop.give)
+        self._micro_steps = MicroSteps(self._trainer, loop)
         loop.begin(self._write, state.max_steps, _bytes_of(self._trainer.model))
         self._original_save, self._trainer._save_checkpoint = self._trainer._save_checkpoint, self._save
         self._original_step, self._trainer._maybe_log_save_evaluate = (
@@ -201,6 +204,18 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
 
     # -- the steps -----------------------------------------------------------------------------------------------------
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Begin the first batch of a step."""
+        self._micro_steps.begin_step()
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """End a batch that does not end its step; a stop may drop it.
+
+        Raises:
+            Leaving: it is time to stop, and the step before is saved.
+        """
+        self._micro_steps.end()
+
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
         """Begin to agree with the other ranks, and note the learning rate."""
         self._loop.start_step()
@@ -210,7 +225,7 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Count the step."""
         self._is_after_epoch = False
-        self._loop.end_step(self._lr)
+        self._loop.end_step(self._lr, args.gradient_accumulation_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Record the Trainer's metrics."""
@@ -256,6 +271,7 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
             self._before_evaluation = BeforeEvaluation(self._trainer, self._run.group)
         self._original_step(loss_sum, *others, **named)
         self._before_evaluation = None
+        self._micro_steps.keep(self._own)
 
     def _save(self, *_: Any) -> None:
         """Save this boundary, in place of the Trainer's own method; leaves at a stop."""
@@ -270,10 +286,10 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
         """
         trainer, args, state = self._trainer, self._args, self._trainer.state
         self._refuse_spoilt()
-        owes = self._owes_evaluation
+        own = self._micro_steps.go_back() or self._own()
         if self._before_evaluation is not None:
             self._before_evaluation.go_back()
-            owes = True
+            own["owes_evaluation"] = True
         kept, args.output_dir = args.output_dir, str(folder)
         try:
             self._original_save(trainer.model_wrapped, None)
@@ -281,18 +297,22 @@ class SpotCallback(TrainerCallback):  # type: ignore[misc]  # transformers has n
             args.output_dir = kept
         place = folder / f"checkpoint-{state.global_step}"
         place.mkdir(parents=True, exist_ok=True)
-        own = {
+        (place / _own_file(self._run.rank)).write_text(json.dumps(own, default=float))
+        return place
+
+    def _own(self) -> dict[str, Any]:
+        """What this callback saves beside the Trainer's files."""
+        trainer = self._trainer
+        return {
             "loss_sum": float(self._sum) + self._owed_sum if self._sum is not None else self._owed_sum,
             "logged_sum": trainer._total_loss_scalar,
             "logged": trainer._globalstep_last_logged,
-            "owes_evaluation": owes,
-            "ended_at": state.max_steps if trainer.control.should_training_stop else None,
+            "owes_evaluation": self._owes_evaluation,
+            "ended_at": trainer.state.max_steps if trainer.control.should_training_stop else None,
             "frozen": self._frozen,
-            "counts": _counts(trainer),
+            "counts": trl_counts.save(trainer),
             "ahead": self._ahead.save() if self._ahead else None,
         }
-        (place / _own_file(self._run.rank)).write_text(json.dumps(own, default=float))
-        return place
 
     def _refuse_spoilt(self) -> None:
         """Refuse to save weights that are not finite.
@@ -348,21 +368,6 @@ def _own_file(rank: int) -> str:
     return f"skyspot-{rank}.json"
 
 
-def _counts(trainer: Any) -> dict[str, Any]:
-    """What TRL's trainers count for their logs, outside of any checkpoint of theirs; empty for others."""
-    metrics = getattr(trainer, "_metrics", None)
-    if not isinstance(metrics, Mapping) or not hasattr(trainer, "_total_train_tokens"):
-        return {}
-    return {"tokens": trainer._total_train_tokens, "metrics": dict(metrics.get("train", {}))}
-
-
-def _count_on(trainer: Any, counts: Mapping[str, Any]) -> None:
-    """Let TRL's trainer go on with what it counted."""
-    if counts and _counts(trainer):
-        trainer._total_train_tokens = counts["tokens"]
-        trainer._metrics["train"].update(counts["metrics"])
-
-
 def _calling_trainer() -> Any:
     """The Trainer that called an event: no event passes it.
 
@@ -381,14 +386,6 @@ def _frameworks(trainer: Any) -> list[str]:
     """TRL, peft, or both, if the trainer or its model comes from there."""
     kinds = (*type(trainer).__mro__, *type(trainer.model).__mro__)
     return sorted({kind.__module__.partition(".")[0] for kind in kinds} & {"peft", "trl"})
-
-
-def _grouping(args: Any) -> str:
-    """The argument that asks for a sampler which draws from the process's random numbers; empty if none does."""
-    if getattr(args, "group_by_length", False):  # In early releases of transformers 5.
-        return "group_by_length"
-    strategy = getattr(args, "train_sampling_strategy", "random")
-    return "" if strategy in ("random", "sequential") else f"train_sampling_strategy={strategy!r}"
 
 
 def _bytes_of(model: torch.nn.Module) -> int:

@@ -11,12 +11,14 @@ import json
 import os
 import random
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
 from cut_on_cpu import cut_on_cpu
+from no_time import no_time
 from own_loop import strike
 from torch.utils.data import Dataset
 from transformers import (
@@ -172,6 +174,7 @@ def main() -> None:
     parser.add_argument("--exact", action="store_true")
     parser.add_argument("--no-dropout", action="store_true")
     parser.add_argument("--mistake", default="")
+    parser.add_argument("--no-time", action="store_true", help="a stop never leaves time for the rest of a step")
     given = parser.parse_args()
     model = make_model(0.0 if given.no_dropout else 0.1)
     if given.mistake == "another base":
@@ -185,7 +188,7 @@ def main() -> None:
         names = {field.name for field in dataclasses.fields(TrainingArguments)}
         by_name = {"train_sampling_strategy": "group_by_length"}
         options |= by_name if by_name.keys() <= names else {"group_by_length": True}
-    with SpotRun(given.dir, save_every=given.save_every) as run:
+    with no_time() if given.no_time else nullcontext(), SpotRun(given.dir, save_every=given.save_every) as run:
         callbacks = (
             [] if given.mistake == "no callback" else [SpotCallback(run, **({"exact": True} if given.exact else {}))]
         )

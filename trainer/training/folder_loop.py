@@ -8,6 +8,8 @@ On every rank, in this order:
     if loop.is_finished(): ...                 # nothing is left to train
     loop.start_step()                          # before the optimizer's step: the ranks agree meanwhile
     loop.end_step(lr)                          # after it: counts the step
+    loop.begin_micro_step(left)                # before each batch of a step, and after it: leaves at a stop
+    loop.end_micro_step(left, is_kept, go_back)
     if loop.wants_save: loop.save()            # after the evaluation of this step, if there is one; leaves at a stop
     loop.look()                                # between two batches of an evaluation: leaves at a stop
     loop.finish(export)                        # run.finish()
@@ -147,18 +149,39 @@ class FolderLoop:
         self._publish()
         self._ends.start_to_agree()
 
-    def end_step(self, lr: float | None = None) -> None:
+    def begin_micro_step(self, left: int) -> None:
+        """Begin a micro-step; as of `StepEnd.begin_micro_step`."""
+        self._ends.begin_micro_step(left)
+
+    def end_micro_step(self, left: int, is_kept: Callable[[], bool], go_back: Callable[[], None]) -> None:
+        """End a micro-step that does not end its step: leave at a stop that leaves no time for the rest of the step.
+
+        Args:
+            left: Micro-steps of the step that follow this one.
+            is_kept: Returns whether this rank can write the last boundary still.
+            go_back: Has the framework write it, in place of the present state.
+
+        Raises:
+            Leaving: the micro-steps are dropped, and the last boundary is saved.
+        """
+        if stop := self._ends.end_micro_step(left, is_kept):
+            go_back()
+            self._closing.stop(stop)
+
+    def end_step(self, lr: float | None = None, micro_steps: int = 1) -> None:
         """Count a step, and agree with the other ranks.
 
         Args:
             lr: The learning rate of the step.
+            micro_steps: Those of a step.
 
         Raises:
             SaveError: the attempt cannot go on.
         """
         self._publish()
         is_first = self._ends.is_first
-        _, seconds = self._ends.end(self.contents.done + 1)
+        _, seconds = self._ends.end(self.contents.done + 1, micro_steps)
+        self._ends.choose(micro_steps)
         self._counted = self.contents.done, seconds, lr
         # Not the random streams: a framework may draw a batch ahead, or not.
         self._traced = {name: value for name, value in self._trace.step({}).items() if name == "batch"}
@@ -170,6 +193,11 @@ class FolderLoop:
     def last_finite(self) -> str:
         """A sentence that names the newest checkpoint."""
         return self._session.saver.last_finite()
+
+    @property
+    def may_drop(self) -> bool:
+        """A stop may end the next step before its end; the same on every rank."""
+        return self._ends.looks
 
     @property
     def stops(self) -> bool:

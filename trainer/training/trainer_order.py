@@ -39,3 +39,11 @@ class TrainerOrder(torch.utils.data.Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         start = self._trainer.state.global_step // self._steps * self._length
         yield from sample_ids(self._seed, self._count, start, start + self._length).tolist()
+
+
+def grouping(args: Any) -> str:
+    """The argument that asks for a sampler which draws from the process's random numbers; empty if none does."""
+    if getattr(args, "group_by_length", False):  # In early releases of transformers 5.
+        return "group_by_length"
+    strategy = getattr(args, "train_sampling_strategy", "random")
+    return "" if strategy in ("random", "sequential") else f"train_sampling_strategy={strategy!r}"
