@@ -156,7 +156,7 @@ def test_training_that_the_program_ends_is_finished_at_that_step(tmp_path: Path,
     assert event(run_dir, "end")["cause"] == "already-finished"
     assert sorted(losses(run_dir)) == list(range(1, 8))
     assert column(run_dir, "lr") == [0.1, 0.1, 0.05, 0.05, 0.025, 0.025, 0.0125]
-    more = early(run_dir, "--until", 9, "--enough-at", 0, processes=processes)
+    more = launch(PROGRAMS / "early.py", "--dir", run_dir, "--until", 9, "--enough-at", 0, processes=processes)
     assert "config mismatch" in more.output
     assert weights(run_dir)
 
