@@ -39,7 +39,7 @@ def test_a_block_of_commands_runs_as_it_stands(tmp_path: Path, block: str) -> No
         "run: python ~/code/counter.py\n"
     )
     scripts = str(Path(sys.executable).parent)
-    env = clean_env(PATH=f"{scripts}:{os.environ['PATH']}", HOME=str(tmp_path / "home"))
+    env = clean_env(PATH=f"{scripts}:{os.environ['PATH']}", HOME=str(tmp_path / "home"), OMP_NUM_THREADS="1")
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200
     )

@@ -116,7 +116,8 @@ def test_with_uv_alone_an_environment_is_made_and_used(tmp_path: Path) -> None:
     assert asked.stdout.strip() == str(home / "skyspot" / "venv"), asked.stderr
     trained = subprocess.run(
         [python, "-m", "trainer", "--checkpoint-dir", str(tmp_path / "run"), "--max-steps", "6", "--processes", "1"],
-        cwd=home / "skyspot", env={**env, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=200,
+        cwd=home / "skyspot", env={**env, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}, timeout=200,
+        capture_output=True, text=True,
     )  # fmt: skip
     assert trained.returncode == 0, trained.stdout + trained.stderr
     taken = int((home / "skyspot" / "setup-seconds").read_text())
