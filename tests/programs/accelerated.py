@@ -118,6 +118,7 @@ def main() -> None:
         for x, y in run.steps(loader, until=given.until):
             if run.step + 1 == int(step) and run.rank == 0:
                 os.kill(os.getpid(), signal.Signals[name])
+                assert run.notices.received.wait(60)
             with accelerator.accumulate(wrapped):
                 loss = F.mse_loss(wrapped(x), y)
                 accelerator.backward(loss)

@@ -95,10 +95,10 @@ def make_loader(order: str, items: Items):
 
 def strike(run: SpotRun, name: str) -> None:
     """Send this process a signal, or wait until it got a cloud's notice, which a test then sends."""
-    if name != "notice":
+    if name == "notice":
+        print("waiting for a notice", flush=True)
+    else:
         os.kill(os.getpid(), signal.Signals[name])
-        return
-    print("waiting for a notice", flush=True)
     assert run.notices.received.wait(60)
 
 
