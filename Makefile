@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Much of the time a test waits: one worker more than there are cores.
 SIDE_BY_SIDE = -n $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))") --dist worksteal
 
-.PHONY: demo test test-all lint lowest bench peers e2e chaos examples
+.PHONY: demo test test-all lint lowest bench peers e2e e2e-parts chaos examples
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Error: no $(PYTHON) on PATH. Choose another: make PYTHON=python3.11 ..." >&2; exit 1; }
@@ -70,5 +70,8 @@ examples: $(READY)  ## Every example, preempted in every way, and with each rule
 	$(BIN)/python tests/example_campaign.py --state .examples.json --report docs/examples-results.md $(EXAMPLES)
 	@rm -f .examples.json
 
-e2e: $(READY)  ## SkyPilot itself on a real Slurm, with the real trainer, on loopback; skipped without root or apt.
+e2e: $(READY) e2e-parts  ## SkyPilot itself on a real Slurm, with the real trainer, on loopback; skipped without root or apt.
 	$(BIN)/python tests/e2e/run.py
+
+e2e-parts:  # Its downloads, which with -j come beside those of $(VENV).
+	@$(PYTHON) tests/e2e/run.py --install

@@ -219,6 +219,15 @@ def test_make_e2e_without_what_it_needs_fails_in_ci_alone(tmp_path: Path, ci: st
     assert ("\nSkyPilot on Slurm: " in done.stdout) != fails
 
 
+def test_e2es_downloads_need_no_packages_and_what_is_missing_is_said_later(tmp_path: Path) -> None:
+    """`make -j` starts them beside those of the virtual environment. Nothing is on PATH, so nothing is downloaded."""
+    done = subprocess.run(
+        [sys.executable, "-S", "tests/e2e/run.py", "--install"],
+        cwd=REPO, env=clean_env(CI="true", PATH=str(tmp_path)), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_what_workers_share_is_built_by_one_and_again_where_that_failed(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """`make e2e`: SkyPilot itself, on a real Slurm, with the real trainer, all on this machine's loopback.
 
     python tests/e2e/run.py [PYTEST OPTIONS]    install what is missing, start the lab, run the tests, stop it
+    python tests/e2e/run.py --install           only install what is missing; what cannot be had is said by the next run
     python tests/e2e/run.py --up                leave a lab running; later runs use it
     python tests/e2e/run.py --down              stop that lab
     python tests/e2e/run.py --shell [COMMAND]   the user's shell (or a command of the user's) in that lab
@@ -57,6 +58,8 @@ def main(arguments: list[str]) -> int:
             say(f"installed all in {time.monotonic() - started:.1f} s, under {ROOT}")
         except install.Unavailable as error:
             reason = str(error)
+    if arguments[:1] == ["--install"]:
+        return 0
     if reason is not None:
         say(f"skipped: {reason}")
         return pytest(arguments, SKYSPOT_E2E_MISSING=reason)
