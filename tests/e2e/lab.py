@@ -389,6 +389,10 @@ class Lab:
         """Set a partition UP or DOWN."""
         call("scontrol", "update", f"PartitionName={name}", f"State={state}")
 
+    def unmount(self, folder: Path) -> None:
+        """Take away the mount of a machine that is gone: the next has its own, but here they share a namespace."""
+        subprocess.run(["umount", "--lazy", folder], check=False, capture_output=True)
+
     def close(self) -> None:
         """End the queue's agent."""
         self._closed.set()

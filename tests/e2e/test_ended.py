@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +13,11 @@ from typing import Any
 
 from lab import Lab, call, kill, processes_of, train_here, until
 from managed import ENDED, PATIENCE_S, Job, launch, newest
-from place import CLOSING, CLUSTER, MOUNTS, ON_DEMAND, REPO, S3_DATA, SPOT
+from place import CLOSING, CLUSTER, ON_DEMAND, REPO, SPOT
 from scenarios import scenario
-from test_preempted import Ended, template_options, undisturbed, verdict  # noqa: F401  (a fixture)
+from test_preempted import Ended, template_options, verdict
 
 from skyspot.rehearsal.verdict import read_history
-from trainer.layout.names import RunPaths
 
 TASK = """\
 resources:
@@ -37,36 +37,48 @@ setup: |
 run: |
   cd ~/skyspot
   export PYTHONPATH=~/skyspot
-  exec ~/skyspot/python -m trainer.launch --processes 1 ~/program.py {arguments}
+  set -- ~/skyspot/python -m trainer.launch --processes 1 ~/program.py {arguments}
+  while [ $(ls $SKYSPOT_CHECKPOINT_DIR/attempts 2> /dev/null | wc -l) -lt {again} ]; do "$@"; done
+  exec "$@"
 """
 
 
-def launch_program(lab: Lab, name: str, program: Path, arguments: str = "", nodes: int = 1) -> Job:
-    """Submit a program of the user's own under our launcher, as a plain task YAML."""
+def launch_program(lab: Lab, name: str, program: Path, arguments: str = "", nodes: int = 1, again: int = 0) -> Job:
+    """Submit a program of the user's own under our launcher, as a plain task YAML.
+
+    Each of the run's first `again` attempts is followed by another one at once, whatever its exit code.
+    """
     here = lab.project / name
     shutil.copytree(REPO / "trainer", here / "trainer", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(program, here / "program.py")
     task = here / "task.yaml"
     task.write_text(
         TASK.format(cluster=CLUSTER, spot=SPOT, nodes=nodes, folder=lab.shared / name, trainer=here / "trainer",
-                    program=here / "program.py", arguments=arguments)
+                    program=here / "program.py", arguments=arguments, again=again)
     )  # fmt: skip
     return launch(lab, name, task=str(task), infra=None, bucket=None)
 
 
-def failed(lab: Lab, name: str, source: str) -> Ended:
-    """A program of a few lines, until SkyPilot has given its job up."""
-    program = lab.project / f"{name}.py"
-    program.write_text(source)
-    job = launch_program(lab, name, program)
-    return Ended(job, job.wait("FAILED", seconds=4 * PATIENCE_S), job.recoveries)  # Of up to four machines.
+@dataclass(frozen=True)
+class Failed:
+    job: Job
+    recoveries: int
+    log: str
+    table: str
+    """What `skyspot queue --all` says."""
+
+
+def failed(job: Job) -> Failed:
+    """Wait until SkyPilot has given a job up, and look at it then."""
+    job.wait("FAILED")
+    return Failed(job, job.recoveries, job.log(), job.lab.skyspot("queue", "--all").stdout)
 
 
 # -- what the user sees ------------------------------------------------------------------------------------------------
 
 
-LONG = {"max_steps": 1200, "global_batch_size": 4, "micro_batch_size": 4, "seq_len": 64}
-"""Steps enough, and long enough, for a person to look at the job from all sides while it runs."""
+LONG = {"max_steps": 800}
+"""Steps enough that a person can look at the slowed job from all sides while it runs."""
 
 
 @dataclass(frozen=True)
@@ -95,17 +107,18 @@ def cancelled(lab: Lab) -> Watched:
     ladder = ["--prefer", f"slurm/{CLUSTER}/{CLOSING}", "--prefer", f"slurm/{CLUSTER}/{ON_DEMAND}"]
     job = launch(lab, "cancelled", *ladder, *template_options(**LONG), infra=f"slurm/{CLUSTER}")
     job.wait_committed(30)
-    job.wait("RUNNING")  # For SkyPilot, it is STARTING for some seconds more.
-    partition = job.allocation()[1]
-    with ThreadPoolExecutor() as at_once:
-        queue = at_once.submit(lab.skyspot, "queue", "--json")
-        table = at_once.submit(lab.skyspot, "queue")
-        sky_queue = at_once.submit(lab.sky, "jobs", "queue")
-        log = at_once.submit(lab.skyspot, "logs", "cancelled", "--no-follow")
-        refused = at_once.submit(lab.skyspot, "launch", "-n", "cancelled", "-y", "-d", check=False)
-    lab.note("cancelled: looked at from all sides")
-    done = lab.skyspot("cancel", "cancelled")
-    lab.note("cancelled: cancel came back")
+    with job.slowed():
+        job.wait("RUNNING")  # For SkyPilot, it is STARTING for some seconds more.
+        partition = job.allocation()[1]
+        with ThreadPoolExecutor() as at_once:
+            queue = at_once.submit(lab.skyspot, "queue", "--json")
+            table = at_once.submit(lab.skyspot, "queue")
+            sky_queue = at_once.submit(lab.sky, "jobs", "queue")
+            log = at_once.submit(lab.skyspot, "logs", "cancelled", "--no-follow")
+            refused = at_once.submit(lab.skyspot, "launch", "-n", "cancelled", "-y", "-d", check=False)
+        lab.note("cancelled: looked at from all sides")
+        done = lab.skyspot("cancel", "cancelled")
+        lab.note("cancelled: cancel came back")
     job.wait("CANCELLED")
     end = job.events()["end"]
     lab.partition(CLOSING, "UP")
@@ -172,15 +185,18 @@ def test_a_finished_run_is_not_submitted_again(cancelled: Watched, lab: Lab) -> 
 
 
 @scenario
-def crashing(lab: Lab) -> Ended:
-    """It leaves with 75 before anything is committed, every time."""
-    return failed(lab, "crashing", "import sys\nprint('crashing', flush=True)\nsys.exit(75)\n")
+def crashing(lab: Lab) -> Failed:
+    """It leaves with 75 before anything is committed, every time: three times in its first launch, then once more."""
+    program = lab.project / "crashing.py"
+    program.write_text("import sys\nprint('crashing', flush=True)\nsys.exit(75)\n")
+    return failed(launch_program(lab, "crashing", program, again=2))
 
 
-def test_a_crash_loop_is_stopped_after_three_attempts(crashing: Ended) -> None:
+def test_a_crash_loop_is_stopped_after_three_attempts(crashing: Failed) -> None:
     codes = [crashing.job.events(index)["end"]["code"] for index in range(len(crashing.job.attempts()))]
     assert codes == [75, 75, 75, 80]
-    assert "no progress: 3 attempts in a row" in crashing.job.log()
+    assert crashing.recoveries == 1
+    assert "no progress: 3 attempts in a row" in crashing.log
 
 
 # -- two nodes ---------------------------------------------------------------------------------------------------------
@@ -229,38 +245,6 @@ def test_two_nodes_of_which_one_is_lost_come_out_as_two_undisturbed_ones(two_nod
     assert found.exact, found.text
 
 
-# -- a bucket ----------------------------------------------------------------------------------------------------------
-
-
-@scenario
-def in_a_bucket(lab: Lab) -> Ended:
-    """Checkpoints on an S3 MOUNT; the task is edited by hand to name the lab's own store, and used as it is."""
-    name, options = "in-a-bucket", ["--infra", f"slurm/{CLUSTER}/{SPOT}", "--env", "OMP_NUM_THREADS=1"]
-    mount = MOUNTS / name
-    arguments = ["finetune", "-n", name, *options, "--bucket", "skyspot-lab", *template_options()]
-    lab.skyspot("render", *arguments, "-o", ".")
-    written = lab.project / ".skyspot" / f"{name}.yaml"
-    text = written.read_text().replace('name: "skyspot-lab"', 'name: "skyspot-lab", store: vastdata')
-    written.write_text(text.replace("/checkpoints", str(mount)))
-    done = lab.skyspot("launch", *arguments, "-y", "-d")
-    assert f"Using .skyspot/{name}.yaml with your edits" in done.stderr
-    store = RunPaths(S3_DATA / "skyspot-lab" / name)
-    job = Job(lab, name, until("it is in the queue", lambda: newest(lab, name), PATIENCE_S), store)
-    job.wait_committed(20)
-    job.scancel()
-    job.wait_attempts(2)
-    status = job.wait("SUCCEEDED")
-    until("the model is in the store", (store.final / "MANIFEST.json").exists, PATIENCE_S)
-    return Ended(job, status, job.recoveries)
-
-
-def test_checkpoints_on_an_s3_mount_survive_too(in_a_bucket: Ended, undisturbed: Path) -> None:  # noqa: F811
-    assert in_a_bucket.recoveries == 1
-    assert in_a_bucket.job.events()["restored"]["step"] >= 20
-    found = verdict(undisturbed, in_a_bucket.job)
-    assert found.exact, found.text
-
-
 # -- a pipeline --------------------------------------------------------------------------------------------------------
 
 PIPELINE = """\
@@ -301,22 +285,20 @@ def pipeline(lab: Lab) -> Pipeline:
     rows = {}
     for name, made in (("prepare", "data"), ("train", "model")):
         until(f"{name} runs", (out / made).exists, PATIENCE_S, job.story)
-        rows[name] = until(f"{name} is RUNNING in the queue", lambda: _running_row(lab, job), PATIENCE_S, job.story)
+        until(f"{name} is RUNNING", lambda: _tasks(lab, job)[name] == "RUNNING", PATIENCE_S, job.story)  # noqa: B023
+        found = json.loads(lab.skyspot("queue", "--json").stdout)
+        rows[name] = next(row for row in found if row["id"] == job.id)
         (out / f"{name}-was-seen").touch()
         lab.note(f"pipeline: {name} was seen")
-    ends = until("both tasks have ended", lambda: _ends(lab, job), PATIENCE_S, job.story)
+    until("both tasks have ended", lambda: set(_tasks(lab, job).values()) <= ENDED, PATIENCE_S, job.story)
+    ends = _tasks(lab, job)
     lab.note(f"pipeline: {ends}")
     return Pipeline(job, rows, ends)
 
 
-def _running_row(lab: Lab, job: Job) -> dict[str, Any] | None:
-    found = json.loads(lab.skyspot("queue", "--json").stdout)
-    return next((row for row in found if row["id"] == job.id and row["status"] == "RUNNING"), None)
-
-
-def _ends(lab: Lab, job: Job) -> dict[str, str] | None:
-    tasks = {one["task_name"]: one["status"] for one in lab.queue() if one["job_id"] == job.id}
-    return tasks if set(tasks.values()) <= ENDED else None
+def _tasks(lab: Lab, job: Job) -> dict[str, str]:
+    """SkyPilot's status of each task."""
+    return {one["task_name"]: one["status"] for one in lab.queue() if one["job_id"] == job.id}
 
 
 def test_a_pipelines_tasks_run_one_after_the_other_and_the_queue_shows_each(pipeline: Pipeline, lab: Lab) -> None:
@@ -329,21 +311,6 @@ def test_a_pipelines_tasks_run_one_after_the_other_and_the_queue_shows_each(pipe
 
 
 # -- bugs --------------------------------------------------------------------------------------------------------------
-
-
-@scenario
-def failing(lab: Lab) -> Ended:
-    """A bug: an exception, which SkyPilot must not retry."""
-    return failed(lab, "failing", "print('failing', flush=True)\nraise ValueError('a bug of its own')\n")
-
-
-def test_an_exception_fails_the_job_and_is_not_retried(failing: Ended, lab: Lab) -> None:
-    assert failing.recoveries == 0
-    assert len(failing.job.attempts()) == 1
-    assert failing.job.events()["end"]["code"] == 1
-    assert "a bug of its own" in failing.job.log()
-    table = lab.skyspot("queue", "--all").stdout
-    assert "FAILED" in table
 
 
 BROKEN = """\
@@ -365,17 +332,18 @@ loss = broken_loss
 
 
 @scenario
-def failing_on_the_second(lab: Lab) -> Ended:
-    """An exception on the second of two nodes only, about 40 steps after the start."""
+def failing(lab: Lab) -> Failed:
+    """A bug, which SkyPilot must not retry: an exception on the second of two nodes only, some 40 steps in."""
     before, main, after = MLP.read_text().partition('if __name__ == "__main__":')
     assert main
-    program = lab.project / "failing-on-the-second.py"
+    program = lab.project / "failing.py"
     program.write_text(before + BROKEN + main + after)
-    job = launch_program(lab, "failing-on-the-second", program, PROGRAM, nodes=2)
-    return Ended(job, job.wait("FAILED"), job.recoveries)
+    return failed(launch_program(lab, "failing", program, PROGRAM, nodes=2))
 
 
-def test_an_exception_on_the_second_node_fails_the_job_and_is_not_retried(failing_on_the_second: Ended) -> None:
-    assert failing_on_the_second.recoveries == 0
-    assert len(failing_on_the_second.job.attempts()) == 1
-    assert failing_on_the_second.job.events()["end"]["code"] == 1
+def test_an_exception_on_the_second_node_fails_the_job_and_is_not_retried(failing: Failed) -> None:
+    assert failing.recoveries == 0
+    assert len(failing.job.attempts()) == 1
+    assert failing.job.events()["end"]["code"] == 1
+    assert "a bug of the program's own" in failing.log
+    assert re.search(r"\bfailing\b.*\bFAILED\b", failing.table), failing.table
