@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from support import clean_env, event
+from support import clean_env, event, launch
 
 from trainer import RunConfig, SpotRun
 from trainer.layout.names import RunPaths, list_attempts
@@ -157,3 +157,33 @@ def test_open_files_are_found_without_a_question_to_other_objects() -> None:
     text, closed = io.StringIO(), io.StringIO()
     closed.close()
     assert open_files([Asked(), text, closed]) == [text]
+
+
+LEAVES = """
+import atexit
+from trainer import SpotRun
+import torch
+import torch.distributed as dist
+
+atexit.register(lambda: print(f"at the end: {dist.is_initialized()}", flush=True))  # Python calls it after the later ones.
+with SpotRun(FOLDER) as run:
+    torch.distributed.init_process_group("gloo")
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    run.register(model=model, optimizer=optimizer)
+    for batch in run.steps(torch.utils.data.DataLoader(torch.ones(8, 2)), until=2):
+        model(batch).sum().backward()
+        optimizer.step()
+    run.finish()
+dist.barrier()
+print("after the block", flush=True)
+"""
+
+
+def test_the_process_groups_are_the_programs_after_the_run_and_gone_before_python_ends(tmp_path: Path) -> None:
+    """Otherwise a thread of gloo's may free a tensor while Python ends: the process aborts, or never ends."""
+    script = tmp_path / "leaves.py"
+    script.write_text(LEAVES.replace("FOLDER", repr(str(tmp_path / "run"))))
+    done = launch(script, processes=2)
+    assert done.code == 0, done.output
+    assert sorted(done.output.splitlines()[-4:]) == ["after the block"] * 2 + ["at the end: False"] * 2

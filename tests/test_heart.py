@@ -128,7 +128,7 @@ def test_no_thread_is_in_a_call_of_c10ds_once_the_attempt_has_ended(seat: RankGr
     with seat.stay_alive():
         [thread] = set(threading.enumerate()) - before
         goes_on(seat.store, "beat/alive/0")
-        seat.end_heartbeats(20)
+        seat.let_go(20)
         assert not thread.is_alive()
 
 

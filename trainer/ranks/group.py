@@ -7,6 +7,7 @@ missing heartbeat, not a long task, is the failure.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import socket
@@ -146,9 +147,13 @@ class RankGroup:
         """A context in which this rank sends the heartbeats that `lost_a_peer` looks for on the other ranks."""
         return self.heartbeat(_alive(self.rank))
 
-    def end_heartbeats(self, seconds: float) -> None:
-        """Send no more heartbeats, and wait for up to `seconds` until their thread has ended."""
+    def let_go(self, seconds: float) -> None:
+        """Send no more heartbeats, and wait for up to `seconds` until their thread has ended.
+
+        The process groups stay for the program; they are destroyed before Python ends.
+        """
         self._heartbeats.end(seconds)
+        atexit.register(destroy_groups, seconds)
 
     def before_gather(self, name: str) -> AbstractContextManager[None]:
         """A context for this rank's work before `gather(name)`: the others wait there for as long as that takes."""
@@ -295,6 +300,18 @@ class RankGroup:
         for rank in range(1, self.world_size):
             with suppress(Exception):
                 wait_for(self.store, f"left/{rank}", max(0.01, end - time.monotonic()))
+
+
+def destroy_groups(seconds: float) -> None:
+    """Destroy the process groups, but wait no longer than `seconds`.
+
+    A thread of gloo's frees the tensors of its last collective. Where it does so while Python ends, the process aborts,
+    or never ends (https://github.com/pytorch/pytorch/issues/190489).
+    """
+    if dist.is_initialized():
+        thread = threading.Thread(target=dist.destroy_process_group, daemon=True, name="groups")
+        thread.start()
+        thread.join(seconds)
 
 
 def refuse_unknown_interface() -> None:

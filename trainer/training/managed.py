@@ -13,9 +13,11 @@ from trainer.attempt.ending import ERROR, FINISHED
 from trainer.checkpoint import extras
 from trainer.errors import RunError, one_line
 from trainer.launch.link import Link
+from trainer.ranks.group import destroy_groups
 from trainer.training import rng
 from trainer.training.closing import Closing
 from trainer.training.joining import join, open_session
+from trainer.training.participant import END_THREADS_S
 from trainer.training.registered import Registered
 from trainer.training.run import SpotRun
 
@@ -145,6 +147,7 @@ class Managed:
             run.attempt = None  # The launcher records the end: it learns the exit code.
         ending = FINISHED if error is None else ERROR
         run.part(ending, ending.code)
+        destroy_groups(END_THREADS_S)
 
 
 def _identity(thing: Any) -> object:

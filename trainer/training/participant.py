@@ -348,7 +348,7 @@ class Participant(Host):
             self.journal.end()
         # If Python ends while a thread is in a call of c10d's, the process aborts.
         if hasattr(self, "group"):
-            self.group.end_heartbeats(END_THREADS_S)
+            self.group.let_go(END_THREADS_S)
         if self._crashes:
             self._crashes.join(END_THREADS_S)
 
