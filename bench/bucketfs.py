@@ -156,7 +156,7 @@ def main() -> int:
     """Measure, print and report; returns 1 if the bound does not hold."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rate", type=float, default=1.0)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--realtime", action="store_true")
     parser.add_argument("--report", type=Path, default=sections.PERFORMANCE, help="file for the report")

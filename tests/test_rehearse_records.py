@@ -55,6 +55,40 @@ def test_a_kill_that_is_the_only_strike_comes_after_a_save_and_is_proof(tmp_path
     assert outcomes(result) == {"kill": "exact"}
 
 
+SPOTRUN = """\
+import os, time
+from trainer import SpotRun
+import torch
+torch.manual_seed(0)
+with SpotRun(os.environ["OUT"], save_every=1) as run:
+    model = torch.nn.Linear(64, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    run.register(model=model, optimizer=optimizer)
+    for batch in run.steps(torch.utils.data.DataLoader(torch.randn(30, 64, generator=torch.Generator())), until=30):
+        time.sleep(0.1)
+        loss = model(batch).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        run.log(loss=loss)
+    run.finish()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bucketfs_missing() is not None, reason=str(faultfs.missing() or bucketfs_missing()))
+def test_after_a_save_that_was_cut_off_the_strikes_go_on(tmp_path: Path) -> None:
+    """The records tell what the next attempt resumed from; it need not run to its end for that."""
+    (tmp_path / "train.py").write_text(SPOTRUN)
+    task = TASK.replace(str(PROGRAMS / "recorded.py"), str(tmp_path / "train.py"))
+    (tmp_path / "task.yaml").write_text(task.replace("mode: MOUNT", "store: s3, mode: MOUNT"))
+    options = ["--kinds", "kill-in-save", "--preemptions", 2, "--processes", 1, "--json"]
+    done = rehearse("task.yaml", *options, cwd=tmp_path)
+    result = json.loads(done.stdout)
+    assert outcomes(result) == {"kill-in-save": "exact"}, done.stdout
+    assert [row["kind"] for row in result["legs"][1]["rows"]] == ["kill-in-save", "kill-in-save", "finished"]
+
+
 @pytest.mark.slow  # A rehearsal; quick tests below show the same.
 def test_a_task_that_deletes_its_checkpoints_has_lost_work_though_its_history_is_the_same(tmp_path: Path) -> None:
     code, result = rehearsed(tmp_path, "deletes", "--kinds", "kill,sigterm", "--preemptions", 2)

@@ -152,9 +152,11 @@ class Legs:
 
     def _next(self, leg: Leg, pending: list[Preemption], careful: bool) -> Preemption | None:
         """The preemption of a leg's next attempt; None: it is to run to its end."""
-        if not pending or (leg.preempted and self.tracing.runs_to_its_end(leg.name, pending[0], careful)):
+        if not pending:
             return None
-        return pending[0]
+        # Of a task with records, these tell what each attempt resumed from.
+        ends = not self.records and leg.preempted and self.tracing.runs_to_its_end(leg.name, pending[0], careful)
+        return None if ends else pending[0]
 
     def _on_a_machine(
         self,
