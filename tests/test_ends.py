@@ -165,7 +165,8 @@ from trainer import SpotRun
 import torch
 import torch.distributed as dist
 
-atexit.register(lambda: print(f"at the end: {dist.is_initialized()}", flush=True))  # Python calls it after the later ones.
+# Python calls what was registered last first.
+atexit.register(lambda: print(f"at the end: {dist.is_initialized()}", flush=True))
 with SpotRun(FOLDER) as run:
     torch.distributed.init_process_group("gloo")
     model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 1))
