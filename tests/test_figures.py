@@ -55,7 +55,7 @@ LIMITS: list[tuple[str, str, str, float]] = [
     (DESIGN, "the undisturbed run, or 30 s", "skyspot/rehearsal/engine.py PATIENCE_S", 30),
     (DESIGN, "closed within half a second", "skyspot/rehearsal/bucketfs/store.py _BURST_S", 0.5),
     (DESIGN, "A write of 32 KiB or more", "skyspot/rehearsal/bucketfs/files.py _LARGE", 32 << 10),
-    (REHEARSE, "SIGTERM; 45 s later SIGKILL", "skyspot/rehearsal/injector.py TERM_PATIENCE_S", 45),
+    (REHEARSE, "SIGTERM; 45 s later SIGKILL", "skyspot/rehearsal/faults.py TERM_PATIENCE_S", 45),
     (SCRIPTS, "`atexit` functions have five seconds", "trainer/training/unwinding.py CLOSERS_S", 5),
     (CHECKPOINTS, "not found within 2,000", "tests/chaos/campaign.py PLANT_FAULTS", 2000),
     (CHECKPOINTS, "last of twelve faults", "tests/chaos/campaign.py EPISODE", 12),

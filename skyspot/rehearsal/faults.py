@@ -32,9 +32,11 @@ class Warned:
     """False: the announcement does not tell how much time is left."""
 
 
+TERM_PATIENCE_S = 45.0
+"""Seconds from SIGTERM to SIGKILL."""
 WARNED = {
     "aws-notice": Warned("spot notice", "aws", NOTICE_S["aws"]),
-    "sigterm": Warned("SIGTERM", "aws", 45.0, signal.SIGTERM),
+    "sigterm": Warned("SIGTERM", "aws", TERM_PATIENCE_S, signal.SIGTERM),
     "gcp-notice": Warned("spot notice", "gcp", NOTICE_S["gcp"], tells_time=False),
     "azure-notice": Warned("spot notice", "azure", NOTICE_S["azure"]),
     "slurm-signal": Warned("SIGUSR1", "slurm", 120.0, signal.SIGUSR1),
