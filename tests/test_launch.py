@@ -110,7 +110,8 @@ def test_when_the_launcher_is_killed_its_ranks_die_with_it(tmp_path: Path) -> No
 
 def test_a_rank_that_ignores_everything_is_killed_after_the_grace(tmp_path: Path) -> None:
     body = "if rank == 1: os._exit(1)\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: time.sleep(1)\n"
-    assert run(script(tmp_path, body), "--grace", 0.2).returncode == 1
+    ended = run(script(tmp_path, body), "--grace", 0.2)
+    assert (ended.returncode, ended.stderr) == (1, "rank 0 did not leave in time: killed\n")
 
 
 def test_a_stopped_rank_does_not_keep_the_launcher(tmp_path: Path) -> None:

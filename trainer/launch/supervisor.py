@@ -12,6 +12,7 @@ import secrets
 import selectors
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -200,7 +201,10 @@ class Supervisor:
         self._await_notice()
         if self._kill_at is not None and time.monotonic() >= self._kill_at and not self._killed:
             self._killed = True
+            late = [str(self._number(rank)) for rank in self._ranks if rank.code is None]
             self._send(signal.SIGKILL)
+            if late:
+                _say(f"rank {', '.join(late)} did not leave in time: killed")
 
     def _pass_on_notice(self) -> None:
         """Send a SIGTERM to ranks that do not watch for notices; they have until the machine is taken."""
@@ -228,9 +232,11 @@ class Supervisor:
 
     def _print_killed(self, rank: Rank, by: signal.Signals) -> None:
         """Print which signal ended a rank that nothing had told to leave: it cannot print that itself."""
-        number = self._nodes.rank * self._processes + self._ranks.index(rank)
         hint = ". Linux does that where memory runs out" if by is signal.SIGKILL else ""
-        print(f"rank {number} was killed by {by.name}{hint}", file=sys.stderr, flush=True)
+        _say(f"rank {self._number(rank)} was killed by {by.name}{hint}")
+
+    def _number(self, rank: Rank) -> int:
+        return self._nodes.rank * self._processes + self._ranks.index(rank)
 
     def _left(self, rank: Rank, code: int) -> None:
         if rank.code is not None:
@@ -302,3 +308,10 @@ class Supervisor:
         end = time.monotonic() + seconds
         while not self._signalled and (left := end - time.monotonic()) > 0:
             self._wait(left)
+
+
+def _say(line: str) -> None:
+    """Print a line on a thread, and wait a moment for it: nobody may read what a full pipe holds."""
+    thread = threading.Thread(target=print, args=(line,), kwargs={"file": sys.stderr, "flush": True}, daemon=True)
+    thread.start()
+    thread.join(RELAY_S)
