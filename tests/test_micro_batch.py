@@ -70,6 +70,16 @@ def test_a_resume_on_the_same_machines_takes_the_size_of_its_checkpoint(tmp_path
     assert "Changed since" not in resumed.output
 
 
+def test_a_device_with_less_memory_takes_fewer_samples_and_the_global_batch_holds(tmp_path: Path) -> None:
+    assert attempt(tmp_path, "--steps", 4, "--device", "large").code == 0
+    moved = attempt(tmp_path, "--device", "small", "--fits", 3)
+    assert moved.code == 0, moved.output
+    assert "Micro-batch: 3 samples (6 do not fit into memory); 12 in a step, as ever." in moved.output
+    assert "Changed since step 4: micro-batch size 12 -> 3, device large -> small." in moved.output
+    assert saved_with(tmp_path) == {4: 12, 8: 3}
+    assert list(losses(tmp_path)) == list(range(1, 9))
+
+
 def test_memory_for_no_sample_is_said_in_a_line(tmp_path: Path) -> None:
     ended = attempt(tmp_path, "--fits", 0)
     assert ended.code == 1

@@ -16,6 +16,7 @@ from mlp import loss as plain_loss
 from torch import nn
 
 from trainer import RunConfig, SpotRun
+from trainer.training.training_state import TrainingState
 
 
 class _Fails(torch.autograd.Function):
@@ -38,7 +39,9 @@ def main() -> None:
     parser.add_argument("--since", type=int, default=0, help="the step from which on memory is small")
     parser.add_argument("--rank", type=int, default=0, help="the rank that has little memory")
     parser.add_argument("--place", choices=["forward", "backward", "middle"], default="forward")
+    parser.add_argument("--device", default="cpu", help="the device's name")
     given = parser.parse_args()
+    TrainingState.device_name = property(lambda self: given.device)
     micro = given.micro if given.micro == "auto" else int(given.micro)
     config = RunConfig(checkpoint_dir=given.dir, max_steps=given.steps, save_interval_steps=4, global_batch_size=12,
                        micro_batch_size=micro, cpu=True, allow_config_change=("max_steps",))  # fmt: skip
