@@ -145,10 +145,10 @@ def test_an_error_that_says_only_that_a_disk_is_full_is_told_with_the_disk(
     run = SpotRun(RunConfig(checkpoint_dir=tmp_path / "run", max_steps=1))
     monkeypatch.setattr(os, "statvfs", of_size(0))
     monkeypatch.setattr(scratch, "_on_one_disk", lambda one, other: False)
-    assert run._full_disk(OSError(errno.ENOSPC, "No space left on device")) == f"{temporary} is full. "
-    assert run._full_disk(OSError(errno.ENOSPC, "No space left on device", "/mine")) == ""
-    assert run._full_disk(OSError(errno.EIO, "Input/output error")) == ""
-    assert run._full_disk(ValueError("no space")) == ""
+    assert run._remedy(OSError(errno.ENOSPC, "No space left on device")) == f"{temporary} is full. "
+    assert run._remedy(OSError(errno.ENOSPC, "No space left on device", "/mine")) == ""
+    assert run._remedy(OSError(errno.EIO, "Input/output error")) == ""
+    assert run._remedy(ValueError("no space")) == ""
 
 
 def test_who_writes_to_a_local_disk_says_so(temporary: Path, tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ def buffer_copied_late() -> None:
 
 def step_before_the_copy() -> None:
     """The optimizer does not wait for the copy."""
+    assert callable(saving.Saver.await_copied)
     saving.Saver.await_copied = lambda self: None  # type: ignore[method-assign]
     real = staging.Copy.run
 
@@ -74,7 +75,8 @@ def step_before_the_copy() -> None:
 
 def change_not_noticed() -> None:
     """A tensor that changes while it is copied goes unnoticed."""
-    staging._version = lambda tensor: 0
+    assert callable(staging.version), "under another name, nothing would be planted"
+    staging.version = lambda tensor: 0
 
 
 def read_back_trusted_on_a_cached_mount() -> None:
