@@ -539,8 +539,8 @@ def drawn(rank: int, ranks: int, asked: list[int]) -> dict[tuple[int, int], list
         def weight(self, batch: Any) -> float:
             return len(batch)
 
-    config = SimpleNamespace(seed=3, global_batch_size=8, micro_batch_size=2)
-    loader = Loader(Drawing(), SimpleNamespace(config=config, offset=0), rank, ranks)  # type: ignore[arg-type]
+    config = SimpleNamespace(seed=3, global_batch_size=8)
+    loader = Loader(Drawing(), SimpleNamespace(config=config, offset=0, micro_batch_size=2), rank, ranks)  # type: ignore[arg-type]
     return {(step, micro.index): micro.batch for step in asked for micro in loader.fetch(step)}
 
 

@@ -208,12 +208,8 @@ class Scene:
 
     def tell(self, word: str) -> None:
         """Send one word."""
-        if word == "aws":
-            self.servers["aws"].announce(self.stop.notice_s)
-        elif word == "gcp":
-            self.servers["gcp"].preempt()
-        elif word == "azure":
-            self.servers["azure"].schedule("Preempt", self.stop.notice_s)
+        if word in self.servers:
+            self.servers[word].announce(self.stop.notice_s)
         else:
             name, _, where = word.partition(" ")
             self._send(signal.Signals[name], where)
