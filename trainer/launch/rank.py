@@ -145,6 +145,8 @@ def start_rank(command: Sequence[str], number: int, environment: Environment, pr
     def in_child() -> None:
         # Otherwise a Ctrl-C or a kill of the launcher's process group would reach the rank twice.
         os.setpgid(0, 0)
+        # A closed terminal ends no rank: the launcher passes it on as a SIGTERM.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         if hasattr(libc, "prctl"):
             libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != parent:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import selectors
+import signal
 import sys
 import threading
 from contextlib import suppress
@@ -126,6 +127,9 @@ def _send(line: str) -> None:
 
 def main() -> None:
     """Run the command line; an error of the bucket is printed in a line."""
+    # Where a signal reaches every process, the end is still to be recorded; the launcher ends this one.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     try:
         if sys.argv[1] == "--end":
             name = AttemptName.parse(sys.argv[5])

@@ -73,6 +73,9 @@ class Supervisor:
         self._cloud: Cloud | None = None
         self._ports: LocalPorts | None = None
         self._signalled = False
+        """A signal has set the ranks' deadline: SIGTERM, SIGINT or SIGHUP."""
+        self._announced = False
+        """SIGUSR1 has announced a time limit (Slurm), which only the script may know."""
         self._stopped: Ending | None = None
         """The stop that the sidecar reported, for a script that does not look itself."""
         self._kill_at: float | None = None
@@ -86,11 +89,12 @@ class Supervisor:
         self._catch_signals()
         if self._sidecar_dir:
             sidecar = self._start_sidecar(self._sidecar_dir)
-            while not sidecar.attempt and sidecar.exit_code is None and not self._signalled:
+            while not sidecar.attempt and sidecar.exit_code is None and not (self._signalled or self._announced):
                 self._wait(None)
-            code = SIGNAL.code if self._signalled else sidecar.exit_code
+            is_told = self._signalled or self._announced
+            code = SIGNAL.code if is_told else sidecar.exit_code
             if code is not None:
-                sidecar.close(code, SIGNAL, ended=not self._signalled)
+                sidecar.close(code, SIGNAL, ended=not is_told)
                 self._relay.end(RELAY_S)
                 return code
         self._start_ranks()
@@ -122,7 +126,10 @@ class Supervisor:
         for descriptor in (wake_read, wake_write):
             os.set_blocking(descriptor, False)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD):
+        numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # Under nohup, it is ignored.
+            numbers.append(signal.SIGHUP)
+        for number in numbers:
             signal.signal(number, lambda *_: None)
         self._selector.register(wake_read, selectors.EVENT_READ, "signal")
 
@@ -156,11 +163,12 @@ class Supervisor:
 
     def _pass_on(self, numbers: bytes) -> None:
         for number in numbers:
-            if number in (signal.SIGTERM, signal.SIGINT):
+            if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 self._signalled = True
                 self._set_deadline()
-            if number == signal.SIGTERM:  # One that has heard of the notice has got its SIGTERM.
-                self._send(number, [rank for rank in self._ranks if rank.listens or not rank.taken_at])
+            self._announced = self._announced or number == signal.SIGUSR1
+            if number in (signal.SIGTERM, signal.SIGHUP):  # One that has heard of the notice has got its SIGTERM.
+                self._send(signal.SIGTERM, [rank for rank in self._ranks if rank.listens or not rank.taken_at])
             elif number in (signal.SIGINT, signal.SIGUSR1):
                 self._send(number)
             if number == signal.SIGINT and self._presses.count() == PRESSES:
@@ -285,8 +293,7 @@ class Supervisor:
                     os.killpg(rank.process.pid, signal.SIGKILL)
         end_event_s = min(END_EVENT_S, max(LEAST_END_EVENT_S, leave_by - time.monotonic()))
         notice = self._cloud.takes(code) if self._cloud and not self._stopped else None
-        ending = SIGNAL if self._signalled else self._stopped or (DIED if code else FINISHED)
-        ending = NOTICE if notice else ending
+        ending = NOTICE if notice else self._ending(code)
         if self._sidecar:
             self._sidecar.close(code, ending, first.ended, end_event_s)
         elif first.attempt and not first.ended:
@@ -299,6 +306,12 @@ class Supervisor:
             self._signalled = False  # One that came beside the notice changes nothing.
             self._hold(hold_s(notice))
         return code
+
+    def _ending(self, code: int) -> Ending:
+        """How the attempt has ended, without a notice. To a script that fails, SIGUSR1 may mean something else."""
+        if self._signalled or (self._announced and code == SIGNAL.code):
+            return SIGNAL
+        return self._stopped or (DIED if code else FINISHED)
 
     def _hold(self, seconds: float) -> None:
         """Wait for a signal, as a script with records of its own does.
