@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,9 +13,15 @@ import warm
 from metadata_servers import AwsServer
 from support import PROGRAMS, assert_holds, clean_env, event
 
+from trainer.attempt.ending import NOTICE, Leaving
 from trainer.layout.events import read_progress
 from trainer.layout.names import RunPaths, list_attempts, list_checkpoints
-from trainer.notices.received import slurm_seconds_left
+from trainer.notices.notice import Notice
+from trainer.notices.received import Notices, slurm_seconds_left
+from trainer.ranks.agreement import Stop
+from trainer.training.hangs import HangGuard
+from trainer.training.participant import Participant
+from trainer.training.taken_at import TakenAt
 
 
 def test_a_second_signal_leaves_the_first_ones_deadline() -> None:
@@ -253,8 +260,92 @@ def test_a_sigterm_beside_a_notice_changes_neither_deadline_nor_save(tmp_path, f
                 server.announce(60)
             else:
                 os.kill(process.pid, signal.SIGTERM)
-            rest = process.stdout.read()
+            rest = []
+            for line in process.stdout:
+                rest.append(line)
+                if "holding until this machine is taken" in line:
+                    break
+            assert_holds(process)
+            os.kill(process.pid, signal.SIGTERM)
+            rest += process.stdout.readlines()
         assert process.returncode == 75, rest
     ended = event(tmp_path / "run", "end")
     assert ended["cause"] == "notice", rest
     assert ended["committed_step"] == ended["step"]
+
+
+class Store:
+    """The messages of ranks that run in this process."""
+
+    def __init__(self) -> None:
+        self.world_size, self.unsupervised, self.messages = 2, False, {}
+
+    def post_message(self, key: str, text: str) -> None:
+        self.messages[key] = text or "-"
+
+    def read_message(self, key: str, seconds: float = 0.0) -> str | None:
+        return self.messages.get(key)
+
+
+def one_of_two(store: Store, rank: int, *notices: Notice) -> Participant:
+    """A rank that a launcher of ours watches, and that has heard of these notices."""
+    found = Participant.__new__(Participant)
+    found.rank, found.group, found.attempt = rank, store, None  # type: ignore[assignment]
+    found.notices, found.peer_gone, found.hangs = Notices(25.0), threading.Event(), HangGuard(0.0, lambda seconds: None)
+    found.notices._notices = list(notices)
+    found.final_is_whole, found._look_at_store, found._taken_at = False, 0.0, TakenAt()
+    return found
+
+
+def heard(kind: str, seconds_left: float) -> Notice:
+    return Notice(kind, kind, time.monotonic(), seconds_left)
+
+
+def test_only_a_signal_that_comes_during_the_hold_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 1 may begin to hold after the signal: rank 0 ends its hold, too."""
+    store = Store()
+    first, second = (one_of_two(store, rank, heard("aws-notice", 120)) for rank in range(2))
+    beside: list[bool] = []
+
+    def printed(text: str) -> None:
+        beside.append(first.notices.signalled.is_set())
+        first.notices.signalled.set()
+
+    monkeypatch.setattr(first, "print_line", printed)
+    begun = time.monotonic()
+    for one in (first, second):
+        one.notices.signalled.set()
+        one.hold(600, NOTICE)
+    assert beside == [False]
+    assert time.monotonic() - begun < 300
+
+
+@pytest.mark.parametrize("clouds_s", [20, 120])
+def test_a_clouds_notice_after_a_signal_counts_on_every_rank_be_it_shorter_or_longer(clouds_s: float) -> None:
+    store, stop = Store(), Stop("sigterm", time.monotonic() + 25)
+    sigterm = heard("sigterm", 25)
+    first, second = one_of_two(store, 0, sigterm), one_of_two(store, 1, sigterm)
+    assert first.deadline(stop) == second.deadline(stop) == stop.deadline
+    notice = heard("aws-notice", clouds_s)
+    first.notices._take_in(notice)
+    assert first.deadline(stop) == notice.deadline
+    assert notice.deadline - 0.01 <= second.deadline(stop) <= time.monotonic() + clouds_s
+    again = second.deadline(stop)
+    later, earlier = heard("gcp-notice", 300), heard("azure-notice", 0)
+    second.notices._take_in(later)
+    assert second.deadline(stop) == again
+    second.notices._take_in(earlier)
+    assert second.deadline(stop) == earlier.deadline
+    assert earlier.deadline - 0.01 <= first.deadline(stop) <= time.monotonic()
+
+
+@pytest.mark.parametrize("signal_too", [False, True])
+def test_before_the_first_step_all_ranks_hold_where_one_hears_of_a_notice(signal_too: bool) -> None:
+    """A rank that waits for one that holds would give up at its time-out, and end the hold."""
+    store = Store()
+    with pytest.raises(Leaving) as first:
+        one_of_two(store, 0, heard("aws-notice", 120)).check_stop()
+    with pytest.raises(Leaving) as second:
+        one_of_two(store, 1, *[heard("sigterm", 25)] * signal_too).check_stop()
+    assert first.value.ending is second.value.ending is NOTICE
+    assert second.value.hold_s == first.value.hold_s > 0

@@ -97,8 +97,7 @@ class Closing:
         notice = run.notices.first() or own
         ending = STOPS[notice.kind]  # Of this rank's notice: it may have got a signal before another machine's notice.
         if ending.hold is Hold.MACHINE_TAKEN:
-            run.write_end(ending, notice=notice, committed_s=committed_s)
-            run.hold(ending.hold_s(run.deadline(stop)))
+            run.hold(ending.hold_s(run.deadline(stop)), ending, notice=notice, committed_s=committed_s)
         run.leave(ending, notice=notice, committed_s=committed_s)
 
     def _record_notice(self, notice: Notice, deadline: float) -> None:

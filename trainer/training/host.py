@@ -57,7 +57,7 @@ class Host:
         return "", math.inf
 
     def deadline(self, stop: Stop) -> float:
-        """When an agreed stop has to be over, in monotonic seconds; may come to be later than what was agreed on."""
+        """When an agreed stop has to be over, in monotonic seconds; may come to be another one than was agreed on."""
         return stop.deadline
 
     def check_stop(self) -> None:

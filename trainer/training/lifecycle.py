@@ -14,7 +14,7 @@ import time
 import traceback
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from trainer.attempt.binding import plain_binding
 from trainer.attempt.ending import (
@@ -253,10 +253,10 @@ class Lifecycle(Participant):
             print(f"Error: {leaving.message}" if failed else leaving.message, file=sys.stderr if failed else sys.stdout)
         if leaving.code == EXIT_FAILED:
             self._report_crash(leaving.message)
+        end: dict[str, Any] = {"code": leaving.code, "error": leaving.message or None, "notice": leaving.notice}
         if leaving.hold_s:
-            self.write_end(leaving.ending, code=leaving.code, error=leaving.message or None, notice=leaving.notice)
-            self.hold(leaving.hold_s)
-        self.leave(leaving.ending, code=leaving.code, error=leaving.message or None, notice=leaving.notice)
+            self.hold(leaving.hold_s, leaving.ending, **end)
+        self.leave(leaving.ending, **end)
 
     def _end_with_exit(self, code: int, error: SystemExit) -> NoReturn:
         """End the attempt as the script's sys.exit asks."""

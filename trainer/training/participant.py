@@ -14,23 +14,9 @@ from contextlib import ExitStack, suppress
 from typing import Any, NoReturn
 
 from trainer.attempt.binding import binding_problem, plain_binding
-from trainer.attempt.ending import (
-    END_EVENT_S,
-    ENDINGS,
-    NOTICE,
-    PEER_GONE,
-    REFUSED,
-    SIGNAL,
-    STOPS,
-    Ending,
-    Leaving,
-)
+from trainer.attempt.ending import END_EVENT_S, ENDINGS, NOTICE, PEER_GONE, REFUSED, SIGNAL, STOPS, Ending, Leaving
 from trainer.attempt.history import RECORDS_S
-from trainer.attempt.record import (
-    Attempt,
-    record,
-    stop_reason,
-)
+from trainer.attempt.record import Attempt, record, stop_reason
 from trainer.bucket.deadlines import within
 from trainer.bucket.retry import MOUNT_GONE, retry
 from trainer.errors import TrainerError
@@ -44,9 +30,10 @@ from trainer.machine import scratch
 from trainer.notices.notice import Notice
 from trainer.notices.received import PRESSES, Notices
 from trainer.ranks.agreement import Stop
-from trainer.ranks.messages import END_WRITTEN, STOPPED, TAKEN_IN, TOO_LARGE
+from trainer.ranks.messages import END_WRITTEN, RELEASED, STOPPED, TOO_LARGE
 from trainer.training.config import INPUT_BINDINGS, RunConfig, unknown_field
 from trainer.training.host import Host
+from trainer.training.taken_at import TakenAt
 from trainer.training.unwinding import hosted, unwind
 
 LEAVE_LAST_S = 6.0
@@ -108,9 +95,7 @@ class Participant(Host):
         self._crashes: threading.Thread | None = None
         self._serve_on_s = LEAVE_LAST_S
         """The time for which rank 0 serves the store for the others after it has ended."""
-        self._said_taken_in = False
-        self._taken_in = 0.0
-        """When another rank's machine is taken, where it learnt of that after the stop was agreed on."""
+        self._taken_at = TakenAt()
         self.loading, self.living = ExitStack(), ExitStack()
         """Heartbeats: until this rank is ready for the first collective; until its process ends."""
         self._look_at_store = self._look_at_bucket = 0.0
@@ -125,21 +110,26 @@ class Participant(Host):
         """
         if not self.final_is_whole:
             notice = self.notices.first()
+            if not (notice and STOPS[notice.kind] is NOTICE):
+                self._check_other_ranks(notice)
             if notice:
                 self._stop_all(STOPS[notice.kind], f"{notice.kind} before the first step", notice)
-            self._check_other_ranks()
             if self.attempt:
                 self._check_requests(self.attempt)
         if self.peer_gone.is_set():
             raise Leaving(PEER_GONE, "another rank is gone")
 
-    def _check_other_ranks(self) -> None:
-        """Leave where another rank has stopped; looks at the store twice a second at most."""
-        if self._is_unsupervised() and time.monotonic() >= self._look_at_store:
+    def _check_other_ranks(self, signal: Notice | None) -> None:
+        """Leave where another rank has stopped; looks at the store twice a second, and once this rank has a signal.
+
+        Beside a signal, only a rank that holds counts: this one would end its hold.
+        """
+        if hasattr(self, "group") and (signal or time.monotonic() >= self._look_at_store):
             self._look_at_store = time.monotonic() + LOOK_AT_STORE_S
             if message := self.group.read_message(STOPPED):
                 cause, hold_s = json.loads(message)
-                raise Leaving(ENDINGS[cause], "another rank stopped before the first step", hold_s=hold_s)
+                if hold_s or not signal:
+                    raise Leaving(ENDINGS[cause], "another rank stopped before the first step", hold_s=hold_s)
 
     def _check_requests(self, attempt: Attempt) -> None:
         """Rank 0: look for a reason to stop in the bucket; the journal does so once training has begun."""
@@ -152,9 +142,9 @@ class Participant(Host):
                 self._stop_all(found.ending, found.message)
 
     def _stop_all(self, ending: Ending, message: str, notice: Notice | None = None) -> NoReturn:
-        """Leave, and have the ranks that no launcher of ours tells of it leave for the same reason."""
+        """Leave, and have the other ranks leave for the same reason; where this one holds, they hold as long."""
         hold_s = ending.hold_s(notice.deadline) if notice else 0.0
-        if self._is_unsupervised():
+        if hasattr(self, "group"):
             self.group.post_message(STOPPED, json.dumps([ending.cause, hold_s]))
         raise Leaving(ending, message, notice=notice, hold_s=hold_s)
 
@@ -198,18 +188,12 @@ class Participant(Host):
         return (found.ending.cause, time.monotonic() + REQUESTED_STOP_S) if found else ("", math.inf)
 
     def deadline(self, stop: Stop) -> float:
-        """As of `Host.deadline`: where a signal came before the cloud's notice, the notice counts once it is heard."""
+        """As of `Host.deadline`: a cloud's notice that is heard after a signal counts, be it later or earlier."""
         if stop.ending is not SIGNAL:
             return stop.deadline
         notice = self.notices.first()
-        if notice and STOPS[notice.kind] is NOTICE and notice.deadline > stop.deadline:
-            if not self._said_taken_in:
-                self._said_taken_in = True
-                self.group.post_message(TAKEN_IN, f"{notice.deadline - time.monotonic():.3f}")
-            return notice.deadline
-        if not self._taken_in and self.world_size > 1 and (message := self.group.read_message(TAKEN_IN)):
-            self._taken_in = time.monotonic() + float(message)
-        return max(stop.deadline, self._taken_in)
+        taken_at = self._taken_at.look(self.group, notice if notice and STOPS[notice.kind] is NOTICE else None)
+        return taken_at if math.isfinite(taken_at) else stop.deadline
 
     def bind(self, **values: Any) -> None:
         """Add a value to what binds the run, once it is known (the data's key, for example).
@@ -259,10 +243,21 @@ class Participant(Host):
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
-    def hold(self, seconds: float) -> None:
-        """Wait to be killed: an exit before the machine is taken would only start a new attempt on it."""
+    def hold(self, seconds: float, ending: Ending, **end: Any) -> None:
+        """Write the end event, and wait to be killed: an earlier exit would only start a new attempt on this machine.
+
+        A signal that came before changes nothing. One that comes now ends the hold; rank 0 tells the others, as they
+        may begin a moment later. The arguments are those of `write_end`, after the longest wait in seconds.
+        """
+        until = time.monotonic() + seconds
+        self.notices.signalled.clear()
+        self.write_end(ending, **end)
         self.print_line("holding until this machine is taken")
-        self.notices.signalled.wait(seconds)
+        while (left := until - time.monotonic()) > 0 and not self.notices.signalled.wait(min(left, LOOK_AT_STORE_S)):
+            if self.rank and hasattr(self, "group") and self.group.read_message(RELEASED):
+                break
+        if self.rank == 0 and hasattr(self, "group"):
+            self.group.post_message(RELEASED, "")
 
     def leave(
         self,
