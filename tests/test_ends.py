@@ -1,6 +1,7 @@
 """What an attempt ends with, and says, however the script's `with SpotRun(...)` block ends."""
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 from support import clean_env, event, launch
 
+import trainer.__main__
+import trainer.launch.__main__
 from trainer import RunConfig, SpotRun
 from trainer.layout.names import RunPaths, list_attempts
 from trainer.training.unwinding import open_files
@@ -117,20 +120,26 @@ def test_a_worker_that_imports_the_script_opens_no_attempt(tmp_path: Path, metho
 
 
 @pytest.mark.parametrize(
-    ("launchers", "scripts", "expected", "said"),
+    ("cloud", "launchers", "scripts", "expected", "said"),
     [
-        ("10.0", None, 10, ""),
-        ("60.0", None, 60, ""),
-        (None, None, 25, ""),
-        (None, 40.0, 40, ""),
-        ("25.0", 4.0, 4, ""),
-        ("10.0", 60.0, 10, "grace_s=60 is reduced to 10, because the launcher kills 10 s after SIGTERM"),
-        ("soon", 4.0, 4, ""),
+        ("", "10.0", None, 10, ""),
+        ("", "60.0", None, 60, ""),
+        ("", None, None, 25, ""),
+        ("Lambda", None, None, 25, ""),
+        ("RunPod", None, None, 5, ""),
+        ("RunPod", None, 12.0, 12, ""),
+        ("RunPod", "12.0", None, 12, ""),
+        ("", None, 40.0, 40, ""),
+        ("", "25.0", 4.0, 4, ""),
+        ("", "10.0", 60.0, 10, "grace_s=60 is reduced to 10, because the launcher kills 10 s after SIGTERM"),
+        ("", "soon", 4.0, 4, ""),
     ],
 )
 def test_the_grace_is_the_launchers_or_what_the_script_says_where_that_is_less(
-    ended, monkeypatch, capfd, launchers: str | None, scripts: float | None, expected: float, said: str
+    ended, monkeypatch, capfd, cloud: str, launchers: str | None, scripts: float | None, expected: float, said: str
 ) -> None:
+    if cloud:
+        monkeypatch.setenv("SKYPILOT_CLUSTER_INFO", json.dumps({"cloud": cloud}))
     if launchers:
         monkeypatch.setenv("SKYSPOT_GRACE_S", launchers)
 
@@ -146,6 +155,25 @@ def test_the_grace_is_the_launchers_or_what_the_script_says_where_that_is_less(
     output = capfd.readouterr().out.removesuffix("notices: SIGTERM\n")
     assert output.startswith(said)
     assert output.count("\n") == (1 if said else 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "cloud", "expected"), [((), "", 25), ((), "RunPod", 5), (("--grace", "12"), "RunPod", 12)]
+)
+def test_a_launcher_gives_no_more_grace_than_the_cloud_unless_it_is_told_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], cloud: str, expected: float
+) -> None:
+    given: list[float] = []
+    for module in (trainer.__main__, trainer.launch.__main__):
+        monkeypatch.setattr(module, "launch", lambda command, *, grace_s, **more: given.append(grace_s) or 0)
+    monkeypatch.setenv("SKYPILOT_CLUSTER_INFO", json.dumps({"cloud": cloud}))
+    (script := tmp_path / "script.py").touch()
+    monkeypatch.setattr(sys, "argv", ["trainer.launch", "--processes", "1", *options, str(script)])
+    assert trainer.launch.__main__.main() == 0
+    run = ("--checkpoint-dir", str(tmp_path / "run"), "--data", str(tmp_path), "--max-steps", "1", "--processes", "1")
+    monkeypatch.setattr(sys, "argv", ["trainer", *run, *options])
+    assert trainer.__main__.main() == 0
+    assert given == [expected, expected]
 
 
 def test_open_files_are_found_without_a_question_to_other_objects() -> None:

@@ -132,7 +132,8 @@ PLANTED = [
     ("no-spot-there", "warning", 6, OTHER, "infra: aws", "infra: lambda"),
     ("grace-too-long", "warning", 19, TRAINER, "--data /data", "--data /data --grace 60"),
     ("grace-too-long", "warning", 8, TRAINER, "envs:", "envs:\n  SKYSPOT_GRACE_S: 60"),
-    ("grace-too-long", "warning", 7, TRAINER, "use_spot: true", "use_spot: true\n  infra: runpod"),
+    ("grace-too-long", "warning", 20, TRAINER.replace("--data /data", "--data /data --grace 6"), "use_spot: true",
+     "use_spot: true\n  infra: runpod"),
     # -- commands
     ("secret-in-envs", "warning", 10, OTHER, "WANDB_MODE: offline", "HF_TOKEN: hf_abc"),
     ("secret-in-envs", "warning", 10, OTHER, "WANDB_MODE: offline", "wandb_api_key: abc"),
@@ -304,6 +305,7 @@ def test_the_longest_grace_is_the_shortest_notice() -> None:
     assert brief(aws, grace_s=120) == []
     assert brief(aws, grace_s=121) == [("grace-too-long", "warning", 7)]
     assert brief(TRAINER.replace("use_spot: true", "use_spot: false"), grace_s=600) == []
+    assert brief(TRAINER.replace("use_spot: true", "use_spot: true\n  infra: runpod")) == [], "the default is shorter"
 
 
 def test_aliases_and_merge_keys_are_followed_to_where_they_are_written() -> None:

@@ -8,7 +8,7 @@ from trainer.finetune.config import parse
 from trainer.launch.exits import leave_with
 from trainer.launch.process_count import process_count
 from trainer.launch.supervisor import launch
-from trainer.layout.clouds import DEFAULT_GRACE_S, set_gcp_notice
+from trainer.layout.clouds import default_grace_s, set_gcp_notice
 
 
 def main() -> int:
@@ -19,7 +19,7 @@ def main() -> int:
     return launch(
         [sys.executable, "-m", "trainer.finetune", *arguments],
         processes=process_count(config.processes, config.cpu),
-        grace_s=DEFAULT_GRACE_S if config.grace_s is None else config.grace_s,
+        grace_s=default_grace_s() if config.grace_s is None else config.grace_s,
     )
 
 

@@ -14,7 +14,6 @@ from skyspot.lint.rules import Finding
 from skyspot.task import document, sheet
 from skyspot.task.document import Task
 from skyspot.task.shell import Command, option
-from trainer.layout.clouds import DEFAULT_GRACE_S
 
 _SECRET = re.compile(r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)(?:_|$)")
 _SECRET_END = re.compile(r"(?:APIKEY|TOKEN|SECRET|PASSWORD|PASSWD)$")
@@ -92,7 +91,7 @@ def _findings(task: Task, grace_s: float | None) -> Iterator[Finding]:
 
 
 def _grace(task: Task) -> tuple[float, int | None] | None:
-    """Read the grace that the task gives our trainer, and its line; None if the task does not run our trainer."""
+    """Read the grace that the task gives our trainer, and its line; None without one: the trainer's own always fits."""
     if not task.trainer:
         return None
     grace = option(task.trainer, "--grace")
@@ -106,7 +105,7 @@ def _grace(task: Task) -> tuple[float, int | None] | None:
             continue
         if math.isfinite(seconds):
             return seconds, line
-    return DEFAULT_GRACE_S, None
+    return None
 
 
 def _secrets(task: Task) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ from typing import NoReturn
 from trainer.launch.exits import leave_with
 from trainer.launch.process_count import LaunchError, process_count
 from trainer.launch.supervisor import launch
-from trainer.layout.clouds import DEFAULT_GRACE_S, NOTICE_S, set_gcp_notice
+from trainer.layout.clouds import DEFAULT_GRACE_S, NOTICE_S, default_grace_s, set_gcp_notice
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,9 +38,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--grace",
         type=float,
-        default=DEFAULT_GRACE_S,
         metavar="S",
-        help=f"seconds from SIGTERM to SIGKILL (default: {DEFAULT_GRACE_S:g})",
+        help=f"seconds from SIGTERM to SIGKILL (default: {DEFAULT_GRACE_S:g}; {NOTICE_S['runpod']:g} on RunPod)",
     )
     parser.add_argument(
         "--gcp-notice",
@@ -75,7 +74,7 @@ def main() -> int:
     in_the_way = script.resolve().parent / "trainer.py"
     if in_the_way.exists():
         raise LaunchError(f"{in_the_way} hides skyspot's package of that name from {script.name}: rename it")
-    if options.grace < 0:
+    if options.grace is not None and options.grace < 0:
         raise LaunchError(f"--grace: {options.grace} is less than 0")
     if options.gcp_notice is not None and not options.gcp_notice >= 0:
         raise LaunchError(f"--gcp-notice: {options.gcp_notice} is less than 0")
@@ -83,7 +82,7 @@ def main() -> int:
     return launch(
         [sys.executable, str(script), *options.arguments],
         processes=process_count(options.processes, options.cpu),
-        grace_s=options.grace,
+        grace_s=default_grace_s() if options.grace is None else options.grace,
         sidecar_dir=Path(options.checkpoint_dir) if options.checkpoint_dir else None,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from trainer.layout.clouds import DEFAULT_GRACE_S
+from trainer.layout.clouds import default_grace_s
 
 
 def grace(requested_s: float | None) -> tuple[float, str]:
@@ -13,12 +13,12 @@ def grace(requested_s: float | None) -> tuple[float, str]:
     The launcher kills when its own grace is over, whatever the script asks for: the smaller of both counts.
 
     Args:
-        requested_s: The seconds that the script asks for; None: as many as there are.
+        requested_s: The seconds that the script asks for; None: as many as there are, or as the cloud gives.
     """
     try:
         given_s = float(os.environ["SKYSPOT_GRACE_S"])
     except (KeyError, ValueError):
-        return (DEFAULT_GRACE_S if requested_s is None else requested_s), ""
+        return (default_grace_s() if requested_s is None else requested_s), ""
     if requested_s is None or requested_s <= given_s:
         return (given_s if requested_s is None else requested_s), ""
     return given_s, (

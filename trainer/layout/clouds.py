@@ -9,7 +9,7 @@ import os
 NOTICE_S = {"aws": 120.0, "gcp": 30.0, "azure": 30.0, "kubernetes": 30.0, "runpod": 5.0}
 """Seconds from a cloud's notice to the end of the machine. On Kubernetes the notice is SIGTERM, 30 s by default."""
 DEFAULT_GRACE_S = 25.0
-"""Seconds from SIGTERM to SIGKILL, unless an option sets another number."""
+"""Seconds from SIGTERM to SIGKILL, unless an option sets another number, or the cloud gives less."""
 GCP_NOTICE = "SKYSPOT_GCP_NOTICE_S"
 """The variable with the seconds of notice of an instance that was created with `preemptionNoticeDuration`."""
 
@@ -23,6 +23,11 @@ def notice_s(cloud: str) -> float | None:
             return NOTICE_S["gcp"]
         return seconds if math.isfinite(seconds) and seconds >= 0 else NOTICE_S["gcp"]
     return NOTICE_S.get(cloud)
+
+
+def default_grace_s() -> float:
+    """Seconds from SIGTERM to SIGKILL where nobody asks for another number: no more than this machine's cloud gives."""
+    return min(DEFAULT_GRACE_S, notice_s(cloud_named()) or DEFAULT_GRACE_S)
 
 
 def set_gcp_notice(seconds: float | None) -> None:

@@ -101,7 +101,8 @@ class RunConfig:
         at_least=0,
     )
     grace_s: float | None = option(
-        f"seconds from SIGTERM to SIGKILL (default: {DEFAULT_GRACE_S:g}, or the value given to trainer.launch)",
+        f"seconds from SIGTERM to SIGKILL (default: {DEFAULT_GRACE_S:g}, {NOTICE_S['runpod']:g} on RunPod, "
+        "or the value given to trainer.launch)",
         default=None,
         flag="--grace",
         at_least=0,
