@@ -68,6 +68,70 @@ def test_a_hang_is_left_with_75_and_the_stacks_of_every_rank(tmp_path: Path, pro
     assert all("loop.py" in text for text in stacks)
 
 
+GIVEN_UP = """
+import dataclasses, sys, time
+from datetime import timedelta
+from pathlib import Path
+import torch
+from torch.distributed import distributed_c10d
+from torch.utils.data import DataLoader
+from trainer import SpotRun
+
+folder, still = sys.argv[1], int(sys.argv[2])
+stands_still = Path(folder + "-still")
+
+def the_step_that_hangs():
+    stands_still.touch()
+    time.sleep(3600)
+
+torch.manual_seed(0)
+with SpotRun(folder, save_every=2) as run:
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    run.register(model=model, optimizer=optimizer)
+    loader = DataLoader(torch.randn(64, 2, generator=torch.Generator().manual_seed(0)), batch_size=1)
+    for batch in run.steps(loader, until=64):
+        model(batch).sum().backward()
+        if run.step == 5:
+            while run.last_committed() != 4:
+                time.sleep(0.01)
+            distributed_c10d._set_pg_timeout(timedelta(seconds=2), run.group._control)
+            run.config = dataclasses.replace(run.config, peer_timeout_s=2.0)
+            if run.rank == still:
+                the_step_that_hangs()
+            while not stands_still.exists():
+                time.sleep(0.01)
+        optimizer.step()
+        optimizer.zero_grad()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("still", [0, 1])
+def test_a_rank_that_others_give_up_first_keeps_its_stacks_too(tmp_path: Path, still: int) -> None:
+    """With the defaults: --hang-timeout is longer than --peer-timeout, which is short here from step 6 on."""
+    (tmp_path / "loop.py").write_text(GIVEN_UP)
+    command = [sys.executable, "-m", "trainer.launch", "--processes", "2", str(tmp_path / "loop.py")]
+    done = warm.run(
+        [*command, str(tmp_path / "run"), str(still)],
+        env=clean_env(OMP_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 75, done.stderr
+    ended = event(tmp_path / "run", "end")
+    assert (ended["cause"], ended["code"], ended["committed_step"]) == ("peer-gone", 75, 4)
+    paths = RunPaths(tmp_path / "run")
+    name = list_attempts(paths)[-1]
+    assert "the_step_that_hangs" in paths.stacks(name, still).read_text()
+    waited = paths.stacks(name, 1 - still).read_text()
+    assert "PeerGoneError" in waited
+    assert "loop.py" in waited.partition("PeerGoneError")[2], "where it waited"
+    [line] = [line for line in done.stderr.splitlines() if "stood still" in line]
+    assert f"{paths.stacks(name, 1 - still)}, one file for each rank. The last committed step is 4." in line
+
+
 @pytest.fixture
 def guard(monkeypatch: pytest.MonkeyPatch) -> tuple[HangGuard, threading.Event]:
     monkeypatch.setattr(hangs, "LOOK_S", 0.01)
@@ -97,6 +161,19 @@ def test_training_may_stand_still_as_long_as_it_has_before(guard) -> None:
     watched.begin()
     assert watched._longest_s < 7200
     watched.end()
+
+
+def test_how_long_training_has_stood_still_is_known_from_the_first_step_on() -> None:
+    watched = HangGuard(0.0, lambda _: None)
+    assert watched.still_s == 0.0
+    watched.beat()
+    assert watched._first_at
+    watched._first_at -= 100.0
+    assert watched.still_s >= 100
+    watched.begin()
+    assert watched.still_s < 100
+    watched.rest()
+    assert watched.still_s == 0.0
 
 
 def test_a_limit_of_0_watches_nothing() -> None:

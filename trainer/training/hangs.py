@@ -2,7 +2,8 @@
 
 Training shows that it lives whenever the ranks exchange a row and whenever a batch is handed out. Nothing is watched
 before the first step has ended, while a save or a stop holds training up, and after the last step: each of those has
-limits of its own.
+limits of its own. With several ranks, those that wait for one that stands still give up first: then all keep their
+stacks.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+from trainer.errors import one_line
 
 LOOK_S = 1.0
 SLOWEST = 3.0
@@ -41,6 +45,9 @@ class HangGuard:
         self._beat_at: float | None = None
         self._has_begun = False
         self._longest_s = 0.0
+        self._keeping = threading.Lock()
+        self._is_kept: bool | None = None
+        """Whether the stacks are in the bucket, once a thread has tried to keep them."""
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -65,6 +72,19 @@ class HangGuard:
         """Do not watch until the next `begin`."""
         self._beat_at = None
 
+    @property
+    def still_s(self) -> float:
+        """Seconds for which training has not shown that it lives, in the first step too; 0 at rest."""
+        at = self._beat_at if self._has_begun else self._first_at
+        return 0.0 if at is None else time.monotonic() - at
+
+    def keep_stacks(self, path: Path, error: BaseException | None = None) -> bool:
+        """Keep the stacks, once for all threads that ask for it; as of the function `keep_stacks`."""
+        with self._keeping:
+            if self._is_kept is None:
+                self._is_kept = keep_stacks(path, error)
+            return self._is_kept
+
     def end(self) -> None:
         """End the thread."""
         self._over.set()
@@ -81,12 +101,20 @@ class HangGuard:
             looked = now
 
 
-def keep_stacks(path: Path) -> bool:
-    """Write the stacks of all threads to a file in the bucket; True if that was done in time."""
+def keep_stacks(path: Path, error: BaseException | None = None) -> bool:
+    """Write the stacks of all threads to a file in the bucket; True if that was done in time.
+
+    Args:
+        path: The file.
+        error: What ended training on this thread, whose stack no longer shows where that was.
+    """
     with tempfile.TemporaryFile("w+") as file:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)
         text = file.read()
+    if error is not None:
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        text += f"\n{one_line(error)} (most recent call last):\n{frames}"
     sys.stderr.write(text)
     done = threading.Event()
 

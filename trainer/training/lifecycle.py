@@ -37,7 +37,7 @@ from trainer.layout.identity import newest_committed
 from trainer.layout.names import AttemptName
 from trainer.machine import scratch
 from trainer.ranks.messages import CRASHED, STOPPED
-from trainer.training.hangs import PATIENCE_S, HangGuard, keep_stacks
+from trainer.training.hangs import PATIENCE_S, HangGuard
 from trainer.training.opening import join_machines, open_or_refuse
 from trainer.training.participant import Participant, exit_code
 from trainer.training.unwinding import Left
@@ -164,26 +164,48 @@ class Lifecycle(Participant):
         if not self.final_is_whole:
             if trouble := self.trouble():
                 self._end_with(trouble)
+            self._keep_stacks_if_still()
             self._leave_with_the_others("another rank is gone")
 
     def _on_hang(self, seconds: float) -> None:
         """Leave: training has stood still for so long. The other ranks stand still as well, and do the same."""
         if self._exit is not None or self.final_is_whole:
             return
-        path = self.paths.stacks(self.attempt_name, self.rank)
-        kept = f"The stacks of all threads: {path}" if keep_stacks(path) else "The bucket did not take the stacks"
         error = f"training has stood still for {seconds:.0f} s (--hang-timeout)"
-        remedy = "SpotRun(..., hang_timeout=...)" if self.has_own_loop else "--hang-timeout"
-        if self._is_first_to_print("hang"):
-            print(
-                f"Error: {error}. {kept}, one file for each rank. {self._last_committed()} If a step or an evaluation "
-                f"takes that long, raise {remedy}.",
-                file=sys.stderr,
-                flush=True,
-            )
+        option = "SpotRun(..., hang_timeout=...)" if self.has_own_loop else "--hang-timeout"
+        self._keep_stacks(error, f"If a step or an evaluation takes that long, raise {option}.")
         if self.world_size > 1:
             time.sleep(PATIENCE_S)
         self.leave(HANG, error=error)
+
+    def _keep_stacks_if_still(self, cause: BaseException | None = None) -> None:
+        """Keep the stacks as another rank is gone, if training stands still here.
+
+        Where one rank hangs, the others give up after --peer-timeout, which is shorter than --hang-timeout: they keep
+        their stacks, and it keeps its own as it follows them.
+
+        Args:
+            cause: What this rank gives up for; None: it follows another one, which may have begun to wait earlier.
+        """
+        seconds, limit_s = self.hangs.still_s, self.config.peer_timeout_s
+        if seconds >= (limit_s if cause else limit_s / 2):
+            error = f"training has stood still for {seconds:.0f} s, and another rank is gone"
+            remedy = "If a step or an evaluation takes that long, raise --peer-timeout."
+            if self.has_own_loop:
+                remedy = "If rank 0 alone does something that takes that long, give it to run.rank0_does(...)."
+            self._keep_stacks(error, remedy, cause)
+
+    def _keep_stacks(self, error: str, remedy: str, cause: BaseException | None = None) -> None:
+        """Keep the stacks of all threads in the attempt's folder, and say why and where; one rank says it for all."""
+        path = self.paths.stacks(self.attempt_name, self.rank)
+        kept = self.hangs.keep_stacks(path, cause)
+        where = f"The stacks of all threads: {path}" if kept else "The bucket did not take the stacks"
+        if self._is_first_to_print("hang"):
+            print(
+                f"Error: {error}. {where}, one file for each rank. {self._last_committed()} {remedy}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
@@ -228,6 +250,7 @@ class Lifecycle(Participant):
                     self._follow_crash(crash)
             elif not hasattr(self, "group"):
                 print(f"rank {self.rank}: {error}", file=sys.stderr)
+            self._keep_stacks_if_still(error)
             self._leave_with_the_others(f"another rank is gone ({one_line(error)})")
         code = exit_code(error)
         # Printed before the others learn of it: when one machine leaves, SkyPilot kills the others.
