@@ -558,7 +558,7 @@ def test_samples_of_the_trainers_own_loop_that_draw_random_numbers_are_the_same_
 # -- signals and workers -----------------------------------------------------------------------------------------------
 
 SIGNALLED = """
-import os, signal, subprocess, sys
+import multiprocessing, os, signal, subprocess, sys
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 from trainer.machine import loader_workers
@@ -567,8 +567,10 @@ if sys.argv[1] == "protected":
     loader_workers.protect_all()
     loader_workers.protect_all()
 signal.signal(signal.SIGTERM, lambda *_: None)
+multiprocessing.set_start_method(sys.argv[2])
 batches = iter(DataLoader(TensorDataset(torch.arange(40)), batch_size=2, num_workers=2))
-next(batches)
+for _ in range(2):
+    next(batches)  # Of each worker one: both are up.
 workers = batches._workers
 if sys.argv[1] == "plain":
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # The loader's own handler would raise wherever this process is.
@@ -584,9 +586,11 @@ print(left, flush=True)  # Alive workers are ended by the exit of this process.
 """
 
 
-@pytest.mark.parametrize("protected", [True, False])
-def test_a_signal_to_all_processes_does_not_end_a_loaders_workers(protected: bool) -> None:
-    command = [sys.executable, "-c", SIGNALLED, "protected" if protected else "plain"]
+@pytest.mark.parametrize(
+    ("protected", "method"), [(True, "fork"), (False, "fork"), pytest.param(True, "spawn", marks=pytest.mark.slow)]
+)
+def test_a_signal_to_all_processes_does_not_end_a_loaders_workers(protected: bool, method: str) -> None:
+    command = [sys.executable, "-c", SIGNALLED, "protected" if protected else "plain", method]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, start_new_session=True)
     assert (done.returncode == 0) is protected, done.stdout + done.stderr
     assert ("ended: [-15, -15]" in done.stderr) is not protected, done.stderr

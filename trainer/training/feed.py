@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from trainer.bucket.hashing import MASK
 from trainer.errors import RunError
 from trainer.training import accelerate_loader, generators, rng, stateful_loaders
+from trainer.training.data_place import DataPlace
 from trainer.training.progress import Rereading
 from trainer.training.registered import Registered
 from trainer.training.sampler import MicroBatch, Place, RunSampler
@@ -197,6 +198,21 @@ class Feed:
             yield from skipping(self._loader, skip, then)
         else:
             yield from self._read_again(skip, then)
+
+    def go_back(self, place: DataPlace) -> bool:
+        """Be at a place at which a batch was asked for that did not come; False if that cannot be done.
+
+        A loader with workers draws nothing from the program's streams here, but at the beginning of an epoch.
+        """
+        data = self._data
+        if not self.sampler and (data.epoch != place.epoch or not place.batches):
+            if self._keeps_its_place or data.epoch_streams is None:
+                return False
+            rng.load_streams(data.epoch_streams)
+            for generator, state in zip(self._generators(), data.epoch_generators, strict=True):
+                generators.load(generator, state)
+        vars(data).update(vars(place))
+        return True
 
     def _prepared(self, place: accelerate_loader.Place | None) -> Iterator[Any]:
         """The batches of a loader that accelerate has accelerate_loader."""

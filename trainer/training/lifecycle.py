@@ -26,6 +26,7 @@ from trainer.attempt.ending import (
     MOUNT_HANGS,
     PEER_CRASHED,
     PEER_GONE,
+    STOPS,
     SUPERSEDED,
     Leaving,
 )
@@ -72,6 +73,7 @@ class Lifecycle(Participant):
             from trainer.ranks.group import RankGroup
 
             loader_workers.protect_all()
+            loader_workers.outlive_at_stop(self.notices.received)
             loader_workers.seed_each_epoch()
             self.group = RankGroup(self.config.peer_timeout_s, self.check_stop)
             self.living.enter_context(self.group.stay_alive())
@@ -224,7 +226,7 @@ class Lifecycle(Participant):
 
     def _end_with(self, error: BaseException) -> NoReturn:
         """End the attempt because of an error: print it once, and leave with its exit code."""
-        error = explained(error)
+        error = self._as_stop(explained(error))
         # A rank that left because of the same error is no lost peer: a mistake hits all ranks, one a little later.
         lost = self._may_be_peer_trouble(error) and self.group.lost_a_peer(self.peer_gone)
         if lost and not self.link.was_printed(one_line(error)):
@@ -268,6 +270,20 @@ class Lifecycle(Participant):
                 flush=True,
             )
         self.leave(SUPERSEDED if code == SUPERSEDED.code else ERROR, code=code, error=one_line(error))
+
+    def _as_stop(self, error: BaseException) -> BaseException:
+        """The stop that this rank has heard of, where a loader's worker has died at it; any other error as it is."""
+        if not hasattr(self, "group"):
+            return error
+        from trainer.machine import loader_workers
+
+        if not loader_workers.died_at_stop(error, self.notices.received):
+            return error
+        notice = self.notices.first()
+        assert notice
+        ending = STOPS[notice.kind]
+        message = f"{one_line(error)}. That is part of the stop ({notice.kind}). {self._last_committed()}"
+        return Leaving(ending, message, notice=notice, hold_s=ending.hold_s(notice.deadline))
 
     def _end_with_leaving(self, leaving: Leaving) -> NoReturn:
         """End the attempt as a `Leaving` says."""

@@ -22,6 +22,7 @@ from trainer.checkpoint import buffers, extras
 from trainer.checkpoint.finite import NotFiniteError
 from trainer.checkpoint.state import not_seen
 from trainer.layout.names import CheckpointName
+from trainer.machine.loader_workers import died_at_stop
 from trainer.ranks.agreement import MESSAGE_INTS, Message, Row, exact_sum
 from trainer.ranks.exchange import Exchange
 from trainer.training import export, finite, micro_batch, rng
@@ -188,7 +189,7 @@ class Loop:
         """Keep what the first boundary needs, and exchange the weights of the first step's micro-steps."""
         self.state.keep_boundary()
         if self.state.done < self.max_steps:
-            own = Row(weights=tuple(micro.weight for micro in self.loader.fetch(self.state.done)))
+            own = Row(weights=tuple(micro.weight for micro in self._fetch(self.state.done)))
             self._take_in_weights(self.group.exchange([*Message().to_ints(), *own.to_ints()]).wait())
 
     def _take_in_weights(self, received: list[list[int]]) -> list[Row]:
@@ -242,6 +243,22 @@ class Loop:
         )
         self._start_first_step()
 
+    def _fetch(self, step: int) -> list[MicroStep]:
+        """This rank's micro-steps of a step (from 0).
+
+        Where a loader's worker has died at a stop, the step under way is dropped, and the last boundary saved: nothing
+        is fetched once the optimizer has begun. Other ranks may have gone on.
+        """
+        try:
+            return self.loader.fetch(step)
+        except RuntimeError as error:
+            if self.group.world_size == 1 and died_at_stop(error, self.run.stop_received):
+                self._drop_step()
+                self.session.take_in([self.session.message()])
+                if self.session.stop:
+                    self.closing.stop(self.session.stop)
+            raise
+
     def _drop_step(self) -> None:
         """Drop the gradients of a step, and what its forward passes have changed."""
         self.state.optimizer.zero_grad(set_to_none=True)
@@ -251,14 +268,14 @@ class Loop:
         """Do one step, as `_step`; None where memory ran out on a rank."""
         state, session = self.state, self.session
         started, busy = time.monotonic(), not session.saver.idle
-        step, micros = state.done, self.loader.fetch(state.done)
+        step, micros = state.done, self._fetch(state.done)
         total, losses, rows = exact_sum(self.weights), [], list[Row]()
         for number, micro in enumerate(micros):
             last = number == len(micros) - 1
             round_started = time.monotonic()
             weights: tuple[float, ...] = ()
             if last and step + 1 < self.max_steps:
-                weights = tuple(part.weight for part in self.loader.fetch(step + 1))
+                weights = tuple(part.weight for part in self._fetch(step + 1))
             loss, exchange = self._micro_step(step, micro, total, last, weights)
             losses.append(loss)
             received = exchange.wait()

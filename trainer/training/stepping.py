@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -10,10 +11,12 @@ import torch
 
 from trainer.bucket.hashing import MASK
 from trainer.errors import RunError
+from trainer.machine.loader_workers import died_at_stop
 from trainer.ranks.agreement import MESSAGE_INTS
 from trainer.training import accelerate_state, same_batches, unsaved
 from trainer.training.arguments import batches_of_a_step, refuse_unlike_accelerate
 from trainer.training.closing import Closing
+from trainer.training.data_place import DataPlace
 from trainer.training.feed import Feed, sampler_of
 from trainer.training.kept import Kept, keep
 from trainer.training.participant import Participant
@@ -102,7 +105,8 @@ class Stepping:
             self._closing.stop(self._session.stop)
         self.accumulate, self._begun = accumulate, 0
         self.begin(until)
-        for self._number, batch in enumerate(batches, start=1):
+        asked = self._asked(feed, batches)
+        for self._number, batch in enumerate(asked, start=1):
             self.give(batch)
             self.begin_micro_step(self._left)
             try:
@@ -119,6 +123,38 @@ class Stepping:
                     return
             else:
                 self.end_micro_step(self._left)
+
+    def _asked(self, feed: Feed, batches: Iterator[Any]) -> Iterator[Any]:
+        """Yield the batches of the feed; where a loader's worker has died at a stop, stop at the last boundary."""
+        while True:
+            place = copy.copy(self._contents.data)
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                # Other ranks may have gone on already: they have got their batches.
+                if self._run.world_size == 1 and died_at_stop(error, self._run.stop_received):
+                    self._stop_without_batch(feed, place)
+                raise
+            yield batch
+
+    def _stop_without_batch(self, feed: Feed, place: DataPlace) -> None:
+        """Leave at the stop that was heard, with the last boundary saved; returns if that is not there any more."""
+        session = self._session
+        self._ends.forget()  # Its row was made before the stop was heard.
+        session.take_in(self._ends.agree())
+        if session.stop:
+            if self._can_go_back(feed, place):
+                self._closing.stop(session.stop)
+            session.wait(session.stop)  # For the save under way.
+
+    def _can_go_back(self, feed: Feed, place: DataPlace) -> bool:
+        """Be at the last boundary, as no batch follows it; False if that cannot be done."""
+        if self._number == self._begun:
+            return feed.go_back(place)
+        self._contents.last_boundary = self._kept
+        return self._is_kept()
 
     def _bind(self, loader: Iterable[Any]) -> None:
         """Bind the run to the order of a sampler of ours, under other names for each further loader of the run."""

@@ -1,0 +1,192 @@
+"""A worker of a data loader that dies once a stop was heard is part of the stop: the last boundary is saved, 75."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import one_rank
+import pytest
+import torch
+from in_process import Attempts, Script, hit
+from support import event, losses, weights
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data.dataloader import _SingleProcessDataLoaderIter
+
+from trainer import SpotRun
+from trainer.machine import loader_workers
+
+X = torch.randn(18, 3, generator=torch.Generator().manual_seed(1))
+ITEMS = TensorDataset(X, X.sum(1, keepdim=True))
+"""5 batches."""
+DIED = "DataLoader worker (pid(s) 7) exited unexpectedly"
+
+
+def program(accumulate: int = 1, workers: int = 0, between: Callable[[SpotRun], None] = lambda run: None) -> Script:
+    """A loop of one's own; `between` is called after the passes of each batch."""
+
+    def script(run: SpotRun, _: Callable[[], None]) -> None:
+        model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.2), nn.Linear(4, 1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+        run.register(model=model, optimizer=optimizer)
+        loader = DataLoader(ITEMS, batch_size=4, shuffle=True, num_workers=workers)
+        for x, y in run.steps(loader, until=9, accumulate=accumulate):
+            loss = (model(x) - y).square().mean()
+            loss.backward()
+            between(run)
+            if run.ends_step:
+                optimizer.step()
+                optimizer.zero_grad()
+                run.log(loss=loss)
+        run.finish()
+
+    return script
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Callable[[int], Any]:
+    """What the run comes to that nothing stops, by batches of a step."""
+    return lambda accumulate: Attempts(tmp_path / "whole").all(program(accumulate)).result
+
+
+def raises_in(patch: pytest.MonkeyPatch, ask: int, is_stopped: bool = True) -> None:
+    """Have loaders raise torch's error as they are asked for the N-th time; the end of an epoch is asked for too."""
+    given, asks = _SingleProcessDataLoaderIter._next_data, iter(range(1, 1000))
+
+    def next_data(self: Any) -> Any:
+        if next(asks) == ask:
+            if is_stopped:
+                hit("stop")
+            raise RuntimeError(DIED)
+        return given(self)
+
+    patch.setattr(_SingleProcessDataLoaderIter, "_next_data", next_data)
+
+
+def test_a_worker_that_is_killed_within_a_step_after_a_stop(tmp_path: Path, whole: Any) -> None:
+    def between(run: SpotRun) -> None:
+        if run.step + 1 == 4:
+            hit("stop")
+            assert run.notices.received.wait(60)
+            worker = multiprocessing.active_children()[0].pid
+            assert worker
+            os.kill(worker, signal.SIGKILL)
+            os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)
+
+    stopped = Attempts(tmp_path / "run")
+    assert stopped.one(program(workers=2, between=between)) == 75
+    ended = event(stopped.folder, "end")
+    assert (ended["cause"], ended["committed_step"]) == ("signal", 4)
+    assert stopped.all(program()).result == whole(1)
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "ask", "saved"),
+    [
+        pytest.param(1, 7, 5, id="as an epoch begins"),
+        pytest.param(2, 9, 3, id="within a step"),
+        pytest.param(1, 9, 7, id="within an epoch", marks=pytest.mark.slow),
+        pytest.param(2, 10, 4, id="after a step", marks=pytest.mark.slow),
+    ],
+)
+def test_a_loader_that_has_no_batch_because_of_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Any, accumulate: int, ask: int, saved: int
+) -> None:
+    """The stop is heard once the ranks have agreed that there is none."""
+    monkeypatch.setattr("trainer.training.consensus.LONG_S", 0.0)  # So that each boundary is kept.
+    stopped = Attempts(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        raises_in(patch, ask)
+        assert stopped.one(program(accumulate), save_every=100) == 75
+    ended = event(stopped.folder, "end")
+    assert (ended["cause"], ended["step"], ended["committed_step"]) == ("signal", saved, saved)
+    assert stopped.all(program(accumulate)).result == whole(accumulate)
+    assert event(stopped.folder, "restored")["lost_steps"] == 0
+
+
+def test_a_boundary_that_was_not_kept_is_not_saved_and_the_run_goes_on_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    stopped = Attempts(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        raises_in(patch, 9)
+        assert stopped.one(program(2), save_every=2) == 75
+    ended = event(stopped.folder, "end")
+    assert (ended["cause"], ended["committed_step"]) == ("signal", 2)
+    assert f"RuntimeError: {DIED}. That is part of the stop (sigterm). The last committed step is 2." in (
+        capfd.readouterr().out
+    )
+
+
+def test_without_a_stop_it_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loader_workers, "PATIENCE_S", 0.0)
+    failed = Attempts(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        raises_in(patch, 3, is_stopped=False)
+        assert failed.one(program()) == 1
+    assert event(failed.folder, "end")["cause"] == "error"
+    assert DIED in capfd.readouterr().err
+
+
+def test_another_error_after_a_stop_is_an_error(tmp_path: Path) -> None:
+    def between(run: SpotRun) -> None:
+        hit("stop")
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    assert Attempts(tmp_path / "run").one(program(between=between)) == 1
+
+
+def test_a_framework_that_raises_it_in_its_own_loop_is_left_with_75(tmp_path: Path) -> None:
+    def between(run: SpotRun) -> None:
+        if run.step == 4:
+            hit("stop")
+            raise RuntimeError(DIED)
+
+    stopped = Attempts(tmp_path / "run")
+    assert stopped.one(program(between=between), save_every=2) == 75
+    assert event(stopped.folder, "end")["cause"] == "signal"
+
+
+class Fed(one_rank.Numbers):
+    """Samples that a data loader feeds, whose worker dies in the step after the third, at a stop."""
+
+    run: one_rank.InProcess | None = None
+
+    def batch(self, ids: np.ndarray) -> torch.Tensor:
+        if self.run and self.run.steps_done == 3:
+            hit("stop")
+            raise RuntimeError(DIED)
+        return super().batch(ids)
+
+
+def test_samples_of_train_that_have_no_batch_because_of_a_stop(tmp_path: Path) -> None:
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+
+    def before(run: one_rank.InProcess) -> None:
+        samples.run = run
+
+    samples, run_dir = Fed(), tmp_path / "run"
+    stopped = one_rank.train(run_dir, model=model, samples=samples, before=before, save_interval_steps=100)
+    assert (stopped.code, stopped.cause) == (75, "signal")
+    assert event(run_dir, "end")["committed_step"] == 3
+    assert one_rank.train(run_dir, model=model).code == one_rank.train(tmp_path / "whole", model=model).code == 0
+    assert losses(run_dir) == losses(tmp_path / "whole")
+    assert weights(run_dir) == weights(tmp_path / "whole")
+
+
+def test_a_stop_may_be_heard_a_moment_after_its_worker_has_died(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader_workers, "PATIENCE_S", 60.0)
+    heard = threading.Event()
+    threading.Timer(0.05, heard.set).start()
+    assert loader_workers.died_at_stop(RuntimeError(DIED), heard)
+    assert not loader_workers.died_at_stop(ValueError(DIED), heard)
