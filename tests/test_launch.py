@@ -312,8 +312,8 @@ def test_a_script_that_gets_nowhere_is_stopped_with_80_after_three_attempts(tmp_
 @pytest.mark.parametrize(
     ("struck", "code", "cause"),
     [
-        (signal.SIGTERM, 75, "signal"), (signal.SIGINT, 75, "signal"), (signal.SIGKILL, 75, "died"), (None, 1, "died"),
-        (0, 0, "finished"),
+        (signal.SIGTERM, 75, "signal"), (signal.SIGINT, 75, "signal"), (signal.SIGUSR1, 75, "signal"),
+        (signal.SIGKILL, 75, "died"), (None, 1, "died"), (0, 0, "finished"),
     ],
     ids=str,
 )  # fmt: skip
