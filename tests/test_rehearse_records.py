@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import faultfs
 import pytest
@@ -13,6 +14,7 @@ from support_rehearse import rehearse
 
 from skyspot.errors import UsageError
 from skyspot.rehearsal import by_kind, evidence, faults, records, remedies
+from skyspot.rehearsal.legs import Legs
 from skyspot.rehearsal.machine import bucketfs_missing
 from skyspot.rehearsal.result import Leg, Row, Settings, refuse_calls
 from skyspot.rehearsal.task import read_task
@@ -53,40 +55,6 @@ def test_a_kill_that_is_the_only_strike_comes_after_a_save_and_is_proof(tmp_path
     assert killed["left_step"] >= 5
     assert resumed["restored_step"] == killed["left_step"]
     assert outcomes(result) == {"kill": "exact"}
-
-
-SPOTRUN = """\
-import os, time
-from trainer import SpotRun
-import torch
-torch.manual_seed(0)
-with SpotRun(os.environ["OUT"], save_every=1) as run:
-    model = torch.nn.Linear(64, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    run.register(model=model, optimizer=optimizer)
-    for batch in run.steps(torch.utils.data.DataLoader(torch.randn(30, 64, generator=torch.Generator())), until=30):
-        time.sleep(0.1)
-        loss = model(batch).square().mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        run.log(loss=loss)
-    run.finish()
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(bucketfs_missing() is not None, reason=str(faultfs.missing() or bucketfs_missing()))
-def test_after_a_save_that_was_cut_off_the_strikes_go_on(tmp_path: Path) -> None:
-    """The records tell what the next attempt resumed from; it need not run to its end for that."""
-    (tmp_path / "train.py").write_text(SPOTRUN)
-    task = TASK.replace(str(PROGRAMS / "recorded.py"), str(tmp_path / "train.py"))
-    (tmp_path / "task.yaml").write_text(task.replace("mode: MOUNT", "store: s3, mode: MOUNT"))
-    options = ["--kinds", "kill-in-save", "--preemptions", 2, "--processes", 1, "--json"]
-    done = rehearse("task.yaml", *options, cwd=tmp_path)
-    result = json.loads(done.stdout)
-    assert outcomes(result) == {"kill-in-save": "exact"}, done.stdout
-    assert [row["kind"] for row in result["legs"][1]["rows"]] == ["kill-in-save", "kill-in-save", "finished"]
 
 
 @pytest.mark.slow  # A rehearsal; quick tests below show the same.
@@ -269,3 +237,12 @@ def test_a_schedule_has_a_kill_that_proves_something() -> None:
         [late] = faults.schedule(["kill"], 1, seed, steps=60, first_save=60)
         assert not late.saved, "it saves at its end only, so it would never be struck"
         assert 1 <= (late.at_step or 0) < 60
+
+
+@pytest.mark.parametrize("records", [True, False])
+def test_after_a_save_that_was_cut_off_a_task_with_records_is_struck_again(records: bool) -> None:
+    """The records tell what the next attempt resumed from; without them it runs to its end, and the result tells."""
+    leg, strike = Leg("preempted", "Preempted", planned=2), faults.Preemption("sigterm", at_step=5)
+    leg.rows.append(Row(1, "kill-in-save", "killed while saving after step 3", 1))
+    cut_off = SimpleNamespace(records=records, tracing=SimpleNamespace(runs_to_its_end=lambda *_: True))
+    assert Legs._next(cut_off, leg, [strike], True) == (strike if records else None)  # type: ignore[arg-type]
