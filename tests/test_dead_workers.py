@@ -29,14 +29,17 @@ ITEMS = TensorDataset(X, X.sum(1, keepdim=True))
 DIED = "DataLoader worker (pid(s) 7) exited unexpectedly"
 
 
-def program(accumulate: int = 1, workers: int = 0, between: Callable[[SpotRun], None] = lambda run: None) -> Script:
-    """A loop of one's own; `between` is called after the passes of each batch."""
+def program(
+    accumulate: int = 1, workers: int = 0, between: Callable[[SpotRun], None] = lambda run: None, *, own: bool = False
+) -> Script:
+    """A loop of one's own; `between` is called after the passes of each batch; `own`: the loader has a generator."""
 
     def script(run: SpotRun, _: Callable[[], None]) -> None:
         model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.2), nn.Linear(4, 1))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
         run.register(model=model, optimizer=optimizer)
-        loader = DataLoader(ITEMS, batch_size=4, shuffle=True, num_workers=workers)
+        generator = torch.Generator().manual_seed(4) if own else None
+        loader = DataLoader(ITEMS, batch_size=4, shuffle=True, num_workers=workers, generator=generator)
         for x, y in run.steps(loader, until=9, accumulate=accumulate):
             loss = (model(x) - y).square().mean()
             loss.backward()
@@ -51,9 +54,9 @@ def program(accumulate: int = 1, workers: int = 0, between: Callable[[SpotRun], 
 
 
 @pytest.fixture
-def whole(tmp_path: Path) -> Callable[[int], Any]:
-    """What the run comes to that nothing stops, by batches of a step."""
-    return lambda accumulate: Attempts(tmp_path / "whole").all(program(accumulate)).result
+def whole(tmp_path: Path) -> Callable[[Script], Any]:
+    """What a program's run comes to that nothing stops."""
+    return lambda script: Attempts(tmp_path / "whole").all(script).result
 
 
 def raises_in(patch: pytest.MonkeyPatch, ask: int, is_stopped: bool = True) -> None:
@@ -84,30 +87,31 @@ def test_a_worker_that_is_killed_within_a_step_after_a_stop(tmp_path: Path, whol
     assert stopped.one(program(workers=2, between=between)) == 75
     ended = event(stopped.folder, "end")
     assert (ended["cause"], ended["committed_step"]) == ("signal", 4)
-    assert stopped.all(program()).result == whole(1)
+    assert stopped.all(program()).result == whole(program())
 
 
 @pytest.mark.parametrize(
-    ("accumulate", "ask", "saved"),
+    ("script", "ask", "saved"),
     [
-        pytest.param(1, 7, 5, id="as an epoch begins"),
-        pytest.param(2, 9, 3, id="within a step"),
-        pytest.param(1, 9, 7, id="within an epoch", marks=pytest.mark.slow),
-        pytest.param(2, 10, 4, id="after a step", marks=pytest.mark.slow),
+        pytest.param(program(), 7, 5, id="as an epoch begins"),
+        pytest.param(program(own=True), 7, 5, id="as an epoch of the loader's own generator begins"),
+        pytest.param(program(2), 9, 3, id="within a step"),
+        pytest.param(program(), 9, 7, id="within an epoch", marks=pytest.mark.slow),
+        pytest.param(program(2), 10, 4, id="after a step", marks=pytest.mark.slow),
     ],
 )
 def test_a_loader_that_has_no_batch_because_of_a_stop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Any, accumulate: int, ask: int, saved: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Any, script: Script, ask: int, saved: int
 ) -> None:
     """The stop is heard once the ranks have agreed that there is none."""
     monkeypatch.setattr("trainer.training.consensus.LONG_S", 0.0)  # So that each boundary is kept.
     stopped = Attempts(tmp_path / "run")
     with monkeypatch.context() as patch:
         raises_in(patch, ask)
-        assert stopped.one(program(accumulate), save_every=100) == 75
+        assert stopped.one(script, save_every=100) == 75
     ended = event(stopped.folder, "end")
     assert (ended["cause"], ended["step"], ended["committed_step"]) == ("signal", saved, saved)
-    assert stopped.all(program(accumulate)).result == whole(accumulate)
+    assert stopped.all(script).result == whole(script)
     assert event(stopped.folder, "restored")["lost_steps"] == 0
 
 
