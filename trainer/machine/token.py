@@ -10,6 +10,7 @@ from pathlib import Path
 
 from trainer.machine import home
 
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PROCESS_TOKEN = secrets.token_hex(8)
 
 
@@ -26,10 +27,15 @@ def machine_token() -> str:
             path.write_text(token)
             return token
     # There is no place to keep a token: this one lasts until the machine boots again.
+    boot = boot_id()
+    return hashlib.sha256(boot.encode()).hexdigest()[:16] if boot else _PROCESS_TOKEN
+
+
+def boot_id() -> str:
+    """An id of this boot of the machine; empty where the system has none (macOS)."""
     with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
-        return hashlib.sha256(boot).hexdigest()[:16]
-    return _PROCESS_TOKEN
+        return BOOT_ID.read_text().strip()
+    return ""
 
 
 def process_started(pid: object) -> int | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import email.utils
 import json
 import os
+from contextlib import suppress
 from typing import Any
 
 from trainer.layout.clouds import NOTICE_S
@@ -70,10 +71,10 @@ class Azure:
 
 
 def _announced(answer: Answer, event: dict[str, Any]) -> Announcement:
-    """An event; one that has begun, or that names no time, leaves no more than the least notice."""
+    """An event; one that has begun, or that names no time that can be read, leaves no more than the least notice."""
     kind, when = str(event.get("EventType")), str(event.get("NotBefore") or "")
     left = 0.0 if event.get("EventStatus") == "Started" else NOTICE_S["azure"]
-    if when:
+    with suppress(TypeError, ValueError, OverflowError, IndexError):  # An odd time hides no other event.
         left = (in_utc(email.utils.parsedate_to_datetime(when)) - answer.now).total_seconds()
     about = f"of type {kind}" + (f" for {when}" if when else "")
     return Announcement(f"azure/{event.get('EventId')}", about, left, takes_machine=kind == "Preempt")

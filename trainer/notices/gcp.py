@@ -10,6 +10,7 @@ import os
 import time
 
 from trainer.layout.clouds import NOTICE_S, notice_s
+from trainer.machine.token import boot_id
 from trainer.notices.service import REQUEST_S, Answer, Service, ServiceError
 from trainer.notices.source import Announcement
 
@@ -60,7 +61,9 @@ class Gcp:
         answers_at_once = waits and etag == self._etag and time.monotonic() - begun < POLL_S
         self._etag = "" if answers_at_once or not etag.isalnum() else etag
         self.poll_s = 0.0 if self._etag else POLL_S
-        return [Announcement("gcp/preempted", "of this instance", self.longest_s)] if is_preempted else []
+        # An instance that was stopped can be started again and preempted again, with the same disk.
+        announced = Announcement(f"gcp/preempted/{boot_id()}", "of this instance", self.longest_s)
+        return [announced] if is_preempted else []
 
     def _value(self, answer: Answer) -> bool:
         if answer.headers.get("Metadata-Flavor") != "Google":
