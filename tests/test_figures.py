@@ -11,8 +11,8 @@ import pytest
 from support import REPO
 
 README = "README.md"
-ATTEMPT, CHECKPOINTS, DESIGN, REHEARSE, SCRIPTS = (
-    f"docs/{name}.md" for name in ("attempt", "checkpoints", "design", "rehearse", "your-own-script")
+ATTEMPT, CHECKPOINTS, DESIGN, NOTICES, REHEARSE, SCRIPTS = (
+    f"docs/{name}.md" for name in ("attempt", "checkpoints", "design", "notices", "rehearse", "your-own-script")
 )
 LIMITS: list[tuple[str, str, str, float]] = [
     (README, "three attempts in a row ended by themselves", "trainer/attempt/history.py OWN_DOING_IN_A_ROW", 3),
@@ -56,9 +56,14 @@ LIMITS: list[tuple[str, str, str, float]] = [
     (DESIGN, "closed within half a second", "skyspot/rehearsal/bucketfs/store.py _BURST_S", 0.5),
     (DESIGN, "A write of 32 KiB or more", "skyspot/rehearsal/bucketfs/files.py _LARGE", 32 << 10),
     (REHEARSE, "SIGTERM; 45 s later SIGKILL", "skyspot/rehearsal/faults.py TERM_PATIENCE_S", 45),
+    (NOTICES, "`--hang-timeout` seconds (600; 0: no limit)", "trainer/training/config.py HANG_TIMEOUT_S", 600),
+    (NOTICES, "asked once, side by side, for 2 s at most", "trainer/notices/here.py PROBE_S", 2),
     (SCRIPTS, "`atexit` functions have five seconds", "trainer/training/unwinding.py CLOSERS_S", 5),
     (CHECKPOINTS, "not found within 2,000", "tests/chaos/campaign.py PLANT_FAULTS", 2000),
     (CHECKPOINTS, "last of twelve faults", "tests/chaos/campaign.py EPISODE", 12),
+    (CHECKPOINTS, "kills its processes 3 s after the notice", "trainer/launch/supervisor.py KILL_AFTER_GRACE_S", 3),
+    (CHECKPOINTS, "leaves 4 s later", "trainer/launch/supervisor.py LEAVE_AFTER_KILL_S", 4),
+    (CHECKPOINTS, "20 s are for a machine with other work", "tests/chaos/stop_scene.py MARGIN_S", 20),
     (CHECKPOINTS, "checked every 10 ms", "tests/chaos/watch.py LOOK_S", 0.01),
     ("CHANGELOG.md", "8 MB at a time", "trainer/bucket/hashing.py CHUNK_BYTES", 8 << 20),
     ("CHANGELOG.md", "says so within 20 s, or within a minute", "skyspot/runs/workers.py TIMEOUT_S", 20),

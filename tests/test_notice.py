@@ -97,11 +97,13 @@ def test_a_machine_that_is_not_taken_after_all_is_left_with_75(tmp_path: Path) -
         with process:
             assert process.stdout
             for line in process.stdout:
-                if line.startswith("step "):
+                if line.startswith("step ") and not server.action:
                     server.announce(15)
             assert process.wait(90) == 75
-    ended = event(tmp_path / "run", "end")
+            left_at = time.time()
+    ended, heard = event(tmp_path / "run", "end"), event(tmp_path / "run", "notice")
     assert ended["cause"] == "notice"
+    assert left_at >= heard["deadline"] > heard["heard"], "it holds until the machine is overdue"
     assert ended["committed_step"] == ended["step"]
 
 
