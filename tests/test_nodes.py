@@ -158,8 +158,10 @@ def test_a_notice_on_one_machine_stops_all_at_one_boundary(tmp_path: Path, task:
     for launcher in launchers:
         launcher.send_signal(signal.SIGTERM)
     assert codes([*rest.end(), *lone.end()]) == [75, 75]
-    end = event(run_dir, "end")
+    end, heard = event(run_dir, "end"), event(run_dir, "notice")
     assert (end["cause"], end["committed_step"]) == ("notice", end["step"])
+    assert heard["id"] == end["notice"]["id"]  # type: ignore[index]
+    assert str(heard["id"]).startswith("aws/20"), "the other machine's: its next attempt ignores it"
 
 
 def test_a_signal_on_one_machine_stops_all_at_one_boundary_and_loses_no_step(

@@ -324,7 +324,7 @@ def test_only_a_signal_that_comes_during_the_hold_ends_it(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("clouds_s", [20, 120])
 def test_a_clouds_notice_after_a_signal_counts_on_every_rank_be_it_shorter_or_longer(clouds_s: float) -> None:
-    store, stop = Store(), Stop("sigterm", time.monotonic() + 25)
+    store, stop = Store(), Stop("sigterm", time.monotonic() + 25, time.monotonic())
     sigterm = heard("sigterm", 25)
     first, second = one_of_two(store, 0, sigterm), one_of_two(store, 1, sigterm)
     assert first.deadline(stop) == second.deadline(stop) == stop.deadline

@@ -204,6 +204,7 @@ def test_a_sigterm_to_one_rank_of_two_stops_both_at_one_boundary(tmp_path: Path)
     ended = event(run_dir, "end")
     assert ended["cause"] == "signal"
     assert ended["committed_step"] == ended["step"] >= 6  # type: ignore[operator]
+    assert ended["committed_s"] >= 0.5, "from when the other rank heard"  # type: ignore[operator]
     assert mlp(run_dir).code == 0
     assert event(run_dir, "restored")["lost_steps"] == 0
 

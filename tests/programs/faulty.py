@@ -208,8 +208,9 @@ class Faults:
             os.kill(os.getppid(), getattr(signal, kind.upper()))
             # So short are the steps here that the word could come after the last.
             run.notices.received.wait(10)
-        elif kind == "sigterm-here":  # To this rank alone.
+        elif kind == "sigterm-here":  # To this rank alone, which goes on half a second later.
             os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)
         elif kind == "sigterm-tree":
             terminate_tree()
             run.notices.received.wait(10)

@@ -22,6 +22,8 @@ class Message:
     """Index into KINDS of the notice that this rank got, or of the reason that rank 0 found in the bucket; 0: none."""
     left_ms: int = 0
     """Milliseconds until its deadline."""
+    age_ms: int = 0
+    """Milliseconds since this rank heard of it."""
     round_ms: int = 0
     """Milliseconds that a micro-step took on rank 0; 0 before the first one has ended."""
     save_ms: int = 0
@@ -71,6 +73,8 @@ class Stop:
     """One of STOPS."""
     deadline: float
     """On this rank's monotonic clock."""
+    heard_at: float
+    """When the rank whose notice counts heard of it, on this rank's monotonic clock."""
 
     @property
     def ending(self) -> Ending:

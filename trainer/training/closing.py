@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
-from trainer.attempt.ending import STOPS, Ending, Hold, Leaving
+from trainer.attempt.ending import NOTICE, STOPS, Ending, Hold, Leaving
 from trainer.checkpoint.finite import NotFiniteError
 from trainer.layout.names import CheckpointName
 from trainer.notices.notice import Notice
 from trainer.ranks.agreement import Stop
+from trainer.ranks.messages import HEARD
 from trainer.training.contents import Contents
 from trainer.training.fit import save_line
 from trainer.training.participant import Participant
@@ -74,31 +75,34 @@ class Closing:
             raise Leaving(stop.ending, found.message if found else "")
         if stop.ending.hold is Hold.JOB_CANCELLED:
             self._stop_as_requested(stop.ending)
-        now = time.monotonic()
-        own = run.notices.first() or Notice(stop.kind, stop.kind, now, stop.deadline - now)
+        own = run.notices.first() or self._notice_of_another(stop)
         self._record_notice(own, run.deadline(stop))
         left_s = max(0.0, run.deadline(stop) - time.monotonic())
         under_way = None if saver.idle else self._session.saved_at
         run.print_line(save_line(stop.kind, left_s, saver.save_s, contents.done, under_way))
         # There is one writer at a time, and rank 0's clock decides for all ranks.
         self._session.wait(stop)
-        save_s = saver.commit_s or 0.0
-        if run.group.rank0_does("last-save", lambda: save_s <= run.deadline(stop) - time.monotonic()):
+        # However long the save before took: it had training beside it, and a try that is cut off costs nothing.
+        if run.group.rank0_does("last-save", lambda: run.deadline(stop) > time.monotonic()):
             if run.journal and saver.committed_step != contents.done:
                 run.journal.event("save-begin", step=contents.done, at=round(time.time(), 3))
             self._session.save_last(stop)
-        else:
-            run.committed_step = saver.committed_step
-            last = run.committed_step
-            run.print_line(f"Not enough time for a save ({save_s:.1f} s). The last committed step is {last}.")
+        run.committed_step = saver.committed_step
         committed_s = time.monotonic() - own.at if saver.committed_step == contents.done else None
         if committed_s is not None:
             run.print_line(f"Step {contents.done} committed {committed_s:.1f} s after the notice.")
+        elif contents.done:
+            run.print_line(f"Step {contents.done} was not committed in time. {run.last_committed_line()}")
         notice = run.notices.first() or own
         ending = STOPS[notice.kind]  # Of this rank's notice: it may have got a signal before another machine's notice.
         if ending.hold is Hold.MACHINE_TAKEN:
             run.hold(ending.hold_s(run.deadline(stop)), ending, notice=notice, committed_s=committed_s)
         run.leave(ending, notice=notice, committed_s=committed_s)
+
+    def _notice_of_another(self, stop: Stop) -> Notice:
+        """The notice that another rank has heard; a signal's id is its kind."""
+        known = self._run.group.read_message(HEARD) if stop.ending is NOTICE else None
+        return Notice(stop.kind, known or stop.kind, stop.heard_at, stop.deadline - stop.heard_at)
 
     def _record_notice(self, notice: Notice, deadline: float) -> None:
         """Rank 0: record what was heard, when, and until when; beside the save, which does not wait for it."""
@@ -161,7 +165,7 @@ class Closing:
             self._export(name)
         except Exception as error:
             notice = self._run.notices.first()
-            stop = stop or (Stop(notice.kind, notice.deadline) if notice else None)
+            stop = stop or (Stop(notice.kind, notice.deadline, notice.at) if notice else None)
             if not stop:
                 raise
             self._run.print_line(f"The model is not exported yet ({error}). The next attempt will export it.")

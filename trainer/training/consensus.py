@@ -43,11 +43,12 @@ class Consensus:
             enough: Whether the program has ended training early on this rank.
         """
         now = self._sent_at = time.monotonic()
-        kind, deadline = self._host.own_stop()
-        left_s = min(deadline, self.stop.deadline if self.stop else math.inf) - now
+        own = self._host.own_stop()
+        deadline = min(stop.deadline for stop in (own, self.stop) if stop) if own or self.stop else now
         return Message(
-            stop=KINDS.index(kind),
-            left_ms=max(0, round(left_s * 1000)) if math.isfinite(left_s) else 0,
+            stop=KINDS.index(own.kind) if own else 0,
+            left_ms=max(0, round((deadline - now) * 1000)),
+            age_ms=max(0, round((now - own.heard_at) * 1000)) if own else 0,
             round_ms=math.ceil(self._round_s * 1000),
             save_ms=math.ceil(self._saver.save_s * 1000),
             save_every=self._interval.steps if self._host.group.rank == 0 else 0,
@@ -76,7 +77,8 @@ class Consensus:
         first = min(stopping, key=lambda message: message.left_ms, default=Message())
         self._left_s = first.left_ms / 1000
         if stopping and not self.stop:
-            self.stop = Stop(KINDS[first.stop], self._sent_at + self._left_s)
+            heard_at = self._sent_at - first.age_ms / 1000
+            self.stop = Stop(KINDS[first.stop], self._sent_at + self._left_s, heard_at)
             self._host.stopping = self.stop.ending
             self._saver.hurry(self.stop.deadline)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -52,9 +51,9 @@ class Host:
         self.steps_done = 0
         self.committed_step: int | None = None
 
-    def own_stop(self) -> tuple[str, float]:
-        """This rank's reason to stop ("": none), and its deadline in monotonic seconds (infinite without a reason)."""
-        return "", math.inf
+    def own_stop(self) -> Stop | None:
+        """This rank's reason to stop; None without one."""
+        return None
 
     def deadline(self, stop: Stop) -> float:
         """When an agreed stop has to be over, in monotonic seconds; may come to be another one than was agreed on."""

@@ -204,7 +204,7 @@ class Lifecycle(Participant):
         where = f"The stacks of all threads: {path}" if kept else "The bucket did not take the stacks"
         if self._is_first_to_print("hang"):
             print(
-                f"Error: {error}. {where}, one file for each rank. {self._last_committed()} {remedy}",
+                f"Error: {error}. {where}, one file for each rank. {self.last_committed_line()} {remedy}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -282,7 +282,7 @@ class Lifecycle(Participant):
         notice = self.notices.first()
         assert notice
         ending = STOPS[notice.kind]
-        message = f"{one_line(error)}. That is part of the stop ({notice.kind}). {self._last_committed()}"
+        message = f"{one_line(error)}. That is part of the stop ({notice.kind}). {self.last_committed_line()}"
         return Leaving(ending, message, notice=notice, hold_s=ending.hold_s(notice.deadline))
 
     def _end_with_leaving(self, leaving: Leaving) -> NoReturn:

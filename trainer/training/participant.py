@@ -30,7 +30,7 @@ from trainer.machine import scratch
 from trainer.notices.notice import Notice
 from trainer.notices.received import PRESSES, Notices
 from trainer.ranks.agreement import Stop
-from trainer.ranks.messages import END_WRITTEN, RELEASED, STOPPED, TOO_LARGE
+from trainer.ranks.messages import END_WRITTEN, HEARD, RELEASED, STOPPED, TOO_LARGE
 from trainer.training.config import INPUT_BINDINGS, RunConfig, unknown_field
 from trainer.training.host import Host
 from trainer.training.taken_at import TakenAt
@@ -178,14 +178,17 @@ class Participant(Host):
         self.final_is_whole = self.was_finished = True
         self.print_line(f"already finished: {self.paths.final} is whole")
 
-    def own_stop(self) -> tuple[str, float]:
+    def own_stop(self) -> Stop | None:
         """This rank's notice, or what rank 0 found in the bucket; as of `Host.own_stop`."""
         notice, found = self.notices.first(), self.journal.stop_reason if self.journal else None
+        now = time.monotonic()
         if found and not found.ending.saves:
-            return found.ending.cause, 0.0  # No other deadline is earlier, and rank 0's row is the first.
+            return Stop(found.ending.cause, 0.0, now)  # No other deadline is earlier, and rank 0's row is the first.
         if notice:
-            return notice.kind, notice.deadline
-        return (found.ending.cause, time.monotonic() + REQUESTED_STOP_S) if found else ("", math.inf)
+            if self.rank and not self.stopping and STOPS[notice.kind] is NOTICE:
+                self.group.post_message(HEARD, notice.id)  # Before the row: rank 0 finds it once it knows of the stop.
+            return Stop(notice.kind, notice.deadline, notice.at)
+        return Stop(found.ending.cause, now + REQUESTED_STOP_S, now) if found else None
 
     def deadline(self, stop: Stop) -> float:
         """As of `Host.deadline`: a cloud's notice that is heard after a signal counts, be it later or earlier."""
@@ -300,13 +303,14 @@ class Participant(Host):
         if hosted() or self._exit is not None:
             return
         with suppress(Exception):
-            self.print_line(f"Ctrl-C {PRESSES} times: leaving at once. {self._last_committed()}")
+            self.print_line(f"Ctrl-C {PRESSES} times: leaving at once. {self.last_committed_line()}")
         if not self.link.is_connected:  # The launcher records the end otherwise.
             self.write_end(SIGNAL)
         self.link.report_exit(SIGNAL.code)
         os._exit(SIGNAL.code)
 
-    def _last_committed(self) -> str:
+    def last_committed_line(self) -> str:
+        """Return a sentence that names the last committed step."""
         step = self.last_committed()
         return f"The last committed step is {step}." if step else "No step is committed yet."
 
