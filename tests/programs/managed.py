@@ -44,6 +44,8 @@ def main() -> None:
             os.kill(os.getpid(), getattr(signal, name))
         manager.state["seen"] = {*manager.state.get("seen", ()), step % 3}
         manager.save(step, model=model, optimizer=optimizer)
+        # Checks that come later than the next save read the newest alone, and leave what is older than it.
+        manager._managed._session.saver.settle()
         if manager.interrupted:
             if given.end == "exit":
                 manager.exit()
