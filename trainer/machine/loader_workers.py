@@ -49,7 +49,8 @@ def protect_all() -> None:
     """Let every loader's workers that this process starts from now on heed it alone, whoever made the loader.
 
     torch has no hook for all loaders; its workers call this function of the module by name. One that is spawned has a
-    module of its own, and runs what the loader tells it to.
+    module of its own, and runs what the loader tells it to; but where a library has started threads in it before, those
+    do not block the signals, and it may still die of one.
     """
     _utils.worker._worker_loop = protected_loop
     signal_handling: Any = _utils.signal_handling
