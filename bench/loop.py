@@ -175,12 +175,7 @@ def main() -> int:
         f"Bounds, not for short steps: {THROUGHPUT}x, {MEMORY}x.",
         described(found),
     )
-    sections.put(options.report, sections.LOOP, text)
-    print(text)
-    lines = broken(found)
-    for line in lines:
-        print(f"does not hold: {line}", file=sys.stderr)
-    return 1 if lines else 0
+    return sections.report(options.report, sections.LOOP, text, broken(found))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 import time
 from pathlib import Path
@@ -32,6 +33,15 @@ def put(report: Path, heading: str, text: str) -> None:
     """Write a part into a report, in place of the one with that heading."""
     first, parts = _split(report.read_text() if report.exists() else "# Performance")
     report.write_text(joined(first, {**parts, heading: f"## {heading}\n\n{text.strip()}"}))
+
+
+def report(place: Path, heading: str, text: str, broken: list[str]) -> int:
+    """Write a part into a report, print it and each bound that does not hold; the exit status: 1 if there is one."""
+    put(place, heading, text)
+    print(text)
+    for line in broken:
+        print(f"does not hold: {line}", file=sys.stderr)
+    return 1 if broken else 0
 
 
 def paragraphs(*parts: str) -> str:

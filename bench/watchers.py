@@ -160,12 +160,7 @@ def main() -> int:
         f"{BOUND}x.",
         described(figures),
     )
-    sections.put(options.report, sections.WATCHERS, text)
-    print(text)
-    lines = broken(figures)
-    for line in lines:
-        print(f"does not hold: {line}", file=sys.stderr)
-    return 1 if lines else 0
+    return sections.report(options.report, sections.WATCHERS, text, broken(figures))
 
 
 if __name__ == "__main__":

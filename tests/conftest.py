@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import budget
 import shared
 import skips
+from clock import Clock
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -40,6 +41,12 @@ def same_environment() -> Iterator[None]:
     if dict(os.environ) != kept:
         os.environ.clear()
         os.environ.update(kept)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """A monotonic clock that the test sets."""
+    return Clock(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ from typing import Any
 import one_rank
 import pytest
 import torch
+from clock import Clock
 from support import event
 from torch import nn
 
@@ -21,23 +22,6 @@ from trainer.checkpoint import writing
 from trainer.ranks.agreement import Stop
 from trainer.training.consensus import Consensus
 from trainer.training.fit import Fit
-
-
-class Clock:
-    """A monotonic clock that a test sets: how fast the machine is does not matter."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.added, self._start = 0.0, time.monotonic()
-        monkeypatch.setattr(time, "monotonic", self._now)
-
-    def _now(self) -> float:
-        self.added += 1e-6  # Nothing takes no time at all.
-        return self._start + self.added
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch)
 
 
 def test_the_rest_of_a_step_is_finished_where_it_and_a_save_fit() -> None:

@@ -144,7 +144,7 @@ def test_an_evaluation_that_is_cut_short_leaves_no_trace() -> None:
         state=types.SimpleNamespace(log_history=[{"loss": 1.0}]), control=control, is_fsdp_enabled=False,
         model=torch.nn.Linear(1, 1), callback_handler=types.SimpleNamespace(callbacks=[object(), patience]),
     )  # fmt: skip
-    group = types.SimpleNamespace(exchange=lambda row: types.SimpleNamespace(wait=lambda: [row]))
+    group = types.SimpleNamespace(all_ranks=lambda mine: mine)
     before, drawn = BeforeEvaluation(trainer, group), torch.rand(1)
     patience.early_stopping_patience_counter, control.should_training_stop = 2, True
     trainer.state.log_history += [{"loss": 0.5}, {"eval_a_loss": 1.0}]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from clock import Clock
 from support import event
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -27,23 +27,6 @@ STEPS = 4
 
 Between = Callable[[SpotRun, int], None]
 """Called after the passes of each batch, with the number of batches so far in this attempt."""
-
-
-class Clock:
-    """A monotonic clock that a test sets: how fast the machine is does not matter."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.added, self._start = 0.0, time.monotonic()
-        monkeypatch.setattr(time, "monotonic", self._now)
-
-    def _now(self) -> float:
-        self.added += 1e-6  # Nothing takes no time at all.
-        return self._start + self.added
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch)
 
 
 class Seen:

@@ -6,14 +6,13 @@ its handler saves. A rank without a handler would only die of it, so it trains o
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 
 from trainer.attempt.ending import NOTICE
 from trainer.launch.link import Link
 from trainer.launch.rank import Rank
+from trainer.launch.relay import say
 from trainer.layout.exit_codes import EXIT_PREEMPTED
 from trainer.notices.here import named
 from trainer.notices.notice import Notice
@@ -79,9 +78,3 @@ class Cloud:
 def hold_s(notice: Notice) -> float:
     """The longest time to wait until the machine is taken, in seconds."""
     return NOTICE.hold_s(notice.deadline)
-
-
-def say(line: str) -> None:
-    """Print a line on stderr: stdout is the script's."""
-    with suppress(OSError, ValueError):
-        print(line, file=sys.stderr, flush=True)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
+from contextlib import suppress
 
 LONGEST_LINE_BYTES = 64 * 1024
 """The longest part of an unfinished line that is held back; a longer one is passed on in pieces."""
+SAY_S = 1.0
 
 
 class Lines:
@@ -93,3 +96,18 @@ class Relay:
             if not data:
                 os.close(source)
                 return
+
+
+def say(line: str) -> None:
+    """Print a line of the launcher's own on stderr: stdout is the script's.
+
+    It is printed on a thread, which is awaited for a moment: nobody may read what a full pipe holds.
+    """
+
+    def write() -> None:
+        with suppress(OSError, ValueError):
+            print(line, file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=write, daemon=True, name="line")
+    thread.start()
+    thread.join(SAY_S)

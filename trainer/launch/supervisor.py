@@ -11,21 +11,19 @@ import os
 import secrets
 import selectors
 import signal
-import sys
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from trainer.attempt.ending import DIED, END_EVENT_S, FINISHED, NOTICE, SIGNAL, Ending, Hold
-from trainer.launch.cloud import Cloud, hold_s, say
+from trainer.launch.cloud import Cloud, hold_s
 from trainer.launch.environment import Environment, LocalPorts, printed_file
 from trainer.launch.exits import code_of, combined_code
 from trainer.launch.nodes import Nodes
 from trainer.launch.others import refuse_beneath_another
 from trainer.launch.rank import Rank, is_zombie, start_rank
-from trainer.launch.relay import Lines, Relay
+from trainer.launch.relay import Lines, Relay, say
 from trainer.launch.sidecar_client import Sidecar, write_end
 from trainer.layout.names import file_safe
 from trainer.machine import home
@@ -212,7 +210,7 @@ class Supervisor:
             late = [str(self._number(rank)) for rank in self._ranks if rank.code is None]
             self._send(signal.SIGKILL)
             if late:
-                _say(f"rank {', '.join(late)} did not leave in time: killed")
+                say(f"rank {', '.join(late)} did not leave in time: killed")
 
     def _pass_on_notice(self) -> None:
         """Send a SIGTERM to ranks that do not watch for notices; they have until the machine is taken."""
@@ -241,7 +239,7 @@ class Supervisor:
     def _print_killed(self, rank: Rank, by: signal.Signals) -> None:
         """Print which signal ended a rank that nothing had told to leave: it cannot print that itself."""
         hint = ". Linux does that where memory runs out" if by is signal.SIGKILL else ""
-        _say(f"rank {self._number(rank)} was killed by {by.name}{hint}")
+        say(f"rank {self._number(rank)} was killed by {by.name}{hint}")
 
     def _number(self, rank: Rank) -> int:
         return self._nodes.rank * self._processes + self._ranks.index(rank)
@@ -321,10 +319,3 @@ class Supervisor:
         end = time.monotonic() + seconds
         while not self._signalled and (left := end - time.monotonic()) > 0:
             self._wait(left)
-
-
-def _say(line: str) -> None:
-    """Print a line on a thread, and wait a moment for it: nobody may read what a full pipe holds."""
-    thread = threading.Thread(target=print, args=(line,), kwargs={"file": sys.stderr, "flush": True}, daemon=True)
-    thread.start()
-    thread.join(RELAY_S)

@@ -110,6 +110,10 @@ class RankGroup:
         """Start to send this rank's integers (64 bit) to all ranks. Every rank calls it in the same order."""
         return Exchange.start(row, self.rank, self.world_size, self._control)
 
+    def all_ranks(self, mine: bool) -> bool:
+        """True if it holds on every rank. Every rank calls it in the same order."""
+        return all(theirs for [theirs] in self.exchange([int(mine)]).wait())
+
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
         """Overwrite each tensor with rank 0's."""
         if self.world_size > 1:

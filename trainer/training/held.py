@@ -26,8 +26,7 @@ class Held:
 
     def is_unchanged(self) -> bool:
         """True if the state is what it was, on every rank. Every rank calls it."""
-        rows = self._group.exchange([self._look() == self._before]).wait()
-        return all(is_same for [is_same] in rows)
+        return self._group.all_ranks(self._look() == self._before)
 
 
 def summary(state: State, rank: int) -> object:

@@ -162,15 +162,11 @@ class Loop:
             return micro_batch.first_size(whole, self.group.world_size, state.device_name, facts, before)
 
         state.micro_batch_size, known = self.group.rank0_does("micro-batch", begin, run.check_stop)
-        while not known and not self._all(self.computation.fits(self.samples)):
+        while not known and not self.group.all_ranks(self.computation.fits(self.samples)):
             tried.append(state.micro_batch_size)
             state.micro_batch_size = micro_batch.smaller(whole, state.micro_batch_size)
         why = "as before" if known else f"{tried[-1]} do not fit into memory" if tried else "they fit into memory"
         run.print_line(f"Micro-batch: {state.micro_batch_size} samples ({why}); {whole} in a step, as ever.")
-
-    def _all(self, mine: bool) -> bool:
-        """True if it holds on every rank."""
-        return all(row[0] for row in self.group.exchange([int(mine)]).wait())
 
     def _export(self, last: CheckpointName) -> None:
         export.export(self.run, self.state.model, self.save_model, last)
@@ -287,7 +283,7 @@ class Loop:
             if self._ended or stops:
                 self._drop_step()
                 return False
-        if self.config.micro_batch_size == AUTO and not self._all(not self.computation.ran_out):
+        if self.config.micro_batch_size == AUTO and not self.group.all_ranks(not self.computation.ran_out):
             return None
         norm, overflow = self.computation.clip()
         gathered = self.computation.gather(losses, norm)

@@ -88,8 +88,7 @@ class StepEnd:
         if session.stop is None or session.leaves_time(left):
             return None
         is_committed = (session.saver.committed_step or 0) == self._contents.done
-        rows = run.group.exchange([is_committed or is_kept()]).wait()
-        if all(can_go_back for [can_go_back] in rows):
+        if run.group.all_ranks(is_committed or is_kept()):
             return session.stop
         self.looks = False
         run.print_line("The micro-steps have changed what is saved, so the run stops at the end of the step")
