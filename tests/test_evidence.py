@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from traced import Fs
@@ -16,6 +18,7 @@ from traced import Fs
 from skyspot.rehearsal import by_kind, evidence, failure, faults, logs, remedies
 from skyspot.rehearsal.boundaries import describe
 from skyspot.rehearsal.bucketfs.strike import Strike
+from skyspot.rehearsal.engine import _Engine
 from skyspot.rehearsal.evidence import LOST, READ_AND_DROPPED, Evidence, Place
 from skyspot.rehearsal.faults import Preemption
 from skyspot.rehearsal.lives import Life
@@ -471,6 +474,22 @@ def test_strikes_that_are_not_cleared_together_are_tried_alone() -> None:
     legs = [main, together, apart(leg("kill")), apart(leg("sigterm", verdict=WRONG)), apart(leg("torn"))]
     assert by_kind.suspects(legs) == []
     assert outcomes(*legs) == {"kill": "exact", "sigterm": "NOT exact", "torn": "exact"}
+
+
+def test_the_first_leg_that_tells_kinds_apart_runs_however_slow_the_machine_is() -> None:
+    legs = [leg("kill", "torn", verdict=WRONG)]
+    engine = SimpleNamespace(
+        started=time.monotonic() - 1e6, settings=SimpleNamespace(every_write=False),
+        legs=SimpleNamespace(all=legs, reference_s=1.0, start=lambda: "complete checkpoints"),
+        _leg=lambda name, title, plan, start, apart: legs.append(Leg(name, title, apart=apart)),
+    )  # fmt: skip
+    plan = [Preemption("kill"), Preemption("torn")]
+    for kind in ("kill", "torn"):
+        _Engine._tell_apart(engine, plan, [(kind, None)])  # type: ignore[arg-type]
+    assert [one.title for one in legs[1:]] == ["Only kill"], "patience decides about the others"
+    engine.started = time.monotonic()
+    _Engine._tell_apart(engine, plan, [("torn", None)])  # type: ignore[arg-type]
+    assert [one.title for one in legs[1:]] == ["Only kill", "Only torn"]
 
 
 def test_of_two_legs_that_are_not_exact_the_one_with_fewer_other_suspects_tells_of_a_place() -> None:

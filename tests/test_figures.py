@@ -55,6 +55,7 @@ LIMITS: list[tuple[str, str, str, float]] = [
     (DESIGN, "the undisturbed run, or 30 s", "skyspot/rehearsal/engine.py PATIENCE_S", 30),
     (DESIGN, "closed within half a second", "skyspot/rehearsal/bucketfs/store.py _BURST_S", 0.5),
     (DESIGN, "A write of 32 KiB or more", "skyspot/rehearsal/bucketfs/files.py _LARGE", 32 << 10),
+    (REHEARSE, "had taken 5 s or more", "skyspot/rehearsal/resumes.py _TELLING_S", 5),
     (REHEARSE, "SIGTERM; 45 s later SIGKILL", "skyspot/rehearsal/faults.py TERM_PATIENCE_S", 45),
     (NOTICES, "`--hang-timeout` seconds (600; 0: no limit)", "trainer/training/config.py HANG_TIMEOUT_S", 600),
     (NOTICES, "asked once, side by side, for 2 s at most", "trainer/notices/here.py PROBE_S", 2),

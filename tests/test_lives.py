@@ -150,6 +150,31 @@ def test_one_that_writes_all_pieces_again_does_not(path: str) -> None:
     assert evidence.judge(learnt, lives, same=True) is not None
 
 
+@pytest.mark.parametrize(("seconds", "proof"), [(2.0, False), (1.0, True)])
+@pytest.mark.parametrize("path", PATHS)
+def test_one_that_computes_all_pieces_again_and_leaves_out_the_writing_is_told_by_its_time(
+    path: str, seconds: float, proof: bool
+) -> None:
+    """Unless what lay there takes less time than a machine's start may vary."""
+
+    def run(fs: Fs) -> None:
+        for number in range(8):
+            fs.tick(seconds)
+            if path.format(number) not in fs.files:
+                put(fs, path.format(number), number)
+
+    learnt, lives = leg(run, before(r"out/.*|predictions/.*", 4), results=("out/*",))
+    assert lives[1].resume.proof == proof
+    found = evidence.judge(learnt, lives, same=True)
+    assert (found is None) == proof
+    if found:
+        label = lives[1].saves[0].label
+        assert found.text == (
+            f"not checked: it went on with {label} as late as a run from nothing; "
+            "a start from nothing would look the same"
+        )
+
+
 def test_a_strike_falls_on_whichever_piece_comes_next() -> None:
     run = pieces(PATHS[0])
     found = evidence.Evidence()

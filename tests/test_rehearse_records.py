@@ -174,14 +174,14 @@ def test_a_command_under_the_launcher_keeps_what_the_calls_tell_of_it(tmp_path: 
 
 
 def test_a_checkpoint_that_is_torn_or_not_finite_need_not_be_resumed_from(tmp_path: Path) -> None:
-    name = attempt_of(tmp_path / "own", 1, 0)
+    name, row = attempt_of(tmp_path / "own", 1, 0), Row(1, "kill", "killed")
     checkpoint(tmp_path / "own", 10, name)
     checkpoint(tmp_path / "own", 20, name, finite=False)
-    assert faults.tear(tmp_path, "own") is not None
+    records.judge_start(row, Watch(tmp_path, "own"), None)
+    assert row.left_step == 10, "the newest is not finite"
     checkpoint(tmp_path / "own", 30, name)
     assert str(faults.tear(tmp_path, "own")).endswith("30/state.json")
     (checkpoint(tmp_path / "own", 40, name) / MANIFEST).unlink()
-    row = Row(1, "kill", "killed")
     records.judge_start(row, Watch(tmp_path, "own"), None)
     assert row.left_step == 10
 

@@ -1084,20 +1084,6 @@ def test_a_sample_has_one_of_each_sort_and_is_the_same_for_a_seed() -> None:
     assert boundaries.sample(places, 1000, seed=1) == places
 
 
-def test_only_what_was_open_is_torn_on_a_disk() -> None:
-    only, places = places_of(with_latest)
-    found = set()
-    for place in places:
-        fs = Fs()
-        attempt = fs.attempt(script(with_latest()), Strike(place.number, place.phase, (only,)))
-        learnt = saves.study(Fs().attempt(script(with_latest())), [[attempt]])
-        [life] = follow(learnt, [attempt])
-        found |= set(boundaries.tearable(life))
-        assert boundaries.tearable(life, "s3") == ()
-        assert set(boundaries.tearable(life, "cached")) >= set(boundaries.tearable(life))
-    assert found == {"ckpt_4.pt", "latest.tmp"}
-
-
 def test_a_trace_is_read_as_the_daemon_writes_it(tmp_path) -> None:
     """The same calls by way of the file."""
     attempt = Fs().attempt(script(folders()))

@@ -12,7 +12,6 @@ from skyspot.rehearsal import naming
 from skyspot.rehearsal.bucketfs.strike import Strike, deed, points
 from skyspot.rehearsal.bucketfs.trace import Call
 from skyspot.rehearsal.files import CHECKPOINT, Files
-from skyspot.rehearsal.lives import Life
 from skyspot.rehearsal.saves import Save
 from skyspot.rehearsal.slots import alike
 
@@ -223,22 +222,3 @@ def typical(saves: Sequence[Save]) -> Save | None:
     """
     later = [save for save in saves[2:-1] or saves[1:] if save.complete is not None]
     return max(later, key=lambda save: (len(save.files), -save.index), default=None)
-
-
-def tearable(life: Life, manners: str = "local") -> tuple[str, ...]:
-    """Paths of the checkpoint's files that a kill at the end of an attempt could have left cut, the likeliest first.
-
-    local: what was open. A file that was closed, and one that was renamed into its place, is whole.
-    cached: also what was closed and may not have been uploaded: the newest save's files.
-    s3, gcs, azure: none; a file appears whole, when it is closed.
-
-    Args:
-        life: The attempt whose machine was taken.
-        manners: The kind of mount.
-    """
-    if manners not in ("local", "cached"):
-        return ()
-    found = list(life.end.open_files)
-    if manners == "cached" and life.saves:
-        found += [file.path for file in life.saves[-1].files if file.path not in found]
-    return tuple(found)

@@ -15,6 +15,9 @@ RESUMED, LOST_WORK, NOTHING_THERE, NOT_SEEN, ALL_DONE, FIRST = (
 
 _ONLY_ONE = "only one save was there to go on from"
 _LOOKS_ALIKE = "a start from nothing would look the same"
+_LATE, _TELLING_S = 3 / 4, 5.0
+"""A first piece that comes after so much of the time which a run from nothing takes for those that lay there is late; a
+machine's speed varies too much for less time than that."""
 
 
 @dataclass(frozen=True)
@@ -178,8 +181,8 @@ class Judge:
         mixed = self._mixed(read, facts)
         if mixed and outcome == RESUMED:
             why = f"it read {' and '.join(f'{one.path} of {one.save}' for one in mixed)}"
-        doubt = self._doubt(used) if used and outcome == RESUMED else ""
         passed_over = used is not None and not any(self._save_of(one) is used for one in read)
+        doubt = self._doubt(used, passed_over=passed_over) if used and outcome == RESUMED else ""
         return Resume(
             outcome, why, used, self.start.newest, facts, unread, mixed, more, dropped, doubt, skipped,
             passed_over=passed_over,
@@ -305,11 +308,13 @@ class Judge:
             self._made == len(reference) and used.index > 1 + self.extra and not self._logs_tell_that_it_resumed(used)
         )
 
-    def _doubt(self, used: Save) -> str:
-        """Why a start that read a checkpoint proves nothing: it may have been one from nothing, or had no work left."""
+    def _doubt(self, used: Save, *, passed_over: bool) -> str:
+        """Why a start that resumed proves nothing: it may have been one from nothing, or had no work left."""
         count = len(self.learnt.saves)
         if self.attempt.finished and not self._made and used.index >= count and not self.learnt.irregular:
             return f"it resumed from {self._name(used)}, its last, and had next to nothing left to do; train longer"
+        if passed_over and self.attempt.finished and self._comes_late():
+            return f"it went on with {self.fresh[0].label} as late as a run from nothing; {_LOOKS_ALIKE}"
         if not self.attempt.finished or self._logs_tell_that_it_resumed(used):
             return ""
         why = _ONLY_ONE if used.index <= 1 + self.extra else _LOOKS_ALIKE
@@ -319,6 +324,16 @@ class Judge:
         # Saves that come by the clock are not as many each time: it counts which of both they are nearer to.
         ahead = min(used.index, count) - self.extra
         return f"it {self._as_if_from_nothing()}; {why}" if 2 * (count - self._made) < max(1, ahead) else ""
+
+    def _comes_late(self) -> bool:
+        """True if its first save came when one from nothing makes it, as if it had done all again and written less."""
+        own = self.fresh[0]
+        same = next((save for save in self.learnt.saves if save.numbers == own.numbers), None)
+        if same is None or self.attempt.began_s is None:
+            return False
+        first_s, same_s = (save.begun_s - self.learnt.began_s for save in (self.learnt.saves[0], same))
+        spent_s = own.begun_s - self.attempt.began_s - first_s
+        return same_s - first_s >= _TELLING_S and spent_s >= _LATE * (same_s - first_s)
 
     @property
     def _made(self) -> int:
