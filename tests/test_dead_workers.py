@@ -15,13 +15,14 @@ import one_rank
 import pytest
 import torch
 from in_process import Attempts, Script, hit
-from support import event, losses, weights
+from support import PROGRAMS, event, launch, losses, weights
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, get_worker_info
 from torch.utils.data.dataloader import _SingleProcessDataLoaderIter
 
 from trainer import SpotRun
 from trainer.machine import loader_workers
+from trainer.training import loading_here
 
 X = torch.randn(18, 3, generator=torch.Generator().manual_seed(1))
 ITEMS = TensorDataset(X, X.sum(1, keepdim=True))
@@ -194,3 +195,107 @@ def test_a_stop_may_be_heard_a_moment_after_its_worker_has_died(monkeypatch: pyt
     threading.Timer(0.05, heard.set).start()
     assert loader_workers.died_at_stop(RuntimeError(DIED), heard)
     assert not loader_workers.died_at_stop(ValueError(DIED), heard)
+
+
+# -- the samples of a worker that has died -----------------------------------------------------------------------------
+
+
+class Numbered(Dataset[torch.Tensor]):
+    """Samples that are their number; those from `needs_worker` on only a worker can load."""
+
+    def __init__(self, needs_worker: int = 100) -> None:
+        self.needs_worker = needs_worker
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        assert index < self.needs_worker or get_worker_info()
+        torch.rand(1)
+        return torch.tensor(index)
+
+
+def kill_workers() -> None:
+    for worker in multiprocessing.active_children():
+        worker.kill()
+        worker.join()
+
+
+@pytest.fixture
+def is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop was heard."""
+    heard = threading.Event()
+    heard.set()
+    loading_here.load_here_at_stop(heard)
+    loader_workers.outlive_at_stop(heard)
+    loader_workers.seed_each_epoch()
+
+
+def epochs(loader: DataLoader[torch.Tensor], kills_at: int = -1) -> list[list[int]]:
+    """What two epochs give, and the next random number; the workers die once so many batches have come."""
+    torch.manual_seed(0)
+    found = []
+    for _ in range(2):
+        for batch in loader:
+            if len(found) == kills_at:
+                kill_workers()
+            found.append(batch.tolist())
+        if len(found) == kills_at:
+            kill_workers()
+    return [*found, torch.rand(1).tolist()]
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("kills_at", [1, 6, 7])
+def test_a_loader_goes_on_without_its_workers(is_stopped: None, persistent: bool, kills_at: int) -> None:
+    """Within an epoch, between two, and in the second; the program's own random numbers stay the same."""
+
+    def loader() -> DataLoader[torch.Tensor]:
+        return DataLoader(Numbered(), batch_size=2, shuffle=True, num_workers=2, persistent_workers=persistent)
+
+    assert epochs(loader(), kills_at) == epochs(loader())
+
+
+class Stream(IterableDataset[int]):
+    """Samples that only the workers can read: each is at its own place."""
+
+    def __iter__(self) -> Any:
+        return iter(range(12))
+
+
+@pytest.mark.parametrize("items", [Numbered(needs_worker=6), Stream()])
+def test_what_only_a_worker_can_load_is_the_workers_death(is_stopped: None, items: Any) -> None:
+    with pytest.raises(RuntimeError, match=r"DataLoader worker .* exited unexpectedly"):
+        epochs(DataLoader(items, batch_size=2, num_workers=2), kills_at=1)
+
+
+FRAMEWORKS = {
+    "own_loop.py": ("--order", "workers", "--count", 36, "--until", 10),
+    "hf.py": ("--workers", 2, "--count", 36, "--until", 10, "--log", 3),
+    "lightning_loop.py": ("--kind", "workers", "--count", 64, "--steps", 10),
+}
+
+
+@pytest.mark.parametrize(
+    "program",
+    ["own_loop.py", *(pytest.param(name, marks=pytest.mark.slow) for name in ("hf.py", "lightning_loop.py"))],
+)
+def test_ranks_end_at_one_boundary_where_one_of_them_has_lost_a_worker(tmp_path: Path, program: str) -> None:
+    """Its peer has got its batch, and waits for the gradients."""
+
+    def run(folder: str, asks: int) -> Any:
+        given = ("--dir", tmp_path / folder, *FRAMEWORKS[program])
+        return launch(PROGRAMS / "frail.py", asks, program, *given, processes=2)
+
+    stopped = run("run", 7)
+    assert stopped.code == 75, stopped.output
+    assert "rank 1 loads " in stopped.output
+    ended = event(tmp_path / "run", "end")
+    assert (ended["cause"], ended["committed_step"]) == ("signal", ended["step"])
+    assert ended["step"] in (6, 7)  # A framework reads a batch ahead.
+    for folder in ("run", "whole"):
+        done = run(folder, 0)
+        assert done.code == 0, done.output
+    assert event(tmp_path / "run", "restored")["lost_steps"] == 0
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")

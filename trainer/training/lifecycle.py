@@ -71,9 +71,11 @@ class Lifecycle(Participant):
             self.check_stop()
             from trainer.machine import loader_workers
             from trainer.ranks.group import RankGroup
+            from trainer.training.loading_here import load_here_at_stop
 
             loader_workers.protect_all()
             loader_workers.outlive_at_stop(self.notices.received)
+            load_here_at_stop(self.notices.received)
             loader_workers.seed_each_epoch()
             self.group = RankGroup(self.config.peer_timeout_s, self.check_stop)
             self.living.enter_context(self.group.stay_alive())

@@ -133,7 +133,7 @@ class Stepping:
             except StopIteration:
                 return
             except RuntimeError as error:
-                # Other ranks may have gone on already: they have got their batches.
+                # This process could not load the batch either. Other ranks may have gone on: they have got theirs.
                 if self._run.world_size == 1 and died_at_stop(error, self._run.stop_received):
                     self._stop_without_batch(feed, place)
                 raise
