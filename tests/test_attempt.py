@@ -162,6 +162,13 @@ def test_a_notice_or_a_signal_from_outside_is_not_an_attempts_own_doing(paths: R
     assert "10 attempts in a row" in str(no_progress(begin(paths), 0))
 
 
+def test_a_micro_batch_that_was_too_large_is_not_an_attempts_own_doing(paths: RunPaths) -> None:
+    """The next attempt begins with a smaller one."""
+    for _ in range(4):
+        end(begin(paths), cause="error", micro_batch_too_large=8)
+    assert no_progress(begin(paths), 0) is None
+
+
 def test_an_end_without_a_word_counts_on_the_same_machine_alone(paths: RunPaths, tmp_path: Path, monkeypatch) -> None:
     for _ in range(3):
         begin(paths)

@@ -62,6 +62,25 @@ def test_where_the_gradients_sum_has_begun_the_next_attempt_halves(tmp_path: Pat
     assert list(losses(tmp_path)) == list(range(1, 9))
 
 
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_where_the_optimizer_has_begun_the_next_attempt_halves(tmp_path: Path, ranks: int) -> None:
+    """Parameters have changed on some ranks, so the step cannot be done again."""
+    small = ["--fits", 2, "--since", 6, "--rank", ranks - 1, "--place", "update"]
+    ended = attempt(tmp_path / "auto", *small, processes=ranks)
+    assert ended.code == 75, ended.output
+    assert "out of memory with a micro-batch of 4, in the optimizer's step. The next attempt begins with half" in (
+        ended.output
+    )
+    assert "Traceback" not in ended.output
+    assert event(tmp_path / "auto", "end")["micro_batch_too_large"] == 4
+    again = attempt(tmp_path / "auto", *small, processes=ranks)
+    assert again.code == 0, again.output
+    assert "Micro-batch: 2 samples" in again.output
+    for micro, steps in ((4, 4), (2, 8)):
+        assert attempt(tmp_path / "given", "--micro", micro, "--steps", steps, processes=ranks).code == 0
+    assert losses(tmp_path / "auto") == losses(tmp_path / "given")
+
+
 def test_a_resume_on_the_same_machines_takes_the_size_of_its_checkpoint(tmp_path: Path) -> None:
     assert attempt(tmp_path, "--steps", 4, "--fits", 2).code == 0
     resumed = attempt(tmp_path)

@@ -2,7 +2,8 @@
 
 python -m trainer.launch --processes 2 tests/programs/small_memory.py --dir RUN --fits 2 --rank 1 --place backward
 
-Memory runs out in the forward pass, in the backward pass before a gradient is there, or in the middle of it.
+Memory runs out in the forward pass, in the backward pass before a gradient is there, in the middle of it, or in the
+optimizer's step, once it has changed a parameter.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument("--fits", type=int, default=99)
     parser.add_argument("--since", type=int, default=0, help="the step from which on memory is small")
     parser.add_argument("--rank", type=int, default=0, help="the rank that has little memory")
-    parser.add_argument("--place", choices=["forward", "backward", "middle"], default="forward")
+    parser.add_argument("--place", choices=["forward", "backward", "middle", "update"], default="forward")
     parser.add_argument("--device", default="cpu", help="the device's name")
     given = parser.parse_args()
     TrainingState.device_name = property(lambda self: given.device)
@@ -47,10 +48,22 @@ def main() -> None:
                        micro_batch_size=micro, cpu=True, allow_config_change=("max_steps",))  # fmt: skip
 
     passes: Counter[int] = Counter()
+    sizes: list[int] = []
+
+    def is_too_large(size):
+        return size > given.fits and run.step >= given.since and run.rank == given.rank
+
+    class Optimizer(torch.optim.AdamW):
+        def step(self, closure=None):
+            if given.place == "update" and is_too_large(sizes[-1]):
+                self.param_groups[0]["params"][0].data.zero_()
+                raise torch.OutOfMemoryError("CUDA out of memory. (planted)")
+            return super().step(closure)
 
     def loss(model, batch):
         passes[run.step] += 1
-        runs_out = len(batch["y"]) > given.fits and run.step >= given.since and run.rank == given.rank
+        sizes.append(len(batch["y"]))
+        runs_out = is_too_large(sizes[-1]) and given.place != "update"
         if given.since and passes[run.step] == 1:
             runs_out = False  # The gradients of a step's first micro-step are there already.
         if runs_out and given.place == "forward":
@@ -64,7 +77,7 @@ def main() -> None:
     with SpotRun(config) as run:
         torch.manual_seed(0)
         model = make_model(given.hidden)
-        run.train(model, torch.optim.AdamW(model.parameters(), lr=0.01), samples=Samples(60), loss=loss)
+        run.train(model, Optimizer(model.parameters(), lr=0.01), samples=Samples(60), loss=loss)
 
 
 if __name__ == "__main__":

@@ -76,10 +76,15 @@ def ended(events: list[Event]) -> Mapping[str, Any]:
 
 
 def _by_own_doing(events: list[Event], machine: str) -> bool:
-    """True if an attempt ended by itself: with 75 and without a notice, or without an end event, on this machine."""
+    """True if an attempt ended by itself: with 75 and without a notice, or without an end event, on this machine.
+
+    One whose micro-batch was too large does not count: the next one begins with a smaller one.
+    """
     end = ended(events)
     if not end:
         return machine in machines(events)
+    if end.get("micro_batch_too_large"):
+        return False
     return end.get("code") == EXIT_PREEMPTED and end.get("cause") not in (ending.NOTICE.cause, ending.SIGNAL.cause)
 
 

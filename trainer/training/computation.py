@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,11 +184,31 @@ class Computation:
             with rng.set_aside(), self._half():
                 _backward(self._passes(to_device(self._samples.batch(ids), self.device)) * 0.0)
         except Exception as error:
-            self._group.post_message(TOO_LARGE, str(state.micro_batch_size))
-            raise micro_batch.OutOfMemoryError(
-                f"rank {self._group.rank}: out of memory with a micro-batch of {state.micro_batch_size}, while the "
-                "gradients were summed. The next attempt begins with half of it"
-            ) from error
+            raise self._too_large("while the gradients were summed") from error
+
+    def _too_large(self, when: str) -> micro_batch.OutOfMemoryError:
+        """The error with which this attempt ends, where the step cannot be done again; the next one begins below."""
+        group, size = self._group, self._state.micro_batch_size
+        with suppress(Exception):  # Rank 0, which records it, may have left with its store.
+            group.store.set(TOO_LARGE, str(size))
+        return micro_batch.OutOfMemoryError(
+            f"rank {group.rank}: out of memory with a micro-batch of {size}, {when}. The next attempt begins with half "
+            "of it"
+        )
+
+    @contextmanager
+    def _leaves_if_too_large(self) -> Iterator[None]:
+        """A context for what follows the passes of a step: parts of the state may have changed already.
+
+        Raises:
+            OutOfMemoryError: memory ran out, with a micro-batch of `auto`.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self._config.micro_batch_size != AUTO or not micro_batch.is_out_of_memory(error):
+                raise
+            raise self._too_large("in the optimizer's step") from error
 
     def _forward_and_backward(self, micro: MicroStep, total: float, last: bool) -> torch.Tensor:
         model, scaler = self._state.model, self._state.scaler
@@ -216,9 +236,10 @@ class Computation:
     def clip(self) -> tuple[float, bool]:
         """Clip the gradients; returns their norm before, and whether they overflowed because of fp16's loss scale."""
         scaler = self._state.scaler
-        if scaler:
-            scaler.unscale_(self._state.optimizer)
-        norm = float(gradients.clip(self._state.model, self._config.max_grad_norm))
+        with self._leaves_if_too_large():
+            if scaler:
+                scaler.unscale_(self._state.optimizer)
+            norm = float(gradients.clip(self._state.model, self._config.max_grad_norm))
         # At a scale of 1, values that are not finite have another cause.
         overflow = scaler is not None and not math.isfinite(norm) and scaler.get_scale() > 1
         return norm, overflow
@@ -247,12 +268,13 @@ class Computation:
         await_copied()
         self._set_lr(step)
         lr = float(state.optimizer.param_groups[0]["lr"])
-        if dropped:
-            state.put_back_boundary()
-        elif state.scaler:
-            state.scaler.step(state.optimizer)  # A step that the scaler skips because of an overflow counts as a step.
-        else:
-            state.optimizer.step()
+        with self._leaves_if_too_large():
+            if dropped:
+                state.put_back_boundary()
+            elif state.scaler:
+                state.scaler.step(state.optimizer)  # One that the scaler skips because of an overflow counts too.
+            else:
+                state.optimizer.step()
         if state.scaler:
             state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
