@@ -196,6 +196,8 @@ show(old.read(), Path("a").read_text())
 with open("gone", "w+b", buffering=0) as file:
     os.unlink("gone"); file.write(b"still here"); os.pwrite(file.fileno(), b"S", 0)
     show(os.pread(file.fileno(), 100, 0), os.path.exists("gone"))
+with open("early", "wb", buffering=0) as file:
+    os.rename("early", "late"); file.write(b"under its new name")
 os.link("log", "hard"); Path("hard").open("a").write("by the other name\\n")
 show(Path("log").read_text(), os.stat("log").st_nlink, os.path.samefile("log", "hard"))
 os.symlink("log", "soft"); show(os.readlink("soft"), Path("soft").read_text() == Path("log").read_text())
@@ -236,6 +238,9 @@ def test_a_program_sees_on_the_mount_what_it_sees_in_a_folder(lab: Lab) -> None:
     assert 9_000 in bytes_of(calls, "read", "map")
     assert any(call.path == "gone (deleted)" for call in calls if call.name == "write")
     assert any(call.path == "a (deleted)" for call in calls if call.name == "read")
+    assert {call.path for call in calls if call.name in ("write", "close") and call.path in ("early", "late")} == {
+        "late"
+    }
     assert {call.process for call in calls} <= {f"python {program}"}
 
 
@@ -555,6 +560,30 @@ def test_a_call_that_was_under_way_when_the_strike_fell_is_never_answered(tmp_pa
     assert threads[0].is_alive()
     assert not answered
     assert [(call.name, call.struck) for call in read_trace(trace)] == [("write", "before")]
+
+
+def test_nothing_is_done_after_the_strike_whoever_asks_for_it(tmp_path: Path) -> None:
+    recorder, done = Recorder(tmp_path / "trace", Path("/proc"), Strike(0, "after")), list[str]()
+
+    def change(path: str) -> None:
+        recorder.change(lambda: done.append(path), "write", path, (1, "python"), size=1)
+
+    def look() -> None:
+        recorder.wait_if_struck()
+        done.append("a look")
+
+    def start(*calls: Callable[[], object]) -> list[threading.Thread]:
+        threads = [threading.Thread(target=call, daemon=True) for call in calls]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    start(lambda: change("model.pt"))
+    until("the strike falls", lambda: read_trace(tmp_path / "trace"))
+    late = start(lambda: change("other.pt"), look, lambda: recorder.exclusively(lambda: done.append("an upload")))
+    late[0].join(0.3)
+    assert all(thread.is_alive() for thread in late)
+    assert done == ["model.pt"]
 
 
 def test_paths_that_do_not_count_are_not_struck(lab: Lab) -> None:

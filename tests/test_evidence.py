@@ -513,6 +513,10 @@ def test_a_kind_without_a_strike_says_why() -> None:
     assert [(one.outcome, one.why) for one in found[1:]] == [
         ("not tried", "it appears whole"), ("not tried", "the run was over before"),
     ]  # fmt: skip
+    late = leg("kill-in-save")
+    late.rows[0].hit, late.rows[0].place, late.rows[0].ended = False, "before the upload of a", "a newer was complete"
+    assert outcomes(late) == {"kill-in-save": "not tried"}
+    assert by_kind.table([late], ["kill-in-save"], {})[0].why == "a newer was complete"
     down = by_kind.table([leg("kill", finished=False)], ["kill", "torn"], {})
     assert down[1].why == "an attempt before its turn failed"
 

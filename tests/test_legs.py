@@ -5,14 +5,25 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import faultfs
 import pytest
 from programs.scripts.truth import HERE
 from support_rehearse import leftovers, rehearse
 
+from skyspot.rehearsal import scratch
+from skyspot.rehearsal.faults import Preemption
+from skyspot.rehearsal.legs import Legs
 from skyspot.rehearsal.machine import bucketfs_missing
+from skyspot.rehearsal.replay import Attempt
+from skyspot.rehearsal.result import Leg, Row, Settings
+from skyspot.rehearsal.task import read_task
+from skyspot.rehearsal.view import View
+from trainer.layout.exit_codes import EXIT_NO_PROGRESS
 
 pytestmark = pytest.mark.skipif(bucketfs_missing() is not None, reason=str(faultfs.missing() or bucketfs_missing()))
 
@@ -129,6 +140,86 @@ def test_what_a_strike_in_a_save_left_is_read_by_an_attempt_that_is_not_struck(t
         "kill": "exact", "kill-in-save": "NOT exact", "torn": "NOT exact", "other processes": "not tried",
     }  # fmt: skip
     assert not [one["why"] for one in result["kinds"] if "or another kind" in one["why"]]
+
+
+# -- the run of a leg; attempts end as they are told
+
+
+class Told(Legs):
+    """Legs of a task whose attempts end in a given way, and write their number to the bucket."""
+
+    def __init__(self, folder: Path, *ends: tuple[str, bool, int | None]) -> None:
+        restart = f"[75, {EXIT_NO_PROGRESS}]"
+        text = f"resources: {{use_spot: true, job_recovery: {{recover_on_exit_codes: {restart}}}}}\n"
+        text += "file_mounts: {/checkpoints: {name: b, mode: MOUNT}}\nrun: x\n"
+        super().__init__(read_task(text, folder, {}, None), Settings(mount_like="local"), View(quiet=True), folder, {})
+        assert self.tracing.evidence
+        self.evidence = self.tracing.evidence
+        self.evidence.add("reference", Attempt([]))
+        self.ends = list(ends)
+        """Of each attempt: the kind of its row, whether the strike hit, its exit status."""
+        self.struck: list[str | None] = []
+        """The kind of strike that was planned for each attempt."""
+
+    def _on_a_machine(
+        self, leg: Leg, number: int, planned: Preemption | None, buckets: dict[str, Path], *_: object
+    ) -> tuple[Row, int | None, Any]:
+        self.struck.append(planned.kind if planned else None)
+        kind, hit, code = self.ends.pop(0) if self.ends else ("finished", True, 0)
+        (buckets["/checkpoints"] / str(number)).touch()
+        self.evidence.add(leg.name, Attempt([]))
+        log = self.folder / leg.name / f"machine-{number:02d}.log"
+        log.touch()
+        return Row(number, kind, kind, hit=hit), code, SimpleNamespace(log=log, folder=log.parent, watchers=[])
+
+    def run_main(self, *kinds: str, **more: Any) -> Leg:
+        return self.run("preempted", "Preempted", [Preemption(kind) for kind in kinds], [1], **more)
+
+    def names(self, leg: str) -> list[str]:
+        return sorted(path.name for path in self.bucket(leg).iterdir())
+
+
+@pytest.mark.parametrize(("code", "restarts"), [(75, True), (1, False), (None, False), (EXIT_NO_PROGRESS, False)])
+def test_an_attempt_that_failed_is_restarted_only_if_skypilot_would(
+    tmp_path: Path, code: int | None, restarts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the code of an attempt that makes no progress, it would be restarted for ever."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    legs = Told(tmp_path, ("failed", True, code))
+    leg = legs.run_main("kill")
+    scratch.remove_all()  # The log of an attempt that failed is kept.
+    assert legs.struck == ["kill"] * (1 + restarts)
+    assert leg.finished == restarts
+    assert [row.kind for row in leg.rows] == ["failed", "finished"][: 1 + restarts]
+
+
+def test_a_strike_that_missed_is_tried_again_three_times(tmp_path: Path) -> None:
+    legs = Told(tmp_path, *[("kill-in-save", False, None)] * 4, ("sigterm", True, None))
+    leg = legs.run_main("kill-in-save", "sigterm")
+    assert legs.struck == [*["kill-in-save"] * 4, "sigterm", None]
+    assert (leg.finished, leg.pending, leg.preempted) == (True, (), 1)
+    over = Told(tmp_path / "over", ("finished", True, 0)).run_main("kill", "torn")
+    assert [one.kind for one in over.pending] == ["kill", "torn"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "sound", "kept"), [("kill", True, True), ("kill", False, False), ("sigterm", True, False)]
+)
+def test_a_later_leg_begins_with_what_the_first_strike_left_if_that_was_sound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, sound: bool, kept: bool
+) -> None:
+    """What is saved at a warning may be at fault."""
+    legs = Told(tmp_path, (kind, True, None))
+    monkeypatch.setattr(legs.tracing, "is_sound", lambda leg: sound)
+    legs.run_main(kind)
+    assert legs.names("preempted") == ["1", "2"]
+    start = legs.start()
+    assert (start is not None) == kept
+    if start:
+        again = legs.run("again", "Preempted again", [], [1], start=start)
+        assert [row.number for row in again.rows] == [2]
+        assert legs.names("again") == ["1", "2"], "what the first strike left, and its own"
+        assert [path.name for path in start.buckets["/checkpoints"].iterdir()] == ["1"], "for other legs"
 
 
 RANKS = """\

@@ -19,7 +19,7 @@ from skyspot.rehearsal.machine import bucketfs_missing
 from skyspot.rehearsal.result import Leg, Row, Settings, refuse_calls
 from skyspot.rehearsal.task import read_task
 from skyspot.rehearsal.tracing import Tracing
-from skyspot.rehearsal.verdict import Verdict
+from skyspot.rehearsal.verdict import History, Verdict
 from skyspot.rehearsal.watch import Watch
 from trainer.bucket.hashing import hash_file
 from trainer.layout.documents import to_json
@@ -200,6 +200,22 @@ def test_a_run_folder_of_its_own_is_lost_work(tmp_path: Path, second: str) -> No
     assert found
     assert found.text == f"LOST WORK: each attempt made a run folder of its own ({', '.join(folders)}): use one name"
     assert records.run_folders(tmp_path, tmp_path) == [], "they lay there before"
+
+
+def test_the_records_tell_the_first_save_the_lost_steps_and_the_goodput(tmp_path: Path) -> None:
+    paths, name = RunPaths(tmp_path / "own"), attempt_of(tmp_path / "own", 1, 0)
+    for number, (event, facts) in enumerate(
+        [("first-step", {"step": 1, "seconds": 0.5}), ("saved", {"step": 20}), ("saved", {"step": 40})], start=2
+    ):
+        paths.event(name, number, event).write_bytes(to_json(facts))
+    assert (records.first_save(paths), records.first_save(None)) == (20, None)
+    killed, at_a_save = (Row(1, "kill", "killed", last_step=step) for step in (47, 40))
+    records.set_lost_steps(killed, 40)
+    records.set_lost_steps(at_a_save, 41)
+    assert (killed.lost_steps, at_a_save.lost_steps) == (7, 0)
+    history = History({1: {"step_s": 0.5}, 2: {"step_s": 0.25}, 3: {}}, {}, {})
+    assert records.goodput(history, 3.0) == 0.25
+    assert records.goodput(None, 3.0) is None
 
 
 def test_lost_work_fails_and_no_resume_at_all_is_not_checked() -> None:
