@@ -22,7 +22,7 @@ from support import clean_env
 
 from skyspot.rehearsal import machine as machines
 from skyspot.rehearsal.bucketfs import store as stores
-from skyspot.rehearsal.bucketfs.manners import MANNERS, REMEDIES, Manners
+from skyspot.rehearsal.bucketfs.manners import MANNERS, REMEDIES, SEEK, Manners
 from skyspot.rehearsal.bucketfs.recorder import Recorder
 from skyspot.rehearsal.bucketfs.strike import PHASES, Strike, points
 from skyspot.rehearsal.bucketfs.trace import Call, read_from, read_trace
@@ -586,6 +586,17 @@ def test_nothing_is_done_after_the_strike_whoever_asks_for_it(tmp_path: Path) ->
     assert done == ["model.pt"]
 
 
+def test_a_call_that_the_mount_refused_is_no_place_for_a_strike() -> None:
+    """The daemon does not count it either."""
+    calls = [
+        Call(0, 1.0, "create", "a"),
+        Call(1, 1.0, "write", "a", size=3, error=1, refused=SEEK),
+        Call(2, 1.0, "write", "a", size=3, error=28),
+        Call(3, 1.0, "close", "a", size=3),
+    ]
+    assert [call.number for call in points(calls)] == [0, 2, 3]
+
+
 def test_paths_that_do_not_count_are_not_struck(lab: Lab) -> None:
     script = "for number in 1 2 3; do echo $number >> log; echo $number > save-$number; done"
     assert lab.strike(script, Strike(0, "before", ignore=(r"^log$",))).path == "save-1"
@@ -692,6 +703,26 @@ def test_on_s3_torch_save_works_and_safetensors_save_file_does_not(lab: Lab) -> 
     assert (lab.bucket / "t.pt").stat().st_size > 4000
 
 
+SAVE_STATE = """
+import torch
+from accelerate import Accelerator
+accelerator = Accelerator(cpu=True)
+model = accelerator.prepare(torch.nn.Linear(4, 4))
+try: accelerator.save_state("state"); print("saved")
+except Exception as error: print("failed:", error)
+"""
+
+
+@pytest.mark.slow  # It imports accelerate.
+def test_on_s3_accelerates_save_state_fails_and_there_is_a_remedy(lab: Lab) -> None:
+    program = lab.folder / "program.py"
+    program.write_text(SAVE_STATE)
+    calls = lab.run(f"python {program}", "s3")
+    assert any(line.startswith("failed:") and "os error 1" in line for line in printed(lab.machines[0]))
+    [refused] = {call.refused for call in calls if call.refused}
+    assert "safetensors" in REMEDIES[refused]
+
+
 @pytest.mark.parametrize("kind", ["s3", "gcs", "azure"])
 def test_on_an_object_store_a_file_arrives_whole_at_its_close(lab: Lab, kind: str) -> None:
     (lab.bucket / "a").write_text("old")
@@ -704,6 +735,9 @@ def test_on_an_object_store_a_file_arrives_whole_at_its_close(lab: Lab, kind: st
         assert (lab.bucket / "a").read_text() == "old"
     lab.strike(script, Strike(close, "after"), kind)
     assert (lab.bucket / "a").read_bytes() == bytes(3000)
+    (lab.bucket / "a").write_text("old")
+    lab.strike(script.replace("status", "conv=fsync status"), Strike(close, "before"), kind)
+    assert (lab.bucket / "a").read_bytes() == (bytes(3000) if kind == "gcs" else b"old"), "gcsfuse uploads at fsync"
 
 
 @pytest.mark.parametrize("kind", ["s3", "gcs", "cached"])

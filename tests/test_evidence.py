@@ -184,6 +184,21 @@ def test_an_attempt_that_failed_has_its_cause_only_in_what_it_read() -> None:
     assert evidence.cause_of_failure(known(), ()) is None
 
 
+@pytest.mark.parametrize("cut_off", [True, False])
+def test_a_save_at_the_signal_that_was_not_over_in_time_is_the_cause(cut_off: bool) -> None:
+    lives = (
+        replace(FIRST_LIFE, cut_off=cut_off),
+        life(2, resume("not seen", read=(read("a.pt", "save 2", cut=True),))),
+    )
+    text, finding = "a.pt was half written, and was read all the same", remedies.HALF_WRITTEN
+    if cut_off:
+        text += "; its save began at SIGTERM or a notice, and was not over when the machine was taken"
+        finding = remedies.NOT_IN_TIME
+    assert evidence.cause_of_failure(known(), lives) == evidence.cause(known(), lives) == Cause(text, finding)
+    unread = (replace(FIRST_LIFE, cut_off=cut_off), life(2, resume(used=saved(2), unread=("a",))))
+    assert evidence.cause(known(), unread) == Cause("a was not read", remedies.NOT_READ), "however it was saved"
+
+
 def test_a_save_at_the_signal_that_was_resumed_from_is_the_cause() -> None:
     save = saved(3)
     lives = (life(1, resume(FIRST), at_notice=save), life(2, resume(used=save)))
@@ -517,6 +532,8 @@ def test_a_kind_without_a_strike_says_why() -> None:
     late.rows[0].hit, late.rows[0].place, late.rows[0].ended = False, "before the upload of a", "a newer was complete"
     assert outcomes(late) == {"kill-in-save": "not tried"}
     assert by_kind.table([late], ["kill-in-save"], {})[0].why == "a newer was complete"
+    late.verdict = WRONG
+    assert by_kind.suspects([late]) == [], "it did no harm"
     down = by_kind.table([leg("kill", finished=False)], ["kill", "torn"], {})
     assert down[1].why == "an attempt before its turn failed"
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from traced import Fs
 
-from skyspot.rehearsal import evidence, journal, naming, remedies, saves
+from skyspot.rehearsal import evidence, journal, naming, remedies, saves, times
 from skyspot.rehearsal.bucketfs.strike import Strike
-from skyspot.rehearsal.lives import Life
+from skyspot.rehearsal.lives import Life, follow
+from skyspot.rehearsal.result import Row
 from skyspot.rehearsal.resumes import LOST_WORK, NOTHING_THERE, RESUMED
 from skyspot.rehearsal.saves import Learnt
 
@@ -568,3 +570,31 @@ def test_a_log_by_the_clock_of_a_faster_attempt_does_not_tell_that_it_resumed() 
     found = evidence.judge(learnt, lives, same=True)
     assert found is not None
     assert found.text.endswith("it read last.pkl (save 5) but made 10 saves, as many as the undisturbed run")
+
+
+# -- a save at a signal
+
+
+@pytest.mark.parametrize(("since", "cut_off", "saved"), [(3, True, None), (2, False, 1), (None, False, None)])
+def test_a_save_that_began_at_the_signal_and_was_cut_off_is_known(
+    since: int | None, cut_off: bool, saved: int | None
+) -> None:
+    """One that trains on saves at its usual times: it has made another since."""
+
+    def run(fs: Fs) -> None:
+        for number in range(6):
+            fs.tick()
+            fs.write("state.pt", number)
+
+    attempt = Fs().attempt(run, Strike(7, "middle", (r"^state\.pt$",), does="write"))
+    begun = [call.time for call in attempt.calls if call.name in ("create", "open")]
+    assert len(begun) == 3
+    noticed_s = begun[since - 1] - 0.5 if since else None
+    attempt = replace(attempt, noticed_s=noticed_s)
+    learnt = saves.study(Fs().attempt(run), [[attempt]])
+    [life] = follow(learnt, [attempt])
+    assert life.writing is not None
+    assert life.cut_off == cut_off
+    row = Row(1, "sigterm", "SIGTERM")
+    times.fill_from_trace(row, attempt, life)
+    assert row.saved_since == saved, "of one that was cut off, nobody says that it ignored its signal"

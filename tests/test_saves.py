@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import pytest
 from traced import Fs
@@ -16,7 +17,7 @@ from skyspot.rehearsal.bucketfs.strike import Strike
 from skyspot.rehearsal.bucketfs.trace import read_trace
 from skyspot.rehearsal.evidence import Evidence
 from skyspot.rehearsal.lives import Life, follow
-from skyspot.rehearsal.result import Result
+from skyspot.rehearsal.result import Result, Settings
 from skyspot.rehearsal.resumes import (
     ALL_DONE,
     FIRST,
@@ -26,6 +27,8 @@ from skyspot.rehearsal.resumes import (
     RESUMED,
 )
 from skyspot.rehearsal.saves import Learnt
+from skyspot.rehearsal.task import read_task
+from skyspot.rehearsal.tracing import Tracing
 
 STEPS, EVERY = 10, 2
 Save = Callable[[Fs, int], None]
@@ -927,7 +930,7 @@ def test_a_file_of_any_name_is_a_checkpoint_once_a_restart_reads_it() -> None:
     assert lives[1].resume.outcome == RESUMED
 
 
-def test_a_glob_of_the_user_names_the_checkpoints() -> None:
+def test_a_glob_of_the_user_names_the_checkpoints(tmp_path: Path) -> None:
     def run(fs: Fs) -> None:
         for step in range(1, STEPS + 1):
             fs.tick()
@@ -942,6 +945,11 @@ def test_a_glob_of_the_user_names_the_checkpoints() -> None:
     assert [kind.pattern for kind in learnt.files.kinds if kind.role == "checkpoint"] == ["memory"]
     assert len(learnt.saves) == STEPS
     assert learnt.files.trust == "told"
+    task = "file_mounts: {/checkpoints: {name: b, mode: MOUNT}}\nrun: x\n"
+    found = Tracing(read_task(task, tmp_path, {}, None), Settings(checkpoints=("mem*",))).evidence
+    assert found
+    found.add("reference", Fs().attempt(run))
+    assert found.learnt == learnt, "--checkpoint does that"
 
 
 def test_a_mapped_file_is_saved_when_it_is_synchronised() -> None:

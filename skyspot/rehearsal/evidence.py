@@ -307,9 +307,9 @@ def cause(learnt: Learnt, lives: Sequence[Life], logs: Cause | None = None) -> C
         lives: The attempts of a leg.
         logs: What its logs tell.
     """
-    for life in lives:
+    for before, life in zip((None, *lives), lives, strict=False):
         if found := _cause_of_one(learnt, life.resume):
-            return found
+            return remedies.not_in_time(found, before is not None and before.cut_off)
     at_notice = next((two.resume.used for one, two in pairwise(lives) if _is_at_notice(one, two)), None)
     if at_notice:
         saved = f"{at_notice.largest} ({at_notice.label}), which was saved at SIGTERM or a notice"
@@ -330,7 +330,8 @@ def cause(learnt: Learnt, lives: Sequence[Life], logs: Cause | None = None) -> C
 def cause_of_failure(learnt: Learnt, lives: Sequence[Life]) -> Cause | None:
     """Name why the last attempt failed, from what it read: a half-written file, or parts of two saves."""
     resume = lives[-1].resume if lives else None
-    return _cause_of_one(learnt, resume) if resume and (resume.mixed or any(one.cut for one in resume.read)) else None
+    found = _cause_of_one(learnt, resume) if resume and (resume.mixed or any(one.cut for one in resume.read)) else None
+    return remedies.not_in_time(found, len(lives) > 1 and lives[-2].cut_off) if found else None
 
 
 def _else(resume: Resume) -> Cause | None:

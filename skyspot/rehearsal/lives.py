@@ -31,6 +31,8 @@ class Life:
     """Seconds that the undisturbed run took for what was done again up to these."""
     at_notice: Save | None = None
     """The save that it made when it got a notice or SIGTERM."""
+    cut_off: bool = False
+    """True if the machine was taken in the only save that it began after its notice or SIGTERM."""
 
 
 def follow(learnt: Learnt, attempts: Sequence[Attempt]) -> tuple[Life, ...]:
@@ -88,8 +90,9 @@ class Follower:
         if attempt.finished:
             writing = None
         again_s, at_notice = rework.seconds(learnt, again), _at_notice(fresh, attempt)
+        cut_off = writing is not None and _is_first_since(writing, fresh, attempt.noticed_s)
         self._before.append(written)
-        self.lives.append(Life(number, start, resume, tuple(fresh), end, writing, again, again_s, at_notice))
+        self.lives.append(Life(number, start, resume, tuple(fresh), end, writing, again, again_s, at_notice, cut_off))
         return self.lives[-1]
 
 
@@ -133,3 +136,8 @@ def _at_notice(fresh: Sequence[Save], attempt: Attempt) -> Save | None:
     if noticed_s is None or not attempt.left or not fresh or fresh[-1].begun_s < noticed_s:
         return None
     return fresh[-1]
+
+
+def _is_first_since(save: Save, fresh: Sequence[Save], noticed_s: float | None) -> bool:
+    """True if an attempt began this save after its notice or signal, and no other."""
+    return noticed_s is not None and [one for one in fresh if one.begun_s >= noticed_s] == [save]

@@ -94,6 +94,11 @@ AT_NOTICE = Finding(
     "in the handler, only set a flag; save at the end of the step, with the step that is done. Or leave SIGTERM to its "
     "default: the last checkpoint is enough",
 )
+NOT_IN_TIME = Finding(
+    "a save at SIGTERM or a notice was not over in time",
+    "write to a temporary name in the same folder, then `os.replace` it, so that the last checkpoint stays whole; save "
+    "less. Or leave SIGTERM to its default: the last checkpoint is enough",
+)
 EXITED_WITH_0 = Finding(
     "exited with 0 at SIGTERM or the notice",
     "exit with a code of `recover_on_exit_codes`, unless training is complete: SkyPilot takes 0 for success",
@@ -151,9 +156,17 @@ KEPT_APART = Finding(
 
 FINDINGS = (
     HALF_WRITTEN, MIXED, NOT_READ, DATA_ORDER, LEARNING_RATE, NO_CAUSE, ONE_SLOT, MORE_STEPS, FEWER_STEPS, BEST_LOST,
-    REPEATED_LINES, NOT_USED, OLDER_USED, DESTROYED, RUN_FOLDER, NEVER_SAVES, IRREGULAR, AT_NOTICE, EXITED_WITH_0,
-    WORKERS, UNHEEDED, REFUSED,
+    REPEATED_LINES, NOT_USED, OLDER_USED, DESTROYED, RUN_FOLDER, NEVER_SAVES, IRREGULAR, AT_NOTICE, NOT_IN_TIME,
+    EXITED_WITH_0, WORKERS, UNHEEDED, REFUSED,
     UNSCHEDULED, UNREGISTERED, UNSAVED, UNSTATED, ELSEWHERE, BATCHES, STREAMS, SEEDS, NONDETERMINISTIC,
     KEPT_APART,
 )  # fmt: skip
 """All of them, in the order of the docs' table."""
+
+
+def not_in_time(cause: Cause, cut_off: bool) -> Cause:
+    """The cause of parts of a save, with why they are parts if that save was made at a signal and cut off."""
+    if not cut_off or cause.finding not in (HALF_WRITTEN, MIXED):
+        return cause
+    why = "its save began at SIGTERM or a notice, and was not over when the machine was taken"
+    return Cause(f"{cause.text}; {why}", NOT_IN_TIME)

@@ -117,7 +117,7 @@ class Row:
     heard: str = ""
     """The kind of its notice or signal; empty: it got none."""
     saved_since: int | None = None
-    """Checkpoints that were completed after its notice or signal; None: not seen."""
+    """Checkpoints that were completed after its notice or signal; None: not seen, or it was taken in the first one."""
     stays_down: str = ""
     """Why it failed at a notice or SIGTERM; SkyPilot does not restart what fails by itself."""
 

@@ -38,7 +38,7 @@ def fill_from_trace(row: Row, attempt: Attempt, life: Life) -> None:
     row.there, row.unproven = _named(life.end), _unproven(life)
     row.again_files = sum(len(save.files) for save in life.again)
     row.again_s = round(life.again_s, 3)
-    if (noticed_s := attempt.noticed_s) is not None:
+    if (noticed_s := attempt.noticed_s) is not None and not life.cut_off:
         row.saved_since = sum(save.complete_s is not None and save.complete_s > noticed_s for save in life.saves)
     if row.struck:
         row.last_write_s = _last_write_s(attempt)
