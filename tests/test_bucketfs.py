@@ -740,6 +740,11 @@ def test_on_an_object_store_a_file_arrives_whole_at_its_close(lab: Lab, kind: st
     assert (lab.bucket / "a").read_bytes() == (bytes(3000) if kind == "gcs" else b"old"), "gcsfuse uploads at fsync"
 
 
+def test_on_an_object_store_an_empty_file_arrives_and_a_deleted_one_goes(lab: Lab) -> None:
+    lab.run("touch touched; : > opened; echo x > gone; rm gone", "s3")
+    assert lab.names() == ["opened", "touched"]
+
+
 @pytest.mark.parametrize("kind", ["s3", "gcs", "cached"])
 def test_on_an_object_store_a_rename_is_a_copy_and_then_a_deletion(lab: Lab, kind: str) -> None:
     (lab.bucket / "a").write_text("new")

@@ -532,8 +532,9 @@ def test_a_kind_without_a_strike_says_why() -> None:
     late.rows[0].hit, late.rows[0].place, late.rows[0].ended = False, "before the upload of a", "a newer was complete"
     assert outcomes(late) == {"kill-in-save": "not tried"}
     assert by_kind.table([late], ["kill-in-save"], {})[0].why == "a newer was complete"
-    late.verdict = WRONG
-    assert by_kind.suspects([late]) == [], "it did no harm"
+    both = leg("kill", "kill-in-save", verdict=WRONG)
+    both.rows[1].hit = False
+    assert by_kind.suspects([both]) == [], "one alone has hit"
     down = by_kind.table([leg("kill", finished=False)], ["kill", "torn"], {})
     assert down[1].why == "an attempt before its turn failed"
 

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -200,6 +201,17 @@ def test_a_strike_that_missed_is_tried_again_three_times(tmp_path: Path) -> None
     assert (leg.finished, leg.pending, leg.preempted) == (True, (), 1)
     over = Told(tmp_path / "over", ("finished", True, 0)).run_main("kill", "torn")
     assert [one.kind for one in over.pending] == ["kill", "torn"]
+
+
+def test_a_task_that_has_ended_is_not_struck_while_its_processes_leave(tmp_path: Path) -> None:
+    statuses = iter([None, None, 0])
+    machine = SimpleNamespace(
+        start=lambda *_: None, poll=lambda: next(statuses), started=time.monotonic(), left_at=time.monotonic()
+    )
+    watch = SimpleNamespace(look=lambda: None, alive_s=lambda: 0.0, alive_since=None)
+    injector = SimpleNamespace(machine=machine, watch=watch, planned=None, due=lambda step: True)
+    row, code = Told(tmp_path)._attempt(injector, "preempted", 1, 1, None)  # type: ignore[arg-type]
+    assert (row.kind, code) == ("finished", 0)
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def pieces(path: str, skips: bool = True) -> Script:
         for number in range(8):
             name = path.format(number)
             if not skips or name not in fs.files:
-                fs.tick()
+                fs.tick(2.0)
                 put(fs, name, number)
 
     return run

@@ -334,6 +334,16 @@ def test_an_attempt_that_was_not_seen_to_read_makes_the_leg_unsure() -> None:
     found = sight.judge(EVENTS, learnt, lives, same=True)
     assert found
     assert found.text == "not checked: attempt 2 was not seen to read step-20.pt (step 20), which was complete"
+    fs.files.clear()
+    attempts = [
+        fs.attempt(lambda fs: trains_in(fs, until=25)),
+        fs.attempt(lambda fs: trains_in(fs, until=45)),
+        fs.attempt(lambda fs: trains_in(fs, reads=False)),
+    ]
+    learnt = study(reference, [attempts])
+    found = sight.judge(EVENTS, learnt, follow(learnt, attempts), same=True)
+    assert found
+    assert found.text == "not checked: attempt 3 was not seen to read step-40.pt (step 40), which was complete"
 
 
 def saves_to(path: str, temporary: str = "") -> Callable[[Fs], None]:
@@ -374,6 +384,26 @@ def test_a_kill_in_a_save_is_claimed_only_of_a_file_that_is_short_or_not_in_its_
     attempt = Attempt(calls)
     learnt = study(reference, [[attempt]])
     assert sight.is_incomplete(learnt, follow(learnt, [attempt])[-1]) == incomplete
+
+
+def test_of_a_save_a_file_that_was_not_begun_is_missing_and_one_that_was_finished_is_whole() -> None:
+    def calls(first: int) -> list[Call]:
+        """Of four saves of two files, up to the last close; the first file has that size."""
+
+        def run(fs: Fs) -> None:
+            for step in range(1, 5):
+                fs.tick()
+                fs.write(f"a-{step}.pt", step, size=first)
+                fs.write(f"b-{step}.pt", step, size=1000)
+
+        return list(Fs().attempt(run).calls)
+
+    def is_incomplete(seen: list[Call]) -> bool:
+        learnt = study(Attempt(calls(1000), finished=True), [[Attempt(seen)]])
+        return sight.is_incomplete(learnt, follow(learnt, [Attempt(seen)])[-1])
+
+    assert is_incomplete([call for call in calls(1000) if call.path != "b-4.pt"])
+    assert not is_incomplete(calls(900)[:-1]), "the other one may be whole"
 
 
 # -- rehearsals ------------------------------------------------------------------------------------------------------
