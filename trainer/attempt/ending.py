@@ -88,6 +88,7 @@ STOPS = {
     "sigterm": SIGNAL,
     "sigint": SIGNAL,
     "sigusr1": SIGNAL,
+    "sighup": SIGNAL,
     **{f"{cloud}-notice": NOTICE for cloud in SOURCES},
     "stop-request": STOP_REQUEST,
     "superseded": SUPERSEDED,

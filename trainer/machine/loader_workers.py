@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.utils.data import _utils
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PATIENCE_S = 1.0
 """A stop may be heard so much later than a worker has died of it."""
 
@@ -28,7 +28,7 @@ _heard: threading.Event | None = None
 
 
 def ignore_signals_of_others() -> None:
-    """In a worker: take SIGTERM and SIGINT from the parent alone, which ends its workers by SIGTERM when it exits.
+    """In a worker: take these signals from the parent alone, which ends its workers by SIGTERM when it exits.
 
     A handler would not know the sender; so the signals are blocked, and a thread waits for them.
     """

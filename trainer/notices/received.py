@@ -16,8 +16,15 @@ from typing import Any
 from trainer.notices.notice import Notice
 from trainer.notices.watcher import Watcher
 
-SIGNALS = {signal.SIGTERM: "sigterm", signal.SIGINT: "sigint", signal.SIGUSR1: "sigusr1"}
+SIGNALS = {
+    signal.SIGTERM: "sigterm",
+    signal.SIGINT: "sigint",
+    signal.SIGUSR1: "sigusr1",
+    signal.SIGHUP: "sighup",
+}
 """The signals that ask for a stop, and the kinds of their notices."""
+LEFT_TO_PROGRAM = (signal.SIGUSR1, signal.SIGHUP)
+"""Those that are not handled where the program handles or ignores them; nohup has it ignore SIGHUP."""
 
 PRESSES, PRESSES_S = 3, 2.0
 """So many times Ctrl-C within so many seconds ask to leave at once."""
@@ -60,12 +67,15 @@ class Notices:
         self._notices: list[Notice] = []
         self._replaced: dict[int, Any] = {}
         """The handlers of signals before `install`."""
+        self._terminals: list[int] = []
+        """Which of stdout and stderr were a terminal at `install`."""
         self._watcher: Watcher | None = None
 
     def install(self) -> None:
-        """Handle the signals from now on; call on the main thread. A program's own SIGUSR1 handler stays."""
+        """Handle the signals from now on; call on the main thread. A program's own handler of some of them stays."""
+        self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
         for number in SIGNALS:
-            if number != signal.SIGUSR1 or signal.getsignal(number) is signal.SIG_DFL:
+            if number not in LEFT_TO_PROGRAM or signal.getsignal(number) is signal.SIG_DFL:
                 self._replaced[number] = signal.signal(number, self._on_signal)
 
     def end(self) -> None:
@@ -105,8 +115,18 @@ class Notices:
             self._notices.append(Notice(kind, kind, time.monotonic(), self.grace_s if seconds is None else seconds))
         self.received.set()
         self.signalled.set()
+        if number == signal.SIGHUP:
+            self._leave_closed_terminal()
         if number == signal.SIGINT and self._presses.count() >= PRESSES:
             self.on_presses()
+
+    def _leave_closed_terminal(self) -> None:
+        """Let what is printed go nowhere, where the terminal is gone: each write to it would raise an error."""
+        for descriptor in self._terminals:
+            if not os.isatty(descriptor):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
 
 
 def slurm_seconds_left() -> float | None:
