@@ -1,6 +1,7 @@
 """Training that stands still: found, kept for its author as the stacks of all threads, and left for another machine."""
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import warm
 from support import clean_env, event
+from test_nodes import environment
 
 from trainer.layout.names import RunPaths, list_attempts
 from trainer.training import hangs
@@ -130,6 +132,38 @@ def test_a_rank_that_others_give_up_first_keeps_its_stacks_too(tmp_path: Path, s
     assert "loop.py" in waited.partition("PeerGoneError")[2], "where it waited"
     [line] = [line for line in done.stderr.splitlines() if "stood still" in line]
     assert f"{paths.stacks(name, 1 - still)}, one file for each rank. The last committed step is 4." in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("still", [0, 1])
+def test_a_rank_on_another_machine_keeps_its_stacks_and_leaves_with_the_others(tmp_path: Path, still: int) -> None:
+    """Once a machine has left, SkyPilot would kill the one that hangs, which no launcher of ours watches."""
+    (tmp_path / "loop.py").write_text(GIVEN_UP)
+    command = [sys.executable, "-m", "trainer.launch", "--processes", "1", str(tmp_path / "loop.py")]
+    task = f"sky-managed-{secrets.token_hex(4)}_hang_1-0"
+    launchers = [
+        warm.Popen(
+            [*command, str(tmp_path / "run"), str(still)],
+            env=environment(tmp_path / f"home-{node}", node, task),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        for node in range(2)
+    ]
+    try:
+        said = [launcher.communicate(timeout=120)[0] for launcher in launchers]
+    finally:
+        for launcher in launchers:
+            launcher.kill()
+    assert [launcher.returncode for launcher in launchers] == [75, 75], said
+    ended = event(tmp_path / "run", "end")
+    assert (ended["cause"], ended["code"], ended["committed_step"]) == ("peer-gone", 75, 4)
+    paths = RunPaths(tmp_path / "run")
+    name = list_attempts(paths)[-1]
+    assert "the_step_that_hangs" in paths.stacks(name, still).read_text()
+    assert "PeerGoneError" in paths.stacks(name, 1 - still).read_text()
 
 
 @pytest.fixture

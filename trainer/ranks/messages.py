@@ -2,6 +2,8 @@
 
 CRASHED = "crashed"
 """A rank ended through a fault of its own; the value says which rank and what fault."""
+GAVE_UP = "gave-up"
+"""A rank has waited for another one in vain, and leaves; the value says which."""
 STOPPED = "stopped"
 """The ranks agreed on a stop; the value is JSON: the ending's cause, and how many seconds to hold."""
 HEARD = "heard"

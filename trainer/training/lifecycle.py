@@ -37,7 +37,7 @@ from trainer.layout.exit_codes import EXIT_DONE, EXIT_FAILED, EXIT_FAILURES, EXI
 from trainer.layout.identity import newest_committed
 from trainer.layout.names import AttemptName
 from trainer.machine import scratch
-from trainer.ranks.messages import CRASHED, STOPPED
+from trainer.ranks.messages import CRASHED, GAVE_UP, STOPPED
 from trainer.training.hangs import PATIENCE_S, HangGuard
 from trainer.training.opening import join_machines, open_or_refuse
 from trainer.training.participant import Participant, exit_code
@@ -53,6 +53,9 @@ LOOK_FOR_CRASHES_S = 0.2
 
 class Lifecycle(Participant):
     """A rank's process as a context: it opens the attempt, and ends it with an exit code of README's table."""
+
+    _has_given_up = False
+    """This rank has told those of other machines that it leaves, as it has waited for one of them in vain."""
 
     def __enter__(self) -> Self:
         try:
@@ -135,7 +138,8 @@ class Lifecycle(Participant):
         """Leave with 1 when a rank on any machine has crashed, even if this rank waits for something.
 
         A collective fails on the other machines before the crashed rank has left. If they then left with 75, SkyPilot
-        would restart a bug for ever.
+        would restart a bug for ever. Where a rank has only waited in vain, this one leaves with it: SkyPilot kills it
+        once that machine is gone. If it is the one that stands still, its stacks tell where.
         """
         with suppress(Exception):
             store = self.group.connection()
@@ -145,6 +149,13 @@ class Lifecycle(Participant):
                     return
                 if crash is not None:
                     self._follow_crash(crash)
+                if not self._has_given_up and self.group.read_message(GAVE_UP, store=store):
+                    self._keep_stacks_if_still()
+                    crash = self.group.read_message(CRASHED, CRASH_PATIENCE_S, store)
+                    if crash is None:
+                        self._on_peer_gone()
+                    elif not self._ending.is_set():
+                        self._follow_crash(crash)
                 store.check([CRASHED])  # Raises where rank 0 is gone.
 
     def _watch_the_bucket(self) -> None:
@@ -162,7 +173,7 @@ class Lifecycle(Participant):
         self.leave(MOUNT_HANGS, code=call.code, error=error)
 
     def _on_peer_gone(self) -> None:
-        """Handle the launcher's message that another rank left: give the main thread a moment to leave, then leave."""
+        """Handle the message that another rank left: give the main thread a moment to leave, then leave."""
         self.peer_gone.set()
         time.sleep(PEER_GONE_PATIENCE_S if not self.stopping else self.grace_s)
         if not self.final_is_whole:
@@ -248,6 +259,9 @@ class Lifecycle(Participant):
         if self.world_size > 1 and self._is_peer_trouble(error):
             if self._is_unsupervised():
                 patience_s = 0.0 if self.stopping or self.group.read_message(STOPPED) else CRASH_PATIENCE_S
+                if patience_s:
+                    self._has_given_up = True
+                    self.group.post_message(GAVE_UP, f"rank {self.rank}: {one_line(error)}")
                 crash = self.group.read_message(CRASHED, patience_s)
                 self._serve_on_s -= patience_s  # The others have waited as long meanwhile.
                 if crash is not None:
