@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -327,18 +328,28 @@ def test_what_a_preemption_left_half_written_goes_with_the_pruning(run_dir: Path
 
 
 @pytest.mark.slow  # Time-outs that a busy machine keeps.
+def left_after_s(run_dir: Path, output: str) -> float:
+    """Seconds from the strike to the end event, by the times that were recorded."""
+    struck = re.search(r"struck at ([\d.]+)", output)
+    assert struck, output
+    return float(str(event(run_dir, "end")["time"])) - float(struck.group(1))
+
+
 def test_a_rank_that_is_frozen_costs_the_attempt_and_not_the_run(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     frozen = mlp(run_dir, "--fault", "freeze@6", "--fault-rank", "1", "--peer-timeout", "4", processes=2, grace=1)
     assert frozen.code == 75, frozen.output
     assert event(run_dir, "end")["cause"] == "peer-gone"
+    assert 2 < left_after_s(run_dir, frozen.output) < 4 + 10, "at the time-out"
     assert mlp(run_dir, processes=2).code == 0
 
 
 def test_a_rank_that_dies_costs_the_attempt_and_a_bug_ends_it(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    assert mlp(run_dir, "--fault", "die@6", "--fault-rank", "1", processes=2).code == 75
+    died = mlp(run_dir, "--fault", "die@6", "--fault-rank", "1", processes=2)
+    assert died.code == 75, died.output
     assert event(run_dir, "end")["cause"] == "peer-gone"
+    assert left_after_s(run_dir, died.output) < 10
     failed = mlp(run_dir, "--fault", "raise@9", "--fault-rank", "1", processes=2)
     assert failed.code == 1
     assert "a bug of the program's own" in failed.output

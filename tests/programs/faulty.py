@@ -204,6 +204,8 @@ class Faults:
 
     def strike(self, kind: str) -> None:
         run = self.run
+        if kind in ("freeze", "die"):
+            print(f"struck at {time.time():.3f}", flush=True)
         if kind in ("sigterm", "sigint"):
             os.kill(os.getppid(), getattr(signal, kind.upper()))
             # So short are the steps here that the word could come after the last.
