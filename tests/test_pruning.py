@@ -394,6 +394,55 @@ def test_what_is_committed_while_another_is_read_back_is_looked_at_after_that(
     assert steps(paths) == [5, 4]
 
 
+def passed_by(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> Rank0:
+    """Two of five checkpoints were read while the others were saved."""
+    mine = Rank0.of(begin(paths))
+    with monkeypatch.context() as patch:
+        mine.save(1)
+        patch.setattr(Pruner, "prune", lambda _: None)
+        names = [commit(paths, mine.attempt.name, step) for step in (2, 3, 4)]
+        mine.pruner._known.add(names[0])
+        mine.save(5)
+    assert steps(paths) == [5, 4, 3, 2, 1]
+    return mine
+
+
+def test_at_the_end_no_more_are_left_than_are_kept_and_those_are_read(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = passed_by(paths, monkeypatch)
+    mine.pruner.finish(mine.store)
+    assert steps(paths) == [5, 4]
+    assert {name.step for name in mine.pruner._known} == {5, 4}
+
+
+def test_at_the_end_nothing_goes_but_behind_as_many_as_are_kept_that_read_back_whole(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = passed_by(paths, monkeypatch)
+    damage(paths, list_checkpoints(paths)[1])
+    mine.pruner.finish(mine.store)
+    assert steps(paths) == [5, 4, 3], "4 is damaged"
+
+
+def test_a_run_whose_reading_lags_behind_its_saves_ends_with_as_many_as_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, paths = pruning.problem, RunPaths(tmp_path / "run")
+
+    def slow(folder: Path, *more: Any) -> str | None:
+        if CheckpointName.parse(folder.name).step == 2:  # type: ignore[union-attr]
+            until("step 6", lambda: (paths.checkpoint(names()[0]) / MANIFEST).exists() and names()[0].step == 6)
+        return real(folder, *more)
+
+    def names() -> list[CheckpointName]:
+        return list_checkpoints(paths)
+
+    monkeypatch.setattr(pruning, "problem", slow)
+    assert one_rank.train(paths.root, save_interval_steps=1, keep_latest=2, max_steps=6).code == 0
+    assert [name.step for name in names()] == [6, 5]
+
+
 def test_in_a_hurry_nothing_is_deleted(paths: RunPaths) -> None:
     mine = Rank0.of(begin(paths))
     mine.save(1, 2)

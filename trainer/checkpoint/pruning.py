@@ -113,18 +113,26 @@ class Pruner:
         self._checked_older = True
         with within("listing checkpoints"):
             names = list_checkpoints(self._paths)
-        run_id = read_manifest(self._paths.checkpoint(max(self._known))).facts.get("run_id")
+        run_id = self._run_id()
         for name in names:
             if name < min(self._known) and self._proves(name):
-                with suppress(LayoutError, FileNotFoundError):
-                    manifest = read_manifest(self._paths.checkpoint(name))
-                    mine = belongs(manifest, name) and is_of(manifest, run_id)
-                    self._spoilt[name] = not manifest.finite
-                    if mine:
-                        trouble = problem(self._paths.checkpoint(name), manifest, self.on_disk)
-                        (self._doubtful if trouble else self._known).add(name)
+                self._read(name, run_id)
             if len(self._known) >= self._keep_latest:
                 return
+
+    def _run_id(self) -> Any:
+        """The run's id, as a checkpoint says it that counts."""
+        return read_manifest(self._paths.checkpoint(max(self._known))).facts.get("run_id")
+
+    def _read(self, name: CheckpointName, run_id: Any) -> None:
+        """Read a checkpoint whole; it counts if it is one of this run, and as its manifest says."""
+        with suppress(LayoutError, FileNotFoundError):
+            manifest = read_manifest(self._paths.checkpoint(name))
+            mine = belongs(manifest, name) and is_of(manifest, run_id)
+            self._spoilt[name] = not manifest.finite
+            if mine:
+                trouble = problem(self._paths.checkpoint(name), manifest, self.on_disk)
+                (self._doubtful if trouble else self._known).add(name)
 
     def report(self, name: CheckpointName, rank: int, store: Any, hurried: threading.Event) -> None:
         """Other ranks: report to rank 0 when this rank's share is in the store, if only the local mount can tell."""
@@ -175,12 +183,8 @@ class Pruner:
                 self._print_line(f"Checkpoint {name} does not read back as it was written: {trouble}")
         elif self._known and not self._checked_older:
             self._check_older()
-        if self._log is not None:
-            self._waiting.update(committed)
-            for waiting in list(self._waiting):
-                if self._is_uploaded(waiting, self._log, store):
-                    self._known.add(waiting)
-                    self._forget_waiting(waiting, store)
+        self._waiting.update(committed if self._log else {})
+        self._take_in_uploads(store)
         if not hurried.is_set():
             self.prune()
             kept = sorted(self._known, reverse=True)[: self._keep_latest]
@@ -189,6 +193,36 @@ class Pruner:
         if self._saves - self._printed_at >= PRINT_EVERY and self._mount.proof is Proof.NOTHING:
             self._printed_at = self._saves
             self._print_kept()
+
+    def _take_in_uploads(self, store: Any) -> None:
+        """Count the checkpoints whose upload is over by now."""
+        for waiting in list(self._waiting) if self._log else ():
+            if self._log and self._is_uploaded(waiting, self._log, store):
+                self._known.add(waiting)
+                self._forget_waiting(waiting, store)
+
+    def finish(self, store: Any) -> None:
+        """Rank 0, after a run's last save: leave no more checkpoints than are kept, as far as that can be proven.
+
+        A check beside training reads the newest alone. Those that it has passed by go with a later save, or here: so
+        many of the newest are read until as many count as are kept.
+
+        Raises:
+            OSError: the bucket fails.
+        """
+        with self._at_work:
+            self._take_in_uploads(store)
+            with within("listing checkpoints"):
+                names = list_checkpoints(self._paths)
+            if len(names) <= self._keep_latest or not self._known:
+                return
+            if self._mount.proof is Proof.READ_BACK:
+                run_id, left = self._run_id(), self._keep_latest
+                for name in names:
+                    if left and name not in self._known | self._doubtful:
+                        self._read(name, run_id)
+                    left -= left > 0 and name in self._known
+            self.prune()
 
     def _forget_waiting(self, name: CheckpointName, store: Any) -> None:
         """Stop waiting for a checkpoint's upload; the other ranks' reports of it are deleted."""

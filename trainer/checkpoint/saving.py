@@ -248,11 +248,27 @@ class Saver:
             self._decided.wait(seconds)
         self.check()
 
-    def settle(self) -> None:
-        """Rank 0: wait for the records, read-backs and pruning of all saves, or until a stop is requested."""
+    def settle(self, at_end: bool = False) -> None:
+        """Rank 0: wait for the records, read-backs and pruning of all saves, or until a stop is requested.
+
+        Args:
+            at_end: No save follows in this run: prune once more, as of `Pruner.finish`.
+        """
+        if at_end and self._group.rank == 0 and not self._stop_requested.is_set():
+            others = list(self._threads)
+            self._threads.append(threading.Thread(target=self._finish, args=(others,), daemon=True, name="save"))
+            self._threads[-1].start()
         for thread in self._threads if self._group.rank == 0 else ():
             while thread.is_alive() and not self._stop_requested.is_set():
                 thread.join(0.05)
+
+    def _finish(self, others: list[threading.Thread]) -> None:
+        for thread in others:
+            thread.join()
+        try:
+            self._pruner.finish(self._store)
+        except (OSError, LayoutError) as error:
+            self._print_line(f"The run is saved, but reading checkpoints back or pruning failed: {error}")
 
     def _work(self, boundary: Boundary, copy: Copy) -> None:
         try:

@@ -156,7 +156,7 @@ class Closing:
         run.group.rank0_does("export", lambda: self._export_final(stop, name))
         run.final_is_whole = True
         run.print_line(f"finished: {contents.done} steps, model in {run.paths.final}")
-        saver.settle()
+        saver.settle(at_end=True)
 
     def _export_final(self, stop: Stop | None, name: CheckpointName | None) -> None:
         """Rank 0: write `final/`. Where that fails while this machine is being taken, the next attempt does it."""

@@ -139,7 +139,7 @@ class Managed:
         if isinstance(error, BaseException):
             run._report_crash(one_line(error))
         else:
-            self._session.saver.settle()  # No later attempt prunes what this one leaves.
+            self._session.saver.settle(at_end=True)  # No later attempt prunes what this one leaves.
         with suppress(Exception):
             if run.journal:
                 run.journal.flush(FLUSH_S)
