@@ -249,10 +249,11 @@ def test_a_run_that_is_struck_ends_with_the_same_bits(tmp_path: Path, tmp_path_f
     ("args", "strikes"),
     [
         (("--fsdp",), ["5:SIGTERM"]),
+        (("--fsdp", "--accumulate", 3, "--count", 26, "--no-time"), ["5:SIGTERM"]),
         (("--fsdp", SHARDED, "--lora"), ["5:SIGTERM"]),
         (("--trainer", "sft", "--lora"), ["5:SIGTERM"]),
     ],
-    ids=["cut", "cut-adapter", "sft-adapter"],
+    ids=["cut", "cut-micro-steps", "cut-adapter", "sft-adapter"],
 )
 def test_cut_models_and_adapters_on_two_ranks_resume_exactly(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, args: tuple[object, ...], strikes: list[str]

@@ -48,6 +48,12 @@ def test_an_interrupted_process_leaves_with_75_however_it_ends(tmp_path: Path, e
     assert (event(tmp_path / "run", "end")["cause"], event(tmp_path / "run", "end")["committed_step"]) == ("signal", 3)
 
 
+def test_a_loop_that_looks_within_a_step_saves_the_steps_that_are_done(tmp_path: Path) -> None:
+    struck = attempt(tmp_path / "run", "--strike", "3:SIGTERM", "--end", "within")
+    assert struck.code == 75, struck.output
+    assert (event(tmp_path / "run", "end")["cause"], event(tmp_path / "run", "end")["committed_step"]) == ("signal", 2)
+
+
 def test_without_a_launcher_it_leaves_with_75_too(tmp_path: Path) -> None:
     command = [sys.executable, SCRIPT, tmp_path / "run", "--strike", "3:SIGTERM", "--end", "break"]
     env = clean_env(OMP_NUM_THREADS="1")

@@ -36,6 +36,12 @@ def main() -> None:
     step = manager.load_latest(model=trained, optimizer=optimizer)
     print(f"begins at {step} with {manager.state}", flush=True)
     while step < given.until:
+        if given.end == "within" and step + 1 == int(struck):  # Between two micro-steps.
+            trained(torch.ones(2, 4)).square().sum().backward()
+            os.kill(os.getpid(), getattr(signal, name))
+            if manager.interrupted:
+                manager.save(step, model=model, optimizer=optimizer)
+                manager.exit()
         trained(torch.full((2, 4), float(step % 5))).square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -44,8 +50,6 @@ def main() -> None:
             os.kill(os.getpid(), getattr(signal, name))
         manager.state["seen"] = {*manager.state.get("seen", ()), step % 3}
         manager.save(step, model=model, optimizer=optimizer)
-        # Checks that come later than the next save read the newest alone, and leave what is older than it.
-        manager._managed._session.saver.settle()
         if manager.interrupted:
             if given.end == "exit":
                 manager.exit()

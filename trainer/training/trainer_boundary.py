@@ -31,7 +31,6 @@ class MicroSteps:
             loop: The run's.
         """
         self._trainer, self._loop = trainer, loop
-        self._may_drop = not trainer.is_fsdp_enabled  # A save within a step would find parts of the model gathered.
         self._boundary: TrainerBoundary | None = None
         self._left = 0
         """Batches of the step that follow the one under way."""
@@ -39,9 +38,8 @@ class MicroSteps:
 
     def begin_step(self) -> None:
         """Begin the first batch of a step."""
-        if self._may_drop:
-            self._left = self._trainer.args.gradient_accumulation_steps - 1
-            self._loop.begin_micro_step(self._left)
+        self._left = self._trainer.args.gradient_accumulation_steps - 1
+        self._loop.begin_micro_step(self._left)
 
     def end(self) -> None:
         """End a batch that does not end its step, and begin the next one.
@@ -65,7 +63,7 @@ class MicroSteps:
         Args:
             own: Returns what the callback saves of it.
         """
-        self._boundary = TrainerBoundary(self._trainer, own()) if self._loop.may_drop and self._may_drop else None
+        self._boundary = TrainerBoundary(self._trainer, own()) if self._loop.may_drop else None
 
     def go_back(self) -> dict[str, Any] | None:
         """Be at the last boundary, if batches after it were dropped; returns what the callback saves of it."""
@@ -99,7 +97,7 @@ class TrainerBoundary:
         return [mark(parameter) for parameter in self._trainer.model.parameters()]
 
     def is_whole(self) -> bool:
-        """True if nothing has changed the parameters."""
+        """True if nothing has changed the parameters; where FSDP2 has left some gathered, they are others."""
         return self._look() == self._marks
 
     def go_back(self) -> None:
