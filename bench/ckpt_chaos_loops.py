@@ -1,23 +1,27 @@
 """Try the independent tool ckpt-chaos on Hugging Face's Trainer and on Lightning, without skyspot and with it.
 
     make peers
-    python -m bench.ckpt_chaos_loops [--points N] [--points-of-two N] [--scripts A,B] [--processes 1,2] [--report FILE]
+    python -m bench.ckpt_chaos_loops [--points N] [--points-of-two N] [--points-without N] [--scripts A,B]
+                                     [--processes 1,2] [--state FILE] [--report FILE]
+    python -m bench.ckpt_chaos_loops --points all --points-of-two all --state FILE      every crash point; hours
 
 The scripts are those of examples/ and examples/before/, which saves and resumes as its framework's documentation says.
-Exit status 1 means that a script with skyspot did not recover exactly from a strike, or was not struck at all.
+--state FILE keeps what was found, and an interrupted bench continues from there. Exit status 1 means that a script with
+skyspot did not recover exactly from a strike, or was not struck at all.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import machine, sections, timed
+from bench import machine, sections
 from bench.ckpt_chaos import TOOL, recovers, struck_by
 from bench.report import table
 
@@ -50,7 +54,7 @@ class Tried:
     """The strikes from which it recovers exactly, and all."""
     is_same: bool
     """Two runs without a strike have the same result."""
-    took: timed.Timed
+    took_s: float
 
     @property
     def in_all(self) -> tuple[int, int]:
@@ -68,25 +72,31 @@ Found = dict[tuple[str, int, bool], Tried]
 """By script, number of processes, and whether it is with skyspot."""
 
 
-def judged(results: Sequence[dict[str, Any]], took: timed.Timed) -> Tried:
+def judged(results: Sequence[dict[str, Any]], took_s: float) -> Tried:
     """Count the strikes; a kill that never came is none."""
-    by_mode = dict.fromkeys(MODES, (0, 0))
+    by_mode: dict[str, tuple[int, int]] = {}
     for one in results:
         mode = one["point"][1] if "point" in one else None
         if mode and (one["crashed"] or mode == "term"):
-            good, count = by_mode[mode]
+            good, count = by_mode.get(mode, (0, 0))
             by_mode[mode] = good + recovers(one), count + 1
-    return Tried(by_mode, any("point" not in one and recovers(one) for one in results), took)
+    return Tried(by_mode, any("point" not in one and recovers(one) for one in results), took_s)
 
 
-def tried(tool: Path, name: str, processes: int, is_ours: bool, points: int, folder: Path) -> Tried:
-    """Strike a script."""
+def together(parts: Sequence[Tried]) -> Tried:
+    """What was found out about a script, from its parts: one for each mode."""
+    by_mode = {mode: counts for part in parts for mode, counts in part.by_mode.items()}
+    return Tried(by_mode, all(part.is_same for part in parts), sum(part.took_s for part in parts))
+
+
+def tried(tool: Path, name: str, processes: int, is_ours: bool, mode: str, points: int, folder: Path) -> Tried:
+    """Strike a script in one mode."""
     script, result = EXAMPLES / f"{name}.py", "run/final/model.safetensors"
     if not is_ours:
         script, result = folder / f"{name}.py", RESULTS[name]
         script.write_text(unsafe(name))
     options = [
-        "--modes", ",".join(MODES), "--grace", GRACE_S, "--jobs", 2, "--max-points", points, "--timeout", 300,
+        "--modes", mode, "--grace", GRACE_S, "--jobs", 2, "--max-points", points, "--timeout", 300,
         "--ranks", processes, "--result-file", f"{{out}}/{result}",
     ]  # fmt: skip
     command = ["env", "SKYSPOT_CHECKPOINT_DIR={out}/run", *IN_FOLDER, sys.executable, script]
@@ -96,7 +106,7 @@ def tried(tool: Path, name: str, processes: int, is_ours: bool, points: int, fol
     for one in results:
         if not recovers(one):
             print(f"{name}, {processes}, {'with' if is_ours else 'without'}: {one['label']}: {one['outcome']}")
-    return judged(results, took)
+    return judged(results, took.wall_s)
 
 
 def unsafe(name: str) -> str:
@@ -113,22 +123,23 @@ def described(found: Found) -> str:
     """The table, as Markdown."""
     rows = []
     for (name, processes, is_ours), one in found.items():
-        cells = [f"{good} of {count}" for good, count in (*(one.by_mode[mode] for mode in MODES), one.in_all)]
+        counts = (*(one.by_mode.get(mode, (0, 0)) for mode in MODES), one.in_all)
+        cells = [f"{good} of {count}" for good, count in counts]
         way = "with skyspot" if is_ours else "without"
         if not one.is_same:
             way += ", differs by itself"
-        rows.append([f"`{name}.py`", str(processes), way, *cells, f"{one.took.wall_s:.0f} s"])
+        rows.append([f"`{name}.py`", str(processes), way, *cells, f"{one.took_s:.0f} s"])
     return table(["Script", "Processes", "", *MODES, "In all", "Time"], rows)
 
 
 def report(found: Found, command: str, load: tuple[float, float]) -> str:
     """The part of the report, as Markdown."""
     return sections.paragraphs(
-        "[ckpt-chaos](https://pypi.org/project/ckpt-chaos/) 0.1.8 strikes a run at file events, evenly chosen from all "
-        "of the run, starts it again, and compares the trained model's bytes with those of a run without a strike. The "
-        "table counts the strikes from which a script recovers exactly. Without skyspot, Hugging Face's Trainer saves "
-        "every 20 steps and resumes from `get_last_checkpoint`; Lightning saves by `ModelCheckpoint(save_last=True)` "
-        'and resumes by `ckpt_path="last"`. Each run has 45 steps.',
+        "[ckpt-chaos](https://pypi.org/project/ckpt-chaos/) 0.1.8 strikes a run at file events, all of them or some "
+        "that are evenly chosen, starts it again, and compares the trained model's bytes with those of a run without "
+        "a strike. The table counts the strikes from which a script recovers exactly. Without skyspot, Hugging Face's "
+        "Trainer saves every 20 steps and resumes from `get_last_checkpoint`; Lightning saves by "
+        '`ModelCheckpoint(save_last=True)` and resumes by `ckpt_path="last"`. Each run has 45 steps.',
         described(found),
         f"- before: killed before the event. torn: the file is cut to half, then the kill. term: SIGTERM, {GRACE_S} s "
         "before the kill.\n- With 2 processes, rank 0 is struck, and the other is killed 3 s after its end.",
@@ -136,26 +147,80 @@ def report(found: Found, command: str, load: tuple[float, float]) -> str:
     )
 
 
+class Kept:
+    """What was found out so far; kept in a file, if there is one."""
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        self._parts: dict[str, Any] = json.loads(file.read_text()) if file and file.exists() else {}
+
+    def get(self, key: str) -> Tried | None:
+        """A part, if it was found out."""
+        part = self._parts.get(key)
+        if part is None:
+            return None
+        by_mode = {mode: (good, count) for mode, (good, count) in part["by_mode"].items()}
+        return Tried(by_mode, part["is_same"], part["took_s"])
+
+    def put(self, key: str, part: Tried) -> None:
+        """Keep a part."""
+        self._parts[key] = asdict(part)
+        if self._file:
+            self._file.write_text(json.dumps(self._parts, indent=1))
+
+
+def number(text: str) -> int:
+    """A number of strikes; `all`: more than there are file events."""
+    return 1_000_000 if text == "all" else int(text)
+
+
+def spread(points: int) -> dict[str, int]:
+    """How many strikes each mode gets of so many in all; `all` is all for each."""
+    return {mode: points // len(MODES) + (nth < points % len(MODES)) for nth, mode in enumerate(MODES)}
+
+
+def in_each_mode(tool: Path, name: str, processes: int, is_ours: bool, asked: str, kept: Kept) -> Tried:
+    """Strike a script in one mode after the other; what is kept already is not done again."""
+    parts = []
+    for mode, points in spread(number(asked)).items():
+        if points == 0:
+            continue
+        key = f"{name}, {processes}, {'with' if is_ours else 'without'}, {mode}, {asked}"
+        part = kept.get(key)
+        if part is None:
+            with tempfile.TemporaryDirectory(prefix="skyspot-bench-") as folder:
+                part = tried(tool, name, processes, is_ours, mode, points, Path(folder))
+            kept.put(key, part)
+        parts.append(part)
+    return together(parts)
+
+
 def main() -> int:
     """Try, print and report; returns 1 if a script with skyspot does not recover."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--tool", type=Path, default=TOOL)
-    parser.add_argument("--points", type=int, default=6, help="strikes on one process, three modes together (6)")
-    parser.add_argument("--points-of-two", type=int, default=3, help="strikes on two processes (3)")
+    parser.add_argument("--points", default="6", help="strikes on one process, three modes together, or all (6)")
+    parser.add_argument("--points-of-two", default="3", help="strikes on two processes, or all (3)")
+    parser.add_argument("--points-without", help="strikes on a script without skyspot (as many as with it)")
     parser.add_argument("--scripts", default=",".join(UNSAFE))
     parser.add_argument("--processes", default="1,2")
+    parser.add_argument("--state", type=Path, metavar="FILE", help="keep what is found out here, and continue from it")
     parser.add_argument("--report", type=Path, default=sections.PERFORMANCE)
     options = parser.parse_args()
     command = f"python -m bench.ckpt_chaos_loops --points {options.points} --points-of-two {options.points_of_two}"
+    if options.points_without:
+        command += f" --points-without {options.points_without}"
     found: Found = {}
+    kept = Kept(options.state)
     before = machine.load()
     for name in options.scripts.split(","):
         for processes in map(int, options.processes.split(",")):
-            points = options.points if processes == 1 else options.points_of_two
+            with_us = options.points if processes == 1 else options.points_of_two
             for is_ours in (False, True):
-                with tempfile.TemporaryDirectory(prefix="skyspot-bench-") as folder:
-                    one = tried(options.tool.absolute(), name, processes, is_ours, points, Path(folder))
-                found[name, processes, is_ours] = one
+                asked = with_us if is_ours else options.points_without or with_us
+                one = found[name, processes, is_ours] = in_each_mode(
+                    options.tool.absolute(), name, processes, is_ours, asked, kept
+                )
                 print(described({(name, processes, is_ours): one}), flush=True)
                 text = report(found, command, (before, machine.load()))
                 sections.put(options.report, sections.CKPT_CHAOS_LOOPS, text)  # Each time: it may be broken off.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import REPO, clean_env
 
-from bench import bucketfs, ckpt_chaos, ckpt_chaos_loops, loop, report, sections, timed, watchers
+from bench import bucketfs, ckpt_chaos, ckpt_chaos_loops, loop, report, sections, watchers
 
 WAYS = ["skyspot", "torch.save + fsync", "accelerate.save_state", "DCP save", "DCP async_save"]
 BOUNDS = [
@@ -137,13 +137,12 @@ def struck(mode: str, crashed: bool = True, diff: float | None = 0.0) -> dict[st
 
 
 CONTROL = {"crashed": False, "outcome": {"raised": None, "weights_diff": 0.0}}
-TOOK = timed.Timed(0, "", "", 9.0, 1.0)
 
 
 def test_a_strike_counts_if_the_kill_came_and_a_script_that_was_not_struck_does_not_hold() -> None:
     missed = struck("before", crashed=False)
-    one = ckpt_chaos_loops.judged([CONTROL, struck("torn"), struck("term", crashed=False), missed], TOOK)
-    assert one.by_mode == {"before": (0, 0), "torn": (1, 1), "term": (1, 1)}
+    one = ckpt_chaos_loops.judged([CONTROL, struck("torn"), struck("term", crashed=False), missed], 9.0)
+    assert one.by_mode == {"torn": (1, 1), "term": (1, 1)}
     assert one.holds
     for results in (
         [CONTROL],
@@ -153,11 +152,30 @@ def test_a_strike_counts_if_the_kill_came_and_a_script_that_was_not_struck_does_
         [CONTROL, struck("torn"), struck("before", diff=None)],
         [{**CONTROL, "outcome": {"raised": None, "weights_diff": 1.0}}, struck("torn")],
     ):
-        assert not ckpt_chaos_loops.judged(results, TOOK).holds, results
+        assert not ckpt_chaos_loops.judged(results, 9.0).holds, results
     table = ckpt_chaos_loops.described({("hf_trainer", 2, True): one})
     assert re.search(r"`hf_trainer.py` +\| 2 +\| with skyspot \| 0 of 0 \| 1 of 1 \| 1 of 1 \| 2 of 2 \| 9 s", table), (
         table
     )
+
+
+def test_what_ckpt_chaos_found_in_one_mode_is_kept_and_not_done_again(tmp_path: Path) -> None:
+    file = tmp_path / "state"
+    found = {
+        mode: ckpt_chaos_loops.judged([CONTROL, struck(mode, diff=float(mode == "torn"))], 9.0)
+        for mode in ckpt_chaos_loops.MODES
+    }
+    kept = ckpt_chaos_loops.Kept(file)
+    for mode, one in found.items():
+        kept.put(f"hf_trainer, 2, with, {mode}, all", one)
+    again = ckpt_chaos_loops.Kept(file)
+    absent = tmp_path / "no tool"  # It would fail if it were started.
+    one = ckpt_chaos_loops.in_each_mode(absent, "hf_trainer", 2, True, "all", again)
+    assert one == ckpt_chaos_loops.together(list(found.values()))
+    assert (one.in_all, one.took_s, one.holds) == ((2, 3), 27.0, False)
+    assert sum(ckpt_chaos_loops.spread(7).values()) == 7
+    with pytest.raises(FileNotFoundError):
+        ckpt_chaos_loops.in_each_mode(absent, "hf_trainer", 2, False, "all", again)
 
 
 def test_the_scripts_without_skyspot_save_and_resume() -> None:
