@@ -35,6 +35,7 @@ WITH_CATALOGS: list[Case] = [
     (GOOD, [], 0, "not checked for an active job of this name: SkyPilot's API server does not answer"),
     (GOOD, ["--json"], 0, '"state": "not submitted"'),
     ("", ["--gpus", "A100:8", "--bucket", "s3://mine"], 0, "Dry run: nothing was written or submitted."),
+    ("", ["--gpus", "A100:8", "--bucket", "s3://mine"], 0, "Prices:      of a node in the cheapest place"),
     ("", ["command", "--set", "command=0.py", "--set", "processes=2", "--set", "workdir=."], 0, "Dry run: nothing was"),
     ("services: {web: {image: nginx}}\n", [], 1, "this is a docker-compose file, not a SkyPilot task"),
     ("services: {web: {image: nginx}}\n", _PAST_LINT, 1, "SkyPilot refused: Invalid task YAML: "),

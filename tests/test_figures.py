@@ -11,8 +11,8 @@ import pytest
 from support import REPO
 
 README = "README.md"
-ATTEMPT, CHECKPOINTS, DESIGN, NOTICES, REHEARSE, SCRIPTS = (
-    f"docs/{name}.md" for name in ("attempt", "checkpoints", "design", "notices", "rehearse", "your-own-script")
+ATTEMPT, CHECKPOINTS, COST, DESIGN, NOTICES, REHEARSE, SCRIPTS = (
+    f"docs/{name}.md" for name in ("attempt", "checkpoints", "cost", "design", "notices", "rehearse", "your-own-script")
 )
 LIMITS: list[tuple[str, str, str, float]] = [
     (README, "three attempts in a row ended by themselves", "trainer/attempt/history.py OWN_DOING_IN_A_ROW", 3),
@@ -30,6 +30,11 @@ LIMITS: list[tuple[str, str, str, float]] = [
     (ATTEMPT, "through FUSE | the first machine | a temporary folder | by itself; killed after 60 s",
      "skyspot/rehearsal/machine.py PROBE_S", 60),
     (ATTEMPT, "killed after 600 s", "skyspot/rehearsal/compare/command.py LIMIT_S", 600),
+    (COST, "2 h, as the trainer assumes before it has seen any", "skyspot/money/expected.py BETWEEN_S", 7200),
+    (COST, "2 h, as the trainer assumes", "trainer/checkpoint/interval.py PRIOR_S", 7200),
+    (COST, "10 min: a new machine, its set-up, the restore", "skyspot/money/expected.py RECOVERY_S", 600),
+    (COST, "5 s of training", "skyspot/money/expected.py SAVE_COST_S", 5),
+    (COST, "shown 3 of 41 places", "skyspot/cli/cost_tables.py SHOWN", 3),
     (DESIGN, "in blocks of 64 KB", "trainer/finetune/text.py BLOCK_BYTES", 64 << 10),
     (DESIGN, "windows** of 64 K characters", "trainer/finetune/encoding.py WINDOW", 64 << 10),
     (DESIGN, "that overlap by 4 K", "trainer/finetune/encoding.py OVERLAP", 4 << 10),

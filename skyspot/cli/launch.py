@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from skyspot.cli import tables
+from skyspot.cli.format import many
 from skyspot.cli.jobs import confirm, follow_log, log
 from skyspot.cli.options import ignore_option, json_option, task_options, verbose_option
 from skyspot.errors import SkyspotError, UsageError
@@ -18,6 +19,9 @@ from skyspot.jobs import client, stop
 from skyspot.jobs.client import Job
 from skyspot.jobs.launch import Existing, Launch, check, find_existing, prepare, refuse, refuse_errors, write
 from skyspot.lint.linter import shown
+from skyspot.money.expected import Preemptions
+from skyspot.money.plan import Length, TaskPlan, plan_task
+from skyspot.money.pricing import read_market
 from skyspot.task import settings
 from skyspot.task.options import SETTINGS, Options
 
@@ -73,10 +77,11 @@ def _launch(options: Options, flags: Flags) -> int:
     if existing.progress and existing.progress.finished and not existing.differs:
         return _print_finished(planned, existing, flags)
     refuse(planned, existing, flags.replace)
+    costs = _costs(planned, existing, folder)
     if not flags.as_json:
-        tables.show_plan(planned, existing)
+        tables.show_plan(planned, existing, costs)
     if flags.dryrun:
-        return _report(planned, existing, flags, None, "not submitted")
+        return _report(planned, existing, costs, flags, None, "not submitted")
     if not flags.yes and not confirm("Submit?"):
         click.echo("Nothing was submitted.")
         return 1
@@ -86,7 +91,25 @@ def _launch(options: Options, flags: Flags) -> int:
     if options.bucket is None and planned.makes_bucket:
         _remember(planned.makes_bucket, folder)
     job_id = client.submit(planned.text, planned.name, planned.secrets, quiet=flags.as_json)
-    return _report(planned, existing, flags, job_id, "resumed" if existing.resumes else "new")
+    return _report(planned, existing, costs, flags, job_id, "resumed" if existing.resumes else "new")
+
+
+def _costs(planned: Launch, existing: Existing, folder: Path) -> list[TaskPlan]:
+    """The plan of each task, at the prices on this machine; its length if the run has begun and says how long it is."""
+    market = read_market([part.task for part in planned.parts], settings.stated_prices(folder))
+    return [
+        plan_task(part.task, part.name, market, _length(one), Preemptions(), None)
+        for part, one in planned.each(existing)
+    ]
+
+
+def _length(existing: Existing) -> Length | None:
+    """What is left of a run; None: unknown."""
+    progress, speed = existing.progress, existing.speed
+    if progress is None or speed is None or progress.max_steps is None:
+        return None
+    left = max(0, progress.max_steps - (progress.committed_step or 0))
+    return Length(left * speed.step_s / 3600, f"{many(left, 'step')} that are left, at {speed.step_s:.3g} s a step")
 
 
 def _print_remarks(planned: Launch, flags: Flags) -> None:
@@ -107,10 +130,12 @@ def _print_finished(planned: Launch, existing: Existing, flags: Flags) -> int:
     return 0
 
 
-def _report(planned: Launch, existing: Existing, flags: Flags, job_id: int | None, state: str) -> int:
+def _report(
+    planned: Launch, existing: Existing, costs: list[TaskPlan], flags: Flags, job_id: int | None, state: str
+) -> int:
     """Print the result and the next commands; follow the log."""
     if flags.as_json:
-        click.echo(json.dumps(tables.plan_json(planned, existing, job_id, state), indent=2))
+        click.echo(json.dumps(tables.plan_json(planned, existing, job_id, state, costs), indent=2))
         return 0
     if job_id is None:
         click.echo("Dry run: nothing was written or submitted.")

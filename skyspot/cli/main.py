@@ -15,6 +15,7 @@ from skyspot.errors import SkyspotError, did_you_mean
 COMMANDS = {
     "launch": ("skyspot.cli.launch", "Submit a task as a managed job that resumes after preemptions."),
     "render": ("skyspot.cli.render", "Print the task YAML of a template or of your own YAML."),
+    "plan": ("skyspot.cli.plan", "Show what each rung costs, and what the training will likely cost."),
     "lint": ("skyspot.cli.lint", "Check task YAMLs without submitting them."),
     "rehearse": ("skyspot.cli.rehearse", "Preempt a task on this machine and check that it resumes."),
     "templates": ("skyspot.cli.templates", "List, show or eject the templates."),

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
-from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
+from skyspot.cli.columns import fold, new_table, show
+from skyspot.cli.cost_tables import price_columns, price_lines
 from skyspot.cli.format import ago, clock, many
 from skyspot.jobs.launch import Existing, Launch, Part
 from skyspot.jobs.training import TrackedJob
+from skyspot.money.plan import TaskPlan
 from skyspot.task.document import Rung, Task
 from skyspot.task.ladder import OWN_MACHINES
 from skyspot.wording import first_few
@@ -21,42 +23,9 @@ from skyspot.wording import first_few
 _HIDDEN = "***"
 
 
-def _table(*columns: str, right: Sequence[str] = ()) -> Table:
-    found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for column in columns:
-        wide = column == "resources"
-        found.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=not wide)
-    return found
-
-
-def _print(table: Table) -> None:
-    """Print a table; a terminal that is too narrow wraps its lines, so nothing is cut off."""
-    needed = 0
-    for column in table.columns:
-        text = "\n".join(map(str, (column.header, *column.cells)))
-        needed += max(map(cell_len, text.split("\n") if column.no_wrap else text.split())) + 2
-    console = Console(highlight=False)
-    console.width = max(console.width, needed)
-    console.print(table)
-
-
 def _accelerators(rung: Rung) -> list[str]:
     """The alternatives, each as NAME:COUNT."""
     return [text for text, _ in rung.accelerators] or [str(rung.values.get("instance_type") or "CPU")]
-
-
-def _lines(parts: Sequence[str], joint: str, width: int) -> str:
-    """The parts joined on as few lines as fit the width; a part is never broken."""
-    end = joint.rstrip()
-    lines = [parts[0]]
-    for at, part in enumerate(parts[1:], 2):
-        after = len(end) if at < len(parts) else 0
-        if len(lines[-1]) + len(joint) + len(part) + after <= width:
-            lines[-1] += joint + part
-        else:
-            lines[-1] += end
-            lines.append(f"  {part}")
-    return "\n".join(lines)
 
 
 def _market(rung: Rung) -> str:
@@ -97,8 +66,14 @@ def _lines_of(part: Part, existing: Existing) -> list[str]:
     return lines
 
 
-def show_plan(launch: Launch, existing: Existing) -> None:
-    """Print each task's rungs, and where its checkpoints are stored."""
+def show_plan(launch: Launch, existing: Existing, costs: Sequence[TaskPlan] = ()) -> None:
+    """Print each task's rungs with their prices, and where its checkpoints are stored.
+
+    Args:
+        launch: The job that is ready to be submitted.
+        existing: What already has its name.
+        costs: The plan of each task; empty: prices are not shown.
+    """
     console = Console(highlight=False)
     several = len(launch.parts) > 1
     if several:
@@ -109,8 +84,9 @@ def show_plan(launch: Launch, existing: Existing) -> None:
     ):
         what = f"\nTask {number}, {part.name}" if several else f"Run {launch.name}"
         console.print(f"{what}. {_order(part.task)}", markup=False)
-        _print(_rung_table(part.task, console.width))
-        for line in _lines_of(part, one):
+        cost = costs[number - 1] if costs else None
+        show(_rung_table(part.task, console.width, cost))
+        for line in [*(price_lines(cost) if cost else []), *_lines_of(part, one)]:
             click.echo(line)
     shared = _shared_lines(launch, existing)
     if several and shared:
@@ -127,27 +103,34 @@ def _order(task: Task) -> str:
     return "SkyPilot will look for:"
 
 
-def _rung_table(task: Task, width: int) -> Table:
+def _rung_table(task: Task, width: int, cost: TaskPlan | None) -> Table:
     """The rungs for a terminal of that width; accelerators and places are broken only between their parts."""
     asked, nodes = task.rungs, str(task.num_nodes)
+    columns = {"": [str(number) for number in range(1, len(asked) + 1)]}
+    columns["accelerators"] = columns["where"] = []
+    columns["nodes"] = [nodes] * len(asked)
+    columns["market"] = [_market(rung) for rung in asked]
+    columns |= price_columns(cost) if cost else {}
     costs = ["-" if rung.max_hourly_cost is None else str(rung.max_hourly_cost) for rung in asked]
-    limited = any(cost != "-" for cost in costs)
-    names = ["", "accelerators", "nodes", "market", "where", *(["max USD/h"] if limited else [])]
-    markets = [_market(rung) for rung in asked]
-    taken = len(str(len(asked))) + len("nodes") + max(map(len, [*markets, "market"])) + 2 * len(names)
-    left = width - taken - (max(map(len, [*costs, "max USD/h"])) if limited else 0)
+    if any(limit != "-" for limit in costs):
+        columns["max USD/h"] = costs
+    left = width - sum(max(map(len, [name, *cells])) + 2 for name, cells in columns.items() if cells) - 2
     places = [re.split("(?<=[/:])", rung.place or "anywhere") for rung in asked]
     longest = max(len("".join(place)) for place in places)
-    kinds = [_lines(_accelerators(rung), " or ", max(left - longest, left // 2)) for rung in asked]
-    used = max(len(line) for kind in [*kinds, "accelerators"] for line in kind.split("\n"))
-    table = _table(*names, right=("", "nodes", "max USD/h"))
-    for number, (kind, market, place, cost) in enumerate(zip(kinds, markets, places, costs, strict=True), 1):
-        where = _lines(place, "", left - used)
-        table.add_row(str(number), kind, nodes, market, where, *([cost] if limited else []))
+    columns["accelerators"] = [fold(_accelerators(rung), " or ", max(left - longest, left // 2)) for rung in asked]
+    used = max(len(line) for kind in [*columns["accelerators"], "accelerators"] for line in kind.split("\n"))
+    columns["where"] = [fold(place, "", left - used) for place in places]
+    order = ["", "accelerators", "nodes", "market", "where"]
+    names = [*order, *(name for name in columns if name not in order)]
+    table = new_table(*names, right=[name for name in names if name not in ("accelerators", "market", "where")])
+    for cells in zip(*(columns[name] for name in names), strict=True):
+        table.add_row(*cells)
     return table
 
 
-def plan_json(launch: Launch, existing: Existing, job_id: int | None, state: str) -> dict[str, Any]:
+def plan_json(
+    launch: Launch, existing: Existing, job_id: int | None, state: str, costs: Sequence[TaskPlan] = ()
+) -> dict[str, Any]:
     """The plan of a launch as JSON."""
     return {
         "name": launch.name,
@@ -167,8 +150,10 @@ def plan_json(launch: Launch, existing: Existing, job_id: int | None, state: str
                 "rungs": _rungs(part.task),
                 "num_nodes": part.task.num_nodes,
                 "resumes_from_step": one.progress.committed_step if one.progress else None,
+                "prices": [rung.to_json() for rung in costs[number].rungs] if costs else [],
+                "hours": length.hours if costs and (length := costs[number].length) else None,
             }
-            for part, one in launch.each(existing)
+            for number, (part, one) in enumerate(launch.each(existing))
         ],
         "findings": [
             {"line": f.line, "level": f.level, "name": f.name, "reason": f.reason, "remedy": f.remedy, "task": f.task}
@@ -184,7 +169,7 @@ def _rungs(task: Task) -> list[dict[str, Any]]:
 
 def show_queue(jobs: Sequence[TrackedJob]) -> None:
     """Print managed jobs with their training progress."""
-    table = _table(
+    table = new_table(
         "id", "name", "status", "step", "loss", "attempts", "saved", "resources",
         right=("id", "step", "loss", "attempts", "saved"),
     )  # fmt: skip
@@ -203,7 +188,7 @@ def show_queue(jobs: Sequence[TrackedJob]) -> None:
             ago(p.committed_at) if p else "-",
             " ".join(part for part in (one.job.resources, one.job.infra) if part),
         )
-    _print(table)
+    show(table)
     for one in jobs:
         if one.waits_for:
             click.echo(f"{one.job.id} {one.job.status}: {_cut(one.waits_for)}")

@@ -14,10 +14,11 @@ from skyspot.jobs.client import Job
 from skyspot.jobs.training import resolved
 from skyspot.lint import linter
 from skyspot.lint.rules import Finding
-from skyspot.migrate.source import task_yaml
+from skyspot.migrate.source import task_yaml, written_for
 from skyspot.runs import location
 from skyspot.runs.location import Location
 from skyspot.runs.progress import Progress, run_binding, run_progress
+from skyspot.runs.speed import Speed, measured_speed
 from skyspot.task import document, edits, payload
 from skyspot.task.document import Task
 from skyspot.task.emitter import BOOLEANS
@@ -91,6 +92,8 @@ class Existing:
     """The reason why SkyPilot was not asked for an active job; empty if it was."""
     parts: tuple[Existing, ...] = ()
     """The same for each task of a pipeline; the pipeline itself then has only `living` and `unchecked`."""
+    speed: Speed | None = None
+    """The measured speed of an unfinished run; None: unknown."""
 
     @property
     def resumes(self) -> bool:
@@ -105,10 +108,7 @@ def prepare(options: Options, folder: Path) -> Launch:
         UsageError: an option or the task is wrong, or a secret has no value.
         SkyspotError: the file was edited by hand and the options changed too; the message has the diff.
     """
-    known = written_task(options.name, folder) if options.name else None
-    given = options.flags if options.flags is not None else set(options.given()) - {"task"}
-    if known and known.exists() and given <= {"name", "ignore"} and options.task == Options.task:
-        # Only the run's name was given: use the file that was written for it.
+    if known := written_for(options, folder):
         rendered = task_yaml(Options(task=str(known), name=options.name, secret=options.secret))
         text, notes = edits.read(known), (f"Using {known}", *rendered.notes)
         name, path, linted = rendered.name, known, known
@@ -192,7 +192,8 @@ def _existing(part: Part, living: Job | None, unchecked: str) -> Existing:
     try:
         paths = location.open_run(part.where if unchecked else resolved(part.where))
         progress = run_progress(paths)
-        return Existing(living, progress, "", _difference(part.task, paths) if progress else None)
+        speed = measured_speed(paths) if progress and not progress.finished else None
+        return Existing(living, progress, "", _difference(part.task, paths) if progress else None, speed=speed)
     except UnreadableError as error:
         return Existing(living, None, str(error), None)
 

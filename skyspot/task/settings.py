@@ -5,18 +5,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from skyspot.errors import UsageError, did_you_mean, shown
 from skyspot.task.options import SETTINGS, Options, blamed_on
 
+if TYPE_CHECKING:
+    from skyspot.task.stated_prices import StatedPrice
+
+PRICES = "prices"
+"""The key of skyspot.yaml that is no option: prices of machines, for a plan."""
+
 
 def merged(flags: Mapping[str, Any], folder: Path) -> Options:
     """Merge a command's flags with skyspot.yaml in the working folder."""
     settings = read_settings(folder / SETTINGS)
-    values: dict[str, Any] = dict(settings)
+    values: dict[str, Any] = {key: value for key, value in settings.items() if key != PRICES}
     from_flags: set[str] = set()
     for key, value in flags.items():
         if value in (None, (), {}):
@@ -33,8 +39,18 @@ def merged(flags: Mapping[str, Any], folder: Path) -> Options:
         raise UsageError(blamed_on(str(error), values.keys() - from_flags)) from None
 
 
+def stated_prices(folder: Path) -> tuple[StatedPrice, ...]:
+    """The prices of machines that skyspot.yaml in a folder states.
+
+    Raises:
+        UsageError: as of read_settings.
+    """
+    found: tuple[StatedPrice, ...] = read_settings(folder / SETTINGS).get(PRICES, ())
+    return found
+
+
 def read_settings(path: Path) -> dict[str, Any]:
-    """Read skyspot.yaml into the names of Options; empty if there is no file.
+    """Read skyspot.yaml into the names of Options, and PRICES; empty if there is no file.
 
     Raises:
         UsageError: the file is unreadable, a key is unknown (names the nearest), or a value has the wrong type.
@@ -65,8 +81,13 @@ def read_settings(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in document.items():
         name = str(key).replace("-", "_")
+        if name == PRICES:
+            from skyspot.task.stated_prices import read_stated  # Rarely there.
+
+            found[PRICES] = read_stated(path.name, value) if value is not None else ()
+            continue
         if name not in known:
-            near = did_you_mean(name, known)
+            near = did_you_mean(name, [*known, PRICES])
             raise UsageError(f"{path.name}: unknown key {shown(str(key))}.{near}")
         if value is not None:
             found[known[name].name] = _typed(path.name, name, value)

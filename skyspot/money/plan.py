@@ -1,0 +1,122 @@
+"""The plan of a task: its ladder with prices, its length, and the cost comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from skyspot.money.comparison import Stated, Way, compare, ladder_ways, stated_ways
+from skyspot.money.expected import Preemptions
+from skyspot.money.prices import CUT, RungPrice, saving
+from skyspot.money.pricing import Market, price_ladder
+from skyspot.task.document import Task
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a training takes, without preemptions."""
+
+    hours: float
+    why: str
+    """Where it is from, for a sentence: `20 h`, or `5000 steps of 0.5 s`."""
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """The plan of one task."""
+
+    name: str
+    nodes: int
+    ordered: bool
+    rungs: tuple[RungPrice, ...]
+    length: Length | None
+    """None: unknown; the comparison is then for one hour of training."""
+    losses: Preemptions
+    ways: tuple[Way, ...]
+    stated: bool
+    """True if the prices of the comparison are the user's (`--prices`), not the ladder's."""
+
+    @property
+    def limits_passed(self) -> list[str]:
+        """The limits that a rung's cheapest place costs more than, each in a sentence."""
+        return [f"rung {rung.number}: {passed}" for rung in self.rungs if (passed := limit_passed(rung))]
+
+    def total_usd(self, usd_per_hour: float | None) -> float | None:
+        """What the training costs at a price of one node, without preemptions; None if one of the two is unknown."""
+        return None if self.length is None or usd_per_hour is None else usd_per_hour * self.length.hours * self.nodes
+
+
+def limit_passed(rung: RungPrice) -> str:
+    """The limit that a rung's cheapest place costs more than; empty if there is none."""
+    if rung.status == CUT:
+        return rung.why
+    if rung.limit_usd_per_hour is not None and (rung.usd_per_hour or 0.0) > rung.limit_usd_per_hour:
+        return (
+            f"max_hourly_cost {rung.limit_usd_per_hour:g} is not applied to it, and its cheapest place costs "
+            f"{rung.usd_per_hour:.2f}"
+        )
+    return ""
+
+
+def plan_task(
+    task: Task, name: str, market: Market, length: Length | None, losses: Preemptions, stated: Stated | None
+) -> TaskPlan:
+    """Plan one task.
+
+    Args:
+        task: The task.
+        name: Its name.
+        market: The prices on this machine.
+        length: Of the training; None: unknown.
+        losses: What to expect of preemptions.
+        stated: Prices for the comparison; None: the ladder's.
+    """
+    rungs = price_ladder(task, market)
+    prices = stated_ways(stated) if stated else ladder_ways(rungs)
+    ways = compare(prices, length.hours if length else 1.0, task.num_nodes, losses)
+    return TaskPlan(name, task.num_nodes, task.ordered, rungs, length, losses, tuple(ways), stated is not None)
+
+
+def plan_json(plans: Sequence[TaskPlan], market: Market, notes: Sequence[str]) -> dict[str, Any]:
+    """The plans of a file's tasks as JSON; prices in USD an hour and node, totals in USD for all nodes."""
+    return {
+        "tasks": [_task_json(plan) for plan in plans],
+        "catalogs": [
+            {"cloud": one.cloud, "path": str(one.path), "downloaded_at": one.downloaded_at,
+             "problems": list(one.problems)}
+            for one in market.catalogs.values()
+        ],
+        "clouds": list(market.clouds),
+        "clouds_are_enabled": market.is_enabled,
+        "limits_passed": [passed for plan in plans for passed in plan.limits_passed],
+        "notes": list(notes),
+    }  # fmt: skip
+
+
+def _task_json(plan: TaskPlan) -> dict[str, Any]:
+    rungs = [
+        {**rung.to_json(), "total_usd": plan.total_usd(rung.usd_per_hour),
+         "saving": rung_saving(rung), "limit_passed": limit_passed(rung) or None}
+        for rung in plan.rungs
+    ]  # fmt: skip
+    return {
+        "name": plan.name,
+        "nodes": plan.nodes,
+        "ordered": plan.ordered,
+        "rungs": rungs,
+        "hours": plan.length.hours if plan.length else None,
+        "length": plan.length.why if plan.length else None,
+        "preemptions": {**asdict(plan.losses), "save_interval_s": plan.losses.interval_s},
+        "comparison": {
+            "hours": plan.length.hours if plan.length else 1.0,
+            "prices_are_stated": plan.stated,
+            "ways": [asdict(way) for way in plan.ways],
+        },
+    }
+
+
+def rung_saving(rung: RungPrice) -> float | None:
+    """The share that a rung's cheapest place saves against its own on-demand price; None for on-demand rungs."""
+    cheapest = rung.cheapest
+    return saving(rung.usd_per_hour, cheapest.on_demand_usd_per_hour) if cheapest and rung.use_spot else None
