@@ -404,7 +404,7 @@ def damage(path: Path, kind: str) -> None:
         path.write_bytes({
             "empty": b"", "blank": b"\n\n", "binary": bytes(range(256)) * 40,
             "columns": text.replace("SpotPrice", "Spot").encode(), "torn": text[: len(text) - 30].encode(),
-            "torn quote": "".join([*lines[:1], lines[1].replace('"', "", 1), *lines[2:]]).encode(),
+            "torn quote": "".join([lines[0], lines[1][: lines[1].index('"') + 9], "\n", *lines[2:]]).encode(),
             "blank lines": "\n".join(lines).encode(), "windows": text.replace("\n", "\r\n").encode(),
             "with a mark": b"\xef\xbb\xbf" + text.encode(), "header alone": lines[0].encode(),
         }[kind])  # fmt: skip
