@@ -203,7 +203,7 @@ def rungs(skyspot: Skyspot, *args: str) -> list[dict[str, object]]:
 def test_places_are_counted_and_the_cheapest_are_shown(skyspot: Skyspot, runtime: Path) -> None:
     catalogs.write(runtime, "aws", [row(region=f"r{n % 2}", zone=f"z{n}", spot=5 + n) for n in range(7)])
     _, out, _ = skyspot("plan", "--gpus", "A100:8")
-    assert "shown 3 of 7 places, 2 regions" in out
+    assert "shown 3 of 7 places (--all), 2 regions" in out
     assert [line.split()[1] for line in out.splitlines() if "p4d" in line] == ["aws/r0/z0", "aws/r1/z1", "aws/r0/z2"]
     assert re.search(r"dearest .* 11\.00\s+32\.77", out)
     _, out, _ = skyspot("plan", "--gpus", "A100:8", "--all")

@@ -58,7 +58,7 @@ def _block(rung: RungPrice, plan: TaskPlan, everything: bool) -> list[list[str]]
     lines += [_place(place, rung, plan) for place in shown]
     count, regions = len(rung.places), many(rung.regions, "region")
     if count > 1:
-        said = f"{count} places" if len(shown) == count else f"shown {len(shown)} of {count} places"
+        said = f"{count} places" if len(shown) == count else f"shown {len(shown)} of {count} places (--all)"
         spreads = [rung.spread(use_spot) for use_spot in (True, False)]
         lines.append(
             ["", "  dearest", f"{said}, {regions}", *(_usd(one[1] if one else None) for one in spreads), "", ""]

@@ -13,6 +13,7 @@ import click
 
 from skyspot.cli import cost_tables
 from skyspot.cli.columns import say
+from skyspot.cli.completion import complete_run_or_folder
 from skyspot.cli.format import many
 from skyspot.cli.options import ignore_option, json_option, task_options
 from skyspot.errors import UsageError
@@ -53,7 +54,12 @@ class Flags:
 @click.option("--hours", type=float, metavar="H", help="Hours of training, without preemptions.")
 @click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Steps of training, at a measured speed.")
 @click.option("--step-seconds", type=float, metavar="S", help="Seconds of a step, for --steps.")
-@click.option("--speed-of", metavar="RUN", help="Measure the speed in this run's records; by default in those of -n.")
+@click.option(
+    "--speed-of",
+    metavar="RUN",
+    shell_complete=complete_run_or_folder,
+    help="Measure the speed in this run's records; by default in those of -n.",
+)
 @click.option(
     "--prices",
     metavar="ONDEMAND,SPOT_ONE,SPOT_MANY,MIX[:HOURS]",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,10 @@ def _existing(part: Part, living: Job | None, unchecked: str) -> Existing:
     try:
         paths = location.open_run(part.where if unchecked else resolved(part.where))
         progress = run_progress(paths)
-        speed = measured_speed(paths) if progress and not progress.finished else None
+        speed = None
+        if progress and not progress.finished:
+            with suppress(UnreadableError):  # Nothing depends on it.
+                speed = measured_speed(paths)
         return Existing(living, progress, "", _difference(part.task, paths) if progress else None, speed=speed)
     except UnreadableError as error:
         return Existing(living, None, str(error), None)
