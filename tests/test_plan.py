@@ -27,6 +27,7 @@ from skyspot.jobs.launch import Existing
 from skyspot.money.expected import Preemptions, best_interval_s
 from skyspot.money.prices import rung_from_json
 from skyspot.money.pricing import price_ladder, read_market
+from skyspot.runs.location import Location
 from skyspot.runs.progress import Progress
 from skyspot.runs.speed import Speed, measured_speed
 from skyspot.task import document
@@ -163,6 +164,9 @@ def test_the_length_of_a_run_is_measured_in_its_records(skyspot: Skyspot, half: 
     speed = measured_speed(RunPaths(half))
     assert speed is not None
     assert speed.steps >= 8
+    [task] = document.tasks("run: nvidia-smi\n")
+    part = launch.Part("half", task, Location(str(half), None))
+    assert launch._existing(part, None, "").speed == speed, "launch measures it, too"
     _, out, _ = skyspot("plan", "--steps", "7200", "--speed-of", str(half), "--json")
     assert only(out)["hours"] == pytest.approx(2 * speed.step_s)
     assert f"the mean of {speed.steps} steps of " in str(only(out)["length"])
