@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from email.message import Message
 from http.server import BaseHTTPRequestHandler
 
-from skyspot.rehearsal.metadata import NO_HEADERS, AwsMetadata, AzureMetadata, GcpMetadata, Metadata, send
+from skyspot.rehearsal.metadata import NO_HEADERS, Answer, AwsMetadata, AzureMetadata, GcpMetadata, Metadata, send
+
+REFUSALS = (400, 401, 403, 405)
 
 
 class Server(Metadata):
     """A service that misbehaves from the moment that `misbehave` is set."""
 
     misbehave: Callable[[BaseHTTPRequestHandler], None] | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused: list[str] = []
+        """Each request so far that was not as the cloud wants it, with the status."""
+
+    def answer(self, method: str, path: str, headers: Message) -> Answer:
+        answer = super().answer(method, path, headers)
+        if answer[0] in REFUSALS:
+            self.refused.append(f"{method} {path}: {answer[0]}")
+        return answer
 
     def await_requests(self, more: int = 3) -> None:
         """Wait for so many further requests."""

@@ -26,6 +26,7 @@ RUN_BY = {
     "skyspot rehearse examples/": "test_examples::test_an_example_is_rehearsed",
     "python tests/chaos/run.py --plants": "test_chaos::test_a_mistake_in_the_code_is_found",
     ".venv/bin/python tests/chaos/run.py --plants": "test_chaos::test_a_mistake_in_the_code_is_found",
+    "python tests/chaos/stops.py --plants": "test_stop_campaign::test_a_planted_mistake_is_found_and_named",
     "python tests/chaos/stops.py": "test_stop_campaign::test_only_a_whole_campaign_is_written",
     ".venv/bin/python tests/chaos/run.py --stores": "test_chaos::test_faults_of_every_kind_are_survived",
     '.venv/bin/python -c "from skyspot.lint import rules': LINT_TABLE,

@@ -14,9 +14,12 @@ sys.path.append(str(REPO / "tests" / "chaos"))
 import report
 import stop_report
 from stop_plan import AMID_STEPS, EPISODE, LAST_PHASE, MUST_FIT, PHASES, WHOLE, WORDS, plan
+from stop_plants import PLANTS, changed
 from stop_scene import Outcome, Scene, judge
-from stops import episode, main
+from stops import ORDINARY, episode, main, planted
 from tally import Tally
+
+from trainer.training.participant import Participant
 
 STOPS = plan(0, WHOLE)
 FIRST = STOPS[: 2 * EPISODE]
@@ -39,9 +42,10 @@ def test_the_plan_has_every_phase_every_word_and_one_to_four_ranks() -> None:
     assert plan(1, WHOLE) != STOPS
 
 
-STOP = next(stop for stop in STOPS if stop.phase == "an ordinary step" and stop.fits)
+STOP = replace(ORDINARY, ranks=2)
+CLOUDS = replace(STOP, word="AWS's notice")
 LATE = next(stop for stop in STOPS if not stop.fits)
-RIGHT = Outcome(code=75, seconds=2.0, lost=0, first_step=5, before=4)
+RIGHT = Outcome(code=75, seconds=2.0, lost=0, first_step=5, before=4, more_steps=2, stopped_at=(5, 5), held=True)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +63,21 @@ RIGHT = Outcome(code=75, seconds=2.0, lost=0, first_step=5, before=4)
         (LATE, {"seconds": LATE.notice_s + 3 + 4}, None),
         (STOP, {"committed_s": STOP.notice_s + 1}, "it committed "),
         (STOP, {"committed_s": STOP.notice_s}, None),
-        (STOP, {"seconds": None}, "it was never in its phase"),
+        (STOP, {"seconds": None}, "it was never in its phase; it ended with 75"),
+        (STOP, {"seconds": None, "notice": "azure/Freeze-0"}, "it was never in its phase; it ended with 75, for azure"),
+        (CLOUDS, {"refused": ("GET /: 401", "PUT /: 400")}, "the metadata service refused GET /: 401"),
+        (CLOUDS, {"asked_in_training": True}, "the training thread asked the metadata service"),
+        (CLOUDS, {"held": False}, "it did not hold until its machine was taken"),
+        (STOP, {"held": False}, None),
+        (replace(CLOUDS, phase=LAST_PHASE), {"held": False, "code": 0}, None),
+        (STOP, {"more_steps": 3}, "it did 3 more steps after it had heard of the stop"),
+        (STOP, {"stopped_at": (4, 5)}, "the ranks stopped at different steps: rank 0 at 4, rank 1 at 5"),
+        (STOP, {"stopped_at": (5, None)}, "the ranks stopped at different steps: rank 0 at 5, rank 1 at none"),
+        (LATE, {"stopped_at": (5, None), "more_steps": 3}, None),
+        (STOP, {"deadlines": (30.0, 36.0)}, "the ranks have different deadlines: 30 s and 36 s after the word"),
+        (STOP, {"deadlines": (30.0, 34.0)}, None),
+        (replace(STOP, word="AWS's notice, then SIGTERM"), {"deadlines": (120.0, 25.0)}, None),
+        (LATE, {"mixed": ("step 4 holds the optimizer's step 5",)}, "the checkpoint of step 4 holds the optimizer's"),
         (STOP, {"stood_still": True}, "it did not end"),
         (LATE, {"left": ("process 7",)}, "processes are left: process 7"),
         (LATE, {"torn": ("0000000004-a0001-abcdef-1",)}, "not whole: 0000000004-a0001-abcdef-1"),
@@ -115,17 +133,21 @@ def test_no_step_is_lost_in_ten_stops_of_one_run(tmp_path: Path, first: int) -> 
     assert sum(line["lost"] for line in lines if line["fits"]) == 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("plant", "problem"),
-    [
-        ("nothing is saved", "steps were lost"),
-        ("exit 0", "it ended with 0, not 75"),
-        ("a process is left", "processes are left"),
-    ],
-)
-def test_a_planted_mistake_is_found(tmp_path: Path, monkeypatch: Any, plant: str, problem: str) -> None:
-    monkeypatch.setattr("stop_scene.LEFT_S", 1.0 if plant == "a process is left" else 60.0)
-    stop = replace(STOP, ranks=1, at_rank=0, word="SIGTERM to the launcher")
-    found = judge(stop, Scene(stop, tmp_path / "run", tmp_path / "control", plant).play())
-    assert problem in (found or "nothing was found")
+@pytest.mark.parametrize("plant", PLANTS)
+def test_a_planted_mistake_is_found_and_named(tmp_path: Path, monkeypatch: Any, plant: str) -> None:
+    if plant == "a process is left":
+        monkeypatch.setattr("stop_scene.LEFT_S", 1.0)
+    assert PLANTS[plant].seen in (planted(plant, tmp_path) or "nothing was found")
+
+
+def test_a_mistake_that_changes_nothing_is_refused() -> None:
+    with pytest.raises(AttributeError, match="Participant"):
+        changed(Participant, "another_name", lambda *_: None)
+    with pytest.raises(AssertionError, match="is no function: nothing would be planted"):
+        changed(Participant, "__doc__", lambda *_: None)
+
+
+def test_a_stop_between_the_optimizers_step_and_its_count_loses_nothing(tmp_path: Path) -> None:
+    """The mistake of saving in the signal handler is found here."""
+    stop = replace(ORDINARY, phase="the optimizer's step")
+    assert judge(stop, Scene(stop, tmp_path / "run", tmp_path / "control").play()) is None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import signal
 import subprocess
@@ -17,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import truth
 import warm
 from hub_server import HubServer
 from metadata_servers import AwsServer, AzureServer, GcpServer, Server
-from stop_plan import LAST_PHASE, SAVES, WORDS, Stop
+from stop_left import mixed, newest, read, torn
+from stop_plan import CLOUDS, LAST_PHASE, SAVES, WORDS, Stop
 from support import PROGRAMS, clean_env, event
 
 from trainer.launch.supervisor import KILL_AFTER_GRACE_S, LEAVE_AFTER_KILL_S
@@ -33,6 +32,12 @@ OVER_S = KILL_AFTER_GRACE_S + LEAVE_AFTER_KILL_S + MARGIN_S
 STANDS_STILL_S = 600.0
 LEFT_S = 60.0
 """Seconds for which processes may outlive their launcher."""
+HOLDS_S = 0.2
+"""Seconds that an attempt has for leaving by itself, once it says that it holds, before its machine is taken."""
+APART_S = 5.0
+"""Seconds between the deadlines of two ranks: those that pass between their rows of one round, on a busy machine."""
+MORE_STEPS = 2
+"""Steps that may end after a stop was heard: the one under way, and the one in which the ranks agree."""
 PR_SET_CHILD_SUBREAPER = 36
 SERVERS: dict[str, type[Server]] = {"aws": AwsServer, "gcp": GcpServer, "azure": AzureServer}
 
@@ -59,6 +64,22 @@ class Outcome:
     """It did not end, and was killed."""
     committed_s: float | None = None
     """Seconds from the word to the commit, as the attempt recorded it."""
+    notice: str = ""
+    """The id of the notice for which the attempt ended, as it recorded it."""
+    refused: tuple[str, ...] = ()
+    """Requests that a metadata service refused."""
+    asked_in_training: bool = False
+    """The training thread of a rank asked the metadata service."""
+    more_steps: int = 0
+    """Steps that ended after rank 0 had heard of the stop."""
+    stopped_at: tuple[int | None, ...] = ()
+    """By rank: the boundary at which it stopped; None: at none."""
+    deadlines: tuple[float, ...] = ()
+    """The deadlines by which the ranks stopped, in seconds after the word."""
+    mixed: tuple[str, ...] = ()
+    """Whole checkpoints that hold the state of another step than they say."""
+    held: bool = False
+    """It held once it had saved, until a signal came."""
     output: str = ""
 
 
@@ -67,21 +88,49 @@ def judge(stop: Stop, seen: Outcome) -> str | None:
     expected = 0 if stop.phase == LAST_PHASE else 75
     if seen.stood_still:
         return f"it did not end within {STANDS_STILL_S:g} s"
+    if seen.refused:
+        return f"the metadata service refused {seen.refused[0]}"
     if seen.seconds is None:
-        return f"it was never in its phase; it ended with {seen.code}"
+        return f"it was never in its phase; it ended with {seen.code}" + (seen.notice and f", for {seen.notice}")
+    if seen.asked_in_training:
+        return "the training thread asked the metadata service"
     if seen.code != expected:
         return f"it ended with {seen.code}, not {expected}"
     if seen.seconds > stop.notice_s + OVER_S:
         return f"it was gone after {seen.seconds:.1f} s, with a notice of {stop.notice_s:g} s"
     if seen.left:
         return f"processes are left: {', '.join(seen.left)}"
+    return _torn(seen) or (_late(stop, seen) if stop.fits else None)
+
+
+def _torn(seen: Outcome) -> str | None:
+    """What is wrong with the checkpoints; None: nothing."""
     if seen.torn:
         return f"not whole: {', '.join(seen.torn)}"
+    if seen.mixed:
+        return f"the checkpoint of {seen.mixed[0]}"
     if seen.first_step not in (None, seen.before + 1):
         return f"its first step was {seen.first_step}, and step {seen.before} had been saved"
-    if stop.fits and (seen.committed_s or 0.0) > stop.notice_s:
+    return None
+
+
+def _late(stop: Stop, seen: Outcome) -> str | None:
+    """What is wrong with a stop whose save fits its notice; None: nothing."""
+    if seen.more_steps > MORE_STEPS:
+        return f"it did {seen.more_steps} more steps after it had heard of the stop"
+    if len(set(seen.stopped_at)) > 1:
+        where = (f"rank {rank} at {'none' if at is None else at}" for rank, at in enumerate(seen.stopped_at))
+        return f"the ranks stopped at different steps: {', '.join(where)}"
+    word = WORDS[stop.word]
+    # A rank learns through the store of another's notice beside a signal, a moment later.
+    if not word.second and seen.deadlines and max(seen.deadlines) - min(seen.deadlines) > APART_S:
+        these = " and ".join(f"{deadline:.0f} s" for deadline in seen.deadlines)
+        return f"the ranks have different deadlines: {these} after the word"
+    if word.first in CLOUDS and stop.phase != LAST_PHASE and not seen.held:
+        return "it did not hold until its machine was taken"
+    if (seen.committed_s or 0.0) > stop.notice_s:
         return f"it committed {seen.committed_s:.1f} s after the word, with a notice of {stop.notice_s:g} s"
-    if seen.lost and stop.fits:
+    if seen.lost:
         return f"{seen.lost} steps were lost, although a save of {stop.save_s:g} s fits {stop.notice_s:g} s"
     return None
 
@@ -118,7 +167,8 @@ class Scene:
             timer.cancel()
             left = self._left(known)
         done = [int(line) for line in read(self.control / "steps").split()]
-        committed_s: Any = event(self.run_dir, "end").get("committed_s") if self._has_recorded() else None
+        end: Any = event(self.run_dir, "end") if self._has_recorded() else {}
+        stops = [read(self.control / f"stopped-{rank}").split() for rank in range(self.stop.ranks)]
         return Outcome(
             code=code,
             seconds=None if self.struck_at is None else ended_at - self.struck_at,
@@ -128,7 +178,15 @@ class Scene:
             torn=torn(self.run_dir, self.stop.fits),
             left=left,
             stood_still=still.is_set(),
-            committed_s=committed_s if done else None,
+            committed_s=end.get("committed_s") if done else None,
+            notice=(end.get("notice") or {}).get("id", ""),
+            refused=tuple(line for server in self.servers.values() for line in server.refused),
+            asked_in_training=(self.control / "asked-in-training").exists(),
+            more_steps=len(read(self.control / "more-steps").split()),
+            stopped_at=tuple(int(one[0]) if one else None for one in stops),
+            deadlines=tuple(float(one[1]) - (self.struck_at or 0.0) for one in stops if one),
+            mixed=mixed(self.run_dir),
+            held=(self.control / "held").exists(),
             output="".join(lines),
         )
 
@@ -138,8 +196,10 @@ class Scene:
             self.tell_first()
         if "@heard" in line and self.word.second:
             self.tell(self.word.second)
-        if "holding until this machine is taken" in line:  # The cloud takes it now.
-            self.tell("SIGTERM launcher")
+        if "holding until this machine is taken" in line:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(HOLDS_S)
+            self.tell("SIGTERM launcher")  # The cloud takes it now.
 
     def _started(self, env: dict[str, str], command: list[str]) -> subprocess.Popen[str]:
         return warm.Popen(
@@ -161,7 +221,9 @@ class Scene:
         over = threading.Event()
         with contextlib.ExitStack() as stack:
             for cloud in self.word.clouds:
-                self.servers[cloud] = stack.enter_context(SERVERS[cloud]())
+                self.servers[cloud] = server = stack.enter_context(SERVERS[cloud]())
+                if isinstance(server, AzureServer):
+                    server.schedule("Freeze", 300.0)  # It takes no machine.
                 env |= self.servers[cloud].env
             if self.stop.phase == "model download":
                 hub = HubServer({"models/org/net": {"c" * 40: {"config.json": b"{}"}}})
@@ -260,40 +322,3 @@ def _adopting() -> Iterator[None]:
         yield
     finally:
         libc.prctl(PR_SET_CHILD_SUBREAPER, 0)
-
-
-def read(path: Path) -> str:
-    """The text of a file; empty if there is none."""
-    return path.read_text() if path.exists() else ""
-
-
-def newest(run_dir: Path) -> int:
-    """The step of the newest whole checkpoint, found without the code under test; 0 if there is none."""
-    found = [truth.checkpoint(folder, _run_id(run_dir)) for folder in _checkpoints(run_dir)]
-    return max((whole.step for whole in found if whole), default=0)
-
-
-def torn(run_dir: Path, in_time: bool) -> tuple[str, ...]:
-    """The checkpoints with a manifest that are not whole; a manifest that is cut off is none where a save was late."""
-    return tuple(
-        folder.name
-        for folder in _checkpoints(run_dir)
-        if (folder / "MANIFEST.json").exists() and not truth.checkpoint(folder, _run_id(run_dir))
-        and (in_time or _is_json(folder / "MANIFEST.json"))
-    )  # fmt: skip
-
-
-def _checkpoints(run_dir: Path) -> list[Path]:
-    return sorted((run_dir / "checkpoints").glob("*-a*"))
-
-
-def _run_id(run_dir: Path) -> str:
-    return str(json.loads(read(run_dir / "run.json") or "{}").get("run_id"))
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_bytes())
-    except ValueError:
-        return False
-    return True

@@ -3,7 +3,8 @@
     python tests/chaos/stops.py                                 the whole campaign: 200 stops (make chaos)
     python tests/chaos/stops.py --stops 20                      its first 20
     python tests/chaos/stops.py --only 37                       one run again, up to that stop
-    python tests/chaos/stops.py --only 37 --plant "exit 0"      the same, with a mistake in that stop
+    python tests/chaos/stops.py --plants                        plants mistakes in the code; each must be found
+    python tests/chaos/stops.py --plants "exit 0,hold missing"  these alone
 
     python tests/chaos/stops.py --state FILE --report docs/chaos-results.md     also writes the results
 
@@ -30,7 +31,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
 
-from stop_plan import EPISODE, MUST_FIT, WHOLE, Stop, plan  # noqa: E402
+from stop_plan import EPISODE, MUST_FIT, SIGNAL_S, WHOLE, Stop, plan  # noqa: E402
+from stop_plants import PLANTS  # noqa: E402
 from stop_report import summary, write  # noqa: E402
 from stop_scene import Scene, judge  # noqa: E402
 
@@ -38,15 +40,12 @@ Line = dict[str, Any]
 """What is kept of a stop: its plan, and what was seen."""
 
 
-def episode(stops: list[Stop], folder: Path, plant: str = "") -> list[Line]:
-    """Stop one run again and again; it goes on after each stop. Ends at the first stop that goes wrong.
-
-    A planted mistake is made in the last attempt.
-    """
+def episode(stops: list[Stop], folder: Path) -> list[Line]:
+    """Stop one run again and again; it goes on after each stop. Ends at the first stop that goes wrong."""
     lines: list[Line] = []
     for stop in stops:
         control = folder / f"stop-{stop.number}"
-        seen = Scene(stop, folder / "run", control, plant if stop is stops[-1] else "").play()
+        seen = Scene(stop, folder / "run", control).play()
         wrong = judge(stop, seen)
         if wrong:
             (control / "output.txt").write_text(seen.output)
@@ -58,6 +57,24 @@ def episode(stops: list[Stop], folder: Path, plant: str = "") -> list[Line]:
             return lines
     shutil.rmtree(folder)
     return lines
+
+
+ORDINARY = Stop(0, "an ordinary step", "SIGTERM to the launcher", 1, 0, SIGNAL_S, 0.0, "")
+
+
+def planted(name: str, folder: Path) -> str | None:
+    """Make a mistake in an attempt, and stop it; returns what the campaign finds, or None."""
+    stop = dataclasses.replace(ORDINARY, **PLANTS[name].stop)
+    return judge(stop, Scene(stop, folder / "run", folder / "control", name).play())
+
+
+def all_found(names: list[str], folder: Path) -> bool:
+    """Plant mistakes, and print what is found of each; True if each is found as such."""
+    found = {name: planted(name, folder / name.replace(" ", "-")) for name in names}
+    missed = [name for name in names if PLANTS[name].seen not in (found[name] or "")]
+    for name in names:
+        print(f"{name}: {'NOT found' if name in missed else 'found'}: {found[name]}")
+    return not missed
 
 
 def said(line: Line) -> str:
@@ -112,14 +129,21 @@ def main() -> int:
     parser.add_argument("--state", type=Path, metavar="FILE", help="keep the results here, and continue from them")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the results of a whole campaign here")
     parser.add_argument("--only", type=int, metavar="NUMBER", help="one run again, up to this stop")
-    parser.add_argument("--plant", default="", help="a mistake of tests/programs/stopped.py; with --only")
+    parser.add_argument("--plants", nargs="?", const=",".join(PLANTS), metavar="NAME,NAME", help="default: all")
     options = parser.parse_args()
+    plants = options.plants.split(",") if options.plants else []
+    if unknown := set(plants) - PLANTS.keys():
+        parser.error(f"no such mistake: {', '.join(sorted(unknown))}. There are: {', '.join(PLANTS)}")
     folder = Path(tempfile.mkdtemp(prefix="skyspot-stops-"))
+    if plants:
+        found = all_found(plants, folder)
+        shutil.rmtree(folder)
+        return 0 if found else 1
     stops = plan(options.seed, options.stops)
     results = kept(options.state, {"seed": options.seed, "stops": options.stops})
     if options.only is not None:
         stops = plan(options.seed, options.only + 1)[options.only // EPISODE * EPISODE :]
-        results["lines"] = episode(stops, folder / "episode", options.plant)
+        results["lines"] = episode(stops, folder / "episode")
     else:
         fit = sum(stop.fits for stop in stops)
         print(f"stated before the run: {fit} of {len(stops)} stops fit their notice", flush=True)

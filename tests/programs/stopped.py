@@ -2,17 +2,22 @@
 
 python -m trainer.launch --processes 2 tests/programs/stopped.py --dir RUN --control FOLDER --phase import --at-rank 1
 
-It prints `@reached` in the phase, and `@heard` once this rank has heard of the stop. It leaves the process ids of its
-ranks and the number of each optimizer step, as AdamW itself counts them, in the folder --control.
+It prints `@reached` in the phase, and `@heard` once this rank has heard of the stop. In the folder --control it leaves
+the process ids of its ranks; the number of each optimizer step, as AdamW itself counts them, and those of the steps
+after the stop was heard; where each rank stopped, and by which deadline; whether it held until a signal came; and
+whether its training thread asked a metadata service.
 """
 
 import argparse
 import os
+import sys
 import threading
 import time
 from pathlib import Path
 
-LIMIT_S = 300.0
+sys.path.append(str(Path(__file__).resolve().parent.parent / "chaos"))
+
+import stop_plants
 
 
 def parse() -> argparse.Namespace:
@@ -27,11 +32,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--save-every", type=int, default=100_000)
     parser.add_argument("--point", default="", help="the point of a save under way")
     parser.add_argument("--hub", default="", help="the URL to download from")
-    parser.add_argument("--plant", default="", help="a mistake that the campaign must find")
+    parser.add_argument("--plant", default="", help="a mistake of tests/chaos/stop_plants.py")
     return parser.parse_args()
 
 
 options = parse()
+LIMIT_S, PEER_TIMEOUT_S = (stop_plants.LIMIT_S, stop_plants.PEER_TIMEOUT_S) if options.plant else (300.0, 60.0)
 rank = int(os.environ.get("RANK", "0"))
 (options.control / f"rank-{rank}").write_text(str(os.getpid()))
 (options.control / "launcher").write_text(str(os.getppid()))
@@ -70,14 +76,20 @@ from torch import nn  # noqa: E402
 from trainer import RunConfig, SpotRun  # noqa: E402
 from trainer.checkpoint import pruning, writing  # noqa: E402
 from trainer.finetune import hub  # noqa: E402
+from trainer.notices import service  # noqa: E402
 from trainer.ranks import rendezvous  # noqa: E402
-from trainer.training import export, session  # noqa: E402
+from trainer.training import closing, export, participant  # noqa: E402
 
 
 class Samples(mlp.Samples):
     def batch(self, ids):
         phase.reach("first batch")
         return super().batch(ids)
+
+
+def note(name: str, *values: object) -> None:
+    with (options.control / name).open("a") as file:
+        print(*values, file=file)
 
 
 class Steps:
@@ -93,8 +105,11 @@ class Steps:
         def stepped(*_: object) -> None:
             self.done, self.micro_steps = self.done + 1, 0
             if rank == 0:
-                with (options.control / "steps").open("a") as file:
-                    file.write(f"{int(optimizer.state[first]['step'])}\n")
+                note("steps", int(optimizer.state[first]["step"]))
+                if phase.run.notices.received.is_set():
+                    note("more-steps", int(optimizer.state[first]["step"]))
+            if self.done >= 2:
+                phase.reach("the optimizer's step")  # Done, and not counted yet.
 
         optimizer.register_step_post_hook(stepped)
 
@@ -151,23 +166,25 @@ def watch_phases() -> None:
     pruning.problem, export.write_tensors = read_back, export_tensors
 
 
-def plant() -> None:
-    """Make the mistake that the campaign must find."""
-    if options.plant == "nothing is saved":
-        session.Session.save_last = lambda self, stop, resave=False: None
-    elif options.plant == "exit 0":
-        leave = SpotRun.leave
-        SpotRun.leave = lambda self, ending, **more: leave(self, ending, **{**more, "code": 0})
-    elif options.plant == "a process is left":
-        if os.fork() == 0:
-            os.setsid()
-            os.dup2(os.open(os.devnull, os.O_RDWR), 1)
-            os.dup2(1, 2)
-            os.closerange(3, 256)
-            time.sleep(LIMIT_S)
-            os._exit(0)
-    elif options.plant:
-        raise SystemExit(f"--plant {options.plant}: no such mistake")
+def watch_stop() -> None:
+    """Note where this rank stops, and what its training thread does."""
+    ask, stop_at, hold = service.Service.ask, closing.Closing.stop, participant.Participant.hold
+
+    def asked(self, *given, **named):
+        if threading.current_thread() is threading.main_thread():
+            note("asked-in-training", *given)
+        return ask(self, *given, **named)
+
+    def stopped(self, stop):
+        note(f"stopped-{rank}", phase.run.steps_done, phase.run.deadline(stop))
+        return stop_at(self, stop)
+
+    def held(self, *given, **named):
+        hold(self, *given, **named)
+        if rank == 0 and self.notices.signalled.is_set():
+            note("held")
+
+    service.Service.ask, closing.Closing.stop, participant.Participant.hold = asked, stopped, held
 
 
 def download(run: SpotRun) -> str:
@@ -189,10 +206,12 @@ def prepare(run: SpotRun) -> None:
 
 def main() -> None:
     watch_phases()
-    plant()
+    watch_stop()
+    if options.plant:
+        stop_plants.PLANTS[options.plant].make(options)
     config = RunConfig(checkpoint_dir=options.dir, max_steps=options.steps, save_interval_steps=options.save_every,
                        global_batch_size=24, micro_batch_size=2, seed=7, eval_interval_steps=3, keep_latest=2,
-                       peer_timeout_s=60.0, cpu=True, allow_config_change=("max_steps",))  # fmt: skip
+                       peer_timeout_s=PEER_TIMEOUT_S, cpu=True, allow_config_change=("max_steps",))  # fmt: skip
     phase.run = SpotRun(config)
     with phase.run as run:
         if options.phase == "model download":
