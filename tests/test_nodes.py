@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,24 +145,44 @@ def test_a_rank_that_dies_on_one_machine_ends_all_with_75(tmp_path: Path, task: 
     assert codes(ended) == [75, 75], ended
 
 
-def test_a_notice_on_one_machine_stops_all_at_one_boundary(tmp_path: Path, task: str) -> None:
+@pytest.mark.parametrize(
+    "leaves", [pytest.param(None, marks=pytest.mark.slow), pytest.param(0, marks=pytest.mark.slow), 1]
+)
+def test_a_notice_on_one_machine_stops_all_at_one_boundary_and_both_hold(
+    tmp_path: Path, task: str, leaves: int | None
+) -> None:
+    """The second machine is noticed. Where none is planted that leaves, both hold until the recorded deadline."""
     run_dir = tmp_path / "run"
-    long = (run_dir, "--steps", 4000, "--save-every", 4000, "--slow", 0.01)
-    with AwsMetadata() as server:
-        lone = start(*long, task=task, nodes=[1], **server.env, SKYSPOT_NOTICE_POLL_S="0.1")
-        rest = start(*long, task=task, nodes=[0])
+
+    def begin(node: int, **env: str) -> Cluster:
+        past_s = -1000 if node == leaves else 0.2
+        more = ("--slow", 0.01, "--constant", f"attempt.ending.HOLD_PAST_DEADLINE_S={past_s}")
+        return start(run_dir, "--steps", 4000, "--save-every", 4000, *more, task=task, nodes=[node], **env)
+
+    def left_at(cluster: Cluster) -> float:
+        cluster.launchers[0].wait(120)
+        return time.time()
+
+    with AwsMetadata() as server, ThreadPoolExecutor(2) as pool:
+        noticed = begin(1, **server.env, SKYSPOT_NOTICE_POLL_S="0.1")
+        clusters = [begin(0), noticed]
+        leaving = [pool.submit(left_at, cluster) for cluster in clusters]
         await_true(lambda: list(run_dir.glob("attempts/*/metrics-*")))
-        server.announce(120)
+        server.announce(15 if leaves is None else 120)
         await_true(lambda: event(run_dir, "end"))
-    launchers = [*rest.launchers, *lone.launchers]
-    assert [launcher.poll() for launcher in launchers] == [None, None], "both hold"
-    for launcher in launchers:
-        launcher.send_signal(signal.SIGTERM)
-    assert codes([*rest.end(), *lone.end()]) == [75, 75]
+        if leaves is not None:
+            leaving[leaves].result()
+            if leaves == 1:  # The first machine's end is the end of every hold.
+                assert clusters[0].launchers[0].poll() is None
+            clusters[1 - leaves].launchers[0].send_signal(signal.SIGTERM)
+        left = [one.result() for one in leaving]
+    assert [codes(cluster.end()) for cluster in clusters] == [[75], [75]]
     end, heard = event(run_dir, "end"), event(run_dir, "notice")
     assert (end["cause"], end["committed_step"]) == ("notice", end["step"])
     assert heard["id"] == end["notice"]["id"]  # type: ignore[index]
     assert str(heard["id"]).startswith("aws/20"), "the other machine's: its next attempt ignores it"
+    held = [at >= float(str(heard["deadline"])) for at in left]
+    assert held == [leaves is None] * 2, (left, heard)
 
 
 def test_a_signal_on_one_machine_stops_all_at_one_boundary_and_loses_no_step(
