@@ -19,6 +19,7 @@ from support import event
 from torch import nn
 
 from trainer.checkpoint import writing
+from trainer.notices.notice import Notice
 from trainer.ranks.agreement import Stop
 from trainer.training.consensus import Consensus
 from trainer.training.fit import Fit
@@ -70,6 +71,7 @@ def test_ranks_with_other_clocks_notices_and_speeds_draw_the_same_conclusions(cl
 # -- one step of 60 s, and a notice of 30 s ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", ["sigterm", "gcp-notice"])
 @pytest.mark.parametrize(
     ("noticed_in", "saved", "decision"),
     [
@@ -80,17 +82,32 @@ def test_ranks_with_other_clocks_notices_and_speeds_draw_the_same_conclusions(cl
     ],
 )
 def test_a_step_of_60_s_in_20_micro_steps_and_a_notice_of_30_s(
-    tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str], noticed_in: int, saved: int, decision: str
-) -> None:
+    tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str], kind: str, noticed_in: int, saved: int,
+    decision: str,
+) -> None:  # fmt: skip
     """Nothing is saved before; a micro-step adds 3 s to the clock."""
     runs: list[one_rank.InProcess] = []
     passes: list[float] = []
     deadline: list[float] = []
 
+    def begun(run: one_rank.InProcess) -> None:
+        runs.append(run)
+        print_line = run.print_line
+
+        def printed(text: str) -> None:
+            print_line(text)
+            if text == "holding until this machine is taken":
+                run.notices.signalled.set()  # It is.
+
+        run.print_line = printed  # type: ignore[method-assign]
+
     def loss(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
         if runs[0].steps_done == 1:
             if len(passes) == noticed_in:
-                os.kill(os.getpid(), signal.SIGTERM)
+                if kind == "sigterm":
+                    os.kill(os.getpid(), signal.SIGTERM)
+                else:
+                    runs[0].notices._take_in(Notice(kind, "gcp/preempted", time.monotonic(), 30))
                 assert runs[0].notices.received.wait(60)
                 deadline.append(time.monotonic() + 30)
             passes.append(time.monotonic())
@@ -98,14 +115,15 @@ def test_a_step_of_60_s_in_20_micro_steps_and_a_notice_of_30_s(
         return one_rank.squares(model, batch)
 
     sizes = {"global_batch_size": 20, "micro_batch_size": 1, "max_steps": 4, "save_interval_steps": 100}
-    ended = one_rank.train(tmp_path / "run", loss=loss, before=runs.append, grace_s=30, **sizes)
+    ended = one_rank.train(tmp_path / "run", loss=loss, before=begun, grace_s=30, **sizes)
     assert time.monotonic() < deadline[0]
-    assert (ended.code, event(tmp_path / "run", "end")["cause"]) == (75, "signal")
+    cause = "signal" if kind == "sigterm" else "notice"
+    assert (ended.code, event(tmp_path / "run", "end")["cause"]) == (75, cause)
     assert event(tmp_path / "run", "end")["committed_step"] == event(tmp_path / "run", "end")["step"] == saved
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("sigterm: ")]
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{kind}: ")]
     assert said[-1].endswith(f"a save takes an unknown time; saving step {saved}")
     assert [line.rpartition(": ")[2] for line in said[:-1]] == [decision], said
-    assert re.fullmatch(r"sigterm: \d+\.\d s left; the rest of the step takes \d+\.\d s, a save an .*", said[0]), said
+    assert re.fullmatch(rf"{kind}: \d+\.\d s left; the rest of the step takes \d+\.\d s, a save an .*", said[0]), said
 
 
 # -- a save under way --------------------------------------------------------------------------------------------------

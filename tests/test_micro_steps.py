@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -124,13 +125,13 @@ def stop(run: SpotRun) -> None:
     assert run.notices.received.wait(60)
 
 
-def stops_in(batch: int, clock: Clock) -> Between:
-    """A micro-step takes 6 s; the stop comes in this one of the attempt."""
+def stops_in(batch: int, clock: Clock, seconds: float = 6) -> Between:
+    """A micro-step takes so many seconds; the stop comes in this one of the attempt."""
 
     def between(run: SpotRun, count: int) -> None:
         if count == batch:
             stop(run)
-        clock.added += 6
+        clock.added += seconds
 
     return between
 
@@ -173,6 +174,28 @@ def test_a_stop_within_a_step_is_exact(
     assert trained(tmp_path / "run", make)[0] == 0
     assert attempts.result == whole.result
     assert event(tmp_path / "run", "restored")["lost_steps"] == 0
+
+
+@pytest.mark.parametrize(
+    ("noticed_in", "saved"),
+    [(21, 1), (31, 1), (36, 2)],  # In a micro-step of the second step: the first, the 11th, the 16th.
+)
+def test_a_step_of_60_s_in_20_micro_steps_and_a_notice_of_30_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock, noticed_in: int, saved: int
+) -> None:
+    monkeypatch.setitem(globals(), "MICRO_STEPS", 20)
+    stopped_at: list[float] = []
+
+    def between(run: SpotRun, count: int) -> None:
+        run.notices.grace_s = 30.0
+        if count == noticed_in:
+            stopped_at.append(time.monotonic())
+        stops_in(noticed_in, clock, 3)(run, count)
+
+    assert trained(tmp_path / "run", own, between)[0] == 75
+    assert time.monotonic() < stopped_at[0] + 30
+    ended = event(tmp_path / "run", "end")
+    assert (ended["cause"], ended["committed_step"], ended["step"]) == ("signal", saved, saved)
 
 
 def test_a_short_step_is_finished_and_no_boundary_is_kept_for_it(
