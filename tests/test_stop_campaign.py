@@ -69,6 +69,8 @@ RIGHT = Outcome(code=75, seconds=2.0, lost=0, first_step=5, before=4, more_steps
         (CLOUDS, {"asked_in_training": True}, "the training thread asked the metadata service"),
         (CLOUDS, {"held": False}, "it did not hold until its machine was taken"),
         (STOP, {"held": False}, None),
+        (replace(CLOUDS, word="AWS's notice, then SIGTERM"), {"held": False}, "it did not hold"),
+        (replace(CLOUDS, word="AWS's notice, then SIGTERM", phase="import"), {"held": False}, None),
         (replace(CLOUDS, phase=LAST_PHASE), {"held": False, "code": 0}, None),
         (STOP, {"more_steps": 3}, "it did 3 more steps after it had heard of the stop"),
         (STOP, {"stopped_at": (4, 5)}, "the ranks stopped at different steps: rank 0 at 4, rank 1 at 5"),

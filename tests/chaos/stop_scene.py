@@ -36,6 +36,8 @@ HOLDS_S = 0.2
 """Seconds that an attempt has for leaving by itself, once it says that it holds, before its machine is taken."""
 APART_S = 5.0
 """Seconds between the deadlines of two ranks: those that pass between their rows of one round, on a busy machine."""
+AT_ONCE = ("import", "model download")
+"""The phases in which a second word comes at once: none of them says that the first was heard."""
 MORE_STEPS = 2
 """Steps that may end after a stop was heard: the one under way, and the one in which the ranks agree."""
 PR_SET_CHILD_SUBREAPER = 36
@@ -126,7 +128,9 @@ def _late(stop: Stop, seen: Outcome) -> str | None:
     if not word.second and seen.deadlines and max(seen.deadlines) - min(seen.deadlines) > APART_S:
         these = " and ".join(f"{deadline:.0f} s" for deadline in seen.deadlines)
         return f"the ranks have different deadlines: {these} after the word"
-    if word.first in CLOUDS and stop.phase != LAST_PHASE and not seen.held:
+    # A second word that comes at once may end a rank before it has heard the first.
+    at_once = word.second and stop.phase in AT_ONCE
+    if word.first in CLOUDS and stop.phase != LAST_PHASE and not at_once and not seen.held:
         return "it did not hold until its machine was taken"
     if (seen.committed_s or 0.0) > stop.notice_s:
         return f"it committed {seen.committed_s:.1f} s after the word, with a notice of {stop.notice_s:g} s"
@@ -270,7 +274,7 @@ class Scene:
             self.struck_at = time.monotonic()
         self.tell(self.word.first)
         (self.control / "announced").touch()
-        if self.word.second and self.stop.phase in ("import", "model download"):  # No phase says that it was heard.
+        if self.word.second and self.stop.phase in AT_ONCE:
             self.tell(self.word.second)
 
     def tell(self, word: str) -> None:
