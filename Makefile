@@ -47,9 +47,9 @@ $(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
 	@$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check -e ".[trainer,loops,rehearse]" hypothesis pytest pytest-xdist -c constraints-lowest.txt
 	@touch $@
 
-bench: $(READY)  ## Time the command line, checkpoints beside other tools, and rehearsals (writes docs/performance.md).
+bench: $(READY)  ## Time the command line, checkpoints beside other tools, stops, and rehearsals (writes docs/performance.md).
 	@failed=0; \
-	for part in bench.startup "bench.checkpoint --size $(SIZE) --rounds $(ROUNDS)" bench.loop bench.watchers bench.rehearsal bench.bucketfs; do \
+	for part in bench.startup "bench.checkpoint --size $(SIZE) --rounds $(ROUNDS)" bench.loop bench.watchers bench.stops bench.rehearsal bench.bucketfs; do \
 		$(BIN)/python -m $$part || failed=1; \
 	done; exit $$failed
 

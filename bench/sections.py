@@ -14,8 +14,9 @@ CKPT_CHAOS = "A rehearsal beside ckpt-chaos"
 CKPT_CHAOS_LOOPS = "ckpt-chaos on Hugging Face's Trainer and on Lightning"
 LOOP = "A loop with skyspot and without"
 WATCHERS = "A loop with the watchers and without"
+STOPS = "From a notice to the commit"
 BUCKETFS = "A bucket served through FUSE"
-LATER = (LOOP, WATCHERS, REHEARSAL, BUCKETFS, CKPT_CHAOS, CKPT_CHAOS_LOOPS)
+LATER = (LOOP, WATCHERS, STOPS, REHEARSAL, BUCKETFS, CKPT_CHAOS, CKPT_CHAOS_LOOPS)
 """Headings of the parts that follow the first bench's, in their order."""
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import REPO, clean_env
 
-from bench import bucketfs, ckpt_chaos, ckpt_chaos_loops, loop, report, sections, watchers
+from bench import bucketfs, ckpt_chaos, ckpt_chaos_loops, loop, report, sections, stops, watchers
 
 WAYS = ["skyspot", "torch.save + fsync", "accelerate.save_state", "DCP save", "DCP async_save"]
 BOUNDS = [
@@ -236,3 +236,15 @@ def test_watchers_break_their_bound_where_the_whole_interval_lies_over_it(by_rou
     assert len(watchers.broken(figures)) == (not holds)
     assert f"{low:.3f}x to {high:.3f}x" in watchers.described(figures)
     assert "| 2.000 ms" in watchers.described(figures)
+
+
+@pytest.mark.parametrize(("slow_s", "lines"), [(0.9, 0), (1.15, 0), (1.3, 1)])
+def test_stops_break_their_bound_where_the_median_beyond_a_micro_step_lies_over_it(slow_s: float, lines: int) -> None:
+    found = {
+        stops.SIGTERM: [stops.Took(seconds, 0.2) for seconds in (0.5, 0.4, 9.0)],
+        stops.NOTICE: [stops.Took(seconds, 0.2) for seconds in (0.1, slow_s, 9.0)],
+    }
+    assert [line.partition(":")[0] for line in stops.broken(found)] == [stops.NOTICE] * lines
+    text = stops.described(found)
+    assert re.search(r"SIGTERM +\| 3 +\| 200 ms +\| 0.50 s, at most 9.00 s \| 0.30 s, at most 8.80 s", text), text
+    assert stops.Took(0.1, 0.2).beyond_s == 0
