@@ -89,7 +89,7 @@ def measured(stops: int, folder: Path) -> dict[str, list[Took]]:
         for by, so_far in found.items():
             with AwsMetadata() as server:
                 _stop(context, paths, by, server, dice.uniform(0, LONGEST_S))
-            so_far.append(_took(paths))
+            so_far.append(took(paths))
     return found
 
 
@@ -139,7 +139,7 @@ def _train(output: Connection, run_dir: Path, env: Mapping[str, str]) -> None:
     main([*arguments, "--allow-config-change", "max_steps"])
 
 
-def _took(paths: RunPaths) -> Took:
+def took(paths: RunPaths) -> Took:
     """Read what the last attempt recorded of its stop.
 
     Raises:

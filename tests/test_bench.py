@@ -8,8 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import in_process
+import one_rank
 import pytest
-from support import REPO, clean_env
+import torch
+from support import REPO, clean_env, event
 
 from bench import bucketfs, ckpt_chaos, ckpt_chaos_loops, loop, report, sections, stops, watchers
 
@@ -248,3 +251,21 @@ def test_stops_break_their_bound_where_the_median_beyond_a_micro_step_lies_over_
     text = stops.described(found)
     assert re.search(r"SIGTERM +\| 3 +\| 200 ms +\| 0.50 s, at most 9.00 s \| 0.30 s, at most 8.80 s", text), text
     assert stops.Took(0.1, 0.2).beyond_s == 0
+
+
+def test_what_a_stop_took_is_read_from_the_attempts_records(tmp_path: Path) -> None:
+    runs: list[one_rank.InProcess] = []
+
+    def loss(model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        if runs[0].steps_done == 2 and not runs[0].notices.received.is_set():
+            in_process.hit("stop")
+        return one_rank.squares(model, batch)
+
+    assert one_rank.train(tmp_path / "run", loss=loss, before=runs.append, save_interval_steps=100).code == 75
+    took, saved = stops.took(RunPaths(tmp_path / "run")), event(tmp_path / "run", "saved")
+    assert took.commit_s == saved["time"] - event(tmp_path / "run", "notice")["heard"] > 0  # type: ignore[operator]
+    assert took.micro_step_s > 0
+    [record] = tmp_path.glob("run/attempts/*/*-saved.json")
+    record.unlink()
+    with pytest.raises(SystemExit, match="step 3 was not committed before the deadline"):
+        stops.took(RunPaths(tmp_path / "run"))
