@@ -198,6 +198,13 @@ def test_the_table_of_planted_mistakes_is_the_campaigns() -> None:
     assert [tuple(row[:2]) for row in rows(CHECKPOINTS, "name")] == list(zip(names, stores, strict=True))
 
 
+def test_the_table_of_planted_mistakes_about_stops_is_the_campaigns() -> None:
+    [plants] = [one.value for one in ast.parse((REPO / "tests/chaos/stop_plants.py").read_text()).body
+                if isinstance(one, ast.Assign) and ast.unparse(one.targets[0]) == "PLANTS"]  # fmt: skip
+    assert isinstance(plants, ast.Dict)
+    assert [row[0] for row in rows(CHECKPOINTS, "planted")] == [ast.literal_eval(key) for key in plants.keys if key]
+
+
 def test_what_the_code_no_longer_says_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(constants("trainer/bucket/deadlines.py"), "LIMIT_S", 60.0)
     with pytest.raises(AssertionError, match="120 s a call"):

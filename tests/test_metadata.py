@@ -336,6 +336,15 @@ def test_a_service_that_lies_is_no_notice_and_is_asked_again(monkeypatch, make: 
             heard.await_notice()
 
 
+@pytest.mark.parametrize("make", SERVERS)
+def test_a_service_that_is_not_there_is_asked_again(monkeypatch, make: type[Server]) -> None:
+    with make() as server:
+        pass
+    with listening(server, monkeypatch) as heard:
+        heard.await_line("gives no answer")
+        assert heard.first() is None
+
+
 # -- what must not be held up ------------------------------------------------------------------------------------------
 
 
@@ -408,8 +417,9 @@ def _nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("named", "expected"),
-    [("AWS", "aws"), ("GCP", "gcp"), ("Azure", "azure"), ("Lambda", None), ("Kubernetes", None), ("Slurm", None)],
-)
+    [("AWS", "aws"), ("GCP", "gcp"), ("Azure", "azure"), ("Lambda", None), ("Kubernetes", None), ("RunPod", None),
+     ("Slurm", None)],
+)  # fmt: skip
 @pytest.mark.usefixtures("_nowhere")
 def test_skypilots_variables_name_the_cloud(monkeypatch, named: str, expected: str | None) -> None:
     monkeypatch.setenv("SKYPILOT_CLUSTER_INFO", f'{{"cloud": "{named}"}}')

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import warm
+from clock import Clock
 from metadata_servers import AwsServer
 from support import PROGRAMS, assert_holds, clean_env, event
 
@@ -17,7 +18,7 @@ from trainer.attempt.ending import NOTICE, Leaving
 from trainer.layout.events import read_progress
 from trainer.layout.names import RunPaths, list_attempts, list_checkpoints
 from trainer.notices.notice import Notice
-from trainer.notices.received import Notices, slurm_seconds_left
+from trainer.notices.received import PRESSES, Notices, Presses, slurm_seconds_left
 from trainer.ranks.agreement import Stop
 from trainer.training.hangs import HangGuard
 from trainer.training.participant import Participant
@@ -185,6 +186,14 @@ def test_ctrl_c_three_times_leaves_at_once_and_names_the_last_commit(tmp_path: P
         assert process.wait(60) == 75
     assert "Ctrl-C 3 times: leaving at once. The last committed step is 4." in rest
     assert (event(tmp_path / "run", "end")["cause"], event(tmp_path / "run", "end")["code"]) == ("signal", 75)
+
+
+def test_only_presses_within_two_seconds_count_together(clock: Clock) -> None:
+    presses, counts = Presses(), []
+    for pause in (0, 1.5, 1.5, 0.4, 2.1):
+        clock.added += pause
+        counts.append(presses.count())
+    assert (counts, PRESSES) == ([1, 2, 2, 3, 1], 3)
 
 
 def test_sigusr1_saves_and_leaves_as_sigterm_does(tmp_path: Path) -> None:
