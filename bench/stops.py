@@ -79,8 +79,8 @@ def _both(seconds: Sequence[float]) -> str:
 
 def measured(stops: int, folder: Path) -> dict[str, list[Took]]:
     """Stop a run so many times by each word."""
-    # As the launcher sets them: on a busy machine, threads that spin hold up the others.
-    os.environ.update(GOMP_SPINCOUNT="5000", OMP_NUM_THREADS=str(os.cpu_count() or 1))
+    # The first as the launcher sets it; half of the cores, as in the other benches.
+    os.environ.update(GOMP_SPINCOUNT="5000", OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1) // 2)))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(MODULES)
     dice, paths = random.Random(0), RunPaths(folder / "run")
