@@ -147,16 +147,16 @@ def took(paths: RunPaths) -> Took:
     """
     attempt = list_attempts(paths)[-1]
     events = read_events(paths, attempt)
-    start, notice, saved = (event_named(events, name) or {} for name in ("start", "notice", "saved"))
+    start, end = (event_named(events, name) or {} for name in ("start", "end"))
     config = start["config"]
     lines = [
         line for part in sorted(paths.attempt(attempt).glob("metrics-*")) for line in read_metrics(part.read_bytes())
     ]
     step_s = statistics.median(float(line["step_s"]) for line in lines if "step_s" in line)
-    if saved.get("step") != notice["step"]:
-        raise SystemExit(f"step {notice['step']} was not committed before the deadline")
+    if end["committed_step"] != end["step"]:
+        raise SystemExit(f"step {end['step']} was not committed before the deadline")
     micro_steps = config["global_batch_size"] // config["micro_batch_size"]
-    return Took(saved["time"] - notice["heard"], step_s / micro_steps)
+    return Took(end["committed_s"], step_s / micro_steps)
 
 
 def main() -> int:
@@ -171,9 +171,9 @@ def main() -> int:
     text = sections.paragraphs(
         sections.when("python -m bench.stops", (before, machine.load())),
         "The bundled trainer with the model `tiny`, in one process, on a local disk. It is stopped at any moment of "
-        "its training. The time runs from when the notice was heard (event `notice`) to the commit of the last step "
-        "(event `saved`): the median, and the slowest stop. It includes the rest of the step, which is finished first. "
-        f"Bound: beyond the micro-step under way, the median is at most {BOUND_S:g} s.",
+        "its training. The time runs from when the notice was heard to the commit of the last step, as the attempt's "
+        "event `end` records it: the median, and the slowest stop. It includes the rest of the step, which is finished "
+        f"first. Bound: beyond the micro-step under way, the median is at most {BOUND_S:g} s.",
         described(found),
     )
     return sections.report(options.report, sections.STOPS, text, broken(found))

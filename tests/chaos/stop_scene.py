@@ -96,6 +96,8 @@ def judge(stop: Stop, seen: Outcome) -> str | None:
         return f"it was never in its phase; it ended with {seen.code}" + (seen.notice and f", for {seen.notice}")
     if seen.asked_in_training:
         return "the training thread asked the metadata service"
+    if stop.fits and (problem := _apart(stop, seen)):
+        return problem  # Before the exit code, which it may change.
     if seen.code != expected:
         return f"it ended with {seen.code}, not {expected}"
     if seen.seconds > stop.notice_s + OVER_S:
@@ -103,6 +105,18 @@ def judge(stop: Stop, seen: Outcome) -> str | None:
     if seen.left:
         return f"processes are left: {', '.join(seen.left)}"
     return _torn(seen) or (_late(stop, seen) if stop.fits else None)
+
+
+def _apart(stop: Stop, seen: Outcome) -> str | None:
+    """What the ranks have not agreed on; None: nothing."""
+    if len(set(seen.stopped_at)) > 1:
+        where = (f"rank {rank} at {'none' if at is None else at}" for rank, at in enumerate(seen.stopped_at))
+        return f"the ranks stopped at different steps: {', '.join(where)}"
+    # A rank learns through the store of another's notice beside a signal, a moment later.
+    if not WORDS[stop.word].second and seen.deadlines and max(seen.deadlines) - min(seen.deadlines) > APART_S:
+        these = " and ".join(f"{deadline:.0f} s" for deadline in seen.deadlines)
+        return f"the ranks have different deadlines: {these} after the word"
+    return None
 
 
 def _torn(seen: Outcome) -> str | None:
@@ -120,14 +134,7 @@ def _late(stop: Stop, seen: Outcome) -> str | None:
     """What is wrong with a stop whose save fits its notice; None: nothing."""
     if seen.more_steps > MORE_STEPS:
         return f"it did {seen.more_steps} more steps after it had heard of the stop"
-    if len(set(seen.stopped_at)) > 1:
-        where = (f"rank {rank} at {'none' if at is None else at}" for rank, at in enumerate(seen.stopped_at))
-        return f"the ranks stopped at different steps: {', '.join(where)}"
     word = WORDS[stop.word]
-    # A rank learns through the store of another's notice beside a signal, a moment later.
-    if not word.second and seen.deadlines and max(seen.deadlines) - min(seen.deadlines) > APART_S:
-        these = " and ".join(f"{deadline:.0f} s" for deadline in seen.deadlines)
-        return f"the ranks have different deadlines: {these} after the word"
     # A second word that comes at once may end a rank before it has heard the first.
     at_once = word.second and stop.phase in AT_ONCE
     if word.first in CLOUDS and stop.phase != LAST_PHASE and not at_once and not seen.held:
