@@ -15,6 +15,7 @@ import torch
 from support import REPO, clean_env, event
 
 from bench import bucketfs, ckpt_chaos, ckpt_chaos_loops, loop, report, sections, stops, watchers
+from trainer.layout.names import RunPaths
 
 WAYS = ["skyspot", "torch.save + fsync", "accelerate.save_state", "DCP save", "DCP async_save"]
 BOUNDS = [
