@@ -27,7 +27,8 @@ from trainer.layout.documents import (
 )
 from trainer.layout.events import last_event_number
 from trainer.layout.names import AttemptName, RunPaths, file_safe, list_attempts, list_checkpoints
-from trainer.machine.home import setup_seconds
+from trainer.machine.home import setup_seconds, since_setup_seconds
+from trainer.machine.place import place
 from trainer.machine.token import machine_token, process_started
 
 _lock = threading.Lock()
@@ -85,6 +86,9 @@ def open_attempt(
         "pid_started": process_started(os.getpid()),
         "python": platform.python_version(),
         "setup_s": setup_seconds(),
+        "since_setup_s": since_setup_seconds(),
+        "launched_s": _since_launch(),
+        "place": place(),
         "config": dict(config),
         "binding": dict(binding or {}),
         **facts,
@@ -105,6 +109,14 @@ def open_attempt(
     return attempt
 
 
+def _since_launch() -> float | None:
+    """The seconds since the launcher started on this machine; None without a launcher."""
+    try:
+        return round(max(0.0, time.monotonic() - float(os.environ["SKYSPOT_LAUNCHED_AT"])), 3)
+    except (KeyError, ValueError):
+        return None
+
+
 def adopt(paths: RunPaths, name: AttemptName, launch: str, binding: Mapping[str, Any], **facts: Any) -> Attempt:
     """Take over the attempt that the launcher's sidecar opened: its script turns out to keep records itself.
 
@@ -118,7 +130,7 @@ def adopt(paths: RunPaths, name: AttemptName, launch: str, binding: Mapping[str,
 
 
 def record(attempt: Attempt, event: str, **fields: Any) -> None:
-    """Write the attempt's next event; its `time` is in unix seconds.
+    """Write the attempt's next event: `time` in unix seconds, and `monotonic`, this machine's clock that nothing sets.
 
     Raises:
         OSError: the event could not be written.
@@ -128,11 +140,16 @@ def record(attempt: Attempt, event: str, **fields: Any) -> None:
         number = 1 + max(last_event_number(attempt.paths, attempt.name), _numbers.get(folder, 0))
         path = attempt.paths.event(attempt.name, number, event)
         try:
-            write_once(path, to_json({"time": round(time.time(), 3), **fields}))
+            write_once(path, to_json({**times(), **fields}))
         except FileExistsError:  # A try failed half-way, and the listing does not show its file yet.
             _numbers[folder] = number
             raise
         _numbers[folder] = number
+
+
+def times() -> dict[str, float]:
+    """The time now, in unix seconds and on the monotonic clock of this machine."""
+    return {"time": round(time.time(), 3), "monotonic": round(time.monotonic(), 3)}
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,8 @@ class Saver:
         """The part of `stall_s` spent at the boundary."""
         self.waited_s = 0.0
         """Seconds that the training thread waited for the previous save."""
+        self.held_s = 0.0
+        """Seconds that the training thread has waited for saves, in all."""
         self._group, self._paths, self._attempt, self._records = group, paths, attempt, records
         self._store: Any = group.connection()  # Opened here: no save has to wait for a new connection.
         self._attempt_name = attempt.name if attempt else None
@@ -181,13 +183,15 @@ class Saver:
         if not self._staged:
             self.wait(None if self._stop.at == math.inf else max(0.1, self._stop.at - time.monotonic()))
         self.stall_s = self.begun_s = time.monotonic() - self._begun
+        self.held_s += self.waited_s + self.begun_s
 
     def await_copied(self) -> None:
         """Wait until the tensors of the boundary that is being saved may change."""
         if self._copy is not None and not self._copy.copied.is_set():
             begun = time.monotonic()
             self._copy.copied.wait()
-            self.stall_s += time.monotonic() - begun
+            self.stall_s += (waited_s := time.monotonic() - begun)
+            self.held_s += waited_s
 
     def prepare(self, state: State) -> None:
         """Get memory for copies before the first save needs it: the system clears fresh memory, which takes time.

@@ -16,12 +16,13 @@ from trainer.layout.exit_codes import EXIT_FAILED
 class Sidecar:
     """A child of the launcher that records the attempt of a script that does not do so itself."""
 
-    def __init__(self, run_dir: Path, launch_id: str) -> None:
+    def __init__(self, run_dir: Path, launch_id: str, launched_at: float) -> None:
         """Start the sidecar; `receive` reads what it sends.
 
         Args:
             run_dir: The run's folder.
             launch_id: The launch's id.
+            launched_at: When the launcher started, on the monotonic clock.
         """
         self.attempt = ""
         """The attempt's name, once the sidecar has opened it."""
@@ -37,7 +38,7 @@ class Sidecar:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=its_errors,
-            env={**os.environ, "SKYSPOT_LAUNCH": launch_id},
+            env={**os.environ, "SKYSPOT_LAUNCH": launch_id, "SKYSPOT_LAUNCHED_AT": repr(launched_at)},
             start_new_session=True,
         )
         os.close(its_errors)

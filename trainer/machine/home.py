@@ -11,6 +11,7 @@ import os
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -44,6 +45,15 @@ def setup_seconds() -> int | None:
     folder = home()
     with suppress(OSError, ValueError):
         return int((folder / "skyspot" / "setup-seconds").read_text()) if folder else None
+    return None
+
+
+def since_setup_seconds() -> float | None:
+    """The seconds since setup.sh ended on this machine; None if it did not run."""
+    folder = home()
+    with suppress(OSError):
+        if folder:
+            return round(max(0.0, time.time() - (folder / "skyspot" / "setup-seconds").stat().st_mtime), 1)
     return None
 
 

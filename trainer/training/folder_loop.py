@@ -239,7 +239,7 @@ class FolderLoop:
 
     def _publish(self) -> None:
         if self._counted and self._step_log:
-            self._step_log.step(*self._counted, self._logged, self._traced)
+            self._step_log.step(*self._counted, self._logged, self._traced, self._ends.timing)
             self._counted, self._logged = None, {}
 
     def _close(self) -> None:

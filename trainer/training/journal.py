@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from trainer.attempt.record import Attempt, StopReason, record, stop_reason
+from trainer.attempt.record import Attempt, StopReason, record, stop_reason, times
 from trainer.bucket.deadlines import within
 from trainer.bucket.hashing import hash_bytes
 from trainer.layout.documents import to_json
@@ -57,8 +57,8 @@ class Journal:
         self._thread.start()
 
     def line(self, metrics: dict[str, Any]) -> None:
-        """Add a line of metrics."""
-        data = json.dumps(metrics, allow_nan=False).encode() + b"\n"
+        """Add a line of metrics, with the time of the monotonic clock where it has none."""
+        data = json.dumps({"monotonic": round(time.monotonic(), 4), **metrics}, allow_nan=False).encode() + b"\n"
         self._tasks.put(lambda: self._append(metrics["step"], data))
 
     def event(self, name: str, **fields: Any) -> None:
@@ -189,5 +189,5 @@ class Journal:
 
     def _write_progress(self) -> None:
         if self._progress:
-            data = to_json({"time": time.time(), **self._progress})
+            data = to_json({**times(), **self._progress})
             self.attempt.paths.progress(self.attempt.name).write_bytes(data)

@@ -36,6 +36,7 @@ from trainer.training.participant import Participant
 from trainer.training.report import Report, StepResult
 from trainer.training.samples import Loader, MicroStep, Samples
 from trainer.training.training_state import TrainingState
+from trainer.training.waits import Waits
 
 
 class Loop:
@@ -85,6 +86,8 @@ class Loop:
         self._report_unsaved(unseen)
         self.weights: list[float] = []
         """The weights of the next step's micro-steps, of all ranks."""
+        self._data_s = 0.0
+        """Seconds that this rank has waited for its samples, in all."""
         self.loader = Loader(samples, self.state, self.group.rank, self.group.world_size)
         self.computation = Computation(self.state, accelerator, self.group, loss, lr_factor, find_unused_parameters)
 
@@ -245,6 +248,7 @@ class Loop:
         Where a loader's worker has died at a stop, the step under way is dropped, and the last boundary saved: nothing
         is fetched once the optimizer has begun. Other ranks may have gone on.
         """
+        started = time.monotonic()
         try:
             return self.loader.fetch(step)
         except RuntimeError as error:
@@ -254,6 +258,8 @@ class Loop:
                 if self.session.stop:
                     self.closing.stop(self.session.stop)
             raise
+        finally:
+            self._data_s += time.monotonic() - started
 
     def _drop_step(self) -> None:
         """Drop the gradients of a step, and what its forward passes have changed."""
@@ -264,6 +270,7 @@ class Loop:
         """Do one step, as `_step`; None where memory ran out on a rank."""
         state, session = self.state, self.session
         started, busy = time.monotonic(), not session.saver.idle
+        held_s, data_s = session.saver.held_s, self._data_s
         step, micros = state.done, self._fetch(state.done)
         total, losses, rows = exact_sum(self.weights), [], list[Row]()
         for number, micro in enumerate(micros):
@@ -295,7 +302,9 @@ class Loop:
         seconds = time.monotonic() - started
         if self.run.journal:
             session.take_in_costs(seconds, busy)
-        self.report.step(StepResult(gathered.losses, rows, lr, norm, total, seconds), session.saver.committed_step)
+        waits = Waits(session.saver.held_s - held_s, self._data_s - data_s)
+        result = StepResult(gathered.losses, rows, lr, norm, total, seconds, waits)
+        self.report.step(result, session.saver.committed_step)
         if state.watch.is_enough:
             self._end_not_finite(trouble)
         return True

@@ -11,6 +11,7 @@ from trainer.ranks.agreement import Row
 from trainer.training.participant import Participant
 from trainer.training.progress import Progress, figures
 from trainer.training.training_state import TrainingState
+from trainer.training.waits import Waits
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class StepResult:
     total: float
     """The weight of its samples."""
     seconds: float
+    waits: Waits
 
 
 class Report:
@@ -58,6 +60,7 @@ class Report:
                 "tokens": result.total,
                 "grad_norm": finite_or_none(result.grad_norm),
                 "step_s": round(result.seconds, 5),
+                **result.waits.fields(),
                 "world_size": run.group.world_size,
                 **skipped,
             }

@@ -11,6 +11,7 @@ from trainer.ranks.exchange import Exchange
 from trainer.training.participant import Participant
 from trainer.training.report import record_first_step
 from trainer.training.session import Session
+from trainer.training.waits import Waits
 
 
 class Counter(Protocol):
@@ -42,13 +43,19 @@ class StepEnd:
         """Micro-steps of the step under way after which the ranks have agreed."""
         self.is_first = True
         """No step has ended in this attempt."""
+        self.data_s: float | None = None
+        """Seconds of the step under way that this rank has waited for its batches; None: not measured."""
+        self._held_s = 0.0
+        """The saver's `held_s` when the step under way began."""
+        self.timing: dict[str, float] = {}
+        """Of the step that was counted last, for its line of metrics: when it ended, and its waits."""
         self.looks = True
         """All ranks look for a stop after each micro-step of the step under way."""
 
     def begin_step(self) -> None:
         """Take the time at which a step begins; the next one begins where this one ends."""
         self._started = self._round_started = time.monotonic()
-        self._rounds = 0
+        self._rounds, self._held_s = 0, self._session.saver.held_s
 
     def start_to_agree(self) -> None:
         """Send this rank's row, before the step is over; once for each step."""
@@ -112,7 +119,10 @@ class StepEnd:
         """
         seconds = ended - self._started
         self._started = self._round_started = ended
-        self._rounds = 0
+        self._rounds, held_s = 0, self._session.saver.held_s
+        waits = Waits(held_s - self._held_s, self.data_s)
+        self.timing = {"monotonic": round(ended, 4), **waits.fields()}
+        self._held_s, self.data_s = held_s, None if self.data_s is None else 0.0
         self._contents.done = self._run.steps_done = done
         self._run.committed_step = self._session.saver.committed_step
         return seconds

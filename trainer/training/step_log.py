@@ -35,6 +35,7 @@ class StepLog:
         lr: float | None,
         logged: Mapping[str, Any],
         traced: Mapping[str, Any] = MappingProxyType({}),
+        timing: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         """Publish a step that was done.
 
@@ -44,6 +45,7 @@ class StepLog:
             lr: Its learning rate, where that is known.
             logged: Its metrics: numbers, 0-d tensors or text.
             traced: What a rehearsal compares of it besides (`StepTrace.step`).
+            timing: When it ended, and its waits (`StepEnd.timing`).
 
         Raises:
             RunError: a metric is something else.
@@ -54,7 +56,7 @@ class StepLog:
         metrics = {name: plain(value) for name, value in logged.items()}
         loss = metrics.get("loss")
         rate = {} if lr is None else {"lr": lr}
-        fields = {"world_size": run.world_size, "step_s": round(seconds, 5), **metrics, **traced}
+        fields = {"world_size": run.world_size, "step_s": round(seconds, 5), **timing, **metrics, **traced}
         run.journal.line({"step": done, **rate, **fields})
         eta_s = max(0.0, progress.rates(done, 0.0)[1])
         place = {"step": done, "max_steps": self._until or None, "committed_step": run.committed_step}

@@ -127,7 +127,7 @@ class Stepping:
     def _asked(self, feed: Feed, batches: Iterator[Any]) -> Iterator[Any]:
         """Yield the batches of the feed; where a loader's worker has died at a stop, stop at the last boundary."""
         while True:
-            place = copy.copy(self._contents.data)
+            place, asked = copy.copy(self._contents.data), time.monotonic()
             try:
                 batch = next(batches)
             except StopIteration:
@@ -137,6 +137,7 @@ class Stepping:
                 if self._run.world_size == 1 and died_at_stop(error, self._run.stop_received):
                     self._stop_without_batch(feed, place)
                 raise
+            self._ends.data_s = (self._ends.data_s or 0.0) + time.monotonic() - asked
             yield batch
 
     def _stop_without_batch(self, feed: Feed, place: DataPlace) -> None:
@@ -219,7 +220,8 @@ class Stepping:
         order = {"order": f"{sum(orders) & MASK:016x}"} if any(orders) else {}
         if self._step_log:
             traced = self._trace.step(self._contents.optimizers)
-            self._step_log.step(self._contents.done, seconds, self._lr, {**order, **self._logged}, traced)
+            logged = {**order, **self._logged}
+            self._step_log.step(self._contents.done, seconds, self._lr, logged, traced, self._ends.timing)
         self._logged = {}
 
     def boundary(self, done: int | None = None, is_last: bool | None = None) -> None:
