@@ -62,7 +62,7 @@ def test_a_command_that_talks_to_skypilot_or_a_bucket_runs_as_far_as_it_gets_her
     (project / "my-task.yaml").write_text("name: own\nresources: {accelerators: 'A100:8'}\nrun: python train.py\n")
     render = "render --gpus A100:8,A10G:8 --on-demand-last --bucket s3://my-checkpoints -n run-001 -o ."
     lines = [render, *(line.removeprefix("skyspot ") for line in SH)]
-    of_a_run = [line for line in lines if line.startswith("checkpoints")]
+    of_a_run = [line for line in lines if line.startswith(("checkpoints", "report"))]
     others = [line for line in lines if line not in of_a_run]
     given = [[*shlex.split(line), *(["--dryrun"] if line.startswith("launch") else [])] for line in others]
     found = run_commands(given, home, project, CATALOGS)

@@ -22,6 +22,7 @@ COMMANDS = {
     "queue": ("skyspot.cli.jobs", "List managed jobs with their training progress."),
     "logs": ("skyspot.cli.jobs", "Show a job's log."),
     "cancel": ("skyspot.cli.jobs", "Let a job save, then cancel it."),
+    "report": ("skyspot.cli.report", "Show where a run's time and money went."),
     "checkpoints": ("skyspot.cli.checkpoints", "List or verify a run's checkpoints."),
 }
 """Each command's module, and its line in `skyspot --help`."""

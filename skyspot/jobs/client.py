@@ -6,6 +6,7 @@ Every function returns plain data of this module, or raises SkyspotError with on
 from __future__ import annotations
 
 import io
+import json
 import re
 import sys
 import threading
@@ -17,6 +18,7 @@ from typing import Any
 
 from skyspot.errors import SkyspotError
 from skyspot.home import unknown_user
+from skyspot.money.waiting import StatusChange, status_change
 from skyspot.task.ladder import OWN_MACHINES
 
 SUPPORTED = ("0.14.1", "0.15")
@@ -34,6 +36,7 @@ _REFUSAL = re.compile(
     r"Permission denied|No (launchable )?resource|quota|[Cc]apacity|[Ii]nsufficient|timed? ?out|not available",
 )
 _REFUSAL_LINES = 400
+MAX_EVENTS = 10_000
 CATALOGS_S = 60.0
 """Longest wait of a dry run for SkyPilot's catalogs."""
 
@@ -251,6 +254,32 @@ def refusal_in(log: str) -> str | None:
         if _REFUSAL.search(text):
             return text
     return None
+
+
+def job_events(job_id: int, task: int) -> list[StatusChange]:
+    """SkyPilot's record of a job's states, oldest first. Starts no server.
+
+    SkyPilot has no call for it in its SDK, so this is the request that its dashboard makes (POST /jobs/events).
+
+    Args:
+        job_id: The job.
+        task: The number of the task in the job, from 0.
+
+    Raises:
+        SkyspotError: SkyPilot cannot be reached, or does not know the job.
+    """
+    with _talking() as sky:
+        from sky.server import common
+        from sky.server.requests import payloads
+
+        common.check_server_healthy()
+        body = payloads.GetJobEventsBody(job_id=job_id, task_id=task, limit=MAX_EVENTS)
+        response = common.make_authenticated_request(
+            "POST", "/jobs/events", json=json.loads(body.model_dump_json()), timeout=(5, 30)
+        )
+        rows = sky.get(common.get_request_id(response))
+    changes = [found for row in rows if (found := status_change(row))]
+    return sorted(changes, key=lambda one: one.at)
 
 
 def follow_logs(job_id: int, *, controller: bool, follow: bool) -> int:

@@ -27,8 +27,8 @@ SAME_BATCHES = (
 _COMPARED = ("loss", "lr", "order", "rng", "grad_norm")
 """Metrics in which a step must agree."""
 _OURS = frozenset(
-    {*_COMPARED, "step", "world_size", "step_s", "save_s", "data_s", "monotonic", "batch", "streams", "rates", "samples",
-     "tokens", "skipped"}
+    {*_COMPARED, "step", "world_size", "step_s", "save_s", "data_s", "monotonic", "batch", "streams", "rates"}
+    | {"samples", "tokens", "skipped"}
 )
 """Metrics that are not the user's own."""
 

@@ -1,4 +1,4 @@
-"""The place of this machine: what SkyPilot and the driver say of it, for the attempt's record. Standard library only."""
+"""The place of this machine, as SkyPilot and the driver name it, for the attempt's record. Standard library only."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _MAX_CHARACTERS = 100
 def place() -> dict[str, Any]:
     """Where this machine is, and what it has; without what is not known.
 
-    Keys: cloud, region, zone and cluster, as SkyPilot names them; nodes and accelerators_per_node, numbers; accelerator,
-    the driver's name of one.
+    Keys: cloud, region, zone and cluster, as SkyPilot names them; nodes and accelerators_per_node, as numbers;
+    accelerator, as the driver names it.
     """
     found: dict[str, Any] = {}
     with suppress(ValueError):
