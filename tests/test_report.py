@@ -53,6 +53,11 @@ def shown(root: object, *args: str) -> str:
     return done.output
 
 
+def words(text: str) -> str:
+    """Without line breaks, whose places depend on the terminal."""
+    return " ".join(text.split())
+
+
 # -- the figures -------------------------------------------------------------------------------------------------------
 
 
@@ -317,12 +322,13 @@ def test_a_recorded_price_counts_before_a_stated_one_and_a_missing_one_is_said(t
     assert (spend.usd, spend.unpriced_attempts, spend.saving) == (near(0.1), 1, None)
     assert spend.sources == ("recorded",)
     text = shown(tmp_path)
-    assert "USD 0.10 for 0.00556 node-hours (prices: recorded); without 1 attempt with 0.00278 node-hours" in text
     assert text.splitlines()[1].split()[:3] == ["where", "rung", "from"]
+    text = words(text)
+    assert "USD 0.10 for 0.00556 node-hours (prices: recorded); without 1 attempt with 0.00278 node-hours" in text
     without = "no price is known; 0.00556 node-hours. --prices SPOT,ONDEMAND states one"
     for path in tmp_path.glob("attempts/a0001*/0001-start.json"):
         path.write_text(path.read_text().replace("usd_per_hour", "x"))
-    assert without in shown(tmp_path)
+    assert without in words(shown(tmp_path))
 
 
 def test_the_saving_is_a_line_that_can_be_quoted(tmp_path: Path) -> None:
@@ -355,7 +361,7 @@ def test_the_interval_is_compared_with_the_best_in_hindsight(tmp_path: Path) -> 
 
     few = run(tmp_path / "few", ["notice", "error"]).interval
     assert (few.best_steps, few.why_unknown, few.chosen_steps) == (None, "too few preemptions to tell", 4)
-    assert "every 4 steps (8.0 s); the best in hindsight: too few preemptions to tell" in shown(tmp_path / "few")
+    assert "every 4 steps (8.0 s); the best in hindsight: too few preemptions to tell" in words(shown(tmp_path / "few"))
     found = run(tmp_path / "enough", ["notice", "notice", "error"]).interval
     assert found.between_s == near(1500.0)
     best_s = math.sqrt(2 * 0.09 * 1500)
@@ -426,7 +432,7 @@ def test_no_value_of_any_record_makes_the_report_fail(tmp_path: Path, capsys: py
     rng = random.Random(5)
     names = {AttemptName(one.number, one.name[-6:]): one.folder for one in three_attempts(tmp_path)}
     raw = {name: {path.name: path.read_bytes() for path in sorted(folder.iterdir())} for name, folder in names.items()}
-    for number in range(500):
+    for number in range(300):
         files = {name: dict(own) for name, own in raw.items()}
         own = rng.choice(list(files.values()))
         file = rng.choice(list(own))

@@ -52,6 +52,9 @@ class Saver:
     read-back, the pruning) goes on in the background, and a stop does not wait for it.
     """
 
+    held_s = 0.0
+    """Seconds that the training thread has waited for saves, in all."""
+
     def __init__(
         self,
         group: RankGroup,
@@ -85,8 +88,6 @@ class Saver:
         """The part of `stall_s` spent at the boundary."""
         self.waited_s = 0.0
         """Seconds that the training thread waited for the previous save."""
-        self.held_s = 0.0
-        """Seconds that the training thread has waited for saves, in all."""
         self._group, self._paths, self._attempt, self._records = group, paths, attempt, records
         self._store: Any = group.connection()  # Opened here: no save has to wait for a new connection.
         self._attempt_name = attempt.name if attempt else None
