@@ -249,6 +249,32 @@ def test_spot_that_is_absent_or_no_bargain_is_said(skyspot: Skyspot, runtime: Pa
     assert (at_lambda["use_spot"], at_lambda["status"]) == (False, "offered")
 
 
+def test_a_size_that_no_machine_has_is_named(skyspot: Skyspot, runtime: Path) -> None:
+    catalogs.write(runtime, "aws", [row()])
+    Path("t.yaml").write_text("resources: {accelerators: 'A100:8', cpus: 200+, use_spot: true}\nrun: nvidia-smi\n")
+    [found] = rungs(skyspot, "t.yaml")
+    assert str(found["why"]).endswith("no catalog of aws offers A100:8 with cpus: 200+")
+
+
+@pytest.mark.parametrize(
+    "resources",
+    [
+        "{accelerators: 'A100[/b]:8', use_spot: true}", "{instance_type: '[red]x[/]', infra: 'aws/[/]'}",
+        "{accelerators: 5}", "{accelerators: [1, 2]}", "{accelerators: 'A100:x', cpus: x, memory: [1]}",
+        "{accelerators: 'A100:8', max_hourly_cost: .nan}", "{accelerators: 'A100:8', max_hourly_cost: cheap}",
+        "{infra: 5, region: [a], zone: {b: c}}", "{cloud: aws, region: us-east-1, cpus: 1e400}", "{ordered: [1, x]}",
+        "{accelerators: {A100: -1}}", "{accelerators: {A100: 1.0e+400}}", "{infra: '////'}", "3",
+    ],
+)  # fmt: skip
+def test_odd_resources_make_no_traceback(skyspot: Skyspot, runtime: Path, resources: str) -> None:
+    catalogs.write_all(runtime)
+    Path("t.yaml").write_text(f"resources: {resources}\nrun: nvidia-smi\n")
+    for more in ([], ["--json"]):
+        code, out, err = skyspot("plan", "t.yaml", *more)
+        assert code in (0, 2, 3)
+        assert out if code != 2 else err.startswith(("Error:", "Note:", "t.yaml"))
+
+
 @pytest.mark.parametrize("price", ["0", "0.0"])
 def test_a_price_of_zero_is_no_price(skyspot: Skyspot, runtime: Path, price: str) -> None:
     catalogs.write(runtime, "aws", [row(spot=price), row(zone="b")])

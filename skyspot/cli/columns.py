@@ -24,16 +24,16 @@ def show(table: Table) -> None:
     for column in table.columns:
         text = "\n".join(map(str, (column.header, *column.cells)))
         needed += max(map(cell_len, text.split("\n") if column.no_wrap else text.split())) + 2
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)  # Cells are users' text.
     console.width = max(console.width, needed)
     console.print(table)
 
 
 def say(lines: Iterable[str]) -> None:
     """Print lines; a terminal wraps them between words, in a pipe each stays whole."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     for line in lines:
-        console.print(line, markup=False, soft_wrap=not console.is_terminal)
+        console.print(line, soft_wrap=not console.is_terminal)
 
 
 def fold(parts: Sequence[str], joint: str, width: int) -> str:

@@ -198,7 +198,8 @@ def _missing(
     if asked.accelerator is None and asked.instance_type is None and not FAMILIES.keys() & set(found.clouds):
         return UNKNOWN, f"SkyPilot's choice of a machine without accelerators is not known for {where}; {_STATE_IT}"
     place = f" in {rung.place}" if "/" in rung.place else ""
-    what = " or ".join(ask.machine for ask in machines)
+    sizes = [f"{name}: {size}" for name, size in (("cpus", asked.cpus), ("memory", asked.memory)) if size]
+    what = " or ".join(ask.machine for ask in machines) + (f" with {', '.join(sizes)}" if sizes else "")
     counts = counts_of(asked.accelerator, found.rows) if asked.accelerator and not asked.instance_type else []
     others = f" ({asked.accelerator} comes in {', '.join(f'{count:g}' for count in counts)})" if (
         counts and asked.count not in counts) else ""  # fmt: skip
