@@ -276,10 +276,8 @@ FRAMEWORKS = {
 }
 
 
-@pytest.mark.parametrize(
-    "program",
-    ["own_loop.py", *(pytest.param(name, marks=pytest.mark.slow) for name in ("hf.py", "lightning_loop.py"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("program", FRAMEWORKS)
 def test_ranks_end_at_one_boundary_where_one_of_them_has_lost_a_worker(tmp_path: Path, program: str) -> None:
     """Its peer has got its batch, and waits for the gradients."""
 
