@@ -22,6 +22,7 @@ from torch.utils.data.dataloader import _SingleProcessDataLoaderIter
 
 from trainer import SpotRun
 from trainer.machine import loader_workers
+from trainer.machine.flag import Flag
 from trainer.training import loading_here
 
 X = torch.randn(18, 3, generator=torch.Generator().manual_seed(1))
@@ -191,7 +192,7 @@ def test_samples_of_train_that_have_no_batch_because_of_a_stop(tmp_path: Path) -
 
 def test_a_stop_may_be_heard_a_moment_after_its_worker_has_died(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader_workers, "PATIENCE_S", 60.0)
-    heard = threading.Event()
+    heard = Flag()
     threading.Timer(0.05, heard.set).start()
     assert loader_workers.died_at_stop(RuntimeError(DIED), heard)
     assert not loader_workers.died_at_stop(ValueError(DIED), heard)
@@ -224,7 +225,7 @@ def kill_workers() -> None:
 @pytest.fixture
 def is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stop was heard."""
-    heard = threading.Event()
+    heard = Flag()
     heard.set()
     loading_here.load_here_at_stop(heard)
     loader_workers.outlive_at_stop(heard)

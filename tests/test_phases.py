@@ -21,7 +21,7 @@ from support import PROGRAMS, REPO, clean_env, event, mlp
 from torch.utils.data import DataLoader, Dataset
 
 from trainer import SpotRun
-from trainer.checkpoint import pruning
+from trainer.checkpoint import pruning, saving
 from trainer.notices import watcher
 
 IN = {
@@ -144,6 +144,24 @@ def test_a_stop_while_older_checkpoints_are_pruned_loses_no_step(
     assert one_rank.train(tmp_path / "run", loss=loss, before=runs.append, **settings).code == 75
     stopped.set()
     assert event(tmp_path / "run", "end")["committed_step"] == 6
+
+
+def test_the_last_save_is_recorded_before_a_stop_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[one_rank.InProcess] = []
+    record = saving.record
+
+    def slow(*args: Any, **fields: Any) -> Any:
+        threading.Event().wait(0.2)  # As on a busy machine; the attempt would be over meanwhile.
+        return record(*args, **fields)
+
+    def loss(model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        if runs[0].steps_done == 3 and not runs[0].notices.received.is_set():
+            stop()
+        return one_rank.squares(model, batch)
+
+    monkeypatch.setattr(saving, "record", slow)
+    assert one_rank.train(tmp_path / "run", loss=loss, before=runs.append, save_interval_steps=100).code == 75
+    assert event(tmp_path / "run", "saved")["step"] == event(tmp_path / "run", "end")["committed_step"] == 4
 
 
 def test_a_second_sigterm_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,6 +30,7 @@ from trainer.checkpoint.state import State, StateError
 from trainer.layout.documents import LayoutError
 from trainer.layout.exit_codes import EXIT_FAILED
 from trainer.layout.names import AttemptName, CheckpointName, RunPaths
+from trainer.machine.flag import Flag
 from trainer.ranks.group import RankGroup
 
 
@@ -63,7 +64,7 @@ class Saver:
         records: MetricsHistory | None,
         policy: SavePolicy,
         print_line: Callable[[str], None],
-        stop_requested: threading.Event,
+        stop_requested: Flag,
     ) -> None:
         """Make a writer that has written nothing yet.
 
@@ -252,6 +253,11 @@ class Saver:
         if self._threads:
             self._decided.wait(seconds)
         self.check()
+
+    def await_record(self, seconds: float) -> None:
+        """Rank 0: wait for the record of the last save, for so many seconds at most; the checkpoint counts without."""
+        if self._group.rank == 0 and self._threads:
+            self._threads[-1].join(max(0.0, seconds))
 
     def settle(self, at_end: bool = False) -> None:
         """Rank 0: wait for the records, read-backs and pruning of all saves, or until a stop is requested.

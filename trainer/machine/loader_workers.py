@@ -17,13 +17,15 @@ from typing import Any
 import torch
 from torch.utils.data import _utils
 
+from trainer.machine.flag import Flag
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PATIENCE_S = 1.0
 """A stop may be heard so much later than a worker has died of it."""
 
 _worker_loop: Any = _utils.worker._worker_loop
 """torch's own; what a worker process runs."""
-_heard: threading.Event | None = None
+_heard: Flag | None = None
 """Set once a stop was heard."""
 
 
@@ -72,7 +74,7 @@ def protected_loop(*args: Any, **more: Any) -> None:
     _worker_loop(*args, **more)
 
 
-def outlive_at_stop(heard: threading.Event) -> None:
+def outlive_at_stop(heard: Flag) -> None:
     """Let a worker's death raise nothing in the middle of a step, once a stop was heard.
 
     torch looks for dead workers in its handler of SIGCHLD, so its error comes wherever the training process is. The
@@ -99,7 +101,7 @@ def outlive_at_stop(heard: threading.Event) -> None:
     signal_handling._error_if_any_worker_fails = look
 
 
-def died_at_stop(error: BaseException, heard: threading.Event) -> bool:
+def died_at_stop(error: BaseException, heard: Flag) -> bool:
     """True if an error is torch's about a worker that has died, and a stop was heard; waits a moment for that.
 
     It may run in a signal handler, where waiting on the event itself could block for ever.

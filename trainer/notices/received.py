@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from trainer.machine.flag import Flag
 from trainer.notices.notice import Notice
 from trainer.notices.watcher import Watcher
 
@@ -54,9 +55,9 @@ class Notices:
             grace_s: Seconds between SIGTERM and SIGKILL.
         """
         self.grace_s = grace_s
-        self.received = threading.Event()
-        self.signalled = threading.Event()
-        """Set by a signal; a program that holds clears it first."""
+        self.received = Flag()
+        self.signalled = Flag()
+        """Set by a signal; a program that waits for the next signal replaces it first."""
         self.hinted = threading.Event()
         """The cloud expects to take this machine; whoever has saved clears it."""
         self.on_notice: Callable[[Notice], None] = lambda notice: None

@@ -17,6 +17,9 @@ from trainer.training.fit import save_line
 from trainer.training.participant import Participant
 from trainer.training.session import Session
 
+RECORD_S = 1.0
+"""The time that the record of the last save may take at a stop."""
+
 Export = Callable[[CheckpointName], None]
 """Writes `final/`, on rank 0; it gets the name of the run's last checkpoint."""
 
@@ -91,6 +94,7 @@ class Closing:
         committed_s = time.monotonic() - own.at if saver.committed_step == contents.done else None
         if committed_s is not None:
             run.print_line(f"Step {contents.done} committed {committed_s:.1f} s after the notice.")
+            saver.await_record(min(RECORD_S, run.deadline(stop) - time.monotonic()))
         elif contents.done:
             run.print_line(f"Step {contents.done} was not committed in time. {run.last_committed_line()}")
         notice = run.notices.first() or own

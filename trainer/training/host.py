@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.attempt.record import Attempt, open_attempt
 from trainer.layout.names import AttemptName, RunPaths
+from trainer.machine.flag import Flag
 from trainer.ranks.agreement import Stop
 from trainer.training.hangs import HangGuard
 
@@ -34,7 +35,7 @@ class Host:
         """Rank 0's record of the attempt; None on other ranks."""
         self.journal: Journal | None = None
         """Rank 0's metrics and events; None on other ranks."""
-        self.stop_received = threading.Event()
+        self.stop_received = Flag()
         """Set once this rank knows that it has to stop; from then on no wait is long."""
         self.hinted = threading.Event()
         """Set while the cloud expects to take this rank's machine and no save has followed."""

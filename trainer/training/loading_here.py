@@ -6,7 +6,6 @@ It needs the samples by their indices: an `IterableDataset` is read in the worke
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, cast
@@ -16,17 +15,18 @@ from torch.utils.data import _utils
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 from torch.utils.data.dataloader import _DatasetKind as Kind
 
+from trainer.machine.flag import Flag
 from trainer.machine.loader_workers import died_at_stop
 from trainer.training import rng
 
 LOOK_S = 0.5
 """How often to look whether a worker has died, while its batch is awaited; torch looks every 5 s."""
 
-_heard: threading.Event | None = None
+_heard: Flag | None = None
 """Set once a stop was heard."""
 
 
-def load_here_at_stop(heard: threading.Event) -> None:
+def load_here_at_stop(heard: Flag) -> None:
     """Let every loader go on without its workers, once one has died and a stop was heard.
 
     Args:

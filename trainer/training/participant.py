@@ -27,6 +27,7 @@ from trainer.layout.exit_codes import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED
 from trainer.layout.manifest import Manifest
 from trainer.layout.names import RunPaths
 from trainer.machine import scratch
+from trainer.machine.flag import Flag
 from trainer.notices.notice import Notice
 from trainer.notices.received import PRESSES, Notices
 from trainer.ranks.agreement import Stop
@@ -253,7 +254,7 @@ class Participant(Host):
         may begin a moment later. The arguments are those of `write_end`, after the longest wait in seconds.
         """
         until = time.monotonic() + seconds
-        self.notices.signalled.clear()
+        self.notices.signalled = Flag()
         self.write_end(ending, **end)
         self.print_line("holding until this machine is taken")
         while (left := until - time.monotonic()) > 0 and not self.notices.signalled.wait(min(left, LOOK_AT_STORE_S)):
