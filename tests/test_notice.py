@@ -308,6 +308,33 @@ def one_of_two(store: Store, rank: int, *notices: Notice) -> Participant:
     return found
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("word", ["SIGTERM", "aws-notice"])
+def test_a_stop_loads_no_module(tmp_path: Path, word: str) -> None:
+    """A file system that is about to go may not answer. A cold start: a warm one has loaded everything."""
+    with AwsServer() as server:
+        command = [sys.executable, "-m", "trainer.launch", "--processes", "1", PROGRAMS / "stop_imports.py"]
+        env = clean_env(**server.env, SKYSPOT_NOTICE_POLL_S="0.05") if word == "aws-notice" else clean_env()
+        process = subprocess.Popen(
+            [*map(str, command), str(tmp_path / "run"), str(tmp_path / "late")], env=env, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        with process:
+            assert process.stdout
+            for line in process.stdout:
+                if line == "now\n" and word == "SIGTERM":
+                    process.terminate()
+                elif line == "now\n":
+                    server.announce(120)
+                elif "holding until this machine is taken" in line:
+                    process.terminate()
+    assert process.returncode == 75
+    ended = event(tmp_path / "run", "end")
+    assert ended["committed_step"] == ended["step"]
+    assert dict(ended["notice"])["kind"] == word.lower()  # type: ignore[call-overload]
+    assert (tmp_path / "late").read_text() == ""
+
+
 def heard(kind: str, seconds_left: float) -> Notice:
     return Notice(kind, kind, time.monotonic(), seconds_left)
 

@@ -391,13 +391,8 @@ class Saver:
         try:
             with within("recording a save"):
                 record(
-                    self._attempt,
-                    "saved",
-                    step=step,
-                    checkpoint=str(name),
-                    bytes=count,
-                    stall_s=round(self.stall_s, 4),
-                    commit_s=round(self.commit_s or 0.0, 4),
-                )
+                    self._attempt, "saved", step=step, checkpoint=str(name), bytes=count,
+                    stall_s=round(self.stall_s, 4), commit_s=round(self.commit_s or 0.0, 4),
+                )  # fmt: skip
         except OSError as error:
             self._print_line(f"The checkpoint of step {step} could not be recorded: {error}")
