@@ -293,10 +293,9 @@ class Scene:
             self._send(signal.Signals[name], where)
 
     def _send(self, number: signal.Signals, where: str) -> None:
-        launcher = int(read(self.control / "launcher") or 0)
         with contextlib.suppress(ProcessLookupError):
             if where == "launcher":
-                os.kill(launcher, number)
+                os.kill(int(read(self.control / "launcher")), number)  # Not known: an error. 0 would be this campaign.
             elif where == "rank":
                 os.kill(int(read(self.control / f"rank-{self.stop.at_rank}")), number)
             elif where == "group":

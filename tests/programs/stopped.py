@@ -39,8 +39,10 @@ def parse() -> argparse.Namespace:
 options = parse()
 LIMIT_S, PEER_TIMEOUT_S = (stop_plants.LIMIT_S, stop_plants.PEER_TIMEOUT_S) if options.plant else (300.0, 60.0)
 rank = int(os.environ.get("RANK", "0"))
-(options.control / f"rank-{rank}").write_text(str(os.getpid()))
-(options.control / "launcher").write_text(str(os.getppid()))
+for name, pid in ((f"rank-{rank}", os.getpid()), ("launcher", os.getppid())):
+    whole = options.control / f"{name}-{rank}.new"  # Every rank writes it, and a part of a number is another process.
+    whole.write_text(str(pid))
+    whole.replace(options.control / name)
 
 
 class Phase:
