@@ -6,6 +6,7 @@ Preserved steps are those that the newest manifest lists; the report goes by wha
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -60,7 +61,11 @@ def by_hand(run: Path, spot: float, on_demand: float) -> ByHand:
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    found = []
+    for line in path.read_text().splitlines():
+        with suppress(ValueError):  # A machine was taken while it was written.
+            found.append(json.loads(line))
+    return found
 
 
 def read(folder: Path) -> dict[str, Any]:

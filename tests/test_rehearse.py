@@ -13,11 +13,14 @@ from pathlib import Path
 import faultfs
 import psutil
 import pytest
+from click.testing import CliRunner
 from needs import needs_root
+from raw_records import by_hand
 from support import REPO, clean_env
 from support_rehearse import is_exact, leftovers, own, rehearse, trains
 
 from skyspot.cli.comparing import located
+from skyspot.cli.report import report
 from skyspot.errors import UsageError
 from skyspot.migrate.source import task_yaml
 from skyspot.rehearsal import faults, machine, remedies, upload, verdict
@@ -628,6 +631,9 @@ def test_the_default_task_resumes_exactly_under_every_kind(tmp_path: Path, capsy
     assert histories[0]
     assert histories[1]
     assert histories[0].lines[60]["loss"] < 0.8 * histories[0].lines[1]["loss"]
+    run = tmp_path / "kept" / "preempted" / "bucket" / "rehearsal"
+    reported = CliRunner().invoke(report, [str(run), "--json", "--prices", "9.83,32.77"], catch_exceptions=False)
+    by_hand(run, spot=9.83, on_demand=32.77).compare(reported.output)
     for leg in document["legs"]:
         assert all(row["first_step_s"] > 0 for row in leg["rows"]), leg  # What a start may cost: test_trainer.py.
     printed = as_printed(document, capsys)

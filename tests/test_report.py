@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import catalogs
 import pytest
 from click.testing import CliRunner
 from crafted import LAUNCH, NOON, PLACE, CraftedAttempt, three_attempts
@@ -18,6 +19,7 @@ from skyspot.cli import report_tables
 from skyspot.cli.report import report as command
 from skyspot.errors import SkyspotError, UsageError
 from skyspot.money.attempts import NO_WORD, RUNNING, SILENT, Price, lives
+from skyspot.money.matching import Match, stated
 from skyspot.money.report import Given, Report, report_of, to_json
 from skyspot.money.spend import read_prices
 from skyspot.money.waiting import (
@@ -317,8 +319,7 @@ def test_a_recorded_price_counts_before_a_stated_one_and_a_missing_one_is_said(t
         one.start(place=place)
         one.restored(0, 1)
         one.end(10, "hang", 75)
-    stated = {"a0001-000001": Price(1.0, 2.0, "--prices")}
-    spend = reported(tmp_path, prices=stated).spend
+    spend = reported(tmp_path, prices={"a0001-000001": Price(1.0, 2.0, "--prices")}).spend
     assert (spend.usd, spend.unpriced_attempts, spend.saving) == (near(0.1), 1, None)
     assert spend.sources == ("recorded",)
     text = shown(tmp_path)
@@ -339,6 +340,61 @@ def test_the_saving_is_a_line_that_can_be_quoted(tmp_path: Path) -> None:
     assert line in shown(tmp_path, "--prices", "9.83,32.77"), "so short a run costs more"
     line = f"This run saved 81% against on-demand: USD {hours:.2f} instead of USD {needed * 24:.2f}."
     assert line in shown(tmp_path, "--prices", "1,24")
+
+
+LADDER = """
+num_nodes: 1
+resources:
+  ordered:
+    - {accelerators: "A100-80GB:8", use_spot: true, infra: aws}
+    - {accelerators: "A100:8", use_spot: true, infra: aws}
+    - {accelerators: "A10G:8", use_spot: true}
+    - {accelerators: "A100:8", use_spot: false, infra: aws}
+envs: {SKYSPOT_CHECKPOINT_DIR: %s}
+"""
+
+
+def test_the_rung_and_its_price_are_found_in_the_ladder_of_the_launched_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The spot price of the attempt's own zone, in SkyPilot's catalog."""
+    root, project = tmp_path / "runs" / "run-001", tmp_path / "project"
+    (project / ".skyspot").mkdir(parents=True)
+    (project / ".skyspot" / "run-001.yaml").write_text(LADDER % root)
+    prices = {("A100", "us-east-1a"): 9.0, ("A100", "us-east-1b"): 8.0, ("A100-80GB", "us-east-1a"): 12.0,
+              ("A10G", "us-west-2a"): 3.0}  # fmt: skip
+    rows = [
+        {"type": f"x.{gpu}", "gpu": gpu, "count": 8, "cpus": 96, "memory": 1152, "price": 4 * usd, "spot": usd,
+         "region": zone[:-1], "zone": zone}
+        for (gpu, zone), usd in prices.items()
+    ]  # fmt: skip
+    catalogs.write(tmp_path / "sky", "aws", rows)
+    monkeypatch.setenv("SKY_RUNTIME_DIR", str(tmp_path / "sky"))
+    monkeypatch.chdir(project)
+    places = [
+        {"zone": "us-east-1a", "accelerator": "NVIDIA A100-SXM4-40GB", "accelerators_per_node": 8},
+        {"zone": "us-east-1b", "accelerator": "NVIDIA A100-SXM4-40GB", "accelerators_per_node": 8},
+        {"zone": "us-east-1a", "accelerator": "NVIDIA A100-SXM4-80GB", "accelerators_per_node": 8},
+        {"zone": "us-west-2a", "region": "us-west-2", "accelerator": "NVIDIA A10G", "accelerators_per_node": 8},
+        {"zone": "us-west-2a", "region": "us-west-2", "accelerator": "NVIDIA A10G", "accelerators_per_node": 4},
+    ]
+    for number, place in enumerate(places, 1):
+        one = CraftedAttempt(root, number, NOON + 10_000 * number)
+        one.start(place={**PLACE, **place})
+        one.end(3600, "hang", 75)
+    found = json.loads(shown("run-001", "--json"))["attempts"]
+    assert [one["place"]["rung"] for one in found] == [2, 2, 1, 3, None]
+    assert [one["place"]["use_spot"] for one in found] == [True, True, True, True, None]
+    assert [one["priced"]["usd"] for one in found] == [near(9.0), near(8.0), near(12.0), near(3.0), None]
+    assert found[0]["priced"]["price"] == {"usd_per_hour": 9.0, "on_demand_usd_per_hour": 36.0, "source": "catalog"}
+    found = json.loads(shown("run-001", "--json", "--prices", "1,2"))["attempts"]
+    assert [one["priced"]["usd"] for one in found] == [near(1.0)] * 5
+
+
+def test_an_attempt_on_an_on_demand_rung_costs_the_on_demand_price() -> None:
+    price = Price(1.0, 4.0, "--prices")
+    assert stated(Match(4, False, None), price).usd_per_hour == 4.0
+    assert stated(Match(1, True, None), price).usd_per_hour == stated(None, price).usd_per_hour == 1.0
 
 
 @pytest.mark.parametrize("text", ["1", "1,2,3", "a,b", "0,1", "-1,2", "nan,1", "inf,1", ""])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +13,9 @@ from skyspot.cli.completion import complete_run_or_folder
 from skyspot.cli.options import json_option, verbose_option
 from skyspot.errors import SkyspotError
 from skyspot.runs.location import Location
+
+if TYPE_CHECKING:
+    from skyspot.money.prices import RungPrice
 
 
 @click.command()
@@ -33,6 +38,7 @@ def report(run: str, prices: str | None, as_json: bool) -> None:
     from skyspot.cli import report_tables
     from skyspot.jobs.waits import ask_skypilot
     from skyspot.money.attempts import lives
+    from skyspot.money.matching import by_attempt, match_rungs
     from skyspot.money.report import Given, report_of, to_json
     from skyspot.money.spend import read_prices
     from skyspot.runs import find
@@ -43,11 +49,13 @@ def report(run: str, prices: str | None, as_json: bool) -> None:
     records = read_records(paths)
     if not records.attempts:
         raise SkyspotError(f"{paths.root}: no attempt has begun, so there is nothing to report")
-    known = ask_skypilot(lives(records.attempts))
+    own = lives(records.attempts)
+    known, matches = ask_skypilot(own), match_rungs(own, _ladder(run))
     given = Given(
         now=time.time(),
-        prices={str(one.name): stated for one in records.attempts} if stated else {},
+        prices=by_attempt(own, matches, stated),
         waits=known.waits,
+        matches=matches,
         asked_for=known.asked_for,
         notes=known.notes,
     )
@@ -56,6 +64,20 @@ def report(run: str, prices: str | None, as_json: bool) -> None:
         click.echo(json.dumps(to_json(found), indent=2))
     else:
         report_tables.show(found)
+
+
+def _ladder(run: str) -> tuple[RungPrice, ...]:
+    """The ladder of the run's task with its prices, if the run was launched from this project; else empty."""
+    from skyspot.money.pricing import price_ladder, read_market
+    from skyspot.task import document, settings
+    from skyspot.task.options import NAME, written_task
+
+    if not NAME.fullmatch(run) or not (path := written_task(run)).is_file():
+        return ()
+    tasks = document.tasks(path.read_bytes().decode("utf-8", "replace"))
+    if len(tasks) != 1:
+        return ()
+    return price_ladder(tasks[0], read_market(tasks, settings.stated_prices(Path())))
 
 
 def _resolved(where: Location) -> Location:

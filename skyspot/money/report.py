@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from skyspot.money.attempts import NO_WORD, NOTICE, RUNNING, SIGNAL, SILENT, SILENT_S, Life, Place, lives
+from skyspot.money.attempts import NO_WORD, NOTICE, RUNNING, SIGNAL, SILENT, SILENT_S, Life, Place, Price, lives
 from skyspot.money.hindsight import Interval, interval_of
+from skyspot.money.matching import Match
 from skyspot.money.spend import Priced, Spend, spend_of
 from skyspot.money.times import Times, added, times_of
 from skyspot.money.waiting import Wait, waits_by_clocks
@@ -83,10 +84,12 @@ class Given:
 
     now: float
     """Unix seconds."""
-    prices: Mapping[str, Any]
-    """By attempt's name: its Price, where the records have none."""
+    prices: Mapping[str, Price]
+    """By attempt's name: the price of a node, where the records have none."""
     waits: Mapping[str, Wait]
     """By attempt's name: from SkyPilot's record of the job."""
+    matches: Mapping[str, Match] = field(default_factory=dict)
+    """By attempt's name: its rung in the ladder of the run's task, where the records have none."""
     asked_for: frozenset[str] = frozenset()
     """The attempts that were followed by a recovery that is none from a preemption, as SkyPilot's record says."""
     notes: tuple[str, ...] = ()
@@ -156,7 +159,7 @@ def _attempt(
     price = life.recorded_price or given.prices.get(life.name)
     times = times_of(records, life, kept_until, wait.seconds if wait else 0.0)
     return AttemptReport(
-        name=life.name, number=life.number, launch=life.launch, place=life.place, began_at=life.began_at,
+        name=life.name, number=life.number, launch=life.launch, place=_place(life, given), began_at=life.began_at,
         ended_at=life.ended_at, seconds=life.seconds, ended=ended, code=life.code, notice=life.notice,
         is_preemption=_is_preemption(life, follower) and life.name not in given.asked_for,
         committed_s=life.committed_s, restored_step=life.restored_step, last_step=life.last_step, steps=steps,
@@ -166,6 +169,13 @@ def _attempt(
         wait=wait, times=times, priced=Priced.of(life, times, price, has_ended=ended != RUNNING),
         problems=records.problems,
     )  # fmt: skip
+
+
+def _place(life: Life, given: Given) -> Place:
+    match = given.matches.get(life.name)
+    if match is None or life.place.rung is not None:
+        return life.place
+    return replace(life.place, rung=match.rung, use_spot=match.use_spot)
 
 
 def _is_preemption(life: Life, follower: Life | None) -> bool:
