@@ -143,6 +143,20 @@ def test_a_wait_of_the_script_itself_counts_where_it_logs_it(tmp_path: Path) -> 
     ).items()
 
 
+def test_an_evaluation_at_a_boundary_that_is_saved_is_no_saving(tmp_path: Path) -> None:
+    one = CraftedAttempt(tmp_path, 1, NOON)
+    one.start()
+    one.restored(0, 1)
+    one.step(1, 4)
+    one.saved(1, 9)
+    one.line({"step": 1, "eval_loss": 1.0, "eval_s": 3.0, "monotonic": 1008.0})
+    one.step(2, 10)  # Four seconds after the first one: three of the evaluation, one of the save.
+    one.progress(2, 15)
+    assert {"evaluation": near(3.0), "saving": near(1.0), "productive": near(4.0)}.items() <= times(
+        reported(tmp_path, now=NOON + 16), 0
+    ).items()
+
+
 def test_odd_waits_never_exceed_their_step(tmp_path: Path) -> None:
     one = CraftedAttempt(tmp_path, 1, NOON)
     one.start()
@@ -346,8 +360,8 @@ LADDER = """
 num_nodes: 1
 resources:
   ordered:
-    - {accelerators: "A100-80GB:8", use_spot: true, infra: aws}
     - {accelerators: "A100:8", use_spot: true, infra: aws}
+    - {accelerators: "A100-80GB:8", use_spot: true, infra: aws}
     - {accelerators: "A10G:8", use_spot: true}
     - {accelerators: "A100:8", use_spot: false, infra: aws}
 envs: {SKYSPOT_CHECKPOINT_DIR: %s}
@@ -383,7 +397,7 @@ def test_the_rung_and_its_price_are_found_in_the_ladder_of_the_launched_task(
         one.start(place={**PLACE, **place})
         one.end(3600, "hang", 75)
     found = json.loads(shown("run-001", "--json"))["attempts"]
-    assert [one["place"]["rung"] for one in found] == [2, 2, 1, 3, None]
+    assert [one["place"]["rung"] for one in found] == [1, 1, 2, 3, None]
     assert [one["place"]["use_spot"] for one in found] == [True, True, True, True, None]
     assert [one["priced"]["usd"] for one in found] == [near(9.0), near(8.0), near(12.0), near(3.0), None]
     assert found[0]["priced"]["price"] == {"usd_per_hour": 9.0, "on_demand_usd_per_hour": 36.0, "source": "catalog"}
