@@ -1,12 +1,17 @@
 """What rank 0 writes beside the checkpoints."""
 
+import json
 import threading
+import time
 from pathlib import Path
+
+import pytest
 
 from trainer.attempt.record import open_attempt
 from trainer.bucket.hashing import hash_file
-from trainer.layout.events import read_metrics
+from trainer.layout.events import read_events, read_metrics
 from trainer.layout.names import RunPaths
+from trainer.machine import place
 from trainer.training.journal import Journal
 
 
@@ -31,6 +36,32 @@ def test_an_evaluation_at_a_boundary_that_was_cut_writes_over_nothing(tmp_path: 
         (2, False),
         (3, True),
     ]
+
+
+def test_an_attempt_records_its_place_and_the_clock_that_nothing_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = tmp_path / "gpus" / "0000:00:1e.0"
+    driver.mkdir(parents=True)
+    (driver / "information").write_text("Model: \t\t NVIDIA A100-SXM4-40GB\nIRQ:   \t\t 53\n")
+    monkeypatch.setattr(place, "_DRIVER", driver.parent)
+    info = {"cluster_name": "c", "cloud": "AWS", "region": "us-east-1", "zone": "us-east-1a"}
+    monkeypatch.setenv("SKYPILOT_CLUSTER_INFO", json.dumps(info))
+    monkeypatch.setenv("SKYPILOT_NUM_NODES", "2")
+    monkeypatch.setenv("SKYPILOT_NUM_GPUS_PER_NODE", "8")
+    monkeypatch.setenv("SKYSPOT_LAUNCHED_AT", repr(time.monotonic() - 5))
+    before, paths = time.monotonic(), RunPaths(tmp_path / "run")
+    attempt = open_attempt(paths, launch="l", config={}, binding={})
+    (event,) = read_events(paths, attempt.name)
+    assert before - 0.001 <= event.fields["monotonic"] <= time.monotonic()
+    assert 5 <= event.fields["launched_s"] < 60
+    assert event.fields["place"] == {
+        "cloud": "AWS", "region": "us-east-1", "zone": "us-east-1a", "cluster": "c", "nodes": 2,
+        "accelerators_per_node": 8, "accelerator": "NVIDIA A100-SXM4-40GB",
+    }  # fmt: skip
+    for odd in ("", "[]", "null", "{", '{"cloud": null, "region": [1]}'):
+        monkeypatch.setenv("SKYPILOT_CLUSTER_INFO", odd)
+        assert "cloud" not in place.place()
 
 
 def test_what_a_save_asks_for_while_the_records_end_is_answered(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from crafted import LAUNCH, NOON, PLACE, CraftedAttempt, three_attempts
 from raw_records import by_hand
 from support import REPO, event, mlp
+from support_sky import run_commands
 
 from skyspot.cli import report_tables
 from skyspot.cli.report import report as command
@@ -299,6 +300,16 @@ def test_a_job_is_known_by_the_launchs_id_and_a_rehearsals_is_none() -> None:
         assert job_of_launch(other) is None
 
 
+def test_a_server_of_skypilots_that_does_not_answer_is_a_note(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    one = CraftedAttempt(run, 1, NOON)
+    one.start(launch="sky-managed-2026-11-30-08-00-00-000000_run-001_7-0")
+    one.end(9, "finished", 0)
+    ((code, output),) = run_commands([["report", str(run)]], tmp_path / "home", tmp_path)
+    assert code == 0, output
+    assert "Note: Waiting is taken from the machines' clocks: SkyPilot's API server does not answer. Start it" in output
+
+
 def test_a_row_of_skypilots_record_is_read_as_it_comes() -> None:
     row = {"timestamp": "2026-11-30T08:00:01.5", "new_status": "RECOVERING", "reason": "a\n b", "code": None}
     one = status_change(row)
@@ -571,5 +582,6 @@ def test_the_report_of_a_real_run_is_what_its_raw_files_say(run_dir: Path) -> No
     assert [one.ended for one in found.attempts] == [NO_WORD, "signal", "finished"]
     assert found.attempts[1].committed_s == event(run_dir, "end", 1)["committed_s"]
     assert found.attempts[0].times.productive > 0
+    assert found.times.data > 0
     assert not [note for note in found.notes if "missing" in note or "torn" in note]
     assert {one.wait.source for one in found.attempts[1:] if one.wait} == {CLOCKS}
