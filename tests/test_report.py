@@ -132,6 +132,18 @@ def test_steps_after_the_last_commit_are_lost_once_an_attempt_has_ended_and_not_
     assert (ended.attempts[0].lost_steps, ended.is_lost_at_least, ended.last_step) == (3, False, 5)
 
 
+def test_an_end_that_the_launcher_wrote_for_a_killed_rank_does_not_tell_its_last_step(tmp_path: Path) -> None:
+    for number in (1, 2):
+        one = CraftedAttempt(tmp_path, number, NOON + 100 * number)
+        one.start()
+        one.restored(0, 1)
+        one.steps(1, 4, 4)
+        one.end(20, "died" if number == 1 else "error", 75, step=None if number == 1 else 4)
+    found = reported(tmp_path)
+    assert [(one.lost_steps, one.is_lost_at_least) for one in found.attempts] == [(4, True), (4, False)]
+    assert found.preemptions == 0
+
+
 def test_a_wait_of_the_script_itself_counts_where_it_logs_it(tmp_path: Path) -> None:
     """A loop of one's own evaluates between two steps; `run.log(eval_s=...)` tells how long."""
     one = CraftedAttempt(tmp_path, 1, NOON)

@@ -164,7 +164,7 @@ def _attempt(
         is_preemption=_is_preemption(life, follower) and life.name not in given.asked_for,
         committed_s=life.committed_s, restored_step=life.restored_step, last_step=life.last_step, steps=steps,
         lost_steps=lost,
-        is_lost_at_least=ended in (NO_WORD, SILENT) and not life.is_last_step_sure and life.restored_step is not None
+        is_lost_at_least=ended != RUNNING and not life.is_last_step_sure and life.restored_step is not None
         and not (finished and follower is None),
         wait=wait, times=times, priced=Priced.of(life, times, price, has_ended=ended != RUNNING),
         problems=records.problems,
