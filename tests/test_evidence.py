@@ -249,6 +249,22 @@ def test_a_learning_rate_that_differs_is_named(tmp_path: Path) -> None:
     assert logs.cause(tmp_path / "a", tmp_path / "b") == Cause(text, remedies.LEARNING_RATE)
 
 
+@pytest.mark.parametrize(
+    ("printed", "place"),
+    [
+        ("loading\nresumed from step 30\nstep 31 loss 0.5\n", "step 30"),
+        ("10:31:05 torch 2.1\nepoch 3 step=40: loss 0.25\n", "epoch 3, step 40"),
+        ('{"iteration": 7, "loss": 1}\n', "step 7"),
+        ("Epoch: 4\n", "epoch 4"),
+        ("step nan\n3 of 9 done\n\0\xff", ""),
+        ("", ""),
+    ],
+)
+def test_the_first_step_that_an_attempt_prints_tells_where_it_went_on(printed: str, place: str, tmp_path: Path) -> None:
+    (tmp_path / "log").write_text(printed)
+    assert logs.first_place(tmp_path / "log") == place
+
+
 def test_lines_of_text_are_logs_too(tmp_path: Path) -> None:
     for name, shift in (("a", 0), ("b", 4)):
         (tmp_path / name).mkdir()

@@ -192,7 +192,7 @@ class Legs:
         self.tracing.record(leg.name, machine, row, there, listing(own), over)
         if row.kind == "kill-in-save" and machine.watchers:
             self.tracing.confirm(leg.name, row)
-        self.tracing.fill(row, leg.name)
+        self.tracing.fill(row, leg.name, machine.log)
         times.fill(row, code, machine, over)
         records.fill(row, watch)
         if self.records:

@@ -70,6 +70,16 @@ def cause(reference: Path, other: Path) -> Cause | None:
     return min(found)[2] if found else None
 
 
+def first_place(output: Path) -> str:
+    """The first step, or epoch, that an attempt printed: `epoch 3, step 40`; empty if it printed none."""
+    with output.open(errors="replace") as file:
+        for line in file.read(LARGEST).splitlines():
+            numbers = ((word, _number(_facts(line), counter)) for word, counter in (("epoch", _EPOCH), ("step", _STEP)))
+            if place := tuple((word, number) for word, number in numbers if number is not None):
+                return _said(place)
+    return ""
+
+
 def _counters(rows: Sequence[Facts]) -> tuple[re.Pattern[str], ...]:
     """What the lines of an undisturbed run are counted by: steps; if these begin again, epochs and steps; or epochs."""
     if all(_number(row, _STEP) is None for row in rows):

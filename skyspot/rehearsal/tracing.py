@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from skyspot.errors import UsageError, did_you_mean, shown
-from skyspot.rehearsal import evidence, faults, journal, mounting, sight, times
+from skyspot.rehearsal import evidence, faults, journal, logs, mounting, sight, times
 from skyspot.rehearsal.bucketfs.manners import MANNERS
 from skyspot.rehearsal.bucketfs.strike import Strike
 from skyspot.rehearsal.bucketfs.trace import CALLS, EVENTS, POLLS
@@ -298,11 +298,20 @@ class Tracing:
         if self.evidence:
             self.evidence.go_on(leg, other)
 
-    def fill(self, row: Row, leg: str) -> None:
-        """Write into the row of a leg's latest attempt what was seen: what it resumed from, what it left."""
+    def fill(self, row: Row, leg: str, output: Path) -> None:
+        """Write into the row of a leg's latest attempt what was seen: what it resumed from, what it left.
+
+        Args:
+            row: The attempt's.
+            leg: The leg's name.
+            output: What the attempt printed; tells the step, where the checkpoint's name does not.
+        """
         lives = self.lives(leg)
         if self.evidence and lives:
             row.resumed, row.lost_work = evidence.resumed_from(lives[-1]), evidence.lost_work(lives[-1])
+            used = lives[-1].resume.used
+            if row.resumed and used and not used.numbers and (place := logs.first_place(output)):
+                row.resumed += f", then {place}"
             times.fill_from_trace(row, self.evidence.latest(leg), lives[-1])
             if times.is_passed_by(self.evidence.latest(leg), lives[-1]):
                 row.hit, row.ended = False, f"{row.ended}, when a newer save was complete"
