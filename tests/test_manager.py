@@ -72,7 +72,7 @@ file_mounts:
   /checkpoints: {{name: my-bucket, mode: MOUNT}}
   ~/code/managed.py: {script}
   ~/code/trainer: {trainer}
-run: cd ~/code && exec python -m trainer.launch --processes 1 managed.py /checkpoints/run --until 300 --save-every 50
+run: cd ~/code && exec python -m trainer.launch --processes 1 managed.py /checkpoints/run --until 1500 --save-every 50
 """
 
 
