@@ -195,7 +195,7 @@ PLANTS = {
     "hold missing": Plant(not_held, "it did not hold until its machine was taken", AWS),
     "hold left at once": Plant(left_at_once, "it did not hold until its machine was taken", AWS),
     "a deadline that is not agreed": Plant(
-        deadline_not_agreed, "the ranks have different deadlines: 10 s and 25 s after the word",
+        deadline_not_agreed, "the ranks have different deadlines: ",
         {**AWS, "ranks": 2, "notice_s": 10.0},
     ),
     "Azure's Freeze taken for Preempt": Plant(
