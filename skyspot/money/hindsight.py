@@ -7,12 +7,12 @@ best interval is at least a step, and twice as long as a save takes to be commit
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from skyspot.money.expected import best_interval_s
 from skyspot.runs.records import AttemptRecords, number, whole
 
 TOO_FEW = 2
@@ -66,7 +66,7 @@ def interval_of(records: Sequence[AttemptRecords], lived_s: float, preemptions: 
         why = "too few preemptions to tell"
     best = chosen_loss = best_loss = None
     if step_s and cost_s is not None and between_s:
-        best_s = max(math.sqrt(2 * cost_s * between_s), IDLE_SHARE * (commit_s or 0.0), step_s)
+        best_s = max(best_interval_s(cost_s, between_s), IDLE_SHARE * (commit_s or 0.0), step_s)
         best = max(1, round(best_s / step_s))
         best_loss = _loss(best * step_s, cost_s, between_s)
         chosen_loss = _loss(chosen * step_s, cost_s, between_s) if chosen else None
