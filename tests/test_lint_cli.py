@@ -3,14 +3,14 @@
 import json
 import re
 import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+import console
 import pytest
+from console import Skyspot
 from support import REPO
 
-from skyspot.cli import main
 from skyspot.errors import SkyspotError
 from skyspot.jobs import launch
 from skyspot.lint import rules
@@ -18,7 +18,6 @@ from skyspot.rehearsal.result import Result
 from skyspot.rehearsal.task import RehearsalTask
 from skyspot.task.options import Options
 
-Skyspot = Callable[..., tuple[int, str, str]]
 BAD_GPU = "resources: {accelerators: A1000:8, infra: aws}\nrun: nvidia-smi\n"
 TYPO = "resources: {acelerators: A100:8}\nrun: nvidia-smi\nsetups: x\n"
 
@@ -27,17 +26,7 @@ TYPO = "resources: {acelerators: A100:8}\nrun: nvidia-smi\nsetups: x\n"
 def skyspot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Skyspot:
     """The program in a new folder: exit status, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*args: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["skyspot", *args])
-        try:
-            main.main()
-            code = 0
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        return (code, *capsys.readouterr())
-
-    return run
+    return console.in_process(monkeypatch, capsys)
 
 
 def test_lint_names_each_file_line_and_rule_and_fails_on_errors(tmp_path: Path, skyspot: Skyspot) -> None:

@@ -12,16 +12,17 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import catalogs
+import console
 import pytest
+from console import Skyspot
 from support import REPO, clean_env
 
 from skyspot.cli import launch as launch_cli
-from skyspot.cli import main, tables
+from skyspot.cli import tables
 from skyspot.jobs import launch
 from skyspot.jobs.launch import Existing
 from skyspot.money.expected import Preemptions, best_interval_s
@@ -34,7 +35,6 @@ from skyspot.task import document
 from skyspot.task.options import Options
 from trainer.layout.names import RunPaths
 
-Skyspot = Callable[..., tuple[int, str, str]]
 TUTORIAL = ("--hours", "20", "--prices", "32.77,9.83,7.20,5.50:24")
 
 
@@ -60,16 +60,7 @@ def skyspot(
 
     monkeypatch.setattr(socket.socket, "connect", no_network)
 
-    def run(*args: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["skyspot", *args])
-        try:
-            main.main()
-            code = 0
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        return (code, *capsys.readouterr())
-
-    return run
+    return console.in_process(monkeypatch, capsys)
 
 
 def row(**more: object) -> dict[str, object]:
