@@ -39,7 +39,7 @@ MISTAKES = [
     (["--save-failures", "0"], "above 0"),
     (["--keep-every", "-1"], "less than 0"),
     (["--micro-batch-size", "many"], "'many' is not a whole number"),
-    (["--report-to", "wandb"], "unknown option '--report-to'"),
+    (["--report-to", "wandbb"], "--report-to: 'wandbb' is none of"),
     (["--global-batch-size", "10", "--micro-batch-size", "4"], "2 or 5 would"),
     (["--global-batch-size", "0"], "above 0"),
     (["--max-steps", "1.5"], "whole number"),

@@ -24,6 +24,8 @@ LIMITS: list[tuple[str, str, str, float]] = [
     (ATTEMPT, "killed 5 s after it was asked to", "trainer/attempt/ending.py END_EVENT_S", 5),
     (ATTEMPT, "by itself; killed after 5 s", "trainer/attempt/ending.py END_EVENT_S", 5),
     (ATTEMPT, "the launcher waits 1 s for it", "trainer/launch/supervisor.py RELAY_S", 1),
+    (ATTEMPT, "abandoned 5 s after a stop's commit", "trainer/trackers/tracking.py STOPPED_S", 5),
+    (ATTEMPT, "60 s after the last step", "trainer/trackers/tracking.py FINISHED_S", 60),
     (ATTEMPT, "ends the process after 5 s", "trainer/training/unwinding.py CLOSERS_S", 5),
     (ATTEMPT, "a trial of namespaces | the first machine | a temporary folder | by itself; killed after 60 s",
      "skyspot/rehearsal/machine.py PROBE_S", 60),

@@ -20,6 +20,7 @@ from skyspot.lint import linter
 from skyspot.task import buckets, gpus, ladder, render, started
 from skyspot.task.options import Options
 from trainer.layout.exit_codes import EXIT_PREEMPTED
+from trainer.training import config
 
 EXAMPLE = [
     "render", "finetune", "--gpus", "A100:8,A10G:8", "--prefer", "aws/us-east-1", "--on-demand-last",
@@ -278,6 +279,20 @@ def test_the_length_of_samples_is_passed_on_only_if_it_is_given(tmp_path: Path) 
     for wrong in ("0", "-1", "many", "1.5"):
         with pytest.raises(UsageError, match="--set seq_len"):
             render.from_template(Options(name="run-001", bucket="s3://mine", parameters={"seq_len": wrong}))
+
+
+def test_trackers_are_passed_on_and_an_unknown_one_is_refused(tmp_path: Path) -> None:
+    task = rendered(tmp_path, "--set", "report_to=tensorboard")
+    assert task["envs"]["SKYSPOT_REPORT_TO"] == "tensorboard"
+    script = task["run"].replace("~/skyspot/python -m trainer", "printf '%s '")
+    script = script.replace("cd ~/skyspot", "true").replace("exec ", "")
+    for value, passed in (("tensorboard", "--report-to tensorboard "), ("", "")):
+        env = {**os.environ, "SKYSPOT_REPORT_TO": value}
+        printed = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=env).stdout
+        assert printed.partition("--save-every ")[2].lstrip() == passed, printed
+    assert render.TRACKERS == config.TRACKERS
+    with pytest.raises(UsageError, match="--set report_to: 'board' is none of tensorboard"):
+        render.from_template(Options(name="r", bucket="s3://mine", parameters={"report_to": "tensorboard, board"}))
 
 
 def test_setup_and_run_are_the_same_whatever_is_asked_for(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ def home_with_payload(folder: Path) -> Path:
     return home
 
 
-def setup(home: Path, path: str) -> subprocess.CompletedProcess[str]:
-    env = {"HOME": str(home), "PATH": path, "LANG": "C.UTF-8"}
+def setup(home: Path, path: str, **more: str) -> subprocess.CompletedProcess[str]:
+    env = {"HOME": str(home), "PATH": path, "LANG": "C.UTF-8", **more}
     script = home / "skyspot" / "trainer" / "setup.sh"
     return subprocess.run(["bash", str(script)], env=env, cwd=home, capture_output=True, text=True, timeout=120)
 
@@ -54,6 +54,25 @@ def test_without_a_python_that_will_do_and_without_uv_it_says_so_and_leaves_with
     assert "no uv to install it with" in done.stderr
     assert "torch: not installed" in done.stderr
     assert not (home / "skyspot" / "python").exists()
+
+
+def test_a_tracker_that_is_missing_is_installed_into_the_python_that_trains(tmp_path: Path) -> None:
+    home = home_with_payload(tmp_path)
+    (home / "skyspot" / "python").write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec "{sys.executable}" "$@"\n')
+    (home / "skyspot" / "python").chmod(0o755)
+    uv = home / ".local" / "bin" / "uv"
+    uv.parent.mkdir(parents=True)
+    uv.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    uv.chmod(0o755)
+    path = "/usr/bin:/bin"
+    assert setup(home, path, SKYSPOT_REPORT_TO="tensorboard, other;x").returncode == 0
+    assert not (tmp_path / "asked").exists(), "it is there"
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['tensorboard'] = None\n")
+    done = setup(home, path, SKYSPOT_REPORT_TO="tensorboard")
+    assert (done.returncode, done.stdout) == (0, "Installing tensorboard\n"), done.stderr
+    assert (tmp_path / "asked").read_text() == f"pip install -q --python {sys.executable} tensorboard\n"
+    uv.write_text("#!/bin/sh\nexit 75\n")
+    assert setup(home, path, SKYSPOT_REPORT_TO="tensorboard").returncode == 1
 
 
 def test_every_failure_of_setup_is_a_1(tmp_path: Path) -> None:

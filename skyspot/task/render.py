@@ -20,6 +20,8 @@ from skyspot.task.mounts import CHECKPOINT_DIR, TRAINER
 from skyspot.task.options import WRITTEN, Options
 
 _HEADER = re.compile(r"\A# Rendered by skyspot \S+ from .+ \(([0-9a-f]{6,64})\)\.")
+TRACKERS = ("tensorboard",)
+"""The experiment trackers that the trainer knows; rendering imports nothing of it."""
 _SECOND = "#   sky jobs launch "
 _ADJECTIVES = "amber brave calm deft eager fleet grand happy ideal jolly keen lucid merry noble quick sunny tidy vivid"
 _NOUNS = "badger comet delta ember falcon glacier harbor island juniper kestrel lagoon meadow otter pebble quartz river"
@@ -156,6 +158,9 @@ def _check_sizes(parameters: dict[str, Any]) -> None:
     length = parameters.get("seq_len")
     if isinstance(length, str) and not re.fullmatch(r"(?:0*[1-9]\d{0,8})?", length):
         raise UsageError(f"--set seq_len: {shown(length)} is not a positive number of tokens")
+    for name in re.split(r" *, *", str(parameters.get("report_to") or "").strip()):
+        if name and name not in TRACKERS:
+            raise UsageError(f"--set report_to: {shown(name)} is none of {', '.join(TRACKERS)}")
     for name in ("max_steps", "global_batch_size", "micro_batch_size", "seq_len", "save_every"):
         value = parameters.get(name)
         if isinstance(value, int) and value < 1:
@@ -172,6 +177,8 @@ def _envs(store: buckets.Store, name: str, data: str | None, parameters: dict[st
     if data is not None:
         found["SKYSPOT_DATA"] = data
     for key, value in parameters.items():
+        if (key, value) == ("report_to", ""):
+            continue  # Most tasks report to no tracker; the template passes on what is set.
         text = (
             str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
         )

@@ -48,6 +48,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     config.add_argument("--grace", type=float, dest="grace_s")
     config.add_argument("--peer-timeout", type=float, dest="peer_timeout_s")
     config.add_argument("--seed", type=int)
+    config.add_argument("--report-to")
     config.add_argument("--allow", action="append", dest="allow_config_change")
     changed, rest = parser.parse_known_args()
 
@@ -227,6 +228,9 @@ class Faults:
             await_stop(run)
         elif kind == "await-newer":
             await_stop(run)  # Another attempt has begun, and the journal has seen it.
+        elif kind == "await-trackers":  # They have what was logged so far, and have put it into the bucket.
+            while not all(one.is_idle for one in run.tracking._reporters):
+                time.sleep(0.01)
         elif kind == "outnumber":
             (run.paths.attempts / "a0099-ffffff").mkdir()
         elif kind == "raise":

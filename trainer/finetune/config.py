@@ -163,7 +163,8 @@ def parse(argv: Sequence[str]) -> TrainConfig:
     if not values.get("checkpoint_dir"):
         raise ConfigError("--checkpoint-dir is missing; give the run's folder in the mounted bucket: /checkpoints/RUN")
     values["checkpoint_dir"] = Path(values["checkpoint_dir"])
-    values["allow_config_change"] = tuple(values.get("allow_config_change", ()))
+    for name in ("allow_config_change", "report_to"):
+        values[name] = tuple(values.get(name, ()))
     return TrainConfig(**values)
 
 
@@ -186,6 +187,8 @@ def _parser() -> argparse.ArgumentParser:
             help += f" (default: {item.default})"
         if item.metadata["choices"]:
             how = {**how, "metavar": "|".join(item.metadata["choices"])}
+        if kind is tuple:
+            how = {"metavar": "FIELD", **how}
         if item.name == "save_interval_steps":
             how = {"type": _steps_or_auto, "metavar": "STEPS|auto"}
         if item.metadata["auto"]:
@@ -240,7 +243,7 @@ def _text(text: str) -> str:
 
 _ARGUMENTS: dict[type, dict[str, Any]] = {
     bool: {"action": "store_true"},
-    tuple: {"action": "append", "metavar": "FIELD"},
+    tuple: {"action": "append"},
     int: {"type": _whole_number, "metavar": "N"},
     float: {"type": _number, "metavar": "X"},
     str: {"type": _text, "metavar": "TEXT"},

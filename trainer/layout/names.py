@@ -109,6 +109,10 @@ class RunPaths:
         """Folder of one checkpoint."""
         return self.checkpoints / str(name)
 
+    def tracker(self, name: str) -> Path:
+        """Folder of what an experiment tracker shows of the run; nothing that the run needs."""
+        return self.root / name
+
     def stop(self, launch: str) -> Path:
         """The request to save and stop, for every attempt of `launch`."""
         return self.root / "stop" / f"{file_safe(launch)}.json"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
 import math
 import os
 from collections.abc import Collection, Iterable, Sequence
@@ -23,6 +24,8 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 ON_NAN = ("stop", "skip", "ignore")
 DEFAULT_GLOBAL_BATCH_SIZE = 8
 DEFAULT_MICRO_BATCH_SIZE = 4
+TRACKERS = ("tensorboard",)
+"""Experiment trackers; the names are those of their packages too."""
 AUTO = "auto"
 INPUT_BINDINGS = frozenset({"data_key", "data_hash", "data_revision", "model_revision", "model_files", "n_samples"})
 """Names that bind a run and whose values are known only after the data and the model were found."""
@@ -141,6 +144,11 @@ class RunConfig:
     allow_config_change: tuple[str, ...] = option(
         "field that may differ from the run's first attempt; repeatable", default=()
     )
+    report_to: tuple[str, ...] = option(
+        "experiment tracker for the metrics of each step; repeatable, or several with commas between them",
+        default=(),
+        choices=TRACKERS,
+    )
     cpu: bool = option("train on the CPU even if GPUs are available", default=False)
     deterministic: bool = option("use deterministic algorithms, for bit-identical resumes on a GPU", default=False)
 
@@ -153,6 +161,7 @@ class RunConfig:
         if not isinstance(self.checkpoint_dir, (str, os.PathLike)):
             raise ConfigError(f"--checkpoint-dir: {self.checkpoint_dir!r:.60} is not a folder")
         object.__setattr__(self, "checkpoint_dir", Path(self.checkpoint_dir))
+        object.__setattr__(self, "report_to", named(self.report_to))
         for item in dataclasses.fields(self):
             _validate(item, getattr(self, item.name))
         if self.seed >= 1 << 63:
@@ -197,7 +206,7 @@ def flag_of(item: dataclasses.Field[Any]) -> str:
 
 def _validate(item: dataclasses.Field[Any], value: Any) -> None:
     choices, above, at_least = (item.metadata[name] for name in ("choices", "above", "at_least"))
-    if choices and value not in choices:
+    if choices and not isinstance(value, tuple) and value not in choices:
         raise ConfigError(f"{flag_of(item)}: {value!r} is none of {', '.join(choices)}")
     if value is None or (above is None and at_least is None):
         return
@@ -209,6 +218,32 @@ def _validate(item: dataclasses.Field[Any], value: Any) -> None:
     if at_least is not None and not (is_number and value >= at_least):
         reason = f": {item.metadata['reason']}" if item.metadata["reason"] else ""
         raise ConfigError(f"{flag_of(item)}: {value} is less than {at_least}{reason}")
+
+
+def named(trackers: object, option: str = "--report-to") -> tuple[str, ...]:
+    """The names of trackers, each once, in the order in which they are given, with or without commas.
+
+    Raises:
+        ConfigError: one is unknown.
+    """
+    given: list[Any] = [trackers]
+    if isinstance(trackers, Iterable) and not isinstance(trackers, str):
+        given = list(trackers)
+    if not all(isinstance(one, str) for one in given):
+        raise ConfigError(f"{option}: {trackers!r:.60} is no list of names")
+    names = dict.fromkeys(name.strip() for one in given for name in one.split(",") if name.strip())
+    for name in names:
+        if name not in TRACKERS:
+            raise ConfigError(f"{option}: {name!r} is none of {', '.join(TRACKERS)}.{did_you_mean(name, TRACKERS)}")
+    return tuple(names)
+
+
+def not_installed(trackers: Iterable[str]) -> str:
+    """A line that names the trackers whose packages are missing, with the remedy; empty if none is."""
+    missing = [name for name in trackers if importlib.util.find_spec(name) is None]
+    if not missing:
+        return ""
+    return f"{' and '.join(missing)}: not installed on this machine. To report there: pip install {' '.join(missing)}"
 
 
 def did_you_mean(word: str, known: Collection[str]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.attempt.record import Attempt, open_attempt
+from trainer.bucket.deadlines import within
 from trainer.layout.names import AttemptName, RunPaths
 from trainer.machine.flag import Flag
 from trainer.ranks.agreement import Stop
@@ -16,6 +17,7 @@ from trainer.training.hangs import HangGuard
 if TYPE_CHECKING:
     from trainer.attempt.ending import Ending
     from trainer.ranks.group import RankGroup
+    from trainer.trackers.tracking import Tracking
     from trainer.training.journal import Journal
 
 
@@ -35,6 +37,10 @@ class Host:
         """Rank 0's record of the attempt; None on other ranks."""
         self.journal: Journal | None = None
         """Rank 0's metrics and events; None on other ranks."""
+        self.report_to: tuple[str, ...] = ()
+        """Names of the experiment trackers."""
+        self.tracking: Tracking | None = None
+        """Rank 0's trackers; None on other ranks, and without trackers."""
         self.stop_received = Flag()
         """Set once this rank knows that it has to stop; from then on no wait is long."""
         self.hinted = threading.Event()
@@ -75,6 +81,35 @@ class Host:
         from trainer.training.journal import Journal
 
         self.journal = Journal(self.attempt) if self.attempt else None
+
+    def begin_tracking(self, config: Mapping[str, Any]) -> None:
+        """Rank 0: start the experiment trackers, once the state is restored.
+
+        Args:
+            config: The settings, for readers.
+        """
+        if not (self.report_to and self.journal and self.attempt):
+            return
+        from trainer.trackers.tracker import tracked
+        from trainer.trackers.tracking import Tracking
+
+        try:
+            with within("reading the attempts' names"):
+                run = tracked(self.paths, self.attempt.name, config)
+        except OSError as error:
+            self.print_line(f"{', '.join(self.report_to)}: {error}. Training goes on without.")
+            return
+        self.journal.event("tracking", to=list(self.report_to), id=run.id)
+        self.tracking = Tracking(
+            self.report_to, run, self.journal.history, lambda: self.last_committed(), self.print_line
+        )
+        self.journal.on_line = self.tracking.line
+
+    def end_tracking(self, is_finished: bool, deadline: float | None) -> None:
+        """Rank 0: let the trackers take what they have, for a few seconds; as of `Tracking.end`."""
+        tracking, self.tracking = self.tracking, None
+        if tracking and (late := tracking.end(is_finished, deadline)):
+            self.print_line(f"{', '.join(late)}: not all metrics got there in time. The run's records have them.")
 
 
 def open_host(folder: Path, group: RankGroup, launch: str, binding: Mapping[str, Any] | None = None) -> Host:

@@ -43,6 +43,8 @@ class Journal:
         self.attempt = attempt
         self.history: list[dict[str, Any]] = []
         self.stop_reason: StopReason | None = None
+        self.on_line: Callable[[dict[str, Any]], None] = lambda metrics: None
+        """Called with each line of metrics; it must not block."""
         self._reported: set[int | None] = set()
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._segment: _Segment | None = None
@@ -60,6 +62,7 @@ class Journal:
         """Add a line of metrics, with the time of the monotonic clock where it has none."""
         data = json.dumps({"monotonic": round(time.monotonic(), 4), **metrics}, allow_nan=False).encode() + b"\n"
         self._tasks.put(lambda: self._append(metrics["step"], data))
+        self.on_line(metrics)
 
     def event(self, name: str, **fields: Any) -> None:
         """Record an event of the attempt."""

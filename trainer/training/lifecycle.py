@@ -40,8 +40,8 @@ from trainer.machine import scratch
 from trainer.ranks.messages import CRASHED, GAVE_UP, STOPPED
 from trainer.training.hangs import PATIENCE_S, HangGuard
 from trainer.training.opening import join_machines, open_or_refuse
-from trainer.training.participant import Participant, exit_code
-from trainer.training.unwinding import Left
+from trainer.training.participant import Participant
+from trainer.training.unwinding import Left, exit_code
 
 if TYPE_CHECKING:
     from typing_extensions import Self

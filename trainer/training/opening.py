@@ -19,7 +19,8 @@ from trainer.launch.others import supervised
 from trainer.layout.exit_codes import EXIT_FAILED
 from trainer.layout.names import AttemptName
 from trainer.machine.token import machine_token
-from trainer.training.participant import Participant, exit_code
+from trainer.training.participant import Participant
+from trainer.training.unwinding import exit_code
 
 SEE_ATTEMPT_S = 90.0
 

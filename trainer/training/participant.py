@@ -18,12 +18,11 @@ from trainer.attempt.ending import END_EVENT_S, ENDINGS, NOTICE, PEER_GONE, REFU
 from trainer.attempt.history import RECORDS_S
 from trainer.attempt.record import Attempt, record, stop_reason
 from trainer.bucket.deadlines import within
-from trainer.bucket.retry import MOUNT_GONE, retry
-from trainer.errors import TrainerError
+from trainer.bucket.retry import retry
 from trainer.launch.grace import grace
 from trainer.launch.link import Link
 from trainer.layout.clouds import set_gcp_notice
-from trainer.layout.exit_codes import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED
+from trainer.layout.exit_codes import EXIT_DONE
 from trainer.layout.manifest import Manifest
 from trainer.layout.names import RunPaths
 from trainer.machine import scratch
@@ -61,6 +60,7 @@ class Participant(Host):
         self.notes = [grace_note]
         """Lines for the user, printed when the attempt begins; empty ones are not."""
         self.config = dataclasses.replace(config, grace_s=self.grace_s)
+        self.report_to = config.report_to
         set_gcp_notice(config.gcp_notice_s)
         self.rank = int(os.environ.get("RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -256,6 +256,7 @@ class Participant(Host):
         until = time.monotonic() + seconds
         self.notices.signalled = Flag()
         self.write_end(ending, **end)
+        self.end_tracking(is_finished=False, deadline=until)
         self.print_line("holding until this machine is taken")
         while (left := until - time.monotonic()) > 0 and not self.notices.signalled.wait(min(left, LOOK_AT_STORE_S)):
             if self.rank and hasattr(self, "group") and self.group.read_message(RELEASED):
@@ -325,6 +326,7 @@ class Participant(Host):
     ) -> None:
         """End the attempt, but not the process; the arguments are those of `leave`."""
         self.write_end(ending, code=code, error=error, notice=notice, committed_s=committed_s)
+        self.end_tracking(code == EXIT_DONE, notice.deadline if notice else None)
         with suppress(Exception):
             across = self._is_unsupervised()
             if self.rank:
@@ -391,10 +393,3 @@ class Participant(Host):
         thread.join(END_EVENT_S)
         with suppress(Exception):
             self.group.post_message(END_WRITTEN, "")
-
-
-def exit_code(error: BaseException) -> int:
-    """The exit code of an attempt that an error ended."""
-    if isinstance(error, TrainerError):
-        return error.code
-    return EXIT_PREEMPTED if isinstance(error, OSError) and error.errno in MOUNT_GONE else EXIT_FAILED

@@ -62,6 +62,7 @@ class SpotRun(Lifecycle):
         keep_every: int = 0,
         allow_config_change: Sequence[str] = (),
         hang_timeout: float = HANG_TIMEOUT_S,
+        report_to: str | Sequence[str] = (),
     ) -> None:
         """Describe the run.
 
@@ -76,6 +77,7 @@ class SpotRun(Lifecycle):
             allow_config_change: Names in `binding` that may differ from the run's first attempt.
             hang_timeout: Seconds that may pass between two batches, once the first step has ended: where training
                 stands still for longer, the attempt ends with 75 and leaves the stacks of its threads. 0: no limit.
+            report_to: Experiment trackers that get what `log` records: "tensorboard".
 
         Raises:
             SystemExit: a value makes no sense; a line says which.
@@ -88,8 +90,10 @@ class SpotRun(Lifecycle):
             config = folder
         else:
             config = starting.own_config(
-                folder, save_every, keep, keep_every, allow_config_change, hang_timeout=hang_timeout
-            )
+                folder, save_every, keep, keep_every, allow_config_change, hang_timeout=hang_timeout,
+                report_to=report_to,
+            )  # fmt: skip
+        starting.refuse_missing_trackers(config)
         if binding is None:
             binding = {} if of_own else starting.default_binding(config)
         if not isinstance(binding, Mapping):

@@ -108,6 +108,7 @@ class Session:
             restoring.report(host, contents, found, changed, self._restore_s)
             with within("reading the attempts' records", RECORDS_S):
                 self.interval.learn(host.paths, host.attempt_name, contents.done)
+            host.begin_tracking(contents.facts().get("config", {}))
 
         # Reading the records of earlier attempts takes a request each: other ranks wait on the store for that.
         host.group.rank0_does("restored", records, host.check_stop)

@@ -12,7 +12,7 @@ from trainer.launch import others
 from trainer.launch.link import Link
 from trainer.launch.process_count import LaunchError
 from trainer.layout.exit_codes import EXIT_FAILED
-from trainer.training.config import HANG_TIMEOUT_S, RunConfig
+from trainer.training.config import HANG_TIMEOUT_S, ConfigError, RunConfig, named, not_installed
 
 
 def own_config(
@@ -23,6 +23,7 @@ def own_config(
     allowed: Sequence[str] = (),
     who: str = "SpotRun",
     hang_timeout: object = HANG_TIMEOUT_S,
+    report_to: object = (),
 ) -> RunConfig:
     """The settings of a run with a loop of its own, which `who` was given.
 
@@ -43,6 +44,10 @@ def own_config(
         trouble = f"{who}(hang_timeout={hang_timeout!r:.60}): give a number of seconds; 0 sets no limit"
     elif isinstance(allowed, str):
         trouble = f"{who}(allow_config_change={allowed!r:.60}): give a list of names"
+    try:
+        trackers = named(report_to, f"{who}(report_to=...)")
+    except ConfigError as error:
+        trouble = trouble or str(error)
     if trouble:
         refuse(trouble)
     return RunConfig(
@@ -52,7 +57,18 @@ def own_config(
         keep_every=keep_every if isinstance(keep_every, int) else 0,
         allow_config_change=tuple(allowed),
         hang_timeout_s=float(hang_timeout) if isinstance(hang_timeout, (int, float)) else HANG_TIMEOUT_S,
+        report_to=trackers,
     )
+
+
+def refuse_missing_trackers(config: RunConfig) -> None:
+    """Refuse a tracker whose package is missing.
+
+    Raises:
+        SystemExit: a line says what to install.
+    """
+    if trouble := not_installed(config.report_to):
+        refuse(trouble)
 
 
 def take_place() -> str:

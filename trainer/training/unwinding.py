@@ -20,6 +20,10 @@ from contextlib import suppress
 from pathlib import PurePath
 from typing import NoReturn, cast
 
+from trainer.bucket.retry import MOUNT_GONE
+from trainer.errors import TrainerError
+from trainer.layout.exit_codes import EXIT_FAILED, EXIT_PREEMPTED
+
 CLOSERS_S = 5.0
 """Seconds for `finally` blocks, other threads and atexit functions."""
 
@@ -87,3 +91,10 @@ def _end_if_left() -> None:
 
 # atexit calls the functions that were registered first last: this module is imported before torch.
 atexit.register(_end_if_left)
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code of an attempt that an error ended."""
+    if isinstance(error, TrainerError):
+        return error.code
+    return EXIT_PREEMPTED if isinstance(error, OSError) and error.errno in MOUNT_GONE else EXIT_FAILED

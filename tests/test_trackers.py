@@ -1,0 +1,221 @@
+"""--report-to: a run that is preempted has one curve in each tracker, each step once and none missing."""
+
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from in_process import Attempts
+from support import event, history, losses, mlp, train
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader
+
+from trainer import SpotRun
+from trainer.layout.names import AttemptName, RunPaths, list_attempts
+from trainer.trackers import reporter, tracking
+from trainer.trackers.curve import Point
+from trainer.trackers.tensorboard import TensorBoard
+from trainer.trackers.tracker import Tracked
+
+UNTIL = 12
+Curve = dict[str, list[tuple[int, float]]]
+"""By name: (step, value) in the order in which a viewer gets them."""
+
+
+def loop(run: SpotRun, strike: Callable[[], None]) -> None:
+    """A loop of somebody's own that logs numbers, text and a value that is not finite."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    run.register(model=model, optimizer=optimizer)
+    loader = DataLoader(torch.randn(20, 3, generator=torch.Generator().manual_seed(1)), batch_size=4, shuffle=True)
+    for batch in run.steps(loader, until=UNTIL):
+        strike()
+        loss = (model(batch) - batch.sum(1, keepdim=True)).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        run.log(loss=loss, note="text", odd=run.step % 2 == 1, spoilt=float("nan"))
+    run.finish()
+
+
+def shown(run_dir: Path) -> Curve:
+    """What TensorBoard shows, by its own reader."""
+    found = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(one.step, one.value) for one in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+
+
+def recorded(run_dir: Path, name: str) -> list[tuple[int, float]]:
+    """The same curve from the lines of metrics that count."""
+    lines = [line for line in history(run_dir) if name in line]
+    return [(int(str(line["step"])), float(np.float32(line[name]))) for line in lines]  # type: ignore[arg-type]
+
+
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporter, "PUBLISH_S", 0.0)
+    monkeypatch.setattr(reporter, "PUBLISH_SHARE", 0.0)
+
+
+def test_each_step_is_shown_once_after_a_crash_beyond_a_checkpoint_and_a_stop(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    attempts = Attempts(tmp_path / "my run")
+    assert attempts.one(loop, 9, "crash", report_to="tensorboard") == 1
+    assert [step for step, _ in shown(attempts.folder)["loss"]] == list(range(1, 9)), "two beyond the checkpoint"
+    assert attempts.one(loop, 8, "stop", report_to="tensorboard") == 75
+    assert event(attempts.folder, "restored")["lost_steps"] == 2
+    assert attempts.one(loop, report_to="tensorboard") == 0
+    curve = shown(attempts.folder)
+    assert [step for step, _ in curve["loss"]] == list(range(1, UNTIL + 1))
+    assert curve["loss"] == recorded(attempts.folder, "loss")
+    assert curve["lr"] == recorded(attempts.folder, "lr")
+    assert [value for _, value in curve["odd"]] == [step % 2 for step in range(UNTIL)]
+    assert len(curve["spoilt"]) == UNTIL
+    assert np.isnan(curve["spoilt"][0][1])
+    assert not {"note", "step", "monotonic", "world_size"} & curve.keys()
+    output = capfd.readouterr().out
+    assert f"tensorboard: tensorboard --logdir {attempts.folder}/tensorboard" in output
+    ids = {event(attempts.folder, "tracking", attempt)["id"] for attempt in range(3)}
+    assert ids == {f"my_run-{list_attempts(RunPaths(attempts.folder))[0].token}"}
+    # The same run again: it is finished, and nothing is added.
+    assert attempts.one(loop, report_to="tensorboard") == 0
+    assert repr(shown(attempts.folder)) == repr(curve)
+
+
+def points(*steps: int, of: int = 1) -> list[Point]:
+    return [Point(step, {"loss": 100.0 * of + step}) for step in steps]
+
+
+def report(run_dir: Path, number: int, before: list[Point], lines: list[Point], **options: Any) -> list[str]:
+    """Report an attempt to TensorBoard; returns the lines that were printed."""
+    run = Tracked(RunPaths(run_dir), AttemptName(number, f"{number:06x}"), "id", {})
+    printed: list[str] = []
+    one = reporter.Reporter(TensorBoard(run), lambda: before, lambda: None, printed.append)
+    for line in lines:
+        one.take(line)
+    one.end(everything=True)
+    assert one.over.wait(60)
+    return printed
+
+
+def test_whatever_an_attempt_left_of_its_event_files_the_next_one_shows_the_whole_curve(tmp_path: Path) -> None:
+    """A kill may tear a file at any byte, or lose it: those of attempt 1 reach two steps beyond the checkpoint."""
+    report(tmp_path / "whole", 1, [], points(1, 2, 3, 4))
+    [part] = (tmp_path / "whole" / "tensorboard").iterdir()
+    data = part.read_bytes()
+    expected = [(1, 101.0), (2, 102.0), (3, 203.0), (4, 204.0)]
+    for size in [*range(0, len(data), 23), len(data)]:
+        folder = tmp_path / f"torn-{size}" / "tensorboard"
+        folder.mkdir(parents=True)
+        (folder / part.name).write_bytes(data[:size])
+        report(folder.parent, 2, points(1, 2), points(3, 4, of=2))
+        assert shown(folder.parent)["loss"] == expected, size
+        # A viewer that has read the first file already, or whose bucket still lists it.
+        (folder / part.name).write_bytes(data[:size])
+        assert shown(folder.parent)["loss"] == expected, size
+
+
+def test_parts_of_an_attempt_make_one_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once(monkeypatch)
+    report(tmp_path, 1, points(1, 2), points(3, 4, 5, 6))
+    assert len(list((tmp_path / "tensorboard").iterdir())) > 1
+    assert [step for step, _ in shown(tmp_path)["loss"]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_two_processes_that_are_killed_and_stopped_show_one_curve(tmp_path: Path) -> None:
+    """Killed beyond a checkpoint, once TensorBoard shows the steps that are lost; and once more with SIGTERM."""
+    options = ["--steps", 12, "--report-to", "tensorboard", "--eval-every", 2]
+    now = [f"--constant=trackers.reporter.{name}=0" for name in ("PUBLISH_S", "PUBLISH_SHARE")]
+    run_dir = tmp_path / "run"
+    mlp(run_dir, *options, *now, "--commit-first", "--fault", "await-trackers@6", "--fault", "kill@6", processes=2)
+    assert [step for step, _ in shown(run_dir)["loss"]] == [1, 2, 3, 4, 5, 6]
+    stopped = mlp(run_dir, *options, "--fault", "sigterm@9", processes=2)
+    assert stopped.code == 75, stopped.output
+    assert event(run_dir, "restored")["lost_steps"] == 2
+    done = mlp(run_dir, *options, processes=2)
+    assert done.code == 0, done.output
+    curve = shown(run_dir)
+    assert [step for step, _ in curve["loss"]] == list(range(1, 13))
+    assert [step for step, _ in curve["eval_loss"]] == list(range(2, 13, 2))
+    for name in ("loss", "eval_loss", "lr", "grad_norm", "tokens"):
+        assert curve[name] == recorded(run_dir, name), name
+
+
+def test_a_bucket_that_refuses_or_a_tracker_that_hangs_delays_no_step_and_no_end(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once(monkeypatch)
+    attempts = Attempts(tmp_path / "refused")
+    attempts.folder.mkdir()
+    (attempts.folder / "tensorboard").write_text("a file")
+    assert attempts.one(loop, report_to="tensorboard") == 0
+    assert (
+        capfd.readouterr().out.count(f"tensorboard: {attempts.folder}/tensorboard: File exists; training goes on") == 1
+    )
+    assert sorted(losses(attempts.folder)) == list(range(1, UNTIL + 1))
+    attempts = Attempts(tmp_path / "fails")
+    monkeypatch.setattr(TensorBoard, "log", lambda *_: 1 / 0)
+    assert attempts.one(loop, report_to="tensorboard") == 0
+    assert capfd.readouterr().out.count("ZeroDivisionError: division by zero. It gets no more of this attempt") == 1
+    hangs = threading.Event()
+    monkeypatch.setattr(TensorBoard, "log", lambda *_: hangs.wait(60))
+    monkeypatch.setattr(tracking, "STOPPED_S", 0.1)
+    attempts = Attempts(tmp_path / "hangs")
+    assert attempts.one(loop, 8, report_to="tensorboard") == 75
+    assert event(attempts.folder, "end")["committed_step"] == 8
+    assert "tensorboard: not all metrics got there in time. The run's records have them." in capfd.readouterr().out
+    hangs.set()
+
+
+def test_a_damaged_file_of_the_records_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    attempts = Attempts(tmp_path / "run")
+    assert attempts.one(loop, 8, report_to="tensorboard") == 75
+    [first, *_] = sorted(attempts.folder.glob("attempts/*/metrics-*"))
+    first.write_bytes(first.read_bytes().replace(b"loss", b"LOSS"))
+    assert attempts.one(loop, report_to="tensorboard") == 0
+    assert f"{first} is damaged: steps 1 to 3 are missing" in capfd.readouterr().out
+    assert [step for step, _ in shown(attempts.folder)["loss"]] == list(range(4, UNTIL + 1))
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ("tensorbord", "'tensorbord' is none of tensorboard. Did you mean 'tensorboard'?"),
+        (["tensorboard", 3], "is no list of names"),
+        (None, "None is no list of names"),
+    ],
+)
+def test_an_unknown_tracker_is_refused_in_a_line(
+    given: Any, line: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert Attempts(tmp_path / "run").one(loop, report_to=given) == 1
+    [error] = capfd.readouterr().err.splitlines()
+    assert error.startswith("Error: SpotRun(report_to=...): ")
+    assert error.endswith(line)
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_the_attempt(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    assert Attempts(tmp_path / "run").one(loop, report_to=["tensorboard"]) == 1
+    assert capfd.readouterr().err == (
+        "Error: tensorboard: not installed on this machine. To report there: pip install tensorboard\n"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_bundled_trainer_reports_too(tmp_path: Path) -> None:
+    text, run_dir = tmp_path / "text.txt", tmp_path / "run"
+    text.write_text("".join(f"line {number}: {number * number}\n" for number in range(75)))
+    options = ("--checkpoint-dir", run_dir, "--data", text, "--max-steps", 4, "--save-every", 2, "--seq-len", 32)
+    options += ("--warmup-steps", 2, "--cpu", "--report-to", "tensorboard,tensorboard")
+    done = train(*options)
+    assert done.code == 0, done.output
+    assert shown(run_dir)["loss"] == recorded(run_dir, "loss")
+    refused = train(*options, "--report-to", "wandbb")
+    assert (refused.code, refused.output) == (2, "Error: --report-to: 'wandbb' is none of tensorboard.\n")
