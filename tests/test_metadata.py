@@ -19,6 +19,8 @@ from trainer.layout import clouds
 from trainer.layout.clouds import NOTICE_S
 from trainer.machine import token
 from trainer.notices import aws, azure, gcp, here, watcher
+from trainer.notices.named import VARIABLES
+from trainer.notices.named import named as name_of_cloud
 from trainer.notices.notice import Notice
 from trainer.notices.received import Notices
 from trainer.notices.service import Service, ServiceError
@@ -149,7 +151,7 @@ def test_gcp_a_service_that_does_not_wait_is_not_asked_without_a_pause(monkeypat
         server.waits = False
         for key, value in server.env.items():
             monkeypatch.setenv(key, value)
-        source = here.source_of(here.named())
+        source = here.source_of(name_of_cloud())
         assert source
         source.ask()
         assert source.poll_s == 0, "the next request waits by itself"
@@ -409,7 +411,7 @@ def test_a_request_that_waits_for_a_change_ends_with_the_attempt(monkeypatch) ->
 @pytest.fixture
 def _nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """No cloud is named, and the address of all metadata services is a closed port on loopback."""
-    for name in ("SKYPILOT_CLUSTER_INFO", "SKYSPOT_CLOUD", *here.VARIABLES):
+    for name in ("SKYPILOT_CLUSTER_INFO", "SKYSPOT_CLOUD", *VARIABLES):
         monkeypatch.delenv(name, raising=False)
     for module in (aws, azure, gcp):
         monkeypatch.setattr(module, "ENDPOINT", "http://127.0.0.1:9")
@@ -423,8 +425,8 @@ def _nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_nowhere")
 def test_skypilots_variables_name_the_cloud(monkeypatch, named: str, expected: str | None) -> None:
     monkeypatch.setenv("SKYPILOT_CLUSTER_INFO", f'{{"cloud": "{named}"}}')
-    assert here.named() == named.lower()
-    source = here.source_of(here.named())
+    assert name_of_cloud() == named.lower()
+    source = here.source_of(name_of_cloud())
     assert (source and source.cloud) == expected
 
 
@@ -486,4 +488,4 @@ def test_each_source_has_its_notice_and_its_ending() -> None:
 
     assert set(here.SOURCES) <= set(NOTICE_S)
     assert all(STOPS[f"{cloud}-notice"] is NOTICE for cloud in here.SOURCES)
-    assert set(here.VARIABLES.values()) == set(here.SOURCES)
+    assert set(VARIABLES.values()) == set(here.SOURCES)

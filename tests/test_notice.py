@@ -18,7 +18,8 @@ from trainer.attempt.ending import NOTICE, Leaving
 from trainer.layout.events import read_progress
 from trainer.layout.names import RunPaths, list_attempts, list_checkpoints
 from trainer.notices.notice import Notice
-from trainer.notices.received import PRESSES, Notices, Presses, slurm_seconds_left
+from trainer.notices.presses import PRESSES, Presses
+from trainer.notices.received import Notices, slurm_seconds_left
 from trainer.ranks.agreement import Stop
 from trainer.training.hangs import HangGuard
 from trainer.training.participant import Participant

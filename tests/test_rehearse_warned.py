@@ -17,6 +17,8 @@ from skyspot.rehearsal.machine import bucketfs_missing
 from skyspot.rehearsal.metadata import SERVICES, AwsMetadata, Metadata, services
 from skyspot.rehearsal.result import Leg, Row
 from trainer.notices import here
+from trainer.notices.named import VARIABLES
+from trainer.notices.named import named as name_of_cloud
 
 OTHERS = tuple(kind for kind in WARNED if kind not in faults.DEFAULT_KINDS)
 SCRIPT = """\
@@ -179,11 +181,11 @@ def test_a_service_is_as_strict_as_the_clouds_own(
 @pytest.mark.parametrize("cloud", SERVICES)
 def test_the_variables_of_a_service_name_its_cloud(cloud: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with services([cloud]) as servers:
-        for variable in here.VARIABLES:
+        for variable in VARIABLES:
             monkeypatch.delenv(variable, raising=False)
         [(name, value)] = servers[cloud].env.items()
         monkeypatch.setenv(name, value)
-        assert here.named() == cloud
+        assert name_of_cloud() == cloud
         source = here.source_of(cloud)
         assert source
         assert source.ask() == []

@@ -89,7 +89,8 @@ def looked_at_between_saves(options: argparse.Namespace) -> None:
 
 def polled_in_training(_options: argparse.Namespace) -> None:
     """The training thread asks the metadata service."""
-    from trainer.notices.here import named, source_of
+    from trainer.notices.here import source_of
+    from trainer.notices.named import named
     from trainer.training.participant import Participant
 
     source: Any = source_of(named())

@@ -17,7 +17,7 @@ from trainer.layout.exit_codes import (
     EXIT_STOPPED,
     EXIT_SUPERSEDED,
 )
-from trainer.notices.here import SOURCES
+from trainer.notices.named import VARIABLES
 from trainer.notices.notice import Notice
 
 STOP_REQUEST_S = 120.0
@@ -89,7 +89,7 @@ STOPS = {
     "sigint": SIGNAL,
     "sigusr1": SIGNAL,
     "sighup": SIGNAL,
-    **{f"{cloud}-notice": NOTICE for cloud in SOURCES},
+    **{f"{cloud}-notice": NOTICE for cloud in VARIABLES.values()},
     "stop-request": STOP_REQUEST,
     "superseded": SUPERSEDED,
 }

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from trainer.attempt.ending import NOTICE
 from trainer.launch.link import Link
 from trainer.launch.rank import Rank
 from trainer.launch.relay import say
 from trainer.layout.exit_codes import EXIT_PREEMPTED
-from trainer.notices.here import named
+from trainer.notices.named import named
 from trainer.notices.notice import Notice
-from trainer.notices.watcher import Watcher
+
+if TYPE_CHECKING:
+    from trainer.notices.watcher import Watcher
 
 
 class Cloud:
@@ -31,14 +34,17 @@ class Cloud:
         """
         self._ranks, self._link = ranks, Link(printed=printed)
         self._notice: Notice | None = None
-        self._watcher = Watcher((), self._take_in, None, self._say_first)
+        self._watcher: Watcher | None = None
         if named() != "none":
+            from trainer.notices.watcher import Watcher  # HTTP takes a while to load; the ranks have started by now.
+
+            self._watcher = Watcher((), self._take_in, None, self._say_first)
             self._watcher.start()
 
     def pass_on(self) -> list[Rank]:
         """Return the ranks to which the notice is to be passed on now, and note in each when the machine is taken."""
         if any(rank.listens for rank in self._ranks):
-            self._watcher.end(wait_s=0.0)
+            self._end()
             return []
         notice = self._notice
         if not notice:
@@ -63,9 +69,13 @@ class Cloud:
         Args:
             code: The exit code of all ranks.
         """
-        self._watcher.end(wait_s=0.0)
+        self._end()
         watches_itself = any(rank.listens for rank in self._ranks)
         return self._notice if code == EXIT_PREEMPTED and not watches_itself else None
+
+    def _end(self) -> None:
+        if self._watcher:
+            self._watcher.end(wait_s=0.0)
 
     def _take_in(self, notice: Notice) -> None:
         self._notice = notice

@@ -27,7 +27,7 @@ from trainer.launch.relay import Lines, Relay, say
 from trainer.launch.sidecar_client import Sidecar, write_end
 from trainer.layout.names import file_safe
 from trainer.machine import home
-from trainer.notices.received import PRESSES, Presses
+from trainer.notices.presses import PRESSES, Presses
 
 KILL_AFTER_GRACE_S = 3.0
 LEAVE_AFTER_KILL_S = 4.0

@@ -1,14 +1,12 @@
-"""Which cloud this machine belongs to: as SkyPilot's variables say, else by asking each metadata service once."""
+"""The metadata service of this machine: of the cloud that is named, else the one that answers."""
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import time
 from contextlib import suppress
 
-from trainer.layout.clouds import cloud_named
 from trainer.notices.aws import Aws
 from trainer.notices.azure import Azure
 from trainer.notices.gcp import Gcp
@@ -16,19 +14,8 @@ from trainer.notices.source import Source
 
 SOURCES: dict[str, type[Aws] | type[Gcp] | type[Azure]] = {"aws": Aws, "gcp": Gcp, "azure": Azure}
 """The clouds whose metadata service announces that a machine will be taken. The others send a signal at most."""
-VARIABLES = {
-    "AWS_EC2_METADATA_SERVICE_ENDPOINT": "aws",
-    "GCE_METADATA_HOST": "gcp",
-    "SKYSPOT_AZURE_METADATA": "azure",
-}
-"""Variables that name a metadata service, and so a cloud."""
 PROBE_S = 2.0
 """The time in which a metadata service must answer to be found."""
-
-
-def named() -> str:
-    """The cloud that the environment names, in small letters; empty if it names none."""
-    return next((cloud for variable, cloud in VARIABLES.items() if os.environ.get(variable)), "") or cloud_named()
 
 
 def source_of(cloud: str) -> Source | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from trainer.machine.flag import Flag
 from trainer.notices.notice import Notice
+from trainer.notices.presses import PRESSES, Presses
 from trainer.notices.watcher import Watcher
 
 SIGNALS = {
@@ -26,23 +27,6 @@ SIGNALS = {
 """The signals that ask for a stop, and the kinds of their notices."""
 LEFT_TO_PROGRAM = (signal.SIGUSR1, signal.SIGHUP)
 """Those that are not handled where the program handles or ignores them; nohup has it ignore SIGHUP."""
-
-PRESSES, PRESSES_S = 3, 2.0
-"""So many times Ctrl-C within so many seconds ask to leave at once."""
-
-
-class Presses:
-    """Counts how often Ctrl-C was pressed of late."""
-
-    def __init__(self) -> None:
-        self._at: list[float] = []
-        """When, on the monotonic clock."""
-
-    def count(self) -> int:
-        """Take in a press; returns how many there were within `PRESSES_S`."""
-        now = time.monotonic()
-        self._at = [*(press for press in self._at if now - press <= PRESSES_S), now]
-        return len(self._at)
 
 
 class Notices:

@@ -10,7 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Collection
 
-from trainer.notices.here import named, probe, source_of
+from trainer.notices.here import probe, source_of
+from trainer.notices.named import named
 from trainer.notices.notice import Notice
 from trainer.notices.service import ServiceError
 from trainer.notices.source import Announcement, Source

@@ -28,7 +28,8 @@ from trainer.layout.names import RunPaths
 from trainer.machine import scratch
 from trainer.machine.flag import Flag
 from trainer.notices.notice import Notice
-from trainer.notices.received import PRESSES, Notices
+from trainer.notices.presses import PRESSES
+from trainer.notices.received import Notices
 from trainer.ranks.agreement import Stop
 from trainer.ranks.messages import END_WRITTEN, HEARD, RELEASED, STOPPED, TOO_LARGE
 from trainer.training.config import INPUT_BINDINGS, RunConfig, unknown_field
@@ -38,8 +39,7 @@ from trainer.training.unwinding import hosted, unwind
 
 LEAVE_LAST_S = 6.0
 END_THREADS_S = 2.0
-LOOK_AT_STORE_S = 0.5
-LOOK_AT_BUCKET_S = 5.0
+LOOK_AT_STORE_S, LOOK_AT_BUCKET_S = 0.5, 5.0
 REQUESTED_STOP_S = 120.0
 """The time that a requested stop may take."""
 
