@@ -109,13 +109,30 @@ def test_when_the_launcher_is_killed_its_ranks_die_with_it(tmp_path: Path) -> No
 
 
 def test_a_rank_that_ignores_everything_is_killed_after_the_grace(tmp_path: Path) -> None:
-    body = "if rank == 1: os._exit(1)\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: time.sleep(1)\n"
+    body = (
+        f"deaf = r'{tmp_path}/deaf'\n"
+        "if rank == 1:\n"
+        "  while not os.path.exists(deaf): time.sleep(0.01)\n"
+        "  os._exit(1)\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "open(deaf, 'w').close()\n"
+        "while True: time.sleep(1)\n"
+    )
     ended = run(script(tmp_path, body), "--grace", 0.2)
     assert (ended.returncode, ended.stderr) == (1, "rank 0 did not leave in time: killed\n")
 
 
 def test_a_stopped_rank_does_not_keep_the_launcher(tmp_path: Path) -> None:
-    body = "if rank == 1:\n  time.sleep(0.3)\n  os._exit(75)\nos.kill(os.getpid(), signal.SIGSTOP)\n"
+    body = (
+        f"pid = r'{tmp_path}/pid'\n"
+        "if rank == 1:\n"
+        "  while not os.path.lexists(pid): time.sleep(0.01)\n"
+        "  stat = f'/proc/{os.readlink(pid)}/stat'\n"
+        "  while os.path.exists(stat) and ') T ' not in open(stat).read(): time.sleep(0.01)\n"
+        "  os._exit(75)\n"
+        "os.symlink(str(os.getpid()), pid)\n"
+        "os.kill(os.getpid(), signal.SIGSTOP)\n"
+    )
     assert run(script(tmp_path, body), "--grace", 0.2).returncode == 75
 
 
