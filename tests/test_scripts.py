@@ -10,6 +10,8 @@ import ast
 import json
 import os
 import re
+import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,6 +179,24 @@ def test_without_its_cause_the_first_strike_is_survived_exactly(one: Truth, tmp_
     assert second.code == 0, second.output
     assert second.steps < whole.steps
     assert result(one, tmp_path / "preempted") == result(one, tmp_path / "undisturbed")
+
+
+def test_from_whichever_save_an_epoch_is_repeated_a_later_save_shows_it(tmp_path: Path, monkeypatch) -> None:
+    """Or the cause that a rehearsal names would depend on the machine's speed."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+
+    def saves(out: Path) -> list[Path]:
+        monkeypatch.setenv("OUT", str(out))
+        runpy.run_path(str(BY_NAME["epoch_repeated"].path))
+        return sorted((out / "checkpoints").iterdir())
+
+    whole = saves(tmp_path / "whole")
+    for count in range(1, len(whole)):
+        folder = tmp_path / f"after-{count}" / "checkpoints"
+        folder.mkdir(parents=True)
+        for save in whole[:count]:
+            shutil.copy(save, folder)
+        assert saves(folder.parent)[-1].name > whole[-1].name, f"after {whole[count - 1].name}"
 
 
 def test_the_endless_one_resumes_and_does_not_end(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Logistic regression in epochs, each shuffled by its own number; a numbered checkpoint every 10 steps.
+"""Logistic regression in epochs, each shuffled by its own number; a numbered checkpoint every 5 steps.
 
 Its fault: the checkpoint holds the epoch and not the batch, so a restart trains on the epoch's first batches twice.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-EPOCHS, BATCH, SAVE_EVERY = 4, 20, 10
+EPOCHS, BATCH, SAVE_EVERY = 4, 20, 5  # Whatever is repeated makes one save more.
 out = Path(os.environ["OUT"])
 folder = out / "checkpoints"
 folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A regression fed by two loader workers; saves after each epoch, and at SIGTERM after the step that is under way.
+"""A regression fed by two loader workers; saves after each epoch. At SIGTERM it leaves after the current epoch.
 
 Its fault: SIGTERM reaches the workers too. They die of it, the loader raises an error, and nothing is saved.
 """
@@ -22,8 +22,8 @@ def stop(signum, frame):
     stopping = True
 
 
-def save(model, epoch, batch):
-    torch.save({"model": model.state_dict(), "epoch": epoch, "batch": batch}, out / "last.pt.tmp")
+def save(model, epoch):
+    torch.save({"model": model.state_dict(), "epoch": epoch}, out / "last.pt.tmp")
     (out / "last.pt.tmp").replace(out / "last.pt")
 
 
@@ -33,25 +33,22 @@ def main():
     torch.set_num_threads(1)
     torch.manual_seed(2)
     x, model = torch.randn(320, 5), torch.nn.Linear(5, 1)
-    data, order, first_epoch, first_batch = TensorDataset(x, x.sum(1, keepdim=True)), torch.Generator(), 0, 0
+    data, order, first_epoch = TensorDataset(x, x.sum(1, keepdim=True)), torch.Generator(), 0
     loader = DataLoader(data, BATCH, sampler=RandomSampler(x, generator=order), num_workers=2, persistent_workers=True)
     if (out / "last.pt").exists():
         saved = torch.load(out / "last.pt")
         model.load_state_dict(saved["model"])
-        first_epoch, first_batch = saved["epoch"], saved["batch"]
+        first_epoch = saved["epoch"]
     for epoch in range(first_epoch, EPOCHS):
         order.manual_seed(epoch)
-        for batch, (inputs, targets) in enumerate(loader):
-            if epoch == first_epoch and batch < first_batch:
-                continue
+        for inputs, targets in loader:
             loss = (model(inputs) - targets).square().mean()
             for parameter, slope in zip(model.parameters(), torch.autograd.grad(loss, model.parameters()), strict=True):
                 parameter.data -= 0.05 * slope
             time.sleep(0.03)
-            if stopping:
-                save(model, epoch, batch + 1)
-                sys.exit(143)
-        save(model, epoch + 1, 0)
+        save(model, epoch + 1)
+        if stopping:
+            sys.exit(143)
     torch.save(model.state_dict(), out / "final.pt")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-EPOCHS, BATCHES = 12, 8
+EPOCHS, BATCHES = 48, 2
 weights_dir = Path(os.environ["OUT"]) / "weights"
 weights_dir.mkdir(parents=True, exist_ok=True)
 last_path, best_path = weights_dir / "last.pkl", weights_dir / "best.pkl"

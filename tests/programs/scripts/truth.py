@@ -327,7 +327,7 @@ TRUTHS = (
         "loads_best", LOST_WORK,
         "best.pkl is that of the third epoch, last.pkl of the newest one, which is not read.",
         fails=always(LOST_WORK), cause=OLDER, files=("weights/best.pkl", "weights/last.pkl"),
-        moments=(step(64, LOST_WORK), step(16, EXACT)),
+        moments=(step(64, LOST_WORK), step(4, EXACT)),
         cure=(("if best_path.exists", "if last_path.exists"), ("best_path.read", "last_path.read")),
         show=few(KILL, SIGTERM),
     ),
