@@ -16,8 +16,8 @@ from trainer.layout.manifest import FileRecord
 from trainer.ranks import group
 
 
-def marker_written_early(but: str = "") -> None:
-    """The manifest is written before the shares are complete; only a share named `but` is complete in time."""
+def marker_written_early(but: str = "", late_s: float = 0.01) -> None:
+    """The manifest is written `late_s` before the shares are complete; a share named `but` is complete in time."""
     real = writing.write_share
 
     def write_share(path: Path, parts: Any, fetch: Any, staged: Any = None) -> FileRecord:
@@ -29,7 +29,7 @@ def marker_written_early(but: str = "") -> None:
         copy.unlink()
 
         def later() -> None:
-            time.sleep(0.01)
+            time.sleep(late_s)
             path.write_bytes(data)
 
         threading.Thread(target=later).start()
@@ -163,7 +163,7 @@ PLANTS: dict[str, tuple[str, Callable[[], None]]] = {
     "newer attempt not noticed": ("local", newer_attempt_not_noticed),
     "name not compared": ("local", name_not_compared),
     "old ones deleted first": ("local", old_ones_deleted_first),
-    "another rank's share not waited for": ("local-ranks", lambda: marker_written_early(writing.share_name(0))),
+    "another rank's share not waited for": ("local-ranks", lambda: marker_written_early(writing.share_name(0), 0.1)),
     "another rank's doubt not heard": ("local-ranks", doubt_not_heard),
 }
 """By name: the store on which the mistake shows, and the function that plants it."""
