@@ -279,12 +279,12 @@ def free_port() -> str:
             return str(port)
 
 
-ONCE = ("accelerate", "mpirun")
+ONCE = ("torchrun", "accelerate", "mpirun")
 """With these, the run ends with 9 once it is done, so that nothing is preempted. A machine that is taken takes its
-processes with it, whatever started them; torchrun's lines show that."""
+processes with it, whatever started them; torchrun with a rendezvous shows that."""
 
 
-@pytest.mark.slow  # Two processes import torch, once or three times.
+@pytest.mark.slow(30)  # Two processes import torch, once or three times.
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_launchers_line_as_in_skypilots_docs_starts_a_process_for_each_gpu(tmp_path: Path, launcher: str) -> None:
     run = LAUNCHERS[launcher].replace("PORT", port := free_port())
