@@ -9,8 +9,8 @@ ROUNDS ?= 5
 READY := $(VENV)/.ready
 # The tests start hundreds of programs; without caches, each would compile all of our modules again.
 unexport PYTHONDONTWRITEBYTECODE
-# Much of the time a test waits: one worker more than there are cores.
-SIDE_BY_SIDE = -n $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))") --dist worksteal
+# Much of the time a test waits: twice as many workers as there are cores.
+SIDE_BY_SIDE = -n $(shell $(PYTHON) -c "import os; print(min(4, 2 * (os.cpu_count() or 1)))") --dist worksteal
 
 .PHONY: demo test test-all lint lowest bench peers e2e e2e-parts chaos examples
 

@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 
 sys.path.insert(0, str(Path(__file__).parent))
 import budget
+import longest_first
 import shared
 import skips
 from clock import Clock
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Report skipped tests; in the processes that run tests, also check how long each takes."""
+    """Report skipped tests; in the processes that run tests, also order them, and check how long each takes."""
     config.pluginmanager.register(skips)
+    config.pluginmanager.register(longest_first)
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
         watched = budget.Budget(budget.QuietClock())
         config.pluginmanager.register(watched)

@@ -7,9 +7,10 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import budget
+import longest_first
 import pytest
 import shared
 import skips
@@ -105,10 +106,22 @@ def test_a_test_that_takes_too_long_fails_unless_it_is_slow_and_what_is_built_fo
 def test_these_tests_are_watched(request: pytest.FixtureRequest) -> None:
     plugins = request.config.pluginmanager.get_plugins()
     assert skips in plugins
+    assert longest_first in plugins
     [watched] = [plugin for plugin in plugins if isinstance(plugin, budget.Budget)]
     assert shared.not_counted == watched.building
     assert isinstance(watched._clock, budget.QuietClock)
     assert "--durations" in request.config.getini("addopts"), "the slowest tests are printed"
+
+
+def test_the_longest_tests_begin_first_on_every_worker(pytester: pytest.Pytester) -> None:
+    # Workers get parts of 3, 4 and 4 tests.
+    assert longest_first.dealt([90, 60, 40, 10], list("abcdefg"), 3) == [90, 10, *"a", 60, *"bcd", 40, *"efg"]
+    assert longest_first.dealt([4, 3, 2, 1], [], 3) == [4, 1, 3, 2]
+    pytester.makeini(INI)
+    source = "def test_a(): pass\n@slow\ndef test_b(): pass\n@slow(40)\ndef test_c(): pass\ndef test_d(): pass\n"
+    items = pytester.getitems(f"import pytest\nslow = pytest.mark.slow\n{source}")
+    longest_first.pytest_collection_modifyitems(SimpleNamespace(workerinput={"workercount": 2}), items)  # type: ignore[arg-type]
+    assert [item.name for item in items] == ["test_c", "test_a", "test_b", "test_d"]
 
 
 def test_a_second_of_a_busy_machine_counts_as_the_part_that_a_process_gets() -> None:
