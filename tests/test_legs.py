@@ -14,6 +14,7 @@ from typing import Any
 import faultfs
 import pytest
 from programs.scripts.truth import HERE
+from support import PROGRAMS
 from support_rehearse import leftovers, rehearse
 
 from skyspot.rehearsal import scratch
@@ -291,14 +292,27 @@ def test_what_any_rank_thread_or_child_writes_can_be_struck(tmp_path: Path, writ
     assert leg["rows"][1]["resumed"] in ("step 5", "step 10"), "one rank may be ahead of the other"
 
 
-@pytest.mark.slow  # Our trainer, five times.
+@pytest.mark.slow
 def test_steps_that_have_not_arrived_in_the_bucket_are_seen_and_struck_in_time(tmp_path: Path) -> None:
     # On s3 the file with the steps arrives at its close: read from the bucket, a strike would come too late or never.
+    (tmp_path / "task.yaml").write_text(TASK.format(script=PROGRAMS / "recorded.py"))
     done = rehearse(
-        "--set", "max_steps=24", "--set", "save_every=6", "--kinds", "kill,sigterm", "--preemptions", 3,
-        "--processes", 1, "--env", "OMP_NUM_THREADS=1", "--mount-like", "s3", "--json", cwd=tmp_path,
+        "task.yaml", "--kinds", "kill,sigterm", "--preemptions", 3, "--processes", 1, "--mount-like", "s3", "--json",
+        cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(done.stdout)["legs"][1]["rows"]
     assert [row["kind"] for row in rows] == ["kill", "sigterm", "kill", "finished"]
-    assert rows[0]["last_step"] < 6, "before the first checkpoint"
+    assert rows[0]["last_step"] < 5, "before the first checkpoint"
+
+
+@pytest.mark.slow
+def test_our_own_trainer_resumes_exactly_on_s3(tmp_path: Path) -> None:
+    done = rehearse(
+        "--set", "max_steps=12", "--set", "save_every=4", "--kinds", "kill", "--preemptions", 1, "--processes", 1,
+        "--env", "OMP_NUM_THREADS=1", "--mount-like", "s3", "--json", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    [_, leg] = json.loads(done.stdout)["legs"]
+    assert [row["kind"] for row in leg["rows"]] == ["kill", "finished"]
+    assert leg["verdict"]["text"].startswith("bit-identical: 12 of 12 losses")
