@@ -11,8 +11,9 @@ import pytest
 from support import REPO
 
 README = "README.md"
-ATTEMPT, CHECKPOINTS, COST, DESIGN, NOTICES, REHEARSE, SCRIPTS = (
-    f"docs/{name}.md" for name in ("attempt", "checkpoints", "cost", "design", "notices", "rehearse", "your-own-script")
+ATTEMPT, CHECKPOINTS, COST, DESIGN, NOTICES, REHEARSE, REPORT, SCRIPTS = (
+    f"docs/{name}.md"
+    for name in ("attempt", "checkpoints", "cost", "design", "notices", "rehearse", "report", "your-own-script")
 )
 LIMITS: list[tuple[str, str, str, float]] = [
     (README, "three attempts in a row ended by themselves", "trainer/attempt/history.py OWN_DOING_IN_A_ROW", 3),
@@ -64,6 +65,11 @@ LIMITS: list[tuple[str, str, str, float]] = [
     (DESIGN, "A write of 32 KiB or more", "skyspot/rehearsal/bucketfs/files.py _LARGE", 32 << 10),
     (REHEARSE, "had taken 5 s or more", "skyspot/rehearsal/resumes.py _TELLING_S", 5),
     (REHEARSE, "SIGTERM; 45 s later SIGKILL", "skyspot/rehearsal/faults.py TERM_PATIENCE_S", 45),
+    (REPORT, "With more than 20 attempts, one bar", "skyspot/cli/report_tables.py MAX_BARS", 20),
+    (REPORT, "With more than 25 attempts, the whole run", "skyspot/page/words.py MOST_BARS", 25),
+    (REPORT, "the whole run in 12 rows", "skyspot/page/words.py ROWS", 12),
+    (REPORT, "shorter than 1/1500 of the run", "skyspot/page/page.py MOST_PIECES", 1500),
+    (REPORT, "More than 400 steps are thinned", "skyspot/page/curves.py MOST_POINTS", 400),
     (NOTICES, "`--hang-timeout` seconds (600; 0: no limit)", "trainer/training/config.py HANG_TIMEOUT_S", 600),
     (NOTICES, "asked once, side by side, for 2 s at most", "trainer/notices/here.py PROBE_S", 2),
     (SCRIPTS, "`atexit` functions have five seconds", "trainer/training/unwinding.py CLOSERS_S", 5),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support import REPO, clean_env
 
-HEAVY = {"torch", "sky", "transformers", "accelerate", "numpy", "rich", "psutil", "jinja2", "yaml"}
+HEAVY = {"torch", "sky", "transformers", "accelerate", "numpy", "rich", "psutil", "jinja2", "yaml", "matplotlib"}
 
 
 HELP = """

@@ -23,6 +23,7 @@ from skyspot.money.attempts import NO_WORD, RUNNING, SILENT, Price, lives
 from skyspot.money.matching import Match, stated
 from skyspot.money.report import Given, Report, report_of, to_json
 from skyspot.money.spend import read_prices
+from skyspot.money.timeline import timeline_of
 from skyspot.money.waiting import (
     CLOCKS,
     SKYPILOT,
@@ -535,13 +536,14 @@ def test_no_value_of_any_record_makes_the_report_fail(tmp_path: Path, capsys: py
             line[rng.choice(list(line))] = rng.choice(ODD)
         own[file] = b"\n".join(json.dumps(line).encode() for line in lines)
         attempts = tuple(parse_attempt(name, own) for name, own in files.items())
-        found = report_of(RunRecords("run", attempts, True), Given(LATER, {}, {}))
+        records = RunRecords("run", attempts, True)
+        found = report_of(records, Given(LATER, {}, {}))
         json.dumps(to_json(found), allow_nan=False)
         for one in found.attempts:
             assert all(0 <= seconds <= 1e12 for seconds in asdict(one.times).values())
             assert one.times.total - one.times.waiting == pytest.approx(one.seconds, rel=1e-6, abs=1e-3)
         if number % 50 == 0:
-            report_tables.show(found)
+            report_tables.show(found, timeline_of(records, found))
             assert "attempts" in capsys.readouterr().out
 
 

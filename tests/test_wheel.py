@@ -19,6 +19,8 @@ SHIPPED = [
     "trainer/.skyignore",
     "trainer/layout/names.py",
     "skyspot/cli/main.py",
+    "skyspot/page/page.html.j2",
+    "skyspot/page/page.css",
     "trainer/py.typed",
     "skyspot/py.typed",
 ]

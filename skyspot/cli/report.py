@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from skyspot.cli import page_file
 from skyspot.cli.completion import complete_run_or_folder
 from skyspot.cli.options import json_option, verbose_option
 from skyspot.errors import SkyspotError
 from skyspot.runs.location import Location
+from skyspot.wording import printable
 
 if TYPE_CHECKING:
     from skyspot.money.prices import RungPrice
@@ -23,9 +25,12 @@ if TYPE_CHECKING:
 @click.option(
     "--prices", metavar="SPOT,ONDEMAND", help="Price of a node in USD an hour, for attempts that recorded none."
 )
+@click.option(
+    "--html", type=click.Path(path_type=Path), metavar="FILE", help="Write the report as a page: one file, no network."
+)
 @json_option("Print the report as JSON.")
 @verbose_option
-def report(run: str, prices: str | None, as_json: bool) -> None:
+def report(run: str, prices: str | None, html: Path | None, as_json: bool) -> None:
     """Show what a run did with its time and money: each attempt, goodput, lost steps, spend, the save interval.
 
     RUN is the run's folder, its URL, or its name, as for `skyspot checkpoints`. It may be running. docs/report.md
@@ -34,9 +39,11 @@ def report(run: str, prices: str | None, as_json: bool) -> None:
     \b
     Examples: skyspot report run-001
               skyspot report s3://my-checkpoints/run-001 --prices 9.83,32.77
+              skyspot report run-001 --html report.html
     """  # noqa: D301
     from skyspot.cli import report_tables
     from skyspot.jobs.waits import ask_skypilot
+    from skyspot.money import timeline
     from skyspot.money.attempts import lives
     from skyspot.money.matching import by_attempt, match_rungs
     from skyspot.money.report import Given, report_of, to_json
@@ -45,6 +52,8 @@ def report(run: str, prices: str | None, as_json: bool) -> None:
     from skyspot.runs.records import read_records
 
     stated = read_prices(prices) if prices else None
+    if html:
+        page_file.check(html)  # Before all records are read, which may take minutes.
     paths = find.open_existing(run, resolve=_resolved)
     records = read_records(paths)
     if not records.attempts:
@@ -60,10 +69,16 @@ def report(run: str, prices: str | None, as_json: bool) -> None:
         notes=known.notes,
     )
     found = report_of(records, given)
+    bands = timeline.timeline_of(records, found)
     if as_json:
-        click.echo(json.dumps(to_json(found), indent=2))
+        click.echo(json.dumps({**to_json(found), "timeline": timeline.to_json(bands)}, indent=2))
     else:
-        report_tables.show(found)
+        report_tables.show(found, bands)
+    if html:
+        from skyspot.page.page import page
+
+        page_file.write(html, page(found, records, given.now))
+        click.echo(f"Page: {printable(str(html))}", err=as_json)
 
 
 def _ladder(run: str) -> tuple[RungPrice, ...]:

@@ -12,9 +12,10 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
-from needs import NOT_HERE
+from needs import NOT_HERE, find_browser
 from place import BIN, CLIENT, NODE, RCLONE, REPO, ROOT, RUNTIME, SKYPILOT, UID, USER, UV
 
 PACKAGES = {
@@ -22,6 +23,8 @@ PACKAGES = {
     "rsync": "rsync", "socat": "socat", "fusermount3": "fuse3",
     "mpirun": "openmpi-bin",  # For tests/test_cluster_launchers.py.
 }  # fmt: skip
+BROWSER = ("chromium", "fonts-liberation")
+"""For tests/test_report_page.py. Not every system with apt has these packages, and the lab needs none of them."""
 CONSTRAINTS = REPO / "constraints.txt"
 # botocore, which reaches S3 servers, wants older ones than the constraints have.
 OTHER_FOR_S3 = ("pandas", "python-dateutil")
@@ -98,7 +101,7 @@ def install(say: Callable[[str], None]) -> None:
     """
     ROOT.mkdir(mode=0o755, exist_ok=True)
     _part("uv", say, "1", _uv, there=UV.exists())
-    absent = _absent_packages()
+    there = not _absent_packages() and find_browser() is not None
     python = base_python() or ""
     pins = CONSTRAINTS.read_text()
 
@@ -111,7 +114,7 @@ def install(say: Callable[[str], None]) -> None:
         parts = [
             side_by_side.submit(_part, "node", say, f"{python} {pins}", _node, NODE),
             side_by_side.submit(skypilot),
-            side_by_side.submit(_part, "Debian packages", say, " ".join(PACKAGES.values()), _debian, there=not absent),
+            side_by_side.submit(_part, "Debian packages", say, " ".join(PACKAGES.values()), _debian, there=there),
             side_by_side.submit(_part, "rclone", say, "1", _rclone, RCLONE),
         ]
     for part in parts:
@@ -168,7 +171,12 @@ def _debian() -> None:
     try:
         noninteractive = {"DEBIAN_FRONTEND": "noninteractive"}
         _get("apt-get", "update", "-q", env=noninteractive)
-        _get("apt-get", "install", "-y", "-q", "--no-install-recommends", *_absent_packages(), env=noninteractive)
+        install = ("apt-get", "install", "-y", "-q", "--no-install-recommends")
+        if absent := _absent_packages():
+            _get(*install, *absent, env=noninteractive)
+        if find_browser() is None:
+            with suppress(Unavailable):  # The tests that need it say so.
+                _get(*install, *BROWSER, env=noninteractive)
     finally:
         if ours:
             policy.unlink()
