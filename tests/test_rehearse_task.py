@@ -20,7 +20,7 @@ from traced import Fs
 from skyspot.errors import UsageError
 from skyspot.rehearsal import faults
 from skyspot.rehearsal.injector import Injector
-from skyspot.rehearsal.limits import format_duration, limit_s, read_duration
+from skyspot.rehearsal.limits import format_duration, limit_s
 from skyspot.rehearsal.machine import Machine
 from skyspot.rehearsal.metadata import AwsMetadata
 from skyspot.rehearsal.needs import gpu_notes, gpus_here, with_needs
@@ -30,6 +30,7 @@ from skyspot.rehearsal.saves import Learnt, study
 from skyspot.rehearsal.task import RehearsalTask, read_task
 from skyspot.rehearsal.view import View
 from skyspot.rehearsal.watch import Watch
+from skyspot.task.durations import read_duration
 
 FAILS = """\
 file_mounts: {/checkpoints: {name: bbb, mode: MOUNT}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,22 @@ from skyspot.cli.options import ignore_option, json_option, task_options, verbos
 from skyspot.errors import SkyspotError, UsageError
 from skyspot.jobs import client, stop
 from skyspot.jobs.client import Job
-from skyspot.jobs.launch import Existing, Launch, check, find_existing, prepare, refuse, refuse_errors, write
+from skyspot.jobs.launch import (
+    Existing,
+    Launch,
+    check,
+    find_existing,
+    prepare,
+    refuse,
+    refuse_errors,
+    with_prices,
+    write,
+)
 from skyspot.lint.linter import shown
 from skyspot.money.expected import Preemptions
 from skyspot.money.plan import Length, TaskPlan, plan_task
 from skyspot.money.pricing import read_market
+from skyspot.runs.records import number
 from skyspot.task import settings
 from skyspot.task.options import SETTINGS, Options
 
@@ -78,8 +89,11 @@ def _launch(options: Options, flags: Flags) -> int:
         return _print_finished(planned, existing, flags)
     refuse(planned, existing, flags.replace)
     costs = _costs(planned, existing, folder)
+    planned = with_prices(planned, costs, flags.update_trainer)
     if not flags.as_json:
         tables.show_plan(planned, existing, costs)
+        for passed in [text for one in costs for text in one.run_limits_passed]:
+            click.echo(f"Limit passed: {passed}", err=True)
     if flags.dryrun:
         return _report(planned, existing, costs, flags, None, "not submitted")
     if not flags.yes and not confirm("Submit?"):
@@ -98,9 +112,14 @@ def _costs(planned: Launch, existing: Existing, folder: Path) -> list[TaskPlan]:
     """The plan of each task, at the prices on this machine; its length if the run has begun and says how long it is."""
     market = read_market([part.task for part in planned.parts], settings.stated_prices(folder))
     return [
-        plan_task(part.task, part.name, market, _length(one), Preemptions(), None)
+        replace(plan_task(part.task, part.name, market, _length(one), Preemptions(), None), spent_usd=_spent(one))
         for part, one in planned.each(existing)
     ]
+
+
+def _spent(existing: Existing) -> float:
+    """What a run has spent, in USD, if a limit has stopped it; else 0: only its whole records say."""
+    return number(existing.progress.limit, "spent_usd") or 0.0 if existing.progress else 0.0
 
 
 def _length(existing: Existing) -> Length | None:

@@ -35,6 +35,17 @@ TASK_OPTIONS: list[Any] = [
     ),
     click.option("--use-spot/--no-use-spot", default=None, help="Use machines that can be preempted (default)."),
     click.option("--max-hourly-cost", type=float, metavar="USD", help="Maximum price per node and hour."),
+    click.option(
+        "--max-spend",
+        metavar="USD",
+        help="Save and stop once about so much is spent, over all attempts; none: no limit.",
+    ),
+    click.option(
+        "--deadline", metavar="DURATION|TIME", help="Save and stop by then: 12h from now on, or 2026-12-01T08:00."
+    ),
+    click.option(
+        "--spend-allowance", metavar="DURATION", help="Time that each attempt costs beside what is recorded (5m)."
+    ),
     click.option("--num-nodes", type=int, metavar="N", help="Number of nodes."),
     click.option("--save-every", metavar="STEPS|auto", help="Number of steps between checkpoints."),
     click.option(
@@ -80,7 +91,8 @@ def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
         names = [
             "task", "gpus", "name", "bucket", "data", "infra", "prefer", "on_demand_last", "use_spot",
-            "max_hourly_cost", "num_nodes", "save_every", "strategy", "env", "env_file", "secret", "parameters",
+            "max_hourly_cost", "max_spend", "deadline", "spend_allowance", "num_nodes", "save_every", "strategy", "env",
+            "env_file", "secret", "parameters",
             "ignore",
         ]  # fmt: skip
         given = {name: flags.pop(name) for name in names if name in flags}

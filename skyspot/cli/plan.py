@@ -17,15 +17,16 @@ from skyspot.cli.completion import complete_run_or_folder
 from skyspot.cli.format import many
 from skyspot.cli.options import ignore_option, json_option, task_options
 from skyspot.errors import UsageError
-from skyspot.migrate.source import task_yaml, written_for
+from skyspot.migrate.source import task_yaml, written_for, written_text
 from skyspot.money import plan as money
 from skyspot.money.comparison import read_stated_prices
 from skyspot.money.expected import BETWEEN_S, RECOVERY_S, SAVE_COST_S, Preemptions
 from skyspot.money.plan import Length, TaskPlan
 from skyspot.money.pricing import read_market
-from skyspot.rehearsal.limits import format_duration, read_duration
-from skyspot.task import document, edits, settings
+from skyspot.rehearsal.limits import format_duration
+from skyspot.task import document, settings
 from skyspot.task.document import Document, Task
+from skyspot.task.durations import read_duration
 from skyspot.task.options import Options
 
 PASSED = 3
@@ -83,7 +84,7 @@ def plan(options: Options, **flags: Any) -> None:
 
     Reads the price catalogs that SkyPilot has downloaded to this machine, and `prices` in skyspot.yaml. Needs no
     network and no SkyPilot; only --speed-of reads a run's bucket. Exits 3 if a rung costs more than its
-    --max-hourly-cost.
+    --max-hourly-cost, or if the run is expected to pass --max-spend or --deadline.
 
     \b
     Examples: skyspot plan --gpus A100:8,A10G:8 --on-demand-last --hours 20
@@ -120,6 +121,8 @@ def _plan(options: Options, flags: Flags) -> int:
 def _show(one: TaskPlan, number: int, flags: Flags) -> None:
     what = f"\nTask {number}, {one.name}" if number else f"\n{one.name}"
     click.echo(f"{what}: {many(len(one.rungs), 'rung')}, {many(one.nodes, 'node')}")
+    if one.limits_line:
+        click.echo(f"Limits: {one.limits_line}")
     cost_tables.show_ladder(one, flags.everything)
     if one.ways:
         cost_tables.show_comparison(one)
@@ -128,6 +131,7 @@ def _show(one: TaskPlan, number: int, flags: Flags) -> None:
 def _read(options: Options) -> tuple[Document, str, Sequence[str]]:
     """The task, its name, and notes; for a run's name alone, the file that was written for it."""
     written = written_for(options, Path())
+    text = written_text(written, options) if written else None
     if written:
         options = Options(task=str(written), name=options.name)
     elif not options.task.endswith((".yaml", ".yml")):
@@ -139,7 +143,7 @@ def _read(options: Options) -> tuple[Document, str, Sequence[str]]:
 
     rendered = task_yaml(options)
     check_file(rendered, options)
-    return document.read(edits.read(written) if written else rendered.text), rendered.name, rendered.notes
+    return document.read(text or rendered.text), rendered.name, rendered.notes
 
 
 @dataclass(frozen=True)

@@ -18,19 +18,20 @@ from skyspot.cli.reporting import report_options
 from skyspot.errors import UsageError, did_you_mean, shown
 from skyspot.home import expanded
 from skyspot.migrate.source import task_yaml
+from skyspot.money.travel import priced
 from skyspot.rehearsal import engine, faults
 from skyspot.rehearsal.bucketfs.manners import MANNERS
 from skyspot.rehearsal.compare.rules import Comparison
 from skyspot.rehearsal.interpreter import Interpreter, find_interpreter
 from skyspot.rehearsal.interrupts import interrupted_once
-from skyspot.rehearsal.limits import read_duration
 from skyspot.rehearsal.reports import Reports
 from skyspot.rehearsal.result import Result, Settings, check_settings
 from skyspot.rehearsal.task import RehearsalTask, read_task
 from skyspot.rehearsal.view import View
 from skyspot.task import payload, pipeline
+from skyspot.task.durations import read_duration
 from skyspot.task.mounts import TRAINER
-from skyspot.task.options import Options, secret_value
+from skyspot.task.options import MAX_SPEND, Options, secret_value
 from skyspot.task.render import Rendered
 
 
@@ -153,6 +154,8 @@ def _rehearse(
 ) -> Result:
     """Run the rehearsal, print its result and write its reports."""
     rendered = task_yaml(options if options.name else dataclasses.replace(options, name=_name(options)))
+    if MAX_SPEND in rendered.text:
+        rendered = dataclasses.replace(rendered, text=priced(rendered.text, Path.cwd()))
     if rendered.before is not None:
         check_file(rendered, options)
     # Relative paths in a task start from the working folder, as SkyPilot has it, wherever the YAML lies.

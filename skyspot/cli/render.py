@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from skyspot.cli.options import ignore_option, json_option, task_options
 from skyspot.migrate.source import task_yaml
-from skyspot.task.options import Options
+from skyspot.task.options import MAX_SPEND, Options
 from skyspot.task.render import Rendered, headed
 
 
@@ -35,6 +36,10 @@ def render(options: Options, output: Path | None, diff: bool, as_json: bool) -> 
     if diff and (output is not None or as_json):
         raise click.UsageError("--diff prints only the diff: remove -o and --json.")
     rendered = task_yaml(options)
+    if MAX_SPEND in rendered.text:
+        from skyspot.money.travel import priced  # Without a limit, nobody reckons with prices.
+
+        rendered = replace(rendered, text=priced(rendered.text, Path()))
     if rendered.before is not None:
         from skyspot.cli.lint import check_file  # Not for a template: lint would take a third of its time.
 

@@ -86,7 +86,8 @@ def show_plan(launch: Launch, existing: Existing, costs: Sequence[TaskPlan] = ()
         console.print(f"{what}. {_order(part.task)}", markup=False)
         cost = costs[number - 1] if costs else None
         show(_rung_table(part.task, console.width, cost))
-        for line in [*(price_lines(cost) if cost else []), *_lines_of(part, one)]:
+        limits = [f"Limits:      {cost.limits_line}"] if cost and cost.limits_line else []
+        for line in [*(price_lines(cost) if cost else []), *limits, *_lines_of(part, one)]:
             click.echo(line)
     shared = _shared_lines(launch, existing)
     if several and shared:
@@ -152,6 +153,7 @@ def plan_json(
                 "resumes_from_step": one.progress.committed_step if one.progress else None,
                 "prices": [rung.to_json() for rung in costs[number].rungs] if costs else [],
                 "hours": length.hours if costs and (length := costs[number].length) else None,
+                "limits_passed": costs[number].run_limits_passed if costs else [],
             }
             for number, (part, one) in enumerate(launch.each(existing))
         ],
@@ -194,6 +196,8 @@ def show_queue(jobs: Sequence[TrackedJob]) -> None:
             click.echo(f"{one.job.id} {one.job.status}: {_cut(one.waits_for)}")
         elif one.job.status.startswith("FAILED") and one.job.details:
             click.echo(f"{one.job.id} {one.job.status}: {_cut(one.job.details)}")
+        if one.progress and (note := one.progress.limits_note(one.job.name)):
+            click.echo(f"{one.job.id}: {note}")
         if one.unread and one.job.living and not one.waits_for:
             click.echo(f"{one.job.id}: no progress shown: {_cut(one.unread)}")
 
@@ -212,6 +216,7 @@ def queue_json(jobs: Sequence[TrackedJob]) -> list[dict[str, Any]]:
                 "step": p.step if p else None, "max_steps": p.max_steps if p else None, "loss": p.loss if p else None,
                 "attempts": p.attempts if p else None, "committed_step": p.committed_step if p else None,
                 "committed_at": p.committed_at if p else None, "finished": p.finished if p else None,
+                "cause": p.cause if p else None, "limits": (p.limits_note(job.name) or None) if p else None,
             }
         )  # fmt: skip
     return rows

@@ -8,21 +8,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from skyspot.errors import SkyspotError, UnreadableError
+from skyspot.errors import SkyspotError, UnreadableError, UsageError
 from skyspot.jobs import client
 from skyspot.jobs.allowed import allowed
 from skyspot.jobs.client import Job
 from skyspot.jobs.training import resolved
 from skyspot.lint import linter
 from skyspot.lint.rules import Finding
-from skyspot.migrate.source import task_yaml, written_for
+from skyspot.migrate.source import task_yaml, written_for, written_text
+from skyspot.money import travel
+from skyspot.money.plan import TaskPlan
 from skyspot.runs import location
 from skyspot.runs.location import Location
 from skyspot.runs.progress import Progress, run_binding, run_progress
 from skyspot.runs.speed import Speed, measured_speed
-from skyspot.task import document, edits, payload
+from skyspot.task import document, payload
 from skyspot.task.document import Task
 from skyspot.task.emitter import BOOLEANS
+from skyspot.task.limits import limits_of
 from skyspot.task.options import WRITTEN, Options, secret_value, written_task
 from skyspot.task.render import headed
 from trainer.layout.names import RunPaths
@@ -111,7 +114,7 @@ def prepare(options: Options, folder: Path) -> Launch:
     """
     if known := written_for(options, folder):
         rendered = task_yaml(Options(task=str(known), name=options.name, secret=options.secret))
-        text, notes = edits.read(known), (f"Using {known}", *rendered.notes)
+        text, notes = written_text(known, options), (f"Using {known}", *rendered.notes)
         name, path, linted = rendered.name, known, known
         found = linter.findings(text, ignored=options.ignore)
     else:
@@ -262,6 +265,26 @@ def refuse(launch: Launch, existing: Existing, replace: bool) -> None:
             f"job {job.id} named {launch.name} is active ({job.status}). Follow it with `skyspot logs "
             f"{launch.name}`, or add --replace to let it save and replace it"
         )
+
+
+def with_prices(launch: Launch, costs: Sequence[TaskPlan], update_trainer: bool) -> Launch:
+    """The launch with the ladder's prices in its tasks, for the trainer's records and limits.
+
+    Args:
+        launch: The job that is ready to be submitted.
+        costs: The plan of each task.
+        update_trainer: Whether copies of the trainer are replaced.
+
+    Raises:
+        UsageError: a limit cannot be held: a price is not known, or the run's copy of the trainer knows no limits.
+    """
+    text = travel.with_prices(launch.text, [cost.rungs for cost in costs])
+    has_limits = any(limit is not None for part in launch.parts for limit in limits_of(part.task))
+    for run in launch.trainers if has_limits and not update_trainer else ():
+        trainer = launch.path.parent / run / "trainer"
+        if trainer.is_dir() and not (trainer / "attempt" / "limits.py").exists():
+            raise UsageError(f"{trainer} is of a release that holds no limits. Replace it: add --update-trainer")
+    return replace(launch, text=text)
 
 
 def write(launch: Launch, update_trainer: bool) -> None:

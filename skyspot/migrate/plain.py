@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ class Edited:
 
 _TAKEN = {
     "task", "gpus", "infra", "prefer", "on_demand_last", "use_spot", "max_hourly_cost", "num_nodes", "strategy", "env",
-    "secret", "name", "ignore",
+    "secret", "name", "ignore", "max_spend", "deadline", "spend_allowance",
 }  # fmt: skip
 """The options that apply to a plain YAML."""
 
@@ -45,6 +46,11 @@ def rendered(path: Path, options: Options) -> Rendered:
     before = edits.read(path)
     try:
         found = edited(before, options)
+        text = found.pipeline.text
+        if options.has_limits:
+            from skyspot.task.limits import with_limits  # Rarely needed.
+
+            text = with_limits(text, options.max_spend, options.deadline, options.spend_allowance, time.time())
     except UsageError as error:
         raise UsageError(f"{path}{', ' if str(error).startswith('line') else ': '}{error}") from None
     name = options.name or found.pipeline.document.name or _name_of(path)
@@ -53,7 +59,7 @@ def rendered(path: Path, options: Options) -> Rendered:
     notes = [*(f"{path}, {change}." for change in found.changes), *found.notes]
     if left:
         notes.append(f"Ignored from skyspot.yaml: {', '.join(left)} (skyspot.yaml applies to templates only).")
-    return Rendered(name, found.pipeline.text, tuple(notes), False, before)
+    return Rendered(name, text, tuple(notes), False, before)
 
 
 def _name_of(path: Path) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from skyspot.task import render
-from skyspot.task.options import Options, written_task
+from skyspot.task.options import Options, flags_alone, written_task
 from skyspot.task.render import Rendered
+
+_CHANGES = ("max_spend", "deadline", "spend_allowance", "use_spot")
+"""The options that change the written task of a run, beside its name."""
 
 
 def task_yaml(options: Options) -> Rendered:
@@ -23,8 +27,25 @@ def task_yaml(options: Options) -> Rendered:
 
 
 def written_for(options: Options, folder: Path) -> Path | None:
-    """The task YAML that was written for a run, if nothing but the run's name was given; None: there is none."""
+    """The task YAML that was written for a run, if its name alone was given, or limits or a market with it.
+
+    None: there is none.
+    """
     known = written_task(options.name, folder) if options.name else None
     given = options.flags if options.flags is not None else set(options.given()) - {"task"}
-    alone = given <= {"name", "ignore"} and options.task == Options.task
+    alone = given <= {"name", "ignore", *_CHANGES} and options.task == Options.task
     return known if known and alone and known.exists() else None
+
+
+def written_text(path: Path, options: Options) -> str:
+    """The task YAML that was written for a run, with the changes that the options ask for beside its name.
+
+    Raises:
+        UsageError: the file cannot be read, or an option makes no sense for it.
+    """
+    from skyspot.task import edits, limits  # Not for a template.
+
+    text, (asked, _) = edits.read(path), flags_alone(options)
+    if asked.use_spot is not None:
+        text = limits.with_market(text, asked.use_spot)
+    return limits.with_limits(text, asked.max_spend, asked.deadline, asked.spend_allowance, time.time())

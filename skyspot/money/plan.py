@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from skyspot.money.comparison import Stated, Way, compare, ladder_ways, stated_ways
+from skyspot.money.comparison import MIX, ON_DEMAND, Stated, Way, compare, ladder_ways, stated_ways
 from skyspot.money.expected import Preemptions
 from skyspot.money.prices import CUT, RungPrice, saving
 from skyspot.money.pricing import Market, price_ladder
 from skyspot.task.document import Task
+from skyspot.task.limits import limits_of, shown_time
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,54 @@ class TaskPlan:
     ways: tuple[Way, ...]
     stated: bool
     """True if the prices of the comparison are the user's (`--prices`), not the ladder's."""
+    max_spend_usd: float | None = None
+    """The task's spend limit; None: none."""
+    deadline: float | None = None
+    """The task's deadline, in unix seconds; None: none."""
+    now: float = 0.0
+    """When it was made, in unix seconds."""
+    spent_usd: float = 0.0
+    """What the run has spent already, where its records say so."""
 
     @property
     def limits_passed(self) -> list[str]:
-        """The limits that a rung's cheapest place costs more than, each in a sentence."""
-        return [f"rung {rung.number}: {passed}" for rung in self.rungs if (passed := limit_passed(rung))]
+        """The limits that would be passed, each in a sentence: by a rung's cheapest place, and by the whole run."""
+        rungs = [f"rung {rung.number}: {passed}" for rung in self.rungs if (passed := limit_passed(rung))]
+        return [*rungs, *self.run_limits_passed]
+
+    @property
+    def expected(self) -> Way | None:
+        """The way that the run is expected to go: over its ladder. None: its length or its prices are not known."""
+        ways = {way.name: way for way in self.ways}
+        return (ways.get(MIX) or ways.get(ON_DEMAND)) if self.length else None
+
+    @property
+    def run_limits_passed(self) -> list[str]:
+        """The limits that the whole run is expected to pass, each in a sentence."""
+        way, found = self.expected, []
+        if way is None:
+            return []
+        most, usd, spent = self.max_spend_usd, way.expected_usd, self.spent_usd
+        if most is not None and (usd is None or usd + spent > most):
+            total = "has no end" if usd is None else f"is USD {usd + spent:.2f}"
+            already = f", of which USD {spent:.2f} are spent" if spent and usd is not None else ""
+            found.append(f"--max-spend {most:g}: the expected total ({way.name}) {total}{already}")
+        if self.deadline is not None:
+            left_h = max(0.0, self.deadline - self.now) / 3600
+            if way.expected_hours is None or way.expected_hours > left_h:
+                needs = "never ends" if way.expected_hours is None else f"takes {way.expected_hours:.1f} h"
+                found.append(
+                    f"--deadline {shown_time(self.deadline)}: {left_h:.1f} h are left, and the run is expected to take "
+                    f"more ({way.name}: {needs})"
+                )
+        return found
+
+    @property
+    def limits_line(self) -> str:
+        """The limits of the run, for a line; empty without any."""
+        parts = [f"about USD {self.max_spend_usd:g}"] if self.max_spend_usd is not None else []
+        parts += [shown_time(self.deadline)] if self.deadline is not None else []
+        return f"saves and stops at {' or at '.join(parts)}, and stays stopped" if parts else ""
 
     def total_usd(self, usd_per_hour: float | None) -> float | None:
         """What the training costs at a price of one node, without preemptions; None if one of the two is unknown."""
@@ -75,7 +120,10 @@ def plan_task(
     rungs = price_ladder(task, market)
     prices = stated_ways(stated) if stated else ladder_ways(rungs)
     ways = compare(prices, length.hours if length else 1.0, task.num_nodes, losses)
-    return TaskPlan(name, task.num_nodes, task.ordered, rungs, length, losses, tuple(ways), stated is not None)
+    return TaskPlan(
+        name, task.num_nodes, task.ordered, rungs, length, losses, tuple(ways), stated is not None, *limits_of(task),
+        now=time.time(),
+    )  # fmt: skip
 
 
 def plan_json(plans: Sequence[TaskPlan], market: Market, notes: Sequence[str]) -> dict[str, Any]:
@@ -107,6 +155,8 @@ def _task_json(plan: TaskPlan) -> dict[str, Any]:
         "rungs": rungs,
         "hours": plan.length.hours if plan.length else None,
         "length": plan.length.why if plan.length else None,
+        "max_spend_usd": plan.max_spend_usd,
+        "deadline": plan.deadline,
         "preemptions": {**asdict(plan.losses), "save_interval_s": plan.losses.interval_s},
         "comparison": {
             "hours": plan.length.hours if plan.length else 1.0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import PurePath
 from typing import Any
 
 from skyspot.money.attempts import NO_WORD, NOTICE, RUNNING, SIGNAL, SILENT, SILENT_S, Life, Place, Price, lives
@@ -13,6 +14,7 @@ from skyspot.money.matching import Match
 from skyspot.money.spend import Priced, Spend, spend_of
 from skyspot.money.times import Times, added, times_of
 from skyspot.money.waiting import Wait, waits_by_clocks
+from skyspot.runs.limits import DEADLINE, MAX_SPEND, late_note, limit_note
 from skyspot.runs.records import AttemptRecords, RunRecords, whole
 
 _FINISHED = ("finished", "already-finished")
@@ -122,7 +124,12 @@ def report_of(records: RunRecords, given: Given) -> Report:
         is_lost_at_least=any(one.is_lost_at_least for one in reports),
         spend=spend_of([one.priced for one in reports]),
         interval=interval_of(records.attempts, sum(one.seconds for one in found), preemptions),
-        notes=(*_notes(reports, has_steps), *(note for note in clock_notes if note), *given.notes),
+        notes=(
+            *_notes(reports, has_steps),
+            *_limits(records, reports),
+            *(note for note in clock_notes if note),
+            *given.notes,
+        ),
     )
 
 
@@ -218,6 +225,17 @@ def _notes(reports: Sequence[AttemptReport], has_steps: bool) -> list[str]:
     ]
     if not has_steps:
         notes.append("No attempt recorded a step: a script that uses SpotRun does. Goodput and lost steps are unknown.")
+    return notes
+
+
+def _limits(records: RunRecords, reports: Sequence[AttemptReport]) -> list[str]:
+    """What limits in money and time did, in sentences: of each attempt that one ended, and of one that runs."""
+    run, notes = PurePath(records.root).name or "RUN", []
+    for one, report in zip(records.attempts, reports, strict=True):
+        note = limit_note(one.event("limit"), run) if report.ended in (MAX_SPEND, DEADLINE) else ""
+        if report.ended == RUNNING:
+            note = late_note(one.event("too-late-for-spot"), run)
+        notes += [f"{one.name}: {note}."] if note else []
     return notes
 
 

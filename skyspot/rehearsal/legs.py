@@ -23,7 +23,7 @@ from skyspot.rehearsal.tracing import Tracing, listing
 from skyspot.rehearsal.upload import copy_folder
 from skyspot.rehearsal.view import View
 from skyspot.rehearsal.watch import Watch, find_run
-from trainer.layout.exit_codes import EXIT_NO_PROGRESS
+from trainer.layout.exit_codes import EXIT_NO_PROGRESS, EXIT_STOPPED
 from trainer.layout.names import RunPaths
 
 MORE_ATTEMPTS = 10
@@ -131,7 +131,7 @@ class Legs:
                 leg.finished = True
                 break
             if row.kind == "failed":
-                ended = row.ended if code is None else f"exit {code}"
+                ended = row.ended if code in (None, EXIT_STOPPED) else f"exit {code}"
                 leg.failure = failure.describe(ended, machine.log, machine.folder)
                 if code not in self.task.recover_on or code == EXIT_NO_PROGRESS:
                     break

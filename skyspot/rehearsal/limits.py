@@ -9,13 +9,8 @@ With `--timeout` no attempt may run longer than that. Without it:
 
 from __future__ import annotations
 
-import re
-
-from skyspot.errors import UsageError, shown
-
 TIMES = 10
 LEAST_S = 1800.0
-_UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 def limit_s(timeout_s: float | None, *, reference_s: float, first_write_s: float) -> float:
@@ -29,18 +24,6 @@ def limit_s(timeout_s: float | None, *, reference_s: float, first_write_s: float
     if timeout_s is not None:
         return timeout_s
     return max(LEAST_S, TIMES * (reference_s or first_write_s))
-
-
-def read_duration(option: str, text: str) -> float:
-    """The seconds of `90`, `90s`, `30m` or `1.5h`.
-
-    Raises:
-        UsageError: it is no duration.
-    """
-    found = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([smh]?)", text.strip())
-    if not found or not float(found[1]):
-        raise UsageError(f"{option}: {shown(text)} is not a duration, like 90s, 30m or 2h")
-    return float(found[1]) * _UNITS[found[2] or "s"]
 
 
 def format_duration(seconds: float) -> str:

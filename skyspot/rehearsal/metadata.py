@@ -147,6 +147,7 @@ class AwsMetadata(Metadata):
         action = self.action
         found = {
             "/latest/meta-data/instance-id": "i-0123456789abcdef0",
+            "/latest/meta-data/instance-life-cycle": "spot",
             "/latest/meta-data/spot/instance-action": action,
             "/latest/meta-data/events/recommendations/rebalance": self.rebalance,
         }.get(path)
@@ -179,6 +180,8 @@ class GcpMetadata(Metadata):
         place, _, query = path.partition("?")
         if headers.get("Metadata-Flavor") != "Google" or headers.get("X-Forwarded-For"):
             return 403, "forbidden", NO_HEADERS
+        if place == "/computeMetadata/v1/instance/scheduling/preemptible":
+            return 200, "TRUE", {"Metadata-Flavor": "Google"}
         if place != "/computeMetadata/v1/instance/preempted":
             return 404, "not found", {"Metadata-Flavor": "Google"}
         if method != "GET":
@@ -232,8 +235,9 @@ class AzureMetadata(Metadata):
             events = self.events
             self.told = self.told or bool(events)
             return 200, json.dumps({"DocumentIncarnation": self._scheduled, "Events": events}), NO_HEADERS
-        if (method, place) == ("GET", "/metadata/instance/compute/name"):
-            return (200, self.name, NO_HEADERS) if asked.get("format") == "text" else (400, "", NO_HEADERS)
+        texts = {"/metadata/instance/compute/name": self.name, "/metadata/instance/compute/priority": "Spot"}
+        if method == "GET" and place in texts:
+            return (200, texts[place], NO_HEADERS) if asked.get("format") == "text" else (400, "", NO_HEADERS)
         return 404, "", NO_HEADERS
 
     def _plan(self, seconds: float | None) -> None:

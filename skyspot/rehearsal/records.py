@@ -11,6 +11,7 @@ from skyspot.rehearsal import evidence, remedies
 from skyspot.rehearsal.result import Row
 from skyspot.rehearsal.verdict import History, Verdict
 from skyspot.rehearsal.watch import Watch, list_runs
+from skyspot.runs.limits import DEADLINE, MAX_SPEND
 from skyspot.wording import first_few
 from trainer.layout.documents import LayoutError
 from trainer.layout.events import event_named, read_events
@@ -39,6 +40,8 @@ def fill(row: Row, watch: Watch) -> None:
     row.first_step, row.last_step = _int(first.get("step")), watch.step
     row.first_step_s = _float(first.get("seconds"))
     row.committed_s = _float(end.get("committed_s"))
+    if row.kind == "failed" and end.get("cause") in (MAX_SPEND, DEADLINE):
+        row.ended = f"stopped at its limit ({end['cause']}), exit {end.get('code')}"
 
 
 def judge_start(row: Row, watch: Watch, before: Row | None) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from skyspot.runs import workers
+from skyspot.runs.limits import DEADLINE, MAX_SPEND, late_note, limit_note
 from skyspot.runs.location import reading
 from trainer.layout.documents import LayoutError
 from trainer.layout.events import event_named, read_events, read_progress
@@ -29,6 +30,18 @@ class Progress:
     finished: bool
     cause: str | None
     """The cause of the newest attempt's end; None while it runs."""
+    limit: Mapping[str, Any] = field(default_factory=dict)
+    """The newest attempt's event `limit`: its numbers, where a limit ended it; empty otherwise."""
+    late: Mapping[str, Any] = field(default_factory=dict)
+    """Its event `too-late-for-spot`, while it runs; empty otherwise."""
+
+    def limits_note(self, run: str) -> str:
+        """What limits have done to the run, or will do, in a sentence; empty if nothing.
+
+        Args:
+            run: The run's name.
+        """
+        return "" if self.finished else limit_note(self.limit, run) or late_note(self.late, run)
 
 
 def run_progress(paths: RunPaths) -> Progress | None:
@@ -65,6 +78,8 @@ def _progress(paths: RunPaths) -> Progress | None:
             committed_at=float(at) if isinstance(at, (int, float)) else None,
             finished=finished,
             cause=str(end.get("cause")) if end else None,
+            limit=(event_named(events, "limit") or {}) if end and end.get("cause") in (MAX_SPEND, DEADLINE) else {},
+            late=(event_named(events, "too-late-for-spot") or {}) if not end else {},
         )
 
 

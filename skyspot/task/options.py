@@ -17,6 +17,8 @@ from skyspot.task.ladder import STRATEGIES, check_infra
 SETTINGS = "skyspot.yaml"
 WRITTEN = ".skyspot"
 """The project's folder for the task YAMLs of runs, with their payloads."""
+MAX_SPEND = "SKYSPOT_MAX_SPEND"
+"""The variable of a task with its spend limit."""
 NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 
@@ -35,6 +37,12 @@ class Options:
     on_demand_last: bool | None = None
     use_spot: bool | None = None
     max_hourly_cost: float | None = None
+    max_spend: str | None = None
+    """USD, or `none`."""
+    deadline: str | None = None
+    """A duration, a time, or `none`."""
+    spend_allowance: str | None = None
+    """A duration."""
     num_nodes: int | None = None
     save_every: str | None = None
     strategy: str | None = None
@@ -53,7 +61,7 @@ class Options:
         Raises:
             UsageError: names the option and the reason.
         """
-        for option in ("task", "name", "bucket", "data", "infra", "save_every", "strategy"):
+        for option in ("task", "name", "bucket", "data", "infra", "save_every", "strategy", "max_spend", "deadline"):
             if getattr(self, option) == "":
                 raise UsageError(f"{'TASK' if option == 'task' else flag(option)}: the value is empty")
         if self.name is not None and not NAME.fullmatch(self.name):
@@ -76,6 +84,11 @@ class Options:
                     raise UsageError(f"{what}: {key}: names that begin with SKYPILOT_ are reserved for SkyPilot")
         for key, value in self.env.items():
             refuse_unwritable(f"--env {key}", value)
+
+    @property
+    def has_limits(self) -> bool:
+        """True if a limit in money or time is given, or taken away."""
+        return any(one is not None for one in (self.max_spend, self.deadline, self.spend_allowance))
 
     def given(self) -> list[str]:
         """List the names of the given options."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets as random_words
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ _HEADER = re.compile(r"\A# Rendered by skyspot \S+ from .+ \(([0-9a-f]{6,64})\)\
 TRACKERS = ("tensorboard",)
 """The experiment trackers that the trainer knows; rendering imports nothing of it."""
 _SECOND = "#   sky jobs launch "
+_RENEWED = re.compile("SKYSPOT_(?:MAX_SPEND|DEADLINE|SPEND_ALLOWANCE|PRICES)")
 _ADJECTIVES = "amber brave calm deft eager fleet grand happy ideal jolly keen lucid merry noble quick sunny tidy vivid"
 _NOUNS = "badger comet delta ember falcon glacier harbor island juniper kestrel lagoon meadow otter pebble quartz river"
 
@@ -105,8 +107,17 @@ def from_template(options: Options) -> Rendered:
         "secrets": dict.fromkeys(options.secret),
         "file_mounts": mounts,
     }
-    text = with_header(template.render(chosen, context), name, _source(chosen.path))
+    text = with_header(_limited(template.render(chosen, context), options), name, _source(chosen.path))
     return Rendered(name, text, tuple(notes), needs_trainer)
+
+
+def _limited(text: str, options: Options) -> str:
+    """The task with the limits that the options give."""
+    if not options.has_limits:
+        return text
+    from skyspot.task.limits import with_limits  # Rarely needed.
+
+    return with_limits(text, options.max_spend, options.deadline, options.spend_allowance, time.time())
 
 
 def _rungs(options: Options) -> tuple[list[ladder.Rung], list[str]]:
@@ -196,7 +207,7 @@ def _source(path: Path) -> str:
 
 def with_header(body: str, name: str, source: str) -> str:
     """Add the header, a comment with the task YAML's origin and hash."""
-    digest = hashlib.sha256(body.encode()).hexdigest()[:6]
+    digest = _digest(body)
     return (
         f"# Rendered by skyspot {__version__} from {source} ({digest}). With its payload"
         f" (`-o .`) it works by itself:\n{_SECOND}.skyspot/{name}.yaml -n {name}\n{body}"
@@ -217,7 +228,16 @@ def headed(rendered: Rendered, source: Path) -> Rendered:
 def edited_by_hand(text: str) -> bool:
     """True if a rendered file was changed since it was rendered."""
     body = text.split("\n", 2)[2] if text.count("\n") > 2 else ""
-    return hashlib.sha256(body.encode()).hexdigest()[:6] != rendered_from(text)
+    return _digest(body) != rendered_from(text)
+
+
+def _digest(body: str) -> str:
+    """What an edit by hand changes; limits and prices do not count, because each launch may renew them."""
+    if _RENEWED.search(body):
+        from skyspot.task.limits import without_limits  # The import would take a third of the time.
+
+        body = without_limits(body)
+    return hashlib.sha256(body.encode()).hexdigest()[:6]
 
 
 def rendered_from(text: str) -> str | None:

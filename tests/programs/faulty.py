@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -231,6 +232,10 @@ class Faults:
         elif kind == "await-trackers":  # They have what was logged so far, and have put it into the bucket.
             while not all(one.is_idle for one in run.tracking._reporters):
                 time.sleep(0.01)
+        elif kind == "spend":  # As if the attempts before had spent more.
+            journal = run.journal
+            journal._reckoning = replace(journal._reckoning, earlier_usd=journal._reckoning.limits.max_spend_usd)
+            await_stop(run)
         elif kind == "outnumber":
             (run.paths.attempts / "a0099-ffffff").mkdir()
         elif kind == "raise":

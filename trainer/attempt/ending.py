@@ -70,6 +70,8 @@ HANG = Ending("hang", EXIT_PREEMPTED)
 DIED = Ending("died", EXIT_PREEMPTED)
 SUPERSEDED = Ending("superseded", EXIT_SUPERSEDED)
 STOP_REQUEST = Ending("stop-request", EXIT_STOPPED, saves=True, hold=Hold.JOB_CANCELLED)
+MAX_SPEND = Ending("max-spend", EXIT_STOPPED, saves=True)
+DEADLINE = Ending("deadline", EXIT_STOPPED, saves=True)
 NO_PROGRESS = Ending("no-progress", EXIT_NO_PROGRESS)
 REFUSED = Ending("refused", EXIT_FAILED)
 ERROR = Ending("error", EXIT_FAILED)
@@ -79,7 +81,7 @@ ENDINGS = {
     ending.cause: ending
     for ending in (
         FINISHED, ALREADY_FINISHED, SIGNAL, NOTICE, PEER_GONE, MOUNT_HANGS, HANG, DIED, SUPERSEDED, STOP_REQUEST,
-        NO_PROGRESS, REFUSED, ERROR, PEER_CRASHED,
+        MAX_SPEND, DEADLINE, NO_PROGRESS, REFUSED, ERROR, PEER_CRASHED,
     )
 }  # fmt: skip
 """All endings by cause."""
@@ -92,6 +94,8 @@ STOPS = {
     **{f"{cloud}-notice": NOTICE for cloud in VARIABLES.values()},
     "stop-request": STOP_REQUEST,
     "superseded": SUPERSEDED,
+    "max-spend": MAX_SPEND,
+    "deadline": DEADLINE,
 }
 """By kind of stop: a notice's kind, or the cause of a reason that rank 0 finds in the bucket (`record.stop_reason`)."""
 

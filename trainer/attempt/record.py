@@ -13,12 +13,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.attempt.ending import STOP_REQUEST, SUPERSEDED, Ending
 from trainer.attempt.identity import check_release, keep_identity
+from trainer.attempt.limits import Reached, Reckoning
+from trainer.attempt.price import price_here
 from trainer.bucket.retry import retry
 from trainer.layout.documents import (
     LAYOUT_VERSION,
@@ -79,6 +82,7 @@ def open_attempt(
         AttemptError: the bucket refused the attempt for ten minutes, or with an error that no retry helps against.
         LayoutVersionError: a newer release began this run.
     """
+    here = place()
     fields = {
         "layout_version": LAYOUT_VERSION,
         "host": socket.gethostname(),
@@ -88,7 +92,7 @@ def open_attempt(
         "setup_s": setup_seconds(),
         "since_setup_s": since_setup_seconds(),
         "launched_s": _since_launch(),
-        "place": place(),
+        "place": {**here, **price_here(here)},
         "config": dict(config),
         "binding": dict(binding or {}),
         **facts,
@@ -154,18 +158,56 @@ def times() -> dict[str, float]:
 
 @dataclass(frozen=True)
 class StopReason:
-    """A reason to stop that rank 0 found in the bucket."""
+    """A reason to stop that rank 0 found in the bucket, or by its reckoning."""
 
     ending: Ending
     """Listed in `STOPS`."""
     message: str
+    deadline: float | None = None
+    """When all has to be saved, in seconds on the monotonic clock; None: a request, which says no time."""
 
 
-def stop_reason(attempt: Attempt) -> StopReason | None:
-    """The first reason in the bucket to stop this attempt; None if there is none."""
-    if newer := newer_attempt(attempt):
-        return StopReason(SUPERSEDED, superseded(newer))
-    return StopReason(STOP_REQUEST, "a stop was requested") if stop_requested(attempt) else None
+def stop_reason(attempt: Attempt, reckoning: Reckoning | None = None, ahead_s: float = 0.0) -> StopReason | None:
+    """The first reason to stop this attempt: in the bucket, or a limit; None if there is none.
+
+    Args:
+        attempt: This attempt.
+        reckoning: What the run has spent; None: it has no limit.
+        ahead_s: The seconds that a stop may take: a limit that will be reached within them is one.
+
+    Raises:
+        OSError: the bucket cannot be read, and no limit is reached.
+    """
+    reached = reckoning.reached(ahead_s) if reckoning else None
+    try:
+        if newer := newer_attempt(attempt):
+            return StopReason(SUPERSEDED, superseded(newer))
+        if stop_requested(attempt):
+            return StopReason(STOP_REQUEST, "a stop was requested")
+    except OSError:
+        if not reached:
+            raise
+    if not reached:
+        return None
+    record_limit(attempt, reached)
+    return StopReason(reached.ending, reached.message, time.monotonic() + ahead_s)
+
+
+def record_limit(attempt: Attempt, reached: Reached) -> None:
+    """Record a limit that is reached, with the numbers; a bucket that refuses it does not keep the attempt alive."""
+    with suppress(OSError):
+        record(attempt, "limit", **reached.facts)
+
+
+def look(attempt: Attempt, reckoning: Reckoning | None, ahead_s: float) -> StopReason | None:
+    """As `stop_reason`, before the first step: beside a limit, it also records that the attempt lives.
+
+    If the attempt is killed, its time until now then counts.
+    """
+    found = stop_reason(attempt, reckoning, ahead_s)
+    if reckoning and not found:
+        attempt.paths.progress(attempt.name).write_bytes(to_json(times()))
+    return found
 
 
 def newer_attempt(attempt: Attempt) -> AttemptName | None:

@@ -18,22 +18,26 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from trainer.attempt.ending import NO_PROGRESS, STOP_REQUEST, Ending
+from trainer.attempt.ending import NO_PROGRESS, REFUSED, STOP_REQUEST, Ending
 from trainer.attempt.history import RECORDS_S, no_progress
 from trainer.attempt.identity import identity, newest_readable
+from trainer.attempt.limits import Limits, LimitsError, Reckoning, reckon
 from trainer.attempt.record import (
     Attempt,
     asked_to_stop,
     launch_id,
+    look,
     open_attempt,
     record,
-    stop_reason,
+    record_limit,
     stop_requested,
 )
-from trainer.bucket.deadlines import await_overdue
+from trainer.bucket.deadlines import await_overdue, read_manifest
 from trainer.bucket.presence import check_bucket
 from trainer.bucket.retry import retry
 from trainer.errors import TrainerError
+from trainer.launch.grace import grace
+from trainer.layout.documents import LayoutError
 from trainer.layout.events import event_named, read_events
 from trainer.layout.names import AttemptName, RunPaths
 
@@ -64,6 +68,11 @@ def record_attempt(run_dir: Path) -> None:
             begun=True,
             limit_s=RECORDS_S,
         )
+        reckoning = _reckon(attempt)
+    except LimitsError as error:
+        print(f"Error: {error}", file=sys.stderr, flush=True)
+        _leave(attempt, REFUSED, error=str(error))
+        return
     except TrainerError as error:
         print(f"Error: {error}", file=sys.stderr)
         _send(f"leave {error.code}")
@@ -76,21 +85,54 @@ def record_attempt(run_dir: Path) -> None:
         print(f"Error: {stuck}", file=sys.stderr, flush=True)
         _leave(attempt, NO_PROGRESS, error=stuck)
         return
+    reached = reckoning.reached(grace(None)[0]) if reckoning else None
+    if reached and not _has_final(paths):
+        print(f"not started: {reached.message}", file=sys.stderr, flush=True)
+        record_limit(attempt, reached)
+        _leave(attempt, reached.ending)
+        return
     _send(f"attempt {attempt.name}")
-    _watch(attempt)
+    _watch(attempt, reckoning)
     message = sys.stdin.readline().split()
     if len(message) == 3 and message[0] == "end":
         write_end(paths, attempt.name, int(message[1]), message[2])
 
 
-def _watch(attempt: Attempt) -> None:
-    """Report the first reason to end the attempt; return when the launcher sends something, or is gone."""
+def _reckon(attempt: Attempt) -> Reckoning | None:
+    """What the run has spent; None: it has no limit.
+
+    Raises:
+        LimitsError: the limit cannot be held.
+    """
+    limits = Limits.from_env()
+    if limits is None:
+        return None
+    return retry(attempt.paths, lambda: reckon(attempt.paths, attempt.name, limits), begun=True, limit_s=RECORDS_S)
+
+
+def _has_final(paths: RunPaths) -> bool:
+    """True if the run has exported a model: a script with SpotRun then says whether it is finished."""
+    with suppress(LayoutError, OSError):
+        return read_manifest(paths.final).kind == "final"
+    return False
+
+
+def _watch(attempt: Attempt, reckoning: Reckoning | None) -> None:
+    """Report the first reason to end the attempt; return when the launcher sends something, or is gone.
+
+    Once the script itself reckons, as SpotRun does, it alone holds the limits.
+    """
     selector = selectors.DefaultSelector()
     selector.register(sys.stdin.buffer, selectors.EVENT_READ)
     sent = False
+    ahead_s = LOOK_S + grace(None)[0]
     while not selector.select(LOOK_S):
         with suppress(OSError):  # If the bucket does not answer now, the next round tries again.
-            if not sent and (found := stop_reason(attempt)):
+            if reckoning and event_named(read_events(attempt.paths, attempt.name, ("bound",)), "bound"):
+                reckoning = None
+            if not sent and (found := look(attempt, reckoning, ahead_s)):
+                if reckoning and found.deadline:
+                    print(f"{found.message}; the script gets SIGTERM", file=sys.stderr, flush=True)
                 _send(f"stop {found.ending.cause}")
                 sent = True
 

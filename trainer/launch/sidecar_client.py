@@ -16,13 +16,14 @@ from trainer.layout.exit_codes import EXIT_FAILED
 class Sidecar:
     """A child of the launcher that records the attempt of a script that does not do so itself."""
 
-    def __init__(self, run_dir: Path, launch_id: str, launched_at: float) -> None:
+    def __init__(self, run_dir: Path, launch_id: str, launched_at: float, grace_s: float) -> None:
         """Start the sidecar; `receive` reads what it sends.
 
         Args:
             run_dir: The run's folder.
             launch_id: The launch's id.
             launched_at: When the launcher started, on the monotonic clock.
+            grace_s: Seconds from SIGTERM to SIGKILL.
         """
         self.attempt = ""
         """The attempt's name, once the sidecar has opened it."""
@@ -38,7 +39,12 @@ class Sidecar:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=its_errors,
-            env={**os.environ, "SKYSPOT_LAUNCH": launch_id, "SKYSPOT_LAUNCHED_AT": repr(launched_at)},
+            env={
+                **os.environ,
+                "SKYSPOT_LAUNCH": launch_id,
+                "SKYSPOT_LAUNCHED_AT": repr(launched_at),
+                "SKYSPOT_GRACE_S": repr(grace_s),
+            },
             start_new_session=True,
         )
         os.close(its_errors)

@@ -132,7 +132,7 @@ class Supervisor:
         self._selector.register(wake_read, selectors.EVENT_READ, "signal")
 
     def _start_sidecar(self, run_dir: Path) -> Sidecar:
-        self._sidecar = sidecar = Sidecar(run_dir, self._launch_id, self._started)
+        self._sidecar = sidecar = Sidecar(run_dir, self._launch_id, self._started, self._grace_s)
         self._selector.register(sidecar.pipe, selectors.EVENT_READ, sidecar)
         self._relay.begin(sidecar.errors, 2, Lines(bars=False))
         return sidecar

@@ -56,6 +56,10 @@ class Aws:
             return []
         return [_announced(hint, "aws/rebalance", _document(hint), "noticeTime", is_hint=True)]
 
+    def is_spot(self) -> bool | None:
+        """True if this is a spot instance; None if the service does not say."""
+        return {"spot": True, "on-demand": False}.get(self._get("instance-life-cycle").text)
+
     def _get(self, path: str) -> Answer:
         for _ in range(2):
             self._token = self._token or self._fresh_token()

@@ -19,6 +19,7 @@ from trainer.notices.source import Announcement
 
 ENDPOINT = "http://169.254.169.254"
 NAME = "/metadata/instance/compute/name?api-version=2021-02-01&format=text"
+PRIORITY = "/metadata/instance/compute/priority?api-version=2021-02-01&format=text"
 EVENTS = "/metadata/scheduledevents?api-version=2020-07-01"
 METADATA = {"Metadata": "true"}
 FIRST_S = 150.0
@@ -58,6 +59,10 @@ class Azure:
         self._seconds = REQUEST_S
         found = [event for event in document["Events"] if isinstance(event, dict) and self._is_ours(event)]
         return [_announced(answer, event) for event in found]
+
+    def is_spot(self) -> bool | None:
+        """True if this is a spot machine; None if the service does not say."""
+        return {"Spot": True, "Regular": False}.get(self._service.ask(PRIORITY, headers=METADATA).text)
 
     def _own_name(self) -> str:
         name = self._service.ask(NAME, headers=METADATA).text

@@ -16,6 +16,7 @@ from trainer.notices.source import Announcement
 
 ENDPOINT = "http://169.254.169.254"
 PREEMPTED = "/computeMetadata/v1/instance/preempted"
+PREEMPTIBLE = "/computeMetadata/v1/instance/scheduling/preemptible"
 POLL_S = 5.0
 """Seconds between two requests that do not wait."""
 WAIT_S = 60
@@ -64,6 +65,10 @@ class Gcp:
         # An instance that was stopped can be started again and preempted again, with the same disk.
         announced = Announcement(f"gcp/preempted/{boot_id()}", "of this instance", self.longest_s)
         return [announced] if is_preempted else []
+
+    def is_spot(self) -> bool | None:
+        """True if this instance can be preempted, as a spot instance can."""
+        return self._value(self._service.ask(PREEMPTIBLE, headers=FLAVOR))
 
     def _value(self, answer: Answer) -> bool:
         if answer.headers.get("Metadata-Flavor") != "Google":

@@ -23,6 +23,17 @@ def source_of(cloud: str) -> Source | None:
     return SOURCES[cloud]() if cloud in SOURCES else None
 
 
+def is_spot_here(cloud: str) -> bool | None:
+    """True if the metadata service says that this is a spot machine, False if it says that it is none; else None.
+
+    Args:
+        cloud: This machine's, in small letters.
+    """
+    with suppress(Exception):
+        return SOURCES[cloud]().is_spot()
+    return None
+
+
 def probe() -> Source | None:
     """Ask all services side by side; the first that answers as its cloud does is this machine's. Takes `PROBE_S`."""
     answers: queue.SimpleQueue[Source | None] = queue.SimpleQueue()

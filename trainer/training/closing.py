@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from trainer.attempt.ending import NOTICE, STOPS, Ending, Hold, Leaving
 from trainer.checkpoint.finite import NotFiniteError
+from trainer.layout.exit_codes import EXIT_STOPPED
 from trainer.layout.names import CheckpointName
 from trainer.notices.notice import Notice
 from trainer.ranks.agreement import Stop
@@ -76,7 +77,7 @@ class Closing:
         if not stop.ending.saves:
             found = run.journal.stop_reason if run.journal else None
             raise Leaving(stop.ending, found.message if found else "")
-        if stop.ending.hold is Hold.JOB_CANCELLED:
+        if stop.ending.code == EXIT_STOPPED:
             self._stop_as_requested(stop.ending)
         own = run.notices.first() or self._notice_of_another(stop)
         self._record_notice(own, run.deadline(stop))
@@ -118,15 +119,21 @@ class Closing:
             )  # fmt: skip
 
     def _stop_as_requested(self, ending: Ending) -> NoReturn:
-        """Save, and wait for SkyPilot's cancel: a job that leaves earlier would show as failed. Never returns."""
+        """Save, and after a request wait for SkyPilot's cancel: a job that leaves earlier would show as failed.
+
+        Never returns.
+        """
         run, done, saver = self._run, self._contents.done, self._session.saver
-        run.print_line(f"Stop requested; saving step {done}.")
+        found, cancels = run.journal.stop_reason if run.journal else None, ending.hold is Hold.JOB_CANCELLED
+        why = "Stop requested" if cancels or not found else f"{found.message[:1].upper()}{found.message[1:]}"
+        run.print_line(f"{why}; saving step {done}.")
         self._session.save_last(None)
         run.write_end(ending)
         saved = saver.committed_step == done
         result = f"Step {done} committed" if saved else f"The last committed step is {saver.committed_step}"
-        run.print_line(f"{result}; waiting for SkyPilot to cancel this job.")
-        run.notices.signalled.wait(ending.hold_s())
+        run.print_line(f"{result}; waiting for SkyPilot to cancel this job." if cancels else f"{result}.")
+        if cancels:
+            run.notices.signalled.wait(ending.hold_s())
         run.leave(ending)
 
     def finish(self, stop: Stop | None, resave: bool) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.attempt.limits import Reckoning
 from trainer.attempt.record import Attempt, open_attempt
 from trainer.bucket.deadlines import within
 from trainer.layout.names import AttemptName, RunPaths
@@ -41,6 +42,8 @@ class Host:
         """Names of the experiment trackers."""
         self.tracking: Tracking | None = None
         """Rank 0's trackers; None on other ranks, and without trackers."""
+        self.reckoning: Reckoning | None = None
+        """Rank 0: what the run has spent, if it has a limit."""
         self.stop_received = Flag()
         """Set once this rank knows that it has to stop; from then on no wait is long."""
         self.hinted = threading.Event()
@@ -80,7 +83,7 @@ class Host:
         """Rank 0: start to write metrics and events."""
         from trainer.training.journal import Journal
 
-        self.journal = Journal(self.attempt) if self.attempt else None
+        self.journal = Journal(self.attempt, self.reckoning) if self.attempt else None
 
     def begin_tracking(self, config: Mapping[str, Any]) -> None:
         """Rank 0: start the experiment trackers, once the state is restored.

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from trainer.attempt.limits import Reckoning, run_name, shown_time
 from trainer.attempt.record import Attempt, StopReason, record, stop_reason, times
 from trainer.bucket.deadlines import within
 from trainer.bucket.hashing import hash_bytes
@@ -39,12 +40,19 @@ class _Segment:
 class Journal:
     """Writes in the background. `history` lists the closed metrics files of the steps up to now, oldest first."""
 
-    def __init__(self, attempt: Attempt) -> None:
-        self.attempt = attempt
+    def __init__(self, attempt: Attempt, reckoning: Reckoning | None = None) -> None:
+        self.attempt, self._reckoning = attempt, reckoning
         self.history: list[dict[str, Any]] = []
         self.stop_reason: StopReason | None = None
         self.on_line: Callable[[dict[str, Any]], None] = lambda metrics: None
         """Called with each line of metrics; it must not block."""
+        self.stop_takes_s: Callable[[], float] = lambda: 0.0
+        """Returns the seconds that a stop may take, from the boundary at which it is agreed on."""
+        self._step_s, self._steps = 0.0, 0
+        """Seconds of a step, as a moving average without the first one of the attempt; how many were measured."""
+        self._line_at: float | None = None
+        self._is_late = False
+        """It was said that only on-demand machines can still finish before the deadline."""
         self._reported: set[int | None] = set()
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._segment: _Segment | None = None
@@ -61,8 +69,19 @@ class Journal:
     def line(self, metrics: dict[str, Any]) -> None:
         """Add a line of metrics, with the time of the monotonic clock where it has none."""
         data = json.dumps({"monotonic": round(time.monotonic(), 4), **metrics}, allow_nan=False).encode() + b"\n"
+        self._measure(metrics)
         self._tasks.put(lambda: self._append(metrics["step"], data))
         self.on_line(metrics)
+
+    def _measure(self, metrics: dict[str, Any]) -> None:
+        """Take in the time of a step; of a program that does not measure it, the time between two lines."""
+        now, before, step_s = time.monotonic(), self._line_at, metrics.get("step_s")
+        if step_s is None and ("eval_loss" in metrics or "eval_s" in metrics):
+            return
+        self._line_at = now
+        seconds = float(step_s) if isinstance(step_s, (int, float)) else now - before if before is not None else 0.0
+        self._steps += 1
+        self._step_s = seconds if self._steps <= 2 else 0.8 * self._step_s + 0.2 * seconds
 
     def event(self, name: str, **fields: Any) -> None:
         """Record an event of the attempt."""
@@ -139,9 +158,30 @@ class Journal:
                     with within("writing the attempt's progress"):
                         self._write_progress()
                     with within("looking for other attempts"):
-                        self.stop_reason = self.stop_reason or stop_reason(self.attempt)
+                        ahead_s = LOOK_S + self._step_s + self.stop_takes_s()
+                        self.stop_reason = self.stop_reason or stop_reason(self.attempt, self._reckoning, ahead_s)
+                        self._warn_of_deadline()
                 except OSError as error:
                     self._report(error)
+
+    def _warn_of_deadline(self) -> None:
+        """Say once that only machines that nobody takes can still finish before the deadline."""
+        step, until = self._progress.get("step"), self._progress.get("max_steps")
+        if (
+            self._is_late
+            or self.stop_reason
+            or not (self._reckoning and self._steps > 1 and step is not None and until)
+        ):
+            return
+        if facts := self._reckoning.too_late_for_spot(until - step, self._step_s):
+            self._is_late = True
+            command = f"skyspot launch -n {run_name()} --no-use-spot --replace"
+            print_line(
+                f"Only on-demand machines can still finish by {shown_time(facts['deadline'])}: {facts['steps_left']} "
+                f"steps and one more preemption take {facts['needed_s'] / 3600:.2g} h, and "
+                f"{facts['left_s'] / 3600:.2g} h are left. To change to them: {command}"
+            )
+            record(self.attempt, "too-late-for-spot", **facts)
 
     def _report(self, error: OSError) -> None:
         """Print what cannot be written, once for each kind of error; only the next save decides what follows."""
@@ -191,6 +231,6 @@ class Journal:
             self._ended.pop(0)
 
     def _write_progress(self) -> None:
-        if self._progress:
+        if self._progress or self._reckoning:  # Beside a limit, an attempt shows that it lives from its start on.
             data = to_json({**times(), **self._progress})
             self.attempt.paths.progress(self.attempt.name).write_bytes(data)

@@ -105,13 +105,13 @@ class CheckpointManager:
         """True once the machine is to be taken, or a stop was requested: save, and end the process.
 
         However the process ends then (`exit()`, the end of the script, an exception), its exit code is 75, with which
-        SkyPilot starts it again; after `skyspot cancel` it is 79.
+        SkyPilot starts it again; after `skyspot cancel` and at a limit in money or time it is 79.
         """
         with self._ends_with_errors():
             return self._loaded("interrupted").is_interrupted()
 
     def exit(self) -> NoReturn:
-        """End an interrupted attempt: the process leaves with 75, or with 79 after `skyspot cancel`.
+        """End an interrupted attempt: the process leaves with 75, or with 79 after `skyspot cancel` or at a limit.
 
         Raises:
             SystemExit: ends the process.

@@ -7,10 +7,20 @@ import os
 import time
 from typing import Any
 
-from trainer.attempt.ending import ALREADY_FINISHED, ERROR, NO_PROGRESS, PEER_CRASHED, STOP_REQUEST, Leaving
+from trainer.attempt.ending import ALREADY_FINISHED, ERROR, NO_PROGRESS, PEER_CRASHED, REFUSED, STOP_REQUEST, Leaving
 from trainer.attempt.history import RECORDS_S, ignored_notices, is_finished, no_progress
 from trainer.attempt.identity import identity, new_run_id, newest_readable
-from trainer.attempt.record import Attempt, adopt, asked_to_stop, launch_id, open_attempt, record, stop_requested
+from trainer.attempt.limits import Limits, LimitsError, reckon
+from trainer.attempt.record import (
+    Attempt,
+    adopt,
+    asked_to_stop,
+    launch_id,
+    open_attempt,
+    record,
+    record_limit,
+    stop_requested,
+)
 from trainer.bucket.deadlines import read_manifest
 from trainer.bucket.presence import check_bucket
 from trainer.bucket.retry import retry
@@ -81,11 +91,28 @@ def _open(run: Participant) -> AttemptName:
         if run.whole_final and not run.has_own_loop:  # The settings say where training ends: a finished run has.
             raise _already_finished(run)
         raise Leaving(STOP_REQUEST, asked_to_stop(attempt))
+    _reckon(run, attempt)
     stuck = run.retry(lambda: no_progress(attempt, newest_step), RECORDS_S)
     if stuck:
         raise Leaving(NO_PROGRESS, stuck)
     _watch_for_notices(run, attempt.name, attempt.machine)
     return attempt.name
+
+
+def _reckon(run: Participant, attempt: Attempt) -> None:
+    """Read what the run has spent; leave where a limit is reached already, or cannot be held."""
+    try:
+        limits = Limits.from_env()
+        if limits is None:
+            return
+        reckoning = run.retry(lambda: reckon(run.paths, attempt.name, limits), RECORDS_S)
+    except LimitsError as error:
+        raise Leaving(REFUSED, str(error)) from None
+    reached = reckoning.reached(run.grace_s)
+    if reached and not run.whole_final:
+        record_limit(attempt, reached)
+        raise Leaving(reached.ending, f"not started: {reached.message}")
+    run.reckoning = reckoning
 
 
 def _already_finished(run: Participant) -> Leaving:

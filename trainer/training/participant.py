@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from trainer.attempt.binding import binding_problem, plain_binding
 from trainer.attempt.ending import END_EVENT_S, ENDINGS, NOTICE, PEER_GONE, REFUSED, SIGNAL, STOPS, Ending, Leaving
 from trainer.attempt.history import RECORDS_S
-from trainer.attempt.record import Attempt, record, stop_reason
+from trainer.attempt.record import Attempt, look, record
 from trainer.bucket.deadlines import within
 from trainer.bucket.retry import retry
 from trainer.launch.grace import grace
@@ -136,9 +136,9 @@ class Participant(Host):
         """Rank 0: look for a reason to stop in the bucket; the journal does so once training has begun."""
         if self.journal is None and time.monotonic() >= self._look_at_bucket:
             self._look_at_bucket = time.monotonic() + LOOK_AT_BUCKET_S
-            found = None
+            found, reckoning = None, None if self.whole_final else self.reckoning
             with suppress(OSError), within("looking for other attempts"):
-                found = stop_reason(attempt)
+                found = look(attempt, reckoning, LOOK_AT_BUCKET_S + self.grace_s)
             if found:
                 self._stop_all(found.ending, found.message)
 
@@ -189,7 +189,7 @@ class Participant(Host):
             if self.rank and not self.stopping and STOPS[notice.kind] is NOTICE:
                 self.group.post_message(HEARD, notice.id)  # Before the row: rank 0 finds it once it knows of the stop.
             return Stop(notice.kind, notice.deadline, notice.at)
-        return Stop(found.ending.cause, now + REQUESTED_STOP_S, now) if found else None
+        return Stop(found.ending.cause, found.deadline or now + REQUESTED_STOP_S, now) if found else None
 
     def deadline(self, stop: Stop) -> float:
         """As of `Host.deadline`: a cloud's notice that is heard after a signal counts, be it later or earlier."""

@@ -70,6 +70,9 @@ class Session:
         self._fit: Fit | None = None
         """What the last decision about the rest of a step was made from."""
         self._found, self._restore_s = Found(), 0.0
+        if host.journal:
+            # A save may be under way when the last one is due.
+            host.journal.stop_takes_s = lambda: 2 * self.saver.save_s + grace_s
 
     # -- the beginning -------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,109 @@
+"""The ladder's prices as they travel with a task, for the trainer that reckons with them (trainer/attempt/price.py)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from skyspot.errors import UsageError
+from skyspot.money.prices import UNKNOWN, Place, RungPrice
+from skyspot.money.pricing import price_ladder, read_market
+from skyspot.task import document, limits, pipeline, settings
+from skyspot.task.document import Task
+from skyspot.task.options import MAX_SPEND
+from skyspot.task.stated_prices import StatedPrice
+from skyspot.wording import first_few
+
+LARGEST = 48_000
+"""Characters of the prices of one task; Linux takes 128 KiB in one variable."""
+
+
+def travelling(rungs: Sequence[RungPrice]) -> str:
+    """The prices of a ladder as JSON for the trainer; empty if no rung has one.
+
+    Prices of many zones are cut to those of their regions, the dearest of each, and then to those of clouds.
+    """
+    text = ""
+    for parts in (3, 2, 1):
+        listed = [_rung(rung, parts) for rung in rungs if rung.places]
+        text = json.dumps(listed, separators=(",", ":")) if listed else ""
+        if len(text) <= LARGEST:
+            break
+    return text.replace("'", "")
+
+
+def _rung(rung: RungPrice, parts: int) -> dict[str, Any]:
+    places: dict[str, Place] = {}
+    for place in rung.places:  # The cheapest first: of several instance types in a zone, SkyPilot takes that one.
+        name = "/".join(part for part in (place.cloud, place.region, place.zone)[:parts] if part)
+        if parts < 3 or name not in places:
+            places[name] = place
+    on_demand = [usd for place in rung.places if (usd := place.on_demand_usd_per_hour) is not None]
+    return {
+        "rung": rung.number,
+        "spot": rung.use_spot,
+        "machines": rung.accelerators.split(" or "),
+        "on_demand": max([*on_demand, rung.on_demand_usd_per_hour or 0.0]) or None,
+        "places": {
+            name: [place.usd_per_hour(rung.use_spot), place.on_demand_usd_per_hour]
+            + ([place.instance_type] if place.instance_type and parts == 3 else [])
+            for name, place in places.items()
+        },
+    }
+
+
+def with_prices(text: str, ladders: Sequence[Sequence[RungPrice]]) -> str:
+    """Put the prices of each task into its envs, if it starts what reckons with them, and check its limits.
+
+    Args:
+        text: A task YAML.
+        ladders: The rungs of each of its tasks, with prices.
+
+    Raises:
+        UsageError: a task has a limit that cannot be held: it starts no trainer, or a price is not known.
+    """
+    found = pipeline.split(text)
+    for number, rungs in zip(found.tasks, ladders, strict=True):
+        task = document.read(found.documents[number]).tasks[0]
+        check(task, rungs)
+        if limits.holds_limits(task) and (prices := travelling(rungs)):
+            found = found.edited(number, partial(limits.with_prices, prices=prices))
+    return found.text
+
+
+def check(task: Task, rungs: Sequence[RungPrice]) -> None:
+    """Refuse a limit that cannot be held.
+
+    Raises:
+        UsageError: the task starts no trainer, or the price of a rung is not known; names the remedy.
+    """
+    spend, deadline = limits.limits_of(task)
+    if spend is None and deadline is None:
+        return
+    if not limits.holds_limits(task):
+        raise UsageError(
+            f"{limits.DEADLINE if spend is None else MAX_SPEND} is set, but the task starts neither skyspot's trainer "
+            "nor its launcher, which hold the limit. Start its script with `python -m trainer.launch`"
+        )
+    unknown = [rung for rung in rungs if rung.status == UNKNOWN]
+    if spend is not None and (unknown or not any(rung.places for rung in rungs)):
+        which = unknown or list(rungs)
+        named = first_few([str(rung.number) for rung in which], 5)
+        one = which[0]
+        infra = f", infra: {one.where}" if one.where else ""
+        raise UsageError(
+            f"--max-spend: no price is known of rung{'s' if len(which) > 1 else ''} {named} "
+            f"({one.why or one.accelerators}). State it in skyspot.yaml, like prices: "
+            f"[{{accelerators: '{one.accelerators}'{infra}, on_demand: 16}}]"
+        )
+
+
+def priced(text: str, folder: Path) -> str:
+    """A task YAML with the prices that are known on this machine, as of `with_prices`."""
+    tasks = document.read(text).tasks
+    stated: Sequence[StatedPrice] = settings.stated_prices(folder)
+    market = read_market(tasks, stated)
+    return with_prices(text, [price_ladder(task, market) for task in tasks])

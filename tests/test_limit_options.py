@@ -1,0 +1,371 @@
+"""`--max-spend` and `--deadline` on the laptop: what they put into a task and refuse, what a plan and a queue say."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import catalogs
+import console
+import pytest
+import yaml
+from console import Skyspot
+from crafted import NOON, CraftedAttempt
+
+from skyspot.cli import launch as launch_cli
+from skyspot.cli import tables
+from skyspot.errors import UsageError
+from skyspot.jobs import launch
+from skyspot.jobs.client import Job
+from skyspot.jobs.launch import Existing
+from skyspot.jobs.training import TrackedJob
+from skyspot.money.report import Given, report_of
+from skyspot.runs.limits import limit_note
+from skyspot.runs.progress import run_progress
+from skyspot.runs.records import read_records
+from skyspot.task import limits
+from skyspot.task.limits import read_deadline, read_max_spend, with_limits, with_market, without_limits
+from skyspot.task.options import Options
+from skyspot.task.render import edited_by_hand
+from trainer.attempt import limits as held
+from trainer.attempt import price
+from trainer.layout.names import RunPaths
+
+NEW = Existing(None, None, "", None)
+NOW = 1_800_000_000.0
+SCRIPT = "resources: {accelerators: 'A100:8', use_spot: true}\nrun: python -m trainer.launch train.py\n"
+ROW = {"type": "p4d", "gpu": "A100", "count": "8.0", "cpus": 96.0, "memory": 1152.0, "price": 32.0, "spot": 9.0,
+       "region": "us-east-1", "zone": "use1-az1"}  # fmt: skip
+
+
+@pytest.fixture
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """SkyPilot's folder with one place that has A100:8, and the working directory."""
+    monkeypatch.setenv("SKY_RUNTIME_DIR", str(tmp_path / "runtime"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    catalogs.write(tmp_path / "runtime", "aws", [ROW])
+    return tmp_path / "runtime"
+
+
+@pytest.fixture
+def skyspot(runtime: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Skyspot:
+    return console.in_process(monkeypatch, capsys)
+
+
+def envs(text: str) -> dict[str, str]:
+    found: dict[str, str] = yaml.safe_load(text)["envs"]
+    return found
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_deadline_is_a_duration_from_now_on_or_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Europe/Zurich")
+    time.tzset()
+    try:
+        at = datetime(2027, 6, 1, 8, tzinfo=timezone.utc).timestamp()
+        assert [read_deadline(text, NOW) for text in ("12h", "2d", "90", "1.5h")] == [
+            NOW + 43200, NOW + 172800, NOW + 90, NOW + 5400
+        ]  # fmt: skip
+        assert read_deadline("2027-06-01T08:00Z", NOW) == at
+        assert read_deadline("2027-06-01 08:00:00+02:00", NOW) == at - 7200
+        assert read_deadline("2027-06-01T10:00", NOW) == at, "without a zone: that of this machine"
+        assert read_deadline(" NONE ", NOW) is None
+        assert read_max_spend("none") is None
+        assert read_max_spend("12.5") == 12.5
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "said"),
+    [
+        (read_max_spend, "x", "--max-spend: 'x' is not an amount in USD, like 25, nor `none`"),
+        (read_max_spend, "-1", "--max-spend: '-1' is not"), (read_max_spend, "nan", "--max-spend: 'nan' is not"),
+        (read_max_spend, "0", "--max-spend: '0' is not"),
+        (lambda text: read_deadline(text, NOW), "soon", "--deadline: 'soon' is not a time, like 2026-12-01T08:00"),
+        (lambda text: read_deadline(text, NOW), "0h", "--deadline: '0h' is not a duration"),
+        (lambda text: read_deadline(text, NOW), "2020-01-01", "--deadline: .* has passed"),
+        (lambda text: read_deadline(text, NOW), "99999-01-01", "--deadline: '99999-01-01' is not a time"),
+    ],
+)  # fmt: skip
+def test_a_value_that_is_none_is_refused_in_a_line(read, text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        read(text)
+
+
+def test_laptop_and_trainer_name_the_same_variables() -> None:
+    assert (limits.MAX_SPEND, limits.DEADLINE, limits.ALLOWANCE, limits.PRICES) == (
+        held.SPEND_VARIABLE, held.DEADLINE_VARIABLE, held.ALLOWANCE_VARIABLE, price.PRICES
+    )  # fmt: skip
+
+
+# -- in the task -------------------------------------------------------------------------------------------------------
+
+
+def put(text: str, max_spend: str | None = None, deadline: str | None = None, allowance: str | None = None) -> str:
+    return with_limits(text, max_spend, deadline, allowance, NOW)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        SCRIPT, f"{SCRIPT}envs: {{A: b}}\n", f"{SCRIPT}envs:\n  A: b  # mine\n", f"{SCRIPT}envs:\n",
+        "{run: python -m trainer --max-steps 5, envs: {A: b}}\n",
+        "run: |\n  exec ~/skyspot/python -m trainer\nenvs: {}\n",
+    ],
+)  # fmt: skip
+def test_limits_stand_in_the_tasks_envs_and_are_no_edit_by_hand(text: str) -> None:
+    found = limits.with_prices(put(text, "25", "12h", "0"), '[{"rung":1}]')
+    own = {key: value for key, value in envs(found).items() if key.startswith("SKYSPOT_")}
+    assert own == {"SKYSPOT_MAX_SPEND": "25", "SKYSPOT_DEADLINE": "2027-01-15T20:00:00Z",
+                   "SKYSPOT_SPEND_ALLOWANCE": "0", "SKYSPOT_PRICES": '[{"rung":1}]'}  # fmt: skip
+    assert envs(found).get("A", "b") == "b"
+    assert without_limits(found) == text
+    higher = put(found, "1e3", "none")
+    assert envs(higher)["SKYSPOT_MAX_SPEND"] == "1000"
+    assert "SKYSPOT_DEADLINE" not in envs(higher)
+    assert put(text) == text
+    assert put(text, "none", "none") == text
+
+
+@pytest.mark.parametrize(
+    ("run", "holds"),
+    [
+        ("python train.py", False), ("torchrun train.py", False), ("python -m trainer.launch train.py", True),
+        ("bash -c 'python3 -m trainer --max-steps 5'", True), ("python ours.py", True),
+        ("echo python -m trainer", False),
+    ],
+)  # fmt: skip
+def test_a_task_that_starts_no_trainer_of_skyspots_is_refused(tmp_path: Path, run: str, holds: bool) -> None:
+    (tmp_path / "train.py").write_text("print()\n")
+    (tmp_path / "ours.py").write_text("from trainer import SpotRun\n")
+    text = f"workdir: {tmp_path}\nrun: {run}\n"
+    for given in ({"max_spend": "5"}, {"deadline": "2h"}):
+        if holds:
+            assert "SKYSPOT_" in put(text, **given)
+            continue
+        with pytest.raises(UsageError, match="starts neither skyspot's trainer nor its launcher, which hold the limit"):
+            put(text, **given)
+
+
+def test_a_pipeline_is_refused_and_told_of_the_envs_of_its_tasks() -> None:
+    with pytest.raises(UsageError, match=r"this pipeline has 2\. Set SKYSPOT_MAX_SPEND .* in the envs of each task"):
+        put(f"{SCRIPT}---\n{SCRIPT}", "5")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("resources: {use_spot: true}\n", "resources: {use_spot: false}\n"),
+        ("resources:\n  ordered:\n    - {infra: aws, use_spot: true}\n    - {infra: gcp, use_spot: false}\n",
+         "resources:\n  ordered:\n    - {infra: aws, use_spot: false}\n    - {infra: gcp, use_spot: false}\n"),
+        ("resources:\n  use_spot: yes # a\n  any_of:\n    - infra: aws\n",
+         "resources:\n  use_spot: false # a\n  any_of:\n    - infra: aws\n"),
+        ("run: x\n", "run: x\n"),
+    ],
+)  # fmt: skip
+def test_all_rungs_of_a_task_change_to_on_demand_and_keep_their_places(before: str, after: str) -> None:
+    assert with_market(before, use_spot=False) == after
+
+
+# -- a launch ----------------------------------------------------------------------------------------------------------
+
+
+def launched(*flags: str, **options: object) -> launch.Launch:
+    """As `skyspot launch` prepares it, up to the text that is submitted; then written."""
+    given = Options(name="run-001", flags=frozenset({"name", *flags, *options}), **options)  # type: ignore[arg-type]
+    found = launch.prepare(given, Path())
+    found = launch.with_prices(found, launch_cli._costs(found, NEW, Path()), update_trainer=False)
+    launch.write(found, update_trainer=False)
+    return found
+
+
+def test_a_launch_sends_prices_along_renews_them_and_changes_limits_by_the_runs_name(runtime: Path) -> None:
+    first = launched(gpus="A100:8", bucket="s3://mine", max_spend="25", deadline="12h")
+    [rung] = json.loads(envs(first.text)["SKYSPOT_PRICES"])
+    assert rung["places"] == {"aws/us-east-1/use1-az1": [9.0, 32.0, "p4d"]}
+    path = Path(".skyspot/run-001.yaml")
+    assert not edited_by_hand(path.read_text())
+    catalogs.write(runtime, "aws", [{**ROW, "spot": 7.0}])
+    again = launched(max_spend="50", deadline="none")
+    assert envs(again.text)["SKYSPOT_MAX_SPEND"] == "50"
+    assert "SKYSPOT_DEADLINE" not in envs(again.text)
+    assert json.loads(envs(again.text)["SKYSPOT_PRICES"])[0]["places"]["aws/us-east-1/use1-az1"][0] == 7.0
+    assert envs(launched().text)["SKYSPOT_MAX_SPEND"] == "50", "the run's name alone keeps it"
+    assert not edited_by_hand(path.read_text())
+    same = launched(gpus="A100:8", bucket="s3://mine", max_spend="25")
+    assert not any("edit" in note for note in same.notes)
+    # On demand, with the rest of the task as it was written.
+    on_demand = launched(use_spot=False)
+    resources = yaml.safe_load(on_demand.text)["resources"]
+    assert (resources["use_spot"], resources["accelerators"]) == (False, "A100:8")
+    assert envs(on_demand.text)["SKYSPOT_CHECKPOINT_DIR"].endswith("run-001")
+    [rung] = json.loads(envs(on_demand.text)["SKYSPOT_PRICES"])
+    assert (rung["spot"], rung["places"]["aws/us-east-1/use1-az1"][0]) == (False, 32.0)
+
+
+def test_an_edit_by_hand_is_still_seen_beside_limits(runtime: Path) -> None:
+    launched(gpus="A100:8", bucket="s3://mine", max_spend="25")
+    path = Path(".skyspot/run-001.yaml")
+    path.write_text(path.read_text().replace("FAILOVER", "EAGER_NEXT_REGION"))
+    assert edited_by_hand(path.read_text())
+    again = launched(gpus="A100:8", bucket="s3://mine", max_spend="30")
+    assert "EAGER_NEXT_REGION" in again.text
+
+
+def test_a_limit_in_money_needs_the_price_of_each_rung(runtime: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"--max-spend: no price is known of rung 1 .*State it in skyspot\.yaml, like prices"
+    ):
+        launched(gpus="A100:8", prefer=("slurm/mine",), bucket="s3://mine", max_spend="25")
+    assert launched(gpus="A100:8", prefer=("slurm/mine",), bucket="s3://mine", deadline="2h")
+    Path("skyspot.yaml").write_text("prices: [{accelerators: 'A100:8', infra: slurm/mine, on_demand: 16}]\n")
+    found = launched(gpus="A100:8", prefer=("slurm/mine",), bucket="s3://mine", max_spend="25")
+    places = [rung["places"] for rung in json.loads(envs(found.text)["SKYSPOT_PRICES"])]
+    assert places[0] == {"slurm/mine": [16.0, 16.0]}
+
+
+def test_a_copy_of_the_trainer_that_knows_no_limits_is_refused(runtime: Path) -> None:
+    launched(gpus="A100:8", bucket="s3://mine")
+    Path(".skyspot/run-001/trainer/attempt/limits.py").unlink()
+    with pytest.raises(UsageError, match=r"is of a release that holds no limits\. Replace it: add --update-trainer"):
+        launched(max_spend="5")
+    assert launched()
+
+
+def test_limits_of_a_pipeline_stand_in_each_task_and_are_checked(runtime: Path) -> None:
+    task = "name: {}\nenvs: {{SKYSPOT_MAX_SPEND: 5}}\nresources: {{accelerators: '{}', use_spot: true}}\nrun: {}\n"
+    ours = "python -m trainer.launch x.py"
+    Path("p.yaml").write_text(f"{task.format('a', 'A100:8', ours)}---\n{task.format('b', 'A100:8', ours)}")
+    given = Options(task="p.yaml", name="p", ignore=("script-not-there",))
+    found = launch.prepare(given, Path())
+    sent = launch.with_prices(found, launch_cli._costs(found, NEW, Path()), update_trainer=False)
+    assert sent.text.count("SKYSPOT_PRICES") == 2
+    Path("p.yaml").write_text(f"{task.format('a', 'A100:8', ours)}---\n{task.format('b', 'A100:8', 'python x.py')}")
+    found = launch.prepare(given, Path())
+    with pytest.raises(UsageError, match="SKYSPOT_MAX_SPEND is set, but the task starts neither"):
+        launch.with_prices(found, launch_cli._costs(found, NEW, Path()), update_trainer=False)
+
+
+def test_a_launch_shows_the_limits_and_which_it_is_expected_to_pass(
+    runtime: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = launched(gpus="A100:8", bucket="s3://mine", max_spend="5", deadline="2027-01-15T20:00Z")
+    costs = launch_cli._costs(found, NEW, Path())
+    tables.show_plan(found, NEW, costs)
+    assert "Limits:      saves and stops at about USD 5 or at 2027-01-15 20:00 UTC, and stays stopped" in (
+        capsys.readouterr().out
+    )
+    from skyspot.money.plan import Length
+
+    [plan] = [replace(cost, length=Length(1.0, "1 h")) for cost in costs]
+    assert costs[0].run_limits_passed == [], "the length is not known"
+    assert plan.run_limits_passed[0].startswith("--max-spend 5: ")
+
+
+# -- plan, render, skyspot.yaml ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (("--max-spend", "149"), 0, ""),
+        (("--max-spend", "148"), 3, "Limit passed: --max-spend 148: the expected total (the ladder's mix) is USD 148"),
+        (("--deadline", "28h"), 0, ""),
+        (("--deadline", "27h"), 3, "the run is expected to take more (the ladder's mix: takes 27.1 h)"),
+        (("--max-spend", "9", "--preempted-every", "1m", "--recovery", "8h"), 3, "has no end"),
+    ],
+)  # fmt: skip
+def test_a_plan_exits_with_3_where_the_run_is_expected_to_pass_a_limit(skyspot, args, code: int, said: str) -> None:
+    prices = ("--hours", "20", "--prices", "32.77,9.83,7.20,5.50:24")
+    found, out, err = skyspot("plan", "--gpus", "A100:8", *prices, *args)
+    assert (found, said in err) == (code, True), err
+    assert "Limits: saves and stops at" in out
+    as_json = json.loads(skyspot("plan", "--gpus", "A100:8", *prices, *args, "--json")[1])
+    assert len(as_json["limits_passed"]) == (code == 3)
+
+
+def test_render_puts_limits_and_prices_in_and_refuses_what_it_has_none_for(skyspot, runtime: Path) -> None:
+    code, out, _ = skyspot("render", "--gpus", "A100:8", "-n", "x", "--bucket", "s3://mine", "--max-spend", "5")
+    assert code == 0
+    assert '"rung":1' in envs(out)["SKYSPOT_PRICES"]
+    assert "SKYSPOT_PRICES" not in skyspot("render", "-n", "x", "--bucket", "s3://mine", "--deadline", "5h")[1]
+    code, _, err = skyspot("render", "--gpus", "H100:8", "--infra", "slurm/c", "-n", "x", "--max-spend", "5")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "--max-spend: no price is known of rung 1" in err
+    Path("own.yaml").write_text("run: python train.py\n")
+    code, _, err = skyspot("render", "own.yaml", "--deadline", "5h")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "--deadline: this task starts neither" in err
+
+
+def test_limits_may_stand_in_skyspot_yaml(skyspot, runtime: Path) -> None:
+    Path("skyspot.yaml").write_text("max_spend: 25\ndeadline: 2099-12-01T08:00:00Z\nspend_allowance: 2m\n")
+    found = envs(skyspot("render", "--gpus", "A100:8", "-n", "x", "--bucket", "s3://mine")[1])
+    assert (found["SKYSPOT_MAX_SPEND"], found["SKYSPOT_SPEND_ALLOWANCE"]) == ("25", "120")
+    assert found["SKYSPOT_DEADLINE"] == "2099-12-01T08:00:00Z"
+    Path("skyspot.yaml").write_text("max_spend: lots\n")
+    assert "skyspot.yaml: max-spend: 'lots' is not an amount" in skyspot("render", "-n", "x")[2]
+
+
+# -- queue and report --------------------------------------------------------------------------------------------------
+
+
+def at_a_limit(root: Path, cause: str, **facts: object) -> None:
+    one = CraftedAttempt(root, 1, NOON)
+    one.start()
+    one.event("limit", 9, cause=cause, **facts)
+    one.end(10, cause, 79, step=5, committed_step=5)
+
+
+def queue(root: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    job = Job(id=7, name="run-001", status="FAILED", submitted_at=None, duration_s=1.0, recoveries=0, resources="",
+              infra="", details="", task="")  # fmt: skip
+    tables.show_queue([TrackedJob(job, run_progress(RunPaths(root)), "")])
+    return capsys.readouterr().out
+
+
+def notes(root: Path) -> str:
+    return "\n".join(report_of(read_records(RunPaths(root)), Given(NOON + 20, {}, {})).notes)
+
+
+def test_queue_and_report_say_which_limit_stopped_a_run_and_how_it_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    money, late = tmp_path / "a" / "run-001", tmp_path / "b" / "run-001"
+    at_a_limit(money, "max-spend", spent_usd=24.9, max_spend_usd=25)
+    at_a_limit(late, "deadline", deadline=NOON)
+    spent = "stopped by its spend limit, at about USD 24.90 of 25 (an estimate). To go on: skyspot launch -n run-001 --"
+    over = "stopped by its deadline, 2027-01-15 08:00 UTC. To go on: skyspot launch -n run-001 --deadline TIME"
+    for root, said in ((money, spent), (late, over)):
+        assert f"7: {said}" in queue(root, capsys)
+        assert said in notes(root)
+
+
+def test_queue_and_report_show_the_command_where_only_on_demand_is_in_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "run-001"
+    one = CraftedAttempt(root, 1, NOON)
+    one.start()
+    one.event("too-late-for-spot", 9, deadline=NOON + 3600, needed_s=4000.0, left_s=3600.0)
+    said = "only on-demand machines can still finish by 2027-01-15 09:00 UTC"
+    command = "skyspot launch -n run-001 --no-use-spot --replace"
+    for text in (queue(root, capsys), notes(root)):
+        assert said in text
+        assert command in text
+    one.end(12, "notice", 75)
+    assert said not in queue(root, capsys) + notes(root), "that attempt is over"
+
+
+@pytest.mark.parametrize("odd", [None, "x", -1, 1e400, 10**400, [], {}])
+def test_odd_numbers_in_a_record_make_no_traceback(odd: object) -> None:
+    for cause in ("max-spend", "deadline", odd):
+        limit_note({"cause": cause, "spent_usd": odd, "max_spend_usd": odd, "deadline": odd}, "r")

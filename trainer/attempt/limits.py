@@ -1,0 +1,298 @@
+"""Limits of a run in money and time, held across all of its attempts. Standard library only.
+
+What a run has spent is an estimate from its records, not the bill: for each attempt its node time, from the start of
+setup.sh to its end, and an allowance for what no record sees, times its nodes and the price of one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from trainer.attempt.ending import DEADLINE, MAX_SPEND, Ending
+from trainer.attempt.price import PRICES, price_of, read_ladder
+from trainer.errors import TrainerError
+from trainer.layout.events import Event, event_named, read_events, read_metrics, read_progress
+from trainer.layout.names import AttemptName, RunPaths, list_attempts, list_metrics
+
+SPEND_VARIABLE, DEADLINE_VARIABLE = "SKYSPOT_MAX_SPEND", "SKYSPOT_DEADLINE"
+ALLOWANCE_VARIABLE = "SKYSPOT_SPEND_ALLOWANCE"
+ALLOWANCE_S = 300.0
+"""The time that each attempt is reckoned to take beside its records: a machine that boots, and is taken down."""
+UNSEEN_S = 60.0
+"""The time that an attempt without an end event is reckoned to have lived after its last record."""
+RECOVERY_S = 600.0
+"""The time that a change to on-demand machines is reckoned to take: a machine, its set-up, the restore."""
+SETUP_TO_RUN_S = 300.0
+"""A set-up that ended longer before the launcher's start was another job's."""
+
+
+class LimitsError(TrainerError):
+    """A limit cannot be read, or not be held because no price is known."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits of a run."""
+
+    max_spend_usd: float | None = None
+    deadline: float | None = None
+    """Unix seconds."""
+    allowance_s: float = ALLOWANCE_S
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> Limits | None:
+        """The limits that the task sets; None: none.
+
+        Raises:
+            LimitsError: a value is none; the message names the variable.
+        """
+        spend, deadline = env.get(SPEND_VARIABLE, "").strip(), env.get(DEADLINE_VARIABLE, "").strip()
+        if not spend and not deadline:
+            return None
+        allowance = env.get(ALLOWANCE_VARIABLE, "").strip()
+        return cls(
+            _number(SPEND_VARIABLE, spend, "an amount in USD, like 25") if spend else None,
+            _moment(deadline) if deadline else None,
+            _number(ALLOWANCE_VARIABLE, allowance, "a number of seconds", least=0.0) if allowance else ALLOWANCE_S,
+        )
+
+
+def _number(variable: str, text: str, what: str, least: float = 1e-9) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not least <= value < 1e9:
+        raise LimitsError(f"{variable}: {text[:80]!r} is not {what}. Correct it in the task's envs, or remove it")
+    return value
+
+
+def _moment(text: str) -> float:
+    try:
+        found = datetime.fromisoformat(re.sub("[Zz]$", "+00:00", text))
+        return (found if found.tzinfo else found.replace(tzinfo=timezone.utc)).timestamp()
+    except (ValueError, OverflowError):
+        raise LimitsError(
+            f"{DEADLINE_VARIABLE}: {text[:80]!r} is not a time like 2026-12-01T08:00:00Z. Correct it in the task's "
+            "envs, or remove it"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Reached:
+    """A limit that is reached, or will be within the time that is kept for the last save."""
+
+    ending: Ending
+    message: str
+    facts: Mapping[str, Any]
+    """What was reckoned with, for the record."""
+
+
+@dataclass(frozen=True)
+class Reckoning:
+    """What a run has spent until now, by the records of its attempts."""
+
+    limits: Limits
+    earlier_usd: float
+    """Of all other attempts, with their allowances."""
+    usd_per_hour: float | None
+    """The price of a node of this attempt; None: not known, so there is no limit in money."""
+    nodes: int
+    began: float
+    """The start of this attempt's set-up, in seconds on the monotonic clock of this machine."""
+    use_spot: bool | None = None
+    stopped_at_usd: float = 0.0
+    """The highest spend limit at which an attempt has stopped; the same one stays reached."""
+
+    @property
+    def node_s(self) -> float:
+        """The time of each node of this attempt until now."""
+        return max(0.0, time.monotonic() - self.began)
+
+    def spent_usd(self, ahead_s: float = 0.0) -> float:
+        """What the run will have spent in `ahead_s` seconds."""
+        own_s = self.node_s + ahead_s + self.limits.allowance_s
+        return self.earlier_usd + own_s * self.nodes * (self.usd_per_hour or 0.0) / 3600
+
+    def reached(self, ahead_s: float = 0.0) -> Reached | None:
+        """The limit that will be reached within `ahead_s` seconds; None: none."""
+        limits, spent = self.limits, self.spent_usd()
+        facts = {
+            "max_spend_usd": limits.max_spend_usd, "spent_usd": round(spent, 6), "usd_per_hour": self.usd_per_hour,
+            "nodes": self.nodes, "node_s": round(self.node_s, 3), "allowance_s": limits.allowance_s,
+            "deadline": limits.deadline, "ahead_s": round(ahead_s, 3),
+        }  # fmt: skip
+        most = limits.max_spend_usd
+        if most is not None and (self.spent_usd(ahead_s) >= most or self.stopped_at_usd >= most):
+            price = f"USD {self.usd_per_hour:g} an hour and node, {self.nodes} node{'s' if self.nodes > 1 else ''}"
+            message = (
+                f"the spend limit is reached: about USD {spent:.2f} of {most:g} are spent "
+                f"(now {price}; an estimate). Raise it to go on: skyspot launch -n RUN --max-spend USD"
+            )
+            return Reached(MAX_SPEND, message.replace("RUN", run_name()), {"cause": MAX_SPEND.cause, **facts})
+        if limits.deadline is not None and time.time() + ahead_s >= limits.deadline:
+            message = (
+                f"the deadline is reached: {shown_time(limits.deadline)}. Set a later one to go on: skyspot launch "
+                "-n RUN --deadline TIME"
+            )
+            return Reached(DEADLINE, message.replace("RUN", run_name()), {"cause": DEADLINE.cause, **facts})
+        return None
+
+    def too_late_for_spot(self, steps_left: int, step_s: float) -> dict[str, Any] | None:
+        """The facts, if only machines that nobody takes can still finish before the deadline; None: others can, too.
+
+        Once the steps that are left, a change of machines and the allowance take all the time left, one more preemption
+        is too many (Wu et al., Can't Be Late: Optimizing Spot Instance Savings under Deadlines, NSDI 2024).
+        """
+        if self.limits.deadline is None or self.use_spot is False or steps_left <= 0:
+            return None
+        left_s = self.limits.deadline - time.time()
+        needed_s = steps_left * step_s + RECOVERY_S + self.limits.allowance_s
+        if needed_s < left_s:
+            return None
+        return {
+            "deadline": self.limits.deadline, "left_s": round(left_s, 1), "needed_s": round(needed_s, 1),
+            "steps_left": steps_left, "step_s": round(step_s, 4), "recovery_s": RECOVERY_S,
+            "allowance_s": self.limits.allowance_s,
+        }  # fmt: skip
+
+
+def reckon(paths: RunPaths, name: AttemptName, limits: Limits) -> Reckoning:
+    """Read what a run has spent; takes a few requests to the bucket for each attempt.
+
+    Args:
+        paths: The run's paths.
+        name: The attempt that reckons, which has its start event.
+        limits: The run's.
+
+    Raises:
+        LimitsError: there is a limit in money, and no price is known.
+        OSError: the bucket cannot be read.
+    """
+    lives = [_Life.read(paths, other) for other in list_attempts(paths)]
+    own = next((life for life in lives if life.name == name), None) or _Life.read(paths, name)
+    ladder = read_ladder(os.environ.get(PRICES, ""))
+    price = own.usd_per_hour or price_of(own.place, ladder).get("usd_per_hour")
+    earlier = 0.0
+    if limits.max_spend_usd is not None:
+        if price is None:
+            raise LimitsError(
+                f"{SPEND_VARIABLE} is set, but {PRICES} has no price to reckon with. Launch with `skyspot launch`, "
+                "which sends prices along, or remove the limit from the task's envs"
+            )
+        for life in lives:
+            if life.name != name:
+                usd = life.usd_per_hour or price_of(life.place, ladder).get("usd_per_hour") or price
+                earlier += (life.seconds(lives) + limits.allowance_s) * life.nodes * usd / 3600
+    now, monotonic = time.monotonic(), own.start.get("monotonic")
+    since_start = max(0.0, now - monotonic) if isinstance(monotonic, (int, float)) else 0.0
+    return Reckoning(
+        limits, earlier, price, own.nodes, now - since_start - own.lead_s(lives), own.place.get("use_spot"),
+        max((life.stopped_at_usd for life in lives), default=0.0),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Life:
+    """What is recorded of an attempt."""
+
+    name: AttemptName
+    start: Mapping[str, Any]
+    last: Mapping[str, Any]
+    """The record that was written last: of its end event, if it has one."""
+    has_end: bool
+    stopped_at_usd: float = 0.0
+    """The spend limit at which it stopped; 0: it did not."""
+
+    @classmethod
+    def read(cls, paths: RunPaths, name: AttemptName) -> _Life:
+        """Read an attempt's records; where it has no end event, all of those that tell when it still lived."""
+        events = read_events(paths, name, ("start", "limit", "end"))
+        end, limit = event_named(events, "end"), event_named(events, "limit") or {}
+        stopped_at = _number_in(limit, "max_spend_usd") or 0.0 if limit.get("cause") == MAX_SPEND.cause else 0.0
+        if end is not None:
+            return cls(name, event_named(events, "start") or {}, end, True, stopped_at)
+        events = read_events(paths, name)
+        records = [event.fields for event in events] + [read_progress(paths, name), *_last_lines(paths, name)]
+        key = "monotonic" if _number_in(_first(events), "monotonic") is not None else "time"
+        last = max(records, key=lambda fields: _number_in(fields, key) or 0.0)
+        return cls(name, event_named(events, "start") or _first(events), last, False, stopped_at)
+
+    @property
+    def place(self) -> Mapping[str, Any]:
+        found = self.start.get("place")
+        return found if isinstance(found, Mapping) else {}
+
+    @property
+    def usd_per_hour(self) -> float | None:
+        return _number_in(self.place, "usd_per_hour")
+
+    @property
+    def nodes(self) -> int:
+        return max(1, round(_number_in(self.place, "nodes") or 1))
+
+    def seconds(self, others: Sequence[_Life]) -> float:
+        """From the start of its set-up to its end."""
+        lived = 0.0
+        for key in ("monotonic", "time"):
+            first, last = _number_in(self.start, key), _number_in(self.last, key)
+            if first is not None and last is not None:
+                lived = max(0.0, last - first)
+                break
+        return self.lead_s(others) + lived + (0.0 if self.has_end else UNSEEN_S)
+
+    def lead_s(self, others: Sequence[_Life]) -> float:
+        """From the start of its set-up to its start event; from the launcher's start, if no set-up is recorded.
+
+        The machine keeps the seconds of its last set-up. They count for the first attempt after it, if that is soon.
+        """
+        setup, since = _number_in(self.start, "setup_s"), _number_in(self.start, "since_setup_s")
+        launched = _number_in(self.start, "launched_s") or 0.0
+        if setup is None or since is None:
+            return launched
+        ended = (_number_in(self.start, "time") or 0.0) - since
+        another = any(
+            life.name < self.name and life.start.get("machine") == self.start.get("machine")
+            and (_number_in(life.start, "time") or 0.0) > ended
+            for life in others
+        )  # fmt: skip
+        return launched if another or since - launched > SETUP_TO_RUN_S else setup + since
+
+
+def _first(events: Sequence[Event]) -> Mapping[str, Any]:
+    return events[0].fields if events else {}
+
+
+def _last_lines(paths: RunPaths, name: AttemptName) -> list[Mapping[str, Any]]:
+    """The last line of an attempt's newest metrics file; empty without one."""
+    files, lines = list_metrics(paths, name), list[Mapping[str, Any]]()
+    with suppress(FileNotFoundError):
+        lines += read_metrics(files[-1][1].read_bytes()) if files else []
+    return lines[-1:]
+
+
+def _number_in(fields: Mapping[str, Any], key: str) -> float | None:
+    """A number of a record; None if it is missing or something else."""
+    value = fields.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e11:
+        return None
+    return float(value)
+
+
+def shown_time(moment: float) -> str:
+    """A time for a message: `2026-12-01 08:00 UTC`."""
+    return datetime.fromtimestamp(moment, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def run_name() -> str:
+    """The name of this run as SkyPilot's id of the task has it; RUN if there is none."""
+    found = re.fullmatch(r"sky-managed-[\d-]+_(.+)_\d+-\d+", os.environ.get("SKYPILOT_TASK_ID", ""))
+    return found[1] if found else "RUN"
