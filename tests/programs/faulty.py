@@ -232,9 +232,11 @@ class Faults:
         elif kind == "await-trackers":  # They have what was logged so far, and have put it into the bucket.
             while not all(one.is_idle for one in run.tracking._reporters):
                 time.sleep(0.01)
-        elif kind == "spend":  # As if the attempts before had spent more.
-            journal = run.journal
-            journal._reckoning = replace(journal._reckoning, earlier_usd=journal._reckoning.limits.max_spend_usd)
+        elif kind == "limit":  # As if the attempts before had spent more, or time had flown.
+            journal, limits = run.journal, run.journal._reckoning.limits
+            if limits.deadline:
+                limits = replace(limits, deadline=time.time())
+            journal._reckoning = replace(journal._reckoning, limits=limits, earlier_usd=limits.max_spend_usd or 0.0)
             await_stop(run)
         elif kind == "outnumber":
             (run.paths.attempts / "a0099-ffffff").mkdir()
