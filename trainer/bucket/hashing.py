@@ -55,9 +55,13 @@ def hash_file(path: Path, on_read: Callable[[int], None] = lambda count: None, p
         on_read: Called with the size of each piece, in bytes.
         past_cache: Read from the disk, not from the system's cache, if the file system can.
     """
-    # One buffer for all pieces, because fresh memory for each costs more than reading. It begins at a page.
-    hasher, buffer, at = Hasher(), memoryview(mmap.mmap(-1, CHUNK_BYTES)), 0
+    hasher, at = Hasher(), 0
     with opened(path, "a file") as file:
+        with within("a read"):
+            size = os.fstat(file.fileno()).st_size
+        # One buffer for all pieces, because fresh memory for each costs more than reading. It begins at a page. Past
+        # the cache, Linux fills what a read asks for beyond the file's end with zeros: so none asks for much more.
+        buffer = memoryview(mmap.mmap(-1, min(CHUNK_BYTES, (size // BLOCK + 1) * BLOCK)))
         past_cache = past_cache and turn_past_cache(file.fileno(), True)
         while True:
             if past_cache and at % BLOCK:
