@@ -17,7 +17,7 @@ keep() { printf '#!/bin/sh\nexec "%s" "$@"\n' "$1" > "$base/python"; chmod +x "$
 add_trackers() {
   local names=${SKYSPOT_REPORT_TO:-} name missing=()
   for name in ${names//,/ }; do
-    case $name in tensorboard) ;; *) continue ;; esac  # The trainer refuses any other in a line.
+    case $name in tensorboard | wandb | trackio) ;; *) continue ;; esac  # The trainer refuses any other in a line.
     "$base/python" -c "import sys; from importlib.util import find_spec as find; sys.exit(find('$name') is None)" ||
       missing+=("$name")
   done

@@ -40,7 +40,8 @@ _CHECKPOINTS = re.compile(
     re.IGNORECASE,
 )
 _LOGS = re.compile(
-    r"(^|/)(wandb|mlruns|tensorboard|\.aim)/|tfevents|\.(log|out|err|jsonl|ndjson|wandb)(\.\d+)?$", re.IGNORECASE
+    r"(^|/)(wandb|mlruns|tensorboard|trackio|\.aim)/|tfevents|\.(log|out|err|jsonl|ndjson|wandb)(\.\d+)?$",
+    re.IGNORECASE,
 )
 
 

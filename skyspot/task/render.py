@@ -21,7 +21,7 @@ from skyspot.task.mounts import CHECKPOINT_DIR, TRAINER
 from skyspot.task.options import WRITTEN, Options
 
 _HEADER = re.compile(r"\A# Rendered by skyspot \S+ from .+ \(([0-9a-f]{6,64})\)\.")
-TRACKERS = ("tensorboard",)
+TRACKERS = ("tensorboard", "wandb", "trackio")
 """The experiment trackers that the trainer knows; rendering imports nothing of it."""
 _SECOND = "#   sky jobs launch "
 _RENEWED = re.compile("SKYSPOT_(?:MAX_SPEND|DEADLINE|SPEND_ALLOWANCE|PRICES)")

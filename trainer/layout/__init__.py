@@ -11,7 +11,7 @@ reads it, so this wing needs only the standard library.
     <run>/tokens/<key>-<attempt>/                          packed samples, then MANIFEST.json
     <run>/stop/<launch>.json                               a request to save and stop
     <run>/final/                                           the exported model, then MANIFEST.json
-    <run>/tensorboard/                                     event files, if a tracker is asked for; nothing reads them
+    <run>/tensorboard/, wandb/, trackio/                   what experiment trackers show of the run; nothing reads it
 
 A preemption may have torn any file here, and somebody else may have written it. So nothing that is read is trusted
 before it is checked, and nothing is ever unpickled.

@@ -125,7 +125,7 @@ class Reporter:
         except queue.Empty:
             found = None
         if isinstance(found, End):
-            self._release(math.inf if found.everything else None)
+            self._release(found.everything)
             return False
         if found:
             self._add(found)
@@ -146,13 +146,14 @@ class Reporter:
         else:
             self._waiting.append(point)
 
-    def _release(self, before: float | None = None) -> None:
-        """Log the points that wait, up to a step; by default those before the last committed one.
+    def _release(self, everything: bool = False) -> None:
+        """Log the points that wait, up to the one before the last committed step, or all.
 
-        That one waits for the next checkpoint: a line of its evaluation may follow.
+        The committed step itself waits for the next checkpoint, and the last one that was taken for one more: a line
+        of its evaluation may follow.
         """
-        until = (self._committed() or 0) if before is None else before
-        while self._waiting and self._waiting[0].step < until:
+        committed = self._committed() or 0
+        while self._waiting and (everything or (len(self._waiting) > 1 and self._waiting[0].step < committed)):
             self.tracker.log(self._waiting.popleft())
 
     def _publish(self) -> None:

@@ -18,7 +18,7 @@ STOPPED_S = 5.0
 SPARE_S = 2.0
 """What of a notice's time is left for the end of the process."""
 
-_CLASSES = {"tensorboard": "TensorBoard"}
+_CLASSES = {"tensorboard": "TensorBoard", "wandb": "Wandb", "trackio": "Trackio"}
 """By the names in `TRACKERS` of the settings, which are those of our modules too."""
 
 

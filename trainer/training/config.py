@@ -24,7 +24,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 ON_NAN = ("stop", "skip", "ignore")
 DEFAULT_GLOBAL_BATCH_SIZE = 8
 DEFAULT_MICRO_BATCH_SIZE = 4
-TRACKERS = ("tensorboard",)
+TRACKERS = ("tensorboard", "wandb", "trackio")
 """Experiment trackers; the names are those of their packages too."""
 AUTO = "auto"
 INPUT_BINDINGS = frozenset({"data_key", "data_hash", "data_revision", "model_revision", "model_files", "n_samples"})

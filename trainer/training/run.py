@@ -77,7 +77,7 @@ class SpotRun(Lifecycle):
             allow_config_change: Names in `binding` that may differ from the run's first attempt.
             hang_timeout: Seconds that may pass between two batches, once the first step has ended: where training
                 stands still for longer, the attempt ends with 75 and leaves the stacks of its threads. 0: no limit.
-            report_to: Experiment trackers that get what `log` records: "tensorboard".
+            report_to: Experiment trackers that get what `log` records: "tensorboard", "wandb", "trackio".
 
         Raises:
             SystemExit: a value makes no sense; a line says which.
