@@ -150,6 +150,9 @@ def test_many_attempts_share_one_bar(tmp_path: Path) -> None:
 def test_one_attempt_that_has_just_begun_has_a_bar(tmp_path: Path) -> None:
     CraftedAttempt(tmp_path, 1, NOON).start(setup_s=60, since_setup_s=1.0)
     assert shown(tmp_path, 80)[0].split() == ["Timeline", "1", "s" * 65]
+    CraftedAttempt(tmp_path / "at-once", 1, NOON).start()
+    bands, _ = bands_of(tmp_path / "at-once")
+    assert (bands[0].pieces, to_json(bands)[0]["end_s"]) == ((), 0.0), "its first record is its last"
 
 
 def test_colours_are_left_out_where_they_are_not_wanted(

@@ -161,8 +161,10 @@ def _ending(
 
 def coarse(band: Band, seconds_per_cell: float) -> Band:
     """A band whose pieces are no shorter than a cell; the same if they are few."""
+    if len(band.pieces) <= _FEW:
+        return band
     count = max(1, math.ceil((band.end_s - band.start_s) / seconds_per_cell))
-    if len(band.pieces) <= _FEW or count >= len(band.pieces):
+    if count >= len(band.pieces):
         return band
     ends = [band.start_s + at * seconds_per_cell for at in range(1, count)] + [band.end_s]
     kinds = cells(band.pieces, band.start_s, seconds_per_cell, count)
