@@ -152,10 +152,13 @@ def _give_to_user(folder: Path) -> None:
 
 
 def _get(*command: object, env: dict[str, str] | None = None) -> None:
-    done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, env={**os.environ, **(env or {})}, cwd="/"
-    )
-    if done.returncode:
+    for _ in range(2):  # A registry that gives no answer once says "no such version" through uv.
+        done = subprocess.run(
+            [str(part) for part in command], capture_output=True, text=True, env={**os.environ, **(env or {})}, cwd="/"
+        )
+        if not done.returncode:
+            break
+    else:
         lines = (done.stderr.strip() or done.stdout.strip() or f"exit {done.returncode}").splitlines()
         failed = f"`{' '.join(map(str, command[:4]))} ...` failed: {lines[-1]}"
         raise Unavailable(f"make the package registries reachable ({failed})")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lab import Lab, train_here, until
 from managed import PATIENCE_S, Job, newest
 from place import CLUSTER, MOUNTS, S3_DATA, SPOT
 from scenarios import scenario
 
+from skyspot.money.waiting import SKYPILOT
 from skyspot.rehearsal.verdict import Verdict, compare, read_history
 from trainer.layout.names import RunPaths
 
@@ -30,6 +33,8 @@ class Ended:
     job: Job
     status: str
     recoveries: int
+    report: dict[str, Any]
+    """What `skyspot report --json` says while SkyPilot's server answers."""
 
 
 @scenario
@@ -63,7 +68,8 @@ def killed_twice(lab: Lab) -> Ended:
     lab.unmount(mount)
     status = job.wait("SUCCEEDED")
     until("the model is in the store", (store.final / "MANIFEST.json").exists, PATIENCE_S)
-    return Ended(job, status, job.recoveries)
+    report = json.loads(lab.skyspot("report", str(store.root), "--json").stdout)
+    return Ended(job, status, job.recoveries, report)
 
 
 def verdict(undisturbed: Path, job: Job) -> Verdict:
@@ -92,3 +98,12 @@ def test_a_preempted_allocation_is_saved_and_one_without_notice_goes_back_to_its
     assert gone["restored"]["step"] >= 20
     assert "end" not in gone
     assert last["end"]["code"] == 0
+
+
+def test_the_report_takes_the_waits_for_machines_from_skypilots_record(killed_twice: Ended) -> None:
+    report = killed_twice.report
+    waits = [one["wait"] for one in report["attempts"]]
+    assert [wait["source"] for wait in waits] == [SKYPILOT] * 3, report["notes"]
+    assert all(wait["seconds"] > 0 for wait in waits)
+    assert all(wait["why"] for wait in waits[1:])
+    assert report["preemptions"] == 2
