@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from skyspot.cli import ending
 from skyspot.cli.comparing import comparing_options, located
 from skyspot.cli.lint import check_file
 from skyspot.cli.options import json_option, task_options
@@ -160,7 +161,7 @@ def _rehearse(
         check_file(rendered, options)
     # Relative paths in a task start from the working folder, as SkyPilot has it, wherever the YAML lies.
     trainer = payload.trainer_folder() if rendered.trainer else None
-    task = read_task(_one_task(rendered, part), Path.cwd(), _stand_ins(mounts), trainer)
+    task = read_task(text := _one_task(rendered, part), Path.cwd(), _stand_ins(mounts), trainer)
     task, comparison = located(task, settings.compare)
     task, settings = _with_secrets(task, dataclasses.replace(settings, compare=comparison))
     ours = [mount.folder for mount in task.mounts if mount.path == TRAINER and mount.folder]
@@ -172,12 +173,14 @@ def _rehearse(
             if not note.startswith(("Run name", "No --bucket", "Hint")):
                 view.print_line(note)
         result = engine.rehearse(task, settings, view)
+    last = ending.ending_of(result, text, reports)
     if as_json:
-        click.echo(json.dumps(result.to_json(), indent=2))
+        click.echo(json.dumps({**result.to_json(), "report": last.document}, indent=2))
     else:
         view.result(result)
     if line := reports.write(task.name, result):
         click.echo(line, err=as_json)
+    ending.show(last, reports, as_json)
     return result
 
 

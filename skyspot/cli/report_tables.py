@@ -13,13 +13,15 @@ from rich.text import Text
 
 from skyspot.money import sentences
 from skyspot.money.report import AttemptReport, Report
-from skyspot.money.sentences import NAMES, REST
+from skyspot.money.sentences import MONEY, NAMES, REST
 from skyspot.money.timeline import Band, Piece, cells
 from skyspot.wording import duration, printable
 
 MAX_NOTES = 12
 MAX_BARS = 20
 """With more attempts, one bar shows them all."""
+OTHER_TIME = "Other time"
+"""What the rest is called where goodput is not beside it."""
 _WIDTH = 12
 _LEAST_BAR = 20
 _MARKS = {
@@ -44,6 +46,16 @@ def show(report: Report, bands: Sequence[Band]) -> None:
         click.echo(f"Note: {printable(note)}")
     if len(notes) > MAX_NOTES:
         click.echo(f"Note: {len(notes) - MAX_NOTES} more; --json has all.")
+
+
+def show_short(report: Report, bands: Sequence[Band]) -> None:
+    """Print the timeline, where the time went that is not in goodput, and the money."""
+    width = Console().width
+    _print_timeline(bands, width)
+    for name, text in sentences.summary(report):
+        if name in (REST, *MONEY):
+            label = OTHER_TIME if name == REST else name
+            click.echo(_wrapped(label, printable(text), width, ", " if name == REST else "; "))
 
 
 def _wrapped(name: str, text: str, width: int, joint: str = "; ") -> str:

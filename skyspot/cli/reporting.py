@@ -11,6 +11,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from skyspot.cli import page_file
+from skyspot.money.spend import read_prices
 from skyspot.rehearsal.reports import Reports
 from skyspot.rehearsal.repro import Repro
 
@@ -26,9 +28,16 @@ _OPTIONS: list[Any] = [
         metavar="N",
         help="If row N of the table fails, write skyspot-repro-N.sh, which repeats it alone.",
     ),
+    click.option("--html", type=_FILE, metavar="FILE", help="Write the report of the preempted run as a page."),
+    click.option(
+        "--prices", metavar="SPOT,ONDEMAND", help="Price of a node in USD an hour, for the report of the preempted run."
+    ),
 ]
 
-_OWN = ("kinds", "preemptions", "every_write", "at", "processes", "keep", "junit", "summary", "repro", "as_json")
+_OWN = (
+    "kinds", "preemptions", "every_write", "at", "processes", "keep", "junit", "summary", "repro", "html",
+    "prices", "as_json",
+)  # fmt: skip
 """Names of the options that a repetition sets itself or leaves out."""
 
 
@@ -36,12 +45,16 @@ def report_options(run: Callable[..., Any]) -> Callable[..., Any]:
     """The options of the reports; the command gets them as `reports`."""
 
     @functools.wraps(run)
-    def with_options(junit: Path | None, summary: Path | None, repro: int | None, **flags: Any) -> Any:
-        wanted = None
+    def with_options(
+        junit: Path | None, summary: Path | None, repro: int | None, html: Path | None, prices: str | None, **flags: Any
+    ) -> Any:
+        wanted, stated = None, read_prices(prices) if prices else None
+        if html:
+            page_file.check(html)
         if repro is not None:
             words = arguments(click.get_current_context())
             wanted = Repro(repro, Path.cwd(), words, flags["processes"])
-        return run(reports=Reports(junit, summary, wanted), **flags)
+        return run(reports=Reports(junit, summary, wanted, html, stated), **flags)
 
     for option in reversed(_OPTIONS):
         with_options = option(with_options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from skyspot.money.attempts import Price
 from skyspot.money.catalog import Catalog, Row, clouds_here, enabled_clouds, read_catalog
 from skyspot.money.offers import Ask, asks, counts_of, names_of, offers
 from skyspot.money.prices import CUT, NEVER, OFFERED, UNKNOWN, Place, RungPrice
@@ -56,6 +57,15 @@ def read_market(tasks: Iterable[Task], stated: Sequence[StatedPrice]) -> Market:
 def price_ladder(task: Task, market: Market) -> tuple[RungPrice, ...]:
     """Each rung of a task with its prices, in the ladder's order."""
     return tuple(_priced(number, rung, task.num_nodes, market) for number, rung in enumerate(task.rungs, 1))
+
+
+def first_stated(task: Task, stated: Sequence[StatedPrice]) -> Price | None:
+    """The price of a node of the first rung whose price skyspot.yaml states; None: it states none for this task."""
+    for rung in price_ladder(task, Market({}, (), True, tuple(stated))):
+        if rung.cheapest and rung.usd_per_hour is not None:
+            on_demand = rung.cheapest.on_demand_usd_per_hour
+            return Price(rung.usd_per_hour, on_demand, f"skyspot.yaml, rung {rung.number}: {rung.accelerators}")
+    return None
 
 
 @dataclass(frozen=True)

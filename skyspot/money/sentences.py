@@ -20,6 +20,7 @@ NAMES = {
 }  # fmt: skip
 """What Times are called."""
 REST = "The rest"
+MONEY = ("Spend", "On demand", "Saving")
 _LEAST_SHOWN_S = 0.05
 
 

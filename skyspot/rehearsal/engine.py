@@ -30,6 +30,7 @@ from skyspot.rehearsal.compare.difference import Sides
 from skyspot.rehearsal.compare.files import compare_files
 from skyspot.rehearsal.faults import Preemption
 from skyspot.rehearsal.interrupts import undisturbed
+from skyspot.rehearsal.left_records import left_records
 from skyspot.rehearsal.legs import Legs, Start
 from skyspot.rehearsal.machine import namespace_command, no_namespace
 from skyspot.rehearsal.metadata import services
@@ -37,7 +38,7 @@ from skyspot.rehearsal.needs import with_needs
 from skyspot.rehearsal.pace import Pace, pace, too_short
 from skyspot.rehearsal.processes import kill_below
 from skyspot.rehearsal.remedies import Cause, Finding
-from skyspot.rehearsal.result import CONTROL, OTHER_PROCESSES, Kind, Leg, Result, Settings, refuse_calls
+from skyspot.rehearsal.result import CONTROL, OTHER_PROCESSES, PREEMPTED, Kind, Leg, Result, Settings, refuse_calls
 from skyspot.rehearsal.resumes import LOST_WORK
 from skyspot.rehearsal.task import RehearsalTask
 from skyspot.rehearsal.view import View
@@ -76,6 +77,7 @@ def rehearse(task: RehearsalTask, settings: Settings, view: View) -> Result:
         engine.rehearse(notes)
         notes += unheeded.told(legs.all, {cloud for cloud, server in servers.items() if server.requests})
         result.kinds, result.files = engine.kinds(), engine.files()
+        result.records, result.unrecorded = left_records(legs, gone=None if settings.keep else folder)
         result.seconds = time.monotonic() - started
         if not settings.keep:
             for leg in legs.all:
@@ -165,7 +167,7 @@ class _Engine:
 
     def _with_records(self, history: verdict.History, plan: list[Preemption], notes: list[str]) -> None:
         first, steps = self.settings.processes[0], history.steps
-        main = self.legs.run("preempted", "Preempted", plan, [first], steps)
+        main = self.legs.run(PREEMPTED, "Preempted", plan, [first], steps)
         self._judge(main)
         if len(self.settings.processes) > 1:
             rest = len(self.settings.processes) - 1
@@ -189,7 +191,7 @@ class _Engine:
         long that takes.
         """
         every = self.settings.every_write
-        main = self._leg("preempted", "Preempted", plan, careful=not every)
+        main = self._leg(PREEMPTED, "Preempted", plan, careful=not every)
         pending = self._go_on(main, list(main.pending), careful=not every or not _is_exact(main))
         if pending and main.verdict and main.verdict.exact:
             had = len(plan) - len(pending)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 from skyspot.errors import SkyspotError, UsageError
+from skyspot.money.attempts import Price
 from skyspot.rehearsal.junit import junit, unfinished
 from skyspot.rehearsal.repro import Repro, reproduced
 from skyspot.rehearsal.result import Result
@@ -20,6 +22,10 @@ class Reports:
     junit: Path | None = None
     summary: Path | None = None
     repro: Repro | None = None
+    html: Path | None = None
+    """The page with the report of the preempted run."""
+    prices: Price | None = None
+    """The stated price of a node, for that report."""
 
     def begin(self, name: str) -> None:
         """Check that the files can be written, before anything runs.
@@ -32,8 +38,10 @@ class Reports:
         Raises:
             UsageError: a file cannot be written, or is named twice.
         """
-        if self.junit and self.summary and _same(self.junit, self.summary):
-            raise UsageError(f"--junit and --summary are both {self.junit}; name two files")
+        files = {"--junit": self.junit, "--summary": self.summary, "--html": self.html}
+        for (option, one), (other, two) in combinations(files.items(), 2):
+            if one and two and _same(one, two):
+                raise UsageError(f"{option} and {other} are both {one}; name two files")
         try:
             if self.junit:
                 self.junit.write_bytes(unfinished(name))

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from skyspot.errors import UsageError, did_you_mean
 from skyspot.rehearsal import faults, files
@@ -15,6 +15,11 @@ from skyspot.rehearsal.faults import Preemption
 from skyspot.rehearsal.interpreter import Interpreter
 from skyspot.rehearsal.verdict import Verdict
 
+if TYPE_CHECKING:
+    from skyspot.runs.records import RunRecords
+
+PREEMPTED = "preempted"
+"""The name of the first leg with preemptions."""
 CONTROL = "Undisturbed again"
 """The title of the leg that shows whether two undisturbed runs are equal."""
 OTHER_PROCESSES = "other processes"
@@ -173,6 +178,9 @@ class Result:
     """The verdict by kind of preemption. Rows are numbered from 1."""
     files: list[files.Kind] = field(default_factory=list)
     """The kinds of files that a task without records writes to its bucket."""
+    records: RunRecords | None = None
+    """What the attempts of the preempted run recorded; None: `unrecorded` tells why."""
+    unrecorded: str = ""
 
     @property
     def exact(self) -> bool:
