@@ -607,10 +607,11 @@ def test_whether_the_exported_model_has_dropout_is_read_from_its_config(tmp_path
 
 @pytest.mark.slow
 def test_the_default_task_resumes_exactly_under_every_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """And README's demo shows what it prints."""
+    """And README's demo shows what it prints; the report at its end, also as a page, is what its raw files say."""
     # Beside other tests, several threads would wait for each other.
-    done = rehearse("--env", "OMP_NUM_THREADS=1", "--keep", "kept", "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = rehearse("--env", "OMP_NUM_THREADS=1", "--keep", "kept", "--json", "--prices", "9.83,32.77",
+                    "--html", "page.html", cwd=tmp_path)  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "Page: page.html\n"), done.stdout + done.stderr
     document = json.loads(done.stdout)
     assert document["exact"] is True
     _, main, moved = document["legs"]
@@ -633,7 +634,13 @@ def test_the_default_task_resumes_exactly_under_every_kind(tmp_path: Path, capsy
     assert histories[0].lines[60]["loss"] < 0.8 * histories[0].lines[1]["loss"]
     run = tmp_path / "kept" / "preempted" / "bucket" / "rehearsal"
     reported = CliRunner().invoke(report, [str(run), "--json", "--prices", "9.83,32.77"], catch_exceptions=False)
-    by_hand(run, spot=9.83, on_demand=32.77).compare(reported.output)
+    figures = by_hand(run, spot=9.83, on_demand=32.77)
+    figures.compare(reported.output)
+    ending = document["report"]
+    figures.compare(json.dumps(ending))
+    page = (tmp_path / "page.html").read_text()
+    for text in (f"USD {ending['spend']['usd']:.2f}", f"{ending['goodput']:.1%}", f"{figures.lost_steps} of "):
+        assert text in page
     for leg in document["legs"]:
         assert all(row["first_step_s"] > 0 for row in leg["rows"]), leg  # What a start may cost: test_trainer.py.
     printed = as_printed(document, capsys)

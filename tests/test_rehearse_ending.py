@@ -1,4 +1,7 @@
-"""The report at the end of a rehearsal: of its preempted run, at stated prices; it never changes the verdict."""
+"""The report at the end of a rehearsal: of its preempted run, at stated prices; it never changes the verdict.
+
+The figures of a real rehearsal are compared with its raw files in test_rehearse.py.
+"""
 
 import dataclasses
 import json
@@ -9,7 +12,6 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 from crafted import NOON, CraftedAttempt, three_attempts
-from raw_records import by_hand
 from support import REPO
 from support_rehearse import rehearse
 
@@ -182,20 +184,3 @@ def test_a_task_without_records_has_the_same_exit_status_and_a_line(tmp_path: Pa
     done = rehearse("task.yaml", "--prices", "1,2", "--json", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (1, f"No report: {NOT_PREEMPTED}.\n")
     assert json.loads(done.stdout)["report"] is None
-
-
-@pytest.mark.slow
-def test_the_figures_at_the_end_of_a_rehearsal_are_what_its_raw_files_say(tmp_path: Path) -> None:
-    """Goodput, lost steps, spend and saving, by other code; on the page too."""
-    pytest.importorskip("matplotlib")
-    done = rehearse("--kinds", "kill,sigterm", "--preemptions", 2, "--processes", 1, "--prices", "9.83,32.77",
-                    "--html", "page.html", "--keep", "kept", "--json", cwd=tmp_path)  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "Page: page.html\n"), done.stdout + done.stderr
-    report = json.loads(done.stdout)["report"]
-    [attempts] = (tmp_path / "kept" / "preempted").glob("bucket/**/attempts")
-    figures = by_hand(attempts.parent, spot=9.83, on_demand=32.77)
-    figures.compare(json.dumps(report))
-    assert (report["state"], report["preemptions"], len(report["attempts"])) == ("finished", 2, 3)
-    page = (tmp_path / "page.html").read_text()
-    for text in (f"USD {report['spend']['usd']:.2f}", f"{report['goodput']:.1%}", f"{figures.lost_steps} of "):
-        assert text in page
