@@ -37,7 +37,7 @@ def struck(done: subprocess.CompletedProcess[str]) -> tuple[int, int, int]:
 @pytest.mark.parametrize("counts", [
     {"local": 24, "local-ranks": 6, "sequential": 6},
     pytest.param({"local": 96, "local-ranks": 24, "sequential": 84, "sequential-ranks": 24, "rclone": 12,
-                  "rclone-cached": 8}, marks=pytest.mark.slow),
+                  "rclone-cached": 8}, marks=pytest.mark.slow(70)),
 ], ids=["some", "two hundred and forty-eight"])  # fmt: skip
 def test_faults_of_every_kind_are_survived(short: Path, counts: dict[str, int]) -> None:
     if bucket_lab.missing():

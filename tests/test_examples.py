@@ -99,7 +99,7 @@ def test_an_example_trains_and_stops_and_goes_on(safe: Path, tmp_path: Path) -> 
     assert (run_dir / "final" / "MANIFEST.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 @pytest.mark.parametrize("safe", SAFE, ids=lambda path: path.stem)
 def test_an_example_is_rehearsed(safe: Path, tmp_path: Path) -> None:
     """On one process, with few strikes; `make examples` has all kinds, on more processes too."""

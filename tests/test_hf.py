@@ -331,7 +331,7 @@ def test_batches_by_length_are_said_not_to_be_exact(tmp_path: Path, tmp_path_fac
     assert ours != theirs, "it is exact: the line and the docs can go"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(50)
 def test_the_oldest_supported_transformers_resumes_exactly(tmp_path: Path) -> None:
     """Its package is installed beside; tests at the newest are all the others."""
     oldest = tmp_path / "site"

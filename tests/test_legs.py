@@ -306,7 +306,7 @@ def test_steps_that_have_not_arrived_in_the_bucket_are_seen_and_struck_in_time(t
     assert rows[0]["last_step"] < 5, "before the first checkpoint"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 def test_our_own_trainer_resumes_exactly_on_s3(tmp_path: Path) -> None:
     done = rehearse(
         "--set", "max_steps=12", "--set", "save_every=4", "--kinds", "kill", "--preemptions", 1, "--processes", 1,

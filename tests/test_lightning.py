@@ -159,7 +159,7 @@ def test_a_training_ends_with_the_same_bits_however_often_it_is_struck(tmp_path:
     assert means(done[-1]) == {3: pytest.approx(loss[20])}
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 def test_every_kind_of_loop_and_loader_ends_with_the_same_bits(tmp_path: Path) -> None:
     outputs = "".join(ended.output for ended in check(SLOW, tmp_path))
     assert outputs.count("The validation uses other weights than the training, so the run stops after it") == 1
@@ -281,7 +281,7 @@ def test_processes_that_lightning_starts_itself_are_refused(tmp_path: Path) -> N
     assert "Error: WORLD_SIZE is 2, but RANK is not set: start the script with `python -m trainer.launch" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 def test_the_oldest_supported_release_works(tmp_path: Path) -> None:
     packages = tmp_path / "packages"
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(packages), "lightning==2.5.0"]

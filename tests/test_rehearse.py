@@ -605,7 +605,7 @@ def test_whether_the_exported_model_has_dropout_is_read_from_its_config(tmp_path
 # -- the default: our trainer ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.slow(180)
 def test_the_default_task_resumes_exactly_under_every_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And README's demo shows what it prints; the report at its end, also as a page, is what its raw files say."""
     # Beside other tests, several threads would wait for each other.
@@ -772,7 +772,7 @@ def test_file_mounts_take_the_tasks_variables_and_local_folders_become_buckets(t
     assert found.envs == {"WHERE": "/ckpt", "TOKEN": "x"}
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 def test_our_own_trainer_resumes_exactly_under_rewritten_paths(tmp_path: Path) -> None:
     """In a namespace: the default task, above."""
     done = rehearse(

@@ -98,7 +98,7 @@ def test_a_rehearsal_tells_the_truth_of_a_script(one: Truth, tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(bucketfs_missing() is not None, reason=str(faultfs.missing() or bucketfs_missing()))
-@pytest.mark.slow  # Many attempts.
+@pytest.mark.slow(50)  # Many attempts.
 def test_every_place_in_a_save_has_the_verdict_that_it_has_alone(tmp_path: Path) -> None:
     (tmp_path / "task.yaml").write_text(TASK.format(path=truth.HERE / "four_files.py"))
     done = rehearse(

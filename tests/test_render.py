@@ -599,7 +599,7 @@ print("validated", count)
 
 
 @pytest.mark.parametrize(
-    "nth", [pytest.param(1, marks=pytest.mark.slow), 25], ids=["every combination", "one in twenty-five"]
+    "nth", [pytest.param(1, marks=pytest.mark.slow(40)), 25], ids=["every combination", "one in twenty-five"]
 )
 def test_skypilot_takes_every_template_under_every_combination_of_ladder_options(tmp_path: Path, nth: int) -> None:
     combinations = []

@@ -106,7 +106,7 @@ def cpu_wheels() -> str | None:
     return folder if folder and list(Path(folder).glob("torch-2.13.0*")) else None
 
 
-@pytest.mark.slow
+@pytest.mark.slow(50)
 def test_with_uv_alone_an_environment_is_made_and_used(tmp_path: Path) -> None:
     """As on a SkyPilot VM: no Python that will do, and ~/.local/bin/uv."""
     wheels = cpu_wheels()
