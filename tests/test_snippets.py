@@ -23,6 +23,7 @@ RUN_BY = {
     ".venv/bin/python -m pytest": "test_quick::test_make_test_leaves_out_what_is_slow_and_ci_does_not",
     "skyspot rehearse my-task.yaml": "test_rehearse_page::test_an_example_is_what_a_rehearsal_prints",
     "skyspot plan ": "test_plan::test_the_commands_of_the_page_run",
+    "skyspot launch ": "test_readme::test_a_command_that_talks_to_skypilot_or_a_bucket_runs_as_far_as_it_gets_here",
     "skyspot report ": "test_report::test_the_report_as_a_terminal_shows_it",
     "skyspot rehearse examples/": "test_examples::test_an_example_is_rehearsed",
     "python tests/chaos/run.py --plants": "test_chaos::test_a_mistake_in_the_code_is_found",
