@@ -22,6 +22,7 @@ RUN_BY = {
     "make ": "test_readme::test_every_target_that_readme_names_is_in_the_makefile",
     ".venv/bin/python -m pytest": "test_quick::test_make_test_leaves_out_what_is_slow_and_ci_does_not",
     "skyspot rehearse my-task.yaml": "test_rehearse_page::test_an_example_is_what_a_rehearsal_prints",
+    "skyspot rehearse --kinds": "test_rehearse::test_the_default_task_resumes_exactly_under_every_kind",
     "skyspot plan ": "test_plan::test_the_commands_of_the_page_run",
     "skyspot launch ": "test_readme::test_a_command_that_talks_to_skypilot_or_a_bucket_runs_as_far_as_it_gets_here",
     "skyspot report ": "test_report::test_the_report_as_a_terminal_shows_it",
