@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import shared
 import torch
-from support import PROGRAMS, Ended, assert_resumed, event, launch, losses, noticed, weights
+from support import PROGRAMS, Ended, assert_resumed, event, history, launch, losses, noticed, weights
 
 from trainer.training import same_batches
 
@@ -247,6 +247,13 @@ def test_a_mistake_is_said_in_a_line(tmp_path: Path, changed: dict[str, str], me
     assert "Traceback" not in ended.output
     assert "Warning" not in ended.output
     assert "after the block" not in ended.output
+
+
+def test_a_step_that_is_logged_does_not_replace_the_runs_own(tmp_path: Path) -> None:
+    assert loop(tmp_path, body="run.log(step=7000, epoch_loss=1.5)").code == 0
+    lines = history(tmp_path / "run")
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    assert {line["epoch_loss"] for line in lines} == {1.5}
 
 
 def test_other_names_than_those_in_the_checkpoint_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clock import Clock
 from in_process import Attempts
 from support import event, history, losses, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -150,6 +152,37 @@ def test_a_bucket_that_refuses_or_a_tracker_that_hangs_delays_no_step_and_no_end
     assert event(attempts.folder, "end")["committed_step"] == 8
     assert "tensorboard: not all metrics got there in time. The run's records have them." in capfd.readouterr().out
     hangs.set()
+
+
+class Hanging:
+    """Stands for a reporter whose tracker never answers; waiting for it passes time of the test's clock."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.tracker = self.over = self
+        self.name, self._clock = "wandb", clock
+
+    def end(self, _is_finished: bool) -> None:
+        pass
+
+    def wait(self, seconds: float) -> bool:
+        self._clock.added += seconds
+        return False
+
+
+@pytest.mark.parametrize(
+    ("is_finished", "left_s", "most_s"),
+    [(False, None, 5), (False, 120, 5), (False, 4, 2), (False, 1, 0), (True, None, 60)],
+)
+def test_trackers_that_hang_delay_the_end_by_a_few_seconds_in_all(
+    clock: Clock, is_finished: bool, left_s: float | None, most_s: float
+) -> None:
+    trackers = tracking.Tracking(
+        (), Tracked(RunPaths(Path("run")), AttemptName(1, "0" * 6), "run", {}), (), lambda: None, print
+    )
+    trackers._reporters = [Hanging(clock), Hanging(clock), Hanging(clock)]
+    begun = time.monotonic()
+    assert trackers.end(is_finished, None if left_s is None else begun + left_s) == ["wandb"] * 3
+    assert time.monotonic() - begun == pytest.approx(most_s, abs=0.01)
 
 
 def test_a_damaged_file_of_the_records_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

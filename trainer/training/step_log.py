@@ -53,7 +53,7 @@ class StepLog:
         run, progress = self._run, self._progress
         if run.journal is None or progress is None:
             return
-        metrics = {name: plain(value) for name, value in logged.items()}
+        metrics = {name: plain(value) for name, value in logged.items() if name != "step"}  # The run counts its steps.
         loss = metrics.get("loss")
         rate = {} if lr is None else {"lr": lr}
         fields = {"world_size": run.world_size, "step_s": round(seconds, 5), **timing, **metrics, **traced}
