@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Ended:
     job: Job
     status: str
     recoveries: int
-    report: dict[str, Any]
+    report: dict[str, Any] = field(default_factory=dict)
     """What `skyspot report --json` says while SkyPilot's server answers."""
 
 

@@ -7,6 +7,7 @@ import fcntl
 import mmap
 import os
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 
 import xxhash
@@ -57,11 +58,8 @@ def hash_file(path: Path, on_read: Callable[[int], None] = lambda count: None, p
     """
     hasher, at = Hasher(), 0
     with opened(path, "a file") as file:
-        with within("a read"):
-            size = os.fstat(file.fileno()).st_size
-        # One buffer for all pieces, because fresh memory for each costs more than reading. It begins at a page. Past
-        # the cache, Linux fills what a read asks for beyond the file's end with zeros: so none asks for much more.
-        buffer = memoryview(mmap.mmap(-1, min(CHUNK_BYTES, (size // BLOCK + 1) * BLOCK)))
+        # One buffer for all pieces, because fresh memory for each costs more than reading. It begins at a page.
+        buffer = memoryview(mmap.mmap(-1, _past_cache_bytes(file) if past_cache else CHUNK_BYTES))
         past_cache = past_cache and turn_past_cache(file.fileno(), True)
         while True:
             if past_cache and at % BLOCK:
@@ -79,6 +77,12 @@ def hash_file(path: Path, on_read: Callable[[int], None] = lambda count: None, p
             hasher.update(buffer[:count])
             on_read(count)
             at += count
+
+
+def _past_cache_bytes(file: FileIO) -> int:
+    """The size of a buffer for a local file: Linux fills what a read asks for beyond the file's end with zeros."""
+    with within("a read"):
+        return min(CHUNK_BYTES, (os.fstat(file.fileno()).st_size // BLOCK + 1) * BLOCK)
 
 
 def turn_past_cache(descriptor: int, past_cache: bool) -> bool:
