@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -26,7 +27,7 @@ from skyspot.money.report import Given, report_of
 from skyspot.runs.limits import limit_note
 from skyspot.runs.progress import run_progress
 from skyspot.runs.records import read_records
-from skyspot.task import limits
+from skyspot.task import document, limits
 from skyspot.task.limits import read_deadline, read_max_spend, with_limits, with_market, without_limits
 from skyspot.task.options import Options
 from skyspot.task.render import edited_by_hand
@@ -36,9 +37,11 @@ from trainer.layout.names import RunPaths
 
 NEW = Existing(None, None, "", None)
 NOW = 1_800_000_000.0
-SCRIPT = "resources: {accelerators: 'A100:8', use_spot: true}\nrun: python -m trainer.launch train.py\n"
+SCRIPT = (
+    "resources: {accelerators: 'A100:8', use_spot: true}\nrun: python -m trainer.launch --checkpoint-dir /c train.py\n"
+)
 ROW = {"type": "p4d", "gpu": "A100", "count": "8.0", "cpus": 96.0, "memory": 1152.0, "price": 32.0, "spot": 9.0,
-       "region": "us-east-1", "zone": "use1-az1"}  # fmt: skip
+       "region": "us-east-1", "zone": "us-east-1a"}  # fmt: skip
 
 
 @pytest.fixture
@@ -86,18 +89,53 @@ def test_a_deadline_is_a_duration_from_now_on_or_a_time(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("read", "text", "said"),
     [
-        (read_max_spend, "x", "--max-spend: 'x' is not an amount in USD, like 25, nor `none`"),
-        (read_max_spend, "-1", "--max-spend: '-1' is not"), (read_max_spend, "nan", "--max-spend: 'nan' is not"),
-        (read_max_spend, "0", "--max-spend: '0' is not"),
-        (lambda text: read_deadline(text, NOW), "soon", "--deadline: 'soon' is not a time, like 2026-12-01T08:00"),
+        (read_max_spend, "x", "--max-spend: 'x' is neither an amount in USD .25. nor `none`"),
+        (read_max_spend, "-1", "--max-spend: '-1' is neither"), (read_max_spend, "nan", "'nan' is neither"),
+        (read_max_spend, "0", "--max-spend: '0' is neither"), (read_max_spend, "1e-10", "'1e-10' is neither"),
+        (limits.read_allowance, "99999999d", "--spend-allowance: '99999999d' is too long; the longest is 11574d"),
+        (lambda text: read_deadline(text, NOW), "soon", r"'soon' is neither a time \(2026-12-01T08:00\), a duration"),
+        (lambda text: read_deadline(text, NOW), "99999999d", "'99999999d' from now on is after the year 9999"),
+        (lambda text: read_deadline(text, NOW), "0001-01-01T00:00+09:00", "is neither a time"),
         (lambda text: read_deadline(text, NOW), "0h", "--deadline: '0h' is not a duration"),
         (lambda text: read_deadline(text, NOW), "2020-01-01", "--deadline: .* has passed"),
-        (lambda text: read_deadline(text, NOW), "99999-01-01", "--deadline: '99999-01-01' is not a time"),
+        (lambda text: read_deadline(text, NOW), "99999-01-01", "--deadline: '99999-01-01' is neither a time"),
     ],
 )  # fmt: skip
 def test_a_value_that_is_none_is_refused_in_a_line(read, text: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         read(text)
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("max_spend", ("1e-9", "0.5", "999999999.9", "1e-10", "1e9", "inf")),
+        ("allowance", ("0", "90.5", "123456789", "11574d", "11575d", "-1", "5x", "999999999d")),
+        ("deadline", ("1s", "9999-12-31T00:00Z", "9999-12-31T23:00-05:00", "99999999d")),
+    ],
+)  # fmt: skip
+def test_the_trainer_takes_what_the_laptop_takes(option: str, values: tuple[str, ...]) -> None:
+    taken = []
+    for value in values:
+        with suppress(UsageError):
+            text = put(put(SCRIPT, deadline="2d"), **{option: value})
+            read = held.Limits.from_env(envs(text))
+            assert read, value
+            assert (read.max_spend_usd, read.deadline) == limits.limits_of(document.tasks(text)[0])
+            taken.append(value)
+    assert taken == list(values[: len(values) // 2])
+
+
+@pytest.mark.parametrize(
+    "more", ["MAX_SPEND: 1e-10", "MAX_SPEND: 1e9", "SPEND_ALLOWANCE: -1", "SPEND_ALLOWANCE: 5m", "SPEND_ALLOWANCE: 1e9"]
+)
+def test_what_the_trainer_refuses_in_the_envs_is_refused_before_the_launch(more: str) -> None:
+    text = f"run: x\nenvs: {{SKYSPOT_DEADLINE: 2099-01-01T00:00Z, SKYSPOT_{more}}}\n"
+    name = f"SKYSPOT_{more.partition(':')[0]}"
+    with pytest.raises(held.LimitsError, match=name):
+        held.Limits.from_env({key: str(value) for key, value in document.tasks(text)[0].envs.items()})
+    with pytest.raises(UsageError, match=f"{name}: .* is not "):
+        limits.limits_of(document.tasks(text)[0])
 
 
 def test_laptop_and_trainer_name_the_same_variables() -> None:
@@ -138,7 +176,7 @@ def test_limits_stand_in_the_tasks_envs_and_are_no_edit_by_hand(text: str) -> No
 @pytest.mark.parametrize(
     ("run", "holds"),
     [
-        ("python train.py", False), ("torchrun train.py", False), ("python -m trainer.launch train.py", True),
+        ("python train.py", False), ("torchrun train.py", False), ("python -m trainer.launch ours.py", True),
         ("bash -c 'python3 -m trainer --max-steps 5'", True), ("python ours.py", True),
         ("echo python -m trainer", False),
     ],
@@ -153,6 +191,38 @@ def test_a_task_that_starts_no_trainer_of_skyspots_is_refused(tmp_path: Path, ru
             continue
         with pytest.raises(UsageError, match="starts neither skyspot's trainer nor its launcher, which hold the limit"):
             put(text, **given)
+
+
+@pytest.mark.parametrize(
+    ("run", "holds"),
+    [
+        ("python -m trainer.launch train.py", False), ("python -m trainer.launch not-there.py", False),
+        ("python -m trainer.launch train.py --checkpoint-dir /c", False),
+        ("python -m trainer.launch --processes 2 --checkpoint-dir=/c train.py", True),
+        ("python -m trainer.launch ours.py", True),
+        ("SKYSPOT_CHECKPOINT_DIR=/c python -m trainer.launch train.py", True),
+    ],
+)  # fmt: skip
+def test_the_launcher_of_a_script_without_the_trainer_needs_the_runs_folder(
+    tmp_path: Path, run: str, holds: bool
+) -> None:
+    (tmp_path / "train.py").write_text("print()\n")
+    (tmp_path / "ours.py").write_text("from trainer import SpotRun\n")
+    text = f"workdir: {tmp_path}\nrun: {run}\n"
+    if holds:
+        assert "SKYSPOT_MAX_SPEND" in put(text, "20")
+    else:
+        with pytest.raises(UsageError, match=r"--max-spend: .* folder.* Set SKYSPOT_CHECKPOINT_DIR in its envs"):
+            put(text, "20")
+    assert "SKYSPOT_MAX_SPEND" in put(f"{text}envs: {{SKYSPOT_CHECKPOINT_DIR: /c}}\n", "20")
+
+
+@pytest.mark.parametrize("line", ["  SKYSPOT_DEADLINE: foo\n", "  echo 'envs: {SKYSPOT_DEADLINE: foo, A: b}'\n"])
+def test_a_line_of_the_run_that_looks_like_a_limit_stays(line: str) -> None:
+    text = f"run: |\n  cat > x.yaml <<END\n{line}  END\n  python -m trainer\n"
+    assert without_limits(text) == text
+    assert without_limits(put(text, "5")) == text
+    assert without_limits(f"envs: [{line}") == f"envs: [{line}", "no YAML"
 
 
 def test_a_pipeline_is_refused_and_told_of_the_envs_of_its_tasks() -> None:
@@ -175,6 +245,22 @@ def test_all_rungs_of_a_task_change_to_on_demand_and_keep_their_places(before: s
     assert with_market(before, use_spot=False) == after
 
 
+@pytest.mark.parametrize(
+    "resources",
+    [
+        "{ordered: [{infra: aws}, {infra: gcp, use_spot: true}]}",
+        "{any_of: [{infra: aws}, {infra: gcp}]}",
+        "{use_spot: false, ordered: [{infra: aws}, {infra: gcp, use_spot: false}]}",
+        "{accelerators: L4}",
+        "{}",
+        "{ordered: [{infra: aws, use_spot: false}, {infra: gcp, use_spot: true}]}",
+    ],
+)
+def test_all_rungs_of_a_task_change_to_spot(resources: str) -> None:
+    found = with_market(f"resources: {resources}\nrun: x\n", use_spot=True)
+    assert all(rung.use_spot for rung in document.tasks(found)[0].rungs)
+
+
 # -- a launch ----------------------------------------------------------------------------------------------------------
 
 
@@ -190,14 +276,14 @@ def launched(*flags: str, **options: object) -> launch.Launch:
 def test_a_launch_sends_prices_along_renews_them_and_changes_limits_by_the_runs_name(runtime: Path) -> None:
     first = launched(gpus="A100:8", bucket="s3://mine", max_spend="25", deadline="12h")
     [rung] = json.loads(envs(first.text)["SKYSPOT_PRICES"])
-    assert rung["places"] == {"aws/us-east-1/use1-az1": [9.0, 32.0, "p4d"]}
+    assert rung["places"] == {"aws/us-east-1/us-east-1a": [9.0, 32.0, "p4d"]}
     path = Path(".skyspot/run-001.yaml")
     assert not edited_by_hand(path.read_text())
     catalogs.write(runtime, "aws", [{**ROW, "spot": 7.0}])
     again = launched(max_spend="50", deadline="none")
     assert envs(again.text)["SKYSPOT_MAX_SPEND"] == "50"
     assert "SKYSPOT_DEADLINE" not in envs(again.text)
-    assert json.loads(envs(again.text)["SKYSPOT_PRICES"])[0]["places"]["aws/us-east-1/use1-az1"][0] == 7.0
+    assert json.loads(envs(again.text)["SKYSPOT_PRICES"])[0]["places"]["aws/us-east-1/us-east-1a"][0] == 7.0
     assert envs(launched().text)["SKYSPOT_MAX_SPEND"] == "50", "the run's name alone keeps it"
     assert not edited_by_hand(path.read_text())
     same = launched(gpus="A100:8", bucket="s3://mine", max_spend="25")
@@ -208,7 +294,39 @@ def test_a_launch_sends_prices_along_renews_them_and_changes_limits_by_the_runs_
     assert (resources["use_spot"], resources["accelerators"]) == (False, "A100:8")
     assert envs(on_demand.text)["SKYSPOT_CHECKPOINT_DIR"].endswith("run-001")
     [rung] = json.loads(envs(on_demand.text)["SKYSPOT_PRICES"])
-    assert (rung["spot"], rung["places"]["aws/us-east-1/use1-az1"][0]) == (False, 32.0)
+    assert (rung["spot"], rung["places"]["aws/us-east-1/us-east-1a"][0]) == (False, 32.0)
+
+
+def test_an_attempt_counts_at_its_regions_dearest_spot_price_where_the_catalog_has_zone_ids(
+    runtime: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = [("us-east-1", "use1-az1", 9.0), ("us-east-1", "use1-az2", 11.0), ("us-west-2", "usw2-lax1-az1", 20.0)]
+    rows = [{**ROW, "region": region, "zone": zone, "spot": spot} for region, zone, spot in ids]
+    catalogs.write(runtime, "aws", [*rows, {**rows[1], "type": "dearer", "price": 40.0, "spot": 15.0}])
+    sent = envs(launched(gpus="A100:8", bucket="s3://mine", max_spend="25").text)["SKYSPOT_PRICES"]
+    assert json.loads(sent)[0]["places"] == {"aws/us-east-1": [11.0, 32.0], "aws/us-west-2": [20.0, 32.0]}
+    here = {"cloud": "aws", "region": "us-east-1", "zone": "us-east-1a", "accelerator": "NVIDIA A100-SXM4-40GB",
+            "accelerators_per_node": 8}  # fmt: skip
+    assert price.price_of(here, price.read_ladder(sent))["usd_per_hour"] == 11.0
+    for more, is_said in (({"max_spend": "25"}, True), ({"max_spend": "none"}, False)):
+        found = launch.prepare(Options(gpus="A100:8", bucket="s3://mine", name="run-001", **more), Path())
+        tables.show_plan(found, NEW, launch_cli._costs(found, NEW, Path()))
+        assert ("The catalog of aws has zone ids here (use1-az1)" in capsys.readouterr().out) is is_said
+
+
+def test_a_change_of_a_run_that_is_not_there_is_refused(skyspot: Skyspot, runtime: Path) -> None:
+    for changes in (["--max-spend", "5"], ["--deadline", "2h"], ["--no-use-spot", "--replace"]):
+        code, out, err = skyspot("launch", "-n", "gone", *changes)
+        assert (code, out, len(err.splitlines())) == (2, "", 1)
+        assert "this project has no run gone to change: .skyspot/gone.yaml does not exist" in err
+    assert launched(gpus="A100:8", bucket="s3://mine", max_spend="5")
+
+
+def test_on_demand_machines_that_max_hourly_cost_cuts_off_are_refused(runtime: Path) -> None:
+    launched(gpus="A100:8", bucket="s3://mine", max_hourly_cost=10.0)
+    with pytest.raises(UsageError, match=r"is left: max_hourly_cost 10 .* costs 32\.00\. Raise max_hourly_cost"):
+        launched(use_spot=False)
+    assert launched(use_spot=True)
 
 
 def test_an_edit_by_hand_is_still_seen_beside_limits(runtime: Path) -> None:
@@ -222,7 +340,7 @@ def test_an_edit_by_hand_is_still_seen_beside_limits(runtime: Path) -> None:
 
 def test_a_limit_in_money_needs_the_price_of_each_rung(runtime: Path) -> None:
     with pytest.raises(
-        UsageError, match=r"--max-spend: no price is known of rung 1 .*State it in skyspot\.yaml, like prices"
+        UsageError, match=r"--max-spend: the price of rung 1 is unknown .*State it in skyspot\.yaml, like prices"
     ):
         launched(gpus="A100:8", prefer=("slurm/mine",), bucket="s3://mine", max_spend="25")
     assert launched(gpus="A100:8", prefer=("slurm/mine",), bucket="s3://mine", deadline="2h")
@@ -242,7 +360,7 @@ def test_a_copy_of_the_trainer_that_knows_no_limits_is_refused(runtime: Path) ->
 
 def test_limits_of_a_pipeline_stand_in_each_task_and_are_checked(runtime: Path) -> None:
     task = "name: {}\nenvs: {{SKYSPOT_MAX_SPEND: 5}}\nresources: {{accelerators: '{}', use_spot: true}}\nrun: {}\n"
-    ours = "python -m trainer.launch x.py"
+    ours = "python -m trainer.launch --checkpoint-dir /c x.py"
     Path("p.yaml").write_text(f"{task.format('a', 'A100:8', ours)}---\n{task.format('b', 'A100:8', ours)}")
     given = Options(task="p.yaml", name="p", ignore=("script-not-there",))
     found = launch.prepare(given, Path())
@@ -250,7 +368,7 @@ def test_limits_of_a_pipeline_stand_in_each_task_and_are_checked(runtime: Path) 
     assert sent.text.count("SKYSPOT_PRICES") == 2
     Path("p.yaml").write_text(f"{task.format('a', 'A100:8', ours)}---\n{task.format('b', 'A100:8', 'python x.py')}")
     found = launch.prepare(given, Path())
-    with pytest.raises(UsageError, match="SKYSPOT_MAX_SPEND is set, but the task starts neither"):
+    with pytest.raises(UsageError, match="SKYSPOT_MAX_SPEND is set, but this task starts neither"):
         launch.with_prices(found, launch_cli._costs(found, NEW, Path()), update_trainer=False)
 
 
@@ -299,7 +417,7 @@ def test_render_puts_limits_and_prices_in_and_refuses_what_it_has_none_for(skysp
     assert "SKYSPOT_PRICES" not in skyspot("render", "-n", "x", "--bucket", "s3://mine", "--deadline", "5h")[1]
     code, _, err = skyspot("render", "--gpus", "H100:8", "--infra", "slurm/c", "-n", "x", "--max-spend", "5")
     assert (code, len(err.splitlines())) == (2, 1)
-    assert "--max-spend: no price is known of rung 1" in err
+    assert "--max-spend: the price of rung 1 is unknown" in err
     Path("own.yaml").write_text("run: python train.py\n")
     code, _, err = skyspot("render", "own.yaml", "--deadline", "5h")
     assert (code, len(err.splitlines())) == (2, 1)
@@ -312,7 +430,7 @@ def test_limits_may_stand_in_skyspot_yaml(skyspot, runtime: Path) -> None:
     assert (found["SKYSPOT_MAX_SPEND"], found["SKYSPOT_SPEND_ALLOWANCE"]) == ("25", "120")
     assert found["SKYSPOT_DEADLINE"] == "2099-12-01T08:00:00Z"
     Path("skyspot.yaml").write_text("max_spend: lots\n")
-    assert "skyspot.yaml: max-spend: 'lots' is not an amount" in skyspot("render", "-n", "x")[2]
+    assert "skyspot.yaml: max-spend: 'lots' is neither an amount" in skyspot("render", "-n", "x")[2]
 
 
 # -- queue and report --------------------------------------------------------------------------------------------------
@@ -352,9 +470,9 @@ def test_queue_and_report_say_which_limit_stopped_a_run_and_how_it_goes_on(
 def test_queue_and_report_show_the_command_where_only_on_demand_is_in_time(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root = tmp_path / "run-001"
+    root = tmp_path / "folder"
     one = CraftedAttempt(root, 1, NOON)
-    one.start()
+    one.start(launch="sky-managed-2027-01-15-08-00-00-000001_run-001_7-0")
     one.event("too-late-for-spot", 9, deadline=NOON + 3600, needed_s=4000.0, left_s=3600.0)
     said = "only on-demand machines can still finish by 2027-01-15 09:00 UTC"
     command = "skyspot launch -n run-001 --no-use-spot --replace"

@@ -190,7 +190,7 @@ def test_what_lint_finds_stops_a_launch(here: Path) -> None:
     [
         (["launch", "--json"], 2, "add -y or --dryrun"),
         (["launch", "--max-spent", "3"], 2, "No such option: --max-spent"),
-        (["launch", "--max-spend", "much"], 2, "--max-spend: 'much' is not an amount in USD"),
+        (["launch", "--max-spend", "much"], 2, "--max-spend: 'much' is neither an amount in USD"),
         (["launch", "--gpus", "A1000:8"], 2, "unknown accelerator"),
         (["cancel"], 2, "NAME|ID"),
     ],

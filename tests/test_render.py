@@ -415,7 +415,7 @@ MISTAKES = [
     (["render", "--prefer", "awss/us-east-1"], "Did you mean 'aws'?"),
     (["render", "--bucket", "my_bucket"], "nor a bucket's name"),
     (["render", "--set", "nope=1"], "`skyspot templates show finetune` lists"),
-    (["render", "--max-spend", "much"], "--max-spend: 'much' is not an amount in USD, like 25, nor `none`"),
+    (["render", "--max-spend", "much"], "--max-spend: 'much' is neither an amount in USD (25) nor `none`"),
     (["render", "--deadline", "soon"], "--deadline: 'soon' is not a time, like 2026-12-01T08:00 nor a duration"),
     (["render", "--save-every", "often"], "nor `auto`"),
     (["render", "--save-every", "0"], "nor `auto`"),

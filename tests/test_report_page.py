@@ -17,7 +17,7 @@ import pytest
 from chromium import PAPER, PHONE, SCREEN, Browser, Page
 from click.testing import CliRunner
 from console import in_process
-from crafted import NOON, CraftedAttempt, three_attempts
+from crafted import NOON, CraftedAttempt, final, three_attempts
 from crafted_training import training
 from report_picture import HEIGHT, draw
 from support import REPO, clean_env
@@ -269,6 +269,19 @@ def torn(root: Path) -> Path:
     with attempts[1].metrics.open("ab") as file:
         file.write(b'{"step": 18, "lo')
     return root
+
+
+@pytest.mark.parametrize(
+    ("is_finished", "said"), [(True, "cost USD 0.33; what"), (False, "cost USD 0.33 so far; what")]
+)
+def test_a_page_says_so_far_of_a_run_that_may_go_on(tmp_path: Path, is_finished: bool, said: str) -> None:
+    one = CraftedAttempt(tmp_path, 1, NOON)
+    one.start()
+    one.end(3600, "finished" if is_finished else "hang", 0 if is_finished else 75)
+    if is_finished:
+        final(tmp_path)
+    name = str(read_records(RunPaths(tmp_path)).attempts[0].name)
+    assert said in page_of(tmp_path, prices={name: Price(0.33, None, "--prices")})
 
 
 def odd_losses(root: Path) -> Path:

@@ -38,7 +38,7 @@ TASK_OPTIONS: list[Any] = [
     click.option(
         "--max-spend",
         metavar="USD",
-        help="Save and stop once about so much is spent, over all attempts; none: no limit.",
+        help="Save and stop at about this spend, over all attempts; `none` removes the limit.",
     ),
     click.option(
         "--deadline", metavar="DURATION|TIME", help="Save and stop by then: 12h from now on, or 2026-12-01T08:00."

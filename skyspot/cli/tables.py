@@ -16,6 +16,7 @@ from skyspot.cli.format import ago, clock, many
 from skyspot.jobs.launch import Existing, Launch, Part
 from skyspot.jobs.training import TrackedJob
 from skyspot.money.plan import TaskPlan
+from skyspot.money.travel import zone_note
 from skyspot.task.document import Rung, Task
 from skyspot.task.ladder import OWN_MACHINES
 from skyspot.wording import first_few
@@ -87,6 +88,8 @@ def show_plan(launch: Launch, existing: Existing, costs: Sequence[TaskPlan] = ()
         cost = costs[number - 1] if costs else None
         show(_rung_table(part.task, console.width, cost))
         limits = [f"Limits:      {cost.limits_line}"] if cost and cost.limits_line else []
+        if cost and cost.max_spend_usd is not None and (note := zone_note(cost.rungs)):
+            limits.append(f"{'':<13}{note}")
         for line in [*(price_lines(cost) if cost else []), *limits, *_lines_of(part, one)]:
             click.echo(line)
     shared = _shared_lines(launch, existing)

@@ -18,6 +18,7 @@ from skyspot.lint.rules import Finding
 from skyspot.migrate.source import task_yaml, written_for, written_text
 from skyspot.money import travel
 from skyspot.money.plan import TaskPlan
+from skyspot.money.prices import CUT
 from skyspot.runs import location
 from skyspot.runs.location import Location
 from skyspot.runs.progress import Progress, run_binding, run_progress
@@ -276,8 +277,15 @@ def with_prices(launch: Launch, costs: Sequence[TaskPlan], update_trainer: bool)
         update_trainer: Whether copies of the trainer are replaced.
 
     Raises:
-        UsageError: a limit cannot be held: a price is not known, or the run's copy of the trainer knows no limits.
+        UsageError: a limit cannot be held: a price is not known, or the run's copy of the trainer knows no limits. Or
+            max_hourly_cost, which may have been meant for spot, cuts off all rungs on demand.
     """
+    for cost in costs:
+        if all(rung.status == CUT and not rung.use_spot for rung in cost.rungs):
+            raise UsageError(
+                f"no rung of this task is left: {cost.rungs[0].why}. Raise max_hourly_cost: --max-hourly-cost, or in "
+                f"{launch.linted}"
+            )
     text = travel.with_prices(launch.text, [cost.rungs for cost in costs])
     has_limits = any(limit is not None for part in launch.parts for limit in limits_of(part.task))
     for run in launch.trainers if has_limits and not update_trainer else ():

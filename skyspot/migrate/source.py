@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from skyspot.errors import UsageError
 from skyspot.task import render
 from skyspot.task.options import Options, flags_alone, written_task
 from skyspot.task.render import Rendered
@@ -29,12 +30,22 @@ def task_yaml(options: Options) -> Rendered:
 def written_for(options: Options, folder: Path) -> Path | None:
     """The task YAML that was written for a run, if its name alone was given, or limits or a market with it.
 
-    None: there is none.
+    None: the options describe a task.
+
+    Raises:
+        UsageError: limits or a market are to change, and there is no such run.
     """
     known = written_task(options.name, folder) if options.name else None
     given = options.flags if options.flags is not None else set(options.given()) - {"task"}
     alone = given <= {"name", "ignore", *_CHANGES} and options.task == Options.task
-    return known if known and alone and known.exists() else None
+    if known is None or not alone:
+        return None
+    if not known.exists() and not given.isdisjoint(_CHANGES):
+        raise UsageError(
+            f"this project has no run {options.name} to change: {known} does not exist. To start a new run, name its "
+            f"task, too: `{options.task} -n {options.name}`"
+        )
+    return known if known.exists() else None
 
 
 def written_text(path: Path, options: Options) -> str:

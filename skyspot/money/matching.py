@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from skyspot.money import prices
 from skyspot.money.attempts import Life, Place, Price
@@ -64,16 +66,21 @@ def _agree(one: str | None, other: str) -> bool:
 
 
 def _likeness(place: Place, rung: RungPrice) -> int:
-    """How much of an attempt's accelerator a rung's name says; 0: it is another one."""
+    """The number of parts of a rung's name, where all are words of the driver's; 0: it is another accelerator.
+
+    1, too, where one of the two has no name. The trainer compares by the same words (trainer/attempt/price.py).
+    """
+    words = [word for word in re.split(r"[\s-]+", place.accelerator.lower()) if word]
+    known = {*words, *(f"{one}{other}" for one, other in pairwise(words))}
     found = 0
     for alternative in rung.accelerators.split(" or "):
         name, _, count = alternative.partition(":")
         parts = name.lower().split("-")
         if place.accelerators_per_node and count and float(count) != place.accelerators_per_node:
             continue
-        if place.accelerator and count and not all(part in place.accelerator.lower() for part in parts):
+        if words and count and not known.issuperset(parts):
             continue
-        found = max(found, len(parts))
+        found = max(found, len(parts) if words and count else 1)
     return found
 
 

@@ -5,12 +5,16 @@ All prices are in USD an hour and for one node.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 OFFERED, CUT, NEVER, UNKNOWN = "offered", "cut", "never", "unknown"
 """A rung's status: to be had; cut off by max_hourly_cost; offered nowhere; its price is not known here."""
+
+
+_ZONE_ID = re.compile(r"[a-z]+[0-9]+(-[a-z]+[0-9]+)*-az[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,11 @@ class Place:
     def infra(self) -> str:
         """The place in SkyPilot's spelling: cloud/region/zone."""
         return "/".join(part for part in (self.cloud, self.region, self.zone) if part) or "anywhere"
+
+    @property
+    def has_zone_id(self) -> bool:
+        """True if its zone is AWS's id (use1-az1), where a machine knows its account's own name of it (us-east-1a)."""
+        return self.cloud == "aws" and bool(self.region) and _ZONE_ID.fullmatch(self.zone or "") is not None
 
     def usd_per_hour(self, use_spot: bool) -> float | None:
         """The price of a node as spot or on demand."""

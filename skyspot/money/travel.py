@@ -24,7 +24,8 @@ LARGEST = 48_000
 def travelling(rungs: Sequence[RungPrice]) -> str:
     """The prices of a ladder as JSON for the trainer; empty if no rung has one.
 
-    Prices of many zones are cut to those of their regions, the dearest of each, and then to those of clouds.
+    Prices of many zones are cut to those of their regions, the dearest of each, and then to those of clouds. Zones that
+    are known by AWS's ids alone are cut to their regions at once: an attempt records a zone's name.
     """
     text = ""
     for parts in (3, 2, 1):
@@ -36,11 +37,13 @@ def travelling(rungs: Sequence[RungPrice]) -> str:
 
 
 def _rung(rung: RungPrice, parts: int) -> dict[str, Any]:
-    places: dict[str, Place] = {}
+    zones: dict[tuple[str | None, ...], Place] = {}
     for place in rung.places:  # The cheapest first: of several instance types in a zone, SkyPilot takes that one.
-        name = "/".join(part for part in (place.cloud, place.region, place.zone)[:parts] if part)
-        if parts < 3 or name not in places:
-            places[name] = place
+        zones.setdefault((place.cloud, place.region, place.zone), place)
+    places: dict[str, Place] = {}
+    for zone, place in zones.items():  # The dearest one in a name stays.
+        kept = zone[: min(parts, 2) if place.has_zone_id else parts]
+        places["/".join(part for part in kept if part)] = place
     on_demand = [usd for place in rung.places if (usd := place.on_demand_usd_per_hour) is not None]
     return {
         "rung": rung.number,
@@ -49,7 +52,7 @@ def _rung(rung: RungPrice, parts: int) -> dict[str, Any]:
         "on_demand": max([*on_demand, rung.on_demand_usd_per_hour or 0.0]) or None,
         "places": {
             name: [place.usd_per_hour(rung.use_spot), place.on_demand_usd_per_hour]
-            + ([place.instance_type] if place.instance_type and parts == 3 else [])
+            + ([place.instance_type] if place.instance_type and parts == 3 and not place.has_zone_id else [])
             for name, place in places.items()
         },
     }
@@ -63,13 +66,13 @@ def with_prices(text: str, ladders: Sequence[Sequence[RungPrice]]) -> str:
         ladders: The rungs of each of its tasks, with prices.
 
     Raises:
-        UsageError: a task has a limit that cannot be held: it starts no trainer, or a price is not known.
+        UsageError: a task has a limit that cannot be held: nothing in it holds limits, or a price is not known.
     """
     found = pipeline.split(text)
     for number, rungs in zip(found.tasks, ladders, strict=True):
         task = document.read(found.documents[number]).tasks[0]
         check(task, rungs)
-        if limits.holds_limits(task) and (prices := travelling(rungs)):
+        if limits.keeps_records(task) and (prices := travelling(rungs)):
             found = found.edited(number, partial(limits.with_prices, prices=prices))
     return found.text
 
@@ -78,16 +81,13 @@ def check(task: Task, rungs: Sequence[RungPrice]) -> None:
     """Refuse a limit that cannot be held.
 
     Raises:
-        UsageError: the task starts no trainer, or the price of a rung is not known; names the remedy.
+        UsageError: nothing in the task holds limits, or the price of a rung is not known; names the remedy.
     """
     spend, deadline = limits.limits_of(task)
     if spend is None and deadline is None:
         return
-    if not limits.holds_limits(task):
-        raise UsageError(
-            f"{limits.DEADLINE if spend is None else MAX_SPEND} is set, but the task starts neither skyspot's trainer "
-            "nor its launcher, which hold the limit. Start its script with `python -m trainer.launch`"
-        )
+    if why := limits.unheld(task):
+        raise UsageError(f"{limits.DEADLINE if spend is None else MAX_SPEND} is set, but {why}")
     unknown = [rung for rung in rungs if rung.status == UNKNOWN]
     if spend is not None and (unknown or not any(rung.places for rung in rungs)):
         which = unknown or list(rungs)
@@ -95,10 +95,21 @@ def check(task: Task, rungs: Sequence[RungPrice]) -> None:
         one = which[0]
         infra = f", infra: {one.where}" if one.where else ""
         raise UsageError(
-            f"--max-spend: no price is known of rung{'s' if len(which) > 1 else ''} {named} "
+            f"--max-spend: the price of rung{'s' if len(which) > 1 else ''} {named} is unknown "
             f"({one.why or one.accelerators}). State it in skyspot.yaml, like prices: "
             f"[{{accelerators: '{one.accelerators}'{infra}, on_demand: 16}}]"
         )
+
+
+def zone_note(rungs: Sequence[RungPrice]) -> str:
+    """A note where zones are known by their ids alone, so that the dearest price of a region counts; else empty."""
+    ids = [place.zone for rung in rungs if rung.use_spot for place in rung.places if place.has_zone_id]
+    if not ids:
+        return ""
+    return (
+        f"The catalog of aws has zone ids here ({ids[0]}), not your account's names (us-east-1a), so an attempt counts "
+        "at its region's dearest spot price. SkyPilot learns the names once AWS credentials are on this machine."
+    )
 
 
 def priced(text: str, folder: Path) -> str:

@@ -128,7 +128,8 @@ def _no_saving(report: Report) -> str:
         return "What this run saved is not known: no price is recorded. `--prices SPOT,ONDEMAND` states one."
     if report.spend.unpriced_attempts:
         return f"What this run saved is not known: {many(report.spend.unpriced_attempts, 'attempt')} without a price."
-    return f"This run cost USD {report.spend.usd:.2f} so far; what it saved is not known."
+    so_far = "" if report.state == "finished" else " so far"
+    return f"This run cost USD {report.spend.usd:.2f}{so_far}; what it saved is not known."
 
 
 def _tiles(report: Report) -> list[tuple[str, str, str]]:

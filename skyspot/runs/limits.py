@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
@@ -10,6 +11,12 @@ from skyspot.runs.records import number, text
 
 MAX_SPEND, DEADLINE = "max-spend", "deadline"
 """Causes in the end event (trainer/attempt/ending.py)."""
+
+
+def run_name(launch: str, folder: str) -> str:
+    """The name of a run: that in its launch id, which is SkyPilot's id of the task; else that of its folder."""
+    found = re.fullmatch(r"sky-managed-[\d-]+_(.+)_\d+-\d+", launch)
+    return found[1] if found else folder or "RUN"
 
 
 def limit_note(limit: Mapping[str, Any], run: str) -> str:

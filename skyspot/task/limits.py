@@ -10,17 +10,22 @@ import re
 from collections.abc import Callable
 from datetime import datetime, timezone
 from functools import partial
+from itertools import takewhile
 
 from skyspot.errors import UsageError, shown
 from skyspot.task import document, emitter, nodes, pipeline, sheet, started
 from skyspot.task.document import Task
 from skyspot.task.durations import DURATION, read_duration
+from skyspot.task.mounts import CHECKPOINT_DIR
 from skyspot.task.nodes import MappingNode, compose, entry
 from skyspot.task.options import MAX_SPEND
+from skyspot.task.shell import Command, starts_our_trainer
 
 DEADLINE, ALLOWANCE, PRICES = "SKYSPOT_DEADLINE", "SKYSPOT_SPEND_ALLOWANCE", "SKYSPOT_PRICES"
 NONE = "none"
 """The value of an option that takes a limit away."""
+LEAST_USD, MOST = 1e-9, 1e9
+"""The amounts that the trainer takes (trainer/attempt/limits.py); MOST, too, for the seconds of an allowance."""
 _NAMES = "|".join((MAX_SPEND, DEADLINE, ALLOWANCE, PRICES))
 _VALUE = r"(?:'[^'\n]*'|\"(?:[^\"\\\n]|\\.)*\"|[^'\"\s,}][^\n,}]*)"
 _LINE = re.compile(rf"^[ \t]+(?:{_NAMES}): {_VALUE}[ \t]*\r?\n", re.M)
@@ -34,17 +39,19 @@ def read_max_spend(text: str) -> float | None:
     Raises:
         UsageError: it is none.
     """
-    return None if text.strip().lower() == NONE else _amount("--max-spend", text, ", nor `none`")
+    if text.strip().lower() == NONE:
+        return None
+    return _number("--max-spend", text, "neither an amount in USD (25) nor `none`")
 
 
-def _amount(option: str, text: str, more: str = "") -> float:
+def _number(option: str, text: str, what: str, least: float = LEAST_USD) -> float:
     try:
-        usd = float(text)
+        number = float(text)
     except ValueError:
-        usd = 0.0
-    if not 0 < usd < 1e9:
-        raise UsageError(f"{option}: {shown(text)} is not an amount in USD, like 25{more}")
-    return usd
+        number = -1.0
+    if not least <= number < MOST:
+        raise UsageError(f"{option}: {shown(text)} is {what}")
+    return number
 
 
 def read_deadline(text: str, now: float) -> float | None:
@@ -59,20 +66,25 @@ def read_deadline(text: str, now: float) -> float | None:
     if text.lower() == NONE:
         return None
     if DURATION.fullmatch(text):
-        return now + read_duration("--deadline", text)
-    moment = _moment("--deadline", text, None, " nor a duration, like 12h or 2d, nor `none`")
+        moment = now + read_duration("--deadline", text)
+        if moment >= datetime.max.replace(tzinfo=timezone.utc).timestamp() - 1:
+            raise UsageError(f"--deadline: {shown(text)} from now on is after the year 9999")
+        return moment
+    moment = _moment("--deadline", text, None, "neither a time (2026-12-01T08:00), a duration (12h, 2d), nor `none`")
     if moment <= now:
         raise UsageError(f"--deadline: {shown_time(moment)} has passed")
     return moment
 
 
-def _moment(option: str, text: str, zone: timezone | None, more: str = "") -> float:
+def _moment(option: str, text: str, zone: timezone | None, what: str) -> float:
     """The unix time of an ISO time; one without a zone is in `zone`, or in this machine's."""
     try:
         found = datetime.fromisoformat(re.sub("[Zz]$", "+00:00", text))
-        return (found if found.tzinfo or not zone else found.replace(tzinfo=zone)).timestamp()
+        moment = (found if found.tzinfo or not zone else found.replace(tzinfo=zone)).timestamp()
+        _utc(moment)  # In UTC, too, it has to be in the years 1 to 9999.
     except (ValueError, OverflowError, OSError):
-        raise UsageError(f"{option}: {shown(text)} is not a time, like 2026-12-01T08:00{more}") from None
+        raise UsageError(f"{option}: {shown(text)} is {what}") from None
+    return moment
 
 
 def shown_time(moment: float) -> str:
@@ -86,16 +98,48 @@ def limits_of(task: Task) -> tuple[float | None, float | None]:
     Raises:
         UsageError: one of them cannot be read; names the variable.
     """
-    spend, deadline = (task.envs.get(name, "").strip() for name in (MAX_SPEND, DEADLINE))
+    spend, deadline, allowance = (task.envs.get(name, "").strip() for name in (MAX_SPEND, DEADLINE, ALLOWANCE))
+    if allowance and (spend or deadline):
+        _number(ALLOWANCE, allowance, "not a number of seconds", least=0.0)
     return (
-        _amount(MAX_SPEND, spend) if spend else None,
-        _moment(DEADLINE, deadline, timezone.utc) if deadline else None,
+        _number(MAX_SPEND, spend, "not an amount in USD (25)") if spend else None,
+        _moment(DEADLINE, deadline, timezone.utc, "not a time (2026-12-01T08:00:00Z)") if deadline else None,
     )
 
 
-def holds_limits(task: Task) -> bool:
-    """True if a task starts what holds limits: skyspot's trainer or launcher, or a script that imports the trainer."""
-    return task.trainer is not None or started.needs_trainer(task.run.text, task.workdir or "")
+def keeps_records(task: Task) -> bool:
+    """True if a task starts skyspot's trainer or launcher, or a script that imports the trainer."""
+    return task.trainer is not None or started.imports_trainer(task.run.text, task.workdir or "")
+
+
+def unheld(task: Task) -> str:
+    """Why nothing in a task holds limits, as a sentence with the remedy; empty if something does.
+
+    The trainer does; so does the launcher by itself, if it has the run's folder.
+    """
+    if not keeps_records(task):
+        return (
+            "this task starts neither skyspot's trainer nor its launcher, which hold the limit. Start its script with "
+            "`python -m trainer.launch` (docs/your-own-script.md)"
+        )
+    ours = [command for command in task.run.commands if starts_our_trainer(command)]
+    if any(_has_folder(task, one) for one in ours) or started.imports_trainer(task.run.text, task.workdir or ""):
+        return ""
+    return (
+        "skyspot's launcher holds the limit by the records in the run's folder, but this task gives none. Set "
+        f"{CHECKPOINT_DIR} in its envs"
+    )
+
+
+def _has_folder(task: Task, ours: Command) -> bool:
+    """True if a command is the trainer, which has the run's folder, or the launcher with one."""
+    own = [word.text for word in takewhile(lambda word: not word.text.endswith(".py"), ours.words)]
+    return (
+        "trainer.launch" not in own
+        or any(text.partition("=")[0] == "--checkpoint-dir" for text in own)
+        or bool(task.envs.get(CHECKPOINT_DIR))
+        or f"{CHECKPOINT_DIR}=" in task.run.text
+    )
 
 
 def with_limits(text: str, max_spend: str | None, deadline: str | None, allowance: str | None, now: float) -> str:
@@ -121,23 +165,24 @@ def with_limits(text: str, max_spend: str | None, deadline: str | None, allowanc
             f"{first} applies to a single task, but this pipeline has {len(found.tasks)}. Set {MAX_SPEND} (USD) or "
             f"{DEADLINE} (2026-12-01T08:00:00Z) in the envs of each task instead"
         )
-    if not holds_limits(found.tasks[0]):
-        raise UsageError(
-            f"{first}: this task starts neither skyspot's trainer nor its launcher, which hold the limit. Start its "
-            "script with `python -m trainer.launch` (docs/your-own-script.md)"
-        )
+    if why := unheld(found.tasks[0]):
+        raise UsageError(f"{first}: {why}")
     values: dict[str, str | None] = {}
     if max_spend is not None:
         usd = read_max_spend(max_spend)
-        values[MAX_SPEND] = None if usd is None else f"{usd:g}" if float(f"{usd:g}") == usd else repr(usd)
+        values[MAX_SPEND] = None if usd is None else _shortest(usd)
     if deadline is not None:
         moment = read_deadline(deadline, now)
         values[DEADLINE] = None if moment is None else _utc(moment)
     if allowance is not None:
-        values[ALLOWANCE] = f"{read_allowance(allowance):g}"
+        values[ALLOWANCE] = _shortest(read_allowance(allowance))
     for name, value in values.items():
         text = in_each_task(text, partial(_put, name=name, value=value))
     return text
+
+
+def _shortest(number: float) -> str:
+    return f"{number:g}" if float(f"{number:g}") == number else repr(number)
 
 
 def _utc(moment: float) -> str:
@@ -148,9 +193,12 @@ def read_allowance(text: str) -> float:
     """The seconds of `--spend-allowance`; 0 is allowed.
 
     Raises:
-        UsageError: it is no duration.
+        UsageError: it is no duration, or longer than the trainer takes.
     """
-    return 0.0 if re.fullmatch(r"0+[smhd]?", text.strip()) else read_duration("--spend-allowance", text)
+    seconds = 0.0 if re.fullmatch(r"0+[smhd]?", text.strip()) else read_duration("--spend-allowance", text)
+    if seconds >= MOST:
+        raise UsageError(f"--spend-allowance: {shown(text)} is too long; the longest is {MOST // 86400:.0f}d")
+    return seconds
 
 
 def with_prices(text: str, prices: str) -> str:
@@ -182,10 +230,23 @@ def _put(text: str, name: str, value: str | None) -> str:
 
 
 def without_limits(body: str) -> str:
-    """A task YAML without limits and prices: what an edit by hand is compared with."""
+    """A task YAML without limits and prices in its envs: what an edit by hand is compared with."""
     if not re.search(rf"\b(?:{_NAMES})\b", body):
         return body
-    return _EMPTY.sub("", _IN_FLOW.sub("", _LINE.sub("", body)))
+    try:
+        return in_each_task(body, _without_limits)
+    except UsageError:
+        return body  # Nobody but a user makes it unreadable.
+
+
+def _without_limits(text: str) -> str:
+    envs = entry(compose(text), "envs")
+    if not envs or not isinstance(envs[1], MappingNode):
+        return text
+    start, end = envs[0].start_mark.index, sheet.span(text, envs)[1]
+    end = next((found.end() for found in sheet.BREAK.finditer(text, end)), len(text))
+    section = _IN_FLOW.sub("", _LINE.sub("", text[start:end]))
+    return _EMPTY.sub("", text[:start] + section + text[end:])
 
 
 def with_market(text: str, use_spot: bool) -> str:
@@ -196,18 +257,20 @@ def with_market(text: str, use_spot: bool) -> str:
 def _with_market(text: str, use_spot: bool) -> str:
     while True:
         resources = entry(compose(text), "resources")
-        if not resources or not isinstance(resources[1], MappingNode):
-            return sheet.applied(text, sheet.put_in(text, "resources", "use_spot", "true")) if use_spot else text
-        mappings = [resources[1]]
-        for key in ("ordered", "any_of"):
-            listed = entry(resources[1], key)
-            items = listed[1].value if listed and isinstance(listed[1].value, list) else []
-            mappings += [item for item in items if isinstance(item, MappingNode)]
-        stated = [found for mapping in mappings if (found := entry(mapping, "use_spot"))]
+        common = resources[1] if resources and isinstance(resources[1], MappingNode) else None
+        rungs = _listed(common) if common else []
+        stated = [found for one in [common, *rungs] if one and (found := entry(one, "use_spot"))]
         other = next((found for found in stated if (nodes.value(found[1]) is True) is not use_spot), None)
         if other is None:
             break
         text = sheet.applied(text, sheet.put(text, other, "true" if use_spot else "false"))
-    return text if stated or not use_spot else sheet.applied(
-        text, sheet.put_in(text, "resources", "use_spot", "true")
-    )  # fmt: skip
+    in_all = rungs and all(entry(rung, "use_spot") for rung in rungs)  # A rung without it takes the common one.
+    if not use_spot or in_all or (common and entry(common, "use_spot")):
+        return text
+    return sheet.applied(text, sheet.put_in(text, "resources", "use_spot", "true"))
+
+
+def _listed(resources: MappingNode) -> list[MappingNode]:
+    """The rungs in `ordered` and `any_of`."""
+    listed = [found[1].value for key in ("ordered", "any_of") if (found := entry(resources, key))]
+    return [one for items in listed if isinstance(items, list) for one in items if isinstance(one, MappingNode)]

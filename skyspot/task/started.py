@@ -38,10 +38,14 @@ def needs_trainer(command: str, workdir: str) -> bool:
     """True if a command starts skyspot's trainer or launcher, or a script of the workdir that imports the trainer."""
     from skyspot.task import shell  # Most templates have no such command.
 
-    found = shell.commands(command)
-    if any(shell.starts_our_trainer(one) for one in found):
-        return True
-    scripts = [word.text for one in found for word in one.words if word.text.endswith(".py")]
+    return any(map(shell.starts_our_trainer, shell.commands(command))) or imports_trainer(command, workdir)
+
+
+def imports_trainer(command: str, workdir: str) -> bool:
+    """True if a command names a script of the workdir that imports the trainer."""
+    from skyspot.task import shell
+
+    scripts = [word.text for one in shell.commands(command) for word in one.words if word.text.endswith(".py")]
     return bool(workdir) and any(_imports_trainer(Path(workdir).expanduser(), script) for script in scripts)
 
 
