@@ -479,6 +479,11 @@ def test_queue_and_report_show_the_command_where_only_on_demand_is_in_time(
     for text in (queue(root, capsys), notes(root)):
         assert said in text
         assert command in text
+    one.event("too-late-for-spot", 10, deadline=NOON + 3600, needed_s=4500.0, left_s=3500.0, allowance_s=300.0,
+              on_demand_in_time=False)  # fmt: skip
+    for text in (queue(root, capsys), notes(root)):
+        assert "not even on-demand machines can finish by 2027-01-15 09:00 UTC (with the change to them: 1.2 h" in text
+        assert command not in text
     one.end(12, "notice", 75)
     assert said not in queue(root, capsys) + notes(root), "that attempt is over"
 

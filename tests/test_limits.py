@@ -10,6 +10,7 @@ import json
 import os
 import random
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -29,10 +30,12 @@ from trainer.attempt import price as prices
 from trainer.attempt.ending import DEADLINE, MAX_SPEND
 from trainer.attempt.limits import Limits, LimitsError, reckon
 from trainer.attempt.price import price_of, read_ladder
-from trainer.attempt.record import open_attempt, record, stop_reason, times
+from trainer.attempt.record import open_attempt, record, times
 from trainer.layout.documents import to_json
+from trainer.layout.events import read_progress
 from trainer.layout.names import AttemptName, RunPaths, list_attempts
 from trainer.notices.here import is_spot_here
+from trainer.training import journal
 
 LADDER = [
     {"rung": 1, "spot": True, "machines": ["A100:8"], "on_demand": 40.0,
@@ -76,6 +79,12 @@ def test_the_zones_price_counts_and_the_on_demand_price_where_it_is_unknown(plac
     found = price_of(place, ladder())
     keys = ("rung", "use_spot", "usd_per_hour", "on_demand_usd_per_hour", "instance_type")
     assert tuple(found.get(key) for key in keys) == expected
+
+
+def test_where_all_rungs_are_on_demand_so_is_a_machine_elsewhere() -> None:
+    found = price_of({**A100, "cloud": "azure"}, ladder(LADDER[2]))
+    assert found == {"use_spot": False, "usd_per_hour": 40.0, "on_demand_usd_per_hour": 40.0}
+    assert price_of({**A100, "cloud": "azure"}, ()) == {}
 
 
 def test_an_l40s_is_no_l4_and_a_name_in_two_words_is_one() -> None:
@@ -241,6 +250,85 @@ def test_torn_and_odd_records_of_other_attempts_do_not_stop_a_run(tmp_path: Path
     assert spent(tmp_path, 3).earlier_usd == pytest.approx((30 + 60 + 10 + 60) * 36 / 3600)
 
 
+def test_an_attempt_whose_nodes_are_not_recorded_counts_with_those_of_this_one(tmp_path: Path, clock: Clock) -> None:
+    one = CraftedAttempt(tmp_path, 1, NOON)
+    one.start(place=PRICED).write_text('{"time": 1')
+    one.event("restored", 50, step=0)
+    one.end(80, "notice")
+    two = CraftedAttempt(tmp_path, 2, NOON + 900)
+    two.start(place={**PRICED, "nodes": 3})
+    assert spent(tmp_path, 2).earlier_usd == pytest.approx(30 * 3 * 36 / 3600)
+
+
+@pytest.mark.parametrize(("left_s", "in_time"), [(1100, None), (900, True), (600, False)])
+def test_a_deadline_that_not_even_on_demand_can_meet_is_told_apart(left_s: float, in_time: bool | None) -> None:
+    limits = Limits(None, time.time() + left_s, 300.0)
+    facts = held.Reckoning(limits, 0.0, None, 1, time.monotonic()).too_late_for_spot(100, 1.0)
+    assert (facts and facts["on_demand_in_time"]) is in_time
+
+
+# -- the look at the limits, beside the bucket -------------------------------------------------------------------------
+
+
+def journal_at(tmp_path: Path, limits: Limits) -> journal.Journal:
+    """A journal whose attempt began now, at a dollar a second."""
+    attempt = open_attempt(RunPaths(tmp_path / "run"), launch="one", config={}, binding=None)
+    return journal.Journal(attempt, held.Reckoning(limits, 0.0, 3600.0, 1, time.monotonic()))
+
+
+@pytest.mark.parametrize("fault", ["refuses", "hangs"])
+def test_a_bucket_that_refuses_or_hangs_switches_no_limit_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setattr(journal, "LOOK_S", 0.05)
+    records, reached, over = journal_at(tmp_path, Limits(0.3, None, 0.0)), threading.Event(), threading.Event()
+    if fault == "refuses":
+        records.attempt.paths.progress(records.attempt.name).mkdir()
+    else:
+        records._tasks.put(lambda: over.wait() and None)
+    records.hold_limits(lambda found: reached.set())
+    assert reached.wait(5)
+    assert records.stop_reason
+    assert records.stop_reason.ending is MAX_SPEND
+    over.set()
+    records.end()
+    records._thread.join()
+    assert event(tmp_path / "run", "limit")["cause"] == "max-spend"
+
+
+def test_the_longest_of_the_last_steps_is_kept_before_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "LOOK_S", 0.05)
+    records, reached = journal_at(tmp_path, Limits(25.0, None, 0.0)), threading.Event()
+    for step, seconds in enumerate([60.0, 4.0, 4.0, 25.0, 4.0, 4.0, 4.0], 1):
+        records.line({"step": step, "step_s": seconds})
+    records.hold_limits(lambda found: reached.set())
+    assert reached.wait(5)
+    records.end()
+
+
+def test_a_run_says_once_that_only_on_demand_can_finish_and_once_that_nothing_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = journal_at(tmp_path, Limits(None, time.time() + 900, 300.0))
+    for step in (1, 2, 3):
+        records.line({"step": step, "step_s": 1.0})
+    for step in (1000, 900, 900, 600, 600):
+        records._progress = {"step": 1000 - step, "max_steps": 1000}
+        records._warn_of_deadline()
+    said = capsys.readouterr().out
+    assert said.count("Not even on-demand machines can finish by") == 1
+    assert "Only on-demand" not in said, "nothing has become better"
+    records._late.clear()
+    for step in (200, 200, 400):
+        records._progress = {"step": 1000 - step, "max_steps": 1000}
+        records._warn_of_deadline()
+    said = capsys.readouterr().out
+    assert said.count("Only on-demand machines can still finish by") == 1
+    assert said.index("Only on-demand") < said.index("Not even on-demand")
+    assert event(tmp_path / "run", "too-late-for-spot")["on_demand_in_time"] is False
+    records.end()
+
+
 # -- twenty attempts, simulated ----------------------------------------------------------------------------------------
 
 RUNGS = [
@@ -291,7 +379,7 @@ class Run:
         while time.monotonic() < until:
             self.clock.added += LOOK_S
             lives = to_json(times())
-            if found := stop_reason(attempt, reckoning, LOOK_S + 2 * SAVE_S + GRACE_S):
+            if found := reckoning.reached(LOOK_S + 2 * SAVE_S + GRACE_S):
                 self.paths.progress(attempt.name).write_bytes(lives)
                 self.clock.added += draw.random() * SAVE_S * 2  # The save under way, and the last one.
                 record(attempt, "end", code=found.ending.code, cause=found.ending.cause)
@@ -437,14 +525,14 @@ def test_a_run_saves_at_its_spend_limit_leaves_with_79_and_goes_on_under_a_highe
     assert (end["code"], end["cause"], end["step"]) == (79, "max-spend", end["committed_step"])
     assert int(str(end["step"])) in (6, 7)
     assert (limit["cause"], limit["max_spend_usd"], limit["usd_per_hour"]) == ("max-spend", 900, 3600.0)
-    assert "The spend limit is reached: about USD 90" in found.output
+    assert "The spend limit allows no more than a last save: about USD " in found.output
     assert "skyspot launch -n run-001 --max-spend USD; saving step" in found.output
     place = event(run_dir, "start")["place"]
     assert (place["rung"], place["use_spot"], place["usd_per_hour"]) == (1, True, 3600.0)  # type: ignore[index]
 
     again = mlp(run_dir, processes=processes, env=limited(max_spend=900))
     assert again.code == 79, again.output
-    assert "not started: the spend limit is reached" in again.output
+    assert "not started: the spend limit allows no more than a last save" in again.output
     assert event(run_dir, "end")["cause"] == "max-spend"
     assert not event(run_dir, "restored"), "before model or data are touched"
 
@@ -477,14 +565,14 @@ def test_a_run_stops_at_its_deadline(tmp_path: Path) -> None:
 
 def test_a_run_that_only_on_demand_can_finish_in_time_says_so_once(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    at = datetime.fromtimestamp(time.time() + 300, timezone.utc).isoformat()
+    at = datetime.fromtimestamp(time.time() + 800, timezone.utc).isoformat()
     args = ("--steps", 60, "--save-every", 60, "--slow", 0.02, *QUICK)
-    found = mlp(run_dir, *args, env=limited(deadline=at))
+    found = mlp(run_dir, *args, env=limited(deadline=at, spend_allowance=300))
     assert found.code == 0, found.output
     assert found.output.count("Only on-demand machines can still finish by") == 1
     assert "skyspot launch -n run-001 --no-use-spot --replace" in found.output
     late = event(run_dir, "too-late-for-spot")
-    assert late["needed_s"] == pytest.approx(600 + float(str(late["steps_left"])) * float(str(late["step_s"])), abs=1)
+    assert late["needed_s"] == pytest.approx(900 + float(str(late["steps_left"])) * float(str(late["step_s"])), abs=1)
 
 
 def test_a_limit_without_prices_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
@@ -508,17 +596,85 @@ def test_a_script_that_keeps_no_records_is_stopped_by_its_launcher(tmp_path: Pat
     env = {**limited(max_spend=9), "SKYSPOT_CHECKPOINT_DIR": str(run_dir)}
     found = launch(tmp_path / "script.py", env=env, grace=1)
     assert found.code == 79, found.output
-    assert "the spend limit is reached" in found.output
+    assert "the spend limit allows no more than a last save" in found.output
     assert "the script gets SIGTERM" in found.output
     assert (event(run_dir, "end")["code"], event(run_dir, "end")["cause"]) == (79, "max-spend")
     assert event(run_dir, "limit")["max_spend_usd"] == 9
     assert recorded_s(run_dir) <= 9 + 1
     again = launch(tmp_path / "script.py", env=env, grace=1)
     assert again.code == 79
-    assert "not started: the spend limit is reached" in again.output
+    assert "not started: the spend limit allows no more than a last save" in again.output
     assert "up" not in again.output
     refused = launch(tmp_path / "script.py", env={**env, "SKYSPOT_PRICES": ""}, grace=1)
     assert (refused.code, event(run_dir, "end")["cause"]) == (1, "refused")
+
+
+BREAKS = {
+    "refuses": "at.rename(at.with_name('away')); at.symlink_to(at)",
+    "hangs": "os.mkfifo(at / '0009-bound.json')",
+}
+
+
+@pytest.mark.parametrize("fault", ["refuses", pytest.param("hangs", marks=pytest.mark.slow)])
+def test_a_launcher_holds_a_limit_whatever_the_bucket_does(tmp_path: Path, fault: str) -> None:
+    at = "next(pathlib.Path(os.environ['SKYSPOT_CHECKPOINT_DIR'], 'attempts').iterdir())"
+    broken = f"import os, pathlib\nat = {at}\n{BREAKS[fault]}\n"
+    (tmp_path / "script.py").write_text(broken + SLEEPS)
+    env = {**limited(max_spend=9), "SKYSPOT_CHECKPOINT_DIR": str(tmp_path / "run")}
+    found = launch(tmp_path / "script.py", env=env, grace=1, timeout=90)
+    assert found.code == 79, found.output
+    assert "the script gets SIGTERM" in found.output
+
+
+@pytest.mark.parametrize("limit", [{"max_spend": 9}, {"deadline": "2099-01-01"}])
+def test_a_launcher_without_a_folder_refuses_a_limit(tmp_path: Path, limit: dict[str, object]) -> None:
+    (tmp_path / "script.py").write_text("trainer = 'of something else'\nprint('up')\n")
+    found = launch(tmp_path / "script.py", env=limited(**limit))
+    assert found.code == 1
+    assert "is set, but there is no folder for the records" in found.output
+    assert "up" not in found.output.splitlines()
+
+
+UNSTEPPED = {
+    "manager": "wait(CheckpointManager(sys.argv[1])._run)\n",
+    "block": "with SpotRun(sys.argv[1]) as run:\n    wait(run)\n",
+}
+WAITS = """
+import dataclasses, os, signal, sys, time
+from trainer import CheckpointManager, SpotRun
+from trainer.training import journal
+journal.LOOK_S = 0.1
+def wait(run):
+    if run.journal:
+        run.journal._reckoning = dataclasses.replace(run.journal._reckoning, earlier_usd=EARLIER_USD)
+    time.sleep(WAIT_S)
+    os.kill(os.getppid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(("how", "processes"), [("manager", 1), ("block", 1), ("block", 2)])
+def test_a_limit_is_held_before_the_first_step_while_the_main_thread_sleeps(
+    tmp_path: Path, how: str, processes: int
+) -> None:
+    (tmp_path / "script.py").write_text(WAITS.replace("WAIT_S", "30").replace("EARLIER_USD", "900.0") + UNSTEPPED[how])
+    env = limited(max_spend=900)
+    found = launch(tmp_path / "script.py", tmp_path / "run", processes=processes, env=env, grace=1, timeout=90)
+    assert found.code == 79, found.output
+    assert found.output.count("the spend limit allows no more than a last save") == 1
+    assert (event(tmp_path / "run", "end")["code"], event(tmp_path / "run", "end")["cause"]) == (79, "max-spend")
+    assert event(tmp_path / "run", "limit")
+
+
+def test_an_attempt_that_is_killed_before_its_first_step_counts_until_then(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        WAITS.replace("WAIT_S", "2").replace("EARLIER_USD", "0.0") + UNSTEPPED["manager"]
+    )
+    launch(tmp_path / "script.py", tmp_path / "run", env=limited(max_spend=900), grace=1, timeout=50)
+    paths = RunPaths(tmp_path / "run")
+    [name] = list_attempts(paths)
+    lived = float(read_progress(paths, name)["monotonic"]) - float(str(event(tmp_path / "run", "start")["monotonic"]))
+    assert lived > 1.5
 
 
 MANAGED = """

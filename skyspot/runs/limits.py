@@ -38,10 +38,16 @@ def limit_note(limit: Mapping[str, Any], run: str) -> str:
 
 
 def late_note(late: Mapping[str, Any], run: str) -> str:
-    """That only on-demand machines can still finish in time, from the event `too-late-for-spot`; else empty."""
+    """Whether on-demand machines can still finish in time, from the event `too-late-for-spot`; empty without one."""
     if not late:
         return ""
     needed, left = number(late, "needed_s") or 0.0, number(late, "left_s", -1e9) or 0.0
+    if late.get("on_demand_in_time") is False:
+        needed -= number(late, "allowance_s") or 0.0
+        return (
+            f"not even on-demand machines can finish by {_time(late)} (with the change to them: {needed / 3600:.1f} h, "
+            f"and {left / 3600:.1f} h were left). Set a later one: skyspot launch -n {run} --deadline TIME"
+        )
     return (
         f"only on-demand machines can still finish by {_time(late)} (with one more preemption: {needed / 3600:.1f} h, "
         f"and {left / 3600:.1f} h were left). To change to them: skyspot launch -n {run} --no-use-spot --replace"

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import os
 import re
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -134,8 +135,9 @@ class Reckoning:
         if most is not None and (self.spent_usd(ahead_s) >= most or self.stopped_at_usd >= most):
             price = f"USD {self.usd_per_hour:g} an hour and node, {self.nodes} node{'s' if self.nodes > 1 else ''}"
             message = (
-                f"the spend limit is reached: about USD {spent:.2f} of {most:g} are spent "
-                f"(now {price}; an estimate). Raise it to go on: skyspot launch -n RUN --max-spend USD"
+                f"the spend limit allows no more than a last save: about USD {spent:.2f} of {most:g} are spent, "
+                f"allowances included (now {price}; an estimate). Raise it to go on: skyspot launch -n RUN "
+                "--max-spend USD"
             )
             return Reached(MAX_SPEND, message.replace("RUN", run_name()), {"cause": MAX_SPEND.cause, **facts})
         if limits.deadline is not None and time.time() + ahead_s >= limits.deadline:
@@ -147,22 +149,45 @@ class Reckoning:
         return None
 
     def too_late_for_spot(self, steps_left: int, step_s: float) -> dict[str, Any] | None:
-        """The facts, if only machines that nobody takes can still finish before the deadline; None: others can, too.
+        """The facts, if one more preemption would miss the deadline; None: there is time for one.
 
         Once the steps that are left, a change of machines and the allowance take all the time left, one more preemption
-        is too many (Wu et al., Can't Be Late: Optimizing Spot Instance Savings under Deadlines, NSDI 2024).
+        is too many (Wu et al., Can't Be Late: Optimizing Spot Instance Savings under Deadlines, NSDI 2024). The fact
+        `on_demand_in_time` says whether a change to on-demand machines, which nobody takes, still meets the deadline.
         """
         if self.limits.deadline is None or self.use_spot is False or steps_left <= 0:
             return None
         left_s = self.limits.deadline - time.time()
-        needed_s = steps_left * step_s + RECOVERY_S + self.limits.allowance_s
+        on_demand_s = steps_left * step_s + RECOVERY_S
+        needed_s = on_demand_s + self.limits.allowance_s
         if needed_s < left_s:
             return None
         return {
+            "on_demand_in_time": on_demand_s <= left_s,
             "deadline": self.limits.deadline, "left_s": round(left_s, 1), "needed_s": round(needed_s, 1),
             "steps_left": steps_left, "step_s": round(step_s, 4), "recovery_s": RECOVERY_S,
             "allowance_s": self.limits.allowance_s,
         }  # fmt: skip
+
+
+def await_limit(
+    reached: Callable[[float], Reached | None], look_s: float, ahead_s: Callable[[], float], over: threading.Event
+) -> tuple[Reached, float] | None:
+    """Wait until a limit is reached; returns it with the seconds ahead, or None once `over` is set.
+
+    It is called in a thread of its own, which touches no bucket: one that refuses or hangs switches no limit off.
+
+    Args:
+        reached: As `Reckoning.reached`.
+        look_s: Seconds between two looks.
+        ahead_s: Returns the seconds that a stop may take, from the look after which it is agreed on.
+        over: Set once nobody waits any more.
+    """
+    while not over.wait(look_s):
+        seconds = look_s + ahead_s()
+        if found := reached(seconds):
+            return found, seconds
+    return None
 
 
 def reckon(paths: RunPaths, name: AttemptName, limits: Limits) -> Reckoning:
@@ -191,11 +216,12 @@ def reckon(paths: RunPaths, name: AttemptName, limits: Limits) -> Reckoning:
         for life in lives:
             if life.name != name:
                 usd = life.usd_per_hour or price_of(life.place, ladder).get("usd_per_hour") or price
-                earlier += (life.seconds(lives) + limits.allowance_s) * life.nodes * usd / 3600
+                nodes = life.nodes or own.nodes or 1
+                earlier += (life.seconds(lives) + limits.allowance_s) * nodes * usd / 3600
     now, monotonic = time.monotonic(), own.start.get("monotonic")
     since_start = max(0.0, now - monotonic) if isinstance(monotonic, (int, float)) else 0.0
     return Reckoning(
-        limits, earlier, price, own.nodes, now - since_start - own.lead_s(lives), own.place.get("use_spot"),
+        limits, earlier, price, own.nodes or 1, now - since_start - own.lead_s(lives), own.place.get("use_spot"),
         max((life.stopped_at_usd for life in lives), default=0.0),
     )  # fmt: skip
 
@@ -214,17 +240,18 @@ class _Life:
 
     @classmethod
     def read(cls, paths: RunPaths, name: AttemptName) -> _Life:
-        """Read an attempt's records; where it has no end event, all of those that tell when it still lived."""
+        """Read an attempt's records; where start or end are missing, all of those that tell when it lived."""
         events = read_events(paths, name, ("start", "limit", "end"))
         end, limit = event_named(events, "end"), event_named(events, "limit") or {}
         stopped_at = _number_in(limit, "max_spend_usd") or 0.0 if limit.get("cause") == MAX_SPEND.cause else 0.0
-        if end is not None:
-            return cls(name, event_named(events, "start") or {}, end, True, stopped_at)
+        start = event_named(events, "start")
+        if start and end:
+            return cls(name, start, end, True, stopped_at)
         events = read_events(paths, name)
         records = [event.fields for event in events] + [read_progress(paths, name), *_last_lines(paths, name)]
         key = "monotonic" if _number_in(_first(events), "monotonic") is not None else "time"
         last = max(records, key=lambda fields: _number_in(fields, key) or 0.0)
-        return cls(name, event_named(events, "start") or _first(events), last, False, stopped_at)
+        return cls(name, start or _first(events), last, bool(end), stopped_at)
 
     @property
     def place(self) -> Mapping[str, Any]:
@@ -237,7 +264,8 @@ class _Life:
 
     @property
     def nodes(self) -> int:
-        return max(1, round(_number_in(self.place, "nodes") or 1))
+        """0: not recorded."""
+        return round(_number_in(self.place, "nodes") or 0)
 
     def seconds(self, others: Sequence[_Life]) -> float:
         """From the start of its set-up to its end."""

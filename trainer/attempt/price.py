@@ -124,7 +124,8 @@ def price_of(
         here = [(rung, offer) for rung, offer in here if rung.use_spot is known]
     if not here:
         dearest = max((rung.on_demand_usd_per_hour or rung.dearest for rung in alike), default=None)
-        return {} if dearest is None else {"usd_per_hour": dearest, "on_demand_usd_per_hour": dearest}
+        market = {} if any(rung.use_spot for rung in ladder) else {"use_spot": False}
+        return {} if dearest is None else {**market, "usd_per_hour": dearest, "on_demand_usd_per_hour": dearest}
     if len({rung.use_spot for rung, _ in here}) > 1:
         on_demand = max(_on_demand(rung, offer) for rung, offer in here)
         return {"usd_per_hour": on_demand, "on_demand_usd_per_hour": on_demand}

@@ -20,7 +20,7 @@ from typing import Any
 
 from trainer.attempt.ending import STOP_REQUEST, SUPERSEDED, Ending
 from trainer.attempt.identity import check_release, keep_identity
-from trainer.attempt.limits import Reached, Reckoning
+from trainer.attempt.limits import Reached
 from trainer.attempt.price import price_here
 from trainer.bucket.retry import retry
 from trainer.layout.documents import (
@@ -167,47 +167,23 @@ class StopReason:
     """When all has to be saved, in seconds on the monotonic clock; None: a request, which says no time."""
 
 
-def stop_reason(attempt: Attempt, reckoning: Reckoning | None = None, ahead_s: float = 0.0) -> StopReason | None:
-    """The first reason to stop this attempt: in the bucket, or a limit; None if there is none.
-
-    Args:
-        attempt: This attempt.
-        reckoning: What the run has spent; None: it has no limit.
-        ahead_s: The seconds that a stop may take: a limit that will be reached within them is one.
+def stop_reason(attempt: Attempt) -> StopReason | None:
+    """The first reason in the bucket to stop this attempt; None if there is none.
 
     Raises:
-        OSError: the bucket cannot be read, and no limit is reached.
+        OSError: the bucket cannot be read.
     """
-    reached = reckoning.reached(ahead_s) if reckoning else None
-    try:
-        if newer := newer_attempt(attempt):
-            return StopReason(SUPERSEDED, superseded(newer))
-        if stop_requested(attempt):
-            return StopReason(STOP_REQUEST, "a stop was requested")
-    except OSError:
-        if not reached:
-            raise
-    if not reached:
-        return None
-    record_limit(attempt, reached)
-    return StopReason(reached.ending, reached.message, time.monotonic() + ahead_s)
+    if newer := newer_attempt(attempt):
+        return StopReason(SUPERSEDED, superseded(newer))
+    if stop_requested(attempt):
+        return StopReason(STOP_REQUEST, "a stop was requested")
+    return None
 
 
 def record_limit(attempt: Attempt, reached: Reached) -> None:
     """Record a limit that is reached, with the numbers; a bucket that refuses it does not keep the attempt alive."""
     with suppress(OSError):
         record(attempt, "limit", **reached.facts)
-
-
-def look(attempt: Attempt, reckoning: Reckoning | None, ahead_s: float) -> StopReason | None:
-    """As `stop_reason`, before the first step: beside a limit, it also records that the attempt lives.
-
-    If the attempt is killed, its time until now then counts.
-    """
-    found = stop_reason(attempt, reckoning, ahead_s)
-    if reckoning and not found:
-        attempt.paths.progress(attempt.name).write_bytes(to_json(times()))
-    return found
 
 
 def newer_attempt(attempt: Attempt) -> AttemptName | None:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from trainer.attempt.limits import DEADLINE_VARIABLE, SPEND_VARIABLE
 from trainer.launch.exits import leave_with
 from trainer.launch.process_count import LaunchError, process_count
 from trainer.launch.supervisor import launch
 from trainer.layout.clouds import DEFAULT_GRACE_S, NOTICE_S, default_grace_s, set_gcp_notice
+from trainer.layout.exit_codes import EXIT_FAILED
 
 
 class _Parser(argparse.ArgumentParser):
@@ -61,6 +64,20 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _limit_without_records(script: Path, run_dir: Path | None) -> str:
+    """Why a limit that is set cannot be held; empty if it can.
+
+    The sidecar holds it in the run's folder. Without one, only SpotRun in the script can: it has to import `trainer`.
+    """
+    name = next((one for one in (SPEND_VARIABLE, DEADLINE_VARIABLE) if os.environ.get(one, "").strip()), None)
+    if name and not run_dir and not re.search(rb"^\s*(from|import)\s+trainer\b", script.read_bytes(), re.MULTILINE):
+        return (
+            f"{name} is set, but there is no folder for the records that a limit is reckoned from. Set "
+            "SKYSPOT_CHECKPOINT_DIR in the task's envs or give --checkpoint-dir FOLDER, in a mounted bucket"
+        )
+    return ""
+
+
 def main() -> int:
     """Launch the script; returns an exit code of README's table.
 
@@ -78,6 +95,9 @@ def main() -> int:
         raise LaunchError(f"--grace: {options.grace} is less than 0")
     if options.gcp_notice is not None and not options.gcp_notice >= 0:
         raise LaunchError(f"--gcp-notice: {options.gcp_notice} is less than 0")
+    if trouble := _limit_without_records(script, options.checkpoint_dir):
+        print(f"Error: {trouble}", file=sys.stderr)
+        return EXIT_FAILED
     set_gcp_notice(options.gcp_notice)
     return launch(
         [sys.executable, str(script), *options.arguments],

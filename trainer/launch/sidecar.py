@@ -21,23 +21,24 @@ from pathlib import Path
 from trainer.attempt.ending import NO_PROGRESS, REFUSED, STOP_REQUEST, Ending
 from trainer.attempt.history import RECORDS_S, no_progress
 from trainer.attempt.identity import identity, newest_readable
-from trainer.attempt.limits import Limits, LimitsError, Reckoning, reckon
+from trainer.attempt.limits import Limits, LimitsError, Reached, Reckoning, await_limit, reckon
 from trainer.attempt.record import (
     Attempt,
     asked_to_stop,
     launch_id,
-    look,
     open_attempt,
     record,
     record_limit,
+    stop_reason,
     stop_requested,
+    times,
 )
 from trainer.bucket.deadlines import await_overdue, read_manifest
 from trainer.bucket.presence import check_bucket
 from trainer.bucket.retry import retry
 from trainer.errors import TrainerError
 from trainer.launch.grace import grace
-from trainer.layout.documents import LayoutError
+from trainer.layout.documents import LayoutError, to_json
 from trainer.layout.events import event_named, read_events
 from trainer.layout.names import AttemptName, RunPaths
 
@@ -124,17 +125,40 @@ def _watch(attempt: Attempt, reckoning: Reckoning | None) -> None:
     """
     selector = selectors.DefaultSelector()
     selector.register(sys.stdin.buffer, selectors.EVENT_READ)
+    limits = _LimitWatch(reckoning) if reckoning else None
     sent = False
-    ahead_s = LOOK_S + grace(None)[0]
     while not selector.select(LOOK_S):
-        with suppress(OSError):  # If the bucket does not answer now, the next round tries again.
-            if reckoning and event_named(read_events(attempt.paths, attempt.name, ("bound",)), "bound"):
-                reckoning = None
-            if not sent and (found := look(attempt, reckoning, ahead_s)):
-                if reckoning and found.deadline:
-                    print(f"{found.message}; the script gets SIGTERM", file=sys.stderr, flush=True)
+        # If the bucket does not answer now, the next round tries again.
+        with suppress(OSError):
+            if limits and event_named(read_events(attempt.paths, attempt.name, ("bound",)), "bound"):
+                limits.over.set()
+                limits = None
+        with suppress(OSError):
+            if not sent and (found := stop_reason(attempt)):
                 _send(f"stop {found.ending.cause}")
                 sent = True
+        with suppress(OSError):
+            if limits and not limits.reached:
+                attempt.paths.progress(attempt.name).write_bytes(to_json(times()))
+    if limits and limits.reached:
+        record_limit(attempt, limits.reached)
+
+
+class _LimitWatch:
+    """A thread that looks at the limits beside the bucket, which may refuse or hang."""
+
+    def __init__(self, reckoning: Reckoning) -> None:
+        self.reached: Reached | None = None
+        self.over = threading.Event()
+        """Set once the script itself holds the limits."""
+
+        def work() -> None:
+            if found := await_limit(reckoning.reached, LOOK_S, lambda: grace(None)[0], self.over):
+                self.reached = found[0]
+                print(f"{self.reached.message}; the script gets SIGTERM", file=sys.stderr, flush=True)
+                _send(f"stop {self.reached.ending.cause}")
+
+        threading.Thread(target=work, daemon=True, name="limits").start()
 
 
 def write_end(paths: RunPaths, name: AttemptName, code: int, cause: str) -> None:

@@ -145,6 +145,7 @@ class Closing:
         """
         run, contents, saver = self._run, self._contents, self._session.saver
         run.hangs.rest()
+        run.has_steps.set()
         self._session.save_last(stop, resave)
         while not stop and saver.committed_step != contents.done:
             self._session.save(last=True)

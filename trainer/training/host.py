@@ -80,10 +80,11 @@ class Host:
             print_line(text)
 
     def begin_records(self) -> None:
-        """Rank 0: start to write metrics and events."""
+        """Rank 0: start to write metrics and events, unless a limit has begun them already."""
         from trainer.training.journal import Journal
 
-        self.journal = Journal(self.attempt, self.reckoning) if self.attempt else None
+        if self.attempt and not self.journal:
+            self.journal = Journal(self.attempt, self.reckoning)
 
     def begin_tracking(self, config: Mapping[str, Any]) -> None:
         """Rank 0: start the experiment trackers, once the state is restored.

@@ -1,7 +1,7 @@
 """Journal: rank 0's writer of metrics, events and progress.json.
 
 It writes on its own thread, so that a slow bucket never delays a step. The thread also looks every few seconds for
-a reason to stop: a newer attempt, or a stop request.
+a reason to stop: a newer attempt, or a stop request. Limits have a thread of their own.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ import json
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from trainer.attempt.limits import Reckoning, run_name, shown_time
+from trainer.attempt.limits import Reached, Reckoning, await_limit, run_name, shown_time
 from trainer.attempt.record import Attempt, StopReason, record, stop_reason, times
 from trainer.bucket.deadlines import within
 from trainer.bucket.hashing import hash_bytes
@@ -24,6 +26,8 @@ from trainer.layout.documents import to_json
 from trainer.training.console import print_line
 
 LOOK_S = 5.0
+RECENT_STEPS = 100
+"""A stop is reckoned to wait for a step as long as the longest of so many."""
 
 
 @dataclass
@@ -50,9 +54,13 @@ class Journal:
         """Returns the seconds that a stop may take, from the boundary at which it is agreed on."""
         self._step_s, self._steps = 0.0, 0
         """Seconds of a step, as a moving average without the first one of the attempt; how many were measured."""
+        self._recent_s: deque[float] = deque(maxlen=RECENT_STEPS)
+        """Seconds of the newest steps, without the first one of the attempt."""
         self._line_at: float | None = None
-        self._is_late = False
-        """It was said that only on-demand machines can still finish before the deadline."""
+        self._late: set[bool] = set()
+        """What was said of the deadline: whether on-demand machines can still meet it."""
+        self._left = threading.Event()
+        """Set once nothing is to be stopped any more."""
         self._reported: set[int | None] = set()
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._segment: _Segment | None = None
@@ -81,7 +89,34 @@ class Journal:
         self._line_at = now
         seconds = float(step_s) if isinstance(step_s, (int, float)) else now - before if before is not None else 0.0
         self._steps += 1
+        if self._steps <= 2:
+            self._recent_s.clear()
+        self._recent_s.append(seconds)
         self._step_s = seconds if self._steps <= 2 else 0.8 * self._step_s + 0.2 * seconds
+
+    def hold_limits(self, on_stop: Callable[[StopReason], None]) -> None:
+        """Look at the run's limits every few seconds from now on, in a thread that touches no bucket.
+
+        Args:
+            on_stop: Called in that thread once a limit is reached; `stop_reason` says which.
+        """
+
+        def reached(seconds: float) -> Reached | None:
+            return self._reckoning.reached(seconds) if self._reckoning else None
+
+        def ahead_s() -> float:
+            return max(list(self._recent_s), default=0.0) + self.stop_takes_s()
+
+        def work() -> None:
+            if not (found := await_limit(reached, LOOK_S, ahead_s, self._left)):
+                return
+            limit, seconds = found
+            self._tasks.put(lambda: record(self.attempt, "limit", **limit.facts))
+            reason = StopReason(limit.ending, limit.message, time.monotonic() + seconds)
+            self.stop_reason = self.stop_reason or reason
+            on_stop(self.stop_reason)
+
+        threading.Thread(target=work, daemon=True, name="limits").start()
 
     def event(self, name: str, **fields: Any) -> None:
         """Record an event of the attempt."""
@@ -126,6 +161,7 @@ class Journal:
                     segment.file.close()
                     segment.file = None
 
+        self._left.set()
         with self._ending:
             self._ends = True
             self._tasks.put(end)
@@ -142,46 +178,48 @@ class Journal:
     def _work(self) -> None:
         look_at = 0.0
         while not self._over:
-            try:
+            with suppress(queue.Empty):
                 task = self._tasks.get(timeout=max(0.01, look_at - time.monotonic()))
-                with within("writing the attempt's records"):
-                    task()
-            except queue.Empty:
-                pass
-            except OSError as error:
-                self._report(error)
-            except Exception as error:  # A record that cannot be made must not delay a save.
-                print_line(f"A record of this attempt could not be made: {type(error).__name__}: {error}")
+                self._try("writing the attempt's records", task)
             if time.monotonic() >= look_at and not self._over:
                 look_at = time.monotonic() + LOOK_S
-                try:
-                    with within("writing the attempt's progress"):
-                        self._write_progress()
-                    with within("looking for other attempts"):
-                        ahead_s = LOOK_S + self._step_s + self.stop_takes_s()
-                        self.stop_reason = self.stop_reason or stop_reason(self.attempt, self._reckoning, ahead_s)
-                        self._warn_of_deadline()
-                except OSError as error:
-                    self._report(error)
+                # Each on its own: a bucket that refuses one of them may answer the others.
+                self._try("looking for other attempts", self._look)
+                self._try("writing the attempt's progress", self._write_progress)
+                self._try("writing the attempt's records", self._warn_of_deadline)
+
+    def _try(self, what: str, task: Callable[[], None]) -> None:
+        try:
+            with within(what):
+                task()
+        except OSError as error:
+            self._report(error)
+        except Exception as error:  # A record that cannot be made must not delay a save.
+            print_line(f"A record of this attempt could not be made: {type(error).__name__}: {error}")
+
+    def _look(self) -> None:
+        if self.stop_reason is None and (found := stop_reason(self.attempt)):
+            self.stop_reason = self.stop_reason or found  # A limit may have been reached meanwhile.
 
     def _warn_of_deadline(self) -> None:
-        """Say once that only machines that nobody takes can still finish before the deadline."""
+        """Say once that only on-demand machines can still meet the deadline; once, that not even they can."""
         step, until = self._progress.get("step"), self._progress.get("max_steps")
-        if (
-            self._is_late
-            or self.stop_reason
-            or not (self._reckoning and self._steps > 1 and step is not None and until)
-        ):
+        if self.stop_reason or not (self._reckoning and self._steps > 1 and step is not None and until):
             return
-        if facts := self._reckoning.too_late_for_spot(until - step, self._step_s):
-            self._is_late = True
-            command = f"skyspot launch -n {run_name()} --no-use-spot --replace"
-            print_line(
-                f"Only on-demand machines can still finish by {shown_time(facts['deadline'])}: {facts['steps_left']} "
-                f"steps and one more preemption take {facts['needed_s'] / 3600:.2g} h, and "
-                f"{facts['left_s'] / 3600:.2g} h are left. To change to them: {command}"
-            )
-            record(self.attempt, "too-late-for-spot", **facts)
+        facts = self._reckoning.too_late_for_spot(until - step, self._step_s)
+        if facts is None or self._late & {False, facts["on_demand_in_time"]}:
+            return
+        in_time, at = facts["on_demand_in_time"], shown_time(facts["deadline"])
+        self._late.add(in_time)
+        says = "Only on-demand machines can still finish" if in_time else "Not even on-demand machines can finish"
+        what = "one more preemption" if in_time else "the change to them"
+        needed_s = facts["needed_s"] if in_time else facts["needed_s"] - facts["allowance_s"]
+        command = f". To change to them: skyspot launch -n {run_name()} --no-use-spot --replace" if in_time else ""
+        print_line(
+            f"{says} by {at}: {facts['steps_left']} steps and {what} take {needed_s / 3600:.2g} h, and "
+            f"{facts['left_s'] / 3600:.2g} h are left{command}"
+        )
+        record(self.attempt, "too-late-for-spot", **facts)
 
     def _report(self, error: OSError) -> None:
         """Print what cannot be written, once for each kind of error; only the next save decides what follows."""

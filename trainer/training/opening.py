@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
@@ -13,6 +14,7 @@ from trainer.attempt.identity import identity, new_run_id, newest_readable
 from trainer.attempt.limits import Limits, LimitsError, reckon
 from trainer.attempt.record import (
     Attempt,
+    StopReason,
     adopt,
     asked_to_stop,
     launch_id,
@@ -29,10 +31,13 @@ from trainer.launch.others import supervised
 from trainer.layout.exit_codes import EXIT_FAILED
 from trainer.layout.names import AttemptName
 from trainer.machine.token import machine_token
+from trainer.ranks.messages import STOPPED
 from trainer.training.participant import Participant
 from trainer.training.unwinding import exit_code
 
 SEE_ATTEMPT_S = 90.0
+MAIN_THREAD_S = 5.0
+"""The time that the main thread has to leave at a limit before the first step."""
 
 
 def open_or_refuse(run: Participant) -> tuple[str | list[Any], BaseException | None]:
@@ -113,6 +118,20 @@ def _reckon(run: Participant, attempt: Attempt) -> None:
         record_limit(attempt, reached)
         raise Leaving(reached.ending, f"not started: {reached.message}")
     run.reckoning = reckoning
+    run.begin_records()
+    assert run.journal
+    run.journal.stop_takes_s = lambda: run.grace_s
+    run.journal.hold_limits(lambda found: _leave_unless_steps(run, found))
+
+
+def _leave_unless_steps(run: Participant, found: StopReason) -> None:
+    """Leave at a limit before the first step, if the main thread does not: it may sleep, download or hang."""
+    if run.has_steps.wait(min(run.grace_s, MAIN_THREAD_S)) or run.final_is_whole or run.whole_final:
+        return
+    run.print_line(found.message)
+    if hasattr(run, "group"):
+        run.group.post_message(STOPPED, json.dumps([found.ending.cause, 0.0]))
+    run.leave(found.ending, error=found.message)
 
 
 def _already_finished(run: Participant) -> Leaving:

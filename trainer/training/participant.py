@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from trainer.attempt.binding import binding_problem, plain_binding
 from trainer.attempt.ending import END_EVENT_S, ENDINGS, NOTICE, PEER_GONE, REFUSED, SIGNAL, STOPS, Ending, Leaving
 from trainer.attempt.history import RECORDS_S
-from trainer.attempt.record import Attempt, look, record
+from trainer.attempt.record import Attempt, record, stop_reason
 from trainer.bucket.deadlines import within
 from trainer.bucket.retry import retry
 from trainer.launch.grace import grace
@@ -84,6 +84,8 @@ class Participant(Host):
         """The program has code after the run: this process ends as Python ends it."""
         self.whole_final: Manifest | None = None
         """Rank 0: the manifest of `final/`, if it was whole when the attempt began and `unwinds` is set."""
+        self.has_steps = threading.Event()
+        """Set once steps tell the other ranks of a stop, or all are done."""
         self._exit: int | None = None
         """The exit code, once the attempt has ended."""
         self.skipped = 0
@@ -133,14 +135,16 @@ class Participant(Host):
                     raise Leaving(ENDINGS[cause], "another rank stopped before the first step", hold_s=hold_s)
 
     def _check_requests(self, attempt: Attempt) -> None:
-        """Rank 0: look for a reason to stop in the bucket; the journal does so once training has begun."""
-        if self.journal is None and time.monotonic() >= self._look_at_bucket:
+        """Rank 0: look for a reason to stop; once steps have begun, `own_stop` tells the others of what is found."""
+        found = None
+        if self.journal and not self.has_steps.is_set():
+            found = self.journal.stop_reason
+        elif self.journal is None and time.monotonic() >= self._look_at_bucket:
             self._look_at_bucket = time.monotonic() + LOOK_AT_BUCKET_S
-            found, reckoning = None, None if self.whole_final else self.reckoning
             with suppress(OSError), within("looking for other attempts"):
-                found = look(attempt, reckoning, LOOK_AT_BUCKET_S + self.grace_s)
-            if found:
-                self._stop_all(found.ending, found.message)
+                found = stop_reason(attempt)
+        if found and not (self.whole_final and found.deadline):  # A finished run is finished, whatever it has cost.
+            self._stop_all(found.ending, found.message)
 
     def _stop_all(self, ending: Ending, message: str, notice: Notice | None = None) -> NoReturn:
         """Leave, and have the other ranks leave for the same reason; where this one holds, they hold as long."""
@@ -181,6 +185,7 @@ class Participant(Host):
 
     def own_stop(self) -> Stop | None:
         """This rank's notice, or what rank 0 found in the bucket; as of `Host.own_stop`."""
+        self.has_steps.set()
         notice, found = self.notices.first(), self.journal.stop_reason if self.journal else None
         now = time.monotonic()
         if found and not found.ending.saves:
