@@ -18,13 +18,12 @@ from datetime import datetime, timezone
 from typing import Any
 
 from trainer.attempt.ending import DEADLINE, MAX_SPEND, Ending
+from trainer.attempt.limit_variables import ALLOWANCE_VARIABLE, DEADLINE_VARIABLE, SPEND_VARIABLE
 from trainer.attempt.price import PRICES, price_of, read_ladder
 from trainer.errors import TrainerError
 from trainer.layout.events import Event, event_named, read_events, read_metrics, read_progress
 from trainer.layout.names import AttemptName, RunPaths, list_attempts, list_metrics
 
-SPEND_VARIABLE, DEADLINE_VARIABLE = "SKYSPOT_MAX_SPEND", "SKYSPOT_DEADLINE"
-ALLOWANCE_VARIABLE = "SKYSPOT_SPEND_ALLOWANCE"
 ALLOWANCE_S = 300.0
 """The time that each attempt is reckoned to take beside its records: a machine that boots, and is taken down."""
 UNSEEN_S = 60.0

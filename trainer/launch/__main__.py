@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from trainer.attempt.limits import DEADLINE_VARIABLE, SPEND_VARIABLE
+from trainer.attempt.limit_variables import DEADLINE_VARIABLE, SPEND_VARIABLE
 from trainer.launch.exits import leave_with
 from trainer.launch.process_count import LaunchError, process_count
 from trainer.launch.supervisor import launch
