@@ -14,7 +14,7 @@ from trainer.layout.documents import LayoutVersionError
 from trainer.layout.exit_codes import EXIT_FAILED, EXIT_PREEMPTED, EXIT_SUPERSEDED
 from trainer.machine.scratch import ScratchError
 from trainer.training.config import ConfigError
-from trainer.training.participant import exit_code
+from trainer.training.unwinding import exit_code
 
 NOT_SAID = {"peers.PeerGoneError", "damage.DamagedError", "service.ServiceError"}
 """What is always caught: a lost peer is no fault, a damaged checkpoint is passed by, a silent service asked again."""
