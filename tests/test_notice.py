@@ -306,6 +306,7 @@ def one_of_two(store: Store, rank: int, *notices: Notice) -> Participant:
     found.notices, found.peer_gone, found.hangs = Notices(25.0), threading.Event(), HangGuard(0.0, lambda seconds: None)
     found.notices._notices = list(notices)
     found.final_is_whole, found._look_at_store, found._taken_at = False, 0.0, TakenAt()
+    found.tracking = None
     return found
 
 

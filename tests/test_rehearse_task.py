@@ -384,6 +384,7 @@ def test_how_long_an_attempt_may_run(timeout: float | None, reference: float, fi
         ("30m", 1800, "30 min"),
         (" 2h", 7200, "2 h"),
         ("1.5h", 5400, "90 min"),
+        ("1d", 86400, "24 h"),
     ],
 )
 def test_a_duration_is_read_and_shown(text: str, seconds: float, shown: str) -> None:
@@ -391,7 +392,7 @@ def test_a_duration_is_read_and_shown(text: str, seconds: float, shown: str) -> 
     assert format_duration(seconds) == shown
 
 
-@pytest.mark.parametrize("text", ["", "0", "0m", "-1", "1d", "h", "1h30", "nan"])
+@pytest.mark.parametrize("text", ["", "0", "0m", "-1", "1w", "h", "1h30", "nan"])
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="not a duration, like 90s, 30m or 2h"):
         read_duration("--timeout", text)

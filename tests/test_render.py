@@ -416,7 +416,7 @@ MISTAKES = [
     (["render", "--bucket", "my_bucket"], "nor a bucket's name"),
     (["render", "--set", "nope=1"], "`skyspot templates show finetune` lists"),
     (["render", "--max-spend", "much"], "--max-spend: 'much' is neither an amount in USD (25) nor `none`"),
-    (["render", "--deadline", "soon"], "--deadline: 'soon' is not a time, like 2026-12-01T08:00 nor a duration"),
+    (["render", "--deadline", "soon"], "'soon' is neither a time (2026-12-01T08:00), a duration (12h, 2d), nor `none`"),
     (["render", "--save-every", "often"], "nor `auto`"),
     (["render", "--save-every", "0"], "nor `auto`"),
     (["render", "--env", "1X=3"], "--env"),
