@@ -2,7 +2,6 @@
 
 import json
 import math
-import random
 import re
 import time
 from dataclasses import asdict, replace
@@ -12,6 +11,7 @@ import catalogs
 import pytest
 from click.testing import CliRunner
 from crafted import LAUNCH, NOON, PLACE, CraftedAttempt, three_attempts
+from odd_records import odd_records
 from raw_records import by_hand
 from support import REPO, event, mlp
 from support_sky import run_commands
@@ -35,9 +35,9 @@ from skyspot.money.waiting import (
     waits_by_skypilot,
 )
 from skyspot.runs import find
-from skyspot.runs.records import RunRecords, parse_attempt, read_records
+from skyspot.runs.records import read_records
 from trainer.attempt.price import price_of, read_ladder
-from trainer.layout.names import AttemptName, RunPaths
+from trainer.layout.names import RunPaths
 
 LATER = NOON + 1e6
 
@@ -549,20 +549,7 @@ ODD = [None, True, "x", "", -1, 0, 10**400, 1e308, -1e308, [], [[]], {}, {"a": 1
 
 
 def test_no_value_of_any_record_makes_the_report_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rng = random.Random(5)
-    names = {AttemptName(one.number, one.name[-6:]): one.folder for one in three_attempts(tmp_path)}
-    raw = {name: {path.name: path.read_bytes() for path in sorted(folder.iterdir())} for name, folder in names.items()}
-    for number in range(300):
-        files = {name: dict(own) for name, own in raw.items()}
-        own = rng.choice(list(files.values()))
-        file = rng.choice(list(own))
-        lines = [json.loads(line) for line in own[file].splitlines()]
-        for _ in range(rng.randint(1, 3)):
-            line = rng.choice(lines)
-            line[rng.choice(list(line))] = rng.choice(ODD)
-        own[file] = b"\n".join(json.dumps(line).encode() for line in lines)
-        attempts = tuple(parse_attempt(name, own) for name, own in files.items())
-        records = RunRecords("run", attempts, True)
+    for number, records in enumerate(odd_records(tmp_path, 5, ODD, 300)):
         found = report_of(records, Given(LATER, {}, {}))
         json.dumps(to_json(found), allow_nan=False)
         for one in found.attempts:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import random
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 from crafted import NOON, CraftedAttempt, three_attempts
 from crafted_training import training
+from odd_records import odd_records
 from rich.console import Console
 from support import mlp
 
@@ -17,8 +17,8 @@ from skyspot.cli import report_tables
 from skyspot.cli.report import report as command
 from skyspot.money.report import Given, Report, report_of
 from skyspot.money.timeline import Band, Piece, cells, coarse, timeline_of, to_json
-from skyspot.runs.records import RunRecords, parse_attempt, read_records
-from trainer.layout.names import AttemptName, RunPaths
+from skyspot.runs.records import read_records
+from trainer.layout.names import RunPaths
 
 LATER = NOON + 1e8
 
@@ -65,20 +65,8 @@ def test_pieces_stand_where_their_time_was_spent(tmp_path: Path) -> None:
 
 
 def test_odd_records_give_pieces_that_follow_each_other(tmp_path: Path) -> None:
-    rng = random.Random(7)
-    names = {AttemptName(one.number, one.name[-6:]): one.folder for one in three_attempts(tmp_path)}
-    raw = {name: {path.name: path.read_bytes() for path in sorted(folder.iterdir())} for name, folder in names.items()}
     odd = [None, True, "x", -1, 0, 10**400, 1e308, [], {}, 1.5, 900.0, 3]
-    for _ in range(200):
-        files = {name: dict(own) for name, own in raw.items()}
-        own = rng.choice(list(files.values()))
-        file = rng.choice(list(own))
-        lines = [json.loads(line) for line in own[file].splitlines()]
-        for _ in range(rng.randint(1, 3)):
-            line = rng.choice(lines)
-            line[rng.choice(list(line))] = rng.choice(odd)
-        own[file] = b"\n".join(json.dumps(line).encode() for line in lines)
-        records = RunRecords("run", tuple(parse_attempt(name, own) for name, own in files.items()), True)
+    for records in odd_records(tmp_path, 7, odd, 200):
         report = report_of(records, Given(LATER, {}, {}))
         bands = timeline_of(records, report)
         assert bands[-1].end_s == pytest.approx(report.times.total, rel=1e-6, abs=1e-3)

@@ -53,6 +53,11 @@ class AttemptReport:
     priced: Priced
     problems: tuple[str, ...]
 
+    @property
+    def kept_until(self) -> float:
+        """Its last step that is not lost; infinite if it is not known what was lost."""
+        return math.inf if self.lost_steps is None or self.last_step is None else self.last_step - self.lost_steps
+
 
 @dataclass(frozen=True)
 class Report:

@@ -51,10 +51,9 @@ def timeline_of(records: RunRecords, report: Report) -> tuple[Band, ...]:
     bands: list[Band] = []
     at = 0.0
     for own, life, one in zip(records.attempts, lives(records.attempts), report.attempts, strict=True):
-        kept_until = math.inf if one.lost_steps is None or one.last_step is None else one.last_step - one.lost_steps
         cut = _Cut(at)
         cut.until(at + one.times.waiting, "waiting")
-        steps = _attempt(cut, own, life, kept_until)
+        steps = _attempt(cut, own, life, one.kept_until)
         bands.append(Band(one.number, at, cut.at, _joined(cut.pieces), tuple(steps)))
         at = cut.at
     return tuple(bands)

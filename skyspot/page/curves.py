@@ -52,10 +52,9 @@ def curves_of(records: RunRecords, report: Report) -> Curves:
     """The curves of a run; those of loss and learning rate are of the preserved steps."""
     kept, lost = [], []
     for own, one in zip(records.attempts, report.attempts, strict=True):
-        kept_until = math.inf if one.lost_steps is None or one.last_step is None else one.last_step - one.lost_steps
         steps = [line for line in own.lines if line.is_step]
-        kept += [line for line in steps if line.step <= kept_until]
-        dropped = [(line.step, line.loss) for line in steps if line.step > kept_until]
+        kept += [line for line in steps if line.step <= one.kept_until]
+        dropped = [(line.step, line.loss) for line in steps if line.step > one.kept_until]
         if (curve := _curve(dropped)).points:
             lost.append(curve.points)
     kept.sort(key=lambda line: line.step)
