@@ -57,11 +57,18 @@ def recorded(run_dir: Path, name: str) -> list[tuple[int, float]]:
     return [(int(str(line["step"])), float(np.float32(line[name]))) for line in lines]  # type: ignore[arg-type]
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a slow machine a tracker's imports alone take seconds."""
+    monkeypatch.setattr(tracking, "STOPPED_S", 60.0)
+
+
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reporter, "PUBLISH_S", 0.0)
     monkeypatch.setattr(reporter, "PUBLISH_SHARE", 0.0)
 
 
+@pytest.mark.usefixtures("patient")
 def test_each_step_is_shown_once_after_a_crash_beyond_a_checkpoint_and_a_stop(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -185,6 +192,7 @@ def test_trackers_that_hang_delay_the_end_by_a_few_seconds_in_all(
     assert time.monotonic() - begun == pytest.approx(most_s, abs=0.01)
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_damaged_file_of_the_records_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     attempts = Attempts(tmp_path / "run")
     assert attempts.one(loop, 8, report_to="tensorboard") == 75

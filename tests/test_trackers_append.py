@@ -19,7 +19,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 from wandb.sdk.internal.datastore import DataStore
 
 from trainer.layout.names import RunPaths, list_attempts
-from trainer.trackers import reporter
+from trainer.trackers import reporter, tracking
 from trainer.trackers.curve import Point
 
 Row = tuple[int, dict[str, Any]]
@@ -93,6 +93,7 @@ def steps(rows: list[Row]) -> list[int]:
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tracking, "STOPPED_S", 60.0)  # On a slow machine their imports alone take seconds.
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
 
