@@ -2,11 +2,13 @@
 
     make peers
     python -m bench.ckpt_chaos_loops [--points N] [--points-of-two N] [--points-without N] [--scripts A,B]
-                                     [--processes 1,2] [--state FILE] [--report FILE]
-    python -m bench.ckpt_chaos_loops --points all --points-of-two all --state FILE      every crash point; hours
+                                     [--processes 1,2] [--cold] [--state FILE] [--report FILE]
+    python -m bench.ckpt_chaos_loops --points all --points-of-two all --state FILE      every crash point; half an hour
 
 The scripts are those of examples/ and examples/before/, which saves and resumes as its framework's documentation says.
---state FILE keeps what was found, and an interrupted bench continues from there. Exit status 1 means that a script with
+Each start of a script is a fork of a process that has imported its libraries (bench/preloaded.py); with --cold it is a
+Python of its own, and ten seconds of imports. --state FILE keeps what was found, and an interrupted bench continues
+from there. Exit status 1 means that a script with
 skyspot did not recover exactly from a strike, or was not struck at all.
 """
 
@@ -17,11 +19,12 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import machine, sections
+from bench import machine, preloaded, sections
 from bench.ckpt_chaos import TOOL, recovers, struck_by
 from bench.report import table
 
@@ -43,6 +46,11 @@ LIGHTNING = {
 UNSAFE: dict[str, dict[str, str]] = {"hf_trainer": {}, "lightning_module": LIGHTNING}
 """The scripts, and what is changed in the ones without skyspot."""
 RESULTS = {"hf_trainer": "model/model.safetensors", "lightning_module": "model.pt"}
+PRELOADED = (
+    "Each start is a fork of a process that has imported the script's libraries (`bench/preloaded.py`); `--cold` "
+    "starts a new\n  Python each time, which takes five times as long."
+)
+COLD = "Each start is a new Python."
 IN_FOLDER = ["sh", "-c", 'mkdir -p "$0" && cd "$0" && exec "$@"', "{out}"]
 
 
@@ -89,7 +97,15 @@ def together(parts: Sequence[Tried]) -> Tried:
     return Tried(by_mode, all(part.is_same for part in parts), sum(part.took_s for part in parts))
 
 
-def tried(tool: Path, name: str, processes: int, is_ours: bool, mode: str, points: int, folder: Path) -> Tried:
+@dataclass(frozen=True)
+class Tool:
+    """How ckpt-chaos is started, and how it starts a script."""
+
+    path: Path
+    python: Sequence[str]
+
+
+def tried(tool: Tool, name: str, processes: int, is_ours: bool, mode: str, points: int, folder: Path) -> Tried:
     """Strike a script in one mode."""
     script, result = EXAMPLES / f"{name}.py", "run/final/model.safetensors"
     if not is_ours:
@@ -99,8 +115,8 @@ def tried(tool: Path, name: str, processes: int, is_ours: bool, mode: str, point
         "--modes", mode, "--grace", GRACE_S, "--jobs", 2, "--max-points", points, "--timeout", 300,
         "--ranks", processes, "--result-file", f"{{out}}/{result}",
     ]  # fmt: skip
-    command = ["env", "SKYSPOT_CHECKPOINT_DIR={out}/run", *IN_FOLDER, sys.executable, script]
-    results, took = struck_by(tool, options, command, folder, ENV)
+    command = ["env", "SKYSPOT_CHECKPOINT_DIR={out}/run", *IN_FOLDER, *tool.python, script]
+    results, took = struck_by(tool.path, options, command, folder, ENV)
     if not results:
         raise SystemExit(f"{name}: ckpt-chaos struck nothing: {took.stderr[-2000:]}")
     for one in results:
@@ -132,7 +148,7 @@ def described(found: Found) -> str:
     return table(["Script", "Processes", "", *MODES, "In all", "Time"], rows)
 
 
-def report(found: Found, command: str, load: tuple[float, float]) -> str:
+def report(found: Found, is_preloaded: bool, command: str, load: tuple[float, float]) -> str:
     """The part of the report, as Markdown."""
     return sections.paragraphs(
         "[ckpt-chaos](https://pypi.org/project/ckpt-chaos/) 0.1.8 strikes a run at file events, all of them or some "
@@ -142,7 +158,8 @@ def report(found: Found, command: str, load: tuple[float, float]) -> str:
         '`ModelCheckpoint(save_last=True)` and resumes by `ckpt_path="last"`. Each run has 45 steps.',
         described(found),
         f"- before: killed before the event. torn: the file is cut to half, then the kill. term: SIGTERM, {GRACE_S} s "
-        "before the kill.\n- With 2 processes, rank 0 is struck, and the other is killed 3 s after its end.",
+        "before the kill.\n- With 2 processes, rank 0 is struck, and the other is killed 3 s after its end.\n"
+        f"- {PRELOADED if is_preloaded else COLD}",
         sections.when(command, load),
     )
 
@@ -179,7 +196,7 @@ def spread(points: int) -> dict[str, int]:
     return {mode: points // len(MODES) + (nth < points % len(MODES)) for nth, mode in enumerate(MODES)}
 
 
-def in_each_mode(tool: Path, name: str, processes: int, is_ours: bool, asked: str, kept: Kept) -> Tried:
+def in_each_mode(tool: Tool, name: str, processes: int, is_ours: bool, asked: str, kept: Kept) -> Tried:
     """Strike a script in one mode after the other; what is kept already is not done again."""
     parts = []
     for mode, points in spread(number(asked)).items():
@@ -204,26 +221,32 @@ def main() -> int:
     parser.add_argument("--points-without", help="strikes on a script without skyspot (as many as with it)")
     parser.add_argument("--scripts", default=",".join(UNSAFE))
     parser.add_argument("--processes", default="1,2")
+    parser.add_argument("--cold", action="store_true", help="start a Python of its own for each start of a script")
     parser.add_argument("--state", type=Path, metavar="FILE", help="keep what is found out here, and continue from it")
     parser.add_argument("--report", type=Path, default=sections.PERFORMANCE)
     options = parser.parse_args()
     command = f"python -m bench.ckpt_chaos_loops --points {options.points} --points-of-two {options.points_of_two}"
     if options.points_without:
         command += f" --points-without {options.points_without}"
+    command += " --cold" if options.cold else ""
     found: Found = {}
     kept = Kept(options.state)
     before = machine.load()
-    for name in options.scripts.split(","):
-        for processes in map(int, options.processes.split(",")):
-            with_us = options.points if processes == 1 else options.points_of_two
-            for is_ours in (False, True):
-                asked = with_us if is_ours else options.points_without or with_us
-                one = found[name, processes, is_ours] = in_each_mode(
-                    options.tool.absolute(), name, processes, is_ours, asked, kept
-                )
-                print(described({(name, processes, is_ours): one}), flush=True)
-                text = report(found, command, (before, machine.load()))
-                sections.put(options.report, sections.CKPT_CHAOS_LOOPS, text)  # Each time: it may be broken off.
+    with ExitStack() as stack:
+        python = [sys.executable]
+        if not options.cold:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="skyspot-bench-"))
+            python = stack.enter_context(preloaded.serving(Path(folder)))
+        tool = Tool(options.tool.absolute(), python)
+        for name in options.scripts.split(","):
+            for processes in map(int, options.processes.split(",")):
+                with_us = options.points if processes == 1 else options.points_of_two
+                for is_ours in (False, True):
+                    asked = with_us if is_ours else options.points_without or with_us
+                    one = found[name, processes, is_ours] = in_each_mode(tool, name, processes, is_ours, asked, kept)
+                    print(described({(name, processes, is_ours): one}), flush=True)
+                    text = report(found, not options.cold, command, (before, machine.load()))
+                    sections.put(options.report, sections.CKPT_CHAOS_LOOPS, text)  # Each time: it may be broken off.
     print(text)
     return int(not all(one.holds for (_, _, is_ours), one in found.items() if is_ours))
 

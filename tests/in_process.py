@@ -65,7 +65,7 @@ class Attempts:
     def strike(self, kind: str, done: int) -> None:
         """Stop this process, or crash, after so many steps."""
         if kind == "stop":
-            os.kill(os.getpid(), signal.SIGTERM)
+            stop()
             return
         # On a slow machine the save may still be under way, and the next attempt would begin from the one before.
         due = done - done % SAVE_EVERY
@@ -79,3 +79,8 @@ class Attempts:
     @property
     def result(self) -> tuple[dict[int, object], dict[str, bytes]]:
         return losses(self.folder), weights(self.folder)
+
+
+def stop() -> None:
+    """Send this process the SIGTERM of a stop."""
+    os.kill(os.getpid(), signal.SIGTERM)

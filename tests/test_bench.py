@@ -173,7 +173,7 @@ def test_what_ckpt_chaos_found_in_one_mode_is_kept_and_not_done_again(tmp_path: 
     for mode, one in found.items():
         kept.put(f"hf_trainer, 2, with, {mode}, all", one)
     again = ckpt_chaos_loops.Kept(file)
-    absent = tmp_path / "no tool"  # It would fail if it were started.
+    absent = ckpt_chaos_loops.Tool(tmp_path / "no tool", ["python"])  # It would fail if it were started.
     one = ckpt_chaos_loops.in_each_mode(absent, "hf_trainer", 2, True, "all", again)
     assert one == ckpt_chaos_loops.together(list(found.values()))
     assert (one.in_all, one.took_s, one.holds) == ((2, 3), 27.0, False)
@@ -259,7 +259,7 @@ def test_what_a_stop_took_is_read_from_the_attempts_records(tmp_path: Path) -> N
 
     def loss(model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
         if runs[0].steps_done == 2 and not runs[0].notices.received.is_set():
-            in_process.hit("stop")
+            in_process.stop()
         return one_rank.squares(model, batch)
 
     assert one_rank.train(tmp_path / "run", loss=loss, before=runs.append, save_interval_steps=100).code == 75

@@ -14,7 +14,7 @@ import numpy as np
 import one_rank
 import pytest
 import torch
-from in_process import Attempts, Script, hit
+from in_process import Attempts, Script, stop
 from support import PROGRAMS, event, launch, losses, weights
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, get_worker_info
@@ -68,7 +68,7 @@ def raises_in(patch: pytest.MonkeyPatch, ask: int, is_stopped: bool = True) -> N
     def next_data(self: Any) -> Any:
         if next(asks) == ask:
             if is_stopped:
-                hit("stop")
+                stop()
             raise RuntimeError(DIED)
         return given(self)
 
@@ -78,7 +78,7 @@ def raises_in(patch: pytest.MonkeyPatch, ask: int, is_stopped: bool = True) -> N
 def test_a_worker_that_is_killed_within_a_step_after_a_stop(tmp_path: Path, whole: Any) -> None:
     def between(run: SpotRun) -> None:
         if run.step + 1 == 4:
-            hit("stop")
+            stop()
             assert run.notices.received.wait(60)
             worker = multiprocessing.active_children()[0].pid
             assert worker
@@ -145,7 +145,7 @@ def test_without_a_stop_it_is_an_error(
 
 def test_another_error_after_a_stop_is_an_error(tmp_path: Path) -> None:
     def between(run: SpotRun) -> None:
-        hit("stop")
+        stop()
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     assert Attempts(tmp_path / "run").one(program(between=between)) == 1
@@ -154,7 +154,7 @@ def test_another_error_after_a_stop_is_an_error(tmp_path: Path) -> None:
 def test_a_framework_that_raises_it_in_its_own_loop_is_left_with_75(tmp_path: Path) -> None:
     def between(run: SpotRun) -> None:
         if run.step == 4:
-            hit("stop")
+            stop()
             raise RuntimeError(DIED)
 
     stopped = Attempts(tmp_path / "run")
@@ -169,7 +169,7 @@ class Fed(one_rank.Numbers):
 
     def batch(self, ids: np.ndarray) -> torch.Tensor:
         if self.run and self.run.steps_done == 3:
-            hit("stop")
+            stop()
             raise RuntimeError(DIED)
         return super().batch(ids)
 
@@ -264,7 +264,7 @@ class Stream(IterableDataset[int]):
         return iter(range(12))
 
 
-@pytest.mark.parametrize("items", [Numbered(needs_worker=6), Stream()])
+@pytest.mark.parametrize("items", [Numbered(needs_worker=6), Numbered(needs_worker=11), Stream()])
 def test_what_only_a_worker_can_load_is_the_workers_death(is_stopped: None, items: Any) -> None:
     with pytest.raises(RuntimeError, match=r"DataLoader worker .* exited unexpectedly"):
         epochs(DataLoader(items, batch_size=2, num_workers=2), kills_at=1)

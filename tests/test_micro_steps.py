@@ -121,7 +121,7 @@ def trained(
 
 
 def stop(run: SpotRun) -> None:
-    in_process.hit("stop")
+    in_process.stop()
     assert run.notices.received.wait(60)
 
 

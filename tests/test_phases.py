@@ -84,7 +84,7 @@ def loop(run: SpotRun, rows: Rows, wrapped: Callable[[torch.nn.Module], Any] = l
 
 
 def stop() -> None:
-    in_process.hit("stop")
+    in_process.stop()
 
 
 def test_a_stop_in_the_first_batch_saves_the_first_step(tmp_path: Path) -> None:

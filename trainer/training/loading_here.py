@@ -50,6 +50,7 @@ def _replace_methods(kind: Any) -> None:
             except RuntimeError as error:  # Of workers that the epoch before has left.
                 if not _goes_on(self, error):
                     raise
+                self._death = error
         else:
             _BaseDataLoaderIter._reset(self, loader, first_iter)
         self._task_info = {}
@@ -62,11 +63,7 @@ def _replace_methods(kind: Any) -> None:
             except RuntimeError as error:
                 if not _goes_on(self, error):
                     raise
-                self._here = _batches(self, next_index)
-                try:
-                    return next(self._here)
-                except Exception as unable:  # Its items may need what only a worker has.
-                    raise error from unable
+                self._here, self._death = _batches(self, next_index), error
         return next(self._here)
 
     def try_get_data_often(self: Any, timeout: float = LOOK_S) -> Any:
@@ -78,7 +75,7 @@ def _replace_methods(kind: Any) -> None:
         self._indices = {**outstanding, self._send_idx: index}
         return index
 
-    kind._here, kind._indices = None, {}
+    kind._here, kind._death, kind._indices = None, None, {}
     kind._reset, kind._next_data = reset_anew, next_data_of_any
     kind._try_get_data, kind._next_index = try_get_data_often, next_index_kept
 
@@ -118,7 +115,10 @@ def _load(iterator: Any, fetcher: Any, index: Any) -> Any:
     """Load a batch; the program's own random streams do not change, as where a worker loads it."""
     with rng.set_aside_on_host():
         rng.seed_host(iterator._base_seed)
-        data = fetcher.fetch(index)
+        try:
+            data = fetcher.fetch(index)
+        except Exception as unable:  # Its items may need what only a worker has.
+            raise iterator._death from unable
     if iterator._pin_memory:
         pin: Any = _utils.pin_memory.pin_memory
         return pin(data, iterator._pin_memory_device)
