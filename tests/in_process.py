@@ -14,15 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from bucket_lab import until
 from support import assert_resumed, clean_env, losses, weights
 
-from skyspot.rehearsal.watch import is_committed
 from trainer import SpotRun
-from trainer.layout.names import RunPaths, list_checkpoints
 
-SAVE_EVERY = 3
-"""Steps between saves, unless a test says otherwise; none does so for a crash."""
 Script = Callable[[SpotRun, Callable[[], None]], None]
 """A program; it calls its second argument in each step, which may strike it."""
 
@@ -39,7 +34,7 @@ class Attempts:
         Args:
             script: The program.
             strike: The step in which it is struck; 0: none.
-            kind: "stop", or "crash": once the last save that was due is committed.
+            kind: "stop", or "crash": once the save under way is decided.
             options: Those of SpotRun.
         """
         with pytest.MonkeyPatch.context() as patch:
@@ -48,8 +43,8 @@ class Attempts:
             random.seed(0)
             torch.manual_seed(0)
             try:
-                with SpotRun(self.folder, **{"save_every": SAVE_EVERY, **options}) as run:
-                    script(run, lambda: self.strike(kind, run.step) if run.step + 1 == strike else None)
+                with SpotRun(self.folder, **{"save_every": 3, **options}) as run:
+                    script(run, lambda: hit(kind, run) if run.step + 1 == strike else None)
             except SystemExit as left:
                 return int(str(left.code))
         return 0
@@ -62,23 +57,18 @@ class Attempts:
         assert_resumed(self.folder)
         return self
 
-    def strike(self, kind: str, done: int) -> None:
-        """Stop this process, or crash, after so many steps."""
-        if kind == "stop":
-            stop()
-            return
-        # On a slow machine the save may still be under way, and the next attempt would begin from the one before.
-        due = done - done % SAVE_EVERY
-        until(f"step {due} is committed", lambda: due == 0 or self._committed_step() >= due)
-        raise RuntimeError("as planned")
-
-    def _committed_step(self) -> int:
-        paths = RunPaths(self.folder)
-        return max((one.step for one in list_checkpoints(paths) if is_committed(paths.checkpoint(one))), default=0)
-
     @property
     def result(self) -> tuple[dict[int, object], dict[str, bytes]]:
         return losses(self.folder), weights(self.folder)
+
+
+def hit(kind: str, run: SpotRun) -> None:
+    if kind == "crash":
+        # On a slow machine the next attempt would begin from the save before.
+        assert run._own
+        run._own._session.saver.wait()
+        raise RuntimeError("as planned")
+    stop()
 
 
 def stop() -> None:

@@ -46,6 +46,7 @@ def same(whole: Path, struck: Path) -> None:
 
 
 # 26 items on two ranks: 4 batches of 4 each in an epoch, so that accelerate ends a step early at its end.
+@pytest.mark.slow
 def test_accumulation_on_two_ranks_ends_with_the_same_bits(tmp_path: Path) -> None:
     whole, struck = both(tmp_path, "--accumulate", 3, strikes=("8:SIGTERM",))
     same(whole, struck)

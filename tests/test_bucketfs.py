@@ -262,6 +262,7 @@ else:
 """
 
 
+@pytest.mark.slow
 def test_what_libraries_write_and_read_is_in_the_trace_to_the_last_byte(lab: Lab) -> None:
     program = lab.folder / "program.py"
     program.write_text(LIBRARIES)
@@ -277,6 +278,7 @@ def test_what_libraries_write_and_read_is_in_the_trace_to_the_last_byte(lab: Lab
         assert not bytes_of(read, "write", name)
 
 
+@pytest.mark.slow
 def test_big_files_many_files_and_writers_side_by_side_arrive(lab: Lab) -> None:
     calls = lab.run(
         """

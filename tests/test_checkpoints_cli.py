@@ -405,6 +405,7 @@ def test_a_store_whose_library_is_missing_is_one_line_with_the_extra() -> None:
 # -- buckets -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_listed_and_verified_there(run_dir: Path, bucket: Path, tmp_path: Path) -> None:
     record(run_dir, 90, checkpoint=newest(run_dir).name, time=time.time())
     record(run_dir, 91, checkpoint=oldest(run_dir).name, time=time.time())
@@ -420,6 +421,7 @@ def test_a_run_in_a_bucket_is_listed_and_verified_there(run_dir: Path, bucket: P
     assert {one["whole"] for one in verified("s3://mine/team/run-001").values()} == {True}
 
 
+@pytest.mark.slow
 def test_damage_in_a_bucket_is_found_there(half: Path, bucket: Path) -> None:
     damages = {one.__name__: one for one in (flipped_bit, truncated, missing, torn_manifest, no_manifest, newer_layout)}
     for name, damage in damages.items():

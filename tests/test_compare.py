@@ -477,6 +477,7 @@ def test_a_bin_file_of_any_other_kind_is_bytes(tmp_path: Path) -> None:
     assert found.notes == ("state.bin was compared byte for byte: no torch file.",)
 
 
+@pytest.mark.slow
 def test_a_python_without_torch_is_said(tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {PYTHON} -S "$@"\n')
@@ -661,6 +662,7 @@ def legs(document: dict) -> list[str]:
     return [leg["name"] for leg in document["legs"]]
 
 
+@pytest.mark.slow
 def test_a_script_that_is_not_reproducible_is_said_to_be_so_first(tmp_path: Path) -> None:
     code, document = rehearse(tmp_path, "scripts/not_reproducible.py")
     assert (code, legs(document)) == (1, ["reference", "preempted", "control"])
@@ -670,6 +672,7 @@ def test_a_script_that_is_not_reproducible_is_said_to_be_so_first(tmp_path: Path
     assert not found["checked"]
 
 
+@pytest.mark.slow
 def test_without_the_control_the_difference_is_all_that_is_said(tmp_path: Path) -> None:
     code, document = rehearse(tmp_path, "scripts/not_reproducible.py", "--assume-reproducible")
     assert (code, legs(document)) == (1, ["reference", "preempted"])

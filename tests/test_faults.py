@@ -335,6 +335,7 @@ def left_after_s(run_dir: Path, output: str) -> float:
     return float(str(event(run_dir, "end")["time"])) - float(struck.group(1))
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_frozen_costs_the_attempt_and_not_the_run(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     frozen = mlp(run_dir, "--fault", "freeze@6", "--fault-rank", "1", "--peer-timeout", "4", processes=2, grace=1)

@@ -30,6 +30,7 @@ def exported(run_dir: Path) -> object:
     return json.loads((run_dir / "final" / "value.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_that_is_struck_goes_on_from_its_files(tmp_path: Path, processes: int) -> None:
     run = tmp_path / "run"

@@ -306,6 +306,7 @@ def test_a_mount_that_hangs_under_the_sidecar_is_left(
     assert faults.clear() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("why", ["stop-request", "no-progress"])
 def test_a_mount_that_hangs_while_the_end_is_recorded_under_the_sidecar_is_left(
     faults: faultfs.Client, tmp_path: Path, why: str

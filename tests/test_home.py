@@ -88,6 +88,7 @@ def as_nobody(*command: object, **env: str | None) -> subprocess.CompletedProces
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", [None, pytest.param("/sys", marks=pytest.mark.slow)], ids=["none", "read-only"])
 def test_a_run_without_a_home_folder_that_can_be_written_trains(tmp_path: Path, where: str | None) -> None:
     """Existing, it was a traceback, or ten minutes of asking again for a folder that could not be made.

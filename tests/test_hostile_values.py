@@ -52,6 +52,7 @@ def check(given_options: Options, key: str, value: str) -> None:
     assert all(" " <= character <= "~" or character == "\n" for character in body)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(values)
 def test_an_environment_variable_comes_out_as_it_went_in(value: str) -> None:
@@ -66,6 +67,7 @@ def test_a_parameter_comes_out_as_it_went_in(value: str) -> None:
     check_or_refuse(make, "SKYSPOT_COMMAND", value)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(values)
 def test_data_comes_out_as_it_went_in(value: str) -> None:
@@ -81,6 +83,7 @@ def check_or_refuse(make, key: str, value: str) -> None:
         assert "\0" in value or surrogate or ("data" in str(error) and ("://" in value or not value))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(values)
 def test_every_other_option_refuses_what_it_cannot_be(value: str) -> None:
@@ -141,6 +144,7 @@ def test_every_key_of_skyspot_yaml_keeps_its_value_or_refuses_it(tmp_path_factor
         assert task["run"] == plain()["run"]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(values)
 def test_skyspot_yaml_gives_the_same_string(tmp_path_factory, value: str) -> None:

@@ -424,6 +424,7 @@ def test_a_version_outside_of_them_is_refused_with_the_remedy(version: str) -> N
         client._check_version(version)
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer_is_one_line_and_whole_where_asked(tmp_path: Path) -> None:
     env = {**os.environ, "HOME": str(tmp_path), "SKYPILOT_API_SERVER_ENDPOINT": "http://127.0.0.1:1"}
     for more, lines in ((), 1), (("--verbose",), 10):

@@ -563,6 +563,7 @@ def test_a_run_stops_at_its_deadline(tmp_path: Path) -> None:
     assert event(run_dir, "restored")["step"] == end["step"]
 
 
+@pytest.mark.slow
 def test_a_run_that_only_on_demand_can_finish_in_time_says_so_once(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     at = datetime.fromtimestamp(time.time() + 800, timezone.utc).isoformat()
@@ -590,6 +591,7 @@ time.sleep(120)
 """
 
 
+@pytest.mark.slow
 def test_a_script_that_keeps_no_records_is_stopped_by_its_launcher(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SLEEPS)
     run_dir = tmp_path / "run"

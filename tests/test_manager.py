@@ -41,6 +41,7 @@ def test_a_managed_loop_ends_with_the_same_weights_however_it_is_struck(tmp_path
     assert sorted(name.step for name in list_checkpoints(RunPaths(run))) == [16, 20], "keep=2; all others are deleted"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["break", "sys.exit", "raise"])
 def test_an_interrupted_process_leaves_with_75_however_it_ends(tmp_path: Path, end: str) -> None:
     struck = attempt(tmp_path / "run", "--strike", "3:SIGTERM", "--end", end)
@@ -54,6 +55,7 @@ def test_a_loop_that_looks_within_a_step_saves_the_steps_that_are_done(tmp_path:
     assert (event(tmp_path / "run", "end")["cause"], event(tmp_path / "run", "end")["committed_step"]) == ("signal", 2)
 
 
+@pytest.mark.slow
 def test_without_a_launcher_it_leaves_with_75_too(tmp_path: Path) -> None:
     command = [sys.executable, SCRIPT, tmp_path / "run", "--strike", "3:SIGTERM", "--end", "break"]
     env = clean_env(OMP_NUM_THREADS="1")

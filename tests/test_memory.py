@@ -30,6 +30,7 @@ print(saving.printed(), saving.extra_bytes(), flush=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("looked", [True, False])
 def test_a_save_without_memory_for_a_copy_goes_on_without_and_says_so(tmp_path: Path, looked: bool) -> None:
     """And is killed where it does not look at how much memory there is."""

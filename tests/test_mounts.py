@@ -95,6 +95,7 @@ def test_a_cached_mount_that_is_taken_for_one_that_writes_through_is_found_out(
     assert refute(bucket, cached, "planted") == "it reads back, and is not in the store"
 
 
+@pytest.mark.slow
 @needs_rclone
 @pytest.mark.parametrize("prefix", ["", "team/x"])
 def test_with_a_cache_the_log_knows_what_is_in_the_store(bucket: Store, tmp_path: Path, prefix: str) -> None:

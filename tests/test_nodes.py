@@ -199,6 +199,7 @@ def test_a_signal_on_one_machine_stops_all_at_one_boundary_and_loses_no_step(
     assert_as(undisturbed(2), run_dir)
 
 
+@pytest.mark.slow
 def test_a_signal_before_the_first_step_ends_all_machines(tmp_path: Path, task: str) -> None:
     run_dir = tmp_path / "run"
     lone = start(run_dir, task=task, nodes=[1])
@@ -224,6 +225,7 @@ def test_an_older_attempt_that_is_still_alive_is_not_joined(
     assert_as(undisturbed(2), run_dir)
 
 
+@pytest.mark.slow
 def test_a_save_that_finds_a_newer_attempt_ends_all_machines_with_76(tmp_path: Path, task: str) -> None:
     """The other machine is waiting for the first in a collective by then; a lost peer would have it come back."""
     run_dir = tmp_path / "run"
@@ -249,6 +251,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 def test_a_store_of_an_older_attempt_is_left_alone(tmp_path: Path, task: str) -> None:
     """It still answers where the new rank 0 will: all its seats are taken."""
     nodes = Nodes(2, 0, ("127.0.0.1", "127.0.0.2"), task)

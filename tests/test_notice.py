@@ -221,6 +221,7 @@ def test_slurm_says_how_long_is_left_before_its_time_limit(monkeypatch: pytest.M
     assert 90 < (slurm_seconds_left() or 0) <= 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_hint_saves_once_more_and_training_goes_on(tmp_path: Path, processes: int) -> None:
     paths = RunPaths(tmp_path / "run")

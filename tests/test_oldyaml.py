@@ -46,6 +46,7 @@ def test_the_tutorial_changes_in_one_line_and_keeps_its_comment() -> None:
     assert to_today(text).changes == ("line 6: spot_recovery -> job_recovery",)
 
 
+@pytest.mark.slow
 def test_skypilot_refuses_the_tutorial_and_takes_what_comes_out(tmp_path: Path) -> None:
     text = TUTORIAL.read_text()
     was, now = refusals([text, to_today(text).text], tmp_path)
@@ -328,6 +329,7 @@ def test_hard_yaml_changes_in_one_thing(before: str, after: str) -> None:
     assert check(before, after).changes
 
 
+@pytest.mark.slow
 def test_skypilot_takes_what_comes_out_of_every_old_spelling(tmp_path: Path) -> None:
     texts = [after for _, after, *_ in [*CHANGES, *PLACES, *RECOVERIES, *EXIT_CODES]]
     # A strategy that is none, and places that no small catalog holds, are not what this is about.
@@ -612,6 +614,7 @@ def written(document: dict, flow: bool | None, width: int, noise: list[str], end
     return ending.join(lines) + ending * (len(noise) % 2)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(
     RESOURCE_BLOCKS,

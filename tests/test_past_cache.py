@@ -66,6 +66,7 @@ def test_a_share_past_the_cache_is_the_same_file(tmp_path: Path, monkeypatch: py
     assert sum(told) == usual.bytes
 
 
+@pytest.mark.slow
 def test_a_file_system_that_knows_no_way_past_the_cache_is_written_as_usual(tmp_path: Path) -> None:
     script = """
 import subprocess, sys

@@ -150,6 +150,7 @@ REAL = os.environ.get("SKYSPOT_CATALOGS")
 """A folder of real catalogs to compare, too; none by default."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [None, *([Path(REAL).expanduser()] if REAL else [])], ids=str)
 def test_every_price_is_skypilots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Path | None) -> None:
     if source is None:

@@ -85,6 +85,7 @@ def test_without_records_and_without_compare_nothing_is_claimed(tmp_path: Path) 
     assert "If the task uses SpotRun, give it $SKYSPOT_CHECKPOINT_DIR" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_glob_that_matches_nothing_is_a_failure(tmp_path: Path) -> None:
     done = rehearse(own(tmp_path), "--kinds", "kill", "--preemptions", 1, "--compare", "*.bin", cwd=tmp_path)
     assert done.returncode == 1
@@ -107,6 +108,7 @@ def test_where_there_is_no_namespace_the_paths_are_rewritten_and_it_says_so(tmp_
     assert not Path("/checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_namespace_leaves_the_root_folder_alone(tmp_path: Path) -> None:
     if machine.namespace_command() is None:
         pytest.skip(needs_root("rehearsals in a namespace"))
@@ -145,6 +147,7 @@ def test_interrupting_a_rehearsal_leaves_nothing_behind(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_copies_are_made_anew_for_each_machine_and_a_bucket_survives(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "x.txt").write_text("as it was")
@@ -170,6 +173,7 @@ def test_copies_are_made_anew_for_each_machine_and_a_bucket_survives(tmp_path: P
     assert (tmp_path / "data" / "x.txt").read_text() == "as it was"
 
 
+@pytest.mark.slow
 def test_setup_runs_on_each_machine_where_it_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "task.yaml").write_text(
         "file_mounts: {/checkpoints: {name: bbb, mode: MOUNT}}\n"
@@ -275,6 +279,7 @@ def test_when_skyspot_is_killed_its_machines_go_with_it(tmp_path: Path, namespac
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("namespace", [True, False])
 def test_what_the_script_leaves_behind_at_sigterm_has_time_to_save_as_under_skypilot(
     tmp_path: Path, namespace: bool
@@ -349,6 +354,7 @@ def test_a_machine_that_has_hardly_begun_is_taken_at_once(tmp_path: Path) -> Non
     assert time.monotonic() - started < 8
 
 
+@pytest.mark.slow
 def test_a_written_task_is_rehearsed_from_the_folder_that_it_was_written_in(tmp_path: Path) -> None:
     own(tmp_path)
     (tmp_path / "code").mkdir()

@@ -301,6 +301,7 @@ run: |
 """A checkpoint of two files. A kill between the two leaves a pair with which the task stays down."""
 
 
+@pytest.mark.slow
 def test_a_failing_row_fails_again_alone_in_the_same_way(tmp_path: Path) -> None:
     if missing := machine.bucketfs_missing():
         pytest.skip(f"rehearsals that see the bucket: {missing}" if faultfs.missing() is None else faultfs.missing())

@@ -329,6 +329,7 @@ def test_the_error_of_a_rank_is_told_from_its_peers_and_from_torchruns_summary(t
 # -- runs that do not end, end too soon, or end at the warning
 
 
+@pytest.mark.slow
 def test_a_script_that_does_not_end_is_stopped_and_said(tmp_path: Path) -> None:
     (tmp_path / "task.yaml").write_text(
         "envs: {OUT: /checkpoints/own}\n"
@@ -346,6 +347,7 @@ def test_a_script_that_does_not_end_is_stopped_and_said(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == [str(Path(leg["log"]).parent)]
 
 
+@pytest.mark.slow
 def test_an_attempt_that_hangs_after_a_preemption_is_not_exact(tmp_path: Path) -> None:
     (tmp_path / "task.yaml").write_text(
         "file_mounts: {/checkpoints: {name: bbb, mode: MOUNT}}\n"
@@ -465,6 +467,7 @@ def test_the_pace_of_a_run_without_records_is_that_of_its_saves(template: str, e
     assert pace(numbered(template, every, 120)) == known
 
 
+@pytest.mark.slow
 def test_a_task_that_is_over_too_soon_is_said(tmp_path: Path) -> None:
     (tmp_path / "task.yaml").write_text(
         "file_mounts: {/checkpoints: {name: bbb, mode: MOUNT}}\n"

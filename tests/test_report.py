@@ -316,6 +316,7 @@ def test_a_job_is_known_by_the_launchs_id_and_a_rehearsals_is_none() -> None:
         assert job_of_launch(other) is None
 
 
+@pytest.mark.slow
 def test_a_server_of_skypilots_that_does_not_answer_is_a_note(tmp_path: Path) -> None:
     run = tmp_path / "run"
     one = CraftedAttempt(run, 1, NOON)
@@ -600,6 +601,7 @@ def test_the_report_as_a_terminal_shows_it(tmp_path: Path) -> None:
 # -- a real run --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_report_of_a_real_run_is_what_its_raw_files_say(run_dir: Path) -> None:
     """Killed at step 10, stopped by a signal, finished: goodput, lost steps and spend, by other code."""
     assert mlp(run_dir, "--fault", "sigterm@9", grace=120).code == 75

@@ -326,6 +326,7 @@ def test_every_kind_of_run_has_a_page_that_can_be_read(
     assert faults(shown(text, PHONE, dark=True)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [4_000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_a_very_long_run_is_thinned_and_the_page_says_so(tmp_path: Path, steps: int) -> None:
     training(tmp_path, steps=steps, step_s=1.0, attempts=5, save_every=steps // 5, evaluate_every=0)

@@ -199,6 +199,7 @@ def test_a_save_costs_the_wait_and_what_the_steps_beside_it_are_slower() -> None
     assert pace.saved(0.1, 0.15, 3.0).cost_s == pytest.approx(0.15)
 
 
+@pytest.mark.slow
 def test_a_save_commits_after_home_and_the_payload_were_deleted(tmp_path: Path) -> None:
     home, run_dir = tmp_path / "home", tmp_path / "run"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", home / "env"], check=True)

@@ -187,6 +187,7 @@ def test_a_crash_loop_ends_with_80_and_says_what_happened(tmp_path: Path) -> Non
     assert "another rank is gone" in stopped.output
 
 
+@pytest.mark.slow
 def test_with_a_terminal_there_is_a_bar_and_without_one_there_are_lines(tmp_path: Path, corpus: Path) -> None:
     import pty
 

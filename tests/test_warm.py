@@ -88,6 +88,7 @@ def test_a_forked_module_says_what_a_started_one_says(command: list[str]) -> Non
     assert start("warm", command) == start("cold", command)
 
 
+@pytest.mark.slow
 def test_warm_and_cold_runs_have_the_same_weights_and_say_the_same(
     undisturbed: Callable[[int], Path], tmp_path: Path
 ) -> None:
