@@ -63,10 +63,12 @@ def test_a_template_is_rendered_without_what_a_plain_yaml_needs() -> None:
 
 
 STANDARD_LIBRARY_ALONE = (
+    "layout.accelerators",
     "layout.documents",
     "layout.events",
     "layout.exit_codes",
     "layout.identity",
+    "layout.lifetime",
     "launch.exits",
     "launch.process_count",
     "launch.supervisor",

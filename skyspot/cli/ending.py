@@ -13,11 +13,11 @@ import click
 
 from skyspot.errors import SkyspotError
 from skyspot.money.attempts import Price
-from skyspot.money.spend import UNSEEN_S
 from skyspot.rehearsal.left_records import told
 from skyspot.rehearsal.reports import Reports
 from skyspot.rehearsal.result import PREEMPTED, Leg, Result
 from skyspot.wording import duration, printable
+from trainer.layout.lifetime import UNSEEN_S
 
 if TYPE_CHECKING:
     from skyspot.money.report import Report

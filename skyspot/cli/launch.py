@@ -32,9 +32,9 @@ from skyspot.lint.linter import shown
 from skyspot.money.expected import Preemptions
 from skyspot.money.plan import Length, TaskPlan, plan_task
 from skyspot.money.pricing import read_market
-from skyspot.runs.records import number
 from skyspot.task import settings
 from skyspot.task.options import SETTINGS, Options
+from trainer.layout.events import number
 
 REPLACED_S = 600.0
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from skyspot.money.clock import clock_of
-from skyspot.runs.records import AttemptRecords, number, text, whole
+from skyspot.runs.records import AttemptRecords, text, whole
+from trainer.layout.events import YEAR_5000, number
+from trainer.layout.lifetime import lead_s
 
 RUNNING, SILENT, NO_WORD = "running", "silent", "no word"
 """Without an end event: the newest attempt, which wrote a moment ago; which did not; and an attempt before another."""
@@ -15,8 +17,6 @@ SILENT_S = 300.0
 """A running attempt writes its progress every few seconds; one that has not for so long is said to be silent."""
 NOTICE, SIGNAL = "notice", "signal"
 """Causes in the end event (trainer/attempt/ending.py) with which a preemption begins."""
-SETUP_TO_RUN_S = 300.0
-"""A set-up that ended longer before the launcher's start was another job's."""
 
 
 @dataclass(frozen=True)
@@ -95,19 +95,16 @@ class Life:
 
 def lives(records: Sequence[AttemptRecords]) -> list[Life]:
     """Each attempt's own account, in their order."""
-    found: list[Life] = []
-    for one in records:
-        found.append(_life(one, found))
-    return found
+    starts = [one.event("start") for one in records]
+    return [_life(one, starts[:at]) for at, one in enumerate(records)]
 
 
-def _life(records: AttemptRecords, before: Sequence[Life]) -> Life:
+def _life(records: AttemptRecords, starts_before: Sequence[Mapping[str, Any]]) -> Life:
     clock, start, end = clock_of(records), records.event("start"), records.event("end")
     restored, first = records.event("restored"), records.event("first-step")
     times = [clock.at(event.fields) for event in records.events] + [clock.at(records.progress)]
     last = max([at for at in (*times, *map(clock.ended, records.lines)) if at is not None], default=0.0)
-    machine = text(start, "machine")
-    lead = _lead_s(records, machine, before, clock.at(first))
+    lead = lead_s(_with_launched_s(start, first, clock.at(first)), starts_before)
     steps = [line.step for line in records.lines if line.is_step]
     restored_step = whole(restored, "step")
     if restored_step is None and steps:
@@ -120,7 +117,7 @@ def _life(records: AttemptRecords, before: Sequence[Life]) -> Life:
         name=str(records.name),
         number=records.name.number,
         launch=text(start, "launch", 200),
-        machine=machine,
+        machine=text(start, "machine"),
         place=_place(records),
         recorded_price=_price(records),
         began_at=None if clock.first_time is None else clock.first_time - lead,
@@ -139,26 +136,14 @@ def _life(records: AttemptRecords, before: Sequence[Life]) -> Life:
     )
 
 
-def _lead_s(records: AttemptRecords, machine: str, before: Sequence[Life], first_step_at: float | None) -> float:
-    """Seconds from the start of the set-up to the first record; from the launcher's start, if no set-up is recorded.
-
-    The machine keeps the seconds of its last set-up. They count for the first attempt after it, if that begins soon.
-    """
-    start, first = records.event("start"), records.event("first-step")
-    setup, since = number(start, "setup_s"), number(start, "since_setup_s")
-    launched = number(start, "launched_s")
-    if launched is None and first_step_at is not None and (seconds := number(first, "seconds")) is not None:
-        launched = max(0.0, seconds - first_step_at)  # Of a release that did not record it.
-    if setup is None:
-        return launched or 0.0
-    if since is None:
-        return setup + (launched or 0.0)
-    ended_at = (number(start, "time", high=1e11) or 0.0) - since
-    another = any(
-        one.machine == machine and one.began_at is not None and one.began_at + one.lead_s > ended_at for one in before
-    )
-    is_own = since - (launched or 0.0) <= SETUP_TO_RUN_S and not another
-    return setup + since if is_own else launched or 0.0
+def _with_launched_s(
+    start: Mapping[str, Any], first: Mapping[str, Any], first_step_at: float | None
+) -> Mapping[str, Any]:
+    """The start event with the time since the launcher's start, also of a release that did not record it."""
+    seconds = number(first, "seconds")
+    if number(start, "launched_s") is not None or first_step_at is None or seconds is None:
+        return start
+    return {**start, "launched_s": max(0.0, seconds - first_step_at)}
 
 
 def _object(fields: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -193,6 +178,6 @@ def _committed_s(records: AttemptRecords) -> float | None:
     if (said := number(records.event("end"), "committed_s")) is not None or records.event("end"):
         return said
     notice, saved = records.event("notice"), records.event("saved")
-    heard, at = number(notice, "heard", high=1e11), number(saved, "time", high=1e11)
+    heard, at = number(notice, "heard", high=YEAR_5000), number(saved, "time", high=YEAR_5000)
     is_same = whole(notice, "step") is not None and whole(notice, "step") == whole(saved, "step")
     return at - heard if heard is not None and at is not None and is_same and at >= heard else None

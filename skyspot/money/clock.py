@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from skyspot.runs.records import AttemptRecords, Line, number
-
-_YEAR_5000 = 1e11
+from skyspot.runs.records import AttemptRecords, Line
+from trainer.layout.events import YEAR_5000, number
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Clock:
 
     def at(self, fields: Mapping[str, Any]) -> float | None:
         """When a record was written, in seconds since the first one; None if it does not say."""
-        monotonic, time = number(fields, "monotonic"), number(fields, "time", high=_YEAR_5000)
+        monotonic, time = number(fields, "monotonic"), number(fields, "time", high=YEAR_5000)
         if monotonic is not None and self.first_monotonic is not None:
             return max(0.0, monotonic - self.first_monotonic)
         return max(0.0, time - self.first_time) if time is not None and self.first_time is not None else None
@@ -36,4 +35,4 @@ def clock_of(records: AttemptRecords) -> Clock:
     """The clock of an attempt, which begins with its first record: its start event, unless that is torn."""
     known = [event.fields for event in records.events if {"time", "monotonic"} & event.fields.keys()]
     first = known[0] if known else records.progress
-    return Clock(number(first, "time", high=_YEAR_5000), number(first, "monotonic"))
+    return Clock(number(first, "time", high=YEAR_5000), number(first, "monotonic"))

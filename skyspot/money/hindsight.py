@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from skyspot.money.expected import best_interval_s
-from skyspot.runs.records import AttemptRecords, number, whole
+from skyspot.runs.records import AttemptRecords, whole
+from trainer.layout.events import number
 
 TOO_FEW = 2
 """With fewer preemptions, their mean distance tells nothing."""

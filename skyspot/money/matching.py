@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from skyspot.money import prices
 from skyspot.money.attempts import Life, Place, Price
 from skyspot.money.prices import RungPrice
+from trainer.layout.accelerators import UNNAMED, likeness
 
 CATALOG = "catalog"
 
@@ -35,8 +34,8 @@ def match_rungs(lives: Sequence[Life], rungs: Sequence[RungPrice]) -> dict[str, 
     for life in lives:
         if life.place.cloud:
             fitting = [(_likeness(life.place, rung), rung) for rung in rungs if _places(life.place, rung)]
-            best = max((likeness for likeness, _ in fitting), default=0)
-            rung = next((rung for likeness, rung in fitting if likeness == best and best), None)
+            best = max((like for like, _ in fitting), default=0)
+            rung = next((rung for like, rung in fitting if like == best and best), None)
             if rung:
                 found[life.name] = Match(rung.number, rung.use_spot, _price(life.place, rung))
     return found
@@ -66,22 +65,10 @@ def _agree(one: str | None, other: str) -> bool:
 
 
 def _likeness(place: Place, rung: RungPrice) -> int:
-    """The number of parts of a rung's name, where all are words of the driver's; 0: it is another accelerator.
-
-    1, too, where one of the two has no name. The trainer compares by the same words (trainer/attempt/price.py).
-    """
-    words = [word for word in re.split(r"[\s-]+", place.accelerator.lower()) if word]
-    known = {*words, *(f"{one}{other}" for one, other in pairwise(words))}
-    found = 0
-    for alternative in rung.accelerators.split(" or "):
-        name, _, count = alternative.partition(":")
-        parts = name.lower().split("-")
-        if place.accelerators_per_node and count and float(count) != place.accelerators_per_node:
-            continue
-        if words and count and not known.issuperset(parts):
-            continue
-        found = max(found, len(parts) if words and count else 1)
-    return found
+    """As of `likeness`; 0: it is another accelerator; 1, too, where the rung or the driver gives no name."""
+    machines = rung.accelerators.split(" or ")
+    found = [likeness(machine, place.accelerator, place.accelerators_per_node) for machine in machines]
+    return max(1 if like == UNNAMED else max(like, 0) for like in found)
 
 
 def _price(place: Place, rung: RungPrice) -> Price | None:

@@ -14,8 +14,9 @@ from skyspot.money.matching import Match
 from skyspot.money.spend import Priced, Spend, spend_of
 from skyspot.money.times import Times, added, times_of
 from skyspot.money.waiting import Wait, waits_by_clocks
-from skyspot.runs.limits import DEADLINE, MAX_SPEND, late_note, limit_note, run_name
+from skyspot.runs.limits import DEADLINE, MAX_SPEND, late_note, limit_note
 from skyspot.runs.records import AttemptRecords, RunRecords, whole
+from trainer.layout.names import run_name
 
 _FINISHED = ("finished", "already-finished")
 
@@ -235,9 +236,10 @@ def _notes(reports: Sequence[AttemptReport], has_steps: bool) -> list[str]:
 
 def _limits(records: RunRecords, reports: Sequence[AttemptReport]) -> list[str]:
     """What limits in money and time did, in sentences: of each attempt that one ended, and of one that runs."""
-    notes = []
+    folder = PurePath(records.root).name or "RUN"
+    notes: list[str] = []
     for one, report in zip(records.attempts, reports, strict=True):
-        run = run_name(report.launch, PurePath(records.root).name)
+        run = run_name(report.launch) or folder
         note = limit_note(one.event("limit"), run) if report.ended in (MAX_SPEND, DEADLINE) else ""
         if report.ended == RUNNING:
             note = late_note(one.event("too-late-for-spot"), run)

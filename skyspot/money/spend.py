@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from skyspot.errors import UsageError, shown
 from skyspot.money.attempts import Life, Price
 from skyspot.money.times import Times
-
-UNSEEN_S = 60.0
-"""The time that an attempt without an end event is reckoned to have lived after its last record."""
+from trainer.layout.lifetime import UNSEEN_S
 
 
 @dataclass(frozen=True)

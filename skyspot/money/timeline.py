@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from skyspot.money.attempts import Life, lives
 from skyspot.money.clock import Clock, clock_of
 from skyspot.money.report import Report
-from skyspot.runs.records import AttemptRecords, Line, RunRecords, number, whole
+from skyspot.runs.records import AttemptRecords, Line, RunRecords, whole
+from trainer.layout.events import number
 
 MOST_CELLS = 1000
 """A timeline has no pieces shorter than this part of the run, unless they are few."""

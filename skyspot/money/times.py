@@ -9,7 +9,8 @@ from itertools import pairwise
 
 from skyspot.money.attempts import Life
 from skyspot.money.clock import Clock, clock_of
-from skyspot.runs.records import AttemptRecords, Line, number, whole
+from skyspot.runs.records import AttemptRecords, Line, whole
+from trainer.layout.events import number
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
-from skyspot.runs.records import number, text
+from skyspot.runs.records import text
+from trainer.layout.events import YEAR_5000, number
 
 MAX_SPEND, DEADLINE = "max-spend", "deadline"
 """Causes in the end event (trainer/attempt/ending.py)."""
-
-
-def run_name(launch: str, folder: str) -> str:
-    """The name of a run: that in its launch id, which is SkyPilot's id of the task; else that of its folder."""
-    found = re.fullmatch(r"sky-managed-[\d-]+_(.+)_\d+-\d+", launch)
-    return found[1] if found else folder or "RUN"
 
 
 def limit_note(limit: Mapping[str, Any], run: str) -> str:
@@ -56,7 +50,7 @@ def late_note(late: Mapping[str, Any], run: str) -> str:
 
 def _time(fields: Mapping[str, Any]) -> str:
     try:
-        at = datetime.fromtimestamp(number(fields, "deadline", high=1e11) or 0.0, timezone.utc)
+        at = datetime.fromtimestamp(number(fields, "deadline", high=YEAR_5000) or 0.0, timezone.utc)
         return at.strftime("%Y-%m-%d %H:%M UTC")
     except (OverflowError, OSError, ValueError):
         return "a time that cannot be read"

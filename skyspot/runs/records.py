@@ -5,7 +5,6 @@ A listing gives all sizes in one request; each file then costs a request of its 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from skyspot.runs.listing import read_listed, sizes_below
 from skyspot.runs.location import reading
 from skyspot.runs.workers import in_order
 from trainer.layout.documents import LayoutError, from_json
-from trainer.layout.events import Event, parse_event, read_metrics
+from trainer.layout.events import Event, number, parse_event, read_metrics
 from trainer.layout.manifest import read_manifest
 from trainer.layout.names import AttemptName, RunPaths
 
@@ -174,14 +173,6 @@ def _line(fields: Mapping[str, Any]) -> Line:
         loss=number(fields, "loss", -1e300, 1e300),
         lr=number(fields, "lr", -1e300, 1e300),
     )
-
-
-def number(fields: Mapping[str, Any], key: str, low: float = 0.0, high: float = 1e9) -> float | None:
-    """A number of a record, within bounds; None if it is missing or something else. Records are not trusted."""
-    value = fields.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        return None
-    return float(value) if math.isfinite(value) else None
 
 
 def whole(fields: Mapping[str, Any], key: str) -> int | None:

@@ -21,17 +21,14 @@ from trainer.attempt.ending import DEADLINE, MAX_SPEND, Ending
 from trainer.attempt.limit_variables import ALLOWANCE_VARIABLE, DEADLINE_VARIABLE, SPEND_VARIABLE
 from trainer.attempt.price import PRICES, price_of, read_ladder
 from trainer.errors import TrainerError
-from trainer.layout.events import Event, event_named, read_events, read_metrics, read_progress
-from trainer.layout.names import AttemptName, RunPaths, list_attempts, list_metrics
+from trainer.layout.events import YEAR_5000, Event, event_named, number, read_events, read_metrics, read_progress
+from trainer.layout.lifetime import UNSEEN_S, lead_s
+from trainer.layout.names import AttemptName, RunPaths, list_attempts, list_metrics, run_name
 
 ALLOWANCE_S = 300.0
 """The time that each attempt is reckoned to take beside its records: a machine that boots, and is taken down."""
-UNSEEN_S = 60.0
-"""The time that an attempt without an end event is reckoned to have lived after its last record."""
 RECOVERY_S = 600.0
 """The time that a change to on-demand machines is reckoned to take: a machine, its set-up, the restore."""
-SETUP_TO_RUN_S = 300.0
-"""A set-up that ended longer before the launcher's start was another job's."""
 
 
 class LimitsError(TrainerError):
@@ -138,13 +135,13 @@ class Reckoning:
                 f"allowances included (now {price}; an estimate). Raise it to go on: skyspot launch -n RUN "
                 "--max-spend USD"
             )
-            return Reached(MAX_SPEND, message.replace("RUN", run_name()), {"cause": MAX_SPEND.cause, **facts})
+            return Reached(MAX_SPEND, message.replace("RUN", this_run()), {"cause": MAX_SPEND.cause, **facts})
         if limits.deadline is not None and time.time() + ahead_s >= limits.deadline:
             message = (
                 f"the deadline is reached: {shown_time(limits.deadline)}. Set a later one to go on: skyspot launch "
                 "-n RUN --deadline TIME"
             )
-            return Reached(DEADLINE, message.replace("RUN", run_name()), {"cause": DEADLINE.cause, **facts})
+            return Reached(DEADLINE, message.replace("RUN", this_run()), {"cause": DEADLINE.cause, **facts})
         return None
 
     def too_late_for_spot(self, steps_left: int, step_s: float) -> dict[str, Any] | None:
@@ -209,8 +206,8 @@ def reckon(paths: RunPaths, name: AttemptName, limits: Limits) -> Reckoning:
     if limits.max_spend_usd is not None:
         if price is None:
             raise LimitsError(
-                f"{SPEND_VARIABLE} is set, but {PRICES} has no price to reckon with. Launch with `skyspot launch`, "
-                "which sends prices along, or remove the limit from the task's envs"
+                f"{SPEND_VARIABLE} is set, but {PRICES} has no price, so what the run spends is unknown. Launch with "
+                "`skyspot launch`, which sends prices along, or remove the limit from the task's envs"
             )
         for life in lives:
             if life.name != name:
@@ -242,14 +239,14 @@ class _Life:
         """Read an attempt's records; where start or end are missing, all of those that tell when it lived."""
         events = read_events(paths, name, ("start", "limit", "end"))
         end, limit = event_named(events, "end"), event_named(events, "limit") or {}
-        stopped_at = _number_in(limit, "max_spend_usd") or 0.0 if limit.get("cause") == MAX_SPEND.cause else 0.0
+        stopped_at = number(limit, "max_spend_usd") or 0.0 if limit.get("cause") == MAX_SPEND.cause else 0.0
         start = event_named(events, "start")
         if start and end:
             return cls(name, start, end, True, stopped_at)
         events = read_events(paths, name)
         records = [event.fields for event in events] + [read_progress(paths, name), *_last_lines(paths, name)]
-        key = "monotonic" if _number_in(_first(events), "monotonic") is not None else "time"
-        last = max(records, key=lambda fields: _number_in(fields, key) or 0.0)
+        key = "monotonic" if number(_first(events), "monotonic") is not None else "time"
+        last = max(records, key=lambda fields: number(fields, key, high=YEAR_5000) or 0.0)
         return cls(name, start or _first(events), last, bool(end), stopped_at)
 
     @property
@@ -259,39 +256,26 @@ class _Life:
 
     @property
     def usd_per_hour(self) -> float | None:
-        return _number_in(self.place, "usd_per_hour")
+        return number(self.place, "usd_per_hour")
 
     @property
     def nodes(self) -> int:
         """0: not recorded."""
-        return round(_number_in(self.place, "nodes") or 0)
+        return round(number(self.place, "nodes") or 0)
 
     def seconds(self, others: Sequence[_Life]) -> float:
         """From the start of its set-up to its end."""
         lived = 0.0
         for key in ("monotonic", "time"):
-            first, last = _number_in(self.start, key), _number_in(self.last, key)
+            first, last = (number(fields, key, high=YEAR_5000) for fields in (self.start, self.last))
             if first is not None and last is not None:
                 lived = max(0.0, last - first)
                 break
         return self.lead_s(others) + lived + (0.0 if self.has_end else UNSEEN_S)
 
     def lead_s(self, others: Sequence[_Life]) -> float:
-        """From the start of its set-up to its start event; from the launcher's start, if no set-up is recorded.
-
-        The machine keeps the seconds of its last set-up. They count for the first attempt after it, if that is soon.
-        """
-        setup, since = _number_in(self.start, "setup_s"), _number_in(self.start, "since_setup_s")
-        launched = _number_in(self.start, "launched_s") or 0.0
-        if setup is None or since is None:
-            return launched
-        ended = (_number_in(self.start, "time") or 0.0) - since
-        another = any(
-            life.name < self.name and life.start.get("machine") == self.start.get("machine")
-            and (_number_in(life.start, "time") or 0.0) > ended
-            for life in others
-        )  # fmt: skip
-        return launched if another or since - launched > SETUP_TO_RUN_S else setup + since
+        """From the start of its set-up to its start event."""
+        return lead_s(self.start, [life.start for life in others if life.name < self.name])
 
 
 def _first(events: Sequence[Event]) -> Mapping[str, Any]:
@@ -306,20 +290,11 @@ def _last_lines(paths: RunPaths, name: AttemptName) -> list[Mapping[str, Any]]:
     return lines[-1:]
 
 
-def _number_in(fields: Mapping[str, Any], key: str) -> float | None:
-    """A number of a record; None if it is missing or something else."""
-    value = fields.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e11:
-        return None
-    return float(value)
-
-
 def shown_time(moment: float) -> str:
     """A time for a message: `2026-12-01 08:00 UTC`."""
     return datetime.fromtimestamp(moment, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def run_name() -> str:
-    """The name of this run as SkyPilot's id of the task has it; RUN if there is none."""
-    found = re.fullmatch(r"sky-managed-[\d-]+_(.+)_\d+-\d+", os.environ.get("SKYPILOT_TASK_ID", ""))
-    return found[1] if found else "RUN"
+def this_run() -> str:
+    """The name of this run, as SkyPilot's id of the task has it; RUN if there is none."""
+    return run_name(os.environ.get("SKYPILOT_TASK_ID", "")) or "RUN"

@@ -14,12 +14,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
+
+from trainer.layout.accelerators import OTHER_NUMBER, likeness
 
 PRICES = "SKYSPOT_PRICES"
 
@@ -143,25 +143,12 @@ def _on_demand(rung: Rung, offer: Offer) -> float:
 
 def _alike(place: Mapping[str, Any], ladder: Sequence[Rung]) -> list[Rung]:
     """The rungs whose machine is most like an attempt's: those that name its accelerator, else all with its number."""
-    likeness = [_likeness_to(place, rung) for rung in ladder]
-    return [rung for rung, like in zip(ladder, likeness, strict=True) if like == max(likeness)]
+    found = [_likeness_to(place, rung) for rung in ladder]
+    return [rung for rung, like in zip(ladder, found, strict=True) if like == max(found)]
 
 
 def _likeness_to(place: Mapping[str, Any], rung: Rung) -> int:
-    return max(map(_likeness(place), rung.machines), default=0)
-
-
-def _likeness(place: Mapping[str, Any]) -> Callable[[str], int]:
-    """How many parts of an accelerator's name are in the driver's; 0: it may be that one; -1: another number."""
-    words = [word for word in re.split(r"[\s-]+", str(place.get("accelerator") or "").lower()) if word]
-    known = {*words, *(f"{one}{other}" for one, other in pairwise(words))}
-
-    def likeness(machine: str) -> int:
-        name, _, count = machine.partition(":")
-        parts = name.lower().split("-")
-        number = place.get("accelerators_per_node")
-        if number and count and count not in (f"{number}", f"{number}.0"):
-            return -1
-        return len(parts) if words and count and known.issuperset(parts) else 0
-
-    return likeness
+    """As of `likeness`; another name counts as none, 0: a driver may call a machine what no rung does."""
+    name, per_node = str(place.get("accelerator") or ""), place.get("accelerators_per_node")
+    found = [likeness(machine, name, per_node) for machine in rung.machines]
+    return max([like if like == OTHER_NUMBER else max(like, 0) for like in found], default=0)

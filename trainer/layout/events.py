@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from trainer.layout.documents import LayoutError, from_json, read_json
 from trainer.layout.names import AttemptName, RunPaths, names_in
 
 _EVENT = re.compile(r"(\d{4,9})-([a-z][a-z-]{0,31})\.json")
+YEAR_5000 = 1e11
+"""Unix seconds: the latest time that a record may have."""
 
 
 @dataclass(frozen=True)
@@ -85,3 +88,11 @@ def read_progress(paths: RunPaths, attempt: AttemptName) -> dict[str, Any]:
         return read_json(paths.progress(attempt))
     except (LayoutError, OSError):
         return {}
+
+
+def number(fields: Mapping[str, Any], key: str, low: float = 0.0, high: float = 1e9) -> float | None:
+    """A number of a record, within bounds; None if it is missing or something else. Records are not trusted."""
+    value = fields.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        return None
+    return float(value) if math.isfinite(value) else None

@@ -16,6 +16,7 @@ _ATTEMPT = re.compile(r"a(\d{4,9})-([0-9a-f]{6})")
 _CHECKPOINT = re.compile(r"(\d{10})-(a\d{4,9}-[0-9a-f]{6})-(\d{1,6})")
 _METRICS = re.compile(r"metrics-(\d{10})\.jsonl")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
+_TASK_ID = re.compile(r"sky-managed-[\d-]+_(.+)_\d+-\d+")
 
 
 @dataclass(frozen=True, order=True)
@@ -135,6 +136,12 @@ def is_safe_name(name: str) -> bool:
 def file_safe(text: str) -> str:
     """`text` as part of a file name: anything unusual becomes `_`, at most 120 characters."""
     return _UNSAFE.sub("_", text)[:120] or "_"
+
+
+def run_name(launch: str) -> str:
+    """The run's name in a launch id that is SkyPilot's id of the task; empty if it is another one."""
+    found = _TASK_ID.fullmatch(launch)
+    return found[1] if found else ""
 
 
 def names_in(folder: Path) -> list[str]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from trainer.attempt.limits import Reached, Reckoning, await_limit, run_name, shown_time
+from trainer.attempt.limits import Reached, Reckoning, await_limit, shown_time, this_run
 from trainer.attempt.record import Attempt, StopReason, record, stop_reason, times
 from trainer.bucket.deadlines import within
 from trainer.bucket.hashing import hash_bytes
@@ -214,7 +214,7 @@ class Journal:
         says = "Only on-demand machines can still finish" if in_time else "Not even on-demand machines can finish"
         what = "one more preemption" if in_time else "the change to them"
         needed_s = facts["needed_s"] if in_time else facts["needed_s"] - facts["allowance_s"]
-        command = f". To change to them: skyspot launch -n {run_name()} --no-use-spot --replace" if in_time else ""
+        command = f". To change to them: skyspot launch -n {this_run()} --no-use-spot --replace" if in_time else ""
         print_line(
             f"{says} by {at}: {facts['steps_left']} steps and {what} take {needed_s / 3600:.2g} h, and "
             f"{facts['left_s'] / 3600:.2g} h are left{command}"
