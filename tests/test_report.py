@@ -22,9 +22,11 @@ from skyspot.errors import SkyspotError, UsageError
 from skyspot.money.attempts import NO_WORD, RUNNING, SILENT, Price, lives
 from skyspot.money.matching import Match, match_rungs, stated
 from skyspot.money.prices import OFFERED, Place, RungPrice
+from skyspot.money.pricing import price_ladder, read_market
 from skyspot.money.report import Given, Report, report_of, to_json
 from skyspot.money.spend import read_prices
 from skyspot.money.timeline import timeline_of
+from skyspot.money.travel import travelling
 from skyspot.money.waiting import (
     CLOCKS,
     SKYPILOT,
@@ -35,6 +37,8 @@ from skyspot.money.waiting import (
 )
 from skyspot.runs import find
 from skyspot.runs.records import read_records
+from skyspot.task import document
+from trainer.attempt.price import price_of, read_ladder
 from trainer.layout.names import RunPaths
 
 LATER = NOON + 1e6
@@ -394,23 +398,32 @@ envs: {SKYSPOT_CHECKPOINT_DIR: %s}
 """
 
 
-def test_the_rung_and_its_price_are_found_in_the_ladder_of_the_launched_task(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The spot price of the attempt's own zone, in SkyPilot's catalog."""
+def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spot: dict[tuple[str, str, str], float]) -> Path:
+    """A project whose run-001 has LADDER, and a catalog with spot prices by (accelerator, region, zone of AWS).
+
+    Returns the run's folder.
+    """
     root, project = tmp_path / "runs" / "run-001", tmp_path / "project"
     (project / ".skyspot").mkdir(parents=True)
     (project / ".skyspot" / "run-001.yaml").write_text(LADDER % root)
-    prices = {("A100", "us-east-1a"): 9.0, ("A100", "us-east-1b"): 8.0, ("A100-80GB", "us-east-1a"): 12.0,
-              ("A10G", "us-west-2a"): 3.0}  # fmt: skip
     rows = [
         {"type": f"x.{gpu}", "gpu": gpu, "count": 8, "cpus": 96, "memory": 1152, "price": 4 * usd, "spot": usd,
-         "region": zone[:-1], "zone": zone}
-        for (gpu, zone), usd in prices.items()
+         "region": region, "zone": zone}
+        for (gpu, region, zone), usd in spot.items()
     ]  # fmt: skip
     catalogs.write(tmp_path / "sky", "aws", rows)
     monkeypatch.setenv("SKY_RUNTIME_DIR", str(tmp_path / "sky"))
     monkeypatch.chdir(project)
+    return root
+
+
+def test_the_rung_and_its_price_are_found_in_the_ladder_of_the_launched_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The spot price of the attempt's own zone, in SkyPilot's catalog."""
+    prices = {("A100", "us-east-1", "us-east-1a"): 9.0, ("A100", "us-east-1", "us-east-1b"): 8.0,
+              ("A100-80GB", "us-east-1", "us-east-1a"): 12.0, ("A10G", "us-west-2", "us-west-2a"): 3.0}  # fmt: skip
+    root = launched(tmp_path, monkeypatch, prices)
     places = [
         {"zone": "us-east-1a", "accelerator": "NVIDIA A100-SXM4-40GB", "accelerators_per_node": 8},
         {"zone": "us-east-1b", "accelerator": "NVIDIA A100-SXM4-40GB", "accelerators_per_node": 8},
@@ -429,6 +442,31 @@ def test_the_rung_and_its_price_are_found_in_the_ladder_of_the_launched_task(
     assert found[0]["priced"]["price"] == {"usd_per_hour": 9.0, "on_demand_usd_per_hour": 36.0, "source": "catalog"}
     found = json.loads(shown("run-001", "--json", "--prices", "1,2"))["attempts"]
     assert [one["priced"]["usd"] for one in found] == [near(1.0)] * 5
+
+
+def test_where_the_catalog_has_zone_ids_the_dearest_spot_price_of_the_region_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the prices that `launch` sends along. An attempt knows us-east-1a; which id that is, only AWS knows."""
+    prices = {("A100", "us-east-1", "use1-az1"): 9.0, ("A100", "us-east-1", "use1-az2"): 8.0,
+              ("A100", "us-west-2", "usw2-az1"): 20.0, ("A10G", "us-west-2", "usw2-az1"): 3.0}  # fmt: skip
+    root = launched(tmp_path, monkeypatch, prices)
+    a100 = {"accelerator": "NVIDIA A100-SXM4-40GB", "accelerators_per_node": 8}
+    places = [a100, {**a100, "region": "us-west-2", "zone": "us-west-2c"}, {**a100, "region": "eu-west-1"}]
+    for number, place in enumerate(places, 1):
+        one = CraftedAttempt(root, number, NOON + 10_000 * number)
+        one.start(place={**PLACE, **place})
+        one.end(3600, "hang", 75)
+    found = json.loads(shown("run-001", "--json"))["attempts"]
+    assert [one["place"]["rung"] for one in found] == [1, 1, None]
+    assert [one["priced"]["usd"] for one in found] == [near(9.0), near(20.0), None]
+    source = "catalog, the dearest zone of the region"
+    assert found[0]["priced"]["price"] == {"usd_per_hour": 9.0, "on_demand_usd_per_hour": 36.0, "source": source}
+    assert f"(prices: {source})" in words(shown("run-001"))
+    [task] = document.tasks((tmp_path / "project" / ".skyspot" / "run-001.yaml").read_text())
+    ladder = read_ladder(travelling(price_ladder(task, read_market([task], ()))))
+    sent = [price_of({**PLACE, **place}, ladder, lambda: True) for place in places[:2]]
+    assert [(one["rung"], one["usd_per_hour"]) for one in sent] == [(1, 9.0), (1, 20.0)], "what the trainer is sent"
 
 
 @pytest.mark.parametrize(

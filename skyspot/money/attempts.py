@@ -48,7 +48,7 @@ class Price:
     usd_per_hour: float
     on_demand_usd_per_hour: float | None
     source: str
-    """Where it is from: `recorded`, `--prices`, `catalog`, or a rung of skyspot.yaml."""
+    """Where it is from: `recorded`, `--prices`, one of those in matching.py, or a rung of skyspot.yaml."""
 
 
 @dataclass(frozen=True)

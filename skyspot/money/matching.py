@@ -10,7 +10,8 @@ from skyspot.money.attempts import Life, Place, Price
 from skyspot.money.prices import RungPrice
 from trainer.layout.accelerators import UNNAMED, likeness
 
-CATALOG = "catalog"
+CATALOG, DEAREST = "catalog", "catalog, the dearest zone of the region"
+"""Where a price is from. DEAREST: the catalog has zone ids alone, so the zone is not known; `launch` counts so, too."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,16 @@ def stated(match: Match | None, price: Price) -> Price:
 
 
 def _places(place: Place, rung: RungPrice) -> list[prices.Place]:
-    """Where a rung offers its machine, of those that may be an attempt's place; the cheapest first."""
+    """Where a rung offers its machine, of those that may be an attempt's place; the cheapest first.
+
+    AWS's zone id says nothing of the name that a machine knows, so any zone of the region may be its own.
+    """
     return [
         offer
         for offer in rung.places
         if offer.cloud in ("", place.cloud)
         and _agree(offer.region, place.region)
-        and _agree(offer.zone, place.zone)
+        and (_agree(offer.zone, place.zone) or (offer.has_zone_id and bool(place.region)))
         and _agree(offer.instance_type, place.instance_type)
     ]
 
@@ -72,11 +76,17 @@ def _likeness(place: Place, rung: RungPrice) -> int:
 
 
 def _price(place: Place, rung: RungPrice) -> Price | None:
-    for offer in _places(place, rung):
-        usd = offer.usd_per_hour(rung.use_spot)
-        if usd is not None:
-            return Price(usd, offer.on_demand_usd_per_hour, CATALOG)
-    return None
+    """The price of an attempt's place; that of its region's dearest zone where zones are known by ids alone."""
+    zones: dict[str, prices.Place] = {}
+    for offer in _places(place, rung):  # Of several instance types in a zone, SkyPilot takes the cheapest.
+        zones.setdefault(offer.infra, offer)
+    offers = list(zones.values())
+    if not offers:
+        return None
+    offer = next((one for one in offers if not one.has_zone_id), offers[-1])
+    usd = offer.usd_per_hour(rung.use_spot)
+    source = DEAREST if offer.has_zone_id and rung.use_spot else CATALOG
+    return None if usd is None else Price(usd, offer.on_demand_usd_per_hour, source)
 
 
 def by_attempt(lives: Sequence[Life], matches: Mapping[str, Match], stated_price: Price | None) -> dict[str, Price]:
