@@ -17,7 +17,7 @@ from trainer.bucket.retry import retry
 from trainer.errors import AttemptError
 from trainer.layout import events
 from trainer.layout.documents import LayoutError, LayoutVersionError, from_json, write_once
-from trainer.layout.events import read_events, read_metrics
+from trainer.layout.events import read_events, read_metrics, read_progress
 from trainer.layout.exit_codes import EXIT_PREEMPTED
 from trainer.layout.identity import newest_committed
 from trainer.layout.manifest import FileRecord, Manifest, read_manifest
@@ -286,7 +286,7 @@ def test_what_tells_why_attempts_ended_is_read_and_not_each_of_their_saves(paths
     end(one)
     now, read = begin(paths), []
     real = events.read_json
-    monkeypatch.setattr(events, "read_json", lambda path: read.append(path.name) or real(path))
+    monkeypatch.setattr(events, "read_json", lambda path, **how: read.append(path.name) or real(path, **how))
     no_progress(now, 0)
     ignored_notices(paths, now.name, now.machine)
     binding_problem(paths, now, {}, (), None)
@@ -359,6 +359,17 @@ def test_a_manifest_is_read_as_it_was_written() -> None:
     assert [is_safe_name(name) for name in ("a", "a/b", "a/../b", "", "a\nb", "MANIFEST.json", "a//b", ".")] == [
         True, True, False, False, False, False, False, False,
     ]  # fmt: skip
+
+
+def test_nan_in_a_record_is_read_as_none(paths: RunPaths) -> None:
+    """Another program than the trainer may have written it: the record is whole."""
+    lines = b'{"step": 1, "loss": NaN}\n{"step": 2, "loss": -Infinity, "lr": 0.5}\n'
+    assert [*read_metrics(lines)] == [{"step": 1, "loss": None}, {"step": 2, "loss": None, "lr": 0.5}]
+    one = begin(paths)
+    (paths.attempt(one.name) / "0002-end.json").write_text('{"code": 0, "loss": NaN}')
+    paths.progress(one.name).write_text('{"step": 3, "loss": Infinity}')
+    assert read_events(paths, one.name, ("end",))[0].fields == {"code": 0, "loss": None}
+    assert read_progress(paths, one.name) == {"step": 3, "loss": None}
 
 
 def test_metrics_end_at_the_first_torn_line() -> None:

@@ -577,7 +577,10 @@ def test_what_a_run_names_cannot_touch_the_terminal(tmp_path: Path) -> None:
     assert "\\x1b[31m[bold]" in shown(tmp_path)
 
 
-ODD = [None, True, "x", "", -1, 0, 10**400, 1e308, -1e308, [], [[]], {}, {"a": 1}, "\ud800", 1.5, "9" * 5000]
+ODD = [
+    None, True, "x", "", -1, 0, 10**400, 1e308, -1e308, math.nan, -math.inf, [], [[]], {}, {"a": 1}, "\ud800", 1.5,
+    "9" * 5000,
+]  # fmt: skip
 
 
 def test_no_value_of_any_record_makes_the_report_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -590,6 +593,19 @@ def test_no_value_of_any_record_makes_the_report_fail(tmp_path: Path, capsys: py
         if number % 50 == 0:
             report_tables.show(found, timeline_of(records, found))
             assert "attempts" in capsys.readouterr().out
+
+
+def test_nan_in_a_record_costs_no_other_record(tmp_path: Path) -> None:
+    """The trainer writes null, but the json of Python, which another program may have used, writes NaN."""
+    first, second, _ = three_attempts(tmp_path)
+    before = reported(tmp_path)
+    lines = [{**line, **({"loss": math.nan} if line["step"] == 3 else {})} for line in first.lines]
+    first.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for path in (*first.folder.glob("*-start.json"), *first.folder.glob("*-end.json"), second.folder / "progress.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "loss": math.inf}))
+    assert reported(tmp_path) == before
+    losses = [line.loss for line in read_records(RunPaths(tmp_path)).attempts[0].lines if line.is_step]
+    assert losses == [1.0, 1.0, None, *[1.0] * 7]
 
 
 def test_a_folder_without_an_attempt_is_said_in_a_line(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import os
 import re
 import stat
@@ -289,7 +290,7 @@ def odd_losses(root: Path) -> Path:
     one.start()
     one.restored(0, 1)
     for step in range(1, 30):
-        one.step(step, 2.0 * step + 2, loss=(None, 5.0, -1e300, 1e300, 0.001)[step % 5])
+        one.step(step, 2.0 * step + 2, loss=(None, 5.0, -1e300, 1e300, 0.001, math.nan)[step % 6])
     one.saved(29, 62)
     one.end(63, "error", 1, step=29, committed_step=29)
     return root

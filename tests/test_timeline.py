@@ -65,7 +65,7 @@ def test_pieces_stand_where_their_time_was_spent(tmp_path: Path) -> None:
 
 
 def test_odd_records_give_pieces_that_follow_each_other(tmp_path: Path) -> None:
-    odd = [None, True, "x", -1, 0, 10**400, 1e308, [], {}, 1.5, 900.0, 3]
+    odd = [None, True, "x", -1, 0, 10**400, 1e308, math.nan, [], {}, 1.5, 900.0, 3]
     for records in odd_records(tmp_path, 7, odd, 200):
         report = report_of(records, Given(LATER, {}, {}))
         bands = timeline_of(records, report)

@@ -208,7 +208,7 @@ def _saved_event(file: str) -> tuple[int, str] | None:
 def _read_event(path: Path, size: int) -> Mapping[str, Any]:
     """An event's fields; empty if the event is torn."""
     with suppress(LayoutError, OSError):
-        fields = from_json(read_listed(path, size))
+        fields = from_json(read_listed(path, size), allows_nan=True)
         return fields if isinstance(fields, dict) else {}
     return {}
 

@@ -156,7 +156,7 @@ def parse_attempt(name: AttemptName, files: Mapping[str, bytes | None]) -> Attem
 
 def _object(data: bytes | None) -> dict[str, Any] | None:
     with suppress(LayoutError):
-        found = from_json(data or b"")
+        found = from_json(data or b"", allows_nan=True)
         return found if isinstance(found, dict) else None
     return None
 

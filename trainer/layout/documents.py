@@ -56,8 +56,13 @@ def _seal(document: Mapping[str, Any]) -> str:
     return hashlib.blake2b(text.encode("ascii"), digest_size=16).hexdigest()
 
 
-def from_json(data: bytes) -> Any:
+def from_json(data: bytes, *, allows_nan: bool = False) -> Any:
     """JSON as this layout reads it.
+
+    Args:
+        data: The JSON.
+        allows_nan: Read NaN and infinity as None, instead of failing. Records are read so: a program other than the
+            trainer may have written them, with a loss of NaN.
 
     Raises:
         LayoutError: it is not JSON, has NaN, infinity or a duplicate key, or is nested too deeply.
@@ -69,17 +74,18 @@ def from_json(data: bytes) -> Any:
             raise LayoutError("it has a duplicate key")
         return found
 
-    def no_constant(name: str) -> Any:
-        raise LayoutError(f"{name} is not allowed")
+    def constant(name: str) -> None:
+        if not allows_nan:
+            raise LayoutError(f"{name} is not allowed")
 
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=no_duplicates, parse_constant=no_constant)
+        return json.loads(data.decode("utf-8"), object_pairs_hook=no_duplicates, parse_constant=constant)
     except (ValueError, RecursionError) as error:
         raise LayoutError(f"not readable as JSON ({error})") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+def read_json(path: Path, *, allows_nan: bool = False) -> dict[str, Any]:
+    """The JSON object in a file; `allows_nan` as of `from_json`.
 
     Raises:
         LayoutError: the file is no JSON object, or is too large.
@@ -87,7 +93,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if path.stat().st_size > MAX_JSON_BYTES:
         raise LayoutError(f"{path.name}: too large")
-    document = from_json(path.read_bytes())
+    document = from_json(path.read_bytes(), allows_nan=allows_nan)
     if not isinstance(document, dict):
         raise LayoutError(f"{path.name}: not a JSON object")
     return document

@@ -1,4 +1,4 @@
-"""Records of an attempt: events, lines of metrics, progress."""
+"""Records of an attempt: events, lines of metrics, progress. NaN and infinity in them are read as None."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def read_events(
         if not match or (names and match[2] not in names):
             continue
         try:
-            fields = read_json(paths.attempt(attempt) / name)
+            fields = read_json(paths.attempt(attempt) / name, allows_nan=True)
             events.append(Event(int(match[1]), match[2], fields))
         except (LayoutError, OSError):
             if all_of_them:
@@ -75,7 +75,7 @@ def read_metrics(data: bytes) -> Iterator[dict[str, Any]]:
         if not line:
             continue
         try:
-            document = from_json(line)
+            document = from_json(line, allows_nan=True)
         except LayoutError:
             return
         if isinstance(document, dict) and isinstance(document.get("step"), int):
@@ -85,7 +85,7 @@ def read_metrics(data: bytes) -> Iterator[dict[str, Any]]:
 def read_progress(paths: RunPaths, attempt: AttemptName) -> dict[str, Any]:
     """The attempt's progress; empty if the file is missing or torn."""
     try:
-        return read_json(paths.progress(attempt))
+        return read_json(paths.progress(attempt), allows_nan=True)
     except (LayoutError, OSError):
         return {}
 
