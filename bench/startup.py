@@ -37,8 +37,8 @@ BOUNDS = {"skyspot --help": (2.0, CLICK), "skyspot render": (3.0, CLICK), PLAN: 
 LAUNCHER_BOUND = 6.0
 
 ROWS = {"aws": 80_000, "gcp": 20_000}
-NAMED = {"aws": 3_200, "gcp": 3_200}
-"""Rows that name what the plan asks for."""
+NAMED = {"aws": 800, "gcp": 3_200}
+"""Rows that name what the plan asks for: two machines in all zones of AWS; N1 hosts and an A2 of Google Cloud."""
 _COLUMNS = (
     "InstanceType", "AcceleratorName", "AcceleratorCount", "vCPUs", "MemoryGiB", "GpuInfo", "Price", "SpotPrice",
     "Region", "AvailabilityZone",
@@ -69,8 +69,8 @@ def _rows(cloud: str, count: int) -> Iterator[tuple[object, ...]]:
             name, gpu = ("", gpu) if gpu else (name, "")
             if kind < 32:
                 name, gpu = {0: ("a2-highgpu-8g", ""), 1: ("", "A100")}.get(kind, (f"n1-standard-{kind}", ""))
-        elif kind < 8:
-            name, gpu = f"p{kind}.24xlarge", ("A100", "A10G")[kind % 2]
+        elif kind < 2:
+            name, gpu = (("p4d.24xlarge", "A100"), ("g5.48xlarge", "A10G"))[kind]
         price = 30 + zone / 100
         yield (name, gpu, 8.0 if gpu else "", 96.0 if name else "", 680.0 if name else "", _INFO if gpu else "",
                price, price / 3, f"r{zone // 3}", f"r{zone // 3}-{'abc'[zone % 3]}")  # fmt: skip

@@ -203,6 +203,15 @@ def test_earlier_attempts_count_with_set_up_nodes_and_a_minute_without_an_end(tm
     assert spent(tmp_path, 3, allowance_s=100).earlier_usd == pytest.approx(usd + more)
 
 
+def test_a_set_up_counts_once_for_attempts_on_one_machine(tmp_path: Path, clock: Clock) -> None:
+    for number, since in ((1, 10.0), (2, 110.0)):
+        one = CraftedAttempt(tmp_path, number, NOON + 100 * (number - 1))
+        one.start(machine="the-same", setup_s=60, since_setup_s=since, launched_s=2.0, place=PRICED)
+        one.end(50, "hang")
+    CraftedAttempt(tmp_path, 3, NOON + 900).start(place=PRICED)
+    assert spent(tmp_path, 3).earlier_usd == pytest.approx((60 + 10 + 50 + 2 + 50) * 36 / 3600)
+
+
 def test_an_attempt_reckons_its_own_time_from_its_set_up_on(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,9 +19,9 @@ from support_sky import run_commands
 from skyspot.cli import report_tables
 from skyspot.cli.report import report as command
 from skyspot.errors import SkyspotError, UsageError
-from skyspot.money.attempts import NO_WORD, RUNNING, SILENT, Price, lives
+from skyspot.money.attempts import NO_WORD, RUNNING, SILENT, lives
 from skyspot.money.matching import Match, match_rungs, stated
-from skyspot.money.prices import OFFERED, Place, RungPrice
+from skyspot.money.prices import OFFERED, Place, Price, RungPrice
 from skyspot.money.pricing import price_ladder, read_market
 from skyspot.money.report import Given, Report, report_of, to_json
 from skyspot.money.spend import read_prices
@@ -230,10 +230,10 @@ def test_records_of_a_release_without_the_monotonic_clock_are_read_by_the_time_o
 
 def test_a_set_up_counts_for_the_first_attempt_after_it(tmp_path: Path) -> None:
     """The machine keeps its seconds; a second attempt there, or one days later, has no set-up of its own."""
-    for number, since in ((1, 10.0), (2, 510.0)):
-        one = CraftedAttempt(tmp_path, number, NOON + 500 * (number - 1))
+    for number, since in ((1, 10.0), (2, 110.0)):
+        one = CraftedAttempt(tmp_path, number, NOON + 100 * (number - 1))
         one.start(machine="the-same", setup_s=60, since_setup_s=since, launched_s=2.0)
-        one.end(100, "hang", 75)
+        one.end(50, "hang", 75)
     CraftedAttempt(tmp_path, 3, NOON).start(setup_s=60, since_setup_s=86400.0, launched_s=2.0)
     assert [life.lead_s for life in lives(read_records(RunPaths(tmp_path)).attempts)] == [70.0, 2.0, 2.0]
 

@@ -24,7 +24,7 @@ from report_picture import HEIGHT, draw
 from support import REPO, clean_env
 
 from skyspot.cli.report import report as command
-from skyspot.money.attempts import Price
+from skyspot.money.prices import Price
 from skyspot.money.report import Given, Report, report_of
 from skyspot.money.timeline import timeline_of
 from skyspot.page.costs import costs_of

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skyspot.errors import SkyspotError
-from skyspot.money.attempts import Price
+from skyspot.money.prices import Price
 from skyspot.rehearsal.left_records import told
 from skyspot.rehearsal.reports import Reports
 from skyspot.rehearsal.result import PREEMPTED, Leg, Result

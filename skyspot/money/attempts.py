@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from skyspot.money.clock import clock_of
+from skyspot.money.prices import Price
 from skyspot.runs.records import AttemptRecords, text, whole
 from trainer.layout.events import YEAR_5000, number
 from trainer.layout.lifetime import lead_s
@@ -39,16 +40,6 @@ class Place:
     def infra(self) -> str:
         """The place in SkyPilot's spelling: cloud/region/zone; a zone's name mostly begins with its region's."""
         return "/".join(part for part in (self.cloud, self.region, self.zone) if part)
-
-
-@dataclass(frozen=True)
-class Price:
-    """The price of a node, in USD an hour."""
-
-    usd_per_hour: float
-    on_demand_usd_per_hour: float | None
-    source: str
-    """Where it is from: `recorded`, `--prices`, one of those in matching.py, or a rung of skyspot.yaml."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -172,16 +173,16 @@ def _rows(header: Sequence[str], lines: Iterable[bytes]) -> tuple[list[Row], int
             torn[0] += bool(cells)
             continue
         found.append(
-            Row(
-                instance_type=cells[kind],
-                accelerator=cells[name],
-                number=_number(cells[count]) or 0.0,
-                cpus=None if cpus is None else _number(cells[cpus]),
-                memory_gib=None if memory is None else _number(cells[memory]),
-                on_demand=_number(cells[price]),
-                spot=_number(cells[spot]),
-                region=cells[region],
-                zone=(cells[zone] or None) if zone is not None else None,
+            Row(  # By position, which is quicker than by name.
+                cells[kind],
+                cells[name],
+                _number(cells[count]) or 0.0,
+                None if cpus is None else _number(cells[cpus]),
+                None if memory is None else _number(cells[memory]),
+                _number(cells[price]),
+                _number(cells[spot]),
+                cells[region],
+                (cells[zone] or None) if zone is not None else None,
             )
         )
     return found, torn[0]
@@ -199,6 +200,7 @@ def _whole(lines: Iterable[bytes], torn: list[int]) -> Iterator[str]:
             yield line.decode("utf-8", "replace")
 
 
+@lru_cache(None)  # Sizes and prices repeat.
 def _number(text: str) -> float | None:
     """A number of a catalog; None for an empty cell, NaN, infinity, a negative number and what is no number."""
     try:

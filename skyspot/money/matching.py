@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from skyspot.money import prices
-from skyspot.money.attempts import Life, Place, Price
-from skyspot.money.prices import RungPrice
+from skyspot.money.attempts import Life, Place
+from skyspot.money.prices import Price, RungPrice
 from trainer.layout.accelerators import UNNAMED, likeness
 
 CATALOG, DEAREST = "catalog", "catalog, the dearest zone of the region"

@@ -136,7 +136,7 @@ def offers(cloud: str, ask: Ask, rows: Sequence[Row], *, use_spot: bool, limit: 
 def _has(row: Row, ask: Ask) -> bool:
     """True if a row has the accelerators (get_instance_type_for_accelerator_impl() in sky/catalog/common.py)."""
     assert ask.accelerator
-    return row.accelerator.lower() == ask.accelerator.lower() and abs(row.number - ask.count) <= 0.01
+    return abs(row.number - ask.count) <= 0.01 and row.accelerator.lower() == ask.accelerator.lower()
 
 
 def _of_type(cloud: str, ask: Ask, rows: Sequence[Row], *, use_spot: bool, limit: float | None) -> list[Row]:

@@ -47,6 +47,16 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Price:
+    """The price of a node, in USD an hour."""
+
+    usd_per_hour: float
+    on_demand_usd_per_hour: float | None
+    source: str
+    """Where it is from: `recorded`, `--prices`, one of those in matching.py, or a rung of skyspot.yaml."""
+
+
+@dataclass(frozen=True)
 class RungPrice:
     """A rung with the places where it is offered in its market, the cheapest first."""
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from skyspot.money.attempts import Price
 from skyspot.money.catalog import Catalog, Row, clouds_here, enabled_clouds, read_catalog
 from skyspot.money.offers import Ask, asks, counts_of, names_of, offers
-from skyspot.money.prices import CUT, NEVER, OFFERED, UNKNOWN, Place, RungPrice
+from skyspot.money.prices import CUT, NEVER, OFFERED, UNKNOWN, Place, Price, RungPrice
 from skyspot.money.sizes import FAMILIES
 from skyspot.task.document import Rung, Task
 from skyspot.task.ladder import OWN_MACHINES
@@ -178,8 +177,9 @@ def _overrides(stated: Sequence[StatedPrice], place: Place) -> bool:
 def _sorted(places: Iterable[Place], use_spot: bool) -> list[Place]:
     """The cheapest first; each place and instance type once."""
     once: dict[tuple[str, str], Place] = {}
-    for place in sorted(places, key=lambda one: (one.usd_per_hour(use_spot) or 0.0, one.infra, one.instance_type)):
-        once.setdefault((place.infra, place.instance_type), place)
+    keyed = [((one.usd_per_hour(use_spot) or 0.0, one.infra, one.instance_type), one) for one in places]
+    for (_, infra, kind), place in sorted(keyed, key=lambda one: one[0]):
+        once.setdefault((infra, kind), place)
     return list(once.values())
 
 

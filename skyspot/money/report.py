@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
 
-from skyspot.money.attempts import NO_WORD, NOTICE, RUNNING, SIGNAL, SILENT, SILENT_S, Life, Place, Price, lives
+from skyspot.money.attempts import NO_WORD, NOTICE, RUNNING, SIGNAL, SILENT, SILENT_S, Life, Place, lives
 from skyspot.money.hindsight import Interval, interval_of
 from skyspot.money.matching import Match
+from skyspot.money.prices import Price
 from skyspot.money.spend import Priced, Spend, spend_of
 from skyspot.money.times import Times, added, times_of
 from skyspot.money.waiting import Wait, waits_by_clocks

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from skyspot.errors import UsageError, shown
-from skyspot.money.attempts import Life, Price
+from skyspot.money.attempts import Life
+from skyspot.money.prices import Price
 from skyspot.money.times import Times
 from trainer.layout.lifetime import UNSEEN_S
 

@@ -8,7 +8,7 @@ from itertools import combinations
 from pathlib import Path
 
 from skyspot.errors import SkyspotError, UsageError
-from skyspot.money.attempts import Price
+from skyspot.money.prices import Price
 from skyspot.rehearsal.junit import junit, unfinished
 from skyspot.rehearsal.repro import Repro, reproduced
 from skyspot.rehearsal.result import Result
