@@ -515,7 +515,7 @@ import sys
 from skyspot.cli.main import main
 sys.argv = ["skyspot", "plan", "--gpus", "A100:8,A10G:8", "--on-demand-last"]
 try: main()
-finally: print(*sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr)
+finally: print(*sys.modules, file=sys.stderr)
 """
 
 
@@ -527,7 +527,8 @@ def test_a_plan_over_100k_rows_loads_no_sky_and_parses_only_the_rows_that_name_i
     )
     assert done.returncode == 0, done.stderr
     assert "A100:8" in done.stdout
-    assert not set(done.stderr.splitlines()[-1].split()) & {"sky", "torch", "pandas", "numpy"}
+    loaded = set(done.stderr.splitlines()[-1].split())
+    assert not loaded & {"sky", "torch", "pandas", "numpy", "skyspot.runs.records"}
     [task] = document.tasks("resources: {accelerators: [A100:8, A10G:8], use_spot: true}\nrun: x\n")
     market = read_market([task], ())
     assert {cloud: len(catalog.rows) for cloud, catalog in market.catalogs.items()} == startup.NAMED
