@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import psutil
 import pytest
@@ -19,7 +21,7 @@ from needs import needs_root
 from support import clean_env
 from support_rehearse import leftovers, trains
 
-from skyspot.rehearsal import failure, machine, namespace, scratch
+from skyspot.rehearsal import failure, interrupts, machine, namespace, scratch
 from skyspot.rehearsal.engine import _folder
 from skyspot.rehearsal.processes import MARK, below
 from skyspot.rehearsal.task import read_task
@@ -122,6 +124,36 @@ def test_more_interrupts_do_not_stop_the_clean_up(tmp_path: Path, env: dict[str,
         time.sleep(0.002)
     stopped.process.communicate()
     assert leftovers(tmp_path) == []
+
+
+def test_an_interrupt_while_a_process_is_asked_for_its_end_leaves_it_as_it_was() -> None:
+    """Popen takes a lock one instruction before the `try` that gives it back; the clean-up's wait needs that lock."""
+    asking = subprocess.Popen._internal_poll.__code__  # type: ignore[attr-defined]
+    with subprocess.Popen(["sleep", "60"]) as process:
+
+        def trace(frame: FrameType, event: str, arg: object) -> Any:
+            lock = frame.f_locals["self"]._waitpid_lock if frame.f_code is asking else None
+            if lock and event == "line" and lock.locked():
+                sys.settrace(None)
+                handler = signal.getsignal(signal.SIGTERM)
+                assert callable(handler)
+                handler(signal.SIGTERM, frame)
+            return trace if frame.f_code is asking else None
+
+        def ask() -> None:
+            sys.settrace(trace)
+            try:
+                process.poll()
+                signal.pause()
+            finally:
+                sys.settrace(None)
+
+        with pytest.raises(KeyboardInterrupt), interrupts.interrupted_once():
+            ask()
+        if stayed := process._waitpid_lock.locked():  # type: ignore[attr-defined]
+            process._waitpid_lock.release()  # type: ignore[attr-defined]
+        process.kill()
+        assert not stayed
 
 
 def assert_nothing_is_left(ended: Rehearsing, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
