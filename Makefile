@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[trainer,test]" -c constraints.txt
 	@touch $@
 
-demo: $(READY)  ## Rehearse the default task: a real training run, preempted in every way, compared bit by bit.
+demo: $(READY)  ## Rehearse the default task: a real training run, preempted in five ways, compared bit by bit.
 	@$(BIN)/skyspot rehearse
 
 test: $(READY)  ## What every change should pass; minutes.
@@ -66,7 +66,7 @@ chaos: $(READY)  ## 22,100 faults and 200 stops, then docs/chaos-results.md; goe
 	$(BIN)/python tests/chaos/stops.py --state .stops.json --report docs/chaos-results.md $(STOPS)
 	@rm -f .chaos.json .stops.json
 
-examples: $(READY)  ## Every example, preempted in every way, and with each rule broken; then docs/examples-results.md; goes on after an interruption.
+examples: $(READY)  ## Every example, preempted in the five default ways, and with each rule broken; then docs/examples-results.md; goes on after an interruption.
 	$(BIN)/python tests/example_campaign.py --state .examples.json --report docs/examples-results.md $(EXAMPLES)
 	@rm -f .examples.json
 

@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 STEPS, NOISE, WIDTH = int(os.environ.get("STEPS", "400")), 8, 64
 RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
 
 if WORLD > 1:
-    dist.init_process_group("gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 torch.manual_seed(0)
 angles = torch.arange(4096) % 8 * (math.pi / 4)
 points = torch.stack([angles.cos(), angles.sin()], dim=1) + 0.05 * torch.randn(4096, 2)
@@ -30,7 +31,7 @@ def network(inputs: int, outputs: int) -> nn.Module:
     )
 
 
-generator, critic = network(NOISE, 2), network(2, 1)
+generator, critic = network(NOISE, 2).to(device), network(2, 1).to(device)
 if WORLD > 1:
     generator, critic = (nn.parallel.DistributedDataParallel(one) for one in (generator, critic))
     torch.manual_seed(RANK)  # Each process draws noise of its own.
@@ -41,7 +42,8 @@ loader = DataLoader(data, batch_size=64, sampler=DistributedSampler(data, WORLD,
 with SpotRun(os.environ["SKYSPOT_CHECKPOINT_DIR"], save_every=20) as run:
     run.register(generator=generator, critic=critic, opt_g=opt_g, opt_c=opt_c)
     for (real,) in run.steps(loader, until=STEPS):
-        fake = generator(torch.randn(len(real), NOISE))
+        real = real.to(device)
+        fake = generator(torch.randn(len(real), NOISE, device=device))
         loss = nn.functional.relu(1 - critic(real)).mean() + nn.functional.relu(1 + critic(fake.detach())).mean()
         opt_c.zero_grad()
         loss.backward()

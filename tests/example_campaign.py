@@ -1,4 +1,4 @@
-"""Rehearses every example under every kind of preemption, and every broken form; then writes the results.
+"""Rehearses every example under the default kinds of preemption, and every broken form; then writes the results.
 
     python tests/example_campaign.py                              everything (make examples)
     python tests/example_campaign.py --only plain,gan             these examples
@@ -26,7 +26,7 @@ from typing import Any
 from example_table import BROKEN, FOLDER, KINDS, WHY_NOT, Broken, entry, rehearse
 from support import REPO
 
-STRIKES = 5
+from skyspot.rehearsal.faults import DEFAULT_KINDS
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ def do(job: Job) -> Done:
     with tempfile.TemporaryDirectory(prefix="skyspot-examples-") as folder:
         home = Path(folder)
         task = broken.task(home) if broken else FOLDER / f"{job.example}.yaml"
-        options = ["--preemptions", "1", "--kinds", "sigterm"] if broken else ["--preemptions", str(STRIKES)]
+        kinds = ("sigterm",) if broken else DEFAULT_KINDS
+        options = ("--preemptions", len(kinds), "--kinds", ",".join(kinds))
         done = rehearse(task, example.steps, home, "--processes", job.processes, *options, "--json")
     try:
         result = json.loads(done.stdout)
@@ -118,32 +119,39 @@ def commit() -> str:
     return subprocess.run(command, cwd=REPO, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
+def first_cells(job: Job) -> str:
+    """A row's beginning: which rehearsal it is."""
+    cells = f"| `{job.example}.py` | {job.processes.replace(',', ' then ')} |"
+    return f"| {job.broken.rule} {cells}" if job.broken else cells
+
+
 def report(jobs: list[Job], done: dict[str, Done], ran: str) -> str:
     """The results as Markdown."""
     lines = [
         "# The examples, rehearsed", "",
-        "`make examples` writes this file. [your-own-script.md](your-own-script.md) shows the examples.", "", ran, "",
-        "| example | processes | preemptions | verdict | seconds |", "|---|---|---|---|---|",
+        "`make examples` writes this file. [your-own-script.md](your-own-script.md) shows the examples.", "",
+        f"{ran}. One preemption of each of the kinds {', '.join(DEFAULT_KINDS)}; one more where the number of "
+        "processes changes.", "",
+        "| example | processes | preemptions | verdict | seconds | commit |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for job in jobs:
         one = done[job.name]
         if job.broken is None:
-            what = f"{one.processes.replace(',', ' then ')}"
-            lines.append(f"| `{job.example}.py` | {what} | {one.strikes} | {one.verdict} | {one.seconds:.0f} |")
+            lines.append(f"{first_cells(job)} {one.strikes} | {one.verdict} | {one.seconds:.0f} | {one.commit} |")
     lines += [
         "", "The same scripts with one rule broken on purpose: one preemption by SIGTERM. *Not checked*: the script "
         "refuses to train, or two undisturbed runs of it differ.", "",
-        "| rule that is broken | example | processes | verdict |", "|---|---|---|---|",
+        "| rule that is broken | example | processes | verdict | commit |", "|---|---|---|---|---|",
     ]  # fmt: skip
     for job in jobs:
         if job.broken:
             text = done[job.name].verdict.partition("\n  its whole output")[0]
-            row = (job.broken.rule, f"`{job.example}.py`", job.processes, " ".join(text.split()).replace("|", "\\|"))
-            lines.append(f"| {' | '.join(row)} |")
-    return "\n".join([*lines, "", *_matrix(jobs)]) + "\n"
+            verdict = " ".join(text.split()).replace("|", "\\|")
+            lines.append(f"{first_cells(job)} {verdict} | {done[job.name].commit} |")
+    return "\n".join([*lines, "", *matrix(jobs)]) + "\n"
 
 
-def _matrix(jobs: list[Job]) -> list[str]:
+def matrix(jobs: list[Job]) -> list[str]:
     """The kinds of what is not saved, for each example: what the verdict says, or why there is no such form."""
     lines = ["What is not saved in a broken form, and the verdict:", "", f"| example | {' | '.join(KINDS)} |"]
     lines.append("|---" * (len(KINDS) + 1) + "|")
@@ -175,9 +183,7 @@ def main() -> int:
     wrong = [name for name in done if done[name].wrong]
     print(f"{len(jobs)} rehearsals, {len(wrong)} not as they should be")
     if options.report and not wrong and not only:
-        commits = ", ".join(dict.fromkeys(one.commit for one in done.values() if one.commit))
-        ran = f"{datetime.now(timezone.utc):%Y-%m-%d}, commit {commits}."
-        options.report.write_text(report(jobs, done, ran))
+        options.report.write_text(report(jobs, done, f"{datetime.now(timezone.utc):%Y-%m-%d}"))
         print(f"results written to {options.report}")
     return 1 if wrong else 0
 

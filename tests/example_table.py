@@ -111,7 +111,7 @@ WHY_NOT: dict[tuple[str, str], str] = {
 }
 """Why an example has no broken form of a kind."""
 _MODEL, _LOOP, _LOG, _END = (
-    "model: nn.Module = Model()\n",
+    "model: nn.Module = Model().to(device)\n",
     "    for (x,) in run.steps(loader, until=STEPS):\n",
     "        run.log(loss=loss)\n",
     "    run.finish()\n",
@@ -132,7 +132,7 @@ class Average(nn.Module):
             mine.data.lerp_(theirs.data, 1 / self.updates)
 
 
-model: nn.Module = Model()
+model: nn.Module = Model().to(device)
 average = Average(model)
 '''
 _WARM = '''
@@ -254,7 +254,7 @@ BROKEN = (
         "the noise's generator is not registered", "gan",
         (
             ("data = TensorDataset", "dice = torch.Generator().manual_seed(RANK)\ndata = TensorDataset"),
-            ("torch.randn(len(real), NOISE)", "torch.randn(len(real), NOISE, generator=dice)"),
+            ("NOISE, device=device)", "NOISE, generator=dice).to(device)"),
         ),
         "and the same batches: something that steps change is not registered", processes=(1, 2), kind="the data",
     ),

@@ -11,14 +11,22 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import example_campaign
 import pytest
+import torch
 import warm
 from example_campaign import Done, Job, all_jobs, judged, report
 from example_table import BROKEN, EXAMPLES, FOLDER, KINDS, WHY_NOT, Broken, Example, entry, rehearse
 from support import REPO, Ended, clean_env, event, launch, losses
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from skyspot.rehearsal.faults import DEFAULT_KINDS
 
 SAFE = sorted(FOLDER.glob("*.py"))
 PAGE = (REPO / "docs" / "your-own-script.md").read_text()
@@ -80,6 +88,46 @@ def test_an_example_that_adds_more_lines_is_found(tmp_path: Path, monkeypatch: p
 
 def test_the_page_shows_no_other_diff() -> None:
     assert len(re.findall(r"^```diff$", PAGE, flags=re.M)) == len(SAFE)
+
+
+class OneDevice(TorchDispatchMode):
+    """Fails where an operation has tensors of two devices, as on a GPU. A single number may be anywhere."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor) and one.dim()]
+        devices = {one.device.type for one in tensors}
+        assert len(devices) < 2 or func is torch.ops.aten.copy_.default, f"{func} of tensors on {devices}"
+        return func(*args, **(kwargs or {}))
+
+
+OF_A_FRAMEWORK = re.compile(r"^(import|from) (accelerate|lightning|transformers|trl)\b", re.M)
+"""The others move modules and batches themselves."""
+
+
+@pytest.mark.parametrize("name", [safe.stem for safe in SAFE if not OF_A_FRAMEWORK.search(safe.read_text())])
+def test_model_and_batches_are_on_the_gpu_where_there_is_one(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch's device "meta", whose tensors have no values, stands for the GPU."""
+    text, safe = ((FOLDER / part / f"{name}.py").read_text() for part in ("before", ""))
+    on_device = [[line.strip() for line in one.splitlines() if "device" in line] for one in (text, safe)]
+    assert on_device[0] == on_device[1]
+    chosen = re.compile(r"^device = .* if torch\.cuda\.is_available\(\) else .*$", re.M)
+    text, count = chosen.subn("device = torch.device('meta')", text)
+    assert count == 1
+    monkeypatch.chdir(tmp_path)
+    for variable in set(os.environ) - set(clean_env()):
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("STEPS", "2")
+    item = torch.Tensor.item
+    monkeypatch.setattr(torch.Tensor, "item", lambda one: 0.0 if one.is_meta else item(one))
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    names: dict[str, Any] = {"__name__": name}
+    with OneDevice():
+        exec(text.replace("num_workers=2", "num_workers=0"), names)
+    modules = [one for one in names.values() if isinstance(one, nn.Module)]
+    assert {one.device.type for module in modules for one in module.parameters()} == {"meta"}
+    assert names["loss"].is_meta
 
 
 @pytest.mark.parametrize("safe", [*map(as_case, SAFE)])
@@ -162,11 +210,22 @@ def test_the_campaign_goes_on_after_an_interruption(tmp_path: Path, monkeypatch:
     assert asked[:4] == [jobs[0].name, jobs[1].name, jobs[0].name, jobs[1].name], "what was wrong is done again"
     example_campaign.campaign(jobs, state, lambda job: pytest.fail("all is done"))
     text = report(jobs, done, "today")
-    assert "| `plain.py` | 1 | 5 | bit-identical: 80 of 80 losses | 9 |" in text
+    assert f"| `plain.py` | 1 | 5 | bit-identical: 80 of 80 losses | 9 | {commit} |" in text
     for broken in BROKEN:
         for processes in broken.processes:
             assert f"| {broken.rule} | `{broken.example}.py` | {processes} |" in text
     assert "| `gan.py` | not rehearsed: it has none | NOT exact (1 and 2) | not rehearsed: it has none |" in text
+
+
+def test_the_results_have_a_row_for_each_rehearsal_of_the_campaign_and_the_pages_tell_its_kinds() -> None:
+    rows, _, last = (REPO / "docs" / "examples-results.md").read_text().partition("\nWhat is not saved")
+    rows = [line for line in rows.splitlines() if re.match(r"\| (?!example |rule that )", line)]
+    for row, job in zip(rows, jobs := all_jobs(), strict=True):
+        assert row.startswith(f"{example_campaign.first_cells(job)} ")
+    assert f"\nWhat is not saved{last}".strip() == "\n".join(example_campaign.matrix(jobs))
+    kinds = ", ".join(f"`{kind}`" for kind in DEFAULT_KINDS)
+    assert f"under the five default kinds of preemption ({kinds})" in " ".join(PAGE.split())
+    assert "](examples-results.md)" in PAGE
 
 
 @pytest.mark.parametrize("broken", [None, BROKEN[0]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import signal
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from trainer.checkpoint.state import StateError
+from trainer.training.current_gpu import make_current
 
 
 class Parts:
@@ -159,3 +161,16 @@ def test_an_optimizer_comes_after_its_module(tmp_path: Path) -> None:
         attempt(tmp_path / "run", early, 9)
     assert "register(of_zeta=...): it trains a parameter of no registered module" in str(left.value.error)
     assert "Register the module before it, or in the same call" in str(left.value.error)
+
+
+@pytest.mark.parametrize(
+    ("devices", "current"),
+    [(["cuda:1", "cpu", "cuda:1"], ["cuda:1"]), (["cuda:0", "cuda:1"], []), (["cpu"], []), ([], [])],
+)
+def test_the_gpu_of_the_modules_becomes_the_current_one_whose_random_numbers_are_saved(
+    monkeypatch: pytest.MonkeyPatch, devices: list[str], current: list[str]
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: asked.append(str(device)))
+    make_current([types.SimpleNamespace(device=torch.device(name)) for name in devices])  # type: ignore[misc]
+    assert asked == current

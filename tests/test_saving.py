@@ -7,6 +7,8 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -228,3 +230,21 @@ def test_a_save_commits_after_home_and_the_payload_were_deleted(tmp_path: Path) 
 
 def event_if_any(run_dir: Path, name: str) -> dict[str, object]:
     return event(run_dir, name) if list_attempts(RunPaths(run_dir)) else {}
+
+
+def test_each_gpu_that_has_state_has_a_stream_that_waits_for_its_own_computation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Stream:
+        def __init__(self, gpu: object = "cuda:0") -> None:
+            self.of, self.after = str(gpu), list[str]()
+
+        def wait_stream(self, other: "Stream") -> None:
+            self.after.append(other.of)
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    tensors: list[Any] = [SimpleNamespace(device=torch.device(name)) for name in ("cpu", "cuda:1", "cuda:1", "cuda:2")]
+    streams = staging._behind_the_computation(tensors)
+    assert sorted((one.of, *one.after) for one in streams) == [("cuda:1", "cuda:1"), ("cuda:2", "cuda:2")]
+    assert staging._behind_the_computation(tensors[:1]) == []

@@ -10,9 +10,10 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 STEPS, NOISE, WIDTH = int(os.environ.get("STEPS", "400")), 8, 64
 RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
 
 if WORLD > 1:
-    dist.init_process_group("gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 torch.manual_seed(0)
 angles = torch.arange(4096) % 8 * (math.pi / 4)
 points = torch.stack([angles.cos(), angles.sin()], dim=1) + 0.05 * torch.randn(4096, 2)
@@ -28,7 +29,7 @@ def network(inputs: int, outputs: int) -> nn.Module:
     )
 
 
-generator, critic = network(NOISE, 2), network(2, 1)
+generator, critic = network(NOISE, 2).to(device), network(2, 1).to(device)
 if WORLD > 1:
     generator, critic = (nn.parallel.DistributedDataParallel(one) for one in (generator, critic))
     torch.manual_seed(RANK)  # Each process draws noise of its own.
@@ -40,7 +41,8 @@ step = 0
 while step < STEPS:
     loader.sampler.set_epoch(step // len(loader))
     for (real,) in loader:
-        fake = generator(torch.randn(len(real), NOISE))
+        real = real.to(device)
+        fake = generator(torch.randn(len(real), NOISE, device=device))
         loss = nn.functional.relu(1 - critic(real)).mean() + nn.functional.relu(1 + critic(fake.detach())).mean()
         opt_c.zero_grad()
         loss.backward()

@@ -10,9 +10,10 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 STEPS, WIDTH, LENGTH = int(os.environ.get("STEPS", "200")), 64, 32
 RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
 
 if WORLD > 1:
-    dist.init_process_group("gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 torch.manual_seed(RANK)
 text = "".join(pydoc_data.topics.topics.values())[:100_000]
 letters = {letter: number for number, letter in enumerate(sorted(set(text)))}
@@ -32,7 +33,7 @@ class Model(nn.Module):
         return self.head(hidden)  # type: ignore[no-any-return]
 
 
-model: nn.Module = Model()
+model: nn.Module = Model().to(device)
 if WORLD > 1:
     model = nn.parallel.DistributedDataParallel(model)
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -42,6 +43,7 @@ step = 0
 while step < STEPS:
     loader.sampler.set_epoch(step // len(loader))
     for (x,) in loader:
+        x = x.to(device)
         loss = nn.functional.cross_entropy(model(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten())
         loss.backward()
         optimizer.step()

@@ -11,6 +11,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 STEPS, BATCH, MICRO = int(os.environ.get("STEPS", "200")), 32, 16
 WORLD = int(os.environ.get("WORLD_SIZE", "1"))
+device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
 BARS = [(1, 3, 2, 9), (2, 2, 7, 3), (2, 9, 7, 10), (7, 3, 8, 9), (8, 2, 13, 3), (8, 9, 13, 10), (13, 3, 14, 9)]
 DIGITS = ["012456", "25", "02346", "02356", "1235", "01356", "013456", "025", "0123456", "012356"]
 
@@ -43,14 +44,14 @@ def mean(loss: torch.Tensor) -> float:
 
 
 if WORLD > 1:
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 torch.manual_seed(0)
 data = Images(600)
 model: nn.Module = nn.Sequential(
     *[nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()],
     *[nn.Conv2d(16, 32, 3, stride=2), nn.BatchNorm2d(32), nn.ReLU()],
     *[nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(32 * 9, 10)],
-)
+).to(device)
 if WORLD > 1:
     model = nn.parallel.DistributedDataParallel(model)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
@@ -63,7 +64,7 @@ batches = 0
 while batches < STEPS * accumulate:
     sampler.set_epoch(batches // len(loader))
     for x, y in loader:
-        loss = nn.functional.cross_entropy(model(x), y) / accumulate
+        loss = nn.functional.cross_entropy(model(x.to(device)), y.to(device)) / accumulate
         loss.backward()
         total += mean(loss)
         batches += 1

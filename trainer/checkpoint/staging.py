@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ class Copy:
             else:  # On the device, in the order of the computation; nothing waits for it.
                 self._live[name] = self._watched[name] = self._live[name].clone()
                 self._versions[name] = version(self._live[name])
-        self._stream = _behind_the_computation(self._live.values()) if buffers else None
+        self._streams = _behind_the_computation(self._live.values()) if buffers else []
         self.copied = threading.Event()
         """Set once all of it is in host memory, or the copy failed."""
 
@@ -80,13 +80,16 @@ class Copy:
         """Copy the rest; called on another thread than training's."""
         try:
             if self._buffers:
-                with torch.cuda.stream(self._stream) if self._stream else nullcontext():
+                with ExitStack() as used:
+                    for stream in self._streams:
+                        used.enter_context(torch.cuda.stream(stream))
                     for name, tensor in self._live.items():
                         _copy(tensor, self._buffers[name])
-                        if not self._stream and self._changed(name):
+                        if not self._streams and self._changed(name):
                             self.torn = name
-                if self._stream:
-                    self._stream.synchronize()
+                for stream in self._streams:
+                    stream.synchronize()
+                if self._streams:
                     self.torn = next((name for name in self._live if self._changed(name)), None)
                 self._live, self._watched = {}, {}
         finally:
@@ -218,10 +221,11 @@ def version(tensor: torch.Tensor) -> int:
     return 0
 
 
-def _behind_the_computation(tensors: Iterable[torch.Tensor]) -> Any:
-    """A new stream that waits for all work queued on the GPU so far; None if no tensor is on a GPU."""
-    if not any(tensor.device.type == "cuda" for tensor in tensors):
-        return None
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    return stream
+def _behind_the_computation(tensors: Iterable[torch.Tensor]) -> list[Any]:
+    """A new stream for each GPU that has some of the tensors; it waits for all work queued there so far."""
+    streams = []
+    for gpu in {tensor.device for tensor in tensors if tensor.device.type == "cuda"}:  # Perhaps not the current one.
+        stream = torch.cuda.Stream(gpu)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(gpu))
+        streams.append(stream)
+    return streams

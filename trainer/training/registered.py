@@ -20,6 +20,7 @@ from trainer.errors import RunError
 from trainer.training import accelerate_state
 from trainer.training.changes import machine_facts
 from trainer.training.contents import Restored
+from trainer.training.current_gpu import make_current
 from trainer.training.data_place import DataPlace
 from trainer.training.kept import Kept
 from trainer.training.partial import part_of
@@ -108,6 +109,7 @@ class Registered:
         self.optimizers = dict(sorted(self.optimizers.items()))
         self.models._modules = dict(sorted(self.models._modules.items()))
         refuse_strangers(call, self.models, self.optimizers)
+        make_current(self.models.parameters())
         self._made = buffers.forms(self.models) | self._made  # As the program made them, not as they were restored.
         self.watched |= watched(self.models)
         known, self._base = self._base, Frozen(self.models, self._base)
