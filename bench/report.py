@@ -88,7 +88,8 @@ def _head(figures: Figures) -> str:
     machine = "\n".join(f"- {what}: {value}" for what, value in figures.machine.items())
     return f"""# Performance
 
-`make bench` writes this file: the results of one run, including any bounds that did not hold.
+`make bench` writes this file, and `make peers` its last two sections: the results of one run of each, including any
+bounds that did not hold.
 
 - Command: `{figures.command}`, {figures.date}
 {machine}

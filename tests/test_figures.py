@@ -63,6 +63,7 @@ LIMITS: list[tuple[str, str, str, float]] = [
     (DESIGN, "the undisturbed run, or 30 s", "skyspot/rehearsal/engine.py PATIENCE_S", 30),
     (DESIGN, "closed within half a second", "skyspot/rehearsal/bucketfs/store.py _BURST_S", 0.5),
     (DESIGN, "A write of 32 KiB or more", "skyspot/rehearsal/bucketfs/files.py _LARGE", 32 << 10),
+    (REHEARSE, "at most 1.1 times as long in a bucket that is served through FUSE", "bench/bucketfs.py BOUND", 1.1),
     (REHEARSE, "had taken 5 s or more", "skyspot/rehearsal/resumes.py _TELLING_S", 5),
     (REHEARSE, "SIGTERM; 45 s later SIGKILL", "skyspot/rehearsal/faults.py TERM_PATIENCE_S", 45),
     (REPORT, "With more than 20 attempts, one bar", "skyspot/cli/report_tables.py MAX_BARS", 20),
@@ -177,6 +178,15 @@ def test_what_readme_says_of_ckpt_chaos_on_frameworks_is_what_was_measured() -> 
 
 def test_every_bound_of_the_bench_holds() -> None:
     assert [row for row in rows("docs/performance.md", "What") if row[-1] != "yes"] == []
+
+
+def test_the_first_line_of_the_figures_names_the_commands_that_write_them() -> None:
+    line = "`make bench` writes this file, and `make peers` its last two sections: the results of one run of each"
+    assert line in text("docs/performance.md")
+    assert line in text("bench/report.py")
+    peers = (REPO / "Makefile").read_text().partition("\npeers:")[2].partition("\n\n")[0]
+    by = re.findall(r"^Measured by `python -m (bench\.\w+)", (REPO / "docs/performance.md").read_text(), re.M)
+    assert by[-2:] == [one for one in by if re.search(rf"-m {re.escape(one)}$", peers, re.M)]
 
 
 def test_readme_counts_the_kinds_of_damage_and_the_processes_that_the_tests_try() -> None:

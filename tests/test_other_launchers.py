@@ -141,6 +141,16 @@ def test_a_launcher_that_is_told_to_stop_loses_no_step_and_leaves_no_orphan(
     assert ended.code == code, "which is why it is refused where SkyPilot looks at the code"
 
 
+def test_accelerate_launch_of_one_process_replaces_its_exit_code(tmp_path: Path) -> None:
+    from accelerate.commands.launch import launch_command_parser, simple_launcher
+
+    (script := tmp_path / "train.py").write_text("raise SystemExit(75)\n")
+    words = [*with_port(accelerate(1))[1:], str(script)]
+    with pytest.raises(subprocess.CalledProcessError) as raised:  # Of which nobody is aware: Python exits with 1.
+        simple_launcher(launch_command_parser().parse_args(words))
+    assert raised.value.returncode == 75
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [torchrun(), accelerate(1)], ids=["torchrun", "accelerate"])
 def test_a_launcher_that_loses_exit_codes_is_refused_where_skypilot_looks_at_them(
