@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from accelerate.data_loader import prepare_data_loader
 from accelerate.state import PartialState
+from in_process import Attempts
 from support import PROGRAMS, Ended, assert_resumed, column, event, launch, losses, weights
 from torch import nn
 from torch.utils.data import DataLoader
 
+from trainer import SpotRun
 from trainer.errors import RunError
 from trainer.training import accelerate_loader, accelerate_state
 from trainer.training.registered import Registered
@@ -117,6 +119,31 @@ def test_ranks_with_other_numbers_of_batches_are_found(
     found = [accelerate_loader.lengths(loader) for loader in loaders]
     assert found == [counts, counts]
     assert not counts or [len(list(loader)) for loader in loaders] == counts
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"even_batches": False}, "the ranks have different numbers of batches in an epoch (3, 2), because of even_b"),
+        ({"use_stateful_dataloader": True}, "use_stateful_dataloader=True of accelerate does not resume exactly. Lea"),
+    ],
+    ids=["even_batches", "use_stateful_dataloader"],
+)
+def test_a_prepared_loader_that_would_not_resume_exactly_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], option: dict[str, bool], message: str
+) -> None:
+    def script(run: SpotRun, _: object) -> None:
+        run.register(model=nn.Linear(1, 1))
+        loader = DataLoader(range(20), batch_size=4)  # type: ignore[arg-type]
+        prepared = prepare_data_loader(loader, num_processes=2, process_index=0, **option)
+        for _ in run.steps(prepared, until=3):
+            raise AssertionError("not refused")
+
+    assert Attempts(tmp_path / "run").one(script) == 1
+    errors = capfd.readouterr().err
+    assert errors.startswith(f"Error: {message}"), errors
+    assert errors.count("\n") == 1
 
 
 def test_what_would_train_apart_or_lose_names_is_refused() -> None:

@@ -216,3 +216,47 @@ def test_the_process_groups_are_the_programs_after_the_run_and_gone_before_pytho
     done = launch(script, processes=2)
     assert done.code == 0, done.output
     assert sorted(done.output.splitlines()[-4:]) == ["after the block"] * 2 + ["at the end: False"] * 2
+
+
+STOPS = """
+import atexit, os, signal, sys, threading
+from trainer import SpotRun
+import torch
+from trainer.training import unwinding
+
+folder, hangs = sys.argv[1:]
+if hangs != "nothing":
+    unwinding.CLOSERS_S = 1.0
+log = open(folder + "-log", "w")
+atexit.register(print, "the closer", flush=True)
+with SpotRun(folder, save_every=100) as run:
+    model = torch.nn.Linear(2, 1)
+    run.register(model=model)
+    try:
+        for batch in run.steps([torch.ones(1, 2)] * 4, until=4):
+            if run.step == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+                assert run.notices.received.wait(60)
+    finally:
+        print("the finally block", flush=True)
+        log.write("a line of the script's own")
+        if hangs == "a thread":
+            threading.Thread(target=threading.Event().wait).start()
+        if hangs == "the block":
+            threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize("hangs", ["nothing", "a thread", "the block"])
+def test_a_stop_lets_the_script_close_what_it_has_open_but_no_thread_keeps_the_process(
+    tmp_path: Path, hangs: str
+) -> None:
+    """Python waits for threads before it calls the atexit functions."""
+    (script := tmp_path / "stops.py").write_text(STOPS)
+    done = launch(script, tmp_path / "run", hangs, timeout=30)
+    assert done.code == 75, done.output
+    assert event(tmp_path / "run", "end")["committed_step"] == 2
+    said = [line for line in done.output.splitlines() if line in ("the finally block", "the closer")]
+    assert said == ["the finally block", *(["the closer"] if hangs == "nothing" else [])]
+    if hangs == "nothing":
+        assert (tmp_path / "run-log").read_text() == "a line of the script's own", "it was never closed"

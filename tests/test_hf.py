@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import signal
@@ -60,6 +61,62 @@ class Trained(torch.nn.Module):
         return {"loss": (made - labels).square().mean(), "logits": made}
 
 
+ITEMS = [{"x": torch.tensor([k / 7, 1 - k / 5]), "labels": torch.tensor([k / 3])} for k in range(8)]
+
+
+@pytest.mark.parametrize(("strategy", "lines"), [("steps", 1), ("no", 0)])
+def test_a_save_strategy_is_set_aside_and_a_line_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], strategy: str, lines: int
+) -> None:
+    import transformers
+
+    from trainer.hf import SpotCallback
+
+    def train(run: SpotRun, _: object) -> None:
+        args = transformers.TrainingArguments(
+            str(tmp_path / "out"), max_steps=4, per_device_train_batch_size=2, save_strategy=strategy, save_steps=1,
+            save_total_limit=1, report_to=[], disable_tqdm=True, use_cpu=True,
+        )  # fmt: skip
+        trainer = transformers.Trainer(Trained(), args, train_dataset=ITEMS, callbacks=[SpotCallback(run)])
+        trainer.train(resume_from_checkpoint=run.resume_from())
+        run.finish()
+
+    runs = Attempts(tmp_path / "run")
+    assert runs.one(train, save_every=2) == 0
+    said = capsys.readouterr().out.count("are set aside: SpotRun's save_every and keep decide")
+    assert said == lines
+    assert [name.step for name in list_checkpoints(RunPaths(runs.folder))] == [4, 2]
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_an_argument_that_contradicts_the_callback_is_refused_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import transformers
+
+    from trainer.hf import _REFUSED, SpotCallback
+
+    def make(run: SpotRun, name: str) -> None:
+        args = transformers.TrainingArguments(
+            str(tmp_path / "out"), report_to=[], use_cpu=True, eval_strategy="steps", **{name: True}
+        )
+        transformers.Trainer(Trained(), args, train_dataset=ITEMS, eval_dataset=ITEMS, callbacks=[SpotCallback(run)])
+
+    known = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
+    page, before = (REPO / "docs" / "your-own-script.md").read_text(), signal.getsignal(signal.SIGTERM)
+    for name in _REFUSED:
+        assert f"`{name}`" in page
+        if name not in known:  # The oldest supported transformers.
+            continue
+        try:
+            assert Attempts(tmp_path / name).one(lambda run, _, name=name: make(run, name)) == 1
+        finally:
+            signal.signal(signal.SIGTERM, before)  # That of enable_jit_checkpoint stays otherwise.
+        errors = capsys.readouterr().err
+        assert f"Error: TrainingArguments({name}=True) does not work with SpotCallback: {_REFUSED[name]}\n" in errors
+        assert "Traceback" not in errors
+
+
 @pytest.mark.slow  # Nine trainings, though tiny ones; the one below sees what is put back.
 def test_a_stop_within_any_evaluation_or_prediction_loses_nothing(tmp_path: Path) -> None:
     """In the Trainer's own evaluation, with other weights or not; in a callback's; before and after the training."""
@@ -67,8 +124,7 @@ def test_a_stop_within_any_evaluation_or_prediction_loses_nothing(tmp_path: Path
 
     from trainer.hf import SpotCallback
 
-    items = [{"x": torch.tensor([k / 7, 1 - k / 5]), "labels": torch.tensor([k / 3])} for k in range(8)]
-    predicted: list[str] = []
+    items, predicted = ITEMS, list[str]()
 
     class Swapping(transformers.Trainer):
         def evaluate(self, *args, **options):
@@ -375,7 +431,6 @@ def test_a_partial_newest_checkpoint_is_not_resumed(tmp_path: Path) -> None:
     [
         pytest.param("no callback", "resume_from(): first give SpotCallback(run)", marks=pytest.mark.slow),
         ("no resume", "call trainer.train(resume_from_checkpoint=run.resume_from())"),
-        pytest.param("save_only_model", "save_only_model=True) does not work with Sp", marks=pytest.mark.slow),
         pytest.param("nan", "is not finite (NaN or infinite)", marks=pytest.mark.slow),
     ],
 )

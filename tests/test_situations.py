@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from in_process import Attempts, Script
-from support import event
+from support import column, event
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -118,6 +119,84 @@ def test_a_finished_run_that_is_asked_for_fewer_steps_says_so(attempts: Any, cap
     assert (
         "is already at step 8, past until=5. Raise it, or use another run name. `len(loader)`" in capfd.readouterr().err
     )
+
+
+@pytest.mark.parametrize("sampled", [False, True], ids=["a loader", "run.sampler"])
+def test_the_epoch_is_the_loaders_in_every_attempt(attempts: Any, sampled: bool) -> None:
+    def script(run: SpotRun, strike: Callable[[], None]) -> None:
+        model, optimizer = parts()
+        run.register(model=model, optimizer=optimizer)
+        loader = shuffled()
+        if sampled:
+            loader = DataLoader(ITEMS, batch_sampler=run.sampler(ITEMS, global_batch_size=6))
+        for batch in run.steps(loader, until=16):
+            run.log(in_epoch=run.epoch)
+            train(run, strike, model, optimizer, batch)
+        run.finish()
+
+    struck = attempts("run").all(script, [3, 6, 12])
+    assert column(struck.folder, "in_epoch") == [step // (3 if sampled else 5) for step in range(16)]
+
+
+@pytest.mark.parametrize("sampled", [False, True], ids=["a loader", "run.sampler"])
+def test_a_loader_shorter_than_a_step_resumes_exactly(attempts: Any, sampled: bool) -> None:
+    """Of three items, a step of 8 has all of them twice and more; each batch of 4 has three, or is of two epochs."""
+    few = TensorDataset(X[:3], X[:3].sum(1, keepdim=True))
+
+    def script(run: SpotRun, strike: Callable[[], None]) -> None:
+        model, optimizer = parts()
+        run.register(model=model, optimizer=optimizer)
+        loader, accumulate = DataLoader(few, batch_size=4, shuffle=True), 2
+        if sampled:
+            loader = DataLoader(few, batch_sampler=run.sampler(few, global_batch_size=8, micro_batch_size=4))
+        samples = 0
+        for x, y in run.steps(loader, until=8, accumulate=None if sampled else accumulate):
+            samples += len(x)
+            loss = (model(x) - y).square().mean()
+            loss.backward()
+            if run.ends_step:
+                strike()
+                optimizer.step()
+                optimizer.zero_grad()
+                run.log(loss=loss, samples=samples)
+                samples = 0
+        run.finish()
+
+    whole = attempts("whole").all(script)
+    assert column(whole.folder, "samples") == [8 if sampled else 6] * 8
+    assert attempts("struck").all(script, [4, 7]).result == whole.result
+
+
+@dataclass
+class Rows:
+    """A batch as a dataclass."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+def test_a_batch_may_be_a_dataclass(attempts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows(items: list[tuple[torch.Tensor, torch.Tensor]]) -> Rows:
+        return Rows(*(torch.stack(one) for one in zip(*items, strict=True)))
+
+    def script(run: SpotRun, strike: Callable[[], None], collate: Any = rows) -> None:
+        monkeypatch.setenv("SKYSPOT_TRACE_STEPS", "1")  # As in a rehearsal, which compares the batches.
+        model, optimizer = parts()
+        run.register(model=model, optimizer=optimizer)
+        loader = DataLoader(ITEMS, batch_size=4, shuffle=True, collate_fn=collate)
+        for batch in run.steps(loader, until=8):
+            assert isinstance(batch, Rows if collate else list)
+            train(run, strike, model, optimizer, (batch.x, batch.y) if isinstance(batch, Rows) else batch)
+        run.finish()
+
+    whole = attempts("whole").all(script)
+    struck = attempts("struck").all(script, [3, 7])
+    assert struck.result == whole.result
+    lists = attempts("lists").all(lambda run, strike: script(run, strike, None))
+    assert lists.result == whole.result
+    batches = column(whole.folder, "batch")
+    assert len(set(batches)) == 8
+    assert batches == column(struck.folder, "batch") == column(lists.folder, "batch")
 
 
 @pytest.mark.parametrize("digits", [2, 3, pytest.param(5, marks=pytest.mark.slow)])
@@ -286,6 +365,11 @@ def test_an_iterator_that_can_be_read_once_is_named(attempts: Any, capfd: Any) -
         ({"until": 0}, {}, "steps(until=0): give a number of steps"),
         ({"loader": 5}, {}, "steps(loader): a int cannot be iterated over. Give a DataLoader"),
         ({"loader": []}, {}, "steps(loader): the loader has no batch. Check the length of the data set"),
+        (
+            {"loader": DataLoader(ITEMS, batch_size=64, drop_last=True)},
+            {},
+            "steps(loader): the loader has no batch. Check the length of the data set, and drop_last where it is",
+        ),
         ({}, {"binding": {"lr": float("nan")}}, "binding 'lr': nan cannot be recorded; use finite numbers"),
         ({}, {"binding": "lr"}, "SpotRun(binding='lr'): give a dict of names and values"),
     ],

@@ -183,11 +183,11 @@ def main() -> None:
         from peft import LoraConfig, get_peft_model
 
         model = get_peft_model(model, LoraConfig(r=2, lora_dropout=0.1, task_type="CAUSAL_LM"))
-    options = {given.mistake: True} if given.mistake in ("enable_jit_checkpoint", "save_only_model") else {}
+    options: dict = {}
     if given.grouped:
         names = {field.name for field in dataclasses.fields(TrainingArguments)}
         by_name = {"train_sampling_strategy": "group_by_length"}
-        options |= by_name if by_name.keys() <= names else {"group_by_length": True}
+        options = by_name if by_name.keys() <= names else {"group_by_length": True}
     with no_time() if given.no_time else nullcontext(), SpotRun(given.dir, save_every=given.save_every) as run:
         callbacks = (
             [] if given.mistake == "no callback" else [SpotCallback(run, **({"exact": True} if given.exact else {}))]
