@@ -59,6 +59,14 @@ def environment() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trackers have a minute at a stop: on a slow machine their imports alone take seconds."""
+    from trainer.trackers import tracking
+
+    monkeypatch.setattr(tracking, "STOPPED_S", 60.0)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> Generator[None, object, object]:
     """Restore it after shared fixtures too: torch, for example, sets a variable for its cache."""

@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
+from accelerate import tracking as accelerate_tracking
 from clock import Clock
+from curves import recorded, shown
+from faultfs import Client
 from in_process import Attempts
-from support import event, history, losses, train
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from support import event, losses, train
 from torch.utils.data import DataLoader
 
 from trainer import SpotRun
@@ -24,8 +27,6 @@ from trainer.trackers.tensorboard import TensorBoard
 from trainer.trackers.tracker import Tracked
 
 UNTIL = 12
-Curve = dict[str, list[tuple[int, float]]]
-"""By name: (step, value) in the order in which a viewer gets them."""
 
 
 def loop(run: SpotRun, strike: Callable[[], None]) -> None:
@@ -43,24 +44,6 @@ def loop(run: SpotRun, strike: Callable[[], None]) -> None:
         optimizer.zero_grad()
         run.log(loss=loss, note="text", odd=run.step % 2 == 1, spoilt=float("nan"))
     run.finish()
-
-
-def shown(run_dir: Path) -> Curve:
-    """What TensorBoard shows, by its own reader."""
-    found = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    return {tag: [(one.step, one.value) for one in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
-
-
-def recorded(run_dir: Path, name: str) -> list[tuple[int, float]]:
-    """The same curve from the lines of metrics that count."""
-    lines = [line for line in history(run_dir) if name in line]
-    return [(int(str(line["step"])), float(np.float32(line[name]))) for line in lines]  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a slow machine a tracker's imports alone take seconds."""
-    monkeypatch.setattr(tracking, "STOPPED_S", 60.0)
 
 
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +116,33 @@ def test_parts_of_an_attempt_make_one_curve(tmp_path: Path, monkeypatch: pytest.
     report(tmp_path, 1, points(1, 2), points(3, 4, 5, 6))
     assert len(list((tmp_path / "tensorboard").iterdir())) > 1
     assert [step for step, _ in shown(tmp_path)["loss"]] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_mount_that_neither_appends_nor_seeks_has_one_curve_after_a_crash_and_a_stop(
+    faults: Client, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once(monkeypatch)
+    attempts = Attempts(faults.point / "run")
+    for strike, kind, code in ((9, "crash", 1), (8, "stop", 75), (0, "stop", 0)):
+        assert attempts.one(loop, strike, kind, report_to="tensorboard") == code
+    store = tmp_path / "behind" / "run"
+    curve = shown(store)["loss"]
+    assert [step for step, _ in curve] == list(range(1, UNTIL + 1))
+    assert curve == recorded(store, "loss")
+    assert "training goes on" not in capfd.readouterr().out, "the mount has refused nothing"
+
+
+def test_accelerates_logger_stays_whole_for_trackers_of_the_programs_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """MLflow's and ClearML's warn once, which no plain logger can."""
+    report(tmp_path, 1, [], points(1))
+    PartialState(cpu=True)
+    accelerate_tracking.logger.warning_once("an odd value")
+    accelerate_tracking.logger.warning("on every rank", main_process_only=False)
+    lines = [one.getMessage() for one in caplog.records if one.name == accelerate_tracking.__name__]
+    assert lines == ["[RANK 0] an odd value", "[RANK 0] on every rank"]
 
 
 def test_a_bucket_that_refuses_or_a_tracker_that_hangs_delays_no_step_and_no_end(

@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from curves import recorded, shown
 from in_process import Attempts
 from support import clean_env, event, history, mlp
-from test_trackers import UNTIL, loop, recorded, shown
+from test_trackers import UNTIL, loop
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb.sdk.internal.datastore import DataStore
 
 from trainer.layout.names import RunPaths, list_attempts
-from trainer.trackers import reporter, tracking
+from trainer.trackers import reporter
 from trainer.trackers.curve import Point
 
 Row = tuple[int, dict[str, Any]]
+pytestmark = pytest.mark.usefixtures("patient")
 
 
 def newest(run_dir: Path, tracker: str, pattern: str) -> Path:
@@ -93,7 +95,6 @@ def steps(rows: list[Row]) -> list[int]:
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tracking, "STOPPED_S", 60.0)  # On a slow machine their imports alone take seconds.
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
 

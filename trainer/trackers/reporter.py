@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from trainer.errors import one_line
 from trainer.trackers.curve import Point
-from trainer.trackers.tracker import Tracker
+from trainer.trackers.tracker import THREAD, Tracker
 
 LOOK_S = 1.0
 """How often to look whether a checkpoint was committed."""
@@ -66,7 +66,7 @@ class Reporter:
         self._begun = time.monotonic()
         self._publish_at = math.inf
         self._said: set[str] = set()
-        self._thread = threading.Thread(target=self._work, daemon=True, name="tracker")
+        self._thread = threading.Thread(target=self._work, daemon=True, name=THREAD)
         self._thread.start()
 
     def take(self, point: Point) -> None:

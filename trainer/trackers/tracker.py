@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from typing import Any, Protocol
 
 from trainer.layout.names import AttemptName, RunPaths, file_safe, list_attempts, names_in
 from trainer.trackers.curve import Point
+
+THREAD = "tracker"
+"""The name of a thread that calls a tracker of ours."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +71,19 @@ def tracked(paths: RunPaths, attempt: AttemptName, config: Mapping[str, Any]) ->
 
 
 def free_accelerates_logger() -> None:
-    """Let accelerate's trackers work without an `Accelerator`: their logger raises until there is one."""
-    from accelerate import tracking
+    """Let accelerate's trackers work here without an `Accelerator`: their logger raises until there is one.
 
-    tracking.logger = logging.getLogger(tracking.__name__)
+    In all other threads it stays what it is: trackers of the program's own log through it too.
+    """
+    from accelerate import tracking
+    from accelerate.logging import MultiProcessAdapter
+
+    class Logger(MultiProcessAdapter):  # type: ignore[misc]  # accelerate has no types.
+        def log(self, *args: Any, **options: Any) -> None:
+            if threading.current_thread().name != THREAD:
+                super().log(*args, **options)
+
+    tracking.logger = Logger(logging.getLogger(tracking.__name__), {})
 
 
 def copy_whole(source: Path, target: Path) -> None:
