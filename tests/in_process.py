@@ -1,6 +1,6 @@
 """Attempts at a run in pytest's own process, which outlives them: no process has to start for them.
 
-A stop is a real SIGTERM; a crash leaves the last committed checkpoint, as SIGKILL does.
+A stop is a real SIGTERM; a crash leaves the last committed checkpoint, as SIGKILL does; a limit is that of the task.
 """
 
 from __future__ import annotations
@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import random
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 import torch
+from programs.at_limit import reach_limit
 from support import assert_resumed, clean_env, losses, weights
 
 from trainer import SpotRun
@@ -28,18 +30,28 @@ class Attempts:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def one(self, script: Script, strike: int = 0, kind: str = "stop", **options: Any) -> int:
-        """Run an attempt; `strike` is the step in which it is stopped or crashes. Returns the exit code.
+    def one(
+        self,
+        script: Script,
+        strike: int = 0,
+        kind: str = "stop",
+        env: Mapping[str, str] = MappingProxyType({}),
+        **options: Any,
+    ) -> int:
+        """Run an attempt; `strike` is the step in which it is struck. Returns the exit code.
 
         Args:
             script: The program.
             strike: The step in which it is struck; 0: none.
-            kind: "stop", or "crash": once the save under way is decided.
+            kind: "stop"; "crash", once the save under way is decided; or "limit", which it has reached then.
+            env: Variables of the attempt.
             options: Those of SpotRun.
         """
         with pytest.MonkeyPatch.context() as patch:
             for name in set(os.environ) - set(clean_env()):
                 patch.delenv(name)
+            for name, value in env.items():
+                patch.setenv(name, value)
             random.seed(0)
             torch.manual_seed(0)
             try:
@@ -65,10 +77,14 @@ class Attempts:
 def hit(kind: str, run: SpotRun) -> None:
     if kind == "crash":
         # On a slow machine the next attempt would begin from the save before.
-        assert run._own
-        run._own._session.saver.wait()
+        loop = run._framework or run._own
+        assert loop
+        loop._session.saver.wait()
         raise RuntimeError("as planned")
-    stop()
+    if kind == "limit":
+        reach_limit(run)
+    else:
+        stop()
 
 
 def stop() -> None:

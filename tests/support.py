@@ -46,6 +46,18 @@ def clean_env(**more: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(REPO), "HF_HUB_OFFLINE": "1", "SKYSPOT_CLOUD": "none", **more}
 
 
+BY_THE_SECOND = json.dumps(
+    [{"rung": 1, "spot": True, "machines": ["CPU"], "on_demand": 7200.0, "places": {"": [3600.0, 7200.0, "x"]}}]
+)
+"""A dollar a second, so that a limit in USD is one in seconds."""
+
+
+def limit_variables(**limits: object) -> dict[str, str]:
+    """The variables of a task with limits, by the names of their options: `max_spend=900`."""
+    more = {f"SKYSPOT_{name.upper()}": str(value) for name, value in limits.items()}
+    return {"SKYSPOT_PRICES": BY_THE_SECOND, "SKYSPOT_SPEND_ALLOWANCE": "0", **more}
+
+
 def launch(
     *args: object, processes: int = 1, grace: float = 25, env: dict[str, str] | None = None, timeout: float = 150
 ) -> Ended:

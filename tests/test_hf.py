@@ -8,13 +8,17 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import types
+from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
 import shared
 import torch
-from in_process import Attempts
+from curves import recorded, scalars, shown
+from in_process import Attempts, Script
 from support import (
     PROGRAMS,
     REPO,
@@ -25,6 +29,7 @@ from support import (
     event,
     history,
     launch,
+    limit_variables,
     losses,
     noticed,
     weights,
@@ -32,6 +37,7 @@ from support import (
 
 from trainer import SpotRun, check
 from trainer.layout.names import RunPaths, list_checkpoints
+from trainer.training import journal
 from trainer.training.cut_models import unsupported_cut
 from trainer.training.trainer_batch import batch_remedy
 
@@ -239,6 +245,70 @@ def test_a_batch_that_cannot_make_the_runs_steps_is_refused_with_the_arguments_t
     on_three = types.SimpleNamespace(world_size=3, per_device_train_batch_size=3)
     assert "set per_device_train_batch_size=2 (" in batch_remedy(on_three, 24)
     assert "a number of processes that divides 8 (per_device_train_batch_size" in batch_remedy(on_three, 8)
+
+
+def tiny(output: Path, **arguments: object) -> Script:
+    """A program that trains in 12 steps, four an epoch, with an evaluation after each epoch."""
+    import transformers
+
+    from trainer.hf import SpotCallback
+
+    items = [{"x": torch.tensor([k / 7, 1 - k / 5]), "labels": torch.tensor([k / 3])} for k in range(8)]
+
+    def train(run: SpotRun, strike: Callable[[], None]) -> None:
+        class Striker(transformers.TrainerCallback):
+            def on_step_begin(self, args, state, control, **_):
+                strike()
+
+        args = transformers.TrainingArguments(
+            str(output), max_steps=12, per_device_train_batch_size=2, eval_strategy="steps", eval_steps=4,
+            logging_steps=1, disable_tqdm=True, use_cpu=True, **{"report_to": [], **arguments},
+        )  # fmt: skip
+        callbacks = [SpotCallback(run), Striker()]
+        trainer = transformers.Trainer(Trained(), args, train_dataset=items, eval_dataset=items, callbacks=callbacks)
+        try:
+            trainer.train(resume_from_checkpoint=run.resume_from())
+            run.finish()
+        finally:
+            for one in trainer.callback_handler.callbacks:  # pytest's process goes on, with the thread of its writer.
+                if writer := getattr(one, "tb_writer", None):
+                    writer.close()
+
+    return train
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_run_that_reports_has_one_curve_and_the_trainers_own_reports_go_on_beside_it(tmp_path: Path) -> None:
+    runs, train = Attempts(tmp_path / "run"), tiny(tmp_path / "out", report_to=["tensorboard"])
+    for strike, kind, code in ((6, "crash", 1), (7, "stop", 75), (0, "stop", 0)):
+        assert runs.one(train, strike, kind, report_to="tensorboard") == code
+    curve = shown(runs.folder)
+    assert [step for step, _ in curve["loss"]] == list(range(1, 13))
+    assert [step for step, _ in curve["eval_loss"]] == [4, 8, 12]
+    for name in ("loss", "eval_loss", "lr", "grad_norm", "epoch"):
+        assert curve[name] == recorded(runs.folder, name), name
+    own = sorted((tmp_path / "out").glob("runs/*/events*"), key=lambda path: path.stat().st_mtime_ns)
+    logged = [[step for step, _ in scalars(path)["train/loss"]] for path in own]
+    assert logged == [[1, 2, 3, 4, 5], [4, 5, 6, 7], [8, 9, 10, 11, 12]], "nobody rewinds them"
+
+
+def test_a_run_leaves_with_79_at_a_limit_after_a_save_and_goes_on_exactly_once_it_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "LOOK_S", 0.1)
+    runs, train = Attempts(tmp_path / "run"), tiny(tmp_path / "out")
+    spend, tomorrow = limit_variables(max_spend=900), datetime.fromtimestamp(time.time() + 86400, timezone.utc)
+    assert runs.one(train, 5, "limit", spend) == 79
+    end = event(runs.folder, "end")
+    assert (end["cause"], end["step"], end["committed_step"]) == ("max-spend", 5, 5)
+    assert runs.one(train, env=spend) == 79
+    assert not event(runs.folder, "restored"), "it is not started"
+    assert runs.one(train, 8, "limit", limit_variables(deadline=tomorrow.isoformat())) == 79
+    end = event(runs.folder, "end")
+    assert (end["cause"], end["step"], end["committed_step"]) == ("deadline", 8, 8)
+    assert runs.one(train, env=limit_variables(max_spend=1900)) == 0
+    assert event(runs.folder, "restored")["step"] == 8
+    assert runs.result == Attempts(tmp_path / "whole").all(train).result
 
 
 def hf(run_dir: Path, *args: object, processes: int = 1) -> Ended:

@@ -10,14 +10,18 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import pytest
+import shared
 import warm
+from curves import recorded, shown
 from support import (
     PROGRAMS,
     REPO,
@@ -28,6 +32,7 @@ from support import (
     event,
     history,
     launch,
+    limit_variables,
     losses,
     noticed,
     weights,
@@ -44,8 +49,10 @@ Case = tuple[str, Sequence[object], Sequence[str]]
 # 18 items in batches of 4: 5 batches an epoch, a validation after 2 and 4 of them, a save every 3 steps.
 ENDS = ("--options", '{"val_check_interval": 1.0}')
 """A validation at each epoch's end alone."""
+REPORTS = ("--report-to", "tensorboard", "--options", '{"logger": true}')
+"""To a tracker of ours, beside Lightning's own logger."""
 QUICK: list[Case] = [
-    ("shuffle", (), ("7:SIGKILL", "8:SIGTERM", "19:SIGTERM")),
+    ("shuffle", REPORTS, ("7:SIGKILL", "8:SIGTERM", "19:SIGTERM")),
     ("in validations", ("--epochs", 2), ("v2:SIGTERM", "v2:SIGTERM", "v4:SIGTERM")),
 ]
 SLOW: list[Case] = [
@@ -99,8 +106,8 @@ def exported(run_dir: Path) -> tuple[dict[str, bytes], str]:
     return weights(run_dir), (run_dir / "final" / "values.json").read_text()
 
 
-def check(cases: Sequence[Case], folder: Path, packages: Path | None = None) -> list[Ended]:
-    """Run each case undisturbed and struck, all in one process, and compare."""
+def lives(cases: Sequence[Case], folder: Path) -> list[Sequence[object]]:
+    """The attempts of each case, undisturbed and struck."""
     given: list[Sequence[object]] = []
     for name, options, strikes in cases:
         (folder / name).mkdir()
@@ -108,7 +115,11 @@ def check(cases: Sequence[Case], folder: Path, packages: Path | None = None) -> 
         given.append(("--dir", whole, *options))
         given += [("--dir", struck, *options, "--strike", strike) for strike in strikes]
         given.append(("--dir", struck, *options))
-    done = attempts(*given, packages=packages)
+    return given
+
+
+def compare(cases: Sequence[Case], folder: Path, done: Sequence[Ended]) -> None:
+    """Compare the struck run of each case with the undisturbed one."""
     left = iter(done)
     for name, _, strikes in cases:
         whole, struck = folder / name / "whole", folder / name / "struck"
@@ -126,6 +137,12 @@ def check(cases: Sequence[Case], folder: Path, packages: Path | None = None) -> 
         assert _line(last) == _line(undisturbed), name
         # No epoch begins again, and no validation is repeated or passed by.
         assert calls(undisturbed)[len(calls(undisturbed)) - len(calls(last)) :] == calls(last) or calls(last) == [""]
+
+
+def check(cases: Sequence[Case], folder: Path, packages: Path | None = None) -> list[Ended]:
+    """Run each case undisturbed and struck, all in one process, and compare."""
+    done = attempts(*lives(cases, folder), packages=packages)
+    compare(cases, folder, done)
     return done
 
 
@@ -141,22 +158,76 @@ def metrics_at(run_dir: Path) -> list[object]:
     return [line["step"] for line in history(run_dir) if "val_loss" in line]
 
 
-def test_a_training_ends_with_the_same_bits_however_often_it_is_struck(tmp_path: Path) -> None:
-    done = check(QUICK, tmp_path)
-    assert metrics_at(tmp_path / "in validations" / "whole") == [2, 4, 7, 9]
-    assert metrics_at(tmp_path / "in validations" / "struck") == [3, 5, 7, 9], "the first two were cut short"
+def limited(**limits: object) -> list[str]:
+    return [f"--env={name}={value}" for name, value in limit_variables(**limits).items()]
+
+
+TOMORROW = datetime.fromtimestamp(time.time() + 86400, timezone.utc).isoformat()
+LIMITED: list[Sequence[object]] = [
+    ("--strike", "7:limit", *limited(max_spend=900)),
+    limited(max_spend=900),
+    ("--strike", "13:limit", *limited(deadline=TOMORROW)),
+    limited(max_spend=1900),
+]
+"""A run that reaches its limit in money, is started again under the same one, and reaches one in time."""
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Ended]]:
+    """The folder of the runs of QUICK and LIMITED, and how their attempts ended; all are of one process."""
+
+    def build(empty: Path) -> None:
+        (empty / "limited").mkdir()
+        limits = [("--dir", empty / "limited" / "run", *options) for options in LIMITED]
+        done = attempts(*lives(QUICK, empty), *limits)
+        (empty / "ended.json").write_text(json.dumps([[one.code, one.output] for one in done]))
+
+    folder = shared.built_once(tmp_path_factory, "lightning-quick", build)
+    return folder, [Ended(*one) for one in json.loads((folder / "ended.json").read_text())]
+
+
+def test_a_training_ends_with_the_same_bits_however_often_it_is_struck(quick: tuple[Path, list[Ended]]) -> None:
+    folder, done = quick
+    compare(QUICK, folder, done)
+    assert metrics_at(folder / "in validations" / "whole") == [2, 4, 7, 9]
+    assert metrics_at(folder / "in validations" / "struck") == [3, 5, 7, 9], "the first two were cut short"
     done = done[:5]
     assert "ModelCheckpoint is set aside" in done[0].output
     assert "is not saved" not in done[0].output, "what hooks save is known"
-    lines = {line["step"]: line for line in history(tmp_path / "shuffle" / "struck")}
+    lines = {line["step"]: line for line in history(folder / "shuffle" / "struck")}
     assert sorted(lines) == list(range(1, 21))
     # The stop in step 19 came before its validation.
-    assert metrics_at(tmp_path / "shuffle" / "struck") == [2, 4, 7, 9, 12, 14, 17, 20]
+    assert metrics_at(folder / "shuffle" / "struck") == [2, 4, 7, 9, 12, 14, 17, 20]
     assert [ended.output.count("resumed at step 8 from") for ended in done] == [0, 0, 0, 1, 0], "a notice loses no step"
     # Footnote 2 of the docs: the mean over an epoch with a resume, at step 19, is that of the steps after it.
-    loss = {step: float(str(value)) for step, value in losses(tmp_path / "shuffle" / "whole").items()}
+    loss = {step: float(str(value)) for step, value in losses(folder / "shuffle" / "whole").items()}
     assert means(done[0])[3] == pytest.approx(sum(loss[step] for step in range(16, 21)) / 5)
     assert means(done[-1]) == {3: pytest.approx(loss[20])}
+
+
+def test_a_run_that_reports_has_one_curve_beside_lightnings_own(quick: tuple[Path, list[Ended]]) -> None:
+    folder = quick[0] / "shuffle"
+    curve = shown(folder / "struck")
+    assert [step for step, _ in curve["loss"]] == list(range(1, 21))
+    assert [step for step, _ in curve["val_loss"]] == [2, 4, 7, 9, 12, 14, 17, 20]
+    for name in ("loss", "val_loss", "lr"):
+        assert curve[name] == recorded(folder / "struck", name), name
+    assert len(list((folder / "lightning_logs").glob("version_*"))) == 5, "one folder an attempt, of both runs"
+
+
+def test_at_a_limit_a_run_saves_leaves_with_79_and_goes_on_exactly_once_it_is_raised(
+    quick: tuple[Path, list[Ended]],
+) -> None:
+    folder, run_dir = quick[0], quick[0] / "limited" / "run"
+    ended = quick[1][-len(LIMITED) :]
+    assert [one.code for one in ended] == [79, 79, 79, 0], ended
+    ends = [event(run_dir, "end", attempt) for attempt in range(3)]
+    assert [(end["cause"], end["step"]) for end in ends] == [("max-spend", 7), ("max-spend", 0), ("deadline", 13)]
+    assert [end["committed_step"] for end in ends] == [7, None, 13]
+    assert "not started: the spend limit" in ended[1].output
+    assert event(run_dir, "restored")["step"] == 13
+    assert losses(run_dir) == losses(folder / "shuffle" / "whole")
+    assert exported(run_dir) == exported(folder / "shuffle" / "whole")
 
 
 @pytest.mark.slow(60)

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from clock import Clock
 from crafted import ELSEWHERE, NOON, PLACE, CraftedAttempt
-from support import PROGRAMS, clean_env, event, launch, mlp
+from support import PROGRAMS, clean_env, event, launch, limit_variables, mlp
 
 from skyspot.money.prices import OFFERED, Place, RungPrice
 from skyspot.money.travel import LARGEST, travelling
@@ -502,18 +502,11 @@ def test_a_planted_mistake_passes_the_limit(
 # -- real runs ---------------------------------------------------------------------------------------------------------
 
 TASK = "sky-managed-2026-11-30-08-00-00-000000_run-001_7-0"
-BY_THE_SECOND = json.dumps(
-    [{"rung": 1, "spot": True, "machines": ["CPU"], "on_demand": 7200.0, "places": {"": [3600.0, 7200.0, "x"]}}]
-)
-"""A dollar a second, so that a limit in USD is one in seconds."""
 QUICK = ("--constant", "training.journal.LOOK_S=0.1")
 
 
 def limited(**limits: object) -> dict[str, str]:
-    more = {f"SKYSPOT_{name.upper()}": str(value) for name, value in limits.items()}
-    return clean_env(
-        **{"SKYPILOT_TASK_ID": TASK, "SKYSPOT_PRICES": BY_THE_SECOND, "SKYSPOT_SPEND_ALLOWANCE": "0", **more}
-    )
+    return clean_env(SKYPILOT_TASK_ID=TASK, **limit_variables(**limits))
 
 
 def recorded_s(run_dir: Path) -> float:

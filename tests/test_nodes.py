@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import test_hf
 import warm
-from support import PROGRAMS, Ended, clean_env, column, event, losses, weights
+from support import PROGRAMS, Ended, clean_env, column, event, limit_variables, losses, weights
 
 from skyspot.rehearsal.metadata import AwsMetadata
 from trainer.launch.nodes import Nodes, NodesError, interface_of
@@ -196,6 +196,26 @@ def test_a_signal_on_one_machine_stops_all_at_one_boundary_and_loses_no_step(
     assert end["committed_step"] == end["step"]
     assert codes(start(run_dir, task=task).end()) == [0, 0]
     assert event(run_dir, "restored")["lost_steps"] == 0
+    assert_as(undisturbed(2), run_dir)
+
+
+@pytest.mark.slow
+def test_at_a_limit_two_machines_leave_with_79_and_go_on_once_it_is_raised(
+    tmp_path: Path, undisturbed: Callable[[int], Path], task: str
+) -> None:
+    run_dir, spend = tmp_path / "run", limit_variables(max_spend=900)
+    quick = ("--constant", "training.journal.LOOK_S=0.1")
+    reached = start(run_dir, "--fault", "limit@6", *quick, task=task, **spend).end()
+    assert codes(reached) == [79, 79], reached
+    end, limit = event(run_dir, "end"), event(run_dir, "limit")
+    assert (end["code"], end["cause"], end["step"]) == (79, "max-spend", end["committed_step"])
+    assert (limit["nodes"], limit["usd_per_hour"]) == (2, 3600.0)
+    again = start(run_dir, task=task, **spend).end()
+    assert codes(again) == [79, 79], again
+    assert "not started: the spend limit allows no more than a last save" in again[0].output
+    assert not event(run_dir, "restored")
+    assert codes(start(run_dir, task=task, **limit_variables(max_spend=9000)).end()) == [0, 0]
+    assert event(run_dir, "restored")["step"] == end["step"]
     assert_as(undisturbed(2), run_dir)
 
 

@@ -14,13 +14,13 @@ import sys
 import threading
 import time
 from contextlib import nullcontext, suppress
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 import mlp
 import psutil
 import torch
+from at_limit import reach_limit
 from torch import nn
 
 from trainer.checkpoint import pruning, saving, staging, writing
@@ -232,12 +232,8 @@ class Faults:
         elif kind == "await-trackers":  # They have what was logged so far, and have put it into the bucket.
             while not all(one.is_idle for one in run.tracking._reporters):
                 time.sleep(0.01)
-        elif kind == "limit":  # As if the attempts before had spent more, or time had flown.
-            journal, limits = run.journal, run.journal._reckoning.limits
-            if limits.deadline:
-                limits = replace(limits, deadline=time.time())
-            journal._reckoning = replace(journal._reckoning, limits=limits, earlier_usd=limits.max_spend_usd or 0.0)
-            await_stop(run)
+        elif kind == "limit":
+            reach_limit(run)
         elif kind == "outnumber":
             (run.paths.attempts / "a0099-ffffff").mkdir()
         elif kind == "raise":

@@ -12,6 +12,10 @@ import traceback
 
 import lightning_loop
 
+if "--report-to" in sys.argv[1]:
+    import accelerate.tracking  # noqa: F401
+    import torch.utils.tensorboard  # noqa: F401
+
 
 def attempt(arguments: list[str]) -> None:
     """Become an attempt. Never returns."""

@@ -7,6 +7,7 @@ from trainer import SpotRun  # isort: skip
 
 import argparse
 import json
+import os
 import random
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from trainer.lightning import SpotCallback
+from trainer.training import journal
 
 CALLS: list[str] = []
 """What the hooks of this attempt were called for, in order."""
@@ -136,10 +138,16 @@ def main() -> None:
     parser.add_argument("--patience", type=int, default=0)
     parser.add_argument("--options", type=json.loads, default={}, help="of the Trainer")
     parser.add_argument("--fit", type=json.loads, default={}, help="options of fit()")
-    parser.add_argument("--strike", default="0:SIGKILL", help="7:SIGTERM, or v7:SIGTERM in the validation after it")
+    parser.add_argument("--strike", default="0:SIGKILL", help="7:SIGTERM, 7:limit, or v7:SIGTERM: in a validation")
+    parser.add_argument("--report-to", default=(), help="an experiment tracker")
+    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="a variable of this attempt")
     parser.add_argument("--no-time", action="store_true", help="a stop never leaves time for the rest of a step")
     given = parser.parse_args()
-    with no_time() if given.no_time else nullcontext(), SpotRun(given.dir, save_every=3) as run:
+    os.environ.update(one.split("=", 1) for one in given.env)
+    if given.strike.endswith(":limit"):
+        journal.LOOK_S = 0.1
+    spot_run = SpotRun(given.dir, save_every=3, report_to=given.report_to)
+    with no_time() if given.no_time else nullcontext(), spot_run as run:
         lightning.seed_everything(1, verbose=False)
         loader, items = make_loader(given)
         validation = DataLoader(Items(given.validate), batch_size=4)
@@ -153,9 +161,9 @@ def main() -> None:
             given.options = {"strategy": type("OddStrategy", (SingleDeviceStrategy,), {})("cpu")}
         trainer = lightning.Trainer(
             max_epochs=given.epochs if given.steps == -1 else None, max_steps=given.steps, accelerator="cpu",
-            callbacks=callbacks, accumulate_grad_batches=given.accumulate, logger=False,
+            callbacks=callbacks, accumulate_grad_batches=given.accumulate,
             enable_progress_bar=False, enable_model_summary=False, default_root_dir=given.dir.parent,
-            **{"val_check_interval": 2, "devices": run.world_size} | given.options,
+            **{"val_check_interval": 2, "devices": run.world_size, "logger": False} | given.options,
         )  # fmt: skip
         for seed in (torch.manual_seed, np.random.seed, random.seed):
             seed(run.rank)

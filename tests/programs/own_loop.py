@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from at_limit import reach_limit
 from no_time import no_time
 from safetensors.torch import save_file
 from torch import nn
@@ -94,7 +95,10 @@ def make_loader(order: str, items: Items):
 
 
 def strike(run: SpotRun, name: str) -> None:
-    """Send this process a signal, or wait until it got a cloud's notice, which a test then sends."""
+    """Send this process a signal, wait until it got a cloud's notice, which a test then sends, or reach a limit."""
+    if name == "limit":
+        reach_limit(run)
+        return
     if name == "notice":
         print("waiting for a notice", flush=True)
     else:
