@@ -78,7 +78,7 @@ class Trackio:
 
     def log(self, point: Point) -> None:
         """As of `Tracker.log`."""
-        self._writer.log(point.values, step=point.step)
+        self._writer.tracker.log(point.values, step=point.step)  # Early releases of accelerate pass no step on.
 
     def publish(self) -> None:
         """As of `Tracker.publish`."""
