@@ -13,6 +13,8 @@ from pathlib import Path
 from support import REPO, clean_env
 
 FOLDER = REPO / "examples"
+Edits = tuple[tuple[str, str], ...]
+"""(a text that is there once, what replaces it)."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,14 @@ class Example:
     strikes: str = "sigterm"
     """Kinds of preemption in the tests, one of each. One example of each way to train has a torn checkpoint too; see
     GUARANTEES in test_guarantees.py."""
+    report_to: str = ""
+    """An experiment tracker that it reports to when the tests rehearse it."""
     slow: bool = False
     """True: its short run takes more than some seconds, and is left out of the quick tests."""
 
 
 EXAMPLES: dict[str, Example] = {
-    "plain": Example(strikes="sigterm,torn"),
+    "plain": Example(strikes="sigterm,torn", report_to="tensorboard"),
     "accelerate_loop": Example(slow=True),
     "pretrain": Example(moves=(1, 2), slow=True),
     "vision": Example(moves=(1, 2), slow=True, strikes="sigterm,torn"),
@@ -52,14 +56,32 @@ def entry(safe: Path) -> Example:
     return EXAMPLES.get(safe.stem, Example())
 
 
+def edited(example: str, edits: Edits) -> str:
+    """The script of an example, edited."""
+    text = (FOLDER / f"{example}.py").read_text()
+    for old, new in edits:
+        assert text.count(old) == 1, f"{example}.py: {old!r} is there {text.count(old)} times"
+        text = text.replace(old, new)
+    return text
+
+
+def edited_task(example: str, edits: Edits, folder: Path) -> Path:
+    """Write an edited example and its task into a folder; returns the task."""
+    script, task = folder / f"{example}.py", folder / f"{example}.yaml"
+    script.write_text(edited(example, edits))
+    here, line = (FOLDER / task.name).read_text(), f"./examples/{script.name}"
+    assert line in here
+    task.write_text(here.replace(line, str(script)))
+    return task
+
+
 @dataclass(frozen=True)
 class Broken:
     """A rule of docs/your-own-script.md, broken in an example by edits."""
 
     rule: str
     example: str
-    edits: tuple[tuple[str, str], ...]
-    """(a text that is there once, what replaces it)."""
+    edits: Edits
     says: str
     """What the verdict names as the cause."""
     verdict: str = "NOT exact"
@@ -77,20 +99,11 @@ class Broken:
 
     def text(self) -> str:
         """The script with the rule broken."""
-        text = (FOLDER / f"{self.example}.py").read_text()
-        for old, new in self.edits:
-            assert text.count(old) == 1, f"{self.example}.py: {old!r} is there {text.count(old)} times"
-            text = text.replace(old, new)
-        return text
+        return edited(self.example, self.edits)
 
     def task(self, folder: Path) -> Path:
         """Write the script and its task into a folder; returns the task."""
-        script, task = folder / f"{self.example}.py", folder / f"{self.example}.yaml"
-        script.write_text(self.text())
-        here, line = (FOLDER / task.name).read_text(), f"./examples/{script.name}"
-        assert line in here
-        task.write_text(here.replace(line, str(script)))
-        return task
+        return edited_task(self.example, self.edits, folder)
 
 
 KINDS = ("a scheduler", "the data", "a counter or an average")

@@ -19,8 +19,9 @@ import example_campaign
 import pytest
 import torch
 import warm
+from curves import recorded, shown
 from example_campaign import Done, Job, all_jobs, judged, report
-from example_table import BROKEN, EXAMPLES, FOLDER, KINDS, WHY_NOT, Broken, Example, entry, rehearse
+from example_table import BROKEN, EXAMPLES, FOLDER, KINDS, WHY_NOT, Broken, Example, edited_task, entry, rehearse
 from support import REPO, Ended, clean_env, event, launch, losses
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -152,12 +153,21 @@ def test_an_example_trains_and_stops_and_goes_on(safe: Path, tmp_path: Path) -> 
 def test_an_example_is_rehearsed(safe: Path, tmp_path: Path) -> None:
     """On one process, with few strikes; `make examples` has all kinds, on more processes too."""
     needs(safe)
-    example = entry(safe)
+    example, kept = entry(safe), tmp_path / "kept"
     strikes = example.strikes.split(",")
-    options = ("--processes", 1, "--preemptions", len(strikes), "--kinds", example.strikes)
-    done = rehearse(safe.with_suffix(".yaml"), example.steps, tmp_path, *options)
+    options = ("--processes", 1, "--preemptions", len(strikes), "--kinds", example.strikes, "--keep", kept)
+    task = safe.with_suffix(".yaml")
+    if example.report_to:
+        edit = (") as run:", f", report_to={example.report_to!r}) as run:")
+        task = edited_task(safe.stem, (edit,), tmp_path)
+    done = rehearse(task, example.steps, tmp_path, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"Preempted: {example.says}: {example.steps} of {example.steps} losses" in done.stdout
+    assert "tensorboard" not in done.stdout, "its files are no checkpoints"
+    reports = list(kept.glob("preempted/bucket/*/tensorboard"))
+    assert len(reports) == bool(example.report_to)
+    for folder in reports:
+        assert shown(folder.parent)["loss"] == recorded(folder.parent, "loss")
 
 
 def test_each_broken_form_is_an_edit_of_an_example() -> None:
