@@ -18,8 +18,8 @@ from trainer.launch.nodes import Nodes, NodesError
 from trainer.launch.process_count import LaunchError, process_count
 from trainer.launch.rank import Rank
 from trainer.launch.relay import LONGEST_LINE_BYTES, Lines
-from trainer.layout.events import read_events
-from trainer.layout.names import RunPaths, list_attempts
+from trainer.layout.events import read_events, read_progress
+from trainer.layout.names import AttemptName, RunPaths, list_attempts
 
 HEAD = "import os, signal, sys, time\nrank = int(os.environ['RANK'])\n"
 
@@ -390,6 +390,38 @@ def test_a_script_with_spotrun_under_a_sidecar_makes_one_attempt(tmp_path: Path)
     paths = RunPaths(tmp_path / "run")
     assert len(list_attempts(paths)) == 1
     assert len([found for found in read_events(paths, list_attempts(paths)[0]) if found.name == "end"]) == 1
+
+
+def test_a_script_without_records_shows_how_long_it_lived_and_one_with_records_does_so_itself(tmp_path: Path) -> None:
+    """An attempt that is killed without a word counts until its last record; see docs/report.md."""
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom trainer.launch import sidecar\n"
+        "sidecar.LOOK_S = sidecar.LIVES_S = 0.05\nsidecar.record_attempt(Path(sys.argv[1]))\n"
+    )
+    command, paths = [sys.executable, "-c", program, str(tmp_path)], RunPaths(tmp_path)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=clean_env(), text=True, **pipes) as sidecar:
+        assert sidecar.stdout
+        name = AttemptName.parse(sidecar.stdout.readline().split()[1])
+        assert name
+        wait_for(lambda: read_progress(paths, name).get("monotonic"))
+        (paths.attempt(name) / "0002-bound.json").write_text('{"time": 1.0, "monotonic": 1.0}')
+        wait_for(lambda: rewritten(paths.progress(name)) is False)
+        (paths.attempts / "a0099-ffffff").mkdir()
+        assert sidecar.stdout.readline() == "stop superseded\n", "it still looks"
+        assert not paths.progress(name).exists()
+        sidecar.kill()
+
+
+def rewritten(path: Path) -> bool:
+    """Whether a file comes again within ten looks of the sidecar."""
+    path.unlink(missing_ok=True)
+    end = time.monotonic() + 0.5
+    while time.monotonic() < end:
+        if path.exists():
+            return True
+        time.sleep(0.02)
+    return False
 
 
 @pytest.mark.parametrize("code", [0, 1, 76])

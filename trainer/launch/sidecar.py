@@ -15,6 +15,7 @@ import selectors
 import signal
 import sys
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -43,6 +44,8 @@ from trainer.layout.events import event_named, read_events
 from trainer.layout.names import AttemptName, RunPaths
 
 LOOK_S = 5.0
+LIVES_S = 30.0
+"""How often an attempt without a limit shows that it lives; beside a limit, at each look."""
 
 
 def _leave_when_a_call_hangs() -> None:
@@ -121,25 +124,30 @@ def _has_final(paths: RunPaths) -> bool:
 def _watch(attempt: Attempt, reckoning: Reckoning | None) -> None:
     """Report the first reason to end the attempt; return when the launcher sends something, or is gone.
 
-    Once the script itself reckons, as SpotRun does, it alone holds the limits.
+    Until the script itself records, as SpotRun does, progress.json shows how long the attempt has lived. Such a script
+    alone then holds the limits.
     """
     selector = selectors.DefaultSelector()
     selector.register(sys.stdin.buffer, selectors.EVENT_READ)
     limits = _LimitWatch(reckoning) if reckoning else None
-    sent = False
+    sent, lives, show_at = False, True, 0.0
     while not selector.select(LOOK_S):
         # If the bucket does not answer now, the next round tries again.
+        shows = lives and (limits is not None or time.monotonic() >= show_at)
         with suppress(OSError):
-            if limits and event_named(read_events(attempt.paths, attempt.name, ("bound",)), "bound"):
-                limits.over.set()
-                limits = None
+            if shows and event_named(read_events(attempt.paths, attempt.name, ("bound",)), "bound"):
+                lives = shows = False
+                if limits:
+                    limits.over.set()
+                    limits = None
         with suppress(OSError):
             if not sent and (found := stop_reason(attempt)):
                 _send(f"stop {found.ending.cause}")
                 sent = True
         with suppress(OSError):
-            if limits and not limits.reached:
+            if shows and not (limits and limits.reached):
                 attempt.paths.progress(attempt.name).write_bytes(to_json(times()))
+                show_at = time.monotonic() + LIVES_S
     if limits and limits.reached:
         record_limit(attempt, limits.reached)
 

@@ -269,6 +269,5 @@ class Journal:
             self._ended.pop(0)
 
     def _write_progress(self) -> None:
-        if self._progress or self._reckoning:  # Beside a limit, an attempt shows that it lives from its start on.
-            data = to_json({**times(), **self._progress})
-            self.attempt.paths.progress(self.attempt.name).write_bytes(data)
+        data = to_json({**times(), **self._progress})  # Before the first step it shows that the attempt lives.
+        self.attempt.paths.progress(self.attempt.name).write_bytes(data)
