@@ -1,14 +1,17 @@
-"""Gradients: clipped or not, dense or sparse."""
+"""Gradients: clipped or not, dense or sparse, of a checkpointed part."""
 
 from pathlib import Path
 
 import one_rank
 import pytest
 import torch
+import torch.distributed as dist
 from support import column, weights
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from trainer.finetune.config import parse
+from trainer.training import buckets
 
 
 class Bag(nn.Module):
@@ -69,3 +72,29 @@ def test_gradients_are_clipped_to_a_norm_of_1_unless_another_is_given(
     assert "--max-grad-norm X clip gradients to this norm; 0: do not clip (default: 1.0)" in told
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     assert "Gradients are clipped to a norm of 1.0; `max_grad_norm` changes that (0: never clip)." in readme
+
+
+class Checkpointed(nn.Module):
+    """A part without parameters is computed again in the backward pass."""
+
+    def __init__(self, is_reentrant: bool) -> None:
+        super().__init__()
+        self.out, self.is_reentrant, self.passes = nn.Linear(2, 1), is_reentrant, 0
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        self.passes += 1
+        return checkpoint(torch.tanh, self.out(batch), use_reentrant=self.is_reentrant)
+
+
+@pytest.mark.parametrize("is_reentrant", [False, True])
+def test_a_first_pass_that_is_thrown_away_does_not_disturb_a_checkpointed_module(is_reentrant: bool) -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = Checkpointed(is_reentrant)
+        ddp = nn.parallel.DistributedDataParallel(model)
+        buckets.settle_at_first_pass(ddp)
+        ddp(torch.ones(3, 2)).sum().backward()
+        assert model.passes == 2
+        assert model.out.weight.grad is not None
+    finally:
+        dist.destroy_process_group()

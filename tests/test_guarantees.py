@@ -118,8 +118,8 @@ global random numbers batch by batch, or a generator from which both the loop an
 `group_by_length` and `batch_rebalance`.
 ² But not the means of metrics logged with `on_epoch=True`, in an epoch with a resume, nor what follows them.
 ³ Unless the data set draws from a generator of its own.
-⁴ On more than two processes, the last bits may differ after a resume: with DDP that is compiled or has
-`static_graph=True`; with Lightning; with the Trainer, if `gradient_checkpointing` is on."""
+⁴ On more than two processes, the last bits may differ after a resume: with DDP that is compiled, or has
+`static_graph=True` or `use_reentrant=True` in it; with Lightning; with the Trainer's `gradient_checkpointing`."""
 _EXCEPTED = "test_sampler::test_what_the_table_of_guarantees_excepts_is_not_exact"
 EXCEPTIONS: dict[str, str] = {
     "loader workers": _EXCEPTED,
@@ -132,11 +132,12 @@ EXCEPTIONS: dict[str, str] = {
     "on_epoch=True": "test_lightning::test_a_training_ends_with_the_same_bits_however_often_it_is_struck",
     "generator of its own": _EXCEPTED,
     "static_graph=True": "",
+    "use_reentrant=True": "",
     "gradient_checkpointing": "",
 }
 """Words of the footnotes that the rest of the page has too, and the test that sees the exception.
 
-Nothing sees the last two: the bits may differ, and need not.
+Nothing sees the last three: the bits may differ, and need not.
 """
 
 

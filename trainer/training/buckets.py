@@ -14,7 +14,7 @@ from torch import nn
 
 from trainer.checkpoint import forward_state
 from trainer.training import rng
-from trainer.training.reach import unreached
+from trainer.training.reach import has_reentrant_checkpoint, unreached
 from trainer.training.trees import tensors
 
 
@@ -52,7 +52,7 @@ def _throw_away(ddp: nn.parallel.DistributedDataParallel, args: tuple[Any, ...],
     with rng.set_aside():
         outputs = [one for one in tensors(ddp(*args, **kwargs)) if one.requires_grad]
         # Otherwise DDP would wait for the rest: the program's loss may have another way to it.
-        if not unreached(outputs, named):
+        if not unreached(outputs, named) and not has_reentrant_checkpoint(outputs):
             ones = [torch.ones_like(one) for one in outputs]
             torch.autograd.backward(outputs, ones, inputs=list(named.values()))
     torch.clear_autocast_cache()  # It holds a graph that is gone.
