@@ -350,6 +350,87 @@ def test_a_limit_in_money_needs_the_price_of_each_rung(runtime: Path) -> None:
     assert places[0] == {"slurm/mine": [16.0, 16.0]}
 
 
+@pytest.mark.parametrize(
+    ("resources", "entries"),
+    [
+        ("{accelerators: 'A100:8', infra: lambda, use_spot: true}",
+         "[{accelerators: 'A100:8', infra: lambda, spot: 8, on_demand: 16}]"),
+        ("{accelerators: 'A100:8', infra: lambda}", "[{accelerators: 'A100:8', infra: lambda, on_demand: 16}]"),
+        ("{instance_type: n1-standard-8, accelerators: 'V100:2', infra: gcp, use_spot: true}",
+         "[{instance_type: n1-standard-8, infra: gcp, spot: 8, on_demand: 16}]"),
+        ("{accelerators: {A100: 8, L4: 8}, cloud: gcp, region: us-central1, use_spot: true}",
+         "[{accelerators: 'A100:8', infra: gcp/us-central1, spot: 8, on_demand: 16}, "
+         "{accelerators: 'L4:8', infra: gcp/us-central1, spot: 8, on_demand: 16}]"),
+        ("{infra: slurm/my-cluster/*, cpus: 8+}", '[{infra: "slurm/my-cluster/*", on_demand: 16}]'),
+        ("{accelerators: 'A100:8', ordered: [{infra: lambda}, {infra: gcp}, {infra: lambda, use_spot: true}]}",
+         "[{accelerators: 'A100:8', infra: lambda, spot: 8, on_demand: 16}, "
+         "{accelerators: 'A100:8', infra: gcp, on_demand: 16}]"),
+        ("{accelerators: 'H100:8', use_spot: true}", "[{accelerators: 'H100:8', spot: 8, on_demand: 16}]"),
+        ("{accelerators: 40GB+, infra: gcp}", None),
+    ],
+)  # fmt: skip
+def test_the_remedy_for_an_unknown_price_is_one_that_works(
+    skyspot: Skyspot, runtime: Path, resources: str, entries: str | None
+) -> None:
+    ours = "python -m trainer.launch --checkpoint-dir /c x.py"
+    Path("t.yaml").write_text(f"resources: {resources}\nenvs: {{SKYSPOT_MAX_SPEND: 5}}\nrun: {ours}\n")
+    args = ("render", "t.yaml", "-n", "x", "--ignore", "script-not-there")
+    code, _, err = skyspot(*args)
+    assert (code, "--max-spend: the price of rung" in err) == (2, True), err
+    told, _, remedy = err.strip().partition(". State it in skyspot.yaml, like prices: ")
+    assert remedy == (entries or ""), err
+    if not entries:
+        assert told.endswith("(40GB+ names no accelerator to look up; name one)")
+        return
+    Path("skyspot.yaml").write_text(f"prices: {remedy}\n")
+    code, out, err = skyspot(*args)
+    assert (code, '"rung":1' in envs(out)["SKYSPOT_PRICES"]) == (0, True), err
+
+
+def test_where_max_hourly_cost_leaves_no_rung_a_spend_limit_asks_for_no_price(skyspot: Skyspot, runtime: Path) -> None:
+    args = ("--gpus", "A100:8", "-n", "x", "--bucket", "s3://mine", "--max-spend", "5", "--max-hourly-cost", "2")
+    code, _, err = skyspot("render", *args)
+    assert code == 2
+    assert "no rung of this task is left: max_hourly_cost 2 cuts it off: its cheapest place costs 9.00. Raise" in err
+
+
+def test_a_launch_whose_limit_is_reached_already_is_refused(tmp_path: Path, runtime: Path) -> None:
+    launched(gpus="A100:8", bucket="s3://mine", max_spend="25", deadline="12h")
+    path = Path(".skyspot/run-001.yaml")
+    path.write_text(path.read_text().replace(envs(path.read_text())["SKYSPOT_DEADLINE"], "2026-01-01T00:00:00Z"))
+    at_a_limit(tmp_path / "records", "max-spend", spent_usd=24.9, max_spend_usd=25)
+    stopped = replace(NEW, progress=run_progress(RunPaths(tmp_path / "records")))
+
+    def refused(existing: Existing, **options: str) -> str:
+        given = Options(name="run-001", flags=frozenset({"name", *options}), **options)  # type: ignore[arg-type]
+        try:
+            launch.refuse(launch.prepare(given, Path()), existing, replace=False)
+        except UsageError as error:
+            return str(error)
+        return ""
+
+    passed = "the deadline of run-001, 2026-01-01 00:00 UTC, has passed. Launch with --deadline TIME|none"
+    assert refused(NEW) == passed
+    assert refused(NEW, max_spend="none") == passed
+    assert refused(NEW, deadline="none") == refused(NEW, deadline="2h") == ""
+    reached = (
+        "run-001 has reached a spend limit of USD 25.00: about USD 24.90 is spent. Launch with --max-spend USD|none"
+    )
+    assert [refused(stopped, deadline="none", max_spend=usd) for usd in ("20", "25", "25.5", "none")] == [
+        reached, reached, "", ""
+    ]  # fmt: skip
+
+
+def test_a_task_of_a_pipeline_whose_deadline_has_passed_is_named(runtime: Path) -> None:
+    task = "name: {0}\nenvs: {{SKYSPOT_DEADLINE: {1}}}\nresources: {{accelerators: 'A100:8'}}\nrun: echo\n"
+    Path("p.yaml").write_text(f"{task.format('a', '2099-01-01')}---\n{task.format('b', '2026-01-01')}")
+    found = launch.prepare(Options(task="p.yaml", name="p"), Path())
+    with pytest.raises(
+        UsageError, match=r"of b, 2026-01-01 00:00 UTC, has passed\. .* SKYSPOT_DEADLINE in the envs of"
+    ):
+        launch.refuse(found, replace(NEW, parts=(NEW, NEW)), replace=False)
+
+
 def test_a_copy_of_the_trainer_that_knows_no_limits_is_refused(runtime: Path) -> None:
     launched(gpus="A100:8", bucket="s3://mine")
     Path(".skyspot/run-001/trainer/attempt/limits.py").unlink()

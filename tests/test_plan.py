@@ -18,6 +18,7 @@ import catalogs
 import console
 import pytest
 from console import Skyspot
+from crafted import NOON, CraftedAttempt
 from support import REPO, clean_env
 
 from bench import startup
@@ -28,12 +29,13 @@ from skyspot.jobs.launch import Existing
 from skyspot.money.expected import Preemptions, best_interval_s
 from skyspot.money.prices import rung_from_json
 from skyspot.money.pricing import price_ladder, read_market
+from skyspot.runs import speed as speeds
 from skyspot.runs.location import Location
 from skyspot.runs.progress import Progress
 from skyspot.runs.speed import Speed, measured_speed
 from skyspot.task import document
 from skyspot.task.options import Options
-from trainer.layout.names import RunPaths
+from trainer.layout.names import RunPaths, list_metrics
 
 TUTORIAL = ("--hours", "20", "--prices", "32.77,9.83,7.20,5.50:24")
 
@@ -173,6 +175,19 @@ def test_the_commands_of_the_page_run(skyspot: Skyspot, half: Path) -> None:
     for line in lines:
         code, _, err = skyspot(*shlex.split(line))
         assert code == 0, err
+
+
+def test_the_speed_of_a_run_of_many_attempts_costs_few_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(1, 9):
+        one = CraftedAttempt(tmp_path, number, NOON + number * 1000)
+        one.start()
+        one.steps(1, 3, 6.0, step_s=number)
+    listed = []
+    monkeypatch.setattr(speeds, "list_metrics", lambda *args: listed.append(args[1]) or list_metrics(*args))
+    assert speeds._speed(RunPaths(tmp_path)) == Speed((5 + 6 + 7 + 8) / 4, 8)
+    assert len(listed) == speeds.MAX_FILES
 
 
 def test_the_comparison_of_the_page_is_what_is_printed(skyspot: Skyspot) -> None:
@@ -382,6 +397,34 @@ def test_prices_of_skyspot_yaml_are_used_and_replace_a_catalogs(skyspot: Skyspot
     assert [(place["region"], place["spot_usd_per_hour"]) for place in found["places"]] == [  # type: ignore[attr-defined]
         ("us-east-1", 3), ("us-west-2", 4)
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stated", "spot_rung", "on_demand_rung"),
+    [
+        ("{accelerators: 'A100:8', infra: aws, on_demand: 25}",
+         [("a", 9.83, 25), ("b", 12, 25)], [(None, 9.83, 25)]),
+        ("{accelerators: 'A100:8', spot: 5}",
+         [(None, 5, 31)], [("b", 5, 31), ("a", 5, 32.77)]),
+        # The narrowest entry counts, whatever their order.
+        ("{accelerators: 'A100:8', infra: aws/us-west-2, on_demand: 20}, {accelerators: 'A100:8', on_demand: 25}",
+         [("a", 9.83, 25), ("b", 12, 20)], [(None, 12, 20), (None, 9.83, 25)]),
+        ("{accelerators: 'A100:8', infra: aws, on_demand: 25}, {accelerators: 'A100:8', infra: aws/us-west-2, spot: 6}",
+         [(None, 6, 25), ("a", 9.83, 25)], [(None, 9.83, 25)]),
+        ("{accelerators: 'A100:8', infra: aws/eu-west-1, on_demand: 25}",
+         [("a", 9.83, 32.77), ("b", 12, 31)], [(None, None, 25), ("b", 12, 31), ("a", 9.83, 32.77)]),
+    ],
+)  # fmt: skip
+def test_a_stated_price_replaces_that_of_its_own_market_alone(
+    skyspot: Skyspot, runtime: Path, stated: str, spot_rung: list[object], on_demand_rung: list[object]
+) -> None:
+    catalogs.write(runtime, "aws", [row(zone="a"), row(region="us-west-2", zone="b", spot=12, price=31)])
+    Path("skyspot.yaml").write_text(f"prices: [{stated}]\n")
+    found = [
+        [(place["zone"], place["spot_usd_per_hour"], place["on_demand_usd_per_hour"]) for place in rung["places"]]  # type: ignore[attr-defined]
+        for rung in rungs(skyspot, "--gpus", "A100:8", "--on-demand-last")
+    ]
+    assert found == [spot_rung, on_demand_rung]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from skyspot.migrate.source import task_yaml, written_for, written_text
 from skyspot.money import travel
 from skyspot.money.plan import TaskPlan
 from skyspot.money.prices import CUT
+from skyspot.runs import limits as records
 from skyspot.runs import location
 from skyspot.runs.location import Location
 from skyspot.runs.progress import Progress, run_binding, run_progress
@@ -26,9 +28,10 @@ from skyspot.runs.speed import Speed, measured_speed
 from skyspot.task import document, payload
 from skyspot.task.document import Task
 from skyspot.task.emitter import BOOLEANS
-from skyspot.task.limits import limits_of
-from skyspot.task.options import WRITTEN, Options, secret_value, written_task
+from skyspot.task.limits import DEADLINE, limits_of, shown_time
+from skyspot.task.options import MAX_SPEND, WRITTEN, Options, secret_value, written_task
 from skyspot.task.render import headed
+from trainer.layout.events import number
 from trainer.layout.names import RunPaths
 
 
@@ -250,8 +253,10 @@ def refuse(launch: Launch, existing: Existing, replace: bool) -> None:
     """Refuse a launch that would harm an existing job or run.
 
     Raises:
-        SkyspotError: a job of that name is active, or the run has another binding configuration.
+        SkyspotError: a job of that name is active, the run has another binding configuration, or a limit of it is
+            reached already.
     """
+    _refuse_reached(launch, existing, time.time())
     for part, one in launch.each(existing):
         if one.differs:
             remedy = "Give it another name (-n)" if not existing.parts else f"Give task {part.name} another folder"
@@ -266,6 +271,28 @@ def refuse(launch: Launch, existing: Existing, replace: bool) -> None:
             f"job {job.id} named {launch.name} is active ({job.status}). Follow it with `skyspot logs "
             f"{launch.name}`, or add --replace to let it save and replace it"
         )
+
+
+def _refuse_reached(launch: Launch, existing: Existing, now: float) -> None:
+    """Refuse a launch whose limit is reached already: a machine would be paid for, to stop at once.
+
+    Raises:
+        UsageError: the deadline has passed, or a limit in money that was no lower has stopped the run.
+    """
+    for part, one in launch.each(existing):
+        spend, deadline = limits_of(part.task)
+        own = not existing.parts
+        if deadline is not None and deadline <= now:
+            remedy = "--deadline TIME|none" if own else f"another {DEADLINE} in the envs of task {part.name}"
+            raise UsageError(f"the deadline of {part.name}, {shown_time(deadline)}, has passed. Launch with {remedy}")
+        stopped = one.progress.limit if one.progress else {}
+        most = number(stopped, "max_spend_usd") if stopped.get("cause") == records.MAX_SPEND else None
+        if spend is not None and most is not None and spend <= most:
+            remedy = "--max-spend USD|none" if own else f"a higher {MAX_SPEND} in the envs of task {part.name}"
+            spent = f"USD {number(stopped, 'spent_usd') or 0.0:,.2f} is spent"
+            raise UsageError(
+                f"{part.name} has reached a spend limit of USD {most:,.2f}: about {spent}. Launch with {remedy}"
+            )
 
 
 def with_prices(launch: Launch, costs: Sequence[TaskPlan], update_trainer: bool) -> Launch:

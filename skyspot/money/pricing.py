@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from skyspot.money.catalog import Catalog, Row, clouds_here, enabled_clouds, read_catalog
 from skyspot.money.offers import Ask, asks, counts_of, names_of, offers
@@ -111,13 +111,7 @@ def _search(machines: Sequence[Ask], market: Market, use_spot: bool, limit: floa
     found, free = _Found([], [], [], [], 0), 0
     for ask in machines:
         stated = [price for price in market.stated if _is_for(price, ask)]
-        for price in stated:
-            place = _stated_place(price, ask)
-            usd = place.usd_per_hour(use_spot)
-            found.all.append(place)
-            # SkyPilot cannot compare a price that only skyspot.yaml has; skyspot does, like SkyPilot.
-            if limit is None or usd is None or usd <= limit:
-                found.kept.append(place)
+        catalogs: list[Place] = []
         for cloud in [ask.cloud] if ask.cloud else market.clouds:
             catalog = market.catalogs.get(cloud)
             if not catalog or (not catalog.rows and catalog.problems):
@@ -126,12 +120,20 @@ def _search(machines: Sequence[Ask], market: Market, use_spot: bool, limit: floa
             found.rows.extend(catalog.rows)
             rows = offers(cloud, ask, catalog.rows, use_spot=use_spot, limit=None)
             free += sum(row.on_demand == 0 or row.spot == 0 for row in rows)
-            everywhere = [place for row in rows if not _overrides(stated, place := _place(cloud, row))]
-            found.all.extend(everywhere)
+            catalogs += [_place(cloud, row) for row in rows]
+            found.all.extend(_beside_stated(cloud, rows, stated, use_spot))
             if limit is not None:
                 rows = offers(cloud, ask, catalog.rows, use_spot=use_spot, limit=limit)
-                everywhere = [place for row in rows if not _overrides(stated, place := _place(cloud, row))]
-            found.kept.extend(everywhere)
+            found.kept.extend(_beside_stated(cloud, rows, stated, use_spot))
+        for price in stated:
+            if _in_market(price, use_spot) is None and any(_covers(price, place) for place in catalogs):
+                continue  # The catalog's places stay, with this price in the other market.
+            place = _stated_place(price, ask, stated, catalogs)
+            usd = place.usd_per_hour(use_spot)
+            found.all.append(place)
+            # SkyPilot cannot compare a price that only skyspot.yaml has; skyspot does, like SkyPilot.
+            if limit is None or usd is None or usd <= limit:
+                found.kept.append(place)
     return _Found(found.kept, found.all, found.rows, list(dict.fromkeys(found.clouds)), free)
 
 
@@ -156,22 +158,53 @@ def _agree(one: str | None, other: str | None) -> bool:
     return one is None or other is None or one.lower() == other.lower()
 
 
-def _stated_place(price: StatedPrice, ask: Ask) -> Place:
-    return Place(
+def _stated_place(price: StatedPrice, ask: Ask, stated: Sequence[StatedPrice], catalogs: Sequence[Place]) -> Place:
+    """The place of a stated price; a market that it does not state has another entry's price, or the catalogs'."""
+    place = Place(
         cloud=price.cloud or ask.cloud or "", region=price.region or ask.region, zone=price.zone or ask.zone,
         instance_type=ask.instance_type or price.instance_type or "",
         spot_usd_per_hour=price.spot, on_demand_usd_per_hour=price.on_demand,
     )  # fmt: skip
+    for use_spot in (True, False):
+        if _in_market(price, use_spot) is None:
+            own = [one.usd_per_hour(use_spot) for one in catalogs if _covers(price, one)]
+            known = [usd for usd in own if usd is not None]
+            place = _with_usd(place, use_spot, _stated_usd(stated, place, use_spot) or min(known, default=None))
+    return place
 
 
-def _overrides(stated: Sequence[StatedPrice], place: Place) -> bool:
-    """True if skyspot.yaml states the price of a catalog's place, or of the place around it."""
-    return any(
+def _beside_stated(cloud: str, rows: Iterable[Row], stated: Sequence[StatedPrice], use_spot: bool) -> list[Place]:
+    """The places of a catalog whose price in a market is not stated, with the stated price in the other market."""
+    places = [_place(cloud, row) for row in rows]
+    return [
+        _with_usd(place, not use_spot, usd) if (usd := _stated_usd(stated, place, not use_spot)) else place
+        for place in places
+        if _stated_usd(stated, place, use_spot) is None
+    ]
+
+
+def _stated_usd(stated: Sequence[StatedPrice], place: Place, use_spot: bool) -> float | None:
+    """The price in a market that skyspot.yaml states for a place, or for the place around it: the narrowest entry's."""
+    found = [price for price in stated if _covers(price, place) and _in_market(price, use_spot) is not None]
+    widths = [[price.cloud, price.region, price.zone].count(None) for price in found]
+    return _in_market(found[widths.index(min(widths))], use_spot) if found else None
+
+
+def _covers(price: StatedPrice, place: Place) -> bool:
+    """True if a stated price is for a place, or for the place around it."""
+    return (
         (price.cloud is None or price.cloud == place.cloud)
         and (price.region is None or price.region.lower() == (place.region or "").lower())
         and (price.zone is None or price.zone.lower() == (place.zone or "").lower())
-        for price in stated
     )
+
+
+def _in_market(price: StatedPrice, use_spot: bool) -> float | None:
+    return price.spot if use_spot else price.on_demand
+
+
+def _with_usd(place: Place, use_spot: bool, usd: float | None) -> Place:
+    return replace(place, spot_usd_per_hour=usd) if use_spot else replace(place, on_demand_usd_per_hour=usd)
 
 
 def _sorted(places: Iterable[Place], use_spot: bool) -> list[Place]:
@@ -194,7 +227,7 @@ def _missing(
     if rung.cloud in OWN_MACHINES:
         return UNKNOWN, f"{rung.cloud} is no rented machine with a listed price; {_STATE_IT}"
     if unknown and not machines:
-        return UNKNOWN, f"{' or '.join(unknown)} names no accelerator to look up; {_STATE_IT}"
+        return UNKNOWN, f"{' or '.join(unknown)} names no accelerator to look up; name one"
     if not found.clouds:
         names = first_few([rung.cloud] if rung.cloud else list(market.clouds), MAX_NAMES)
         if rung.cloud not in market.catalogs and (rung.cloud or not market.clouds):

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from skyspot.errors import UsageError
-from skyspot.money.prices import UNKNOWN, Place, RungPrice
+from skyspot.money.offers import asks
+from skyspot.money.prices import CUT, UNKNOWN, Place, RungPrice
 from skyspot.money.pricing import price_ladder, read_market
-from skyspot.task import document, limits, pipeline, settings
+from skyspot.task import document, emitter, limits, pipeline, settings
 from skyspot.task.document import Task
 from skyspot.task.options import MAX_SPEND
 from skyspot.task.stated_prices import StatedPrice
 from skyspot.wording import first_few
 
+_OPTION = "--max-spend"
+_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9._/-]*")
 LARGEST = 48_000
 """Characters of the prices of one task; Linux takes 128 KiB in one variable."""
 
@@ -90,15 +94,40 @@ def check(task: Task, rungs: Sequence[RungPrice]) -> None:
         raise UsageError(f"{limits.DEADLINE if spend is None else MAX_SPEND} is set, but {why}")
     unknown = [rung for rung in rungs if rung.status == UNKNOWN]
     if spend is not None and (unknown or not any(rung.places for rung in rungs)):
-        which = unknown or list(rungs)
+        which = unknown or [rung for rung in rungs if rung.status != CUT]
+        if not which:
+            raise UsageError(f"{_OPTION}: no rung of this task is left: {rungs[0].why}. Raise max_hourly_cost")
         named = first_few([str(rung.number) for rung in which], 5)
-        one = which[0]
-        infra = f", infra: {one.where}" if one.where else ""
+        why = which[0].why or which[0].accelerators
+        remedy = _remedy([(task.rungs[rung.number - 1], rung.where) for rung in which])
         raise UsageError(
-            f"--max-spend: the price of rung{'s' if len(which) > 1 else ''} {named} is unknown "
-            f"({one.why or one.accelerators}). State it in skyspot.yaml, like prices: "
-            f"[{{accelerators: '{one.accelerators}'{infra}, on_demand: 16}}]"
+            f"{_OPTION}: the price of rung{'s' if len(which) > 1 else ''} {named} is unknown ({why}){remedy}"
         )
+
+
+def _remedy(rungs: Sequence[tuple[document.Rung, str]]) -> str:
+    """The entries of skyspot.yaml that state the prices of rungs; empty where no entry can.
+
+    Args:
+        rungs: Each rung, and the place that it is restricted to.
+    """
+    entries: dict[str, str] = {}
+    for rung, where in rungs:
+        for ask in asks(rung)[0]:
+            machine = f"accelerators: '{ask.machine}'" if ask.accelerator else ""
+            if ask.instance_type:
+                machine = f"instance_type: {_plain(ask.instance_type)}"
+            place = f"infra: {_plain(where)}" if where else ""
+            key = ", ".join(part for part in (machine, place) if part)
+            # An on-demand rung needs no price of spot; a spot rung of the same machine does.
+            entries[key] = "spot: 8, on_demand: 16" if rung.use_spot else entries.get(key, "on_demand: 16")
+    listed = [f"{{{key}{', ' if key else ''}{usd}}}" for key, usd in entries.items()]
+    return f". State it in skyspot.yaml, like prices: [{', '.join(listed)}]" if listed else ""
+
+
+def _plain(text: str) -> str:
+    """A text as YAML, quoted where it has to be."""
+    return text if _PLAIN.fullmatch(text) else emitter.quoted(text)
 
 
 def zone_note(rungs: Sequence[RungPrice]) -> str:

@@ -42,6 +42,8 @@ def _speed(paths: RunPaths) -> Speed | None:
     read = 0
     with reading(paths):
         for attempt in reversed(list_attempts(paths)):
+            if read >= MAX_FILES or len(later) >= MAX_STEPS:
+                break  # A listing of an older attempt would cost a request, too.
             files = list_metrics(paths, attempt)
             for at, (_, path) in reversed([*enumerate(files)]):
                 if read >= MAX_FILES or len(later) >= MAX_STEPS:
