@@ -16,6 +16,18 @@ def many(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
+def figure(value: float) -> str:
+    """A quantity in three digits, and never with an exponent: `0.163`, `12.5`, `1,234`."""
+    if 0 < value < 1e-4:
+        return "<0.0001"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def amount(usd: float) -> str:
+    """An amount that a person stated, in USD: `25`, `12.50`, `1,250,000`."""
+    return f"{usd:,.2f}".removesuffix(".00")
+
+
 def duration(seconds: float) -> str:
     """A duration in its two largest units: `2 h 36 min`, `41 min 10 s`, `12.3 s`."""
     if seconds < 60:

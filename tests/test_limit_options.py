@@ -476,7 +476,7 @@ def test_a_launch_shows_the_limits_and_which_it_is_expected_to_pass(
     ("args", "code", "said"),
     [
         (("--max-spend", "149"), 0, ""),
-        (("--max-spend", "148"), 3, "Limit passed: --max-spend 148: the expected total (the ladder's mix) is USD 148"),
+        (("--max-spend", "148"), 3, "Over limit: --max-spend 148: the expected total (the ladder's mix) is USD 148"),
         (("--deadline", "28h"), 0, ""),
         (("--deadline", "27h"), 3, "the run is expected to take more (the ladder's mix: takes 27.1 h)"),
         (("--max-spend", "9", "--preempted-every", "1m", "--recovery", "8h"), 3, "has no end"),
@@ -567,6 +567,11 @@ def test_queue_and_report_show_the_command_where_only_on_demand_is_in_time(
         assert command not in text
     one.end(12, "notice", 75)
     assert said not in queue(root, capsys) + notes(root), "that attempt is over"
+
+
+def test_large_amounts_have_no_exponent() -> None:
+    limit = {"cause": "max-spend", "spent_usd": 1249999.5, "max_spend_usd": 1_250_000}
+    assert "at about USD 1,249,999.50 of 1,250,000 (an estimate)" in limit_note(limit, "r")
 
 
 @pytest.mark.parametrize("odd", [None, "x", -1, 1e400, 10**400, [], {}])

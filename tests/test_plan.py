@@ -229,12 +229,12 @@ def test_a_rung_that_can_never_be_had_says_why(skyspot: Skyspot, runtime: Path) 
         "A100:4": "aws, lambda has it, but without a price as spot",
     }
     found = rungs(skyspot, "--gpus", ",".join(cases))
-    assert [(one["status"], str(one["why"]).removeprefix("it can never be had: ")) for one in found] == [
+    assert [(one["status"], str(one["why"]).removeprefix("not available anywhere: ")) for one in found] == [
         ("never", why) for why in cases.values()
     ]
     [nowhere] = rungs(skyspot, "--gpus", "A100:8", "--infra", "aws/us-west-9")
     assert (nowhere["status"], nowhere["why"]) == (
-        "never", "it can never be had: no catalog of aws offers A100:8 in aws/us-west-9"
+        "never", "not available anywhere: no catalog of aws offers A100:8 in aws/us-west-9"
     )  # fmt: skip
     [slurm] = rungs(skyspot, "--gpus", "A100:8", "--infra", "slurm/c/p")
     [azure] = rungs(skyspot, "--gpus", "A100:8", "--infra", "azure")
@@ -327,7 +327,7 @@ def test_a_limit_is_held_against_each_rung_as_skypilot_holds_it(skyspot: Skyspot
     assert [text.partition(":")[0] for text in found["limits_passed"]] == ["rung 1", "rung 3", "rung 4"]
     code, out, err = skyspot("plan", "t.yaml")
     assert code == 3
-    assert "Limit passed: rung 1: max_hourly_cost 9 cuts it off" in err
+    assert "Over limit: rung 1: max_hourly_cost 9 cuts it off" in err
     assert skyspot("plan", "--gpus", "A100:8", "--infra", "aws", "--max-hourly-cost", "9")[0] == 0
     assert skyspot("plan", "--gpus", "A100:8", "--infra", "aws", "--max-hourly-cost", "6.99")[0] == 3
 
@@ -531,15 +531,17 @@ def test_the_zones_of_aws_are_the_accounts_where_skypilot_knows_them(skyspot: Sk
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--hours", "0"], "--hours: 0 is not a valid number"),
-        (["--hours", "nan"], "--hours: nan is not a valid number"),
+        (["--hours", "0"], "--hours: must be above 0 and below 1,000,000, not 0"),
+        (["--hours", "nan"], "--hours: must be above 0 and below 1,000,000, not nan"),
         (["--hours", "2", "--steps", "5"], "--steps gives the length, and so does --hours. Drop one of them"),
         (["--steps", "5"], "--steps needs a speed: add --step-seconds S, or --speed-of RUN"),
-        (["--steps", "5", "--step-seconds", "-1"], "--step-seconds: -1 is not a valid number"),
+        (["--steps", "5", "--step-seconds", "-1"], "--step-seconds: must be above 0 and below 1,000,000, not -1"),
         (["--steps", "5", "--speed-of", "nothing"], "no run 'nothing' here"),
         (["--speed-of", "nothing"], "--speed-of is for --steps N"),
         (["--prices", "1,2,3"], "--prices: '1,2,3' is not ONDEMAND,SPOT_ONE,SPOT_MANY,MIX[:HOURS]"),
         (["--prices", "1,2,3,0"], "is not ONDEMAND"), (["--prices", "1,2,3,nan"], "is not ONDEMAND"),
+        (["--prices", "1,2,3,4:0", "--hours", "5"], "is not ONDEMAND"),
+        (["--prices", "1,2,3,4:24"], "--prices: MIX:HOURS is compared with the hours of the others. Add --hours H"),
         (["--prices", "1,2,3,4:"], "is not ONDEMAND"), (["--prices", ""], "is not ONDEMAND"),
         (["--recovery", "soon"], "--recovery: 'soon' is not a duration, like 90s, 30m or 2h"),
         (["--save-interval", "0"], "--save-interval: '0' is not a duration"),
@@ -643,7 +645,7 @@ def test_launch_shows_the_rungs_with_their_prices(
     assert ["1", "A100:8", "2", "spot", "anywhere", "7.20", "78", "%"] in lines
     assert ["2", "H100:8", "2", "spot", "anywhere", "-", "-"] in lines
     assert ["3", "A100:8", "2", "on-demand", "anywhere", "32.77", "-"] in lines
-    assert "rung 2: it can never be had" in out
+    assert "rung 2: not available anywhere" in out
     assert "total" not in out, "a new run's length is unknown"
     [task] = document["tasks"]  # type: ignore[misc]
     assert (task["prices"][0]["places"][0]["spot_usd_per_hour"], task["hours"]) == (7.2, None)

@@ -71,7 +71,7 @@ def test_stated_prices_give_the_spend_and_the_saving_of_the_preempted_run(
     usd, on_demand = money(9.83, 32.77)
     assert re.search(rf"^Spend +{usd} for 0.163 node-hours \(prices: --prices\)$", text, re.M)
     assert re.search(rf"^On demand +{on_demand} for ", text, re.M)
-    assert f"against on-demand: {usd} instead of {on_demand}." in text
+    assert f"more than on-demand would have: {usd} instead of {on_demand}." in text
     assert "Other time   waiting for a machine 53.6% (6 min 40 s)," in text
     assert lines[-1].startswith("Note: A rehearsal takes its machine far more often than a cloud does, and 60 s are")
     assert "Goodput" not in text, "its leg has shown it"

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import catalogs
+import click
 import pytest
 from click.testing import CliRunner
 from crafted import LAUNCH, NOON, PLACE, CraftedAttempt, three_attempts
@@ -17,8 +18,10 @@ from support import REPO, event, mlp
 from support_sky import run_commands
 
 from skyspot.cli import report_tables
+from skyspot.cli.rehearse import rehearse
 from skyspot.cli.report import report as command
 from skyspot.errors import SkyspotError, UsageError
+from skyspot.money import sentences
 from skyspot.money.attempts import NO_WORD, RUNNING, SILENT, lives
 from skyspot.money.matching import Match, match_rungs, stated
 from skyspot.money.prices import OFFERED, Place, Price, RungPrice
@@ -35,6 +38,8 @@ from skyspot.money.waiting import (
     status_change,
     waits_by_skypilot,
 )
+from skyspot.page.page import _tiles, page
+from skyspot.page.words import of_steps
 from skyspot.runs import find
 from skyspot.runs.records import read_records
 from skyspot.task import document
@@ -380,7 +385,7 @@ def test_the_saving_is_a_line_that_can_be_quoted(tmp_path: Path) -> None:
     three_attempts(tmp_path)
     hours, needed = (106.5 + 182.5 * 2 + 117) / 3600, (102 + 20 + 10) / 3600
     more, instead = hours * 9.83 / (needed * 32.77) - 1, f"USD {hours * 9.83:.2f} instead of USD {needed * 32.77:.2f}"
-    line = f"This run cost {more:.0%} more against on-demand: {instead}."
+    line = f"This run cost {more:.0%} more than on-demand would have: {instead}."
     assert line in shown(tmp_path, "--prices", "9.83,32.77"), "so short a run costs more"
     line = f"This run saved 81% against on-demand: USD {hours:.2f} instead of USD {needed * 24:.2f}."
     assert line in shown(tmp_path, "--prices", "1,24")
@@ -497,6 +502,55 @@ def test_an_attempt_on_an_on_demand_rung_costs_the_on_demand_price() -> None:
 def test_prices_that_are_none_are_refused_in_a_line(text: str) -> None:
     with pytest.raises(UsageError, match="is not SPOT,ONDEMAND in USD an hour and node, like"):
         read_prices(text)
+
+
+@pytest.mark.parametrize("program", [command, rehearse])
+@pytest.mark.parametrize(
+    ("prices", "said"),
+    [("32.77,9.83", "SPOT 32.77 is above ONDEMAND 9.83. The order is SPOT,ONDEMAND here"), ("", "'' is not SPOT,ON")],
+)  # fmt: skip
+def test_prices_in_the_order_of_a_plan_are_refused_before_anything_is_read(
+    tmp_path: Path, program: click.Command, prices: str, said: str
+) -> None:
+    task = "task.yaml" if program is rehearse else str(tmp_path)
+    done = CliRunner().invoke(program, [task, "--prices", prices])
+    assert isinstance(done.exception, UsageError)
+    assert f"--prices: {said}" in str(done.exception)
+
+
+def test_large_figures_have_separators_and_no_exponent(tmp_path: Path) -> None:
+    one = CraftedAttempt(tmp_path, 1, NOON)
+    one.start(place={**PLACE, "nodes": 16})
+    one.restored(0, 5)
+    ended = one.steps(1, 100, 10, step_s=3600.0)
+    one.saved(100, ended + 1)
+    one.end(ended + 2, "finished", 0, step=100)
+    text = shown(tmp_path, "--prices", "10,30")
+    assert "USD 15,840.53 for 1,584 node-hours (prices: --prices)" in words(text)
+    assert "On demand USD 47,521.60 for 1,584 node-hours" in words(text)
+    records = read_records(RunPaths(tmp_path))
+    for prices, cost in (({}, "1,584"), ({"a0001-000001": Price(10, 30, "x")}, "15,840.53")):
+        document = page(report_of(records, Given(LATER, prices, {})), records, LATER)
+        assert cost in document
+        assert not re.search(r"[0-9]e\+0[0-9]", document)
+
+
+@pytest.mark.parametrize(("restored", "done_again"), [(10, 0), (9, 1)])
+def test_after_a_kill_no_recorded_lost_step_is_not_none_lost(tmp_path: Path, restored: int, done_again: int) -> None:
+    first, second = CraftedAttempt(tmp_path, 1, NOON), CraftedAttempt(tmp_path, 2, NOON + 200)
+    first.start()
+    first.restored(0, 5)
+    first.saved(restored, first.steps(1, 10, 10) + 1)
+    second.start()
+    second.restored(restored, 5)
+    second.end(second.steps(restored + 1, 12, 10) + 1, "finished", 0, step=12, committed_step=12)
+    found = reported(tmp_path)
+    lines = dict(sentences.summary(found))
+    assert lines["Lost steps"] == ("at least 1 of 13 done" if done_again else "not known (12 done)")
+    told = "At least 1 of 13 steps was done and lost" if done_again else "No lost step is recorded."
+    assert of_steps(found).text.startswith(told)
+    tile = next(tile for tile in _tiles(found) if tile[0] == "Lost steps")
+    assert tile[1] == ("≥ 1" if done_again else "not known")
 
 
 def test_the_interval_is_compared_with_the_best_in_hindsight(tmp_path: Path) -> None:

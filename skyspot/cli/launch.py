@@ -34,6 +34,7 @@ from skyspot.money.plan import Length, TaskPlan, plan_task
 from skyspot.money.pricing import read_market
 from skyspot.task import settings
 from skyspot.task.options import SETTINGS, Options
+from skyspot.wording import figure
 from trainer.layout.events import number
 
 REPLACED_S = 600.0
@@ -93,7 +94,7 @@ def _launch(options: Options, flags: Flags) -> int:
     if not flags.as_json:
         tables.show_plan(planned, existing, costs)
         for passed in [text for one in costs for text in one.run_limits_passed]:
-            click.echo(f"Limit passed: {passed}", err=True)
+            click.echo(f"Over limit: {passed}", err=True)
     if flags.dryrun:
         return _report(planned, existing, costs, flags, None, "not submitted")
     if not flags.yes and not confirm("Submit?"):
@@ -128,7 +129,7 @@ def _length(existing: Existing) -> Length | None:
     if progress is None or speed is None or progress.max_steps is None:
         return None
     left = max(0, progress.max_steps - (progress.committed_step or 0))
-    return Length(left * speed.step_s / 3600, f"{many(left, 'step')} that are left, at {speed.step_s:.3g} s a step")
+    return Length(left * speed.step_s / 3600, f"{many(left, 'step')} that are left, at {figure(speed.step_s)} s a step")
 
 
 def _print_remarks(planned: Launch, flags: Flags) -> None:

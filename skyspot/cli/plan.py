@@ -28,6 +28,7 @@ from skyspot.task import document, settings
 from skyspot.task.document import Document, Task
 from skyspot.task.durations import read_duration
 from skyspot.task.options import Options
+from skyspot.wording import figure
 
 PASSED = 3
 """The exit status where a limit would be passed."""
@@ -98,6 +99,8 @@ def _plan(options: Options, flags: Flags) -> int:
     """Print the plan; returns the exit status."""
     stated = read_stated_prices(flags.prices) if flags.prices is not None else None
     speed = _speed(options, flags)
+    if stated and stated.mix_hours is not None and speed is None:
+        raise UsageError("--prices: MIX:HOURS is compared with the hours of the others. Add --hours H, or drop :HOURS")
     file, name, notes = _read(options)
     market = read_market(file.tasks, settings.stated_prices(Path()))
     plans = [
@@ -114,7 +117,7 @@ def _plan(options: Options, flags: Flags) -> int:
             _show(one, number if len(plans) > 1 else 0, flags)
     passed = [text for one in plans for text in one.limits_passed]
     for text in passed if not flags.as_json else []:
-        click.echo(f"Limit passed: {text}", err=True)
+        click.echo(f"Over limit: {text}", err=True)
     return PASSED if passed else 0
 
 
@@ -162,7 +165,7 @@ def _speed(options: Options, flags: Flags) -> _Speed | None:
     """
     for option, value in (("--hours", flags.hours), ("--step-seconds", flags.step_seconds)):
         if value is not None and not 0 < value < 1e6:
-            raise UsageError(f"{option}: {value:g} is not a valid number")
+            raise UsageError(f"{option}: must be above 0 and below 1,000,000, not {value:g}")
     if flags.hours is not None:
         if flags.steps is not None:
             raise UsageError("--steps gives the length, and so does --hours. Drop one of them")
@@ -173,12 +176,12 @@ def _speed(options: Options, flags: Flags) -> _Speed | None:
                 raise UsageError(f"{option} is for --steps N")
         return None
     if flags.step_seconds is not None:
-        step_s, why = flags.step_seconds, f"{flags.steps} steps of {flags.step_seconds:.3g} s"
+        step_s, why = flags.step_seconds, f"{flags.steps} steps of {figure(flags.step_seconds)} s"
     else:
         step_s, why = _measured(options, flags)
-        why = f"{flags.steps} steps of {step_s:.3g} s ({why})"
+        why = f"{flags.steps} steps of {figure(step_s)} s ({why})"
     hours = flags.steps * step_s / 3600
-    return _Speed(Length(hours, f"{why}, {hours:.3g} h of training"), step_s)
+    return _Speed(Length(hours, f"{why}, {figure(hours)} h of training"), step_s)
 
 
 def _measured(options: Options, flags: Flags) -> tuple[float, str]:

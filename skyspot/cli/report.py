@@ -51,7 +51,7 @@ def report(run: str, prices: str | None, html: Path | None, as_json: bool) -> No
     from skyspot.runs import find
     from skyspot.runs.records import read_records
 
-    stated = read_prices(prices) if prices else None
+    stated = read_prices(prices) if prices is not None else None
     if html:
         page_file.check(html)  # Before all records are read, which may take minutes.
     paths = find.open_existing(run, resolve=_resolved)

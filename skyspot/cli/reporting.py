@@ -48,7 +48,7 @@ def report_options(run: Callable[..., Any]) -> Callable[..., Any]:
     def with_options(
         junit: Path | None, summary: Path | None, repro: int | None, html: Path | None, prices: str | None, **flags: Any
     ) -> Any:
-        wanted, stated = None, read_prices(prices) if prices else None
+        wanted, stated = None, read_prices(prices) if prices is not None else None
         if html:
             page_file.check(html)
         if repro is not None:

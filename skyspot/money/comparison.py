@@ -53,7 +53,7 @@ def read_stated_prices(text: str) -> Stated:
         hours = float(found[2]) if found and found[2] else None
     except ValueError:
         numbers, hours = [], None
-    if len(numbers) != 4 or not all(0 < one < 1e6 for one in [*numbers, hours or 1.0]):
+    if len(numbers) != 4 or not all(0 < one < 1e6 for one in [*numbers, 1.0 if hours is None else hours]):
         raise UsageError(
             f"--prices: {shown(text)} is not ONDEMAND,SPOT_ONE,SPOT_MANY,MIX[:HOURS], like 32.77,9.83,7.20,5.50:24"
         )

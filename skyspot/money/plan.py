@@ -13,6 +13,7 @@ from skyspot.money.prices import CUT, RungPrice, saving
 from skyspot.money.pricing import Market, price_ladder
 from skyspot.task.document import Task
 from skyspot.task.limits import limits_of, shown_time
+from skyspot.wording import amount
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,9 @@ class TaskPlan:
             return []
         most, usd, spent = self.max_spend_usd, way.expected_usd, self.spent_usd
         if most is not None and (usd is None or usd + spent > most):
-            total = "has no end" if usd is None else f"is USD {usd + spent:.2f}"
-            already = f", of which USD {spent:.2f} are spent" if spent and usd is not None else ""
-            found.append(f"--max-spend {most:g}: the expected total ({way.name}) {total}{already}")
+            total = "has no end" if usd is None else f"is USD {usd + spent:,.2f}"
+            already = f", of which USD {spent:,.2f} is spent" if spent and usd is not None else ""
+            found.append(f"--max-spend {amount(most)}: the expected total ({way.name}) {total}{already}")
         if self.deadline is not None:
             left_h = max(0.0, self.deadline - self.now) / 3600
             if way.expected_hours is None or way.expected_hours > left_h:
@@ -83,7 +84,7 @@ class TaskPlan:
     @property
     def limits_line(self) -> str:
         """The limits of the run, for a line; empty without any."""
-        parts = [f"about USD {self.max_spend_usd:g}"] if self.max_spend_usd is not None else []
+        parts = [f"about USD {amount(self.max_spend_usd)}"] if self.max_spend_usd is not None else []
         parts += [shown_time(self.deadline)] if self.deadline is not None else []
         return f"saves and stops at {' or at '.join(parts)}, and stays stopped" if parts else ""
 

@@ -236,7 +236,7 @@ def _missing(
     where = first_few(found.clouds, MAX_NAMES)
     if found.all:
         market_name = "as spot" if rung.use_spot else "on demand"
-        return NEVER, f"it can never be had: {where} has it, but without a price {market_name}"
+        return NEVER, f"not available anywhere: {where} has it, but without a price {market_name}"
     asked = machines[0]
     if asked.accelerator is None and asked.instance_type is None and not FAMILIES.keys() & set(found.clouds):
         return UNKNOWN, f"SkyPilot's choice of a machine without accelerators is not known for {where}; {_STATE_IT}"
@@ -246,7 +246,7 @@ def _missing(
     counts = counts_of(asked.accelerator, found.rows) if asked.accelerator and not asked.instance_type else []
     others = f" ({asked.accelerator} comes in {', '.join(f'{count:g}' for count in counts)})" if (
         counts and asked.count not in counts) else ""  # fmt: skip
-    return NEVER, f"it can never be had: no catalog of {where} offers {what}{place}{others}"
+    return NEVER, f"not available anywhere: no catalog of {where} offers {what}{place}{others}"
 
 
 def _remarks(places: Sequence[Place], found: _Found, use_spot: bool, limit: float | None) -> list[str]:

@@ -12,7 +12,7 @@ from skyspot.money.report import AttemptReport, Report
 from skyspot.money.spend import Spend
 from skyspot.money.times import Times
 from skyspot.money.waiting import SKYPILOT
-from skyspot.wording import duration, many
+from skyspot.wording import duration, figure, many
 
 NAMES = {
     "productive": "productive", "setup": "set-up", "restore": "restore", "saving": "saving", "lost": "lost steps",
@@ -92,7 +92,8 @@ def summary(report: Report) -> list[tuple[str, str]]:
         lines.append(("Goodput", f"{report.goodput:.1%}: {productive} of {total} went into steps that are preserved"))
         lines.append((REST, _rest(report.times)))
         done = sum(one.steps or 0 for one in report.attempts)
-        lines.append(("Lost steps", f"{lost_steps(report)} of {done} done"))
+        known = knows_lost_steps(report)
+        lines.append(("Lost steps", f"{lost_steps(report)} of {done} done" if known else f"not known ({done} done)"))
     lines += _spend(report.spend)
     lines.append(("Interval", _interval(report.interval)))
     return lines
@@ -101,6 +102,11 @@ def summary(report: Report) -> list[tuple[str, str]]:
 def lost_steps(report: Report) -> str:
     """`at least 3`."""
     return f"{'at least ' if report.is_lost_at_least else ''}{report.lost_steps}"
+
+
+def knows_lost_steps(report: Report) -> bool:
+    """False if an attempt was killed without a word, and no lost step is recorded: its last steps are not known."""
+    return bool(report.lost_steps) or not report.is_lost_at_least
 
 
 def parts(times: Times) -> list[tuple[str, float]]:
@@ -123,13 +129,13 @@ def _spend(spend: Spend) -> list[tuple[str, str]]:
     hours = node_hours(spend.node_hours)
     if spend.usd is None:
         return [("Spend", f"no price is known; {hours}. --prices SPOT,ONDEMAND states one")]
-    text = f"USD {spend.usd:.2f} for {hours} (prices: {', '.join(spend.sources)})"
+    text = f"USD {spend.usd:,.2f} for {hours} (prices: {', '.join(spend.sources)})"
     if spend.unpriced_attempts:
         left_out = f"{many(spend.unpriced_attempts, 'attempt')} with {node_hours(spend.unpriced_node_hours)}"
         text += f"; without {left_out}, whose price is not known"
     lines = [("Spend", text)]
     if spend.on_demand_usd is not None and spend.on_demand_node_hours is not None:
-        lines.append(("On demand", f"USD {spend.on_demand_usd:.2f} for {node_hours(spend.on_demand_node_hours)}"))
+        lines.append(("On demand", f"USD {spend.on_demand_usd:,.2f} for {node_hours(spend.on_demand_node_hours)}"))
     if said := saving(spend):
         lines.append(("Saving", said))
     return lines
@@ -139,14 +145,15 @@ def saving(spend: Spend) -> str:
     """The line to quote: `This run saved 44% against on-demand: USD 0.67 instead of USD 1.20.` Empty: not known."""
     if spend.saving is None or spend.usd is None or spend.on_demand_usd is None:
         return ""
-    instead = f"USD {spend.usd:.2f} instead of USD {spend.on_demand_usd:.2f}"
-    kind, more = ("saved", "") if spend.saving >= 0 else ("cost", " more")
-    return f"This run {kind} {abs(spend.saving):.0%}{more} against on-demand: {instead}."
+    instead = f"USD {spend.usd:,.2f} instead of USD {spend.on_demand_usd:,.2f}"
+    if spend.saving < 0:
+        return f"This run cost {-spend.saving:.0%} more than on-demand would have: {instead}."
+    return f"This run saved {spend.saving:.0%} against on-demand: {instead}."
 
 
 def node_hours(hours: float) -> str:
     """`0.163 node-hours`."""
-    return f"{hours:.3g} node-hours"
+    return f"{figure(hours)} node-hours"
 
 
 def _interval(interval: Interval) -> str:

@@ -97,7 +97,7 @@ def read_prices(value: str) -> Price:
     """The price that `--prices SPOT,ONDEMAND` states, in USD an hour and node.
 
     Raises:
-        UsageError: it is not two prices.
+        UsageError: it is not two prices, or they are in the order of `skyspot plan`.
     """
     try:
         numbers = [float(part) for part in value.split(",")]
@@ -105,4 +105,10 @@ def read_prices(value: str) -> Price:
         numbers = []
     if len(numbers) != 2 or not all(0 < one < 1e6 for one in numbers):
         raise UsageError(f"--prices: {shown(value)} is not SPOT,ONDEMAND in USD an hour and node, like 9.83,32.77")
-    return Price(numbers[0], numbers[1], "--prices")
+    spot, on_demand = numbers
+    if spot > on_demand:
+        raise UsageError(
+            f"--prices: SPOT {spot:g} is above ONDEMAND {on_demand:g}. The order is SPOT,ONDEMAND here, while `skyspot "
+            "plan` takes ONDEMAND first"
+        )
+    return Price(spot, on_demand, "--prices")

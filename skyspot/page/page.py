@@ -16,11 +16,11 @@ from skyspot.money.report import Report
 from skyspot.money.sentences import NAMES, parts
 from skyspot.money.timeline import Band, coarse, timeline_of
 from skyspot.page import plots, words
-from skyspot.page.costs import Costs, costs_of
+from skyspot.page.costs import USD, Costs, costs_of
 from skyspot.page.curves import Curves, curves_of
 from skyspot.page.words import About
 from skyspot.runs.records import RunRecords
-from skyspot.wording import duration, many, printable
+from skyspot.wording import duration, figure, many, printable
 
 KINDS = ("waiting", "setup", "restore", "productive", "data", "evaluation", "saving", "lost", "other")
 """Fields of Times, as a timeline shows them."""
@@ -129,7 +129,7 @@ def _no_saving(report: Report) -> str:
     if report.spend.unpriced_attempts:
         return f"What this run saved is not known: {many(report.spend.unpriced_attempts, 'attempt')} without a price."
     so_far = "" if report.state == "finished" else " so far"
-    return f"This run cost USD {report.spend.usd:.2f}{so_far}; what it saved is not known."
+    return f"This run cost USD {report.spend.usd:,.2f}{so_far}; what it saved is not known."
 
 
 def _tiles(report: Report) -> list[tuple[str, str, str]]:
@@ -139,17 +139,18 @@ def _tiles(report: Report) -> list[tuple[str, str, str]]:
         took = f"{duration(report.times.productive)} of {duration(report.times.total)}"
         tiles.append(("Goodput", f"{report.goodput:.1%}", took))
         done = sum(one.steps or 0 for one in report.attempts)
-        at_least = "≥ " if report.is_lost_at_least else ""
-        tiles.append(("Lost steps", f"{at_least}{report.lost_steps:,}", f"of {done:,} done"))
+        lost = f"{'≥ ' if report.is_lost_at_least else ''}{report.lost_steps:,}"
+        lost = lost if sentences.knows_lost_steps(report) else "not known"
+        tiles.append(("Lost steps", lost, f"of {done:,} done"))
     else:
         tiles.append(("Time", duration(report.times.total), "waits included"))
     tiles.append(("Preemptions", str(report.preemptions), f"in {many(len(report.attempts), 'attempt')}"))
-    spent = "no price is known" if spend.usd is None else f"USD {spend.usd:.2f}"
+    spent = "no price is known" if spend.usd is None else f"USD {spend.usd:,.2f}"
     hours = sentences.node_hours(spend.node_hours)
     tiles.append(("Spend", spent, hours) if spend.usd is not None else ("Node time", hours, spent))
     if spend.on_demand_usd is not None and spend.on_demand_node_hours is not None:
         needed = sentences.node_hours(spend.on_demand_node_hours)
-        tiles.append(("On demand", f"USD {spend.on_demand_usd:.2f}", needed))
+        tiles.append(("On demand", f"USD {spend.on_demand_usd:,.2f}", needed))
     return tiles
 
 
@@ -218,11 +219,12 @@ def _cost(costs: Costs, bands: Sequence[Band], report: Report) -> list[Plot]:
         return []
     about = words.of_cost(costs, report)
     legend = [("spent", "this run"), *([("demand", "on demand, undisturbed")] if costs.on_demand else [])]
+    shown = (lambda cost: f"{cost:,.2f}") if costs.unit == USD else figure
     rows = [
-        [str(band.number), duration(end), f"{value:.4g}"]
+        [str(band.number), duration(end), shown(value)]
         for band, (end, value) in zip(bands, costs.spent[2::2], strict=True)
     ]
     if costs.on_demand:
-        rows.append(["on demand", duration(costs.on_demand[-1][0]), f"{costs.on_demand[-1][1]:.4g}"])
+        rows.append(["on demand", duration(costs.on_demand[-1][0]), shown(costs.on_demand[-1][1])])
     numbers = Table("Cost until the end of each attempt", ["attempt", "until", costs.unit], rows)
     return [Plot("cost", about, [("", plots.cost(costs, report.times.total, about))], legend, numbers)]

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from skyspot.money.report import Report
-from skyspot.money.sentences import NAMES, lost_steps, parts, saving
+from skyspot.money.sentences import NAMES, knows_lost_steps, lost_steps, parts, saving
 from skyspot.money.timeline import Band
 from skyspot.page.costs import NODE_HOURS, USD, Costs
 from skyspot.page.curves import Curve, Curves
-from skyspot.wording import duration, many
+from skyspot.wording import duration, figure, many
 
 MOST_BARS, ROWS = 25, 12
 """With more attempts, a timeline shows the whole run in so many rows, in place of a bar for each attempt."""
@@ -50,9 +50,11 @@ def of_steps(report: Report) -> About:
     """The step over time."""
     worst = max(report.attempts, key=lambda one: one.lost_steps or 0)
     if not worst.lost_steps:
-        return About("Steps over time", "No step was lost.")
+        known = knows_lost_steps(report)
+        return About("Steps over time", "No step was lost." if known else "No lost step is recorded.")
     done = sum(one.steps or 0 for one in report.attempts)
-    text = f"{lost_steps(report)[:1].upper()}{lost_steps(report)[1:]} of {done:,} steps were done and lost"
+    verb = "was" if report.lost_steps == 1 else "were"
+    text = f"{lost_steps(report)[:1].upper()}{lost_steps(report)[1:]} of {done:,} steps {verb} done and lost"
     share = "all" if worst.lost_steps == report.lost_steps else f"{worst.lost_steps:,} of them"
     more = f", {share} in attempt {worst.number}" if len(report.attempts) > 1 else ""
     return About("Steps over time", f"{text}{more}: {duration(report.times.lost)} of work.")
@@ -89,9 +91,9 @@ def of_cost(costs: Costs, report: Report) -> About:
     """The cost over time."""
     title = "Cost over time, beside on-demand" if costs.unit == USD else "Node-hours over time"
     if costs.unit == NODE_HOURS:
-        needed = f", {costs.on_demand[-1][1]:.3g} of which an undisturbed run needs" if costs.on_demand else ""
-        return About(title, f"The run took {costs.spent[-1][1]:.3g} node-hours{needed}. No price is known.")
-    text = saving(report.spend) or f"The run cost USD {costs.spent[-1][1]:.2f}."
+        needed = f", {figure(costs.on_demand[-1][1])} of which an undisturbed run needs" if costs.on_demand else ""
+        return About(title, f"The run took {figure(costs.spent[-1][1])} node-hours{needed}. No price is known.")
+    text = saving(report.spend) or f"The run cost USD {costs.spent[-1][1]:,.2f}."
     if costs.on_demand:
         took = duration(costs.on_demand[-1][0])
         text += f" The same steps on demand take {took}: one set-up, no wait, nothing lost."

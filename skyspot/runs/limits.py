@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from skyspot.runs.records import text
+from skyspot.wording import amount
 from trainer.layout.events import YEAR_5000, number
 
 MAX_SPEND, DEADLINE = "max-spend", "deadline"
@@ -23,8 +24,8 @@ def limit_note(limit: Mapping[str, Any], run: str) -> str:
     if text(limit, "cause") == MAX_SPEND:
         spent, most = number(limit, "spent_usd") or 0.0, number(limit, "max_spend_usd") or 0.0
         return (
-            f"stopped by its spend limit, at about USD {spent:.2f} of {most:g} (an estimate). To go on: skyspot launch "
-            f"-n {run} --max-spend USD"
+            f"stopped by its spend limit, at about USD {spent:,.2f} of {amount(most)} (an estimate). To go on: skyspot "
+            f"launch -n {run} --max-spend USD"
         )
     if text(limit, "cause") == DEADLINE:
         return f"stopped by its deadline, {_time(limit)}. To go on: skyspot launch -n {run} --deadline TIME"

@@ -131,7 +131,7 @@ class Reckoning:
         if most is not None and (self.spent_usd(ahead_s) >= most or self.stopped_at_usd >= most):
             price = f"USD {self.usd_per_hour:g} an hour and node, {self.nodes} node{'s' if self.nodes > 1 else ''}"
             message = (
-                f"the spend limit allows no more than a last save: about USD {spent:.2f} of {most:g} are spent, "
+                f"the spend limit allows no more than a last save: about USD {spent:.2f} of {most:g} is spent, "
                 f"allowances included (now {price}; an estimate). Raise it to go on: skyspot launch -n RUN "
                 "--max-spend USD"
             )
