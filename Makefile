@@ -38,13 +38,13 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-lowest: $(LOWEST)/.ready  ## The tests of every framework with its oldest supported release (constraints-lowest.txt); minutes.
-	$(LOWEST)/bin/python -m pytest $(SIDE_BY_SIDE) tests/test_hf.py tests/test_frozen.py tests/test_accelerate.py tests/test_lightning.py tests/test_sampler.py
+lowest: $(LOWEST)/.ready  ## The tests of every framework and tracker with its oldest supported release (constraints-lowest.txt); minutes.
+	$(LOWEST)/bin/python -m pytest $(SIDE_BY_SIDE) tests/test_hf.py tests/test_frozen.py tests/test_accelerate.py tests/test_lightning.py tests/test_sampler.py tests/test_trackers.py tests/test_trackers_append.py
 	$(LOWEST)/bin/python -m pytest $(SIDE_BY_SIDE) tests/test_examples.py -k "goes_on and (accelerate or hf_trainer or lightning or trl)"
 
 $(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
 	@test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
-	@$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check -e ".[trainer,loops,rehearse]" hypothesis pytest pytest-xdist -c constraints-lowest.txt
+	@$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check -e ".[trainer,loops,rehearse,tensorboard,trackio,wandb]" hypothesis pytest pytest-xdist -c constraints-lowest.txt
 	@touch $@
 
 bench: $(READY)  ## Time the command line, checkpoints beside other tools, stops, and rehearsals (writes docs/performance.md).

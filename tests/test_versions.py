@@ -12,6 +12,7 @@ from packaging.specifiers import SpecifierSet
 from support import PROGRAMS, REPO, clean_env, launch
 
 from trainer.check import SUPPORTED
+from trainer.training.config import TRACKERS
 
 DOCS = (REPO / "docs" / "your-own-script.md").read_text()
 
@@ -42,6 +43,13 @@ def test_every_file_agrees_on_the_supported_releases(name: str) -> None:
     for pinned in (*newest, *pins("trainer/requirements.lock", name)):
         assert supported.contains(pinned)
     assert f"| {name} | {lowest}.0 | {newest[0]} | {bounds(name)[bounds(name).index('<') + 1 :]} |" in DOCS
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_every_file_agrees_on_the_lowest_release_of_a_tracker(name: str) -> None:
+    least = re.findall(rf'"{name}>=([\d.]+)"', (REPO / "pyproject.toml").read_text())
+    assert pins("constraints-lowest.txt", name) == [f"{one}.0" for one in least]
+    assert f"`{name}>={least[0]}`" in (REPO / "docs" / "trackers.md").read_text()
 
 
 @pytest.fixture
