@@ -409,6 +409,8 @@ def test_prices_of_skyspot_yaml_are_used_and_replace_a_catalogs(skyspot: Skyspot
         # The narrowest entry counts, whatever their order.
         ("{accelerators: 'A100:8', infra: aws/us-west-2, on_demand: 20}, {accelerators: 'A100:8', on_demand: 25}",
          [("a", 9.83, 25), ("b", 12, 20)], [(None, 12, 20), (None, 9.83, 25)]),
+        ("{accelerators: 'A100:8', on_demand: 25}, {accelerators: 'A100:8', infra: aws/us-west-2, on_demand: 20}",
+         [("a", 9.83, 25), ("b", 12, 20)], [(None, 12, 20), (None, 9.83, 25)]),
         ("{accelerators: 'A100:8', infra: aws, on_demand: 25}, {accelerators: 'A100:8', infra: aws/us-west-2, spot: 6}",
          [(None, 6, 25), ("a", 9.83, 25)], [(None, 9.83, 25)]),
         ("{accelerators: 'A100:8', infra: aws/eu-west-1, on_demand: 25}",
