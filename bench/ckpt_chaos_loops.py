@@ -3,13 +3,12 @@
     make peers
     python -m bench.ckpt_chaos_loops [--points N] [--points-of-two N] [--points-without N] [--scripts A,B]
                                      [--processes 1,2] [--cold] [--state FILE] [--report FILE]
-    python -m bench.ckpt_chaos_loops --points all --points-of-two all --state FILE      every crash point; half an hour
+    python -m bench.ckpt_chaos_loops --points all --points-of-two all --state FILE      every crash point; an hour
 
 The scripts are those of examples/ and examples/before/, which saves and resumes as its framework's documentation says.
 Each start of a script is a fork of a process that has imported its libraries (bench/preloaded.py); with --cold it is a
-Python of its own, and ten seconds of imports. --state FILE keeps what was found, and an interrupted bench continues
-from there. Exit status 1 means that a script with
-skyspot did not recover exactly from a strike, or was not struck at all.
+Python of its own. --state FILE keeps what was found, and an interrupted bench continues from there. Exit status 1 means
+that a script with skyspot did not recover exactly from a strike, or was not struck at all.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ UNSAFE: dict[str, dict[str, str]] = {"hf_trainer": {}, "lightning_module": LIGHT
 RESULTS = {"hf_trainer": "model/model.safetensors", "lightning_module": "model.pt"}
 PRELOADED = (
     "Each start is a fork of a process that has imported the script's libraries (`bench/preloaded.py`); `--cold` "
-    "starts a new\n  Python each time, which takes five times as long."
+    "starts a new\n  Python each time."
 )
 COLD = "Each start is a new Python."
 IN_FOLDER = ["sh", "-c", 'mkdir -p "$0" && cd "$0" && exec "$@"', "{out}"]

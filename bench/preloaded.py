@@ -3,7 +3,7 @@
     python bench/preloaded.py serve SOCKET                          import all, say `ready`, and fork on request
     python -I -S bench/preloaded.py start SOCKET SCRIPT [ARGUMENT...]    what `python SCRIPT [ARGUMENT...]` would do
 
-A start costs ten seconds of imports, and ckpt-chaos starts a script twice for each of its strikes. The fork has the
+A start costs seconds of imports, and ckpt-chaos starts a script twice for each of its strikes. The fork has the
 arguments, environment, working folder and descriptors of `start`, and runs the `sitecustomize` on its PYTHONPATH, by
 which ckpt-chaos arms itself. `start` ends as the fork does; if `start` is killed, so is the fork.
 """
