@@ -95,6 +95,7 @@ def test_what_one_wrapper_saved_is_restored_into_any_other(tmp_path: Path) -> No
         [saved] = {line["saved"] for line in found if "saved" in line}
 
 
+@pytest.mark.slow
 def test_a_prepared_loader_continues_after_any_batch(tmp_path: Path) -> None:
     done = launch(PROGRAMS / "prepared.py", "--dir", tmp_path, processes=2)
     assert done.code == 0, done.output

@@ -85,6 +85,7 @@ def test_a_second_of_trouble_at_a_stop_does_not_cost_the_last_boundary(faults: f
     assert ended["committed_step"] == ended["step"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trouble", "options", "code"),
     [

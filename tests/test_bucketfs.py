@@ -672,6 +672,7 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MANNERS)
 def test_a_mount_refuses_what_it_refuses_and_says_why(lab: Lab, kind: str) -> None:
     for number, (what, (script, kinds)) in enumerate(REFUSED.items()):
@@ -725,6 +726,7 @@ def test_on_s3_accelerates_save_state_fails_and_there_is_a_remedy(lab: Lab) -> N
     assert "safetensors" in REMEDIES[refused]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["s3", "gcs", "azure"])
 def test_on_an_object_store_a_file_arrives_whole_at_its_close(lab: Lab, kind: str) -> None:
     (lab.bucket / "a").write_text("old")

@@ -59,6 +59,7 @@ def test_a_mistake_in_the_code_is_found(short: Path, plant: str) -> None:
     assert re.search(rf"{plant}: found after \d+ faults", done.stdout), done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("plant", "kind", "seen"),
     [

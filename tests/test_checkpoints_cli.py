@@ -437,6 +437,7 @@ def test_damage_in_a_bucket_is_found_there(half: Path, bucket: Path) -> None:
         assert other.whole
 
 
+@pytest.mark.slow
 def test_a_bucket_that_cannot_be_read_is_one_line(bucket: Path, tmp_path: Path) -> None:
     bucket.joinpath("run").mkdir()
     nobody = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true"}

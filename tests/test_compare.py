@@ -688,6 +688,7 @@ def test_a_wrong_script_that_is_reproducible_is_not_exact(tmp_path: Path) -> Non
     assert found["notes"] == ["a second undisturbed run gave the same result."]
 
 
+@pytest.mark.slow
 def test_a_key_that_varies_can_be_ignored(tmp_path: Path) -> None:
     code, document = rehearse(tmp_path, "scripts/elapsed_in_result.py", "--ignore-key", "elapsed")
     assert legs(document) == ["reference", "preempted"]

@@ -92,6 +92,7 @@ def test_a_worker_that_is_killed_within_a_step_after_a_stop(tmp_path: Path, whol
     assert stopped.all(program()).result == whole(program())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "ask", "saved"),
     [

@@ -75,6 +75,7 @@ OFFLINE: list[Case] = [
 ]
 
 
+@pytest.mark.slow
 def test_a_dry_run_without_network_says_what_it_could_not_check(tmp_path: Path) -> None:
     dry_runs(OFFLINE, tmp_path)
 

@@ -126,6 +126,7 @@ def test_a_rank_that_dies_while_the_mount_never_answers_is_recorded_by_nobody_an
     assert is_whole(tmp_path / "behind" / "run")
 
 
+@pytest.mark.slow
 def test_a_script_under_the_sidecar_ends_as_well(faults: faultfs.Client, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "trainer.launch", "--grace", str(GRACE_S), "--checkpoint-dir",
                faults.point / "run", tmp_path / "script.py"]  # fmt: skip

@@ -59,6 +59,7 @@ def test_an_environment_variable_comes_out_as_it_went_in(value: str) -> None:
     check_or_refuse(lambda: Options(name="run-001", env={"MINE": value}), "MINE", value)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(values)
 def test_a_parameter_comes_out_as_it_went_in(value: str) -> None:

@@ -116,6 +116,7 @@ NO_CIRCLE = "No module imports itself by way of others"
 FOUR_YAML = "YAML is read in four modules"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "statement", "contract"),
     [

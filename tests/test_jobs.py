@@ -402,6 +402,7 @@ print(json.dumps({"version": sky.__version__, "lacking": lacking, "ended": ended
 """
 
 
+@pytest.mark.slow
 def test_the_installed_skypilot_has_what_we_use(tmp_path: Path) -> None:
     """An upgrade that breaks us fails here, and says where."""
     env = {**os.environ, "HOME": str(tmp_path)}

@@ -485,6 +485,7 @@ MISTAKES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_planted_mistake_passes_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock, mistake: str

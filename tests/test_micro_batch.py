@@ -34,6 +34,7 @@ def test_the_size_is_found_and_all_ranks_take_the_least(tmp_path: Path, ranks: i
     assert set(saved_with(tmp_path / "auto").values()) == {2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["forward", "backward"])
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_step_in_which_memory_runs_out_is_done_again_on_all_ranks(tmp_path: Path, ranks: int, place: str) -> None:

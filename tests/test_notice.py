@@ -129,6 +129,7 @@ with run:
 """
 
 
+@pytest.mark.slow
 def test_a_sigterm_while_torch_is_imported_is_heard(tmp_path: Path) -> None:
     """A cold start: in a fork of the warm process there is nothing left to import."""
     (tmp_path / "script.py").write_text(IMPORTING)

@@ -352,6 +352,7 @@ RUNGS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nth", [pytest.param(1, marks=pytest.mark.slow), 5], ids=["all", "one in five"])
 def test_skypilot_takes_what_comes_out_of_every_combination_of_old_spellings(tmp_path: Path, nth: int) -> None:
     texts = []

@@ -54,6 +54,7 @@ def test_a_script_that_resumes_right_is_called_exact(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_script_that_starts_its_data_from_the_front_is_not(tmp_path: Path) -> None:
     task = own(tmp_path, "forgetful.py")
     done = rehearse(task, "--compare", "own/result.json", "--kinds", "kill", "--preemptions", 2, cwd=tmp_path)
@@ -77,6 +78,7 @@ def test_a_machine_that_starts_slower_than_the_undisturbed_one_is_not_taken_befo
     assert "NOT exact: result differs" in done.stdout
 
 
+@pytest.mark.slow
 def test_without_records_and_without_compare_nothing_is_claimed(tmp_path: Path) -> None:
     done = rehearse(own(tmp_path), "--kinds", "kill", "--preemptions", 1, cwd=tmp_path)
     assert done.returncode == 1
@@ -308,6 +310,7 @@ def test_what_the_script_leaves_behind_at_sigterm_has_time_to_save_as_under_skyp
     assert not (tmp_path / "kept" / "reference" / "bucket" / "child").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("namespace", [True, False])
 def test_what_the_script_leaves_behind_goes_with_the_machine_when_it_does_not_hear(
     tmp_path: Path, namespace: bool, monkeypatch: pytest.MonkeyPatch
@@ -511,6 +514,7 @@ def test_a_folder_below_tmp_may_hold_the_checkpoints(tmp_path: Path) -> None:
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.slow
 def test_a_secret_is_taken_from_this_environment_or_said_to_be_missing(tmp_path: Path) -> None:
     (tmp_path / "task.yaml").write_text(
         "secrets: {IN_YAML: null, GONE: null}\nfile_mounts: {/checkpoints: {name: bbb, mode: MOUNT}}\n"
@@ -563,6 +567,7 @@ def test_a_column_without_a_value_is_not_shown() -> None:
     assert [column.header for column in table(rows).columns] == ["", "how it ended", "startup"]
 
 
+@pytest.mark.slow
 def test_leaving_with_0_at_sigterm_is_told_as_what_skypilot_makes_of_it(tmp_path: Path) -> None:
     (tmp_path / "task.yaml").write_text(
         "file_mounts: {/checkpoints: {name: bbb, mode: MOUNT}}\n"

@@ -176,6 +176,7 @@ PHASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_rehearsal_that_ends_while_a_machine_starts_leaves_nothing(
@@ -199,6 +200,7 @@ run: |
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_rehearsal_that_ends_during_a_comparison_leaves_nothing(
     tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch

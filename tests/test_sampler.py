@@ -656,6 +656,7 @@ print(left, flush=True)  # Alive workers are ended by the exit of this process.
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("protected", "method"), [(True, "fork"), (False, "fork")])
 def test_a_signal_to_all_processes_does_not_end_a_loaders_workers(protected: bool, method: str) -> None:
     command = [sys.executable, "-c", SIGNALLED, "protected" if protected else "plain", method]

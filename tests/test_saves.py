@@ -415,6 +415,7 @@ def test_struck_anywhere_in_a_save_a_right_script_is_not_called_wrong(saver) -> 
         assert not lives[1].again or truth == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saver", SAVERS)
 def test_struck_anywhere_in_a_save_a_script_that_starts_over_has_lost_work(saver) -> None:
     only, places = places_of(saver)

@@ -147,6 +147,7 @@ def test_the_end_of_a_run_waits_for_what_follows_each_of_its_saves(tmp_path: Pat
     assert [name.step for name in list_checkpoints(RunPaths(run_dir))] == [12, 8]
 
 
+@pytest.mark.slow
 def test_the_interval_sets_itself_and_says_why(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     auto = ("--save-every", "auto", "--steps", "60", "--constant", "checkpoint.interval.FIRST_S=0.05")

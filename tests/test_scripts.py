@@ -124,6 +124,7 @@ def test_the_table_agrees_with_itself(one: Truth) -> None:
         assert one.path.read_text().count(text) == 1, text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one", [one for one in TRUTHS if one.script != "endless"], ids=lambda one: one.script)
 def test_two_undisturbed_runs_end_the_same_unless_the_truth_says_otherwise(
     one: Truth, whole: tuple[Path, int], tmp_path: Path
@@ -166,6 +167,7 @@ def test_a_strike_shows_what_the_truth_says(
         assert (first.steps + second.steps > steps) == (one.cause == truth.MORE_STEPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one", [one for one in TRUTHS if one.cure], ids=lambda one: one.script)
 def test_without_its_cause_the_first_strike_is_survived_exactly(one: Truth, tmp_path: Path) -> None:
     text = one.path.read_text()

@@ -17,6 +17,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     return [line for rank in range(RANKS) for line in json.loads((folder / f"said-{rank}.json").read_text())]
 
 
+@pytest.mark.slow
 def test_what_n_ranks_saved_while_they_stepped_on_m_ranks_restore_bit_for_bit(said: list[dict]) -> None:
     layouts = [*((count, True) for count in range(1, RANKS + 1)), (2, False)]
     pairs = {(tuple(line["from"]), tuple(line["to"])) for line in said}

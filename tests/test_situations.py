@@ -267,6 +267,7 @@ CALLS = {
 QUICK = ("every 6 steps", "another loader")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CALLS]
 )
@@ -321,6 +322,7 @@ def test_a_loop_that_leaves_a_loader_early_resumes_with_the_next_one(attempts: A
     assert attempts("struck").all(script, [3, 6, 9]).result == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("counts", "size"), [("run.step", 5), ("run.state", 6)])  # The first can be an epoch only.
 def test_an_attempt_that_skips_the_calls_that_are_done_goes_on_as_if_it_had_not(
     attempts: Any, counts: str, size: int

@@ -104,6 +104,7 @@ def test_a_finished_run_is_not_stopped(tmp_path: Path) -> None:
     assert mlp(run_dir, env=clean_env(SKYPILOT_TASK_ID=TASK)).code == 0
 
 
+@pytest.mark.slow
 def test_a_script_that_keeps_no_records_is_stopped_by_its_launcher(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("import signal, sys, time\nprint('up', flush=True)\nsignal.signal(15, lambda *_: sys.exit(75))\n"

@@ -135,6 +135,7 @@ def test_no_step_is_lost_in_ten_stops_of_one_run(tmp_path: Path, first: int) -> 
     assert sum(line["lost"] for line in lines if line["fits"]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plant", PLANTS)
 def test_a_planted_mistake_is_found_and_named(tmp_path: Path, monkeypatch: Any, plant: str) -> None:
     if plant == "a process is left":
@@ -149,6 +150,7 @@ def test_a_mistake_that_changes_nothing_is_refused() -> None:
         changed(Participant, "__doc__", lambda *_: None)
 
 
+@pytest.mark.slow
 def test_a_stop_between_the_optimizers_step_and_its_count_loses_nothing(tmp_path: Path) -> None:
     """The mistake of saving in the signal handler is found here."""
     stop = replace(ORDINARY, phase="the optimizer's step")

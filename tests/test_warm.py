@@ -32,6 +32,7 @@ def told(path: Path, rank: int = 0) -> tuple[dict[str, object], list[float]]:
     return tuple(json.loads(path.with_name(f"{path.name}-{rank}").read_text()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [
     {"start_new_session": True, "cwd": "/", "stdin": None},
     {"env": clean_env(OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1", TMPDIR="/var/tmp", HOME="/", TEST="é",
@@ -46,6 +47,7 @@ def test_a_forked_script_sees_what_a_started_one_sees(options: dict[str, object]
     assert set(seen["warm"][1]).isdisjoint(seen["cold"][1])
 
 
+@pytest.mark.slow
 def test_forked_ranks_see_what_started_ones_see(tmp_path: Path) -> None:
     seen = {}
     for how in STARTS:

@@ -457,6 +457,7 @@ def text_of(result: dict[str, Any], leg: int = 1) -> str:
     return str(result["legs"][leg]["verdict"]["text"])
 
 
+@pytest.mark.slow
 @needs_events
 @pytest.mark.parametrize("namespace", [True, False])
 def test_a_right_script_is_exact_and_what_was_not_seen_is_said(tmp_path: Path, namespace: bool) -> None:
@@ -505,6 +506,7 @@ run: |
 """Each save takes its time, and the newest file is loaded whatever it holds."""
 
 
+@pytest.mark.slow
 @needs_events
 def test_a_half_written_newest_checkpoint_is_found(tmp_path: Path) -> None:
     options = ["--compare", "result", "--kinds", "kill-in-save", "--preemptions", "1"]
@@ -554,6 +556,7 @@ def test_kinds_of_which_none_can_be_tried_are_refused() -> None:
         sight.tried(POLLS, plan[:2], "it is macOS")
 
 
+@pytest.mark.slow
 @needs_events
 def test_a_script_that_never_saves_is_told_so(tmp_path: Path) -> None:
     code, result = rehearse(tmp_path, script("never_saves"), "--compare", "own/centres.csv")

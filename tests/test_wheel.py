@@ -54,6 +54,7 @@ def test_both_hold_the_templates_and_the_payload(built: Path) -> None:
     assert {*SHIPPED, "templates/finetune.yaml.j2", "LICENSE", "README.md", "constraints.txt"} <= inside
 
 
+@pytest.mark.slow
 def test_the_wheel_renders_from_a_fresh_environment(built: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
