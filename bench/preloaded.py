@@ -74,10 +74,7 @@ class Server:
         import nursery
         from warm import Program
 
-        head, sources, _, _ = socket.recv_fds(client, 8, 3)
-        length, request = int.from_bytes(head, "big"), b""
-        while len(request) < length:
-            request += client.recv(length - len(request))
+        request, sources = nursery.received(client)
         arguments, env, folder = json.loads(request)
         program = Program([sys.executable, *arguments], env, folder, [0, 1, 2], new_session=False)
         pid = os.fork()

@@ -71,12 +71,9 @@ def serve(control: socket.socket) -> None:
     """Send the process id to show that it is ready; then fork a program for each request, until the socket closes."""
     control.sendall(os.getpid().to_bytes(8, "big"))
     while True:
-        head, sources, _, _ = socket.recv_fds(control, 8, 64)
-        if not head:
+        request, sources = received(control)
+        if not request:
             return
-        length, request = int.from_bytes(head, "big"), b""
-        while len(request) < length:
-            request += control.recv(length - len(request))
         program = Program(**json.loads(request))
         (adopted, adopt), (told, tell) = os.pipe(), os.pipe()
         between = os.fork()
@@ -95,6 +92,15 @@ def serve(control: socket.socket) -> None:
         control.sendall(os.read(told, 8))
         for descriptor in (adopt, adopted, told, tell, *sources):
             os.close(descriptor)
+
+
+def received(control: socket.socket) -> tuple[bytes, list[int]]:
+    """A request and the descriptors that came with it; empty once the socket is closed."""
+    head, sources, _, _ = socket.recv_fds(control, 8, 64)
+    length, request = int.from_bytes(head, "big"), b""
+    while len(request) < length:
+        request += control.recv(length - len(request))
+    return request, sources
 
 
 class LaunchersPopen(ForkedPopen):

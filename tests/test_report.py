@@ -4,6 +4,7 @@ import json
 import math
 import re
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -422,6 +423,14 @@ def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spot: dict[tuple[s
     return root
 
 
+def attempts_at(root: Path, places: Sequence[Mapping[str, object]]) -> None:
+    """Make an attempt of an hour at each of the places; what a place does not say is as in PLACE."""
+    for number, place in enumerate(places, 1):
+        one = CraftedAttempt(root, number, NOON + 10_000 * number)
+        one.start(place={**PLACE, **place})
+        one.end(3600, "hang", 75)
+
+
 def test_the_rung_and_its_price_are_found_in_the_ladder_of_the_launched_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -436,10 +445,7 @@ def test_the_rung_and_its_price_are_found_in_the_ladder_of_the_launched_task(
         {"zone": "us-west-2a", "region": "us-west-2", "accelerator": "NVIDIA A10G", "accelerators_per_node": 8},
         {"zone": "us-west-2a", "region": "us-west-2", "accelerator": "NVIDIA A10G", "accelerators_per_node": 4},
     ]
-    for number, place in enumerate(places, 1):
-        one = CraftedAttempt(root, number, NOON + 10_000 * number)
-        one.start(place={**PLACE, **place})
-        one.end(3600, "hang", 75)
+    attempts_at(root, places)
     found = json.loads(shown("run-001", "--json"))["attempts"]
     assert [one["place"]["rung"] for one in found] == [1, 1, 2, 3, None]
     assert [one["place"]["use_spot"] for one in found] == [True, True, True, True, None]
@@ -458,10 +464,7 @@ def test_where_the_catalog_has_zone_ids_the_dearest_spot_price_of_the_region_cou
     root = launched(tmp_path, monkeypatch, prices)
     a100 = {"accelerator": "NVIDIA A100-SXM4-40GB", "accelerators_per_node": 8}
     places = [a100, {**a100, "region": "us-west-2", "zone": "us-west-2c"}, {**a100, "region": "eu-west-1"}]
-    for number, place in enumerate(places, 1):
-        one = CraftedAttempt(root, number, NOON + 10_000 * number)
-        one.start(place={**PLACE, **place})
-        one.end(3600, "hang", 75)
+    attempts_at(root, places)
     found = json.loads(shown("run-001", "--json"))["attempts"]
     assert [one["place"]["rung"] for one in found] == [1, 1, None]
     assert [one["priced"]["usd"] for one in found] == [near(9.0), near(20.0), None]
