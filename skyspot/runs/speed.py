@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 
 from skyspot.runs import workers
 from skyspot.runs.location import reading
@@ -39,22 +40,22 @@ def measured_speed(paths: RunPaths) -> Speed | None:
 def _speed(paths: RunPaths) -> Speed | None:
     later: list[float] = []
     first: list[float] = []
-    read = 0
     with reading(paths):
-        for attempt in reversed(list_attempts(paths)):
-            if read >= MAX_FILES or len(later) >= MAX_STEPS:
-                break  # A listing of an older attempt would cost a request, too.
-            files = list_metrics(paths, attempt)
-            for at, (_, path) in reversed([*enumerate(files)]):
-                if read >= MAX_FILES or len(later) >= MAX_STEPS:
-                    break
-                read += 1
-                times: list[float] = []
-                with suppress(FileNotFoundError):
-                    lines = read_metrics(path.read_bytes())
-                    times = [float(line["step_s"]) for line in lines if _is_time(line.get("step_s"))]
-                first += times[:1] if at == 0 else []
-                later += times[1:] if at == 0 else times
+        # Each attempt is listed when its files come up: a listing costs a request, too.
+        files = (
+            (at, path)
+            for attempt in reversed(list_attempts(paths))
+            for at, (_, path) in reversed([*enumerate(list_metrics(paths, attempt))])
+        )
+        for at, path in islice(files, MAX_FILES):
+            times: list[float] = []
+            with suppress(FileNotFoundError):
+                lines = read_metrics(path.read_bytes())
+                times = [float(line["step_s"]) for line in lines if _is_time(line.get("step_s"))]
+            first += times[:1] if at == 0 else []
+            later += times[1:] if at == 0 else times
+            if len(later) >= MAX_STEPS:
+                break
     known = later or first
     return Speed(sum(known) / len(known), len(known)) if known else None
 
